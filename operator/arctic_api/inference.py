@@ -1,0 +1,208 @@
+"""`ArcticInference`: one model served by groups of pods behind one stable address."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from arctic_api.common import (
+    Condition,
+    Duration,
+    ObjectName,
+    Percent,
+    Resource,
+    Resources,
+    RopeScaling,
+    SecretReference,
+    Uri,
+    WorkerTemplate,
+)
+
+KIND = "ArcticInference"
+PLURAL = "arcticinferences"
+SHORT_NAME = "ainf"
+
+
+class InferenceModel(Resource):
+    """Which weights are served: exactly one of `training` and `uri`."""
+
+    training: ObjectName | None = None
+    """An ArcticTraining in this namespace whose export is served."""
+    uri: Uri | None = None
+    """A folder in the Hugging Face layout: `file:///...` or `hf://owner/name`."""
+    credentials: SecretReference | None = None
+    """Secret with the keys to reach `uri`."""
+    served_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Name under which clients ask for the model; the object's name if unset."""
+
+
+class Engine(Resource):
+    """What runs the model in a group."""
+
+    name: Literal["tensorrt-llm", "vllm", "native"] = "native"
+    """`native` runs anywhere; the others need GPUs."""
+    image: Annotated[str, Field(max_length=512)] | None = None
+    """Image of the workers; the operator's default for the engine if unset."""
+    options: dict[str, Any] | None = Field(None, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+    """Options handed to the engine as they are."""
+
+
+class Quantization(Resource):
+    """Formats of what is kept in memory."""
+
+    weights: Literal["fp8", "bf16", "fp32"] = "fp8"
+    """Format of the weights: `fp8` is e4m3 with scales."""
+    kv_cache: Literal["fp8", "bf16", "fp32"] = "bf16"
+    """Format of keys and values."""
+
+
+class InferenceParallelism(Resource):
+    """Shape of one group: `pipeline` pods, one a node, with `tensor` ranks in each."""
+
+    tensor: Annotated[int, Field(ge=1, le=64)] = 1
+    """Ranks in a pod that share out every layer."""
+    pipeline: Annotated[int, Field(ge=1, le=64)] = 1
+    """Pods that share out the layers."""
+
+
+class Attention(Resource):
+    """How far back attention looks."""
+
+    window: Annotated[int, Field(ge=1)] | None = None
+    """Latest tokens that attention keeps; all if unset."""
+    sinks: Annotated[int, Field(ge=0, le=1024)] = 0
+    """First tokens that attention always keeps (StreamingLLM, Xiao et al., 2023)."""
+    max_length: int | Literal["unlimited"] = Field(
+        4096, json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": "^unlimited$", "minimum": 1}
+    )
+    """Most tokens of a request, prompt and answer together."""
+    rope_scaling: RopeScaling | None = None
+    """Stretch rotary positions."""
+
+
+class KVCache(Resource):
+    """Room for keys and values."""
+
+    memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Share of the memory left after the weights."""
+
+
+class Batching(Resource):
+    """How requests share a step."""
+
+    token_budget: Annotated[int, Field(ge=1, le=1_048_576)] = 2048
+    """Most tokens one step carries."""
+    max_sequences: Annotated[int, Field(ge=1, le=65536)] = 256
+    """Most requests that run at once."""
+    kv_cache: KVCache = KVCache()
+    """Room for keys and values."""
+    prefix_caching: bool = False
+    """Whether prompts that start alike share their keys and values."""
+
+
+class AutoscalingTarget(Resource):
+    """What is held: exactly one."""
+
+    queued_per_replica: Annotated[int, Field(ge=1)] | None = None
+    kv_cache_utilization: Percent | None = None
+    ttft: Duration | None = None
+
+
+class Autoscaling(Resource):
+    """Publishes status.desiredReplicas; never writes spec."""
+
+    min: Annotated[int, Field(ge=0, le=1000)] = 1
+    max: Annotated[int, Field(ge=1, le=1000)]
+    target: AutoscalingTarget
+    scale_to_zero_after: Duration | None = None
+
+
+class Canary(Resource):
+    """Share of requests that the newest revision gets."""
+
+    weight: Percent
+
+
+class Rollout(Resource):
+    """How a new revision takes over."""
+
+    max_surge: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Groups above `replicas` during a rollout."""
+    max_unavailable: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Groups below `replicas` during a rollout."""
+    drain_timeout: Duration = "120s"
+    """Time that running requests get before a group is deleted."""
+    paused: bool = False
+    """Holds the rollout where it is."""
+    canary: Canary | None = None
+    """Share of requests that the newest revision gets."""
+    to_revision: Annotated[str, Field(max_length=63)] | None = None
+    """Goes back to this revision."""
+
+
+class Service(Resource):
+    """The stable address."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port of the OpenAI-compatible endpoint."""
+    auth: SecretReference | None = None
+    """Secret whose values are the accepted API keys."""
+
+
+class ArcticInferenceSpec(Resource):
+    """What to serve, with what, how and where."""
+
+    model: InferenceModel
+    """Which weights."""
+    engine: Engine = Engine()
+    """What runs the model."""
+    quantization: Quantization = Quantization()
+    """Formats of what is kept in memory."""
+    parallelism: InferenceParallelism = InferenceParallelism()
+    """Shape of one group."""
+    attention: Attention = Attention()
+    """How far back attention looks."""
+    batching: Batching = Batching()
+    """How requests share a step."""
+    replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Number of groups."""
+    autoscaling: Autoscaling | None = None
+    """Publishes status.desiredReplicas."""
+    rollout: Rollout = Rollout()
+    """How a new revision takes over."""
+    service: Service = Service()
+    """The stable address."""
+    suspend: bool = False
+    """Removes all groups and keeps the address."""
+    start_deadline: Duration | None = None
+    """Degraded if not ready so long after creation."""
+    priority_class_name: Annotated[str, Field(max_length=253)] | None = None
+    """PriorityClass of the pods."""
+    resources: Resources | None = None
+    """Compute resources of each pod."""
+    template: WorkerTemplate | None = None
+    """What else may be said about the pods."""
+
+
+class ArcticInferenceStatus(Resource):
+    """What was observed last. Real numbers are text, as Kubernetes conventions ask."""
+
+    state: str | None = None
+    """One word for people."""
+    observed_generation: int | None = None
+    conditions: list[Condition] | None = Field(
+        None, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+    )
+    replicas: int | None = None
+    desired_replicas: int | None = None
+    ready_replicas: int | None = None
+    updated_replicas: int | None = None
+    selector: str | None = None
+    """Label selector of the leaders."""
+    url: str | None = None
+    """Stable address of the service."""
+    revision: str | None = None
+    requests_per_second: str | None = None
+    tokens_per_second: int | None = None
+    queued: int | None = None
+    kv_cache_utilization: Percent | None = None
+    ttft_p99: str | None = Field(None, alias="ttftP99")

@@ -1,0 +1,373 @@
+"""`ArcticTraining`: one model trained over a curriculum of stages."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from arctic_api.common import (
+    Condition,
+    DecimalText,
+    Duration,
+    ItemName,
+    ObjectName,
+    PositiveFloat,
+    Resource,
+    Resources,
+    RopeScaling,
+    SecretReference,
+    Tokens,
+    Uri,
+    WorkerTemplate,
+)
+
+KIND = "ArcticTraining"
+PLURAL = "arctictrainings"
+SHORT_NAME = "atr"
+
+MapByName = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+
+
+class WeightsFrom(Resource):
+    """Weights to start from: exactly one of the two."""
+
+    uri: Uri | None = None
+    """A folder in the Hugging Face layout: `file:///...` or `hf://owner/name`."""
+    training: ObjectName | None = None
+    """An ArcticTraining in this namespace whose export is read."""
+
+
+class Lora(Resource):
+    """Low-rank adaptation (Hu et al., 2021)."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    alpha: PositiveFloat
+
+
+class Adapter(Resource):
+    """Trains a small addition instead of all weights."""
+
+    lora: Lora
+
+
+class TrainingModel(Resource):
+    """Which model is trained: exactly one of `preset`, `config` and `from`."""
+
+    preset: Annotated[str, Field(max_length=63)] | None = None
+    """A named configuration, such as `arctic-tiny` or `arctic` (480B)."""
+    config: dict[str, Any] | None = Field(None, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+    """The content of a Hugging Face `config.json` of an Arctic."""
+    from_: WeightsFrom | None = Field(None, alias="from")
+    """Weights to continue from."""
+    adapter: Adapter | None = None
+    """Train an adapter instead of all weights."""
+    rope_scaling: RopeScaling | None = None
+    """Stretch rotary positions."""
+
+
+class TokenizerTraining(Resource):
+    """Trains a byte-level BPE tokenizer on the sources before the first stage."""
+
+    vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = 32000
+    """Number of entries, special tokens included."""
+
+
+class Tokenizer(Resource):
+    """Where the tokenizer comes from: exactly one of the two; by default it is the one beside `model.from`."""
+
+    train: TokenizerTraining | None = None
+    """Train one on the sources."""
+    uri: Uri | None = None
+    """A folder with a `tokenizer.json`."""
+
+
+Category = Literal["general", "code", "sql", "math", "instruction"]
+
+
+class Source(Resource):
+    """One data set."""
+
+    name: ItemName
+    """Name by which mixtures refer to it."""
+    category: Category
+    """What kind of text it is."""
+    uri: Uri
+    """A file, a folder or a glob: `file:///...`, `s3://...`, `hf://owner/name`."""
+    format: Literal["text", "jsonl", "parquet", "hf"] = "text"
+    """`text`: one document a file; `jsonl` and `parquet`: a column `text`; `hf`: a Hugging Face datasets folder."""
+    credentials: SecretReference | None = None
+    """Secret with the keys to reach it."""
+
+
+class Validation(Resource):
+    """Held-out text: exactly one of the two."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of every source's documents that is held out."""
+    sources: Annotated[list[Source], Field(min_length=1, max_length=64)] | None = Field(
+        None, json_schema_extra=MapByName
+    )
+    """Sources that are only for validation."""
+
+
+class Data(Resource):
+    """The data sets."""
+
+    sources: Annotated[list[Source], Field(min_length=1, max_length=64)] = Field(json_schema_extra=MapByName)
+    """Data sets that mixtures draw from."""
+    validation: Validation = Validation(fraction=0.01)
+    """Held-out text, by default one hundredth of every source."""
+
+
+class LearningRate(Resource):
+    """Learning rate over the tokens of one stage: linear warm-up to `peak`, then the schedule down to `final`."""
+
+    peak: PositiveFloat
+    """Highest rate."""
+    final: Annotated[float, Field(ge=0)] = 0.0
+    """Rate at the end of the stage."""
+    warmup_tokens: Tokens = 0
+    """Tokens over which the rate rises from zero."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Shape after the warm-up; `wsd` holds the peak and decays linearly over the last tenth."""
+
+
+class Stage(Resource):
+    """One part of the curriculum."""
+
+    name: ItemName
+    """Name of the stage."""
+    tokens: Tokens
+    """Token budget."""
+    mixture: Annotated[dict[ItemName, Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=64)]
+    """Weight of each source, by its name; weights are normalised to sum to 1."""
+    learning_rate: LearningRate
+    """Learning rate of this stage."""
+    sequence_length: Annotated[int, Field(ge=8, le=1_048_576)] = 4096
+    """Tokens a sequence."""
+
+
+class Curriculum(Resource):
+    """The stages, in order."""
+
+    stages: Annotated[list[Stage], Field(min_length=1, max_length=16)] = Field(json_schema_extra=MapByName)
+    """Stages, trained one after the other."""
+
+
+class Optimizer(Resource):
+    """AdamW (Loshchilov and Hutter, 2019)."""
+
+    name: Literal["adamw"] = "adamw"
+    """Optimizer."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the second moment."""
+    epsilon: PositiveFloat = 1e-8
+    """Term that keeps the division finite."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay; norms are exempt."""
+    gradient_clipping: Annotated[float, Field(gt=0)] = 1.0
+    """Largest global norm of the gradient."""
+
+
+class Batch(Resource):
+    """How many tokens make one step."""
+
+    tokens_per_step: Tokens
+    """Tokens of one optimizer update, over all ranks; a multiple of sequenceLength x microBatchSize x data parallelism."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=65536)] = 1
+    """Sequences a rank computes at once."""
+
+
+class TrainingParallelism(Resource):
+    """How the model is laid over the world of `nodes` x `processesPerNode` ranks."""
+
+    nodes: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Pods, one a node."""
+    processes_per_node: Annotated[int, Field(ge=1, le=64)] = 1
+    """Ranks in each pod, one a GPU."""
+    expert_parallel: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Ranks that share out the experts; divides the world and the number of experts."""
+    sequence_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    """Ranks that share out one sequence."""
+    zero_stage: Literal[0, 1, 2] = 2
+    """DeepSpeed ZeRO stage."""
+
+
+class Every(Resource):
+    """How often a checkpoint is written: exactly one of the two."""
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """After so many steps."""
+    interval: Duration | None = None
+    """After so much time."""
+
+
+class CheckpointVolume(Resource):
+    """A claim that all nodes can write (ReadWriteMany)."""
+
+    claim_name: Annotated[str, Field(min_length=1, max_length=253)]
+    """Name of the PersistentVolumeClaim, in this namespace."""
+    path: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$", max_length=512)] | None = None
+    """Folder in the claim; the claim's root by default."""
+
+
+class Checkpoint(Resource):
+    """Where and when the state is saved: exactly one of `volume` and `uri`."""
+
+    volume: CheckpointVolume | None = None
+    """A claim that all nodes can write."""
+    uri: Uri | None = None
+    """An object store: `s3://bucket/prefix`."""
+    credentials: SecretReference | None = None
+    """Secret with the keys of the object store."""
+    every: Every = Every(steps=500)
+    """How often; besides at the end of each stage and when interrupted."""
+    keep: Annotated[int, Field(ge=1, le=1000)] = 3
+    """How many are kept, besides the last of each stage."""
+    grace_period: Duration = "120s"
+    """Time that a pod gets to write a checkpoint when it is asked to go."""
+    export: Literal["huggingface"] | None = "huggingface"
+    """Layout of the weights written at the end."""
+
+
+class Backoff(Resource):
+    """Waiting time before the next attempt."""
+
+    initial: Duration = "10s"
+    """Before the second attempt."""
+    factor: Annotated[int, Field(ge=1, le=10)] = 2
+    """Growth with each further attempt."""
+    max: Duration = "10m"
+    """Longest wait."""
+
+
+class Restart(Resource):
+    """What happens when an attempt fails."""
+
+    limit: Annotated[int, Field(ge=0, le=10000)] = 10
+    """Failed attempts that are followed by another; drains and preemptions are not counted."""
+    backoff: Backoff = Backoff()
+    """Waiting time between attempts."""
+    loss_spike: Literal["skip", "rollback", "stop"] | None = None
+    """What to do when the loss jumps."""
+
+
+Suite = Literal["perplexity", "humaneval-plus", "mbpp-plus", "spider", "ifeval"]
+
+
+class Evaluation(Resource):
+    """Judges the model on the way."""
+
+    at_stage_end: bool = True
+    """Whether to evaluate at the end of each stage."""
+    suites: Annotated[list[Suite], Field(min_length=1, max_length=8)] = Field(
+        json_schema_extra={"x-kubernetes-list-type": "set"}
+    )
+    """What is measured."""
+
+
+class ArcticTrainingSpec(Resource):
+    """What to train, on what, how and where."""
+
+    model: TrainingModel
+    """Which model."""
+    tokenizer: Tokenizer | None = None
+    """Which tokenizer."""
+    data: Data
+    """The data sets."""
+    curriculum: Curriculum
+    """The stages."""
+    optimizer: Optimizer = Optimizer()
+    """The optimizer."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Seed of the weights and of the order of data."""
+    batch: Batch
+    """Tokens a step."""
+    parallelism: TrainingParallelism = TrainingParallelism()
+    """How the model is laid over the world."""
+    checkpoint: Checkpoint
+    """Where and when the state is saved."""
+    restart: Restart = Restart()
+    """What happens when an attempt fails."""
+    evaluation: Evaluation | None = None
+    """Judges the model on the way."""
+    price_per_gpu_hour: DecimalText | None = Field(None, alias="pricePerGPUHour")
+    """Price for status.costUSD, in US dollars, as text: "2.50"."""
+    suspend: bool = False
+    """Stops the world after a checkpoint, and keeps it stopped."""
+    start_deadline: Duration | None = None
+    """Fails if not running so long after creation."""
+    active_deadline: Duration | None = None
+    """Fails if not done so long after the first start."""
+    ttl_after_finished: Duration | None = None
+    """Deletes the object so long after its end."""
+    queue: Annotated[str, Field(max_length=253)] | None = None
+    """Name of the Kueue LocalQueue that admits it."""
+    priority_class_name: Annotated[str, Field(max_length=253)] | None = None
+    """PriorityClass of the pods."""
+    image: Annotated[str, Field(max_length=512)] | None = None
+    """Image of the workers; the operator's default if unset."""
+    resources: Resources | None = None
+    """Compute resources of each pod."""
+    template: WorkerTemplate | None = None
+    """What else may be said about the pods."""
+
+
+class StageStatus(Resource):
+    """Progress of one stage."""
+
+    name: str
+    tokens: int = 0
+    budget: int
+    start_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
+    completion_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
+    checkpoint: str | None = None
+    validation_loss: str | None = None
+
+
+class LastCheckpoint(Resource):
+    """The newest committed checkpoint."""
+
+    step: int
+    tokens: int
+    uri: str
+    time: str = Field(json_schema_extra={"format": "date-time"})
+
+
+class Export(Resource):
+    """The exported weights."""
+
+    uri: str
+
+
+class ArcticTrainingStatus(Resource):
+    """What was observed last. Real numbers are text, as Kubernetes conventions ask."""
+
+    state: str | None = None
+    """One word for people."""
+    observed_generation: int | None = None
+    conditions: list[Condition] | None = Field(
+        None, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+    )
+    stage: str | None = None
+    """Name of the stage under way."""
+    stages: list[StageStatus] | None = Field(None, json_schema_extra=MapByName)
+    step: int | None = None
+    tokens: int | None = None
+    loss: str | None = None
+    tokens_per_second: int | None = None
+    mfu: str | None = None
+    gpu_hours: str | None = None
+    cost_usd: str | None = Field(None, alias="costUSD")
+    eta: str | None = Field(None, json_schema_extra={"format": "date-time"})
+    attempt: int | None = None
+    restarts: int | None = None
+    """Failed attempts that count towards the limit."""
+    start_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
+    completion_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
+    last_checkpoint: LastCheckpoint | None = None
+    export: Export | None = None
+    evaluation: dict[str, str] | None = None
+
+

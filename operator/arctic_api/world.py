@@ -1,0 +1,171 @@
+"""The contract between the operator and its workers: what a pod is told, what it reports, and the constants of both.
+
+A pod is told everything in one environment variable, `ARCTIC_WORLD`, holding a `TrainingWorld` or an `InferenceGroup` as
+JSON: it is part of the create-only Job or StatefulSet, so a world can't see another specification than the one that its
+revision was computed from. `arctic train` and `arctic serve` make the same documents for local processes.
+"""
+
+from enum import IntEnum, StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from arctic_api.common import Resource
+from arctic_api.inference import ArcticInferenceSpec
+from arctic_api.training import ArcticTrainingSpec
+
+WORLD_VARIABLE = "ARCTIC_WORLD"
+NODE_RANK_VARIABLE = "ARCTIC_NODE_RANK"
+"""Training: the Job's completion index. Inference: the pipeline rank, the StatefulSet's ordinal."""
+
+TERMINATION_MESSAGE = "/dev/termination-log"
+TLS_FOLDER = "/etc/arctic/tls"
+STORE_FOLDER = "/var/lib/arctic/store"
+"""Where the checkpoint claim is mounted."""
+
+
+class ExitCode(IntEnum):
+    """What a worker's end means; every other code is a counted failure."""
+
+    DONE = 0
+    """The curriculum is done, its final checkpoint and export are committed."""
+    BAD_INPUT = 64
+    """Never tried again (EX_USAGE)."""
+    INTERRUPTED = 75
+    """Stopped on SIGTERM after a checkpoint; not counted (EX_TEMPFAIL)."""
+
+
+class Label(StrEnum):
+    """Labels of every child object."""
+
+    MANAGED = "arctic.dev/managed"
+    KIND = "arctic.dev/kind"
+    NAME = "arctic.dev/name"
+    UID = "arctic.dev/uid"
+    ATTEMPT = "arctic.dev/attempt"
+    REVISION = "arctic.dev/revision"
+    GROUP = "arctic.dev/group"
+    ROLE = "arctic.dev/role"
+    """`worker`, `leader` (pipeline rank 0) or `gateway`."""
+
+
+class Ports(Resource):
+    """Ports of a worker pod; local processes get free ones."""
+
+    control: int = 9440
+    """gRPC, mutual TLS."""
+    metrics: int = 9441
+    """Plain HTTP: /metrics, /livez, /readyz."""
+    rendezvous: int = 29500
+    """torch.distributed."""
+    http: int = 8000
+    """OpenAI-compatible API, inference leaders only."""
+
+
+class Mount(Resource):
+    """A claim as the workers see it: in a cluster `path` equals `mount_path`, for local processes it is a folder."""
+
+    mount_path: str
+    path: str
+
+    def resolve(self, path: str) -> str | None:
+        """Return where `path` really is, or None if it is not under this mount."""
+        if path == self.mount_path or path.startswith(self.mount_path.rstrip("/") + "/"):
+            return self.path + path[len(self.mount_path.rstrip("/")) :]
+        return None
+
+
+class _World(BaseModel):
+    model_config = ConfigDict(alias_generator=Resource.model_config["alias_generator"], populate_by_name=True, frozen=True)
+
+    namespace: str
+    name: str
+    uid: str
+    hosts: list[str]
+    """Address of each pod of the world, by node rank; the first is the rendezvous."""
+    ports: Ports = Ports()
+    tls_folder: str | None = TLS_FOLDER
+    """Folder with tls.crt, tls.key and ca.crt; None for local processes, which listen on loopback only."""
+    termination_message: str = TERMINATION_MESSAGE
+    """File that the report is written to at the end."""
+    mounts: list[Mount] = []
+
+    def locate(self, path: str) -> str:
+        """Return where a path of the manifest really is."""
+        found = (mount.resolve(path) for mount in sorted(self.mounts, key=lambda m: -len(m.mount_path)))
+        return next((place for place in found if place is not None), path)
+
+
+class TrainingWorld(_World):
+    """One attempt."""
+
+    kind: Literal["ArcticTraining"] = "ArcticTraining"
+    spec: ArcticTrainingSpec
+    attempt: Annotated[int, Field(ge=1)]
+    epoch: Annotated[int, Field(ge=1)]
+    """Grows with each attempt; a checkpoint commits only under the store's newest epoch."""
+    run_folder: str
+    """Folder of this training in its store, `STORE/NAMESPACE/NAME-UID5`: checkpoints/, tokenizer/, export/, evaluation/."""
+    weights_folder: str | None = None
+    """Export folder of the training that `model.from.training` names."""
+
+
+class InferenceGroup(_World):
+    """One replica."""
+
+    kind: Literal["ArcticInference"] = "ArcticInference"
+    spec: ArcticInferenceSpec
+    group: str
+    """Name of the group, which is its StatefulSet's."""
+    revision: str
+    model_folder: str
+    """Folder of the weights in the Hugging Face layout; `hf://` URIs stay as they are."""
+
+
+def uid5(uid: str) -> str:
+    """Return the five hex digits of a uid that names of children and run folders carry."""
+    return uid.replace("-", "")[:5]
+
+
+def run_folder(root: str, namespace: str, name: str, uid: str) -> str:
+    """Return the folder of one training in its store: with the uid in it, a re-created object starts clean."""
+    return f"{root}/{namespace}/{name}-{uid5(uid)}"
+
+
+class StageReport(Resource):
+    """One stage as the worker saw it."""
+
+    name: str
+    tokens: int
+    start_time: str | None = None
+    completion_time: str | None = None
+    checkpoint: str | None = None
+    validation_loss: float | None = None
+
+
+class CheckpointReport(Resource):
+    """A committed checkpoint."""
+
+    step: int
+    tokens: int
+    uri: str
+    time: str
+
+
+class Report(Resource):
+    """What a training pod leaves in its termination message (4,096 bytes at most): the durable word on how it ended."""
+
+    outcome: Literal["succeeded", "interrupted", "refused", "failed"]
+    reason: str = ""
+    """CamelCase, for a condition."""
+    message: str = ""
+    """A sentence for people: what is wrong, where, what to do."""
+    epoch: int = 0
+    step: int = 0
+    tokens: int = 0
+    loss: float | None = None
+    checkpoint: CheckpointReport | None = None
+    export_uri: str | None = None
+    """Set only when the final checkpoint and the export are committed: the final marker."""
+    stages: list[StageReport] = []
+    evaluation: dict[str, float] | None = None
