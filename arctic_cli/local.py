@@ -1,0 +1,311 @@
+"""`arctic train` and `arctic serve`: a manifest as local processes, one a pod that a cluster would run.
+
+The processes get the same world documents as pods do, with loopback for a network and a folder for each claim.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import click
+from pydantic import ValidationError
+
+from arctic_api.common import ClaimVolume, WorkerTemplate, parse_duration
+from arctic_api.inference import ArcticInferenceSpec
+from arctic_api.training import ArcticTrainingSpec, Restart
+from arctic_api.world import (
+    NODE_RANK_VARIABLE,
+    STORE_FOLDER,
+    WORLD_VARIABLE,
+    ExitCode,
+    InferenceGroup,
+    Mount,
+    Ports,
+    Report,
+    TrainingWorld,
+    run_folder,
+)
+from arctic_cli.manifest import load_one
+
+DEFAULT_NAMESPACE = "default"
+LOOPBACK = "127.0.0.1"
+
+
+def volumes_folder() -> Path:
+    """Return the folder that holds one folder for each claim, on the local cluster as for local processes."""
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "arctic" / "volumes"
+
+
+def local_uid(namespace: str, name: str) -> str:
+    """Return the uid that stands for an object no cluster knows: the same each time, so that a second run resumes."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"arctic.dev/{namespace}/{name}"))
+
+
+def local_mounts(template: WorkerTemplate | None, volumes: Path) -> list[Mount]:
+    """Return where the claims of a template are on this machine."""
+    claims: list[ClaimVolume] = (template.volumes if template else None) or []
+    return [Mount(mount_path=claim.mount_path, path=str(volumes / claim.claim_name)) for claim in claims]
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of the loopback interface that nothing listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((LOOPBACK, 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def training_worlds(manifest: dict[str, Any], volumes: Path, attempt: int, scratch: Path) -> list[TrainingWorld]:
+    """Return the world document of each node of one attempt; they differ in ports alone.
+
+    The epoch is the time in seconds, which grows over runs as over attempts.
+    """
+    spec = ArcticTrainingSpec.model_validate(manifest["spec"])
+    namespace, name = _identity(manifest)
+    uid = local_uid(namespace, name)
+    store = _local_store(spec, volumes)
+    weights = spec.model.from_.training if spec.model.from_ else None
+    rendezvous, *ports = free_ports(1 + 2 * spec.parallelism.nodes)
+    return [
+        TrainingWorld(
+            namespace=namespace,
+            name=name,
+            uid=uid,
+            hosts=[LOOPBACK] * spec.parallelism.nodes,
+            ports=Ports(control=ports[2 * node], metrics=ports[2 * node + 1], rendezvous=rendezvous),
+            tls_folder=None,
+            termination_message=str(scratch / f"report-{node}.json"),
+            mounts=local_mounts(spec.template, volumes),
+            spec=spec,
+            attempt=attempt,
+            epoch=int(time.time()),
+            run_folder=run_folder(str(store), namespace, name, uid),
+            weights_folder=str(_export_of(weights, namespace, volumes)) if weights else None,
+        )
+        for node in range(spec.parallelism.nodes)
+    ]
+
+
+def inference_groups(manifest: dict[str, Any], volumes: Path, scratch: Path) -> list[InferenceGroup]:
+    """Return the group document of each pipeline rank; they differ in ports alone."""
+    spec = ArcticInferenceSpec.model_validate(manifest["spec"])
+    namespace, name = _identity(manifest)
+    pipeline = spec.parallelism.pipeline
+    rendezvous, *ports = free_ports(1 + 2 * pipeline)
+    mounts = local_mounts(spec.template, volumes)
+    folder = str(_export_of(spec.model.training, namespace, volumes)) if spec.model.training else spec.model.uri or ""
+    return [
+        InferenceGroup(
+            namespace=namespace,
+            name=name,
+            uid=local_uid(namespace, name),
+            hosts=[LOOPBACK] * pipeline,
+            ports=Ports(
+                control=ports[2 * rank], metrics=ports[2 * rank + 1], rendezvous=rendezvous, http=spec.service.port
+            ),
+            tls_folder=None,
+            termination_message=str(scratch / f"report-{rank}.json"),
+            mounts=mounts,
+            spec=spec,
+            group=f"{name}-local",
+            revision="local",
+            model_folder=folder,
+        )
+        for rank in range(pipeline)
+    ]
+
+
+def _identity(manifest: dict[str, Any]) -> tuple[str, str]:
+    metadata = manifest["metadata"]
+    return metadata.get("namespace", DEFAULT_NAMESPACE), metadata["name"]
+
+
+def _local_store(spec: ArcticTrainingSpec, volumes: Path) -> Path:
+    volume = spec.checkpoint.volume
+    assert volume is not None, "the rules refuse a manifest without a checkpoint volume"
+    store = volumes / volume.claim_name / (volume.path or "")
+    store.mkdir(parents=True, exist_ok=True)
+    return store
+
+
+def _export_of(training: str, namespace: str, volumes: Path) -> Path:
+    """Return the export of a training that ran here, in whichever claim it is."""
+    place = Path(run_folder("", namespace, training, local_uid(namespace, training)).lstrip("/")) / "export"
+    found = [folder for folder in sorted(volumes.glob(f"**/{place}")) if folder.is_dir()]
+    if not found:
+        raise click.ClickException(
+            f"spec.model.training: no export of {training!r} under {volumes}: run `arctic train` on its manifest first"
+        )
+    return found[0]
+
+
+class Processes:
+    """The local processes of one world, which start and end as one."""
+
+    def __init__(self, module: str, worlds: list[TrainingWorld] | list[InferenceGroup]) -> None:
+        self._children = [self._start(module, rank, world) for rank, world in enumerate(worlds)]
+
+    @staticmethod
+    def _start(module: str, rank: int, world: TrainingWorld | InferenceGroup) -> subprocess.Popen[str]:
+        template = world.spec.template
+        manifest_environment = {item.name: item.value for item in (template.environment if template else None) or []}
+        contract = {WORLD_VARIABLE: world.model_dump_json(by_alias=True), NODE_RANK_VARIABLE: str(rank)}
+        child = subprocess.Popen(
+            [sys.executable, "-m", module],
+            env={**os.environ, **manifest_environment, **contract},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # a Ctrl-C reaches this process alone, which then ends the world in order
+        )
+        assert child.stdout is not None
+        threading.Thread(target=_relay, args=(child.stdout, rank), daemon=True).start()
+        return child
+
+    def wait(self, grace: float) -> list[int]:
+        """Return the exit codes once all have ended; when one fails, the others get `grace` seconds."""
+        while (codes := [child.poll() for child in self._children]) and None in codes:
+            if any(code not in (None, 0) for code in codes):
+                self.terminate()
+                return self._finish(grace)
+            time.sleep(0.2)
+        return [child.wait() for child in self._children]
+
+    def terminate(self) -> None:
+        """Ask all to end in order."""
+        for child in self._children:
+            if child.poll() is None:
+                child.terminate()
+
+    def _finish(self, grace: float) -> list[int]:
+        end = time.monotonic() + grace
+        for child in self._children:
+            try:
+                child.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+        return [child.wait() for child in self._children]
+
+
+def _relay(lines: IO[str], rank: int) -> None:
+    for line in lines:
+        click.echo(f"[{rank}] {line.rstrip()}")
+
+
+@contextmanager
+def _forward_signals(processes: Processes, stopped: threading.Event) -> Iterator[None]:
+    def stop(_number: int, _frame: object) -> None:
+        stopped.set()
+        processes.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _read_report(path: Path) -> Report | None:
+    try:
+        return Report.model_validate_json(path.read_text())
+    except (OSError, ValidationError, json.JSONDecodeError):
+        return None
+
+
+def _backoff_seconds(restart: Restart, failures: int) -> float:
+    backoff = restart.backoff
+    return min(parse_duration(backoff.initial) * backoff.factor ** (failures - 1), parse_duration(backoff.max))
+
+
+def run_training(manifest: dict[str, Any], volumes: Path) -> int:
+    """Run attempts until the training is done, refused, interrupted or out of restarts; return the exit code."""
+    failures = 0
+    stopped = threading.Event()
+    while True:
+        with tempfile.TemporaryDirectory(prefix="arctic-train-") as scratch:
+            worlds = training_worlds(manifest, volumes, failures + 1, Path(scratch))
+            processes = Processes("arctic_workers.training", worlds)
+            with _forward_signals(processes, stopped):
+                codes = processes.wait(parse_duration(worlds[0].spec.checkpoint.grace_period))
+            reports = [_read_report(Path(world.termination_message)) for world in worlds]
+        if _is_final(codes, stopped):
+            return _conclude(codes, reports)
+        failures += 1
+        restart = worlds[0].spec.restart
+        if failures > restart.limit:
+            click.echo(f"gave up after {failures} failed attempts (spec.restart.limit: {restart.limit})", err=True)
+            return 1
+        wait = _backoff_seconds(restart, failures)
+        click.echo(f"attempt {failures} ended with {codes}; the next one starts in {wait:.0f} s", err=True)
+        if stopped.wait(wait):
+            return ExitCode.INTERRUPTED
+
+
+def _is_final(codes: list[int], stopped: threading.Event) -> bool:
+    return stopped.is_set() or ExitCode.BAD_INPUT in codes or all(code == ExitCode.DONE for code in codes)
+
+
+def _conclude(codes: list[int], reports: list[Report | None]) -> int:
+    report = next((each for each in reports if each and each.message), reports[0])
+    if report is not None:
+        click.echo(f"{report.outcome}: {report.message}" if report.message else report.outcome)
+        if report.export_uri:
+            click.echo(f"weights: {report.export_uri}")
+    final = (ExitCode.BAD_INPUT, ExitCode.INTERRUPTED, *codes)
+    return next(code for code in final if code in codes)
+
+
+def _read_manifest(file: Path, kind: str) -> dict[str, Any]:
+    """Read, check and return the manifest of the kind; exit 64 with every problem on a line of its own."""
+    return load_one(file, kind)
+
+
+_file_option = click.option(
+    "-f", "--filename", "file", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Manifest."
+)
+_volumes_option = click.option(
+    "--volumes",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Folder that holds a folder for each claim [default: $XDG_DATA_HOME/arctic/volumes].",
+)
+
+
+@click.command()
+@_file_option
+@_volumes_option
+def train(file: Path, volumes: Path | None) -> None:
+    """Run an ArcticTraining as local processes, and resume it if it ran before."""
+    sys.exit(run_training(_read_manifest(file, "ArcticTraining"), volumes or volumes_folder()))
+
+
+@click.command()
+@_file_option
+@_volumes_option
+def serve(file: Path, volumes: Path | None) -> None:
+    """Run one group of an ArcticInference as local processes, on loopback."""
+    manifest = _read_manifest(file, "ArcticInference")
+    stopped = threading.Event()
+    with tempfile.TemporaryDirectory(prefix="arctic-serve-") as scratch:
+        groups = inference_groups(manifest, volumes or volumes_folder(), Path(scratch))
+        click.echo(f"OpenAI-compatible API: http://{LOOPBACK}:{groups[0].ports.http}/v1 (once ready)")
+        processes = Processes("arctic_workers.inference", groups)
+        with _forward_signals(processes, stopped):
+            codes = processes.wait(parse_duration(groups[0].spec.rollout.drain_timeout))
+        for report in filter(None, (_read_report(Path(group.termination_message)) for group in groups)):
+            click.echo(f"{report.outcome}: {report.message}", err=True)
+    sys.exit(max(codes, key=abs))

@@ -1,0 +1,15 @@
+"""The `arctic` command."""
+
+import click
+
+from arctic_cli.corpus import corpus
+from arctic_cli.local import serve, train
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Train and serve Arctic-class models, on a laptop or on Kubernetes."""
+
+
+for _command in (train, serve, corpus):
+    main.add_command(_command)

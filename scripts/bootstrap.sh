@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Brings a machine that has Python and root to where `uv run` works in this tree. Prints the path of uv.
+# The pinned uv lives in the cache, in an environment of its own: nothing on the machine is replaced.
+set -euo pipefail
+
+uv_version=0.13.9
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/arctic"
+tools="$cache/tools/uv-$uv_version"
+
+say() { echo "bootstrap: $*" >&2; }
+
+if ! command -v python3 >/dev/null; then
+    echo "bootstrap: python3 is missing: install Python 3.11 or 3.12" >&2
+    exit 1
+fi
+python3 - <<'CHECK'
+import sys
+if not (3, 11) <= sys.version_info[:2] <= (3, 12):
+    sys.exit(f"bootstrap: Python {sys.version.split()[0]} found, 3.11 or 3.12 is needed (torch and deepspeed have no wheels for others)")
+CHECK
+
+if [ ! -x "$tools/bin/uv" ]; then
+    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+        say "installing python3-venv"
+        apt-get update -qq >&2
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >&2
+    fi
+    say "installing uv $uv_version"
+    rm -rf "$tools.partial" && mkdir -p "$cache/tools"
+    python3 -m venv "$tools.partial"
+    "$tools.partial/bin/python" -m pip install -q --disable-pip-version-check "uv==$uv_version" >&2
+    mv "$tools.partial" "$tools"
+fi
+echo "$tools/bin/uv"
