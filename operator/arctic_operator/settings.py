@@ -1,0 +1,91 @@
+"""The operator's settings, read once from environment variables that the chart sets. No defaults live anywhere else."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from arctic_api.common import ClaimVolume, Duration, KeyValue, Resources, parse_duration
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+PREFIX = "ARCTIC_"
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the message names the environment variables."""
+
+
+def _from_json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON ({error})") from error
+
+
+def _from_commas(value: Any) -> Any:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """What the chart decides for the whole operator. The variable of a field is its name in capitals after `ARCTIC_`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    namespace: Annotated[str, Field(min_length=1)]
+    """Namespace that the operator runs in: Lease and certificate authority are kept there."""
+    pod_name: str = "arctic-operator"
+    """Identity in the leader election."""
+    pod_uid: str = ""
+    """Owner of the heartbeat object; empty outside a pod."""
+    watch_namespaces: Annotated[tuple[str, ...], BeforeValidator(_from_commas)] = ()
+    """Namespaces whose objects are served; all if empty."""
+    read_nodes: bool = False
+    """Whether nodes may be read, which a cluster-wide install may: drains and lost nodes are seen at once."""
+    worker_image: Annotated[str, Field(min_length=1)]
+    """Image of the workers where a manifest names none."""
+    worker_command: Annotated[tuple[str, ...], BeforeValidator(_from_json), Field(min_length=1)] = ("python3",)
+    """What `-m arctic_workers.training` or `-m arctic_workers.inference` is appended to."""
+    worker_volumes: Annotated[tuple[ClaimVolume, ...], BeforeValidator(_from_json)] = ()
+    """Claims mounted into every worker besides the manifest's."""
+    worker_environment: Annotated[tuple[KeyValue, ...], BeforeValidator(_from_json)] = ()
+    """Environment of every worker; a manifest's variables of the same name win."""
+    worker_resources: Annotated[Resources | None, BeforeValidator(_from_json)] = None
+    """Resources of a worker whose manifest names none."""
+    gateway_image: Annotated[str, Field(min_length=1)]
+    """Image of the gateways."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    """Pull policy of workers and gateways."""
+    image_pull_secrets: Annotated[tuple[str, ...], BeforeValidator(_from_json)] = ()
+    """Names of the Secrets that images of workers and gateways are pulled with, in each object's namespace."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level of the log."""
+    lease_name: Annotated[str, Field(min_length=1)] = "arctic-operator"
+    """Name of the Lease."""
+    lease_duration: Duration = "4s"
+    """Time after which a silent leader is replaced."""
+    lease_renew: Duration = "1s"
+    """Time between renewals."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9443
+    """Port of /metrics, /healthz and /readyz; 0 takes a free one."""
+
+    @property
+    def heartbeat_namespace(self) -> str:
+        """Namespace of the heartbeat object: one that is watched."""
+        if not self.watch_namespaces or self.namespace in self.watch_namespaces:
+            return self.namespace
+        return self.watch_namespaces[0]
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Return the settings; SettingsError names every variable that is missing or wrong and says why."""
+        known = {f"{PREFIX}{field.upper()}": field for field in cls.model_fields}
+        given = {field: environment[name] for name, field in known.items() if environment.get(name, "") != ""}
+        try:
+            settings = cls.model_validate(given)
+        except ValidationError as error:
+            lines = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
+            raise SettingsError("the operator's environment is wrong:\n  " + "\n  ".join(lines)) from error
+        if parse_duration(settings.lease_renew) * 2 > parse_duration(settings.lease_duration):
+            raise SettingsError("ARCTIC_LEASE_RENEW must be at most half of ARCTIC_LEASE_DURATION")
+        return settings
