@@ -13,9 +13,11 @@ class ProtoBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Write `*_pb2.py`, `*_pb2.pyi` and `*_pb2_grpc.py` beside each .proto file."""
+        import grpc_tools
         from grpc_tools import protoc
 
+        well_known = Path(grpc_tools.__file__).parent / "_proto"
         sources = [str(path) for path in sorted((PROTOS / "arctic_rpc").glob("*.proto"))]
         outputs = [f"--{kind}_out={PROTOS}" for kind in ("python", "grpc_python", "pyi")]
-        if protoc.main(["protoc", f"--proto_path={PROTOS}", *outputs, *sources]) != 0:
+        if protoc.main(["protoc", f"--proto_path={PROTOS}", f"--proto_path={well_known}", *outputs, *sources]) != 0:
             raise RuntimeError(f"protoc failed on {sources}")
