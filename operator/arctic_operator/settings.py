@@ -54,6 +54,8 @@ class Settings(BaseModel):
     """Resources of a worker whose manifest names none."""
     gateway_image: Annotated[str, Field(min_length=1)]
     """Image of the gateways."""
+    cluster_domain: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] = "cluster.local"
+    """Domain of the cluster's DNS: gateways resolve whole names, without a search list."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """Pull policy of workers and gateways."""
     image_pull_secrets: Annotated[tuple[str, ...], BeforeValidator(_from_json)] = ()
