@@ -1,7 +1,7 @@
 # The words a person types. Each does all its own set-up; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-UV = $(shell scripts/bootstrap.sh)
+UV = $(or $(shell scripts/bootstrap.sh),$(error the set-up failed: see above))
 RUN = $(UV) run --frozen
 PHASE = scripts/phase.sh
 

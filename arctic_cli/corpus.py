@@ -47,7 +47,9 @@ def prepare_corpus(folder: Path) -> bool:
 
 def _unpack_packages(scratch: Path) -> Path:
     if shutil.which("apt-get") is None:
-        raise click.ClickException("the corpus comes from Debian packages: run this where apt-get is, on Debian or Ubuntu")
+        raise click.ClickException(
+            "the corpus comes from Debian packages: run this where apt-get is, on Debian or Ubuntu"
+        )
     for command in (["apt-get", "download", *PACKAGES], ["apt-get", "update"], ["apt-get", "download", *PACKAGES]):
         result = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
         if result.returncode == 0 and "download" in command:
@@ -118,7 +120,9 @@ def _write_general(unpacked: Path, folder: Path) -> None:
 
 def _write_code(unpacked: Path, folder: Path) -> None:  # noqa: ARG001 (the standard library is on every machine)
     library = Path(sysconfig.get_path("stdlib"))
-    modules = (path for path in library.rglob("*.py") if not {"test", "tests", "site-packages", "idlelib"} & set(path.parts))
+    modules = (
+        path for path in library.rglob("*.py") if not {"test", "tests", "site-packages", "idlelib"} & set(path.parts)
+    )
     with (folder / "standard-library.jsonl").open("w") as file:
         for text in _require(list(_bounded(_read(modules))), "Python modules"):
             file.write(json.dumps({"text": text}) + "\n")
@@ -126,7 +130,9 @@ def _write_code(unpacked: Path, folder: Path) -> None:  # noqa: ARG001 (the stan
 
 def _statements(script: str) -> str:
     """Return the SQL of a test script, without the test driver's own commands."""
-    return "\n".join(line for line in script.splitlines() if not re.match(r"\s*(#|--|let |eval |source |connect|disconnect)", line))
+    return "\n".join(
+        line for line in script.splitlines() if not re.match(r"\s*(#|--|let |eval |source |connect|disconnect)", line)
+    )
 
 
 def _write_sql(unpacked: Path, folder: Path) -> None:
@@ -141,9 +147,12 @@ def _write_math(unpacked: Path, folder: Path) -> None:
     import pyarrow.parquet
 
     text = (unpacked / "usr/share/metamath/databases/iset.mm").read_text(encoding="utf-8", errors="replace")
-    chapters = [chapter.strip() for chapter in re.split(r"\n(?=\s*\$\(\s*#\*#\*|\s*\$\(\s*=-=-)", text) if len(chapter) > 500]
+    chapters = [
+        chapter.strip() for chapter in re.split(r"\n(?=\s*\$\(\s*#\*#\*|\s*\$\(\s*=-=-)", text) if len(chapter) > 500
+    ]
     pyarrow.parquet.write_table(
-        pyarrow.table({"text": list(_bounded(iter(_require(chapters, "chapters of mathematics"))))}), folder / "metamath.parquet"
+        pyarrow.table({"text": list(_bounded(iter(_require(chapters, "chapters of mathematics"))))}),
+        folder / "metamath.parquet",
     )
 
 

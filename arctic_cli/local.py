@@ -275,7 +275,12 @@ def _read_manifest(file: Path, kind: str) -> dict[str, Any]:
 
 
 _file_option = click.option(
-    "-f", "--filename", "file", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Manifest."
+    "-f",
+    "--filename",
+    "file",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Manifest.",
 )
 _volumes_option = click.option(
     "--volumes",
