@@ -26,7 +26,6 @@ from arctic_api.inference import ArcticInferenceSpec
 from arctic_api.training import ArcticTrainingSpec, Restart
 from arctic_api.world import (
     NODE_RANK_VARIABLE,
-    STORE_FOLDER,
     WORLD_VARIABLE,
     ExitCode,
     InferenceGroup,

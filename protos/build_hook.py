@@ -11,7 +11,7 @@ PROTOS = Path(__file__).parent
 class ProtoBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """Runs protoc with `protos/` as the import root, so that generated imports need no patching."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 (the hook's interface)
         """Write `*_pb2.py`, `*_pb2.pyi` and `*_pb2_grpc.py` beside each .proto file."""
         import grpc_tools
         from grpc_tools import protoc
