@@ -1,0 +1,100 @@
+"""Seconds of each phase of `make demo` and `make test`, with cold and with warm caches.
+
+Cold means that the caches of this project, uv, pip and Go are empty (they are put into a scratch folder). Debian packages
+stay installed, and the registries' distance is part of the figure. Nothing here is a ratio: these are the minutes that a
+person waits.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a make target."""
+
+    title: str
+    seconds: float
+    phases: dict[str, float]
+
+
+def run_target(title: str, target: str, environment: dict[str, str], scratch: Path) -> Run:
+    """Run `make TARGET`; its output goes to standard error, so that the figures stay alone on standard output."""
+    notes = scratch / f"{title.replace(' ', '-')}.jsonl"
+    start = time.monotonic()
+    subprocess.run(
+        ["make", "--no-print-directory", target],
+        cwd=ROOT,
+        env={**os.environ, **environment, "ARCTIC_PHASES": str(notes)},
+        stdout=sys.stderr,
+        check=True,
+    )
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    phases = {note["phase"]: note["seconds"] for note in map(json.loads, lines)}
+    return Run(title, time.monotonic() - start, phases)
+
+
+def cold_caches(scratch: Path) -> dict[str, str]:
+    """Return the variables that give every tool an empty cache."""
+    cache = scratch / "cache"
+    return {
+        "XDG_CACHE_HOME": str(cache),
+        "UV_CACHE_DIR": str(cache / "uv"),
+        "UV_PROJECT_ENVIRONMENT": str(cache / "venv"),
+        "GOCACHE": str(cache / "go-build"),
+        "GOMODCACHE": str(cache / "go-modules"),
+        "GOFLAGS": f"{os.environ.get('GOFLAGS', '')} -modcacherw".strip(),
+        "PIP_NO_CACHE_DIR": "1",
+    }
+
+
+def measure(*, quick: bool) -> list[Run]:
+    """Run the targets one after the other; the demo's cluster is stopped before and after."""
+    with tempfile.TemporaryDirectory(prefix="arctic-benchmark-") as folder:
+        scratch = Path(folder)
+        runs = []
+        run_target("stop", "clean", {}, scratch)
+        if not quick:
+            cold = {**cold_caches(scratch), "XDG_DATA_HOME": str(scratch / "data-cold")}
+            runs.append(run_target("setup, cold", "setup", cold, scratch))
+            runs.append(run_target("demo, after a cold set-up", "demo", cold, scratch))
+            run_target("stop cold", "clean", cold, scratch)
+        warm = {"XDG_DATA_HOME": str(scratch / "data")}
+        runs.append(run_target("demo, warm", "demo", warm, scratch))
+        runs.append(run_target("demo, again", "demo", warm, scratch))
+        run_target("stop warm", "clean", warm, scratch)
+        if not quick:
+            runs.append(run_target("test, warm", "test", {}, scratch))
+        return runs
+
+
+def main() -> None:
+    """Print the table and the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="warm caches only, without the tests")
+    runs = measure(quick=parser.parse_args().quick)
+    for run in runs:
+        print(f"{run.title:28} {run.seconds:8.1f} s")
+        for phase, seconds in run.phases.items():
+            print(f"    {phase:24} {seconds:8.1f} s")
+    keys = {
+        "setup, cold": "setup_s",
+        "demo, after a cold set-up": "demo_s",
+        "demo, warm": "demo_warm_s",
+        "demo, again": "demo_again_s",
+        "test, warm": "test_s",
+    }
+    print(json.dumps({keys[run.title]: round(run.seconds, 1) for run in runs}))
+
+
+if __name__ == "__main__":
+    main()
