@@ -1,8 +1,8 @@
 """Real text that Debian's and Python's packages ship: a small corpus of the four categories that the demo trains on.
 
-Packages are downloaded by apt and unpacked into a scratch folder: nothing is installed on the machine, and nothing of it
-is ever committed here. Sources and licences: `python3.N-doc` (PSF), `debian-handbook` (GPL-2+ or CC-BY-SA), the Python
-standard library (PSF), `mariadb-test-data` (GPL-2), `metamath-databases` (CC0).
+Packages are downloaded by apt and unpacked into a scratch folder: nothing is installed on the machine, and nothing of
+it is ever committed here. Sources and licences: `python3.N-doc` (PSF), `debian-handbook` (GPL-2+ or CC-BY-SA), the
+Python standard library (PSF), `mariadb-test-data` (GPL-2), `metamath-databases` (CC0).
 """
 
 import json

@@ -1,8 +1,8 @@
 """Seconds of each phase of `make demo` and `make test`, with cold and with warm caches.
 
-Cold means that the caches of this project, uv, pip and Go are empty (they are put into a scratch folder). Debian packages
-stay installed, and the registries' distance is part of the figure. Nothing here is a ratio: these are the minutes that a
-person waits.
+Cold means that the caches of this project, uv, pip and Go are empty (they are put into a scratch folder). Debian
+packages stay installed, and the registries' distance is part of the figure. Nothing here is a ratio: these are the
+minutes that a person waits.
 """
 
 import argparse
