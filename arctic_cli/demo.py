@@ -1,0 +1,162 @@
+"""`arctic demo`: the whole path on this machine, for people to watch.
+
+A two-node cluster, the chart, a training in three stages, an endpoint over two nodes, one question. What is done
+already is skipped, so that a second run only asks again.
+"""
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from arctic_cluster import Cluster
+
+NAMESPACE = "default"
+OPERATOR_NAMESPACE = "arctic-system"
+TRAINING_LIMIT_SECONDS = 900.0
+SERVING_LIMIT_SECONDS = 300.0
+QUESTION = "CREATE TABLE"
+ROOT = Path(__file__).parents[1]
+
+
+class Steps:
+    """Numbered headings with the seconds that each step took."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._number = 0
+
+    @contextlib.contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """Print the title now, and its seconds when it is done."""
+        self._number += 1
+        click.secho(f"\n== [{self._number}/{self._total}] {title}", bold=True)
+        start = time.monotonic()
+        yield
+        click.echo(f"== done in {time.monotonic() - start:.1f} s")
+
+
+def get(cluster: Cluster, kind: str, name: str) -> dict[str, Any]:
+    """Return an object of the demo's namespace."""
+    found: dict[str, Any] = json.loads(cluster.kubectl("get", kind, name, "-n", NAMESPACE, "-o", "json"))
+    return found
+
+
+def watch_training(cluster: Cluster, name: str) -> None:
+    """Show `kubectl get -w` until the training has ended; raise if it did not succeed."""
+    command = cluster.command("kubectl", "get", "arctictrainings", name, "-n", NAMESPACE, "-w")
+    watch = subprocess.Popen(command, stdout=sys.stdout)
+    try:
+        status = wait_for(cluster, "arctictraining", name, {"Succeeded", "Failed"}, TRAINING_LIMIT_SECONDS)
+        time.sleep(1)  # lets the watch print the last line
+    finally:
+        watch.terminate()
+        watch.wait()
+    if status["state"] != "Succeeded":
+        raise click.ClickException(f"the training failed: {_messages(status)}")
+    for stage in status["stages"]:
+        click.echo(
+            f"   stage {stage['name']:12} {stage['tokens']:>9} tokens   held-out loss {stage.get('validationLoss')}"
+        )
+
+
+def wait_for(cluster: Cluster, kind: str, name: str, states: set[str], limit: float) -> dict[str, Any]:
+    """Return the status once its state is one of `states`; raise after `limit` seconds."""
+    end = time.monotonic() + limit
+    while True:
+        status: dict[str, Any] = get(cluster, kind, name).get("status", {})
+        if status.get("state") in states:
+            return status
+        if time.monotonic() > end:
+            raise click.ClickException(
+                f"{kind} {name} is {status.get('state')!r} after {limit:.0f} s, not {' or '.join(sorted(states))}: "
+                f"{_messages(status)}"
+            )
+        time.sleep(1)
+
+
+def _messages(status: dict[str, Any]) -> str:
+    conditions = status.get("conditions", [])
+    return "; ".join(f"{each['type']}={each['status']} {each.get('message', '')}".strip() for each in conditions)
+
+
+@contextlib.contextmanager
+def forwarded(cluster: Cluster, service: str, port: int) -> Iterator[str]:
+    """Yield the address at which this machine reaches a Service, by `kubectl port-forward`."""
+    command = cluster.command("kubectl", "port-forward", "-n", NAMESPACE, f"service/{service}", f":{port}")
+    forward = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert forward.stdout is not None
+        line = forward.stdout.readline()
+        found = re.search(r"127\.0\.0\.1:(\d+)", line)
+        if not found:
+            raise click.ClickException(f"kubectl port-forward to {service} said {line!r}")
+        yield f"http://127.0.0.1:{found[1]}"
+    finally:
+        forward.terminate()
+        forward.wait()
+
+
+def ask(address: str, model: str, prompt: str) -> str:
+    """Return the completion of a prompt, asked through the OpenAI API."""
+    body = json.dumps({"model": model, "prompt": prompt, "max_tokens": 64, "temperature": 0}).encode()
+    request = urllib.request.Request(  # noqa: S310 (an address of this machine)
+        f"{address}/v1/completions", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+        text: str = json.load(answer)["choices"][0]["text"]
+        return text
+
+
+def install_operator(cluster: Cluster) -> None:
+    """Install or upgrade the chart with the values of the local cluster."""
+    chart = ROOT / "charts" / "arctic"
+    release = ("upgrade", "--install", "arctic", str(chart), "-n", OPERATOR_NAMESPACE, "--create-namespace")
+    cluster.helm(*release, "-f", str(chart / "values-local.yaml"), *cluster.helm_values(), "--wait", "--timeout", "3m")
+
+
+@click.command()
+def demo() -> None:
+    """Train and serve a small Arctic on a two-node cluster on this machine."""
+    steps = Steps(5)
+    cluster = Cluster("demo")
+    with steps.step("start Kubernetes on two nodes"):
+        cluster.up()
+        click.echo(cluster.kubectl("get", "nodes", "-o", "wide"))
+    with steps.step("install the operator with Helm"):
+        install_operator(cluster)
+        click.echo(cluster.kubectl("get", "pods", "-n", OPERATOR_NAMESPACE, "-o", "wide"))
+    with steps.step("train in three stages on two nodes: kubectl apply -f examples/tiny-training.yaml"):
+        cluster.kubectl("apply", "-n", NAMESPACE, "-f", str(ROOT / "examples" / "tiny-training.yaml"))
+        watch_training(cluster, "tiny")
+    with steps.step("serve over two nodes: kubectl apply -f examples/tiny-inference.yaml"):
+        cluster.kubectl("apply", "-n", NAMESPACE, "-f", str(ROOT / "examples" / "tiny-inference.yaml"))
+        status = wait_for(cluster, "arcticinference", "tiny", {"Ready"}, SERVING_LIMIT_SECONDS)
+        click.echo(cluster.kubectl("get", "arcticinferences", "tiny", "-n", NAMESPACE))
+        click.echo(cluster.kubectl("get", "pods", "-n", NAMESPACE, "-o", "wide"))
+    with steps.step("ask it"):
+        with forwarded(cluster, "tiny", get(cluster, "arcticinference", "tiny")["spec"]["service"]["port"]) as address:
+            answer = ask(address, "tiny", QUESTION)
+        click.echo(f"{status['url']} completes {QUESTION!r} with:")
+        click.secho(answer, fg="green")
+    click.echo(
+        f"""
+The cluster keeps running. To look further:
+  export KUBECONFIG={cluster.kubeconfig}
+  kubectl get arctic -w                                   # both kinds
+  kubectl describe arctictraining tiny                    # stages, conditions, checkpoints
+  kubectl explain arctictraining.spec.curriculum
+  kubectl logs -l arctic.dev/name=tiny --prefix --tail=20 # of the workers
+  kubectl logs -n {OPERATOR_NAMESPACE} deployment/arctic-operator
+  kubectl port-forward service/tiny 8000                  # then: curl http://127.0.0.1:8000/v1/models
+  kubectl get --raw "/api/v1/namespaces/default/pods/POD:9441/proxy/metrics"   # metrics of a worker
+  make clean                                              # stops it and removes what it left"""
+    )
