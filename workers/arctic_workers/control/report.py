@@ -1,0 +1,51 @@
+"""The termination message: how a pod's last word is written."""
+
+import logging
+import os
+
+from arctic_api.world import Report, StageReport
+
+LIMIT = 4096
+"""Bytes that a kubelet reads of a termination message."""
+
+log = logging.getLogger(__name__)
+
+
+def write_report(report: Report, path: str) -> None:
+    """Write the report to the termination message file, cut to what a kubelet reads.
+
+    The file is a mount of its own in a pod, so it can't be renamed over: it is written by one call. Never raises: the
+    exit code must not depend on whether somebody could be told why.
+    """
+    try:
+        content = encode(report)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            os.write(descriptor, content)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except Exception:
+        log.exception("The report could not be written to %s: %s", path, report)
+
+
+def encode(report: Report, limit: int = LIMIT) -> bytes:
+    """Return the report as JSON of at most `limit` bytes: message cut first, then oldest stages, then evaluation."""
+    message, stages, evaluation = report.message, report.stages, report.evaluation
+    while (excess := len(content := _json(report, message, stages, evaluation)) - limit) > 0:
+        if message:
+            # A character takes up to six bytes (`\u0007`), so this never cuts more than is needed.
+            message = message.removesuffix("…")[: -(excess // 6 + 1)]
+            message += "…" if message else ""
+        elif stages:
+            stages = stages[1:]
+        elif evaluation:
+            evaluation = None
+        else:
+            break
+    return content
+
+
+def _json(report: Report, message: str, stages: list[StageReport], evaluation: dict[str, float] | None) -> bytes:
+    cut = report.model_copy(update={"message": message, "stages": stages, "evaluation": evaluation})
+    return cut.model_dump_json(by_alias=True, exclude_none=True).encode()
