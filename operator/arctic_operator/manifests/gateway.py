@@ -1,0 +1,302 @@
+"""Builders of what stands in front of an inference service: its stable address and the HAProxy behind it.
+
+HAProxy finds the ready leaders by DNS and asks each for its own health: groups come and go without a change here.
+"""
+
+import hashlib
+import json
+import math
+from typing import Any, NamedTuple
+
+from arctic_api.common import parse_duration
+from arctic_api.inference import KIND, ArcticInferenceSpec
+from arctic_api.world import Label, Ports, uid5
+from arctic_operator.settings import Settings
+
+CONFIG_FILE = "haproxy.cfg"
+CONFIG_FOLDER = "/etc/arctic/gateway"
+CONFIG_HASH = "arctic.dev/config-hash"
+HTTP_PORT = 8080
+"""Port of the gateway's pods: above 1024, since they are not root; the Service maps the spec's port to it."""
+MAX_BODY_BYTES = 32 << 20
+GRACE_SECONDS = 5
+"""From being told to stop to closing the listener: what the cluster needs to stop sending connections here."""
+MIN_SLOTS = 16
+
+_ERRORS = {
+    400: ("invalid_request_error", "bad_request", "The request is not valid HTTP."),
+    408: ("invalid_request_error", "request_timeout", "The request did not arrive in time: send it again."),
+    413: ("invalid_request_error", "request_too_large", f"The request body is larger than {MAX_BODY_BYTES >> 20} MiB."),
+    500: ("server_error", "internal_error", "The gateway failed: send the request again."),
+    502: ("server_error", "bad_gateway", "The replica went away before it answered."),
+    503: ("server_error", "service_unavailable", "No replica of this model is ready: try again in a few seconds."),
+    504: ("server_error", "gateway_timeout", "The replica did not answer in time."),
+}
+_RETRY_AFTER_SECONDS = {502: 1, 503: 5}
+
+
+class GatewayShape(NamedTuple):
+    """What of a service its gateway's configuration depends on."""
+
+    leaders_host: str
+    """DNS name that resolves to the ready leaders."""
+    leaders_port: int
+    health_port: int
+    """Port on which leaders answer `/readyz`, and on which the gateway itself serves `/metrics` and `/healthz`."""
+    slots: int
+    """Most leaders that can be known at once."""
+    requests_per_leader: int
+    """Requests that a leader is given at once; the others queue here."""
+    drain_seconds: int
+    """Time that running requests get once the gateway is told to stop."""
+
+
+def leader_slots(most_groups: int) -> int:
+    """Return a number of server slots with room for `most_groups`: powers of two, so that scaling rarely changes it."""
+    return max(MIN_SLOTS, 1 << (most_groups - 1).bit_length())
+
+
+def haproxy_config(shape: GatewayShape) -> str:
+    """Return HAProxy's configuration (2.6 or newer)."""
+    errors = "\n    ".join(f"http-error {_error(status)}" for status in _ERRORS)
+    length_required = _json_error("invalid_request_error", "length_required", "Send the request with a Content-Length.")
+    return f"""\
+global
+    log stdout format raw local0 notice
+    # Fixed, since HAProxy otherwise sizes itself by the node's processors and its limit of open files.
+    maxconn 4096
+    nbthread 4
+    # While stopping it still accepts, and answers "Connection: close": no client is cut off in between two requests.
+    grace {GRACE_SECONDS}s
+    hard-stop-after {GRACE_SECONDS + shape.drain_seconds}s
+
+defaults
+    mode http
+    log global
+    option httplog
+    option dontlog-normal
+    # A new connection for each request to a leader: one that was kept could be closed just as a request is sent on it,
+    # and a POST must not be sent twice.
+    option http-server-close
+    option http-no-delay
+    option abortonclose
+    # Only what was never sent is tried again, at another leader.
+    retries 3
+    retry-on conn-failure
+    option redispatch 1
+    timeout connect 2s
+    timeout http-request 30s
+    timeout http-keep-alive 60s
+    timeout queue 60s
+    # An answer that is not streamed is silent until it is complete.
+    timeout client 1h
+    timeout server 1h
+    timeout tunnel 1h
+    {errors}
+
+resolvers cluster
+    parse-resolv-conf
+    accepted_payload_size 8192
+    resolve_retries 3
+    timeout resolve 1s
+    timeout retry 1s
+    hold valid 1s
+    hold obsolete 1s
+    hold nx 5s
+    # While DNS is away the leaders stay; their own health decides.
+    hold other 5m
+    hold refused 5m
+    hold timeout 5m
+
+frontend api
+    bind :{HTTP_PORT}
+    monitor-uri /healthz
+    monitor fail if {{ stopping }}
+    http-request return status 411 content-type application/json string '{length_required}' \
+if {{ req.hdr(transfer-encoding) -m found }}
+    http-request deny deny_status 413 if {{ req.hdr_val(content-length) gt {MAX_BODY_BYTES} }}
+    http-after-response set-header Connection close if {{ stopping }}
+    default_backend leaders
+
+backend leaders
+    balance leastconn
+    option httpchk GET /readyz
+    http-check expect status 200
+    default-server check port {shape.health_port} inter 1s fall 2 rise 1 maxconn {shape.requests_per_leader}
+    server-template leader 1-{shape.slots} {shape.leaders_host}:{shape.leaders_port} \
+resolvers cluster resolve-prefer ipv4 init-addr none
+
+frontend observability
+    bind :{shape.health_port}
+    monitor-uri /healthz
+    http-request use-service prometheus-exporter if {{ path /metrics }}
+    http-request deny deny_status 404
+"""
+
+
+def _error(status: int) -> str:
+    """Return the `http-error` arguments of a status: a body as the OpenAI API has it."""
+    retry = f" hdr Retry-After {_RETRY_AFTER_SECONDS[status]}" if status in _RETRY_AFTER_SECONDS else ""
+    return f"status {status} content-type application/json string '{_json_error(*_ERRORS[status])}'{retry}"
+
+
+def _json_error(kind: str, code: str, message: str) -> str:
+    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+
+
+def config_hash(config: str) -> str:
+    """Return the hash that makes a changed configuration a changed pod template."""
+    return hashlib.sha256(config.encode()).hexdigest()[:16]
+
+
+def service_url(name: str, namespace: str, spec: ArcticInferenceSpec) -> str:
+    """Return the stable address of a service."""
+    return f"http://{name}.{namespace}.svc:{spec.service.port}"
+
+
+def gateway_children(
+    name: str, namespace: str, uid: str, owner: dict[str, Any], spec: ArcticInferenceSpec, settings: Settings
+) -> list[dict[str, Any]]:
+    """Return all that stands in front of the groups of one ArcticInference, whose ownerReference is `owner`.
+
+    It does not depend on which groups there are: with none ready, or none wanted, requests are answered with 503.
+    """
+    gateway = f"{name}-{uid5(uid)}-gateway"
+    leaders = f"{name}-{uid5(uid)}-leaders"
+    ports = Ports()
+    shape = GatewayShape(
+        leaders_host=f"{leaders}.{namespace}.svc.{settings.cluster_domain}",
+        leaders_port=ports.http,
+        health_port=ports.metrics,
+        slots=leader_slots(_most_groups(spec)),
+        requests_per_leader=2 * spec.batching.max_sequences,
+        drain_seconds=math.ceil(parse_duration(spec.rollout.drain_timeout)),
+    )
+    config = haproxy_config(shape)
+    common: dict[str, str] = {Label.MANAGED: "true", Label.KIND: KIND, Label.NAME: name, Label.UID: uid}
+
+    def child(kind: str, api_version: str, child_name: str, labels: dict[str, str], **content: Any) -> dict[str, Any]:
+        metadata = {"name": child_name, "namespace": namespace, "labels": labels, "ownerReferences": [owner]}
+        return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
+
+    selector: dict[str, str] = {Label.UID: uid, Label.ROLE: "gateway"}
+    gateway_labels: dict[str, str] = common | {Label.ROLE: "gateway"}
+    return [
+        child("ConfigMap", "v1", gateway, gateway_labels, data={CONFIG_FILE: config}),
+        child(
+            "Deployment",
+            "apps/v1",
+            gateway,
+            gateway_labels,
+            spec={
+                "replicas": 2,
+                "selector": {"matchLabels": selector},
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+                "template": {
+                    "metadata": {"labels": gateway_labels, "annotations": {CONFIG_HASH: config_hash(config)}},
+                    "spec": _pod(gateway, selector, shape, spec, settings),
+                },
+            },
+        ),
+        child(
+            "PodDisruptionBudget",
+            "policy/v1",
+            gateway,
+            gateway_labels,
+            spec={"maxUnavailable": 1, "selector": {"matchLabels": selector}},
+        ),
+        child(
+            "Service",
+            "v1",
+            leaders,
+            common,
+            spec={
+                "clusterIP": "None",
+                "selector": {Label.UID: uid, "apps.kubernetes.io/pod-index": "0"},
+                "ports": [{"name": "http", "port": ports.http}, {"name": "metrics", "port": ports.metrics}],
+            },
+        ),
+        child(
+            "Service",
+            "v1",
+            name,
+            common,
+            spec={
+                "selector": selector,
+                "ports": [{"name": "http", "port": spec.service.port, "targetPort": "http"}],
+            },
+        ),
+    ]
+
+
+def _most_groups(spec: ArcticInferenceSpec) -> int:
+    wanted = max(spec.replicas, spec.autoscaling.max if spec.autoscaling else 0)
+    return max(1, wanted + spec.rollout.max_surge)
+
+
+def _pod(
+    config_map: str, selector: dict[str, str], shape: GatewayShape, spec: ArcticInferenceSpec, settings: Settings
+) -> dict[str, Any]:
+    pod: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS + shape.drain_seconds + 5,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "affinity": {
+            "podAntiAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "weight": 100,
+                        "podAffinityTerm": {
+                            "topologyKey": "kubernetes.io/hostname",
+                            "labelSelector": {"matchLabels": selector},
+                        },
+                    }
+                ]
+            }
+        },
+        "containers": [
+            {
+                "name": "haproxy",
+                "image": settings.gateway_image,
+                "imagePullPolicy": settings.image_pull_policy,
+                "command": gateway_command(f"{CONFIG_FOLDER}/{CONFIG_FILE}"),
+                "ports": [
+                    {"name": "http", "containerPort": HTTP_PORT},
+                    {"name": "metrics", "containerPort": shape.health_port},
+                ],
+                "readinessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 2},
+                "livenessProbe": {"httpGet": {"path": "/healthz", "port": "metrics"}, "periodSeconds": 10},
+                "resources": {
+                    "requests": {"cpu": "50m", "memory": "64Mi"},
+                    "limits": {"memory": "512Mi"},
+                },
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "volumeMounts": [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}],
+            }
+        ],
+        "volumes": [{"name": "config", "configMap": {"name": config_map}}],
+    }
+    if settings.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": secret} for secret in settings.image_pull_secrets]
+    if spec.priority_class_name:
+        pod["priorityClassName"] = spec.priority_class_name
+    return pod
+
+
+def gateway_command(config_path: str) -> list[str]:
+    """Return the container's command: HAProxy takes SIGTERM for "stop at once", the kubelet means "finish first".
+
+    The first `wait` ends when the signal comes, the second when HAProxy does.
+    """
+    script = 'haproxy -db -f "$0" & trap "kill -USR1 $!" TERM USR1; wait $! || wait $!'
+    return ["/bin/sh", "-c", script, config_path]
