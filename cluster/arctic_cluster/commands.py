@@ -1,0 +1,150 @@
+"""`arctic cluster`: the commands by which people work with the local cluster. No logic: arguments in, sentences out."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from arctic_cluster import prepare
+from arctic_cluster.cluster import DEFAULT_NAME, Cluster
+from arctic_cluster.errors import ClusterError
+from arctic_cluster.paths import default_volumes
+
+_LAST_LINES = 100
+
+_name = click.option("--name", default=DEFAULT_NAME, show_default=True, help="Which of this machine's clusters.")
+_node = click.option("--node", required=True, help="A node's name or number.")
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Errors of the cluster are sentences for people."""
+    try:
+        yield
+    except ClusterError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.group()
+def cluster() -> None:
+    """Real Kubernetes on this machine: its nodes are network namespaces."""
+
+
+@cluster.command()
+@_name
+@click.option("--nodes", default=2, show_default=True, help="How many nodes.")
+@click.option("--volumes", type=click.Path(path_type=Path), help=f"Folder of corpus and store [{default_volumes()}].")
+def up(name: str, nodes: int, volumes: Path | None) -> None:
+    """Start a cluster, building whatever is not built."""
+    with _told():
+        it = Cluster(name)
+        started = it.up(nodes, volumes)
+        click.echo(f"cluster {name} {'is up' if started else 'is already running'}; use it with")
+        click.echo(f"  export KUBECONFIG={it.kubeconfig} PATH={it.binaries}:$PATH")
+
+
+@cluster.command()
+@_name
+def down(name: str) -> None:
+    """End a cluster and remove everything of it but its volumes."""
+    with _told():
+        ended = Cluster(name).down()
+        click.echo(f"cluster {name} is gone" if ended else f"there is no cluster {name}")
+
+
+@cluster.command()
+@_name
+def status(name: str) -> None:
+    """Say what runs, where it is, and at which addresses."""
+    with _told():
+        click.echo(Cluster(name).status())
+
+
+@cluster.command()
+@_name
+def kubeconfig(name: str) -> None:
+    """Print the path of the administrator's kubeconfig."""
+    with _told():
+        path = Cluster(name).kubeconfig
+        if not path.exists():
+            raise ClusterError(f"there is no cluster {name}: start it with `arctic cluster up --name {name}`")
+        click.echo(path)
+
+
+@cluster.command()
+@click.argument("component", required=False)
+@_name
+def logs(component: str | None, name: str) -> None:
+    """Print the end of a component's log, or, without one, the components that have a log."""
+    with _told():
+        found = {path.stem: path for path in sorted(Cluster(name).logs.glob("*.log"))}
+        if component is None:
+            click.echo("\n".join(found) or f"there is no cluster {name}")
+        elif component in found:
+            click.echo("\n".join(found[component].read_text(errors="replace").splitlines()[-_LAST_LINES:]))
+        else:
+            raise ClusterError(f"there is no log of {component!r}: name one of {', '.join(found)}")
+
+
+@cluster.command()
+def build() -> None:
+    """Build the programs and the image, without starting anything."""
+    with _told():
+        prepare.build()
+
+
+@cluster.command()
+@click.argument("archive", type=click.Path(path_type=Path))
+@_name
+def load(archive: Path, name: str) -> None:
+    """Import an image ARCHIVE, as `docker save` writes it, on every node."""
+    with _told():
+        Cluster(name).load(archive)
+
+
+@cluster.command()
+@click.option("--namespace", required=True, help="A namespace that exists.")
+@_name
+def claims(namespace: str, name: str) -> None:
+    """Give a namespace the claims that workers mount: environment, corpus and store."""
+    with _told():
+        Cluster(name).create_claims(namespace)
+
+
+@cluster.command()
+@_node
+@click.option("--rate", required=True, help="What the node may send, in tc's units, such as 200mbit.")
+@click.option("--latency", default="50ms", show_default=True, help="How long a packet may wait for its turn.")
+@_name
+def shape(node: str, rate: str, latency: str, name: str) -> None:
+    """Make a node's network slow."""
+    with _told():
+        Cluster(name).shape(node, rate, latency)
+
+
+@cluster.command()
+@_node
+@_name
+def unshape(node: str, name: str) -> None:
+    """Make a node's network fast again."""
+    with _told():
+        Cluster(name).unshape(node)
+
+
+@cluster.command()
+@_node
+@_name
+def cut(node: str, name: str) -> None:
+    """Take a node off the network, as if its cable were pulled: all that runs on it runs on."""
+    with _told():
+        Cluster(name).cut(node)
+
+
+@cluster.command()
+@_node
+@_name
+def mend(node: str, name: str) -> None:
+    """Put a node that was cut off back on the network."""
+    with _told():
+        Cluster(name).mend(node)

@@ -1,0 +1,99 @@
+"""The Python environment that pods mount at /opt/arctic: the project and what it needs, as the lock file says.
+
+It is made for the host's own /usr/bin/python3, which is the image's too, so its `bin/python` works in a pod. The
+dependencies are installed and compiled once for each lock file; each version of our sources is a copy of that in hard
+links, with our packages added.
+"""
+
+import os
+import shutil
+import tomllib
+from pathlib import Path
+
+from arctic_cluster import shell
+from arctic_cluster.files import files_under, tree_hash
+from arctic_cluster.paths import CHECKOUT, CLUSTERS, cache
+
+PYTHON = Path("/usr/bin/python3")
+MOUNT = "/opt/arctic"
+_EXTRAS = ("operator", "training", "inference")
+_KEPT = 3
+
+
+def _environments() -> Path:
+    return cache() / "environments"
+
+
+def _lock_files() -> list[Path]:
+    return [CHECKOUT / "uv.lock", CHECKOUT / "pyproject.toml"]
+
+
+def _sources() -> list[Path]:
+    """What the wheel is built from; code generated from the .proto files adds nothing to them."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    folders = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    files = [file for folder in folders for file in files_under(CHECKOUT / folder)]
+    return [*_lock_files(), *(file for file in files if "_pb2" not in file.name)]
+
+
+def version() -> str:
+    """Python's version as a path names it, such as python3.11: the host's, which is the image's too."""
+    found = shell.run(PYTHON, "-c", "import sys; print(*sys.version_info[:2], sep='.')").strip()
+    return f"python{found}"
+
+
+def prepare() -> Path:
+    """Make the environment of the sources as they are, unless there is one, and return its folder.
+
+    The caller holds the cache's lock.
+    """
+    python = version()
+    target = _environments() / tree_hash(CHECKOUT, _sources(), python)
+    if not target.exists():
+        dependencies = _dependencies(python)
+        partial = _fresh(target)
+        # Hard links share the files' space and their times, which keeps what is compiled valid.
+        shutil.copytree(dependencies, partial, symlinks=True, copy_function=os.link)
+        _sync(partial, "--no-editable", "--reinstall-package", "arctic-kubernetes")
+        partial.rename(target)
+    os.utime(target)
+    _prune(target)
+    return target
+
+
+def _dependencies(python: str) -> Path:
+    target = _environments() / f"dependencies-{tree_hash(CHECKOUT, _lock_files(), python)}"
+    if not target.exists():
+        partial = _fresh(target)
+        _sync(partial, "--no-install-project")
+        partial.rename(target)
+    os.utime(target)
+    return target
+
+
+def _fresh(target: Path) -> Path:
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return partial
+
+
+def _sync(environment: Path, *options: str) -> None:
+    """Run uv for `environment`. Pods cannot write there, so everything is compiled beforehand."""
+    extras = [word for extra in _EXTRAS for word in ("--extra", extra)]
+    env = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
+    env |= {"UV_PROJECT_ENVIRONMENT": str(environment), "UV_COMPILE_BYTECODE": "1"}
+    command = [shell.uv(), "sync", "--frozen", "--no-dev", "--python", str(PYTHON)]
+    shell.run(*command, *extras, *options, env=env, cwd=CHECKOUT)
+
+
+def _prune(current: Path) -> None:
+    """Remove all but the latest environments, those that a cluster mounts, and `current`'s dependencies."""
+    used = {link.resolve() for link in CLUSTERS.glob("*/environment")} | {current}
+    folders = [path for path in _environments().iterdir() if not path.name.startswith(".")]
+    latest = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
+    complete = [path for path in latest if not path.name.startswith("dependencies-")]
+    dependencies = [path for path in latest if path not in complete]
+    for path in [*complete[_KEPT:], *dependencies[1:]]:
+        if path not in used:
+            shutil.rmtree(path)

@@ -1,0 +1,48 @@
+"""Files: writing them so that a crash leaves the old content or the new, hashing trees, locking."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Write `content` to `path` through a temporary file beside it, synced and renamed."""
+    temporary = path.with_name(f".{path.name}.partial")
+    data = content.encode() if isinstance(content, str) else content
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def tree_hash(base: Path, files: Iterable[Path], *extra: str) -> str:
+    """Twelve hex digits over `extra` and the `files`' contents and paths below `base`, in any order."""
+    digest = hashlib.sha256(json.dumps(extra).encode())
+    for file in sorted(files):
+        content = file.read_bytes()
+        digest.update(json.dumps([str(file.relative_to(base)), len(content)]).encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def files_under(folder: Path) -> list[Path]:
+    """All files below `folder` but what Python compiles."""
+    return [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (made when missing), waiting for whoever has it; a crash releases it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"waiting for another `arctic cluster` (it holds {path})\n")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

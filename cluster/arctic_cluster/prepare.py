@@ -1,0 +1,44 @@
+"""Everything that a cluster needs on the machine before it starts: packages, programs, image, Python environment."""
+
+from pathlib import Path
+
+from arctic_cluster import binaries, environment, image, requirements
+from arctic_cluster.files import locked
+from arctic_cluster.paths import cache
+from arctic_cluster.progress import Progress
+
+
+def build() -> None:
+    """Install packages, build the programs and make the image, each unless it is there."""
+    requirements.check()
+    with locked(cache() / "lock"):
+        _build(further_steps=0)
+
+
+def prepare(further_steps: int) -> tuple[Progress, Path]:
+    """Build what is missing, and the environment of the sources as they are.
+
+    Returns the progress, which has `further_steps` left, and the environment's folder.
+    """
+    requirements.check()
+    with locked(cache() / "lock"):
+        progress = _build(further_steps + 1)
+        with progress.step("Python environment of the pods"):
+            folder = environment.prepare()
+    return progress, folder
+
+
+def _build(further_steps: int) -> Progress:
+    packages = requirements.missing_packages()
+    programs = not binaries.folder().exists()
+    base = not image.archive().exists()
+    progress = Progress(bool(packages) + programs * len(binaries.programs()) + base + further_steps)
+    if packages:
+        with progress.step(f"Debian packages {' '.join(packages)}"):
+            requirements.install(packages)
+    if programs:
+        binaries.build(progress)
+    if base:
+        with progress.step("base image"):
+            image.build()
+    return progress

@@ -1,0 +1,102 @@
+"""What the machine must have, checked before anything is done; each failure is a sentence that says how to get it.
+
+Debian packages are installed by this module; what a package cannot give (root, a kernel's file system, disk space) is
+asked for.
+"""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from arctic_cluster import shell
+from arctic_cluster.config import CNI_BINARIES
+from arctic_cluster.errors import ClusterError
+from arctic_cluster.paths import CLUSTERS, MACHINE, cache
+
+_GIB = 1 << 30
+# The cache holds binaries, two images' worth of archives and the Python environment; a cluster unpacks the image.
+_NEEDED_IN_CACHE = 10 * _GIB
+_NEEDED_IN_CLUSTERS = 3 * _GIB
+_LISTS_ARE_OLD = 7 * 24 * 3600
+_CAP_SYS_RESOURCE = 24
+_POLICY = Path("/usr/sbin/policy-rc.d")
+
+# The program or file that shows that a package is there.
+_PACKAGES = {
+    "containerd": "containerd",
+    "runc": "runc",
+    "containernetworking-plugins": str(CNI_BINARIES / "bridge"),
+    "iptables": "iptables",
+    "iproute2": "ip",
+    "mmdebstrap": "mmdebstrap",
+    "procps": "sysctl",
+    "util-linux": "nsenter",
+    "python3": "/usr/bin/python3",
+}
+
+
+def check() -> None:
+    """Raise with one sentence on the first thing that is missing and that no package gives."""
+    if os.geteuid() != 0:
+        raise ClusterError("a local cluster needs root, for network namespaces and mounts: run it with sudo")
+    if not shell.have("apt-get"):
+        raise ClusterError("apt-get is missing: the local cluster runs on Debian and its kin, which have containerd")
+    shell.uv()
+    if "\toverlay\n" not in Path("/proc/filesystems").read_text() and not shell.attempt("modprobe", "overlay"):
+        raise ClusterError("the kernel has no overlayfs: load it (`modprobe overlay`) or boot a kernel that has it")
+    MACHINE.mkdir(parents=True, exist_ok=True)
+    for folder, needed in ((cache(), _NEEDED_IN_CACHE), (CLUSTERS, _NEEDED_IN_CLUSTERS)):
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_space(folder, needed)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ClusterError(
+            f"{folder} has {free / _GIB:.1f} GiB free and the local cluster needs {needed / _GIB:.0f}: free some, "
+            "or let XDG_CACHE_HOME name a larger disk"
+        )
+
+
+def missing_packages() -> list[str]:
+    """The Debian packages that `install` would install."""
+    return [package for package, shown_by in _PACKAGES.items() if not shell.have(shown_by)]
+
+
+def install(packages: list[str]) -> None:
+    """Install Debian packages without starting the services that they bring."""
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    if _lists_are_old():
+        shell.run("apt-get", "update", env=env)
+    with _no_service_starts():
+        shell.run("apt-get", "install", "-y", "--no-install-recommends", *packages, env=env)
+
+
+@contextlib.contextmanager
+def _no_service_starts() -> Iterator[None]:
+    """Have dpkg told that no service may start, unless the machine has a policy of its own."""
+    if _POLICY.exists():
+        yield
+        return
+    _POLICY.write_text("#!/bin/sh\nexit 101\n")
+    try:
+        _POLICY.chmod(0o755)
+        yield
+    finally:
+        _POLICY.unlink()
+
+
+def _lists_are_old() -> bool:
+    lists = [path.stat().st_mtime for path in Path("/var/lib/apt/lists").glob("*_Packages*")]
+    return not lists or time.time() - max(lists) > _LISTS_ARE_OLD
+
+
+def restricts_oom_score() -> bool:
+    """Whether processes here may not lower their oom_score_adj, for want of CAP_SYS_RESOURCE."""
+    status = Path("/proc/self/status").read_text()
+    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff"))
+    return not int(effective, 16) >> _CAP_SYS_RESOURCE & 1

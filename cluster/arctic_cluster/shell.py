@@ -1,0 +1,48 @@
+"""Running commands of the host: the one place that starts a command and waits for it."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from arctic_cluster.errors import ClusterError
+
+_SHOWN = 2000
+
+
+def run(
+    *command: str | Path, stdin: str | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> str:
+    """Run `command` and return what it printed; a failure raises with the end of what it said."""
+    arguments = [str(word) for word in command]
+    try:
+        done = subprocess.run(arguments, input=stdin, env=env, cwd=cwd, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise ClusterError(f"the command {arguments[0]!r} is not on this machine") from error
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip()[-_SHOWN:]
+        raise ClusterError(f"`{' '.join(arguments)}` failed with exit code {done.returncode}: {said}")
+    return done.stdout
+
+
+def attempt(*command: str | Path) -> bool:
+    """Run `command` where failing is an answer: whether it succeeded."""
+    try:
+        run(*command)
+    except ClusterError:
+        return False
+    return True
+
+
+def have(command: str) -> bool:
+    """Whether `command` is on PATH."""
+    return shutil.which(command) is not None
+
+
+def uv() -> str:
+    """The uv that runs this, or the one on PATH."""
+    found = os.environ.get("UV") or shutil.which("uv")
+    if not found:
+        raise ClusterError("uv is missing: install it with `pip install uv`")
+    return found
