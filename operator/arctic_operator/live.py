@@ -1,0 +1,97 @@
+"""What workers say of themselves, as frozen values: no gRPC, so that planning may read them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """What a world does; the protocol's phases by their names."""
+
+    UNKNOWN = "PHASE_UNSPECIFIED"
+    """A phase of a newer protocol than this operator's."""
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    DRAINING = "DRAINING"
+    CHECKPOINTING = "CHECKPOINTING"
+    EXPORTING = "EXPORTING"
+    DONE = "DONE"
+
+
+@dataclass(frozen=True)
+class StageSeen:
+    """One stage of the curriculum. `checkpoint` is a URI, empty while there is none."""
+
+    name: str
+    tokens: int
+    started: datetime | None = None
+    completed: datetime | None = None
+    checkpoint: str = ""
+    validation_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointSeen:
+    """A committed checkpoint."""
+
+    step: int
+    tokens: int
+    uri: str
+    time: datetime | None
+
+
+@dataclass(frozen=True)
+class TrainingObservation:
+    """A training as its rank 0 says it is. Rates are per second; a figure that is not known (yet) is None."""
+
+    uid: str
+    epoch: int
+    phase: Phase
+    message: str
+    time: datetime | None
+    stage: str = ""
+    step: int = 0
+    tokens: int = 0
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    learning_rate: float | None = None
+    gradient_norm: float | None = None
+    stages: tuple[StageSeen, ...] = ()
+    last_checkpoint: CheckpointSeen | None = None
+
+
+@dataclass(frozen=True)
+class InferenceObservation:
+    """An inference group as its leader says it is. Rates are per second, the utilization is 0 to 1."""
+
+    uid: str
+    phase: Phase
+    message: str
+    time: datetime | None
+    ready: bool = False
+    draining: bool = False
+    running: int = 0
+    waiting: int = 0
+    kv_cache_utilization: float = 0.0
+    tokens_per_second: float = 0.0
+    requests_per_second: float = 0.0
+    ttft_p99_seconds: float = 0.0
+
+
+Observation = TrainingObservation | InferenceObservation
+
+
+@dataclass(frozen=True)
+class Live:
+    """How it stands between the operator and one world. Nothing here decides whether something succeeded."""
+
+    observation: Observation | None = None
+    """The newest one, kept when the stream breaks."""
+    received: datetime | None = None
+    """When it came, by the operator's clock."""
+    connected: bool = False
+    """Whether the stream stands and has brought a state."""
+    error: str = ""
+    """Why it does not stand: a sentence for people."""
