@@ -3,15 +3,40 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-TOKENS_PATTERN = r"^[0-9]+(\.[0-9]+)?(k|M|G|T)?$"
-DURATION_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"
+# Go's RE2, Rust's regex (pydantic) and Python's re all read these patterns alike.
+# At most three decimals, so that any unit makes a whole number; at most 18 digits, so that it fits in 64 bits.
+TOKENS_PATTERN = r"^([0-9]{1,18}|[0-9]{1,6}(\.[0-9]{1,3})?[kMGT])$"
+# With 15 characters no duration overflows Go's 64-bit nanoseconds.
+DURATION_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m|h))+$"
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+SUBDOMAIN_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+LABEL_VALUE_PATTERN = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+MOUNT_PATH_PATTERN = r"^/[^:]+$"
+FOLDER_PATTERN = r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$"
 PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 NUMBER_PATTERN = r"^[0-9]+(\.[0-9]+)?$"
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+
+HINTS = {
+    DURATION_PATTERN: "write a duration such as 90s, 20m or 1h30m",
+    NAME_PATTERN: "write lower-case letters, digits and '-', beginning with a letter and not ending with '-'",
+    SUBDOMAIN_PATTERN: "write the name of an object: lower-case letters, digits, '-' and '.'",
+    LABEL_VALUE_PATTERN: "write letters, digits, '-', '_' and '.', beginning and ending with a letter or digit",
+    VARIABLE_PATTERN: "write letters, digits and '_', not beginning with a digit",
+    MOUNT_PATH_PATTERN: "write an absolute path without ':'",
+    FOLDER_PATTERN: "write a relative path such as runs/first",
+    PERCENT_PATTERN: "write a percentage from 0% to 100%",
+    NUMBER_PATTERN: 'write a decimal number as text, such as "2.50"',
+}
+"""What to write instead, by the pattern that a text does not match."""
+
 MAX_OBJECT_NAME = 40  # children append an attempt or a revision and five digits of the uid, and stay a DNS label
+MAX_TOKENS = 10**18 - 1
+MAX_COUNT = 2**31 - 1
 
 _TOKEN_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -32,57 +57,119 @@ class Resource(BaseModel):
 def parse_tokens(value: int | str) -> int:
     """Return the number of tokens that `1T`, `1.5G`, `200k` or a plain integer mean; ValueError says what to write."""
     text = str(value)
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(k|M|G|T)?", text)
-    if isinstance(value, bool) or not match or len(text) > 24:
+    if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(TOKENS_PATTERN, text):
         hint = " (write G for 10^9)" if text.endswith(("B", "b")) else ""
         raise ValueError(f"{text!r} is not a number of tokens: write a whole number or 1.5k, 20M, 3G, 1T{hint}")
-    whole, _, fraction = match[1].partition(".")
-    scaled = int(whole + fraction) * _TOKEN_UNITS[match[2] or ""]
-    count, remainder = divmod(scaled, 10 ** len(fraction))
-    if remainder:
-        raise ValueError(f"{text!r} is not a whole number of tokens")
-    return count
+    number, unit = (text[:-1], text[-1]) if text[-1] in _TOKEN_UNITS else (text, "")
+    whole, _, fraction = number.partition(".")
+    divisor: int = 10 ** len(fraction)
+    return int(whole + fraction) * _TOKEN_UNITS[unit] // divisor
 
 
 def parse_duration(value: str) -> float:
     """Return the seconds of a Go duration such as `1h30m`, `20m`, `90s`, `500ms`."""
-    if not re.fullmatch(DURATION_PATTERN[1:-1], value):
+    if not re.fullmatch(DURATION_PATTERN, value):
         raise ValueError(f"{value!r} is not a duration: write for example 90s, 20m, 1h30m")
     return sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(r"([0-9.]+)(ms|s|m|h)", value))
 
 
-def _check_tokens(value: int | str) -> int | str:
+def _check_tokens(value: Any) -> Any:
     parse_tokens(value)
     return value
 
 
-def _check_duration(value: str) -> str:
-    parse_duration(value)
+def _check_quantity(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not whole and not (isinstance(value, str) and len(value) <= 32 and re.fullmatch(QUANTITY_PATTERN, value)):
+        raise ValueError(f"{value!r} is not a quantity: write for example 8, 500m, 16Gi")
     return value
 
 
-
-
+# Checked before pydantic tries either side of the union, so that there is one sentence and not one for each side.
 Tokens = Annotated[
     int | str,
-    AfterValidator(_check_tokens),
-    Field(json_schema_extra={"x-kubernetes-int-or-string": True, "maxLength": 24, "pattern": TOKENS_PATTERN}),
+    BeforeValidator(_check_tokens),
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "minimum": 0,
+            "maximum": MAX_TOKENS,
+            "maxLength": 18,
+            "pattern": TOKENS_PATTERN,
+        }
+    ),
 ]
-Duration = Annotated[
-    str, Field(pattern=DURATION_PATTERN, max_length=24), AfterValidator(_check_duration)
+Quantity = Annotated[
+    int | str,
+    BeforeValidator(_check_quantity),
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "minimum": 0,
+            "maxLength": 32,
+            "pattern": QUANTITY_PATTERN,
+        }
+    ),
 ]
-Percent = Annotated[str, Field(pattern=PERCENT_PATTERN)]
+Duration = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=15)]
+Percent = Annotated[str, Field(pattern=PERCENT_PATTERN, max_length=4)]
 DecimalText = Annotated[str, Field(pattern=NUMBER_PATTERN, max_length=24)]
 ObjectName = Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_OBJECT_NAME)]
 ItemName = Annotated[str, Field(pattern=NAME_PATTERN, max_length=63)]
+Subdomain = Annotated[str, Field(pattern=SUBDOMAIN_PATTERN, max_length=253)]
+LabelValue = Annotated[str, Field(pattern=LABEL_VALUE_PATTERN, max_length=63)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+MAP_BY_NAME: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+MAP_BY_TYPE: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+MAP_BY_MOUNT_PATH: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["mountPath"]}
+SET: dict[str, Any] = {"x-kubernetes-list-type": "set"}
+OPAQUE: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
+"""Fields whose content the schema does not know."""
+
+
+class Metadata(Resource):
+    """The part of an object's metadata that a person writes, and what the API server adds to it."""
+
+    name: str
+    """Name of the object."""
+    namespace: str | None = None
+    """Namespace of the object."""
+    labels: dict[str, LabelValue] | None = None
+    """Labels of the object."""
+    annotations: dict[str, str] | None = None
+    """Annotations of the object."""
+    generate_name: Any = None
+    finalizers: Any = None
+    owner_references: Any = None
+    uid: Any = None
+    generation: Any = None
+    resource_version: Any = None
+    creation_timestamp: Any = None
+    deletion_timestamp: Any = None
+    deletion_grace_period_seconds: Any = None
+    managed_fields: Any = None
+    self_link: Any = None
+
+
+class Manifest(Resource):
+    """What every resource of ours has in common."""
+
+    api_version: str
+    """Group and version."""
+    kind: str
+    """Kind of the resource."""
+    metadata: Metadata
+    """Name, labels and annotations."""
 
 
 class SecretReference(Resource):
     """A Secret in the object's own namespace."""
 
-    secret_name: Annotated[str, Field(min_length=1, max_length=253)]
+    secret_name: Subdomain
     """Name of the Secret."""
 
 
@@ -98,8 +185,8 @@ class RopeScaling(Resource):
 class KeyValue(Resource):
     """An environment variable with a literal value."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=253)]
-    """Name of the variable."""
+    name: Annotated[str, Field(pattern=VARIABLE_PATTERN, max_length=253)]
+    """Name of the variable; those that begin with `ARCTIC_` are the operator's."""
     value: Annotated[str, Field(max_length=32768)]
     """Its value."""
 
@@ -107,9 +194,9 @@ class KeyValue(Resource):
 class ClaimVolume(Resource):
     """A PersistentVolumeClaim mounted into every worker."""
 
-    claim_name: Annotated[str, Field(min_length=1, max_length=253)]
+    claim_name: Subdomain
     """Name of the claim, in the object's namespace."""
-    mount_path: Annotated[str, Field(pattern=r"^/.+", max_length=1024)]
+    mount_path: Annotated[str, Field(pattern=MOUNT_PATH_PATTERN, max_length=1024)]
     """Absolute path in the workers."""
     read_only: bool = True
     """Whether the workers may only read it."""
@@ -118,56 +205,48 @@ class ClaimVolume(Resource):
 class Toleration(Resource):
     """A taint that the workers tolerate, as in a Pod."""
 
-    key: str | None = Field(None, max_length=317)
+    key: Annotated[str, Field(max_length=317)] | None = None
+    """Key of the taint; any if unset."""
     operator: Literal["Exists", "Equal"] | None = None
-    value: str | None = Field(None, max_length=253)
+    """How `value` is compared; `Equal` if unset."""
+    value: LabelValue | None = None
+    """Value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    toleration_seconds: int | None = None
+    """Effect of the taint; any if unset."""
+    toleration_seconds: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
+    """Seconds that a taint with the effect NoExecute is tolerated; for ever if unset."""
 
 
 class WorkerTemplate(Resource):
-    """What a manifest may say about its pods: a closed list, so that its author can't mount a Secret or take a service account."""
+    """What a manifest may say about its pods.
 
-    node_selector: dict[str, Annotated[str, Field(max_length=63)]] | None = Field(None, max_length=32)
+    A closed list, so that its author can't mount a Secret or take a service account.
+    """
+
+    node_selector: Annotated[dict[str, LabelValue], Field(max_length=32)] | None = None
     """Labels that a node must have."""
-    tolerations: list[Toleration] | None = Field(None, max_length=32)
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = None
     """Taints that the workers tolerate."""
-    affinity: dict[str, Any] | None = Field(None, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+    affinity: dict[str, Any] | None = Field(None, json_schema_extra=OPAQUE)
     """A Pod's `affinity`, verbatim."""
-    labels: dict[str, Annotated[str, Field(max_length=63)]] | None = Field(None, max_length=32)
+    labels: Annotated[dict[str, LabelValue], Field(max_length=32)] | None = None
     """Extra labels; those under `arctic.dev/` are the operator's."""
-    annotations: dict[str, Annotated[str, Field(max_length=4096)]] | None = Field(None, max_length=32)
-    """Extra annotations."""
-    environment: list[KeyValue] | None = Field(
-        None, max_length=64, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
-    )
+    annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] | None = None
+    """Extra annotations; those under `arctic.dev/` are the operator's."""
+    environment: Annotated[list[KeyValue], Field(max_length=64)] | None = Field(None, json_schema_extra=MAP_BY_NAME)
     """Environment variables."""
-    volumes: list[ClaimVolume] | None = Field(
-        None,
-        max_length=16,
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["mountPath"]},
+    volumes: Annotated[list[ClaimVolume], Field(max_length=16)] | None = Field(
+        None, json_schema_extra=MAP_BY_MOUNT_PATH
     )
     """Claims to mount."""
-
-
-Quantity = Annotated[
-    int | str,
-    Field(
-        json_schema_extra={
-            "x-kubernetes-int-or-string": True,
-            "maxLength": 32,
-            "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$",
-        }
-    ),
-]
 
 
 class Resources(Resource):
     """Compute resources of one worker pod, as in a container."""
 
-    requests: dict[str, Quantity] | None = Field(None, max_length=16)
+    requests: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
     """What is set aside for the pod."""
-    limits: dict[str, Quantity] | None = Field(None, max_length=16)
+    limits: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
     """What the pod may use at most; GPUs stand here, for example `nvidia.com/gpu: 8`."""
 
 
@@ -175,8 +254,14 @@ class Condition(Resource):
     """A condition as Kubernetes defines it (metav1.Condition)."""
 
     type: str
+    """What the condition is about, in CamelCase."""
     status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
     reason: Annotated[str, Field(pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$", max_length=1024)]
+    """Why, as one word in CamelCase for programs."""
     message: Annotated[str, Field(max_length=32768)] = ""
-    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    """Why, as a sentence for people."""
+    last_transition_time: Timestamp
+    """When the status last changed."""
     observed_generation: int | None = None
+    """The metadata.generation that it was judged from."""

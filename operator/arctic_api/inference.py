@@ -2,17 +2,23 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from arctic_api.common import (
+    MAP_BY_TYPE,
+    MAX_COUNT,
+    OPAQUE,
     Condition,
+    Count,
     Duration,
+    Manifest,
     ObjectName,
     Percent,
     Resource,
     Resources,
     RopeScaling,
     SecretReference,
+    Subdomain,
     Uri,
     WorkerTemplate,
 )
@@ -20,6 +26,28 @@ from arctic_api.common import (
 KIND = "ArcticInference"
 PLURAL = "arcticinferences"
 SHORT_NAME = "ainf"
+
+
+def _check_length(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value != "unlimited" and not (whole and 1 <= value <= MAX_COUNT):
+        raise ValueError(f"{value!r} is not a length: write a number of tokens, at least 1, or unlimited")
+    return value
+
+
+Length = Annotated[
+    int | Literal["unlimited"],
+    BeforeValidator(_check_length),
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "minimum": 1,
+            "maximum": MAX_COUNT,
+            "maxLength": 9,
+            "pattern": "^unlimited$",
+        }
+    ),
+]
 
 
 class InferenceModel(Resource):
@@ -40,9 +68,9 @@ class Engine(Resource):
 
     name: Literal["tensorrt-llm", "vllm", "native"] = "native"
     """`native` runs anywhere; the others need GPUs."""
-    image: Annotated[str, Field(max_length=512)] | None = None
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Image of the workers; the operator's default for the engine if unset."""
-    options: dict[str, Any] | None = Field(None, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+    options: dict[str, Any] | None = Field(None, json_schema_extra=OPAQUE)
     """Options handed to the engine as they are."""
 
 
@@ -67,13 +95,11 @@ class InferenceParallelism(Resource):
 class Attention(Resource):
     """How far back attention looks."""
 
-    window: Annotated[int, Field(ge=1)] | None = None
-    """Latest tokens that attention keeps; all if unset."""
+    window: Count | None = None
+    """Latest tokens that attention keeps, more than `sinks`; all if unset."""
     sinks: Annotated[int, Field(ge=0, le=1024)] = 0
     """First tokens that attention always keeps (StreamingLLM, Xiao et al., 2023)."""
-    max_length: int | Literal["unlimited"] = Field(
-        4096, json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": "^unlimited$", "minimum": 1}
-    )
+    max_length: Length = 4096
     """Most tokens of a request, prompt and answer together."""
     rope_scaling: RopeScaling | None = None
     """Stretch rotary positions."""
@@ -102,24 +128,32 @@ class Batching(Resource):
 class AutoscalingTarget(Resource):
     """What is held: exactly one."""
 
-    queued_per_replica: Annotated[int, Field(ge=1)] | None = None
+    queued_per_replica: Count | None = None
+    """Requests that wait, by replica."""
     kv_cache_utilization: Percent | None = None
+    """Share of the room for keys and values that is in use."""
     ttft: Duration | None = None
+    """Time to first token, 99th percentile."""
 
 
 class Autoscaling(Resource):
     """Publishes status.desiredReplicas; never writes spec."""
 
     min: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Fewest groups."""
     max: Annotated[int, Field(ge=1, le=1000)]
+    """Most groups."""
     target: AutoscalingTarget
+    """What is held."""
     scale_to_zero_after: Duration | None = None
+    """Removes the last group after so long without a request; needs `min: 0`."""
 
 
 class Canary(Resource):
     """Share of requests that the newest revision gets."""
 
     weight: Percent
+    """Share of requests."""
 
 
 class Rollout(Resource):
@@ -135,7 +169,7 @@ class Rollout(Resource):
     """Holds the rollout where it is."""
     canary: Canary | None = None
     """Share of requests that the newest revision gets."""
-    to_revision: Annotated[str, Field(max_length=63)] | None = None
+    to_revision: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     """Goes back to this revision."""
 
 
@@ -175,7 +209,7 @@ class ArcticInferenceSpec(Resource):
     """Removes all groups and keeps the address."""
     start_deadline: Duration | None = None
     """Degraded if not ready so long after creation."""
-    priority_class_name: Annotated[str, Field(max_length=253)] | None = None
+    priority_class_name: Subdomain | None = None
     """PriorityClass of the pods."""
     resources: Resources | None = None
     """Compute resources of each pod."""
@@ -189,20 +223,38 @@ class ArcticInferenceStatus(Resource):
     state: str | None = None
     """One word for people."""
     observed_generation: int | None = None
-    conditions: list[Condition] | None = Field(
-        None, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-    )
+    conditions: list[Condition] | None = Field(None, json_schema_extra=MAP_BY_TYPE)
+    """Ready, Available, Progressing, Degraded."""
     replicas: int | None = None
+    """Groups that exist."""
     desired_replicas: int | None = None
+    """Groups that autoscaling asks for."""
     ready_replicas: int | None = None
+    """Groups that have loaded the model and answer."""
     updated_replicas: int | None = None
+    """Groups of the newest revision."""
     selector: str | None = None
     """Label selector of the leaders."""
     url: str | None = None
     """Stable address of the service."""
     revision: str | None = None
+    """The newest revision."""
     requests_per_second: str | None = None
+    """Requests answered a second, over all groups."""
     tokens_per_second: int | None = None
+    """Tokens generated a second, over all groups."""
     queued: int | None = None
+    """Requests that wait, over all groups."""
     kv_cache_utilization: Percent | None = None
+    """Share of the room for keys and values that is in use."""
     ttft_p99: str | None = Field(None, alias="ttftP99")
+    """Time to first token, 99th percentile, as a duration."""
+
+
+class ArcticInference(Manifest):
+    """Serves one Arctic by groups of pods behind one stable address."""
+
+    spec: ArcticInferenceSpec
+    """What to serve, with what, how and where."""
+    status: ArcticInferenceStatus | None = None
+    """What was observed last; written by the operator."""

@@ -5,16 +5,25 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from arctic_api.common import (
+    FOLDER_PATTERN,
+    MAP_BY_NAME,
+    MAP_BY_TYPE,
+    OPAQUE,
+    SET,
     Condition,
+    Count,
     DecimalText,
     Duration,
     ItemName,
+    Manifest,
     ObjectName,
     PositiveFloat,
     Resource,
     Resources,
     RopeScaling,
     SecretReference,
+    Subdomain,
+    Timestamp,
     Tokens,
     Uri,
     WorkerTemplate,
@@ -24,7 +33,11 @@ KIND = "ArcticTraining"
 PLURAL = "arctictrainings"
 SHORT_NAME = "atr"
 
-MapByName = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+Preset = Literal["arctic", "arctic-466m", "arctic-small", "arctic-tiny"]
+Category = Literal["general", "code", "sql", "math", "instruction"]
+Suite = Literal["perplexity", "humaneval-plus", "mbpp-plus", "spider", "ifeval"]
+
+MAX_SEED = 2**53 - 1  # what every JSON reader keeps exactly
 
 
 class WeightsFrom(Resource):
@@ -40,21 +53,24 @@ class Lora(Resource):
     """Low-rank adaptation (Hu et al., 2021)."""
 
     rank: Annotated[int, Field(ge=1, le=1024)]
+    """Rank of the added matrices."""
     alpha: PositiveFloat
+    """Scale of the addition, which is multiplied by alpha / rank."""
 
 
 class Adapter(Resource):
     """Trains a small addition instead of all weights."""
 
     lora: Lora
+    """Low-rank adaptation."""
 
 
 class TrainingModel(Resource):
     """Which model is trained: exactly one of `preset`, `config` and `from`."""
 
-    preset: Annotated[str, Field(max_length=63)] | None = None
-    """A named configuration, such as `arctic-tiny` or `arctic` (480B)."""
-    config: dict[str, Any] | None = Field(None, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+    preset: Preset | None = None
+    """A named configuration: `arctic` is the published one of 480B parameters."""
+    config: dict[str, Any] | None = Field(None, json_schema_extra=OPAQUE)
     """The content of a Hugging Face `config.json` of an Arctic."""
     from_: WeightsFrom | None = Field(None, alias="from")
     """Weights to continue from."""
@@ -80,9 +96,6 @@ class Tokenizer(Resource):
     """A folder with a `tokenizer.json`."""
 
 
-Category = Literal["general", "code", "sql", "math", "instruction"]
-
-
 class Source(Resource):
     """One data set."""
 
@@ -104,7 +117,7 @@ class Validation(Resource):
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of every source's documents that is held out."""
     sources: Annotated[list[Source], Field(min_length=1, max_length=64)] | None = Field(
-        None, json_schema_extra=MapByName
+        None, json_schema_extra=MAP_BY_NAME
     )
     """Sources that are only for validation."""
 
@@ -112,10 +125,10 @@ class Validation(Resource):
 class Data(Resource):
     """The data sets."""
 
-    sources: Annotated[list[Source], Field(min_length=1, max_length=64)] = Field(json_schema_extra=MapByName)
+    sources: Annotated[list[Source], Field(min_length=1, max_length=64)] = Field(json_schema_extra=MAP_BY_NAME)
     """Data sets that mixtures draw from."""
     validation: Validation = Validation(fraction=0.01)
-    """Held-out text, by default one hundredth of every source."""
+    """Held-out text."""
 
 
 class LearningRate(Resource):
@@ -149,7 +162,7 @@ class Stage(Resource):
 class Curriculum(Resource):
     """The stages, in order."""
 
-    stages: Annotated[list[Stage], Field(min_length=1, max_length=16)] = Field(json_schema_extra=MapByName)
+    stages: Annotated[list[Stage], Field(min_length=1, max_length=16)] = Field(json_schema_extra=MAP_BY_NAME)
     """Stages, trained one after the other."""
 
 
@@ -174,7 +187,10 @@ class Batch(Resource):
     """How many tokens make one step."""
 
     tokens_per_step: Tokens
-    """Tokens of one optimizer update, over all ranks; a multiple of sequenceLength x microBatchSize x data parallelism."""
+    """Tokens of one optimizer update, over all ranks.
+
+    A multiple of sequenceLength x microBatchSize x ranks / sequenceParallel, in every stage.
+    """
     micro_batch_size: Annotated[int, Field(ge=1, le=65536)] = 1
     """Sequences a rank computes at once."""
 
@@ -197,19 +213,19 @@ class TrainingParallelism(Resource):
 class Every(Resource):
     """How often a checkpoint is written: exactly one of the two."""
 
-    steps: Annotated[int, Field(ge=1)] | None = None
+    steps: Count | None = None
     """After so many steps."""
     interval: Duration | None = None
-    """After so much time."""
+    """After so much time, at least 1s."""
 
 
 class CheckpointVolume(Resource):
     """A claim that all nodes can write (ReadWriteMany)."""
 
-    claim_name: Annotated[str, Field(min_length=1, max_length=253)]
+    claim_name: Subdomain
     """Name of the PersistentVolumeClaim, in this namespace."""
-    path: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$", max_length=512)] | None = None
-    """Folder in the claim; the claim's root by default."""
+    path: Annotated[str, Field(pattern=FOLDER_PATTERN, max_length=512)] | None = None
+    """Folder in the claim; the claim's root if unset."""
 
 
 class Checkpoint(Resource):
@@ -227,8 +243,8 @@ class Checkpoint(Resource):
     """How many are kept, besides the last of each stage."""
     grace_period: Duration = "120s"
     """Time that a pod gets to write a checkpoint when it is asked to go."""
-    export: Literal["huggingface"] | None = "huggingface"
-    """Layout of the weights written at the end."""
+    export: Literal["huggingface", "none"] = "huggingface"
+    """Layout of the weights written at the end; `none` writes none."""
 
 
 class Backoff(Resource):
@@ -253,17 +269,12 @@ class Restart(Resource):
     """What to do when the loss jumps."""
 
 
-Suite = Literal["perplexity", "humaneval-plus", "mbpp-plus", "spider", "ifeval"]
-
-
 class Evaluation(Resource):
     """Judges the model on the way."""
 
     at_stage_end: bool = True
     """Whether to evaluate at the end of each stage."""
-    suites: Annotated[list[Suite], Field(min_length=1, max_length=8)] = Field(
-        json_schema_extra={"x-kubernetes-list-type": "set"}
-    )
+    suites: Annotated[list[Suite], Field(min_length=1, max_length=8)] = Field(json_schema_extra=SET)
     """What is measured."""
 
 
@@ -280,7 +291,7 @@ class ArcticTrainingSpec(Resource):
     """The stages."""
     optimizer: Optimizer = Optimizer()
     """The optimizer."""
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     """Seed of the weights and of the order of data."""
     batch: Batch
     """Tokens a step."""
@@ -302,11 +313,11 @@ class ArcticTrainingSpec(Resource):
     """Fails if not done so long after the first start."""
     ttl_after_finished: Duration | None = None
     """Deletes the object so long after its end."""
-    queue: Annotated[str, Field(max_length=253)] | None = None
+    queue: Subdomain | None = None
     """Name of the Kueue LocalQueue that admits it."""
-    priority_class_name: Annotated[str, Field(max_length=253)] | None = None
+    priority_class_name: Subdomain | None = None
     """PriorityClass of the pods."""
-    image: Annotated[str, Field(max_length=512)] | None = None
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Image of the workers; the operator's default if unset."""
     resources: Resources | None = None
     """Compute resources of each pod."""
@@ -314,31 +325,60 @@ class ArcticTrainingSpec(Resource):
     """What else may be said about the pods."""
 
 
+class AttemptStatus(Resource):
+    """How one attempt ended."""
+
+    number: Annotated[int, Field(ge=1)]
+    """Number of the attempt, from 1."""
+    reason: str
+    """Why it ended, in CamelCase: `Interrupted`, `PodDeleted`, `NodeLost`, `OOMKilled`, `WorkerFailed`, ..."""
+    message: str = ""
+    """What happened, for people."""
+    counted: bool = False
+    """Whether it counts towards `restart.limit`."""
+    start_time: Timestamp | None = None
+    """When its world was made."""
+    completion_time: Timestamp
+    """When its end was seen."""
+
+
 class StageStatus(Resource):
     """Progress of one stage."""
 
     name: str
+    """Name of the stage."""
     tokens: int = 0
+    """Tokens trained so far."""
     budget: int
-    start_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
-    completion_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
+    """Tokens to train."""
+    start_time: Timestamp | None = None
+    """When the stage began."""
+    completion_time: Timestamp | None = None
+    """When the stage was done."""
     checkpoint: str | None = None
+    """Where the checkpoint of its end is."""
     validation_loss: str | None = None
+    """Loss on held-out text at its end, in nats a token."""
 
 
 class LastCheckpoint(Resource):
     """The newest committed checkpoint."""
 
     step: int
+    """Optimizer updates before it."""
     tokens: int
+    """Tokens trained before it."""
     uri: str
-    time: str = Field(json_schema_extra={"format": "date-time"})
+    """Where it is."""
+    time: Timestamp
+    """When it was committed."""
 
 
 class Export(Resource):
     """The exported weights."""
 
     uri: str
+    """Folder in the Hugging Face layout."""
 
 
 class ArcticTrainingStatus(Resource):
@@ -347,27 +387,52 @@ class ArcticTrainingStatus(Resource):
     state: str | None = None
     """One word for people."""
     observed_generation: int | None = None
-    conditions: list[Condition] | None = Field(
-        None, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-    )
+    conditions: list[Condition] | None = Field(None, json_schema_extra=MAP_BY_TYPE)
+    """Suspended, PodsScheduled, WorkersConnected, CheckpointReady, Degraded, Succeeded, Failed."""
     stage: str | None = None
     """Name of the stage under way."""
-    stages: list[StageStatus] | None = Field(None, json_schema_extra=MapByName)
+    stages: list[StageStatus] | None = Field(None, json_schema_extra=MAP_BY_NAME)
+    """Progress of each stage."""
     step: int | None = None
+    """Optimizer updates so far."""
     tokens: int | None = None
+    """Tokens trained so far, over all stages."""
     loss: str | None = None
+    """Training loss of the latest step, in nats a token."""
     tokens_per_second: int | None = None
+    """Tokens trained a second, over the whole world."""
     mfu: str | None = None
+    """Model FLOPs utilization: useful operations by the peak of the hardware, from 0 to 1."""
     gpu_hours: str | None = None
+    """Hours of GPUs spent, over all attempts."""
     cost_usd: str | None = Field(None, alias="costUSD")
-    eta: str | None = Field(None, json_schema_extra={"format": "date-time"})
+    """gpuHours times spec.pricePerGPUHour, in US dollars."""
+    eta: Timestamp | None = None
+    """When the last stage will be done at the present rate."""
     attempt: int | None = None
+    """Number of the latest attempt, from 1."""
     restarts: int | None = None
     """Failed attempts that count towards the limit."""
-    start_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
-    completion_time: str | None = Field(None, json_schema_extra={"format": "date-time"})
+    attempts: list[AttemptStatus] | None = Field(
+        None, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["number"]}
+    )
+    """The latest attempts that ended, oldest first."""
+    start_time: Timestamp | None = None
+    """When the first attempt began to run."""
+    completion_time: Timestamp | None = None
+    """When it succeeded or failed."""
     last_checkpoint: LastCheckpoint | None = None
+    """The newest committed checkpoint."""
     export: Export | None = None
+    """The exported weights."""
     evaluation: dict[str, str] | None = None
+    """Latest result of each suite."""
 
 
+class ArcticTraining(Manifest):
+    """Trains one Arctic over a curriculum of stages."""
+
+    spec: ArcticTrainingSpec
+    """What to train, on what, how and where."""
+    status: ArcticTrainingStatus | None = None
+    """What was observed last; written by the operator."""

@@ -1,8 +1,8 @@
 """The contract between the operator and its workers: what a pod is told, what it reports, and the constants of both.
 
-A pod is told everything in one environment variable, `ARCTIC_WORLD`, holding a `TrainingWorld` or an `InferenceGroup` as
-JSON: it is part of the create-only Job or StatefulSet, so a world can't see another specification than the one that its
-revision was computed from. `arctic train` and `arctic serve` make the same documents for local processes.
+A pod is told everything in one environment variable, `ARCTIC_WORLD`, holding a `TrainingWorld` or an `InferenceGroup`
+as JSON: it is part of the create-only Job or StatefulSet, so a world can't see another specification than the one that
+its revision was computed from. `arctic train` and `arctic serve` make the same documents for local processes.
 """
 
 from enum import IntEnum, StrEnum
@@ -47,6 +47,8 @@ class Label(StrEnum):
     GROUP = "arctic.dev/group"
     ROLE = "arctic.dev/role"
     """`worker`, `leader` (pipeline rank 0) or `gateway`."""
+    ROUTING = "arctic.dev/routing"
+    """`on` or `off`: whether the gateway may send requests to the pod."""
 
 
 class Ports(Resource):
@@ -76,7 +78,9 @@ class Mount(Resource):
 
 
 class _World(BaseModel):
-    model_config = ConfigDict(alias_generator=Resource.model_config["alias_generator"], populate_by_name=True, frozen=True)
+    model_config = ConfigDict(
+        alias_generator=Resource.model_config["alias_generator"], populate_by_name=True, frozen=True
+    )
 
     namespace: str
     name: str
@@ -105,7 +109,10 @@ class TrainingWorld(_World):
     epoch: Annotated[int, Field(ge=1)]
     """Grows with each attempt; a checkpoint commits only under the store's newest epoch."""
     run_folder: str
-    """Folder of this training in its store, `STORE/NAMESPACE/NAME-UID5`: checkpoints/, tokenizer/, export/, evaluation/."""
+    """Folder of this training in its store, `STORE/NAMESPACE/NAME-UID5`.
+
+    It holds checkpoints/, tokenizer/, export/ and evaluation/.
+    """
     weights_folder: str | None = None
     """Export folder of the training that `model.from.training` names."""
 
@@ -167,5 +174,5 @@ class Report(Resource):
     checkpoint: CheckpointReport | None = None
     export_uri: str | None = None
     """Set only when the final checkpoint and the export are committed: the final marker."""
-    stages: list[StageReport] = []
+    stages: list[StageReport] = Field(default_factory=list)
     evaluation: dict[str, float] | None = None

@@ -1,0 +1,463 @@
+"""What a schema cannot say, as one table: each rule once in CEL for the API server and once in Python for a laptop.
+
+Nothing here but rules: who evaluates them is in `crd.py` (the API server, by the schema) and in `verdict.py` (locally).
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from arctic_api.common import (
+    MAX_OBJECT_NAME,
+    NAME_PATTERN,
+    ClaimVolume,
+    KeyValue,
+    Manifest,
+    Metadata,
+    Resource,
+    Resources,
+    WorkerTemplate,
+    parse_duration,
+    parse_tokens,
+)
+from arctic_api.inference import (
+    ArcticInferenceSpec,
+    Attention,
+    Autoscaling,
+    AutoscalingTarget,
+    Batching,
+    Engine,
+    InferenceModel,
+    InferenceParallelism,
+    Quantization,
+    Rollout,
+    Service,
+)
+from arctic_api.training import (
+    ArcticTrainingSpec,
+    Backoff,
+    Batch,
+    Checkpoint,
+    Evaluation,
+    Every,
+    LearningRate,
+    Restart,
+    Source,
+    Stage,
+    Tokenizer,
+    TrainingModel,
+    TrainingParallelism,
+    Validation,
+    WeightsFrom,
+)
+
+RESERVED_PREFIX = "arctic.dev/"
+RESERVED_VARIABLES = "ARCTIC_"
+RESERVED_FOLDERS = ("/etc/arctic", "/opt/arctic", "/var/lib/arctic/store")
+QUALIFIED_NAME = re.compile(
+    r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+)
+
+
+class Judge(Enum):
+    """Who says on a cluster what no CEL rule of ours says."""
+
+    API_SERVER = "the API server refuses it by itself"
+    OPERATOR = (
+        "CEL can't say it within its cost budget: the object is accepted, and the operator refuses it in a condition"
+    )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule about every object of the type `where`."""
+
+    where: type[Resource]
+    """The type at whose node of the schema the rule stands."""
+    cel: str | Judge
+    """The rule for the API server, true where the object is right; or who else judges it there."""
+    predicate: Callable[..., bool]
+    """The same on the object; a transition rule gets the old object too."""
+    message: str
+    """What to write."""
+    field_path: str = ""
+    """The field at fault, from the node, as in `.warmupTokens`."""
+    transition: bool = False
+    """Whether it compares with the object before an update (`oldSelf` in CEL)."""
+    detail: Callable[[Any], str] | None = None
+    """The message with names and numbers in it, which CEL's cost budget forbids."""
+
+
+def cel_tokens(field: str) -> str:
+    """Return the CEL expression for the number of tokens that a field means: the twin of `parse_tokens`."""
+    units = "{'k': 1, 'M': 1000, 'G': 1000000, 'T': 1000000000}"
+    number, unit = f"{field}.substring(0, size({field}) - 1)", f"{field}.substring(size({field}) - 1)"
+    thousandths = f"int(double({number}) * 1000.0 + 0.5)"  # three decimals at most, so this is exact
+    return (
+        f"(type({field}) == int ? int({field}) : "
+        f"{field}.matches('[kMGT]$') ? {thousandths} * {units}[{unit}] : int({field}))"
+    )
+
+
+def _attribute(where: type[Resource], alias: str) -> str:
+    return next(name for name, field in where.model_fields.items() if (field.alias or name) == alias)
+
+
+def _exactly_one(where: type[Resource], *fields: str) -> Rule:
+    attributes = [_attribute(where, field) for field in fields]
+    return Rule(
+        where,
+        f"[{', '.join(f'has(self.{field})' for field in fields)}].filter(present, present).size() == 1",
+        lambda node: sum(getattr(node, attribute) is not None for attribute in attributes) == 1,
+        f"write exactly one of {', '.join(fields[:-1])} and {fields[-1]}",
+    )
+
+
+def _without_prefix(where: type[Resource], field: str) -> Rule:
+    return Rule(
+        where,
+        f"!has(self.{field}) || self.{field}.all(key, !key.startsWith('{RESERVED_PREFIX}'))",
+        lambda node: not any(key.startswith(RESERVED_PREFIX) for key in getattr(node, field) or ()),
+        f"names under {RESERVED_PREFIX} are the operator's: write another one",
+        f".{field}",
+    )
+
+
+def _qualified_names(where: type[Resource], field: str, judge: Judge) -> Rule:
+    attribute = _attribute(where, field)
+    return Rule(
+        where,
+        judge,
+        lambda node: all(map(QUALIFIED_NAME.fullmatch, getattr(node, attribute) or ())),
+        "write names such as app or example.com/app",
+        f".{field}",
+        detail=lambda node: (
+            "write names such as app or example.com/app instead of "
+            + ", ".join(repr(key) for key in getattr(node, attribute) if not QUALIFIED_NAME.fullmatch(key))
+        ),
+    )
+
+
+def _unchanged(field: str, *, optional: bool) -> Rule:
+    attribute = _attribute(ArcticTrainingSpec, field)
+    same = f"self.{field} == oldSelf.{field}"
+    return Rule(
+        ArcticTrainingSpec,
+        f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || {same})" if optional else same,
+        lambda new, old: bool(getattr(new, attribute) == getattr(old, attribute)),
+        f"{field} can't change, as checkpoints depend on it: make another object",
+        f".{field}",
+        transition=True,
+    )
+
+
+def _missing_sources(spec: ArcticTrainingSpec) -> list[tuple[str, str]]:
+    known = {source.name for source in spec.data.sources}
+    return [(stage.name, name) for stage in spec.curriculum.stages for name in stage.mixture if name not in known]
+
+
+def _name_missing_sources(spec: ArcticTrainingSpec) -> str:
+    missing = "; ".join(f"stage {stage!r} draws from {name!r}" for stage, name in _missing_sources(spec))
+    known = ", ".join(source.name for source in spec.data.sources)
+    return f"{missing}: there is no such source; write one of {known}, or add it to data.sources"
+
+
+def _uneven_stages(spec: ArcticTrainingSpec) -> list[tuple[str, int]]:
+    """Return the stages into whose micro-batches a step does not divide, with the tokens of one round of them."""
+    degrees = spec.parallelism
+    rounds = (
+        (stage.name, stage.sequence_length * spec.batch.micro_batch_size * degrees.nodes * degrees.processes_per_node)
+        for stage in spec.curriculum.stages
+    )
+    tokens = parse_tokens(spec.batch.tokens_per_step) * degrees.sequence_parallel
+    return [(stage, size // degrees.sequence_parallel) for stage, size in rounds if tokens % size]
+
+
+def _suggest_step(spec: ArcticTrainingSpec) -> str:
+    stage, size = _uneven_stages(spec)[0]
+    near = max(1, round(parse_tokens(spec.batch.tokens_per_step) / size)) * size
+    return (
+        f"write a multiple of {size} = sequenceLength x microBatchSize x ranks / sequenceParallel of stage {stage!r}, "
+        f"such as {near}"
+    )
+
+
+_ROUND = "stage.sequenceLength * self.batch.microBatchSize * self.parallelism.nodes * self.parallelism.processesPerNode"
+
+COMMON_RULES = (
+    Rule(
+        Manifest,
+        f"self.metadata.name.matches('{NAME_PATTERN}') && size(self.metadata.name) <= {MAX_OBJECT_NAME}",
+        lambda node: (
+            bool(re.fullmatch(NAME_PATTERN, node.metadata.name)) and len(node.metadata.name) <= MAX_OBJECT_NAME
+        ),
+        "metadata.name: write lower-case letters, digits and '-', beginning with a letter, not ending with '-', "
+        f"at most {MAX_OBJECT_NAME} characters",
+    ),
+    _qualified_names(Metadata, "labels", Judge.API_SERVER),
+    _qualified_names(Metadata, "annotations", Judge.API_SERVER),
+    _qualified_names(WorkerTemplate, "labels", Judge.OPERATOR),
+    _qualified_names(WorkerTemplate, "annotations", Judge.OPERATOR),
+    _qualified_names(WorkerTemplate, "nodeSelector", Judge.OPERATOR),
+    _qualified_names(Resources, "requests", Judge.OPERATOR),
+    _qualified_names(Resources, "limits", Judge.OPERATOR),
+    _without_prefix(WorkerTemplate, "labels"),
+    _without_prefix(WorkerTemplate, "annotations"),
+    Rule(
+        KeyValue,
+        f"!self.name.startsWith('{RESERVED_VARIABLES}')",
+        lambda node: not node.name.startswith(RESERVED_VARIABLES),
+        f"variables that begin with {RESERVED_VARIABLES} are the operator's: write another one",
+        ".name",
+    ),
+    Rule(
+        ClaimVolume,
+        f"!{list(RESERVED_FOLDERS)}.exists(folder, (self.mountPath + '/').startsWith(folder + '/'))",
+        lambda node: not any((node.mount_path + "/").startswith(folder + "/") for folder in RESERVED_FOLDERS),
+        f"{', '.join(RESERVED_FOLDERS)} are the operator's: write another folder",
+        ".mountPath",
+    ),
+)
+
+TRAINING_RULES = (
+    _exactly_one(TrainingModel, "preset", "config", "from"),
+    _exactly_one(WeightsFrom, "uri", "training"),
+    _exactly_one(Tokenizer, "train", "uri"),
+    _exactly_one(Validation, "fraction", "sources"),
+    _exactly_one(Every, "steps", "interval"),
+    _exactly_one(Checkpoint, "volume", "uri"),
+    Rule(
+        ArcticTrainingSpec,
+        "has(self.tokenizer) || has(self.model.from)",
+        lambda spec: spec.tokenizer is not None or spec.model.from_ is not None,
+        "write a tokenizer: only model.from brings one with it",
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        "self.curriculum.stages.all(stage, "
+        "stage.mixture.all(name, self.data.sources.exists(source, source.name == name)))",
+        lambda spec: not _missing_sources(spec),
+        "a mixture draws from a source that is not in data.sources: write names of sources",
+        ".curriculum.stages",
+        detail=_name_missing_sources,
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        "self.curriculum.stages.all(stage, "
+        f"{cel_tokens('self.batch.tokensPerStep')} * self.parallelism.sequenceParallel % ({_ROUND}) == 0)",
+        lambda spec: not _uneven_stages(spec),
+        "write a multiple of sequenceLength x microBatchSize x ranks / sequenceParallel for every stage",
+        ".batch.tokensPerStep",
+        detail=_suggest_step,
+    ),
+    _unchanged("model", optional=False),
+    _unchanged("tokenizer", optional=True),
+    _unchanged("seed", optional=False),
+    Rule(
+        Batch,
+        f"{cel_tokens('self.tokensPerStep')} > 0",
+        lambda batch: parse_tokens(batch.tokens_per_step) > 0,
+        "write at least one token",
+        ".tokensPerStep",
+    ),
+    Rule(
+        Stage,
+        f"{cel_tokens('self.tokens')} > 0",
+        lambda stage: parse_tokens(stage.tokens) > 0,
+        "write at least one token",
+        ".tokens",
+    ),
+    Rule(
+        Stage,
+        f"{cel_tokens('self.learningRate.warmupTokens')} <= {cel_tokens('self.tokens')}",
+        lambda stage: parse_tokens(stage.learning_rate.warmup_tokens) <= parse_tokens(stage.tokens),
+        "the warm-up is longer than the stage: write at most its tokens",
+        ".learningRate.warmupTokens",
+    ),
+    Rule(
+        Stage,
+        "self.mixture.exists(name, self.mixture[name] > 0.0)",
+        lambda stage: any(weight > 0 for weight in stage.mixture.values()),
+        "write at least one weight above 0",
+        ".mixture",
+    ),
+    Rule(
+        LearningRate,
+        "self.final <= self.peak",
+        lambda rate: rate.final <= rate.peak,
+        "the final rate is above the peak: write at most the peak",
+        ".final",
+    ),
+    Rule(
+        LearningRate,
+        "self.schedule != 'constant' || self.final == 0.0 || self.final == self.peak",
+        lambda rate: rate.schedule != "constant" or rate.final in (0, rate.peak),
+        "a constant rate ends at its peak: leave final out, or write another schedule",
+        ".final",
+    ),
+    Rule(
+        TrainingParallelism,
+        "self.nodes * self.processesPerNode % self.expertParallel == 0",
+        lambda degrees: degrees.nodes * degrees.processes_per_node % degrees.expert_parallel == 0,
+        "write a divisor of nodes x processesPerNode",
+        ".expertParallel",
+    ),
+    Rule(
+        TrainingParallelism,
+        "self.nodes * self.processesPerNode % self.sequenceParallel == 0",
+        lambda degrees: degrees.nodes * degrees.processes_per_node % degrees.sequence_parallel == 0,
+        "write a divisor of nodes x processesPerNode",
+        ".sequenceParallel",
+    ),
+    Rule(
+        Every,
+        "!has(self.interval) || duration(self.interval) >= duration('1s')",
+        lambda every: every.interval is None or parse_duration(every.interval) >= 1,
+        "write at least 1s",
+        ".interval",
+    ),
+    Rule(
+        Checkpoint,
+        "!has(oldSelf.volume) || has(self.volume) && self.volume == oldSelf.volume",
+        lambda new, old: old.volume is None or new.volume == old.volume,
+        "volume can't change, as checkpoints are in it: make another object",
+        ".volume",
+        transition=True,
+    ),
+    Rule(
+        Backoff,
+        "duration(self.initial) <= duration(self.max)",
+        lambda backoff: parse_duration(backoff.initial) <= parse_duration(backoff.max),
+        "the first wait is above the longest: write at least initial",
+        ".max",
+    ),
+)
+
+INFERENCE_RULES = (
+    _exactly_one(InferenceModel, "training", "uri"),
+    _exactly_one(AutoscalingTarget, "queuedPerReplica", "kvCacheUtilization", "ttft"),
+    Rule(
+        Autoscaling,
+        "self.min <= self.max",
+        lambda scaling: scaling.min <= scaling.max,
+        "min is above max: write at most max",
+        ".min",
+    ),
+    Rule(
+        Autoscaling,
+        "!has(self.scaleToZeroAfter) || self.min == 0",
+        lambda scaling: scaling.scale_to_zero_after is None or scaling.min == 0,
+        "scaling to zero needs min 0: write min: 0, or leave scaleToZeroAfter out",
+        ".scaleToZeroAfter",
+    ),
+    Rule(
+        Attention,
+        "!has(self.window) || self.sinks < self.window",
+        lambda attention: attention.window is None or attention.sinks < attention.window,
+        "the sinks fill the window: write fewer sinks or a larger window",
+        ".sinks",
+    ),
+    Rule(
+        Attention,
+        "self.sinks == 0 || has(self.window)",
+        lambda attention: attention.sinks == 0 or attention.window is not None,
+        "sinks mean something only beside a window: write a window, or leave sinks out",
+        ".sinks",
+    ),
+    Rule(
+        Rollout,
+        "self.maxSurge > 0 || self.maxUnavailable > 0",
+        lambda rollout: rollout.max_surge > 0 or rollout.max_unavailable > 0,
+        "with both at 0 no revision can ever take over: write maxSurge: 1",
+        ".maxSurge",
+    ),
+)
+
+
+def _unset(where: type[Resource], field: str) -> Rule:
+    attribute = _attribute(where, field)
+    return Rule(
+        where,
+        f"!has(self.{field})",
+        lambda node: getattr(node, attribute) is None,
+        f"{field} is not yet supported: leave it out",
+        f".{field}",
+    )
+
+
+def _only(where: type[Resource], field: str, *values: str | int | bool) -> Rule:
+    attribute = _attribute(where, field)
+    one_of = " or ".join(_literal(value).strip("'") for value in values)
+    return Rule(
+        where,
+        f"self.{field} in [{', '.join(map(_literal, values))}]",
+        lambda node: getattr(node, attribute) in values,
+        f"{field} other than {one_of} is not yet supported: write {one_of}",
+        f".{field}",
+    )
+
+
+def _literal(value: str | int | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _only_files(where: type[Resource], *, optional: bool) -> Rule:
+    return Rule(
+        where,
+        ("!has(self.uri) || " if optional else "") + "self.uri.startsWith('file:///')",
+        lambda node: node.uri is None or node.uri.startswith("file:///"),
+        "a uri other than file:///... is not yet supported: write file:/// and an absolute path",
+        ".uri",
+    )
+
+
+# One line for each thing that the types already name and nothing does yet. Refused, never ignored: who makes it work
+# deletes its line.
+NOT_YET_SUPPORTED = (
+    _unset(TrainingModel, "adapter"),
+    _unset(TrainingModel, "ropeScaling"),
+    _only_files(WeightsFrom, optional=True),
+    _only_files(Tokenizer, optional=True),
+    _only_files(Source, optional=False),
+    _unset(Source, "credentials"),
+    _only(TrainingParallelism, "sequenceParallel", 1),
+    _unset(Checkpoint, "uri"),
+    _unset(Checkpoint, "credentials"),
+    _unset(Restart, "lossSpike"),
+    Rule(
+        Evaluation,
+        "self.suites.all(suite, suite == 'perplexity')",
+        lambda evaluation: set(evaluation.suites) == {"perplexity"},
+        "suites other than perplexity are not yet supported: write [perplexity]",
+        ".suites",
+    ),
+    _unset(ArcticTrainingSpec, "queue"),
+    _only_files(InferenceModel, optional=True),
+    _unset(InferenceModel, "credentials"),
+    _only(Engine, "name", "native"),
+    _only(Quantization, "kvCache", "bf16", "fp32"),
+    _only(InferenceParallelism, "tensor", 1),
+    _unset(Attention, "window"),
+    Rule(
+        Attention,
+        "type(self.maxLength) == int",
+        lambda attention: attention.max_length != "unlimited",
+        "maxLength unlimited is not yet supported: write a number of tokens",
+        ".maxLength",
+    ),
+    _unset(Attention, "ropeScaling"),
+    _only(Batching, "prefixCaching", False),
+    _unset(ArcticInferenceSpec, "autoscaling"),
+    _unset(Rollout, "canary"),
+    _unset(Rollout, "toRevision"),
+    _unset(Service, "auth"),
+)
+
+RULES = (*COMMON_RULES, *TRAINING_RULES, *INFERENCE_RULES, *NOT_YET_SUPPORTED)
+
+
+def rules_of(where: type[Resource]) -> Iterable[Rule]:
+    """Return the rules about objects of a type."""
+    return (rule for rule in RULES if issubclass(where, rule.where))
