@@ -1,0 +1,92 @@
+"""Attention: the projections, and the pure functions and callables that combine queries, keys and values.
+
+Whoever keeps keys and values elsewhere (an inference engine's cache, sequence parallelism) passes an `Attend` of its
+own. Shapes are named by the legend of `arctic_model.layers`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from arctic_model.config import ArcticConfig
+from arctic_model.layers import Rotation, rotate
+
+
+class Attend(Protocol):
+    """Combines the queries of one layer with keys and values, of this call or kept from earlier ones."""
+
+    def __call__(self, layer: int, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> Tensor:
+        """Return one output a query head [B, T, N, H]; queries and keys are rotated. `layer` is the global index."""
+        ...
+
+
+class CausalAttend:
+    """Attention among the tokens of one call, each sequence starting at its first token; keeps nothing."""
+
+    def __init__(self, window: int | None = None, sinks: int = 0) -> None:
+        self._window = window
+        self._sinks = sinks
+
+    def __call__(self, layer: int, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> Tensor:  # noqa: ARG002
+        """See `Attend`."""
+        length = q_BTNH.shape[1]
+        if self._window is None or self._window >= length:
+            return grouped_attention(q_BTNH, k_BTGH, v_BTGH)
+        positions_T = torch.arange(length, device=q_BTNH.device)
+        visible_TT = attention_mask(positions_T, positions_T, self._window, self._sinks)
+        return grouped_attention(q_BTNH, k_BTGH, v_BTGH, visible_TT)
+
+
+def attention_mask(queries_Q: Tensor, keys_L: Tensor, window: int | None = None, sinks: int = 0) -> Tensor:
+    """Which keys each query may see, by their positions: bool [Q, L].
+
+    Never a later key; with a `window`, only the latest `window` keys (the query's own among them) and the first
+    `sinks` positions (Xiao et al. 2023, arXiv 2309.17453).
+    """
+    distance_QL = queries_Q[:, None] - keys_L[None, :]
+    visible_QL = distance_QL >= 0
+    if window is None:
+        return visible_QL
+    return visible_QL & ((distance_QL < window) | (keys_L[None, :] < sinks))
+
+
+def grouped_attention(q_BTNH: Tensor, k_BLGH: Tensor, v_BLGH: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention with N / G query heads a key-value head; returns [B, T, N, H].
+
+    `visible` is a bool mask [T, L] or [B, 1, T, L]; without it, T equals L and attention is causal.
+    """
+    out_BNTH = functional.scaled_dot_product_attention(
+        q_BTNH.transpose(1, 2),
+        k_BLGH.transpose(1, 2),
+        v_BLGH.transpose(1, 2),
+        attn_mask=visible,
+        is_causal=visible is None,
+        enable_gqa=True,
+    )
+    return out_BNTH.transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Projections around an `Attend`, without biases."""
+
+    def __init__(self, config: ArcticConfig, layer: int) -> None:
+        super().__init__()
+        hidden, grouped = config.hidden_size, config.num_key_value_heads * config.head_dim
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(hidden, hidden, bias=False)
+        self.k_proj = nn.Linear(hidden, grouped, bias=False)
+        self.v_proj = nn.Linear(hidden, grouped, bias=False)
+        self.o_proj = nn.Linear(hidden, hidden, bias=False)
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+        """Return [B, T, D]."""
+        q_BTNH = rotate(self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim)), rotation)
+        k_BTGH = rotate(self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim)), rotation)
+        v_BTGH = self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        out: Tensor = self.o_proj(attend(self.layer, q_BTNH, k_BTGH, v_BTGH).flatten(-2))
+        return out

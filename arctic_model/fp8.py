@@ -1,0 +1,122 @@
+"""FP8 weights: e4m3 values with a scale for each output channel, and modules that keep them so.
+
+Why a scale an output channel and not one a 128 x 128 block: the scale leaves the dot product (one multiplication an
+output), it fits any shape, and a matrix cut by tensor parallelism has the same values and scales as the whole one, so
+that every degree computes with the same weights. e4m3 keeps its relative error over 2^14: smaller blocks gain little.
+Shapes are named by the legend of `arctic_model.layers`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from arctic_model.moe import Experts, Router, expert_by_expert
+
+DTYPE = torch.float8_e4m3fn
+MAX = torch.finfo(DTYPE).max
+"""The greatest finite e4m3 value, 448."""
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round [..., out, in] to e4m3 values and fp32 scales [..., out] with `weight ~ values * scale`.
+
+    The greatest magnitude of each channel becomes 448. The error is at most 1/16 of a value, or `scale * 2^-10` where
+    that is more (subnormals). A channel of zeros has scale 1.
+    """
+    wide = weight.float()
+    scale = wide.abs().amax(-1) / MAX
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (wide / scale[..., None]).clamp(-MAX, MAX).to(DTYPE), scale
+
+
+def dequantize(values: Tensor, scale: Tensor) -> Tensor:
+    """Return `values * scale` in fp32."""
+    return values.float() * scale[..., None]
+
+
+def scale_name(parameter: str) -> str:
+    """Name of the buffer that holds a parameter's scales."""
+    return f"{parameter}_scale"
+
+
+class Fp8Linear(nn.Module):
+    """A linear layer without bias: `weight` e4m3 [out, in], `weight_scale` fp32 [out]."""
+
+    weight_scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=DTYPE), requires_grad=False)
+        self.register_buffer("weight_scale", torch.empty(out_features, dtype=torch.float32))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Multiply in the dtype of the input (e4m3 is exact in bf16, fp16 and fp32), then scale in fp32."""
+        return scaled_linear(x_BTD, self.weight, self.weight_scale)
+
+
+def scaled_linear(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+    """`x @ (values * scale).T` with the scale applied to the outputs; in the dtype of `x`."""
+    return (functional.linear(x, values.to(x.dtype)) * scale).to(x.dtype)
+
+
+class Fp8Experts(nn.Module):
+    """`Experts` with e4m3 `w1`, `w2`, `w3` and fp32 `w1_scale` [E, F], `w2_scale` [E, D], `w3_scale` [E, F]."""
+
+    w1: nn.Parameter
+    w2: nn.Parameter
+    w3: nn.Parameter
+    w1_scale: Tensor
+    w2_scale: Tensor
+    w3_scale: Tensor
+
+    def __init__(self, experts: int, hidden: int, inner: int) -> None:
+        super().__init__()
+        for name, rows, columns in (("w1", inner, hidden), ("w2", hidden, inner), ("w3", inner, hidden)):
+            values = torch.empty(experts, rows, columns, dtype=DTYPE)
+            self.register_parameter(name, nn.Parameter(values, requires_grad=False))
+            self.register_buffer(scale_name(name), torch.empty(experts, rows, dtype=torch.float32))
+
+    def forward(self, x_RD: Tensor, counts_E: Tensor) -> Tensor:
+        """See `Experts.forward`."""
+
+        def run(expert: int, x_rD: Tensor) -> Tensor:
+            inner = scaled_linear(x_rD, self.w1[expert], self.w1_scale[expert])
+            gate = scaled_linear(x_rD, self.w3[expert], self.w3_scale[expert])
+            return scaled_linear(functional.silu(inner) * gate, self.w2[expert], self.w2_scale[expert])
+
+        return expert_by_expert(x_RD, counts_E, run)
+
+
+def quantize_model(model: nn.Module) -> None:
+    """Replace, in place, every linear layer and every `Experts` by its FP8 form; gates, norms and embeddings stay.
+
+    On the meta device only the form changes, and `load_weights` quantises as it reads; weights that are there are
+    quantised now.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, Router):
+            continue
+        for name, child in module.named_children():
+            if (replacement := _fp8_form(child)) is not None:
+                setattr(module, name, replacement)
+
+
+def _fp8_form(module: nn.Module) -> nn.Module | None:
+    replacement: nn.Module
+    if isinstance(module, nn.Linear) and module.bias is None:
+        with torch.device(module.weight.device):
+            replacement = Fp8Linear(module.in_features, module.out_features)
+    elif isinstance(module, Experts):
+        experts, inner, hidden = module.w1.shape
+        with torch.device(module.w1.device):
+            replacement = Fp8Experts(experts, hidden, inner)
+    else:
+        return None
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            values, scale = quantize(weight)
+            replacement.get_parameter(name).copy_(values)
+            replacement.get_buffer(scale_name(name)).copy_(scale)
+    return replacement

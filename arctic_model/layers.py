@@ -1,0 +1,131 @@
+"""Layers that know nothing of attention or experts: normalisation, MLP, rotary positions.
+
+Names of tensors end in their shape, in all modules of this package. The legend:
+
+B sequences   T tokens of a sequence   S tokens of all sequences, flat   R rows that experts receive (S times K)
+D hidden_size   F intermediate_size   V vocab_size   N query heads   G key-value heads   H head_dim   E experts
+K experts of a token
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from arctic_model.config import ArcticConfig, RopeScaling
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last dimension, in fp32 whatever the input (Zhang, Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return a tensor of the same shape and dtype."""
+        wide = x_BTD.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (wide * scale).to(x_BTD.dtype)
+
+
+class MLP(nn.Module):
+    """Gated MLP: `w2(silu(w1 x) * w3 x)`."""
+
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(hidden, inner, bias=False)
+        self.w2 = nn.Linear(inner, hidden, bias=False)
+        self.w3 = nn.Linear(hidden, inner, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return a tensor of the same shape."""
+        out: Tensor = self.w2(functional.silu(self.w1(x_BTD)) * self.w3(x_BTD))
+        return out
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of the angles by which every position turns queries and keys; fp32."""
+
+    cos_BTH: Tensor
+    sin_BTH: Tensor
+
+
+class RotaryPositions:
+    """Rotary position embedding (Su et al. 2021) in the rotate-half form, stretched as the configuration says.
+
+    Not a module: it has nothing to load, and a model that is built on the meta device must not lose it.
+    """
+
+    def __init__(self, config: ArcticConfig) -> None:
+        self._config = config
+        self._fixed_H2 = rotary_frequencies(config, length=config.max_position_embeddings)
+        scaling = config.rope
+        self._dynamic = scaling is not None and scaling.type == "dynamic"
+        self._magnitude = _yarn_magnitude(scaling) if scaling is not None and scaling.type == "yarn" else 1.0
+
+    def __call__(self, positions_BT: Tensor) -> Rotation:
+        """Return the rotation of each position.
+
+        Under `dynamic` scaling the angles depend on the greatest position of the call, as in Hugging Face.
+        """
+        frequencies_H2 = self._fixed_H2
+        if self._dynamic and positions_BT.numel():
+            frequencies_H2 = rotary_frequencies(self._config, length=int(positions_BT.max()) + 1)
+        angles_BTH2 = positions_BT[..., None].float() * frequencies_H2.to(positions_BT.device)
+        angles_BTH = torch.cat((angles_BTH2, angles_BTH2), dim=-1)
+        return Rotation(angles_BTH.cos() * self._magnitude, angles_BTH.sin() * self._magnitude)
+
+
+def rotate(x_BTNH: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the heads of every token by its position; same shape and dtype."""
+    first, second = x_BTNH.float().chunk(2, dim=-1)
+    turned_BTNH = torch.cat((-second, first), dim=-1)
+    cos_BT1H, sin_BT1H = rotation.cos_BTH.unsqueeze(-2), rotation.sin_BTH.unsqueeze(-2)
+    return (x_BTNH.float() * cos_BT1H + turned_BTNH * sin_BT1H).to(x_BTNH.dtype)
+
+
+def rotary_frequencies(config: ArcticConfig, length: int) -> Tensor:
+    """Radians a position for each pair of elements: fp32 [head_dim / 2], on the CPU.
+
+    `length` matters under `dynamic` scaling only: tokens of the longest sequence.
+    """
+    scaling, size = config.rope, config.head_dim
+    base = config.rope_theta
+    if scaling is not None and scaling.type == "dynamic":
+        stretch = max(length / config.max_position_embeddings, 1.0)
+        base *= (scaling.factor * stretch - (scaling.factor - 1)) ** (size / (size - 2)) if size > 2 else 1.0
+    # An explicit device: this is not part of the model's memory, so it exists under torch.device("meta") too.
+    exponents_H2 = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
+    frequencies_H2 = 1.0 / base**exponents_H2
+    if scaling is None or scaling.type == "dynamic":
+        return frequencies_H2
+    if scaling.type == "linear":
+        return frequencies_H2 / scaling.factor
+    return frequencies_H2 * (1 - _yarn_share(config, scaling) * (1 - 1 / scaling.factor))
+
+
+def _yarn_share(config: ArcticConfig, scaling: RopeScaling) -> Tensor:
+    """How far each frequency is interpolated, 0 to 1: a ramp between two numbers of rotations (YaRN, section 3.2)."""
+    size = config.head_dim
+    original = scaling.original_max_position_embeddings or config.max_position_embeddings
+
+    def dimension(rotations: float) -> float:
+        return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low = max(math.floor(dimension(scaling.beta_fast)), 0)
+    high = min(math.ceil(dimension(scaling.beta_slow)), size - 1)
+    steps_H2 = torch.arange(size // 2, dtype=torch.float32, device="cpu")
+    return ((steps_H2 - low) / max(high - low, 0.001)).clamp(0, 1)
+
+
+def _yarn_magnitude(scaling: RopeScaling) -> float:
+    """YaRN's temperature (its section 3.4), put on queries and keys alike by the rotation."""
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    return 0.1 * math.log(scaling.factor) + 1.0
