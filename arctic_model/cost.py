@@ -1,0 +1,103 @@
+"""What a model costs: parameters, FLOPs and bytes. Pure arithmetic over the configuration."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import prod
+
+from arctic_model.config import ArcticConfig
+from arctic_model.names import tensor_shapes
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters, the embedding and the output matrix included."""
+
+    dense: int
+    """All that every token passes through, routers apart."""
+    routers: int
+    experts: int
+    """All experts of all layers."""
+    active: int
+    """What one token passes through: dense, routers, and its own experts."""
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return self.dense + self.routers + self.experts
+
+
+def count_parameters(config: ArcticConfig) -> ParameterCount:
+    """Count from the shapes of the checkpoint's tensors."""
+    dense = routers = experts = 0
+    for name, shape in tensor_shapes(config).items():
+        if _EXPERT.search(name):
+            experts += prod(shape)
+        elif ".gate." in name:
+            routers += prod(shape)
+        else:
+            dense += prod(shape)
+    own = experts // config.num_local_experts * config.num_experts_per_tok
+    return ParameterCount(dense=dense, routers=routers, experts=experts, active=dense + routers + own)
+
+
+def weight_bytes(config: ArcticConfig, *, bytes_per_parameter: int = 2) -> int:
+    """Bytes of all weights: 2 a parameter in bf16, 1 in FP8 (scales apart)."""
+    return count_parameters(config).total * bytes_per_parameter
+
+
+def kv_bytes_per_token(config: ArcticConfig, *, bytes_per_element: int = 2) -> int:
+    """Bytes of cache that one token takes: a key and a value, in every layer and key-value head."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bytes_per_element
+
+
+def training_flops_per_token(config: ArcticConfig, sequence_length: int) -> int:
+    """FLOPs that the model asks for a token of training, the numerator of MFU; recomputation is not counted.
+
+    `6 N + 12 L D T` (Chowdhery et al. 2022, PaLM, appendix B): N active parameters in matrices that multiply, so
+    without the embedding, which is looked up; attention is counted as if it were not causal, as there.
+    """
+    multiplying = count_parameters(config).active - config.vocab_size * config.hidden_size
+    return 6 * multiplying + 12 * config.num_hidden_layers * config.hidden_size * sequence_length
+
+
+def model_flops_utilization(
+    config: ArcticConfig, *, sequence_length: int, tokens_per_second: float, peak_flops: float
+) -> float:
+    """MFU: FLOPs that the model asked for over those that all devices together could do (`peak_flops` a second)."""
+    return tokens_per_second * training_flops_per_token(config, sequence_length) / peak_flops
+
+
+def expected_experts_touched(config: ArcticConfig, tokens: int) -> float:
+    """Experts of one layer that a step of `tokens` reads, if tokens chose evenly and independently.
+
+    `E (1 - (1 - K/E)^tokens)`: each expert is missed by a token with probability `1 - K/E`.
+    """
+    experts = config.num_local_experts
+    return experts * (1 - (1 - config.num_experts_per_tok / experts) ** tokens)
+
+
+def step_bytes(
+    config: ArcticConfig,
+    *,
+    tokens: int,
+    context_tokens: int,
+    bytes_per_parameter: float,
+    kv_bytes_per_element: int = 2,
+    experts_touched: float | None = None,
+) -> float:
+    """Bytes that a decoding step must read: over the memory's bandwidth, its least time (roofline, Williams et al. 2009).
+
+    All dense weights and routers once, the experts touched once a layer, and the cache of all sequences
+    (`context_tokens` in sum). `experts_touched` is the mean a layer, as measured; by default what even routing gives.
+    The embedding is not read whole: one row a token.
+    """
+    count = count_parameters(config)
+    touched = expected_experts_touched(config, tokens) if experts_touched is None else experts_touched
+    unread_rows = (config.vocab_size - tokens) * config.hidden_size
+    weights = count.dense - unread_rows + count.routers + count.experts * touched / config.num_local_experts
+    cache = context_tokens * kv_bytes_per_token(config, bytes_per_element=kv_bytes_per_element)
+    return weights * bytes_per_parameter + cache
