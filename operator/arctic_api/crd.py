@@ -145,20 +145,26 @@ def _default(node: Schema, structural: Schema) -> Schema:
     """Return the default, as the API server needs it and as `kubectl explain` tells it."""
     if node.get("default") is None:
         return {}
-    default = _sparse(node["default"], structural)
-    if default == {}:
-        return {"default": {}}
-    told = json.dumps(default) if isinstance(default, dict | list | bool) else default
-    return {"default": default, "description": f"{node['description']} Default: {told}."}
+    default = _without_null(node["default"])  # whole, as rules are tried on it before the defaults of its fields
+    told = _told(default, structural)
+    if told == {}:
+        return {"default": default}
+    text = told if isinstance(told, str) else json.dumps(told)
+    return {"default": default, "description": f"{node['description']} Default: {text}."}
 
 
-def _sparse(default: Any, structural: Schema) -> Any:
-    """Return a default without what the defaults of its own fields say."""
+def _without_null(default: Any) -> Any:
+    if not isinstance(default, dict):
+        return default
+    return {key: _without_null(value) for key, value in default.items() if value is not None}
+
+
+def _told(default: Any, structural: Schema) -> Any:
+    """Return a default without what the defaults of its own fields say already."""
     if not isinstance(default, dict):
         return default
     fields = structural["properties"]
-    kept = {key: _sparse(value, fields[key]) for key, value in default.items() if value is not None}
-    return {key: value for key, value in kept.items() if value != fields[key].get("default")}
+    return {key: value for key, value in default.items() if value != fields[key].get("default")}
 
 
 def crd(kind: Kind) -> Schema:

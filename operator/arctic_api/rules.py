@@ -193,7 +193,7 @@ COMMON_RULES = (
         lambda node: (
             bool(re.fullmatch(NAME_PATTERN, node.metadata.name)) and len(node.metadata.name) <= MAX_OBJECT_NAME
         ),
-        "metadata.name: write lower-case letters, digits and '-', beginning with a letter, not ending with '-', "
+        "write a name of lower-case letters, digits and '-' that begins with a letter and does not end with '-', "
         f"at most {MAX_OBJECT_NAME} characters",
     ),
     _qualified_names(Metadata, "labels", Judge.API_SERVER),

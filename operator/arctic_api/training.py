@@ -151,7 +151,7 @@ class Stage(Resource):
     """Name of the stage."""
     tokens: Tokens
     """Token budget."""
-    mixture: Annotated[dict[ItemName, Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=64)]
+    mixture: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=64)]
     """Weight of each source, by its name; weights are normalised to sum to 1."""
     learning_rate: LearningRate
     """Learning rate of this stage."""
@@ -206,8 +206,8 @@ class TrainingParallelism(Resource):
     """Ranks that share out the experts; divides the world and the number of experts."""
     sequence_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     """Ranks that share out one sequence."""
-    zero_stage: Literal[0, 1, 2] = 2
-    """DeepSpeed ZeRO stage."""
+    zero_stage: Annotated[int, Field(ge=0, le=2)] = 2
+    """DeepSpeed ZeRO stage: 0, 1 or 2."""
 
 
 class Every(Resource):

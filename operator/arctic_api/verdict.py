@@ -1,0 +1,179 @@
+"""The verdict on a manifest, as the API server gives it under strict field validation, plus what only we can say.
+
+Pure, on plain dictionaries: `arctic` asks it before it starts local processes, and the operator asks it for the
+problems that the API server lets pass (`Judge.OPERATOR`) and for the exact names in its conditions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from arctic_api import API_VERSION
+from arctic_api.common import HINTS, Manifest, Resource
+from arctic_api.crd import KINDS, Schema, schema_of
+from arctic_api.rules import rules_of
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one field of a manifest, and what to write."""
+
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        """Return the problem as one line for people."""
+        return f"{self.field}: {self.message}"
+
+
+def verdict(manifest: dict[str, Any], old: dict[str, Any] | None = None) -> list[Problem]:
+    """Return the problems of a manifest, none if it is right; `old` is the object that it would replace.
+
+    The rules are tried only on a manifest whose fields are right, as the API server does.
+    """
+    if problems := _identity_problems(manifest):
+        return problems
+    model = KINDS[manifest["kind"]].model
+    parsed = _parse(manifest, model)
+    if isinstance(parsed, list):
+        return parsed
+    before = _parse(old, model) if old is not None else None
+    return list(_rule_problems(parsed, None if isinstance(before, list) else before, ""))
+
+
+def _identity_problems(manifest: dict[str, Any]) -> list[Problem]:
+    problems = []
+    if manifest.get("apiVersion") != API_VERSION:
+        problems.append(Problem("apiVersion", f"write {API_VERSION}"))
+    if manifest.get("kind") not in KINDS:
+        problems.append(Problem("kind", f"write {' or '.join(KINDS)}{_did_you_mean(manifest.get('kind'), KINDS)}"))
+    return problems
+
+
+def _parse(manifest: dict[str, Any], model: type[Manifest]) -> Manifest | list[Problem]:
+    """Return the manifest as its type, or why it is none; a status is ignored, as the API server does on writes."""
+    schema = schema_of(model)
+    content = {key: value for key, value in manifest.items() if key != "status"}
+    problems: list[Problem] = []
+    settled = _settle(content, schema, "", problems)
+    try:
+        parsed = model.model_validate(settled, strict=True, by_alias=True, by_name=False)
+    except ValidationError as error:
+        found = [_explain(details, settled, schema) for details in error.errors(include_url=False)]
+        return problems + [problem for problem in found if problem.field not in {known.field for known in problems}]
+    return problems or parsed
+
+
+def _settle(value: Any, schema: Schema, field: str, problems: list[Problem]) -> Any:
+    """Return a value without the nulls that stand for a default; other nulls and doubled items are problems."""
+    if isinstance(value, list) and "items" in schema:
+        problems += _doubled(value, schema, field)
+        return [_settle_child(item, schema["items"], f"{field}[{i}]", problems) for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        children = {key: _child(schema, key) for key in value}
+        return {
+            key: _settle_child(item, children[key], _join(field, key, schema), problems)
+            for key, item in value.items()
+            if not (item is None and "default" in (children[key] or {}))
+        }
+    return value
+
+
+def _settle_child(value: Any, schema: Schema | None, field: str, problems: list[Problem]) -> Any:
+    if schema is None:
+        return value
+    if value is None:
+        problems.append(Problem(field, "is null: write a value, or leave the field out"))
+    return _settle(value, schema, field, problems)
+
+
+def _child(schema: Schema, key: str) -> Schema | None:
+    child: Schema | None = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
+    return child
+
+
+def _join(field: str, key: str, schema: Schema) -> str:
+    if "additionalProperties" in schema:
+        return f"{field}[{key}]"
+    return f"{field}.{key}" if field else key
+
+
+def _doubled(items: list[Any], schema: Schema, field: str) -> Iterator[Problem]:
+    keys = schema.get("x-kubernetes-list-map-keys", [])
+    if not keys and schema.get("x-kubernetes-list-type") != "set":
+        return
+    seen = []
+    for index, item in enumerate(items):
+        identity = [item.get(key) for key in keys] if keys and isinstance(item, dict) else item
+        if identity in seen:
+            what = ", ".join(map(repr, identity)) if keys and isinstance(identity, list) else repr(identity)
+            yield Problem(".".join([f"{field}[{index}]", *keys]), f"{what} is there twice: write each one once")
+        seen.append(identity)
+
+
+def _explain(details: ErrorDetails, content: Any, schema: Schema) -> Problem:
+    """Return a pydantic error as a problem: its field as Kubernetes writes it, its message as what to write."""
+    field, value, node, parent = "", content, schema, schema
+    for step in details["loc"]:
+        if isinstance(value, list) and isinstance(step, int):
+            field, value, parent, node = f"{field}[{step}]", value[step], node, node.get("items", {})
+        elif isinstance(value, dict) and isinstance(step, str):
+            field, value, parent, node = _join(field, step, node), value.get(step), node, _child(node, step) or {}
+        else:
+            break
+    return Problem(field, _sentence(details, node, list(parent.get("properties", {}))))
+
+
+_WANTED = {
+    "int_type": "write a whole number",
+    "float_type": "write a number",
+    "bool_type": "write true or false",
+    "string_type": "write text: a number or a boolean needs quotes here",
+    "list_type": "write a list",
+    "dict_type": "write an object",
+    "model_type": "write an object",
+    "missing": "is required",
+}
+
+
+def _sentence(details: ErrorDetails, node: Schema, siblings: list[str]) -> str:
+    kind, context, value = details["type"], details.get("ctx", {}), details["input"]
+    if kind == "extra_forbidden":
+        return f"unknown field{_did_you_mean(details['loc'][-1], siblings)}"
+    if kind == "literal_error":
+        choices = [str(choice) for choice in node["enum"]]
+        return f"unknown value {value!r}: write one of {', '.join(choices)}{_did_you_mean(value, choices)}"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "string_pattern_mismatch":
+        return f"{value!r} does not fit: {HINTS[context['pattern']]}"
+    return _WANTED.get(kind) or details["msg"].replace("Input should be", "must be")
+
+
+def _did_you_mean(word: Any, choices: Any) -> str:
+    lowered = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(str(word).lower(), list(lowered), n=1)
+    return f"; did you mean {lowered[close[0]]}?" if close else ""
+
+
+def _rule_problems(node: Resource, old: Resource | None, field: str) -> Iterator[Problem]:
+    for rule in rules_of(type(node)):
+        if rule.transition and old is None:
+            continue
+        if not (rule.predicate(node, old) if rule.transition else rule.predicate(node)):
+            message = rule.detail(node) if rule.detail else rule.message
+            yield Problem(field + rule.field_path or "metadata.name", message)  # of the root, CEL sees the name alone
+    for name, info in type(node).model_fields.items():
+        path = ".".join(filter(None, [field, info.alias or name]))
+        value = getattr(node, name)
+        if isinstance(value, Resource):
+            before = getattr(old, name, None)
+            yield from _rule_problems(value, before, path)
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, Resource):
+                    yield from _rule_problems(item, None, f"{path}[{index}]")
