@@ -22,6 +22,8 @@ NUMBER_PATTERN = r"^[0-9]+(\.[0-9]+)?$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 
 HINTS = {
+    TOKENS_PATTERN: "write a whole number or 1.5k, 20M, 3G, 1T",
+    QUANTITY_PATTERN: "write a quantity such as 8, 500m or 16Gi",
     DURATION_PATTERN: "write a duration such as 90s, 20m or 1h30m",
     NAME_PATTERN: "write lower-case letters, digits and '-', beginning with a letter and not ending with '-'",
     SUBDOMAIN_PATTERN: "write the name of an object: lower-case letters, digits, '-' and '.'",
@@ -59,7 +61,7 @@ def parse_tokens(value: int | str) -> int:
     text = str(value)
     if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(TOKENS_PATTERN, text):
         hint = " (write G for 10^9)" if text.endswith(("B", "b")) else ""
-        raise ValueError(f"{text!r} is not a number of tokens: write a whole number or 1.5k, 20M, 3G, 1T{hint}")
+        raise ValueError(f"{text!r} is not a number of tokens: {HINTS[TOKENS_PATTERN]}{hint}")
     number, unit = (text[:-1], text[-1]) if text[-1] in _TOKEN_UNITS else (text, "")
     whole, _, fraction = number.partition(".")
     divisor: int = 10 ** len(fraction)
@@ -69,7 +71,7 @@ def parse_tokens(value: int | str) -> int:
 def parse_duration(value: str) -> float:
     """Return the seconds of a Go duration such as `1h30m`, `20m`, `90s`, `500ms`."""
     if not re.fullmatch(DURATION_PATTERN, value):
-        raise ValueError(f"{value!r} is not a duration: write for example 90s, 20m, 1h30m")
+        raise ValueError(f"{value!r} is not a duration: {HINTS[DURATION_PATTERN]}")
     return sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(r"([0-9.]+)(ms|s|m|h)", value))
 
 
@@ -81,7 +83,7 @@ def _check_tokens(value: Any) -> Any:
 def _check_quantity(value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if not whole and not (isinstance(value, str) and len(value) <= 32 and re.fullmatch(QUANTITY_PATTERN, value)):
-        raise ValueError(f"{value!r} is not a quantity: write for example 8, 500m, 16Gi")
+        raise ValueError(f"{value!r} is not a quantity: {HINTS[QUANTITY_PATTERN]}")
     return value
 
 

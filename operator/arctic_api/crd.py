@@ -149,7 +149,7 @@ def _default(node: Schema, structural: Schema) -> Schema:
     told = _told(default, structural)
     if told == {}:
         return {"default": default}
-    text = told if isinstance(told, str) else json.dumps(told)
+    text = told if told and isinstance(told, str) else json.dumps(told)
     return {"default": default, "description": f"{node['description']} Default: {text}."}
 
 

@@ -223,6 +223,7 @@ class ArcticInferenceStatus(Resource):
     state: str | None = None
     """One word for people."""
     observed_generation: int | None = None
+    """The metadata.generation that the rest was judged from."""
     conditions: list[Condition] | None = Field(None, json_schema_extra=MAP_BY_TYPE)
     """Ready, Available, Progressing, Degraded."""
     replicas: int | None = None

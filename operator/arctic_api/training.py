@@ -387,6 +387,7 @@ class ArcticTrainingStatus(Resource):
     state: str | None = None
     """One word for people."""
     observed_generation: int | None = None
+    """The metadata.generation that the rest was judged from."""
     conditions: list[Condition] | None = Field(None, json_schema_extra=MAP_BY_TYPE)
     """Suspended, PodsScheduled, WorkersConnected, CheckpointReady, Degraded, Succeeded, Failed."""
     stage: str | None = None
