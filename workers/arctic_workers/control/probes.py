@@ -113,7 +113,7 @@ class ProbeServer:
             self._server = _Server(self._address, self._handler)
         except OSError as error:
             raise OSError(error.errno, f"Port {self._address[1]} for metrics can't be listened on: {error}") from None
-        self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="probes", daemon=True)
         self._thread.start()
         self.port: int = self._server.server_address[1]
         return self.port

@@ -112,9 +112,8 @@ class RotatingCredentials:
         self._server_name = server_name
         self._lock = threading.Lock()
         self._seen = self._fingerprint()
-        self._configuration = self._load()
         self.credentials = grpc.dynamic_ssl_server_credentials(
-            self._configuration, self._fetch, require_client_authentication=True
+            self._load(), self._fetch, require_client_authentication=True
         )
 
     def _fingerprint(self) -> list[tuple[int, int]]:
@@ -128,14 +127,16 @@ class RotatingCredentials:
             [(files.key, files.certificate)], root_certificates=files.authorities
         )
 
-    def _fetch(self) -> object:
-        """Return the configuration for a new connection; called by gRPC on threads of its own."""
+    def _fetch(self) -> object | None:
+        """Return the new configuration for a new connection, None for the one before; gRPC calls it on its threads."""
         with self._lock:
             try:
                 fingerprint = self._fingerprint()
-                if fingerprint != self._seen:
-                    self._configuration, self._seen = self._load(), fingerprint
-                    log.info("New certificates are in use from %s", self._folder)
+                if fingerprint == self._seen:
+                    return None
+                configuration, self._seen = self._load(), fingerprint
             except (TLSFolderError, OSError) as error:
                 log.error("New certificates are not used, the ones before stay: %s", error)
-            return self._configuration
+                return None
+            log.info("New certificates are in use from %s", self._folder)
+            return configuration
