@@ -1,0 +1,52 @@
+{{/* Name of the operator's objects: "arctic-operator" for a release called arctic. */}}
+{{- define "arctic.name" -}}
+{{ printf "%s-operator" (trimSuffix "-operator" .Release.Name | trunc 40 | trimSuffix "-") }}
+{{- end }}
+
+{{/* The operator's pods. Workers' NetworkPolicies admit the first label. */}}
+{{- define "arctic.selector" -}}
+app.kubernetes.io/name: arctic-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "arctic.labels" -}}
+{{ include "arctic.selector" . }}
+app.kubernetes.io/part-of: arctic
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{/* Reference of an image: (list . .Values.image) */}}
+{{- define "arctic.image" -}}
+{{- $root := index . 0 }}{{ $image := index . 1 }}
+{{- printf "%s:%s" $image.repository ($image.tag | default $root.Chart.AppVersion) }}
+{{- end }}
+
+{{/* What every container may not do, after the restricted Pod Security standard. */}}
+{{- define "arctic.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "arctic.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* Whether Prometheus' kinds are served and wanted. */}}
+{{- define "arctic.monitoring" -}}
+{{- if and .Values.monitoring.enabled (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1") }}true{{ end }}
+{{- end }}
+
+{{/* Where the operator's resources are, for a monitor. */}}
+{{- define "arctic.monitoredNamespaces" -}}
+{{- if .Values.watchNamespaces -}}
+matchNames: {{ toJson .Values.watchNamespaces }}
+{{- else -}}
+any: true
+{{- end }}
+{{- end }}
