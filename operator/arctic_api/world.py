@@ -147,7 +147,10 @@ class StageReport(Resource):
     start_time: str | None = None
     completion_time: str | None = None
     checkpoint: str | None = None
+    initial_validation_loss: float | None = None
+    """Loss on held-out text of the stage's main category, at its start."""
     validation_loss: float | None = None
+    """The same, at its end."""
 
 
 class CheckpointReport(Resource):
