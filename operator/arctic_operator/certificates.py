@@ -97,8 +97,10 @@ class Authority:
         """Return the authority with the next step of its replacement done, or itself when none is due.
 
         Three steps: make the next one and trust it; after the overlap let it sign, while the old one stays trusted for
-        what it signed; forget the old one when its time is over.
+        what it signed; forget the old one when its time is over. An install that slept through all that starts anew.
         """
+        if _read_certificate(self.signer.certificate, CERTIFICATE).not_valid_after_utc <= now:
+            return Authority(self.following).advance(now) if self.following else Authority.create(now)
         if self.following is None:
             if needs_rotation(self.signer.certificate, now):
                 return replace(self, following=_new_authority(now))
@@ -111,13 +113,13 @@ class Authority:
 
 def server_secret(authority: Authority, name: str, namespace: str, now: datetime) -> dict[str, bytes]:
     """Return the data of one object's TLS Secret: a server certificate that is of no use to a client."""
-    pair = _issue(authority, now, "arctic-worker", [server_name(name, namespace)], ExtendedKeyUsageOID.SERVER_AUTH)
+    pair = _issue(authority, now, server_name(name, namespace), ExtendedKeyUsageOID.SERVER_AUTH)
     return {CERTIFICATE: pair.certificate, KEY: pair.key, AUTHORITIES: authority.bundle}
 
 
 def client_tls(authority: Authority, now: datetime) -> ClientTLS:
     """Return the operator's own certificate, of no use to a server, with what it trusts."""
-    pair = _issue(authority, now, "arctic-operator", [], ExtendedKeyUsageOID.CLIENT_AUTH)
+    pair = _issue(authority, now, "arctic-operator", ExtendedKeyUsageOID.CLIENT_AUTH)
     return ClientTLS(pair, authority.bundle)
 
 
@@ -142,9 +144,7 @@ def _new_authority(now: datetime) -> Pair:
     return _sign(builder, key, key)
 
 
-def _issue(
-    authority: Authority, now: datetime, common_name: str, names: list[str], purpose: x509.ObjectIdentifier
-) -> Pair:
+def _issue(authority: Authority, now: datetime, name: str, purpose: x509.ObjectIdentifier) -> Pair:
     issuer = _read_certificate(authority.signer.certificate, CERTIFICATE)
     end = min(now + LEAF_LIFE, issuer.not_valid_after_utc)
     if end <= now:
@@ -152,16 +152,13 @@ def _issue(
     key = ec.generate_private_key(ec.SECP256R1())
     signer = _read_key(authority.signer.key, KEY)
     builder = (
-        _builder(_name(common_name), issuer.subject, key, now - BACKDATE, end)
+        _builder(_name("arctic"), issuer.subject, key, now - BACKDATE, end)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
     )
-    if names:
-        builder = builder.add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False
-        )
     return _sign(builder, key, signer)
 
 
