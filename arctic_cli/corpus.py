@@ -18,6 +18,8 @@ from pathlib import Path
 
 import click
 
+from arctic_cluster.paths import default_volumes
+
 VERSION = "1"
 PYTHON_DOC = f"python3.{sys.version_info.minor}-doc"
 PACKAGES = [PYTHON_DOC, "debian-handbook", "mariadb-test-data", "metamath-databases"]
@@ -168,8 +170,6 @@ _WRITERS: dict[str, Callable[[Path, Path], None]] = {
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), required=False)
 def corpus(folder: Path | None) -> None:
     """Prepare the demo's corpus in FOLDER (by default where the claim `arctic-corpus` of local runs is)."""
-    from arctic_cli.local import volumes_folder
-
-    folder = folder or volumes_folder() / "arctic-corpus"
+    folder = folder or default_volumes() / "arctic-corpus"
     made = prepare_corpus(folder)
     click.echo(f"corpus {'prepared in' if made else 'is ready in'} {folder}")

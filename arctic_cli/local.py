@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -36,15 +36,10 @@ from arctic_api.world import (
     run_folder,
 )
 from arctic_cli.manifest import load_one
+from arctic_cluster.paths import default_volumes
 
 DEFAULT_NAMESPACE = "default"
 LOOPBACK = "127.0.0.1"
-
-
-def volumes_folder() -> Path:
-    """Return the folder that holds one folder for each claim, on the local cluster as for local processes."""
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data) / "arctic" / "volumes"
 
 
 def local_uid(namespace: str, name: str) -> str:
@@ -154,7 +149,7 @@ def _export_of(training: str, namespace: str, volumes: Path) -> Path:
 class Processes:
     """The local processes of one world, which start and end as one."""
 
-    def __init__(self, module: str, worlds: list[TrainingWorld] | list[InferenceGroup]) -> None:
+    def __init__(self, module: str, worlds: Sequence[TrainingWorld | InferenceGroup]) -> None:
         self._children = [self._start(module, rank, world) for rank, world in enumerate(worlds)]
 
     @staticmethod
@@ -227,7 +222,7 @@ def _read_report(path: Path) -> Report | None:
 
 def _backoff_seconds(restart: Restart, failures: int) -> float:
     backoff = restart.backoff
-    return min(parse_duration(backoff.initial) * backoff.factor ** (failures - 1), parse_duration(backoff.max))
+    return min(parse_duration(backoff.initial) * float(backoff.factor) ** (failures - 1), parse_duration(backoff.max))
 
 
 def run_training(manifest: dict[str, Any], volumes: Path) -> int:
@@ -268,11 +263,6 @@ def _conclude(codes: list[int], reports: list[Report | None]) -> int:
     return next(code for code in final if code in codes)
 
 
-def _read_manifest(file: Path, kind: str) -> dict[str, Any]:
-    """Read, check and return the manifest of the kind; exit 64 with every problem on a line of its own."""
-    return load_one(file, kind)
-
-
 _file_option = click.option(
     "-f",
     "--filename",
@@ -294,7 +284,7 @@ _volumes_option = click.option(
 @_volumes_option
 def train(file: Path, volumes: Path | None) -> None:
     """Run an ArcticTraining as local processes, and resume it if it ran before."""
-    sys.exit(run_training(_read_manifest(file, "ArcticTraining"), volumes or volumes_folder()))
+    sys.exit(run_training(load_one(file, "ArcticTraining"), volumes or default_volumes()))
 
 
 @click.command()
@@ -302,10 +292,10 @@ def train(file: Path, volumes: Path | None) -> None:
 @_volumes_option
 def serve(file: Path, volumes: Path | None) -> None:
     """Run one group of an ArcticInference as local processes, on loopback."""
-    manifest = _read_manifest(file, "ArcticInference")
+    manifest = load_one(file, "ArcticInference")
     stopped = threading.Event()
     with tempfile.TemporaryDirectory(prefix="arctic-serve-") as scratch:
-        groups = inference_groups(manifest, volumes or volumes_folder(), Path(scratch))
+        groups = inference_groups(manifest, volumes or default_volumes(), Path(scratch))
         click.echo(f"OpenAI-compatible API: http://{LOOPBACK}:{groups[0].ports.http}/v1 (once ready)")
         processes = Processes("arctic_workers.inference", groups)
         with _forward_signals(processes, stopped):

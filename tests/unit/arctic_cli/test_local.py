@@ -1,0 +1,80 @@
+"""World documents for local processes, and what a local run concludes."""
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+
+from arctic_api.world import ExitCode, Report, TrainingWorld
+from arctic_cli import local
+from arctic_cli.manifest import load_one
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+@pytest.fixture
+def training() -> dict:
+    return load_one(EXAMPLES / "tiny-training.yaml", "ArcticTraining")
+
+
+@pytest.fixture
+def inference() -> dict:
+    return load_one(EXAMPLES / "tiny-inference.yaml", "ArcticInference")
+
+
+def test_nodes_of_a_local_world_share_the_rendezvous_and_nothing_else(training: dict, tmp_path: Path) -> None:
+    first, second = local.training_worlds(training, tmp_path, 1, tmp_path)
+    assert first.ports.rendezvous == second.ports.rendezvous
+    assert len({first.ports.control, first.ports.metrics, second.ports.control, second.ports.metrics}) == 4
+    assert first.termination_message != second.termination_message
+
+
+def test_claims_are_folders_and_paths_of_the_manifest_lead_there(training: dict, tmp_path: Path) -> None:
+    world = local.training_worlds(training, tmp_path, 1, tmp_path)[0]
+    assert world.locate("/var/lib/arctic/corpus/general") == str(tmp_path / "arctic-corpus" / "general")
+    assert world.locate("/elsewhere") == "/elsewhere"
+    assert world.run_folder.startswith(str(tmp_path / "arctic-store" / "default" / "tiny-"))
+
+
+def test_a_second_run_finds_the_folder_of_the_first(training: dict, tmp_path: Path) -> None:
+    folders = {local.training_worlds(training, tmp_path, attempt, tmp_path)[0].run_folder for attempt in (1, 2)}
+    assert len(folders) == 1
+
+
+def test_a_world_survives_its_environment_variable(training: dict, tmp_path: Path) -> None:
+    world = local.training_worlds(training, tmp_path, 1, tmp_path)[0]
+    assert TrainingWorld.model_validate_json(world.model_dump_json(by_alias=True)) == world
+
+
+def test_serving_what_was_never_trained_says_what_to_do(inference: dict, tmp_path: Path) -> None:
+    with pytest.raises(click.ClickException, match="run `arctic train`"):
+        local.inference_groups(inference, tmp_path, tmp_path)
+
+
+def test_serving_finds_the_export_of_a_local_training(training: dict, inference: dict, tmp_path: Path) -> None:
+    export = Path(local.training_worlds(training, tmp_path, 1, tmp_path)[0].run_folder) / "export"
+    export.mkdir(parents=True)
+    groups = local.inference_groups(inference, tmp_path, tmp_path)
+    assert [group.model_folder for group in groups] == [str(export)] * 2
+
+
+@pytest.mark.parametrize(
+    ("codes", "exit_code"),
+    [
+        ([0, 0], ExitCode.DONE),
+        ([64, 1], ExitCode.BAD_INPUT),
+        ([75, 75], ExitCode.INTERRUPTED),
+        ([75, 0], ExitCode.INTERRUPTED),
+    ],
+)
+def test_the_exit_code_of_a_run_is_the_gravest_of_its_nodes(codes: list[int], exit_code: int) -> None:
+    assert local._conclude(codes, [None, None]) == exit_code
+
+
+def test_a_refusal_reaches_the_person(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(outcome="refused", message="spec.data.sources[0].uri: no such folder")
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report.wire()))
+    local._conclude([64], [local._read_report(path)])
+    assert "refused: spec.data.sources[0].uri: no such folder" in capsys.readouterr().out
