@@ -1,0 +1,148 @@
+"""The scheduler with a stand-in for the model: the next token is a function of all tokens before it."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arctic_workers.inference.blocks import BlockManager
+from arctic_workers.inference.engine import Request, Sampling
+from arctic_workers.inference.scheduler import Chunk, Scheduler
+from arctic_workers.inference.sequence import Sequence
+
+BLOCK = 4
+
+
+def next_token(tokens: list[int]) -> int:
+    return (sum((place + 1) * token for place, token in enumerate(tokens)) + len(tokens)) % 97
+
+
+def expected(request: Request) -> list[int]:
+    tokens = list(request.prompt)
+    while len(tokens) - len(request.prompt) < request.sampling.max_tokens:
+        tokens.append(next_token(tokens))
+        if tokens[-1] in request.sampling.stop_tokens:
+            break
+    return tokens
+
+
+class Cache:
+    """Keeps what was written to each slot, and checks that all earlier positions are there when a chunk runs."""
+
+    def __init__(self) -> None:
+        self.slots: dict[tuple[int, int], tuple[Sequence, int, int]] = {}
+
+    def run(self, chunk: Chunk) -> None:
+        sequence, end = chunk.sequence, chunk.start + chunk.length
+        for position in range(chunk.start, end):
+            slot = (sequence.blocks[position // BLOCK], position % BLOCK)
+            self.slots[slot] = (sequence, position, sequence.tokens[position])
+        for position in range(end):
+            slot = (sequence.blocks[position // BLOCK], position % BLOCK)
+            assert self.slots[slot] == (sequence, position, sequence.tokens[position])
+
+
+requests = st.builds(
+    Request,
+    prompt=st.lists(st.integers(0, 96), min_size=1, max_size=20).map(tuple),
+    sampling=st.builds(
+        Sampling, max_tokens=st.integers(1, 12), stop_tokens=st.frozensets(st.integers(0, 96), max_size=3)
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    arrivals=st.lists(st.tuples(requests, st.integers(0, 10), st.none() | st.integers(0, 15)), min_size=1, max_size=12),
+    blocks=st.integers(8, 24),
+    budget=st.integers(1, 24),
+    most=st.integers(1, 6),
+    depth=st.integers(1, 3),
+)
+def test_every_request_ends_with_its_own_tokens_whatever_shares_its_steps(
+    arrivals: list[tuple[Request, int, int | None]], blocks: int, budget: int, most: int, depth: int
+) -> None:
+    manager = BlockManager(blocks, BLOCK)
+    scheduler = Scheduler(manager, token_budget=budget, max_sequences=most)
+    cache = Cache()
+    sequences = [(Sequence(request), start, cancel) for request, start, cancel in arrivals]
+    in_flight: list[list[Chunk]] = []
+    finished: list[Sequence] = []
+    cancelled = []
+    for now in range(5000):
+        for sequence, start, cancel in sequences:
+            if start == now:
+                scheduler.add(sequence)
+            if cancel is not None and start + cancel == now and not sequence.ended:
+                scheduler.cancel(sequence)
+                cancelled.append(sequence)
+        chunks = scheduler.schedule()
+        assert sum(chunk.length for chunk in chunks) <= budget
+        assert scheduler.running <= most
+        assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
+        for chunk in chunks:
+            cache.run(chunk)
+        in_flight.append(chunks)
+        if len(in_flight) >= depth:
+            for chunk in in_flight.pop(0):
+                if chunk.samples and not chunk.sequence.ended:
+                    known = chunk.sequence.tokens
+                    if scheduler.update(chunk.sequence, next_token(known)):
+                        finished.append(chunk.sequence)
+        held = [block for sequence, _, _ in sequences for block in sequence.blocks]
+        assert len(held) == len(set(held)) == manager.count - manager.free
+        if now > 25 and all(sequence.ended for sequence, _, _ in sequences):
+            break
+    assert all(sequence.ended for sequence, _, _ in sequences)
+    assert manager.free == manager.count
+    assert scheduler.running == scheduler.waiting == 0
+    for sequence in finished:
+        assert sequence.tokens == expected(sequence.request)
+    assert len(finished) + len(cancelled) == len(sequences)
+
+
+def request(prompt: int, generate: int = 4) -> Sequence:
+    return Sequence(Request(tuple(range(prompt)), Sampling(max_tokens=generate)))
+
+
+def lengths(chunks: list[Chunk]) -> list[tuple[Sequence, int]]:
+    return [(chunk.sequence, chunk.length) for chunk in chunks]
+
+
+def test_prompts_fill_what_generating_sequences_leave_of_the_budget() -> None:
+    scheduler = Scheduler(BlockManager(64, BLOCK), token_budget=10, max_sequences=8)
+    first, second, third = request(6), request(17), request(2)
+    for sequence in (first, second, third):
+        scheduler.add(sequence)
+    assert lengths(scheduler.schedule()) == [(first, 6), (second, 4)]
+    scheduler.update(first, 1)
+    assert lengths(scheduler.schedule()) == [(first, 1), (second, 9)]
+    scheduler.update(first, 1)
+    assert lengths(scheduler.schedule()) == [(first, 1), (second, 4), (third, 2)]
+
+
+def test_the_youngest_makes_room_and_comes_back_before_those_that_wait() -> None:
+    scheduler = Scheduler(BlockManager(4, BLOCK), token_budget=32, max_sequences=8)
+    old, young, later = request(8, 8), request(8, 8), request(4, 8)
+    for sequence in (old, young, later):
+        scheduler.add(sequence)
+    assert lengths(scheduler.schedule()) == [(old, 8), (young, 8)]
+    scheduler.update(old, 1)
+    scheduler.update(young, 1)
+    assert lengths(scheduler.schedule()) == [(old, 1)]
+    assert (scheduler.running, scheduler.waiting) == (1, 2)
+    for _ in range(7):
+        if scheduler.update(old, 1) is None:
+            scheduler.schedule()
+    assert lengths(scheduler.schedule())[0] == (young, 9)
+
+
+def test_a_shared_block_is_free_when_the_last_table_lets_it_go() -> None:
+    manager = BlockManager(3, BLOCK)
+    table: list[int] = []
+    assert manager.grow(table, 8)
+    other = manager.share(table)
+    manager.release(table)
+    assert manager.free == 1
+    manager.release(other)
+    assert manager.free == 3
+    assert not manager.grow(table, 13)
+    assert table == []

@@ -1,0 +1,97 @@
+"""What every engine offers to the HTTP server: token ids in, token ids out. No engine, no torch and no text here."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length"]
+"""`stop`: a stop token, which is then the last one; `length`: `max_tokens` are there."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of one request are chosen."""
+
+    max_tokens: int
+    """Most tokens to generate; at least 1."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Share of the probability that the candidates cover, 0 < top_p <= 1; the candidate that crosses it belongs to them."""
+    top_k: int = 0
+    """Most candidates; 0 is no limit."""
+    seed: int = 0
+    """Signed, 64 bits. The same seed gives the same tokens, whatever else the engine is doing."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens to report beside the chosen one; None reports no probabilities at all."""
+    stop_tokens: frozenset[int] = frozenset()
+    """Tokens that end the request."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to continue: at least one token, and with `max_tokens` at most the engine's `max_length`."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Output:
+    """One generated token."""
+
+    token: int
+    logprob: float | None = None
+    """Natural logarithm of its probability under the model as it is, before temperature and cuts."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens with their logprobs, likeliest first."""
+    finish_reason: FinishReason | None = None
+    """Set with the last token."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an engine is doing now."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_cache_utilization: float = 0.0
+    """0 to 1."""
+
+
+class EngineError(RuntimeError):
+    """The engine failed and answers nothing any more; the process has to end."""
+
+
+class Engine(Protocol):
+    """What runs the model. Its coroutines are called on one event loop."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the whole group has loaded, a real pass went through it, and it is still whole."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a request, prompt and answer together."""
+        ...
+
+    def generate(self, request: Request) -> AsyncIterator[Output]:
+        """Yield the tokens of one request; closing the iterator cancels it. Raises EngineError."""
+        ...
+
+    def stats(self) -> Stats:
+        """Tell what it is doing now."""
+        ...
+
+    async def start(self) -> None:
+        """Load, and return when ready. Raises EngineError."""
+        ...
+
+    async def drain(self) -> None:
+        """Return when no request is left."""
+        ...
+
+    async def stop(self) -> None:
+        """Cancel what is left and end, on every rank of the group."""
+        ...
