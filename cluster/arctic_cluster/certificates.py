@@ -61,9 +61,9 @@ class Authority:
         self._write_key("service-accounts", ec.generate_private_key(ec.SECP256R1()))
 
     def _write_key(self, file: str, key: ec.EllipticCurvePrivateKey) -> None:
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        # The API server takes the public half from the same file, and does so for this form of an ECDSA key only.
+        form = serialization.PrivateFormat.TraditionalOpenSSL
+        pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
         write_atomically(self.folder / f"{file}.key", pem, mode=0o600)
 
 

@@ -321,7 +321,7 @@ class Cluster:
             process.kill(found.processes.values())
         plan = found.addresses
         cgroups.kill_all(plan.cgroup)
-        host.remove_traces(self._run, plan)
+        host.remove_traces(self._run)
         host.unmount_below(self._run)
         network.remove(plan)
         cgroups.remove(plan.cgroup)

@@ -12,6 +12,7 @@ from arctic_cluster.state import Ports
 
 DOMAIN = "cluster.local"
 CNI_BINARIES = Path("/usr/lib/cni")
+_EVICTION_SIGNALS = ("memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available")
 _QPS = ["--kube-api-qps=200", "--kube-api-burst=400"]
 
 
@@ -147,6 +148,7 @@ def controller_manager(at: Layout) -> list[str]:
         f"--root-ca-file={at.pki / 'ca.crt'}",
         f"--service-account-private-key-file={at.pki / 'service-accounts.key'}",
         "--use-service-account-credentials",
+        f"--flex-volume-plugin-dir={at.run / 'volume-plugins'}",
         "--node-monitor-period=2s",
         "--node-monitor-grace-period=20s",
         "--leader-elect=false",
@@ -197,6 +199,7 @@ disabled_plugins = [
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        Root = "{folder / "runc"}"
         SystemdCgroup = false
 """
 
@@ -229,8 +232,9 @@ def cni(at: Layout, node: Node) -> str:
 def kubelet(at: Layout, node: Node) -> str:
     """A node's kubelet configuration.
 
-    A node is a share of a machine: the kubelet owns no disk (no eviction for space, no image collection, no storage
-    accounting), limits no system daemons, and must not ask for an oom_score_adj that the machine may refuse.
+    A node is a share of a machine: the kubelet owns neither memory nor disk (no eviction for what others use, no image
+    collection, no storage accounting), limits no system daemons, and must not ask for an oom_score_adj that the
+    machine may refuse.
     """
     folder = at.node(node)
     return _json(
@@ -256,13 +260,13 @@ def kubelet(at: Layout, node: Node) -> str:
             "failSwapOn": False,
             "localStorageCapacityIsolation": False,
             "imageGCHighThresholdPercent": 100,
-            "evictionHard": {"memory.available": "200Mi"},
+            "evictionHard": dict.fromkeys(_EVICTION_SIGNALS, "0%"),
             "oomScoreAdj": 0,
             "maxPods": 110,
             "nodeLeaseDurationSeconds": 12,
             "shutdownGracePeriod": "0s",
             "podLogsDir": str(folder / "pods"),
-            "volumePluginDir": str(folder / "volume-plugins"),
+            "volumePluginDir": str(at.run / "volume-plugins"),
         }
     )
 

@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 
 from arctic_cluster import shell
-from arctic_cluster.addresses import Addresses
 from arctic_cluster.errors import ClusterError
 from arctic_cluster.files import write_atomically
 from arctic_cluster.paths import CLUSTERS, MACHINE
@@ -29,6 +28,7 @@ _REMEMBERED = MACHINE / "settings.json"
 _KUBELET = Path("/var/lib/kubelet")
 _CONTAINER_LOGS = Path("/var/log/containers")
 _CNI_RESULTS = Path("/var/lib/cni/results")
+_SHIM_SOCKETS = Path("/run/containerd/s")
 
 
 def remember() -> None:
@@ -47,7 +47,7 @@ def restore() -> None:
         (_SYSCTL / name).write_text(value)
     if not before["kubelet"]:
         shutil.rmtree(_KUBELET, ignore_errors=True)
-    for folder in (_CONTAINER_LOGS, _CNI_RESULTS, _CNI_RESULTS.parent):
+    for folder in (_CONTAINER_LOGS, _CNI_RESULTS, _CNI_RESULTS.parent, _SHIM_SOCKETS, _SHIM_SOCKETS.parent):
         _remove_if_empty(folder)
     _REMEMBERED.unlink()
     _remove_if_empty(CLUSTERS)
@@ -77,14 +77,14 @@ def _mountinfo() -> str:
     return Path("/proc/self/mountinfo").read_text()
 
 
-def remove_traces(run: Path, addresses: Addresses) -> None:
+def remove_traces(run: Path) -> None:
     """Remove what containerd, kubelet and the CNI library left outside the run folder."""
-    for address in run.glob("node*/state/io.containerd.runtime.v2.task/*/*/address"):
-        Path(address.read_text().removeprefix("unix://")).unlink(missing_ok=True)
+    for container in run.glob("node*/state/io.containerd.runtime.v2.task/*/*"):
+        with contextlib.suppress(FileNotFoundError):
+            Path((container / "address").read_text().removeprefix("unix://")).unlink()
+        for result in _CNI_RESULTS.glob(f"*-{container.name}-*"):
+            result.unlink()
     if _CONTAINER_LOGS.is_dir():
         for link in _CONTAINER_LOGS.iterdir():
             if link.is_symlink() and link.readlink().is_relative_to(run):
                 link.unlink()
-    for node in addresses.nodes:
-        for result in _CNI_RESULTS.glob(f"{node.namespace}-*"):
-            result.unlink()

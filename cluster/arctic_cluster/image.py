@@ -33,7 +33,10 @@ STABLE = f"{REPOSITORY}:local"
 USER = 65532
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 # Programs ask who they are, so the number has a name; its home is where a pod can write.
-_ADD_USER = f'chroot "$1" useradd --uid {USER} --user-group --no-create-home --home-dir /tmp arctic'
+_ADD_USER = (
+    f'chroot "$1" groupadd --gid {USER} arctic'
+    f' && chroot "$1" useradd --uid {USER} --gid {USER} --no-create-home --home-dir /tmp arctic'
+)
 
 
 def _release() -> dict[str, str]:

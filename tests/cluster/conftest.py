@@ -1,0 +1,40 @@
+"""The real local cluster of the tests: one for the whole session, and a namespace for each test."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from arctic_cluster import Cluster
+from arctic_cluster.manifests import restricted_namespace
+
+_LONGEST_NAME = 40
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A fresh cluster named "test", started on first use and ended with the session."""
+    if os.geteuid() != 0:
+        pytest.fail("the cluster tests need root: run them with sudo")
+    it = Cluster("test")
+    it.down()
+    it.up()
+    yield it
+    it.down()
+
+
+@pytest.fixture
+def kubectl(cluster: Cluster) -> Callable[..., str]:
+    """Runs kubectl on the cluster."""
+    return cluster.kubectl
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of the test's own: restricted, with the claims that workers mount."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:_LONGEST_NAME].strip("-")
+    cluster.apply([restricted_namespace(name)])
+    cluster.create_claims(name)
+    yield name
+    cluster.delete_namespace(name)
