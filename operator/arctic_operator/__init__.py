@@ -1,0 +1,1 @@
+"""The operator: observe, plan, apply, and one status write."""

@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from arctic_api.common import ClaimVolume, Duration, KeyValue, Resources, parse_duration
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from arctic_api.common import ClaimVolume, Duration, KeyValue, Resources, parse_duration
 
 PREFIX = "ARCTIC_"
 
@@ -28,7 +29,7 @@ def _from_commas(value: Any) -> Any:
 
 
 class Settings(BaseModel):
-    """What the chart decides for the whole operator. The variable of a field is its name in capitals after `ARCTIC_`."""
+    """What the chart decides for the whole operator. A field's variable is its name in capitals after `ARCTIC_`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

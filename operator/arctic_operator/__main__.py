@@ -1,0 +1,149 @@
+"""Runs the operator: `python3 -m arctic_operator`. All parts are made and joined here."""
+
+import asyncio
+import logging
+import os
+import sys
+from typing import Any
+
+import kopf
+import uvloop
+
+from arctic_api import training
+from arctic_operator.cache import Cache, Key, key_of
+from arctic_operator.cluster import ApiError, Cluster, connect
+from arctic_operator.handlers import build_registry, kopf_settings
+from arctic_operator.health import Health, Heartbeat
+from arctic_operator.lease import Lease
+from arctic_operator.metrics import WATCH_EVENTS
+from arctic_operator.reconcile import Reconciler
+from arctic_operator.settings import Settings, SettingsError
+from arctic_operator.workqueue import WorkQueue
+
+log = logging.getLogger("arctic_operator")
+
+WATCHER_TASK = "watcher for "
+"""How kopf names the tasks that watch."""
+LOOK_SECONDS = 2.0
+
+
+class Operator:
+    """The parts of one operator process."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self._cluster, self._settings = cluster, settings
+        self._cache, self._queue = Cache(), WorkQueue[Key]()
+        self._reconciler = Reconciler(cluster, self._cache, self._queue, settings)
+        self._heartbeat = Heartbeat(cluster, settings)
+        self._lease = Lease(cluster, settings)
+        self._most_watchers = 0
+        self._health = Health(self._heartbeat, self._missing_watchers, settings.metrics_port)
+
+    async def run(self) -> None:
+        """Run until told to stop by a signal; what fails for good ends the process."""
+        port = await self._health.start()
+        log.info("probes and metrics on port %d", port)
+        await self._until_served()
+        stop, ready = asyncio.Event(), asyncio.Event()
+        watching = kopf.operator(
+            registry=build_registry(self._settings, self._on_event),
+            settings=kopf_settings(self._settings),
+            standalone=True,
+            clusterwide=not self._settings.watch_namespaces,
+            namespaces=self._settings.watch_namespaces,
+            stop_flag=stop,
+            ready_flag=ready,
+        )
+        parts = [
+            asyncio.create_task(watching, name="watching"),
+            asyncio.create_task(self._lead(ready), name="leading"),
+            asyncio.create_task(self._heartbeat.run(), name="heartbeat"),
+        ]
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()
+        finally:
+            stop.set()
+            for part in parts[1:]:
+                part.cancel()
+            await asyncio.gather(*parts[1:], return_exceptions=True)
+            await self._lease.release()
+            await asyncio.gather(parts[0], return_exceptions=True)
+            await self._health.stop()
+
+    async def _lead(self, ready: asyncio.Event) -> None:
+        await ready.wait()
+        self._health.ready = True
+        await self._lease.lead(self._reconciler.run)
+
+    async def _until_served(self) -> None:
+        """Wait for the resource definitions: kopf looks for them once, at its start."""
+        while True:
+            try:
+                if await self._cluster.serves_custom_resources():
+                    return
+                log.info("waiting for the CustomResourceDefinitions")
+            except ApiError as error:
+                log.warning("waiting for the API server: %s", error)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _on_event(self, kind: str, manifest: dict[str, Any]) -> None:
+        """Take what a watch shows: keep it, and look at the object that it belongs to."""
+        what = manifest["kind"]
+        WATCH_EVENTS.labels(what).inc()
+        if what == "Lease":
+            self._heartbeat.seen(manifest)
+            return
+        if kind == "DELETED":
+            self._cache.remove(manifest)
+        elif not self._cache.put(manifest):
+            return
+        if what == "Node":
+            self._on_node(manifest["metadata"]["name"])
+            return
+        key = key_of(manifest)
+        if key is None:
+            return
+        self._queue.add(key)
+        if key.kind == training.KIND and what == training.KIND:
+            for other in self._reconciler.observer.waiting_for(key):
+                self._queue.add(other)
+
+    def _on_node(self, name: str) -> None:
+        for pod in self._cache.all("Pod"):
+            key = key_of(pod) if pod.get("spec", {}).get("nodeName") == name else None
+            if key:
+                self._queue.add(key)
+
+    def _missing_watchers(self) -> str:
+        """Tell whether a watch has ended: kopf logs that, and goes on without it."""
+        names = [task.get_name() for task in asyncio.all_tasks()]
+        running = sum(name.startswith(WATCHER_TASK) for name in names)
+        self._most_watchers = max(self._most_watchers, running)
+        missing = self._most_watchers - running
+        return f"{missing} of {self._most_watchers} watches have ended" if missing else ""
+
+
+async def _main(settings: Settings) -> None:
+    async with await connect() as api:
+        await Operator(Cluster(api), settings).run()
+
+
+def main() -> int:
+    """Return the exit code: 2 for a wrong setting."""
+    try:
+        settings = Settings.from_environment(os.environ)
+    except SettingsError as error:
+        sys.stderr.write(f"arctic-operator: {error}\n")
+        return 2
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    uvloop.run(_main(settings))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""What the watches have shown, in memory: whole objects by kind and uid, and whose children they are. No I/O."""
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from arctic_api import inference, training
+from arctic_api.world import Label
+
+Manifest = dict[str, Any]
+
+CUSTOM_KINDS = (training.KIND, inference.KIND)
+REMEMBERED_DELETIONS = 10_000
+
+
+class Key(NamedTuple):
+    """A custom resource by name: what is reconciled."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+def key_of(manifest: Manifest) -> Key | None:
+    """Return the custom resource that an object is, or is a child of; None if neither."""
+    metadata = manifest["metadata"]
+    if manifest["kind"] in CUSTOM_KINDS:
+        return Key(manifest["kind"], metadata["namespace"], metadata["name"])
+    labels = metadata.get("labels", {})
+    kind, name = labels.get(Label.KIND), labels.get(Label.NAME)
+    return Key(kind, metadata["namespace"], name) if kind in CUSTOM_KINDS and name else None
+
+
+class Cache:
+    """Objects as they were seen last; answers to writes count as seen, so that a plan knows what the last one did."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, dict[str, Manifest]] = defaultdict(dict)
+        self._children: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        self._custom: dict[Key, str] = {}
+        self._gone: OrderedDict[str, None] = OrderedDict()
+
+    def put(self, manifest: Manifest) -> bool:
+        """Keep an object unless a newer state of it, or its deletion, is known; tell whether it was news."""
+        kind, metadata = manifest["kind"], manifest["metadata"]
+        uid = metadata["uid"]
+        if uid in self._gone:
+            return False
+        known = self._objects[kind].get(uid)
+        if known and _version(known) >= _version(manifest):
+            return False
+        self._objects[kind][uid] = manifest
+        if kind in CUSTOM_KINDS:
+            self._custom[Key(kind, metadata["namespace"], metadata["name"])] = uid
+        owner = metadata.get("labels", {}).get(Label.UID)
+        if owner:
+            self._children[owner].add((kind, uid))
+        return True
+
+    def remove(self, manifest: Manifest) -> None:
+        """Forget an object for good."""
+        kind, uid = manifest["kind"], manifest["metadata"]["uid"]
+        self._gone[uid] = None
+        if len(self._gone) > REMEMBERED_DELETIONS:
+            self._gone.popitem(last=False)
+        known = self._objects[kind].pop(uid, None) or manifest
+        owner = known["metadata"].get("labels", {}).get(Label.UID)
+        if owner in self._children:
+            self._children[owner].discard((kind, uid))
+            if not self._children[owner]:
+                del self._children[owner]
+        key = key_of(known)
+        if kind in CUSTOM_KINDS and key and self._custom.get(key) == uid:
+            del self._custom[key]
+
+    def replace_children(self, owner: str, kinds: Iterable[str], manifests: Iterable[Manifest]) -> None:
+        """Set the children of some kinds to what a list has shown: what it lacks is gone."""
+        listed = {manifest["metadata"]["uid"]: manifest for manifest in manifests}
+        for kind in kinds:
+            for known in list(self.children(owner, kind)):
+                if known["metadata"]["uid"] not in listed:
+                    self.remove(known)
+        for manifest in listed.values():
+            self.put(manifest)
+
+    def replace_all(self, kind: str, manifests: Iterable[Manifest]) -> None:
+        """Set all objects of a kind that has no owners."""
+        listed = {manifest["metadata"]["uid"]: manifest for manifest in manifests}
+        for known in list(self.all(kind)):
+            if known["metadata"]["uid"] not in listed:
+                self.remove(known)
+        for manifest in listed.values():
+            self.put(manifest)
+
+    def custom(self, key: Key) -> Manifest | None:
+        """Return a custom resource."""
+        uid = self._custom.get(key)
+        return self._objects[key.kind].get(uid) if uid else None
+
+    def customs(self) -> Iterator[tuple[Key, Manifest]]:
+        """Return all custom resources."""
+        for key, uid in list(self._custom.items()):
+            yield key, self._objects[key.kind][uid]
+
+    def children(self, owner: str, kind: str | None = None) -> Iterator[Manifest]:
+        """Return the objects that carry an owner's uid, of one kind or all."""
+        for child_kind, uid in list(self._children.get(owner, ())):
+            if kind in (None, child_kind):
+                yield self._objects[child_kind][uid]
+
+    def all(self, kind: str) -> Iterator[Manifest]:
+        """Return all objects of a kind."""
+        yield from list(self._objects[kind].values())
+
+    def count(self, kind: str) -> int:
+        """Return the number of objects of a kind."""
+        return len(self._objects[kind])
+
+
+def _version(manifest: Manifest) -> int:
+    """Return the resource version, which Kubernetes has compared as a number since 1.35 and made as one always."""
+    text = str(manifest["metadata"].get("resourceVersion", "0"))
+    return int(text) if text.isdigit() else 0

@@ -1,0 +1,323 @@
+"""The only Kubernetes I/O: reads, server-side apply, create-only, delete by uid, status, events. It decides nothing."""
+
+import base64
+import hashlib
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import aiohttp
+from kubernetes.aio import client, config
+
+from arctic_api import API_VERSION, inference, training
+from arctic_api.world import Label
+from arctic_operator.cache import Manifest as Manifest
+from arctic_operator.observed import Identity
+from arctic_operator.plan.actions import Delete, Event, Mark
+
+log = logging.getLogger(__name__)
+
+FIELD_MANAGER = "arctic-operator"
+REQUEST_SECONDS = 15.0
+REMEMBERED_EVENTS = 4096
+APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+
+
+class Resource(NamedTuple):
+    """Where the API server keeps a kind."""
+
+    api_version: str
+    plural: str
+
+
+RESOURCES = {
+    training.KIND: Resource(API_VERSION, training.PLURAL),
+    inference.KIND: Resource(API_VERSION, inference.PLURAL),
+    "Job": Resource("batch/v1", "jobs"),
+    "StatefulSet": Resource("apps/v1", "statefulsets"),
+    "Deployment": Resource("apps/v1", "deployments"),
+    "Pod": Resource("v1", "pods"),
+    "Service": Resource("v1", "services"),
+    "ConfigMap": Resource("v1", "configmaps"),
+    "Secret": Resource("v1", "secrets"),
+    "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
+    "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
+    "Lease": Resource("coordination.k8s.io/v1", "leases"),
+    "Event": Resource("events.k8s.io/v1", "events"),
+}
+CHILD_KINDS = ("Job", "StatefulSet", "Deployment", "Pod", "Service", "NetworkPolicy", "PodDisruptionBudget")
+"""Children that are watched. Secrets and ConfigMaps are written by name and never listed."""
+UNREADABLE = frozenset({"ConfigMap"})
+"""Kinds that are written without the right to read them."""
+
+
+class ApiError(Exception):
+    """The API server's refusal."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        """Hold the HTTP code, the API's reason in CamelCase, and its sentence."""
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.message = message
+
+
+class OwnedByAnotherError(Exception):
+    """An object of the wanted name is there and belongs to someone else."""
+
+
+async def connect() -> client.ApiClient:
+    """Return a client from the pod's service account, or, outside a cluster, from the kubeconfig."""
+    configuration = client.Configuration()
+    try:
+        config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=configuration)
+    return client.ApiClient(configuration)
+
+
+class Cluster:
+    """Calls of the API server, each with a deadline."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self._api = api
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+        content: str = "application/json",
+    ) -> Manifest:
+        """Call the API server; ApiError if it refuses or can't be reached (code 0)."""
+        serialized = await self._api.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": "application/json", "Content-Type": content},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            response = await self._api.call_api(*serialized, _request_timeout=REQUEST_SECONDS)
+            text = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ApiError(0, "Unreachable", f"the API server can't be reached: {error!r}") from error
+        if response.status >= 400:
+            raise _error(response.status, text)
+        answer: Manifest = json.loads(text) if text else {}
+        return answer
+
+    async def serves_custom_resources(self) -> bool:
+        """Whether the CustomResourceDefinitions are there and established."""
+        try:
+            found = await self.request("GET", f"/apis/{API_VERSION}")
+        except ApiError as error:
+            if error.code == 404:
+                return False
+            raise
+        served = {resource["name"] for resource in found["resources"]}
+        return {training.PLURAL, inference.PLURAL} <= served
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """Return an object, None if there is none."""
+        try:
+            return await self.request("GET", _path(kind, namespace, name))
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    async def list_children(self, kind: str, namespace: str, owner: str) -> list[Manifest]:
+        """Return the objects that carry an owner's uid, as the API server has them now."""
+        query = {"labelSelector": f"{Label.MANAGED}=true,{Label.UID}={owner}"}
+        answer = await self.request("GET", _path(kind, namespace), query=query)
+        return [{"kind": kind} | item for item in answer["items"]]
+
+    async def list_nodes(self) -> list[Manifest]:
+        """Return all nodes."""
+        answer = await self.request("GET", "/api/v1/nodes")
+        return [{"kind": "Node"} | item for item in answer["items"]]
+
+    async def apply(self, manifest: Manifest, owner: str, known: Manifest | None) -> Manifest:
+        """Apply a child, unless it already is as it should be; OwnedByAnotherError if it is someone else's."""
+        kind, metadata = manifest["kind"], manifest["metadata"]
+        if known is None and kind not in UNREADABLE:
+            known = await self.get(kind, metadata["namespace"], metadata["name"])
+        if known is None:
+            return await self.apply_own(manifest)
+        if not _owned(known, owner):
+            raise OwnedByAnotherError(
+                f"{kind} {metadata['name']} exists and belongs to something else: delete it, or choose another name"
+            )
+        if contains(known, manifest):
+            return known
+        return await self.apply_own(manifest | {"metadata": metadata | {"uid": known["metadata"]["uid"]}})
+
+    async def apply_own(self, manifest: Manifest, subresource: str = "") -> Manifest:
+        """Apply an object that nobody else writes."""
+        metadata = manifest["metadata"]
+        path = _path(manifest["kind"], metadata["namespace"], metadata["name"]) + subresource
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self.request("PATCH", path, body=manifest, query=query, content=APPLY)
+
+    async def create(self, manifest: Manifest) -> Manifest | None:
+        """Create an object; None if one of that name is there already."""
+        path = _path(manifest["kind"], manifest["metadata"]["namespace"])
+        try:
+            return await self.request("POST", path, body=manifest, query={"fieldManager": FIELD_MANAGER})
+        except ApiError as error:
+            if error.code == 409 and error.reason == "AlreadyExists":
+                return None
+            raise
+
+    async def replace(self, manifest: Manifest) -> Manifest:
+        """Replace an object if it still has the resource version that the manifest names."""
+        metadata = manifest["metadata"]
+        path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
+        return await self.request("PUT", path, body=manifest, query={"fieldManager": FIELD_MANAGER})
+
+    async def mark(self, mark: Mark) -> Manifest | None:
+        """Set labels and annotations of an object if it still has that uid; None if it is gone."""
+        metadata = {"uid": mark.uid, "labels": dict(mark.labels), "annotations": dict(mark.annotations)}
+        path = _path(mark.kind, mark.namespace, mark.name)
+        try:
+            return await self.request("PATCH", path, body={"metadata": metadata}, content=MERGE)
+        except ApiError as error:
+            if error.code in (404, 409):
+                return None
+            raise
+
+    async def delete(self, delete: Delete) -> None:
+        """Delete an object if it still has that uid; nothing happens if it is gone."""
+        options: Manifest = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Foreground" if delete.after_pods else "Background",
+        }
+        if delete.uid:
+            options["preconditions"] = {"uid": delete.uid}
+        try:
+            await self.request("DELETE", _path(delete.kind, delete.namespace, delete.name), body=options)
+        except ApiError as error:
+            if error.code not in (404, 409):
+                raise
+
+    async def apply_status(self, identity: Identity, status: Mapping[str, Any]) -> Manifest:
+        """Write the whole status of a custom resource."""
+        metadata = {"name": identity.name, "namespace": identity.namespace, "uid": identity.uid}
+        manifest = {"apiVersion": API_VERSION, "kind": identity.kind, "metadata": metadata, "status": dict(status)}
+        return await self.apply_own(manifest, "/status")
+
+
+class Events:
+    """Tells people what happened; what happens again counts up one event."""
+
+    def __init__(self, cluster: Cluster, instance: str) -> None:
+        self._cluster = cluster
+        self._instance = instance
+        self._told: OrderedDict[str, int] = OrderedDict()
+
+    async def tell(self, identity: Identity, event: Event, now: datetime) -> None:
+        """Tell one event; that it can't be told is no reason to fail."""
+        digest = hashlib.sha256(f"{identity.uid}{event}".encode()).hexdigest()[:16]
+        count = self._told[digest] = self._told.get(digest, 0) + 1
+        self._told.move_to_end(digest)
+        if len(self._told) > REMEMBERED_EVENTS:
+            self._told.popitem(last=False)
+        name = f"{identity.name}.{digest}"
+        try:
+            if count > 1 and await self._count(identity.namespace, name, count, now):
+                return
+            await self._create(identity, name, event, now)
+        except ApiError as error:
+            log.warning("event %s of %s not told: %s", event.reason, identity.name, error)
+
+    async def _count(self, namespace: str, name: str, count: int, now: datetime) -> bool:
+        series = {"count": count, "lastObservedTime": micro_time(now)}
+        path = _path("Event", namespace, name)
+        try:
+            await self._cluster.request("PATCH", path, body={"series": series}, content=MERGE)
+        except ApiError as error:
+            if error.code == 404:
+                return False
+            raise
+        return True
+
+    async def _create(self, identity: Identity, name: str, event: Event, now: datetime) -> None:
+        manifest = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": identity.namespace},
+            "eventTime": micro_time(now),
+            "reportingController": "arctic.dev/operator",
+            "reportingInstance": self._instance,
+            "action": "Reconcile",
+            "type": event.type,
+            "reason": event.reason[:128],
+            "note": event.message[:1024],
+            "regarding": {
+                "apiVersion": API_VERSION,
+                "kind": identity.kind,
+                "namespace": identity.namespace,
+                "name": identity.name,
+                "uid": identity.uid,
+            },
+        }
+        await self._cluster.create(manifest)
+
+
+def contains(known: Any, wanted: Any) -> bool:
+    """Whether an object has all that is wanted of it; what else the API server has filled in does not matter."""
+    if isinstance(wanted, Mapping):
+        return isinstance(known, Mapping) and all(
+            (key in known and contains(known[key], value)) or (key not in known and value in ({}, [], None))
+            for key, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        return (
+            isinstance(known, list)
+            and len(known) == len(wanted)
+            and all(contains(a, b) for a, b in zip(known, wanted, strict=True))
+        )
+    return bool(known == wanted)
+
+
+def secret_manifest(metadata: Manifest, data: Mapping[str, bytes]) -> Manifest:
+    """Return a Secret."""
+    encoded = {name: base64.b64encode(value).decode() for name, value in data.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": encoded}
+
+
+def secret_data(manifest: Manifest) -> dict[str, bytes]:
+    """Return the content of a Secret."""
+    return {name: base64.b64decode(value) for name, value in (manifest.get("data") or {}).items()}
+
+
+def micro_time(moment: datetime) -> str:
+    """Return a time with microseconds, as Leases and Events have it."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _owned(manifest: Manifest, owner: str) -> bool:
+    return any(reference["uid"] == owner for reference in manifest["metadata"].get("ownerReferences") or ())
+
+
+def _path(kind: str, namespace: str, name: str = "") -> str:
+    resource = RESOURCES[kind]
+    root = "/api/v1" if resource.api_version == "v1" else f"/apis/{resource.api_version}"
+    return f"{root}/namespaces/{namespace}/{resource.plural}" + (f"/{name}" if name else "")
+
+
+def _error(code: int, text: bytes) -> ApiError:
+    try:
+        status = json.loads(text)
+    except ValueError:
+        return ApiError(code, "", text[:500].decode(errors="replace"))
+    return ApiError(code, status.get("reason") or "", status.get("message") or f"HTTP {code}")

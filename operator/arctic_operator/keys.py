@@ -1,0 +1,100 @@
+"""Keeps the certificates where they belong: the authority in the operator's namespace, a Secret beside each object."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from arctic_operator.cache import Manifest
+from arctic_operator.certificates import (
+    AUTHORITIES,
+    CERTIFICATE,
+    Authority,
+    ClientTLS,
+    DamagedPEM,
+    client_tls,
+    needs_rotation,
+    server_secret,
+)
+from arctic_operator.cluster import ApiError, Cluster, secret_data, secret_manifest
+from arctic_operator.manifests.common import child_metadata, tls_name
+from arctic_operator.observed import Identity
+from arctic_operator.settings import Settings
+
+AUTHORITY_SECRET = "arctic-ca"  # noqa: S105  a name
+CHECK_EVERY = timedelta(hours=1)
+
+
+class Keys:
+    """The authority, what it has signed, and when that was looked at last. Losing this object loses nothing."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, clock: Callable[[], datetime]) -> None:
+        self._cluster = cluster
+        self._namespace = settings.namespace
+        self._clock = clock
+        self._authority: Authority | None = None
+        self._authority_checked: datetime | None = None
+        self._client: ClientTLS | None = None
+        self._checked: dict[str, tuple[datetime, bytes]] = {}
+
+    async def client(self) -> ClientTLS:
+        """Return what the operator proves itself with."""
+        authority, now = await self._current(), self._clock()
+        held = self._client
+        if held is None or held.authorities != authority.bundle or needs_rotation(held.pair.certificate, now):
+            self._client = client_tls(authority, now)
+        assert self._client is not None
+        return self._client
+
+    async def ensure(self, identity: Identity, *, look: bool) -> None:
+        """See to an object's Secret. It is looked at now and then, whenever the authority changes, and on `look`."""
+        authority, now = await self._current(), self._clock()
+        checked = self._checked.get(identity.uid)
+        if not look and checked and checked[1] == authority.bundle and now - checked[0] < CHECK_EVERY:
+            return
+        name = tls_name(identity)
+        known = await self._cluster.get("Secret", identity.namespace, name)
+        if known is None or _is_due(secret_data(known), authority, now):
+            data = server_secret(authority, identity.name, identity.namespace, now)
+            await self._cluster.apply(secret_manifest(child_metadata(identity, name), data), identity.uid, known)
+        self._checked[identity.uid] = (now, authority.bundle)
+
+    def forget(self, uid: str) -> None:
+        """Forget an object that is gone."""
+        self._checked.pop(uid, None)
+
+    async def _current(self) -> Authority:
+        now = self._clock()
+        if self._authority and self._authority_checked and now - self._authority_checked < CHECK_EVERY:
+            return self._authority
+        self._authority = await self._load(now)
+        self._authority_checked = now
+        return self._authority
+
+    async def _load(self, now: datetime) -> Authority:
+        """Read, make or advance the authority. Of two operators that do so at once, one wins and both read it."""
+        known = await self._cluster.get("Secret", self._namespace, AUTHORITY_SECRET)
+        if known is None:
+            await self._cluster.create(self._secret(Authority.create(now), {}))
+            known = await self._cluster.get("Secret", self._namespace, AUTHORITY_SECRET)
+            if known is None:
+                raise ApiError(404, "NotFound", f"Secret {AUTHORITY_SECRET} was made and is gone again")
+        authority = Authority.from_secret(secret_data(known))
+        advanced = authority.advance(now)
+        if advanced is authority:
+            return authority
+        version = {"resourceVersion": known["metadata"]["resourceVersion"]}
+        written = await self._cluster.replace(self._secret(advanced, version))
+        return Authority.from_secret(secret_data(written))
+
+    def _secret(self, authority: Authority, version: dict[str, str]) -> Manifest:
+        metadata = {"name": AUTHORITY_SECRET, "namespace": self._namespace} | version
+        return secret_manifest(metadata, authority.to_secret())
+
+
+def _is_due(data: dict[str, bytes], authority: Authority, now: datetime) -> bool:
+    """Whether a Secret must be written anew: it is not whole, near its end, or trusts another authority."""
+    if data.get(AUTHORITIES) != authority.bundle:
+        return True
+    try:
+        return needs_rotation(data.get(CERTIFICATE, b""), now)
+    except DamagedPEM:
+        return True

@@ -1,0 +1,125 @@
+"""Leader election by a `coordination.k8s.io` Lease: who reconciles, of all operators that watch."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from arctic_api.common import parse_duration
+from arctic_operator.cache import Manifest
+from arctic_operator.cluster import ApiError, Cluster, micro_time
+from arctic_operator.metrics import LEADER
+from arctic_operator.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Lease:
+    """One candidate. Another's Lease is judged by how long this process has seen it unchanged: clocks may differ."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self._cluster = cluster
+        self._namespace, self._name = settings.namespace, settings.lease_name
+        self._identity = settings.pod_name
+        self._duration = parse_duration(settings.lease_duration)
+        self._renew = parse_duration(settings.lease_renew)
+        self._seen: tuple[Any, float] | None = None
+        self._held: Manifest | None = None
+        self._renewed = 0.0
+
+    async def lead(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work` whenever, and only while, the Lease is held; for ever. What `work` raises ends it."""
+        while True:
+            await self._acquire()
+            log.info("leading")
+            LEADER.set(1)
+            await self._term(asyncio.ensure_future(work()))
+            LEADER.set(0)
+            log.warning("not leading any more")
+
+    async def _acquire(self) -> None:
+        held = await self._try()
+        while not held:
+            await asyncio.sleep(self._renew)
+            held = await self._try()
+
+    async def _term(self, work: asyncio.Future[None]) -> None:
+        """End the work before another operator may believe that the Lease has run out."""
+        try:
+            while not work.done():
+                await asyncio.wait([work], timeout=self._renew)
+                left = self._duration * 3 / 4 - (_now() - self._renewed)
+                renewed = await _within(left, self._try()) if left > 0 else False
+                if not renewed and (self._held is None or _now() - self._renewed >= self._duration * 3 / 4):
+                    break
+        finally:
+            if not work.done():
+                work.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
+
+    async def release(self) -> None:
+        """Let another operator lead at once."""
+        if self._held is None:
+            return
+        held, self._held = self._held, None
+        held["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": micro_time(datetime.now(UTC))}
+        with suppress(ApiError):
+            await self._cluster.replace(held)
+
+    async def _try(self) -> bool:
+        """Take or renew the Lease; False if another holds it or the API server does not answer."""
+        started = _now()
+        try:
+            held = await self._write(await self._cluster.get("Lease", self._namespace, self._name))
+        except ApiError as error:
+            log.debug("Lease not written: %s", error)
+            if error.code == 409:
+                self._held = None
+            return False
+        self._held = held
+        if held is not None:
+            self._renewed = started
+        return held is not None
+
+    async def _write(self, known: Manifest | None) -> Manifest | None:
+        now = micro_time(datetime.now(UTC))
+        spec = {
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": math.ceil(self._duration),
+            "renewTime": now,
+        }
+        if known is None:
+            first = spec | {"acquireTime": now, "leaseTransitions": 0}
+            metadata = {"name": self._name, "namespace": self._namespace}
+            manifest = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": first}
+            return await self._cluster.create(manifest)
+        old = known.get("spec", {})
+        mine = old.get("holderIdentity") == self._identity
+        if not mine and not self._run_out(old):
+            return None
+        if not mine:
+            spec |= {"acquireTime": now, "leaseTransitions": old.get("leaseTransitions", 0) + 1}
+        return await self._cluster.replace(known | {"spec": old | spec})
+
+    def _run_out(self, spec: Manifest) -> bool:
+        if not spec.get("holderIdentity"):
+            return True
+        mark = (spec.get("holderIdentity"), spec.get("renewTime"))
+        if self._seen is None or self._seen[0] != mark:
+            self._seen = (mark, _now())
+        return _now() - self._seen[1] >= float(spec.get("leaseDurationSeconds") or self._duration)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def _within(seconds: float, answer: Awaitable[bool]) -> bool:
+    try:
+        return await asyncio.wait_for(answer, seconds)
+    except TimeoutError:
+        return False

@@ -1,0 +1,1 @@
+"""Builders of child objects, one a kind: pure functions from a specification to a manifest."""

@@ -1,0 +1,141 @@
+"""Names, labels, owners and security that all children share.
+
+Names follow from the owner alone, so that doing a thing twice is doing it once.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from arctic_api import API_VERSION
+from arctic_api.world import Label, uid5
+from arctic_operator.observed import POD_INDEX_LABEL, Identity
+
+Manifest = dict[str, Any]
+
+WORKER_USER = 65532
+OPERATOR_LABELS = {"app.kubernetes.io/name": "arctic-operator"}
+
+MAX_GROUP_NAME = 52
+"""A StatefulSet's pods carry its name and ten more characters in a label, which ends at 63."""
+
+POD_SECURITY: Manifest = {
+    "runAsNonRoot": True,
+    "runAsUser": WORKER_USER,
+    "runAsGroup": WORKER_USER,
+    "fsGroup": WORKER_USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY: Manifest = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+def base_name(identity: Identity) -> str:
+    """Return `NAME-U`, which the names of most children begin with."""
+    return f"{identity.name}-{uid5(identity.uid)}"
+
+
+def attempt_name(identity: Identity, attempt: int) -> str:
+    """Return the name of an attempt's Job, Service and NetworkPolicy."""
+    return f"{base_name(identity)}-a{attempt}"
+
+
+def group_name(identity: Identity, revision: str, index: int) -> str:
+    """Return the name of a group's StatefulSet, Service, NetworkPolicy and PodDisruptionBudget; long names are cut."""
+    suffix = f"-{uid5(identity.uid)}-{revision}-g{index}"
+    return identity.name[: MAX_GROUP_NAME - len(suffix)].rstrip("-") + suffix
+
+
+def group_index(name: str) -> int:
+    """Return the number of a group from its name."""
+    return int(name.rpartition("-g")[2])
+
+
+def tls_name(identity: Identity) -> str:
+    """Return the name of the Secret with the workers' certificate."""
+    return f"{base_name(identity)}-tls"
+
+
+def leaders_name(identity: Identity) -> str:
+    """Return the name of the headless Service of the ready leaders."""
+    return f"{base_name(identity)}-leaders"
+
+
+def gateway_name(identity: Identity) -> str:
+    """Return the name of the gateway's Deployment and ConfigMap."""
+    return f"{base_name(identity)}-gateway"
+
+
+def object_labels(identity: Identity) -> dict[str, str]:
+    """Return the labels of every child of one object."""
+    return {
+        Label.MANAGED: "true",
+        Label.KIND: identity.kind,
+        Label.NAME: identity.name,
+        Label.UID: identity.uid,
+    }
+
+
+def leader_selector(identity: Identity) -> dict[str, str]:
+    """Return the labels of the leaders that requests may go to."""
+    return {Label.UID: identity.uid, POD_INDEX_LABEL: "0", Label.ROUTING: "on"}
+
+
+def child_metadata(
+    identity: Identity,
+    name: str,
+    *,
+    role: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Return the metadata of a child: owned, so that it goes with its owner even while the operator is down."""
+    metadata: Manifest = {
+        "name": name,
+        "namespace": identity.namespace,
+        "labels": object_labels(identity) | ({Label.ROLE.value: role} if role else {}) | dict(labels or {}),
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": identity.kind,
+                "name": identity.name,
+                "uid": identity.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+    if annotations:
+        metadata["annotations"] = dict(annotations)
+    return metadata
+
+
+def revision_of(parts: Mapping[str, Any]) -> str:
+    """Return six hex digits that change when the given parts of a specification change."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def headless_service(identity: Identity, name: str, selector: Mapping[str, str], port: int) -> Manifest:
+    """Return the Service that gives each pod of a world a host name, from before it is ready."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": child_metadata(identity, name, labels=selector),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": dict(selector),
+            "ports": [{"name": "rendezvous", "port": port, "protocol": "TCP"}],
+        },
+    }
+
+
+def hosts(name: str, namespace: str, count: int) -> list[str]:
+    """Return the address of each pod of a world, by node rank."""
+    return [f"{name}-{index}.{name}.{namespace}.svc" for index in range(count)]

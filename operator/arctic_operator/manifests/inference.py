@@ -1,0 +1,113 @@
+"""The children of one inference group: a StatefulSet, its headless Service, NetworkPolicy and PodDisruptionBudget."""
+
+import math
+
+from arctic_api.common import ClaimVolume, parse_duration
+from arctic_api.world import STORE_FOLDER, InferenceGroup, Label, Ports
+from arctic_operator.manifests.common import (
+    Manifest,
+    child_metadata,
+    group_name,
+    headless_service,
+    hosts,
+    object_labels,
+)
+from arctic_operator.manifests.worker import network_policy, worker_template
+from arctic_operator.observed import GENERATION_ANNOTATION, POD_INDEX_LABEL, Exported, Identity, Inference
+from arctic_operator.settings import Settings
+
+MODULE = "arctic_workers.inference"
+MARGIN_SECONDS = 10
+"""What a pod gets beyond the drain timeout, to end in order."""
+
+
+def group_children(
+    inference: Inference, revision: str, index: int, settings: Settings, base: Exported | None
+) -> tuple[Manifest, list[Manifest]]:
+    """Return a group's StatefulSet, which is made last and once, and what must stand before it."""
+    name = group_name(inference.identity, revision, index)
+    return _stateful_set(inference, revision, name, settings, base), group_services(inference.identity, name, settings)
+
+
+def group_services(identity: Identity, name: str, settings: Settings) -> list[Manifest]:
+    """Return what stands beside a group's StatefulSet for as long as it lives."""
+    ports, selector = Ports(), _selector(identity, name)
+    gateway = {Label.UID.value: identity.uid, Label.ROLE.value: "gateway"}
+    return [
+        headless_service(identity, name, selector, ports.rendezvous),
+        network_policy(identity, name, settings, selector, {ports.http: gateway}),
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": child_metadata(identity, name, labels=selector),
+            "spec": {"maxUnavailable": 0, "selector": {"matchLabels": selector}},
+        },
+    ]
+
+
+def _selector(identity: Identity, name: str) -> dict[str, str]:
+    return {Label.UID.value: identity.uid, Label.GROUP.value: name}
+
+
+def _stateful_set(
+    inference: Inference, revision: str, name: str, settings: Settings, base: Exported | None
+) -> Manifest:
+    identity, spec, ports = inference.identity, inference.spec, Ports()
+    selector = _selector(identity, name)
+    labels = selector | {Label.REVISION.value: revision, Label.ROLE.value: "worker"}
+    claim = base.claim if base else None
+    template = worker_template(
+        identity,
+        settings,
+        module=MODULE,
+        world=_world(inference, revision, name, base),
+        rank_field=f"metadata.labels['{POD_INDEX_LABEL}']",
+        labels=object_labels(identity) | labels | {Label.ROUTING.value: "on"},
+        selector=selector,
+        ports={
+            "control": ports.control,
+            "metrics": ports.metrics,
+            "rendezvous": ports.rendezvous,
+            "http": ports.http,
+        },
+        image=spec.engine.image,
+        claims=[ClaimVolume(claim_name=claim, mount_path=STORE_FOLDER)] if claim else [],
+        resources=spec.resources,
+        grace_seconds=math.ceil(parse_duration(spec.rollout.drain_timeout)) + MARGIN_SECONDS,
+        priority_class=spec.priority_class_name,
+        template=spec.template,
+        spec={},
+    )
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": child_metadata(
+            identity,
+            name,
+            labels=labels,
+            annotations={GENERATION_ANNOTATION: str(inference.generation)},
+        ),
+        "spec": {
+            "replicas": spec.parallelism.pipeline,
+            "serviceName": name,
+            "podManagementPolicy": "Parallel",
+            "updateStrategy": {"type": "OnDelete"},
+            "selector": {"matchLabels": selector},
+            "template": template,
+        },
+    }
+
+
+def _world(inference: Inference, revision: str, name: str, base: Exported | None) -> InferenceGroup:
+    identity, spec = inference.identity, inference.spec
+    uri = base.folder if base else spec.model.uri or ""
+    return InferenceGroup(
+        namespace=identity.namespace,
+        name=identity.name,
+        uid=identity.uid,
+        hosts=hosts(name, identity.namespace, spec.parallelism.pipeline),
+        spec=spec,
+        group=name,
+        revision=revision,
+        model_folder=uri.removeprefix("file://"),
+    )

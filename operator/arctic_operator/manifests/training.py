@@ -1,0 +1,119 @@
+"""The children of one training attempt: an Indexed Job, its headless Service and its NetworkPolicy."""
+
+import math
+
+from arctic_api.common import ClaimVolume, parse_duration
+from arctic_api.world import STORE_FOLDER, Label, Ports, TrainingWorld, run_folder
+from arctic_operator.manifests.common import (
+    Manifest,
+    attempt_name,
+    child_metadata,
+    headless_service,
+    hosts,
+    object_labels,
+)
+from arctic_operator.manifests.worker import network_policy, worker_template
+from arctic_operator.observed import (
+    COMPLETION_INDEX,
+    GENERATION_ANNOTATION,
+    GPU_HOURS_ANNOTATION,
+    REVISION_ANNOTATION,
+    Exported,
+    Training,
+)
+from arctic_operator.settings import Settings
+
+MODULE = "arctic_workers.training"
+BASE_FOLDER = "/var/lib/arctic/base"
+"""Where the claim of the training that `model.from` names is mounted, if it is not the store itself."""
+
+
+def attempt_children(
+    training: Training, attempt: int, settings: Settings, base: Exported | None, gpu_hours: float
+) -> tuple[Manifest, list[Manifest]]:
+    """Return an attempt's Job, which is made last and once, and what must stand before it."""
+    identity = training.identity
+    name = attempt_name(identity, attempt)
+    selector = {Label.UID.value: identity.uid, Label.ATTEMPT.value: str(attempt)}
+    ports = Ports()
+    return _job(training, attempt, settings, base, gpu_hours), [
+        headless_service(identity, name, selector, ports.rendezvous),
+        network_policy(identity, name, settings, selector),
+    ]
+
+
+def _job(training: Training, attempt: int, settings: Settings, base: Exported | None, gpu_hours: float) -> Manifest:
+    identity, spec, ports = training.identity, training.spec, Ports()
+    name, nodes = attempt_name(identity, attempt), training.spec.parallelism.nodes
+    selector = {Label.UID.value: identity.uid, Label.ATTEMPT.value: str(attempt)}
+    claims, weights = _claims(training, base)
+    template = worker_template(
+        identity,
+        settings,
+        module=MODULE,
+        world=_world(training, attempt, weights),
+        rank_field=f"metadata.annotations['{COMPLETION_INDEX}']",
+        labels=object_labels(identity) | selector | {Label.ROLE.value: "worker"},
+        selector=selector,
+        ports={"control": ports.control, "metrics": ports.metrics, "rendezvous": ports.rendezvous},
+        image=spec.image,
+        claims=claims,
+        resources=spec.resources,
+        grace_seconds=math.ceil(parse_duration(spec.checkpoint.grace_period)),
+        priority_class=spec.priority_class_name,
+        template=spec.template,
+        spec={"restartPolicy": "Never", "subdomain": name},
+    )
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": child_metadata(
+            identity,
+            name,
+            role="worker",
+            labels=selector,
+            annotations={
+                REVISION_ANNOTATION: training.revision,
+                GENERATION_ANNOTATION: str(training.generation),
+                GPU_HOURS_ANNOTATION: f"{gpu_hours:.6f}",
+            },
+        ),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": nodes,
+            "parallelism": nodes,
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "template": template,
+        },
+    }
+
+
+def _claims(training: Training, base: Exported | None) -> tuple[list[ClaimVolume], str | None]:
+    """Return the claims to mount, and the folder of the weights to start from."""
+    volume = training.spec.checkpoint.volume
+    store = volume.claim_name if volume else None
+    claims = [ClaimVolume(claim_name=store, mount_path=STORE_FOLDER, read_only=False)] if store else []
+    if base is None:
+        return claims, None
+    if base.claim in (None, store):
+        return claims, base.folder
+    claims.append(ClaimVolume(claim_name=str(base.claim), mount_path=BASE_FOLDER))
+    return claims, base.folder.replace(STORE_FOLDER, BASE_FOLDER, 1)
+
+
+def _world(training: Training, attempt: int, weights_folder: str | None) -> TrainingWorld:
+    identity, spec = training.identity, training.spec
+    volume = spec.checkpoint.volume
+    root = f"{STORE_FOLDER}/{volume.path}" if volume and volume.path else STORE_FOLDER
+    return TrainingWorld(
+        namespace=identity.namespace,
+        name=identity.name,
+        uid=identity.uid,
+        hosts=hosts(attempt_name(identity, attempt), identity.namespace, spec.parallelism.nodes),
+        spec=spec,
+        attempt=attempt,
+        epoch=attempt,
+        run_folder=run_folder(root, identity.namespace, identity.name, identity.uid),
+        weights_folder=weights_folder,
+    )

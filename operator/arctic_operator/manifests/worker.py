@@ -1,0 +1,172 @@
+"""The pod of a worker, and the NetworkPolicy around its world: what training and inference have in common."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from arctic_api.common import ClaimVolume, Resources, WorkerTemplate
+from arctic_api.world import NODE_RANK_VARIABLE, TLS_FOLDER, WORLD_VARIABLE, InferenceGroup, Ports, TrainingWorld
+from arctic_operator.manifests.common import (
+    CONTAINER_SECURITY,
+    OPERATOR_LABELS,
+    POD_SECURITY,
+    Manifest,
+    child_metadata,
+    tls_name,
+)
+from arctic_operator.observed import Identity
+from arctic_operator.settings import Settings
+
+CONTAINER = "worker"
+HOME = "/home/arctic"
+TEMPORARY = "/tmp"  # noqa: S108  the container's own
+HOSTNAME_TOPOLOGY = "kubernetes.io/hostname"
+
+
+def worker_template(
+    identity: Identity,
+    settings: Settings,
+    *,
+    module: str,
+    world: TrainingWorld | InferenceGroup,
+    rank_field: str,
+    labels: Mapping[str, str],
+    selector: Mapping[str, str],
+    ports: Mapping[str, int],
+    image: str | None,
+    claims: Sequence[ClaimVolume],
+    resources: Resources | None,
+    grace_seconds: int,
+    priority_class: str | None,
+    template: WorkerTemplate | None,
+    spec: Mapping[str, Any],
+) -> Manifest:
+    """Return a pod template that meets the restricted Pod Security standard.
+
+    `selector` names the pods of the same world, of which a node takes one; `spec` is added to the pod's specification.
+    """
+    template = template or WorkerTemplate()
+    mounted = {claim.mount_path: claim for claim in [*settings.worker_volumes, *claims, *(template.volumes or ())]}
+    environment = {
+        "HOME": HOME,
+        "TMPDIR": TEMPORARY,
+        "TRITON_CACHE_DIR": f"{HOME}/.triton",
+        "TORCH_EXTENSIONS_DIR": f"{HOME}/.torch_extensions",
+        **{item.name: item.value for item in settings.worker_environment},
+        **{item.name: item.value for item in template.environment or ()},
+        WORLD_VARIABLE: world.model_dump_json(by_alias=True),
+    }
+    container: Manifest = {
+        "name": CONTAINER,
+        "image": image or settings.worker_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": [*settings.worker_command, "-m", module],
+        "env": [
+            *({"name": name, "value": value} for name, value in environment.items()),
+            {"name": NODE_RANK_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": rank_field}}},
+        ],
+        "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
+        "resources": (resources or settings.worker_resources or Resources()).wire(),
+        "securityContext": CONTAINER_SECURITY,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "tls", "mountPath": TLS_FOLDER, "readOnly": True},
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  the container's own
+            {"name": "home", "mountPath": HOME},
+            {"name": "tmp", "mountPath": TEMPORARY},
+            *(_mount(index, claim) for index, claim in enumerate(mounted.values())),
+        ],
+        **_probes(world.ports),
+    }
+    return {
+        "metadata": {
+            "labels": {**(template.labels or {}), **labels},
+            "annotations": dict(template.annotations or {}),
+        },
+        "spec": {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": POD_SECURITY,
+            "terminationGracePeriodSeconds": grace_seconds,
+            "affinity": _one_a_node(template.affinity, selector),
+            "nodeSelector": dict(template.node_selector or {}),
+            "tolerations": [toleration.wire() for toleration in template.tolerations or ()],
+            "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
+            **({"priorityClassName": priority_class} if priority_class else {}),
+            "containers": [container],
+            "volumes": [
+                {"name": "tls", "secret": {"secretName": tls_name(identity), "defaultMode": 0o440}},
+                {"name": "shm", "emptyDir": {"medium": "Memory"}},
+                {"name": "home", "emptyDir": {}},
+                {"name": "tmp", "emptyDir": {}},
+                *(_claim(index, claim) for index, claim in enumerate(mounted.values())),
+            ],
+            **spec,
+        },
+    }
+
+
+def _mount(index: int, claim: ClaimVolume) -> Manifest:
+    return {"name": f"claim-{index}", "mountPath": claim.mount_path, "readOnly": claim.read_only}
+
+
+def _claim(index: int, claim: ClaimVolume) -> Manifest:
+    reference = {"claimName": claim.claim_name, "readOnly": claim.read_only}
+    return {"name": f"claim-{index}", "persistentVolumeClaim": reference}
+
+
+def _probes(ports: Ports) -> Manifest:
+    live = {"httpGet": {"path": "/livez", "port": ports.metrics}}
+    ready = {"httpGet": {"path": "/readyz", "port": ports.metrics}}
+    return {
+        "startupProbe": live | {"periodSeconds": 5, "failureThreshold": 60, "timeoutSeconds": 3},
+        "livenessProbe": live | {"periodSeconds": 10, "failureThreshold": 6, "timeoutSeconds": 5},
+        "readinessProbe": ready | {"periodSeconds": 2, "failureThreshold": 3, "timeoutSeconds": 5},
+    }
+
+
+def _one_a_node(affinity: Mapping[str, Any] | None, selector: Mapping[str, str]) -> Manifest:
+    """Add to a manifest's own affinity that no node takes two pods of one world."""
+    merged = dict(affinity or {})
+    anti = dict(merged.get("podAntiAffinity") or {})
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    term = {"labelSelector": {"matchLabels": dict(selector)}, "topologyKey": HOSTNAME_TOPOLOGY}
+    anti[required] = [*(anti.get(required) or ()), term]
+    return merged | {"podAntiAffinity": anti}
+
+
+def network_policy(
+    identity: Identity,
+    name: str,
+    settings: Settings,
+    selector: Mapping[str, str],
+    clients: Mapping[int, Mapping[str, str]] | None = None,
+) -> Manifest:
+    """Return the policy of one world: its pods talk to each other, the operator calls them, anyone may scrape them.
+
+    torch.distributed authenticates nobody, so a stranger must not reach it. `clients` opens further ports to pods with
+    the given labels.
+    """
+    ports = Ports()
+    operator = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}},
+        "podSelector": {"matchLabels": OPERATOR_LABELS},
+    }
+    ingress: list[Manifest] = [
+        {"from": [{"podSelector": {"matchLabels": dict(selector)}}]},
+        {"from": [operator], "ports": [{"port": ports.control, "protocol": "TCP"}]},
+        {"ports": [{"port": ports.metrics, "protocol": "TCP"}]},
+        *(
+            {"from": [{"podSelector": {"matchLabels": dict(labels)}}], "ports": [{"port": port, "protocol": "TCP"}]}
+            for port, labels in (clients or {}).items()
+        ),
+    ]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": child_metadata(identity, name, labels=selector),
+        "spec": {
+            "podSelector": {"matchLabels": dict(selector)},
+            "policyTypes": ["Ingress"],
+            "ingress": ingress,
+        },
+    }

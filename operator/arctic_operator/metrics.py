@@ -1,0 +1,28 @@
+"""The operator's own metrics. Labels have few values, none of them chosen by users."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+
+RECONCILE = Counter("arctic_operator_reconcile", "Reconciliations.", ["kind", "result"], registry=REGISTRY)
+RECONCILE_SECONDS = Histogram(
+    "arctic_operator_reconcile_seconds",
+    "Time that one reconciliation takes.",
+    ["kind"],
+    registry=REGISTRY,
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+QUEUE_DEPTH = Gauge("arctic_operator_workqueue_depth", "Objects that are due.", registry=REGISTRY)
+QUEUE_RETRIES = Counter("arctic_operator_workqueue_retries", "Objects put back after an error.", registry=REGISTRY)
+STATUS_WRITES = Counter("arctic_operator_status_writes", "Status writes.", ["kind"], registry=REGISTRY)
+CHILD_WRITES = Counter("arctic_operator_child_writes", "Writes of children.", ["action"], registry=REGISTRY)
+WATCH_EVENTS = Counter(
+    "arctic_operator_watch_events", "Events that the watches have shown.", ["kind"], registry=REGISTRY
+)
+OBJECTS = Gauge("arctic_operator_objects", "Custom resources.", ["kind"], registry=REGISTRY)
+LEADER = Gauge("arctic_operator_leader", "1 while this operator holds the Lease.", registry=REGISTRY)
+HEARTBEAT_AGE = Gauge(
+    "arctic_operator_heartbeat_unseen_seconds",
+    "Age of the oldest heartbeat that was written and that the watch has not shown.",
+    registry=REGISTRY,
+)

@@ -1,0 +1,195 @@
+"""From what the watches have shown to what planning reads; where that is not enough, from the API server itself."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from arctic_api import inference as inference_api
+from arctic_api import training as training_api
+from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
+from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus
+from arctic_api.verdict import verdict
+from arctic_operator.cache import Cache, Key, Manifest
+from arctic_operator.cluster import CHILD_KINDS, Cluster
+from arctic_operator.live import Live
+from arctic_operator.manifests.common import revision_of
+from arctic_operator.observed import (
+    Exported,
+    Identity,
+    Inference,
+    InferenceSeen,
+    Node,
+    Pod,
+    Training,
+    TrainingSeen,
+    identity_of,
+    job_of,
+    node_of,
+    pod_of,
+    read_status,
+    stateful_set_of,
+)
+
+TRAINING_REVISION = (
+    *("model", "tokenizer", "data", "curriculum", "optimizer", "seed", "batch", "parallelism", "checkpoint"),
+    *("evaluation", "priorityClassName", "image", "resources", "template"),
+)
+"""What a training's world is made of; the rest of a specification may change under it."""
+INFERENCE_REVISION = (
+    *("model", "engine", "quantization", "parallelism", "attention", "batching"),
+    *("priorityClassName", "resources", "template"),
+)
+"""What a group is made of."""
+LOOKED_AT = {
+    training_api.KIND: ("Job", "Pod", "Service", "NetworkPolicy"),
+    inference_api.KIND: ("StatefulSet", "Pod", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"),
+}
+REDUCED = frozenset({"Job", "StatefulSet", "Pod"})
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """A custom resource whose specification can't be carried out, and why."""
+
+    identity: Identity
+    generation: int
+    deleting: bool
+    status: ArcticTrainingStatus | ArcticInferenceStatus
+    message: str
+
+
+Subject = Training | Inference | Invalid
+
+
+class Observer:
+    """Reads the cache, and fills it from the API server on demand."""
+
+    def __init__(self, cluster: Cluster, cache: Cache, *, read_nodes: bool) -> None:
+        self._cluster, self._cache, self._read_nodes = cluster, cache, read_nodes
+        self._read: dict[str, tuple[int, ArcticTrainingSpec | ArcticInferenceSpec | str]] = {}
+
+    async def look(self, key: Key) -> None:
+        """Read an object and all of its children from the API server: what is not there now is gone."""
+        manifest = await self._cluster.get(*key)
+        known = self._cache.custom(key)
+        if known and (manifest is None or manifest["metadata"]["uid"] != known["metadata"]["uid"]):
+            self._cache.remove(known)
+        if manifest is None:
+            return
+        self._cache.put(manifest)
+        uid, kinds = manifest["metadata"]["uid"], LOOKED_AT[key.kind]
+        lists = await asyncio.gather(*(self._cluster.list_children(kind, key.namespace, uid) for kind in kinds))
+        self._cache.replace_children(uid, kinds, (child for children in lists for child in children))
+        nodes = self._nodes() or {}
+        if any(pod.node and pod.node not in nodes for pod in self._pods(uid)):
+            await self.look_at_nodes()
+
+    async def look_at_nodes(self) -> None:
+        """Read all nodes from the API server, if that is allowed."""
+        if self._read_nodes:
+            self._cache.replace_all("Node", await self._cluster.list_nodes())
+
+    def subject(self, key: Key) -> Subject | None:
+        """Return a custom resource as its type; None if there is none."""
+        manifest = self._cache.custom(key)
+        if manifest is None:
+            return None
+        identity, metadata = identity_of(manifest), manifest["metadata"]
+        generation, deleting = metadata.get("generation", 0), "deletionTimestamp" in metadata
+        created = datetime.fromisoformat(metadata["creationTimestamp"])
+        raw = manifest.get("status") or {}
+        spec = self._spec(manifest, generation)
+        if isinstance(spec, ArcticTrainingSpec):
+            revision = revision_of({field: manifest["spec"].get(field) for field in TRAINING_REVISION})
+            before = read_status(ArcticTrainingStatus, raw)
+            return Training(identity, generation, created, deleting, revision, spec, before)
+        if isinstance(spec, ArcticInferenceSpec):
+            revision = revision_of({field: manifest["spec"].get(field) for field in INFERENCE_REVISION})
+            status = read_status(ArcticInferenceStatus, raw)
+            return Inference(identity, generation, created, deleting, revision, spec, status)
+        if key.kind == training_api.KIND:
+            return Invalid(identity, generation, deleting, read_status(ArcticTrainingStatus, raw), spec)
+        return Invalid(identity, generation, deleting, read_status(ArcticInferenceStatus, raw), spec)
+
+    def _spec(self, manifest: Manifest, generation: int) -> ArcticTrainingSpec | ArcticInferenceSpec | str:
+        """Return the specification as its type, or what is wrong with it; read once a generation."""
+        uid = manifest["metadata"]["uid"]
+        known = self._read.get(uid)
+        if known and known[0] == generation:
+            return known[1]
+        problems = verdict(manifest)
+        model = ArcticTrainingSpec if manifest["kind"] == training_api.KIND else ArcticInferenceSpec
+        read: Any = "; ".join(map(str, problems)) if problems else model.model_validate(manifest["spec"])
+        self._read[uid] = (generation, read)
+        return read  # type: ignore[no-any-return]  # one of the three by construction
+
+    def forget(self, uid: str) -> None:
+        """Forget an object that is gone."""
+        self._read.pop(uid, None)
+
+    def training_seen(self, training: Training, live: Live | None) -> TrainingSeen:
+        """Return all that is known about a training."""
+        uid, source = training.identity.uid, training.spec.model.from_
+        return TrainingSeen(
+            jobs=[job_of(child) for child in self._owned(uid, "Job")],
+            pods=[pod for pod in self._pods(uid) if pod.attempt is not None],
+            nodes=self._nodes(),
+            live=live,
+            base=self._exported(training.identity.namespace, source.training if source else None),
+            others=self._others(uid),
+        )
+
+    def inference_seen(self, inference: Inference, live: Callable[[str], Live | None]) -> InferenceSeen:
+        """Return all that is known about a service."""
+        uid = inference.identity.uid
+        groups = [stateful_set_of(child) for child in self._owned(uid, "StatefulSet")]
+        known = {group.name: seen for group in groups if (seen := live(group.name))}
+        return InferenceSeen(
+            groups=groups,
+            pods=[pod for pod in self._pods(uid) if pod.group is not None],
+            nodes=self._nodes(),
+            live=known,
+            base=self._exported(inference.identity.namespace, inference.spec.model.training),
+            others=self._others(uid),
+        )
+
+    def known(self, manifest: Manifest, owner: str) -> Manifest | None:
+        """Return a child as it was seen last."""
+        name = manifest["metadata"]["name"]
+        children = self._cache.children(owner, manifest["kind"])
+        return next((child for child in children if child["metadata"]["name"] == name), None)
+
+    def waiting_for(self, key: Key) -> Iterable[Key]:
+        """Return the objects that use a training's weights."""
+        for other, manifest in self._cache.customs():
+            model = manifest["spec"].get("model", {})
+            names = (model.get("training"), (model.get("from") or {}).get("training"))
+            if other.namespace == key.namespace and key.name in names:
+                yield other
+
+    def _owned(self, owner: str, kind: str) -> Iterable[Manifest]:
+        """Return the children that the owner itself owns: a label alone makes nobody a child."""
+        for child in self._cache.children(owner, kind):
+            if any(reference["uid"] == owner for reference in child["metadata"].get("ownerReferences") or ()):
+                yield child
+
+    def _pods(self, uid: str) -> Iterable[Pod]:
+        return map(pod_of, self._cache.children(uid, "Pod"))
+
+    def _others(self, uid: str) -> list[Manifest]:
+        return [child for kind in CHILD_KINDS if kind not in REDUCED for child in self._owned(uid, kind)]
+
+    def _nodes(self) -> dict[str, Node] | None:
+        if not self._read_nodes:
+            return None
+        return {node.name: node for node in map(node_of, self._cache.all("Node"))}
+
+    def _exported(self, namespace: str, name: str | None) -> Exported | None:
+        manifest = self._cache.custom(Key(training_api.KIND, namespace, name)) if name else None
+        uri = ((manifest or {}).get("status") or {}).get("export", {}).get("uri")
+        if manifest is None or not uri:
+            return None
+        volume = manifest["spec"].get("checkpoint", {}).get("volume") or {}
+        return Exported(folder=uri.removeprefix("file://"), claim=volume.get("claimName"))

@@ -1,0 +1,300 @@
+"""What is read from the cluster, reduced to what planning needs: frozen values, and pure functions that make them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
+from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus
+from arctic_api.world import Label
+from arctic_operator.live import Live
+
+Manifest = Mapping[str, Any]
+S = TypeVar("S", ArcticTrainingStatus, ArcticInferenceStatus)
+
+REVISION_ANNOTATION = "arctic.dev/revision"
+GENERATION_ANNOTATION = "arctic.dev/generation"
+GPU_HOURS_ANNOTATION = "arctic.dev/gpu-hours-before"
+DRAINING_ANNOTATION = "arctic.dev/draining-since"
+POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
+COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which custom resource: what every child's name, labels and owner are derived from."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """An ArcticTraining whose specification could be read."""
+
+    identity: Identity
+    generation: int
+    created: datetime
+    deleting: bool
+    revision: str
+    spec: ArcticTrainingSpec
+    status: ArcticTrainingStatus
+
+
+@dataclass(frozen=True)
+class Inference:
+    """An ArcticInference whose specification could be read."""
+
+    identity: Identity
+    generation: int
+    created: datetime
+    deleting: bool
+    revision: str
+    spec: ArcticInferenceSpec
+    status: ArcticInferenceStatus
+
+
+@dataclass(frozen=True)
+class Job:
+    """The Job of one attempt."""
+
+    name: str
+    uid: str
+    attempt: int
+    generation: int
+    revision: str
+    deleting: bool = False
+    complete: bool = False
+    failed: bool = False
+    reason: str = ""
+    message: str = ""
+    created: datetime | None = None
+    ended: datetime | None = None
+    gpu_hours_before: float = 0.0
+
+
+@dataclass(frozen=True)
+class StatefulSet:
+    """The StatefulSet of one inference group."""
+
+    name: str
+    uid: str
+    generation: int
+    revision: str
+    deleting: bool = False
+    draining_since: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A worker's pod. Times that do not apply are None."""
+
+    name: str
+    uid: str
+    index: int
+    phase: str
+    created: datetime
+    attempt: int | None = None
+    group: str | None = None
+    owner: str = ""
+    node: str = ""
+    ip: str = ""
+    ready_since: datetime | None = None
+    routed: bool = True
+    delete_requested: datetime | None = None
+    disrupted: datetime | None = None
+    disruption: str = ""
+    exit_code: int | None = None
+    exit_reason: str = ""
+    exit_message: str = ""
+    started: datetime | None = None
+    finished: datetime | None = None
+    container_restarts: int = 0
+    waiting: str = ""
+    waiting_message: str = ""
+    unschedulable: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether none of its containers will run again."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node, as far as worlds care."""
+
+    name: str
+    ready: bool
+    ready_changed: datetime | None
+    unschedulable: bool
+
+
+@dataclass(frozen=True)
+class TrainingSeen:
+    """Everything that is known about one training at one moment. `nodes` is None where nodes may not be read."""
+
+    jobs: Sequence[Job] = ()
+    pods: Sequence[Pod] = ()
+    nodes: Mapping[str, Node] | None = None
+    live: Live | None = None
+    base: "Exported | None" = None
+    others: Sequence[Manifest] = ()
+    """Children of other kinds, whole."""
+
+
+@dataclass(frozen=True)
+class InferenceSeen:
+    """Everything that is known about one inference at one moment. `live` is by group name."""
+
+    groups: Sequence[StatefulSet] = ()
+    pods: Sequence[Pod] = ()
+    nodes: Mapping[str, Node] | None = None
+    live: Mapping[str, Live] = field(default_factory=dict)
+    base: "Exported | None" = None
+    others: Sequence[Manifest] = ()
+    """Children of other kinds, whole."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Weights that a training has exported: `folder` is in the claim mounted at the store's folder."""
+
+    folder: str
+    claim: str | None
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """Return the moment that an RFC 3339 text means, None for none."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def format_time(moment: datetime) -> str:
+    """Return RFC 3339 in UTC with whole seconds, as Kubernetes writes times."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def identity_of(manifest: Manifest) -> Identity:
+    """Return which custom resource a manifest is."""
+    metadata = manifest["metadata"]
+    return Identity(manifest["kind"], metadata["namespace"], metadata["name"], metadata["uid"])
+
+
+def conditions_of(manifest: Manifest) -> dict[str, Mapping[str, str]]:
+    """Return a manifest's status conditions by type."""
+    return {condition["type"]: condition for condition in manifest.get("status", {}).get("conditions") or ()}
+
+
+def read_status(kind: type[S], raw: Manifest) -> S:
+    """Return a status; fields that another version wrote and this one can't read are left out."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError:
+        return kind.model_validate({name: value for name, value in raw.items() if _accepts(kind, name, value)})
+
+
+def _accepts(kind: type[ArcticTrainingStatus] | type[ArcticInferenceStatus], name: str, value: object) -> bool:
+    try:
+        kind.model_validate({name: value})
+    except ValidationError:
+        return False
+    return True
+
+
+def job_of(manifest: Manifest) -> Job:
+    """Reduce a Job."""
+    metadata, conditions = manifest["metadata"], conditions_of(manifest)
+    annotations = metadata.get("annotations", {})
+    failed = conditions.get("Failed", {}).get("status") == "True"
+    end = conditions.get("Failed" if failed else "Complete", {})
+    return Job(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        attempt=int(metadata["labels"][Label.ATTEMPT]),
+        generation=int(annotations.get(GENERATION_ANNOTATION, 0)),
+        revision=annotations.get(REVISION_ANNOTATION, ""),
+        deleting="deletionTimestamp" in metadata,
+        complete=conditions.get("Complete", {}).get("status") == "True",
+        failed=failed,
+        reason=end.get("reason", ""),
+        message=end.get("message", ""),
+        created=parse_time(metadata.get("creationTimestamp")),
+        ended=parse_time(end.get("lastTransitionTime")),
+        gpu_hours_before=float(annotations.get(GPU_HOURS_ANNOTATION, 0)),
+    )
+
+
+def stateful_set_of(manifest: Manifest) -> StatefulSet:
+    """Reduce a StatefulSet."""
+    metadata = manifest["metadata"]
+    annotations = metadata.get("annotations", {})
+    return StatefulSet(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=int(annotations.get(GENERATION_ANNOTATION, 0)),
+        revision=metadata["labels"][Label.REVISION],
+        deleting="deletionTimestamp" in metadata,
+        draining_since=parse_time(annotations.get(DRAINING_ANNOTATION)),
+    )
+
+
+def pod_of(manifest: Manifest) -> Pod:
+    """Reduce a worker's pod, which has one container."""
+    metadata, status = manifest["metadata"], manifest.get("status", {})
+    labels, conditions = metadata.get("labels", {}), conditions_of(manifest)
+    container: Manifest = next(iter(status.get("containerStatuses") or ()), {})
+    state = container.get("state", {})
+    terminated = state.get("terminated") or container.get("lastState", {}).get("terminated") or {}
+    waiting = state.get("waiting") or {}
+    scheduled, ready = conditions.get("PodScheduled", {}), conditions.get("Ready", {})
+    disruption = conditions.get("DisruptionTarget", {})
+    disrupted = disruption.get("status") == "True"
+    index = labels.get(POD_INDEX_LABEL) or metadata.get("annotations", {}).get(COMPLETION_INDEX) or 0
+    return Pod(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        index=int(index),
+        phase=status.get("phase", "Pending"),
+        created=datetime.fromisoformat(metadata["creationTimestamp"]),
+        attempt=int(labels[Label.ATTEMPT]) if Label.ATTEMPT in labels else None,
+        group=labels.get(Label.GROUP),
+        owner=next((o["uid"] for o in metadata.get("ownerReferences") or () if o.get("controller")), ""),
+        node=manifest.get("spec", {}).get("nodeName", ""),
+        ip=status.get("podIP", ""),
+        ready_since=parse_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
+        routed=labels.get(Label.ROUTING) != "off",
+        delete_requested=_delete_requested(metadata),
+        disrupted=parse_time(disruption.get("lastTransitionTime")) if disrupted else None,
+        disruption=disruption.get("reason", "") if disrupted else "",
+        exit_code=terminated.get("exitCode"),
+        exit_reason=terminated.get("reason", "") or status.get("reason", ""),
+        exit_message=terminated.get("message", "") or status.get("message", ""),
+        started=parse_time(status.get("startTime")),
+        finished=parse_time(terminated.get("finishedAt")),
+        container_restarts=container.get("restartCount", 0),
+        waiting=waiting.get("reason", ""),
+        waiting_message=waiting.get("message", ""),
+        unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+    )
+
+
+def _delete_requested(metadata: Manifest) -> datetime | None:
+    """The deletion timestamp is when the pod will be killed; the request came the grace period before."""
+    deadline = parse_time(metadata.get("deletionTimestamp"))
+    return deadline and deadline - timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
+
+
+def node_of(manifest: Manifest) -> Node:
+    """Reduce a node."""
+    ready = conditions_of(manifest).get("Ready", {})
+    return Node(
+        name=manifest["metadata"]["name"],
+        ready=ready.get("status") == "True",
+        ready_changed=parse_time(ready.get("lastTransitionTime")),
+        unschedulable=bool(manifest.get("spec", {}).get("unschedulable")),
+    )

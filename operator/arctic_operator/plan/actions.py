@@ -1,0 +1,77 @@
+"""What a plan consists of: values that say what to do, and nothing that does it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from arctic_operator.manifests.common import Manifest
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete the object that has this uid. `after_pods` keeps it until its pods are gone."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str | None = None
+    after_pods: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Set labels and annotations of a child."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Follow:
+    """Follow the state of the worker at this address; `group` is empty for a training."""
+
+    group: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, for people."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The difference between what is and what should be, and the status that tells of it.
+
+    Applied in the order of the fields.
+    """
+
+    apply: tuple[Manifest, ...] = ()
+    create: tuple[Manifest, ...] = ()
+    mark: tuple[Mark, ...] = ()
+    drain: tuple[str, ...] = ()
+    """Groups whose leader is told to take no new requests."""
+    delete: tuple[Delete, ...] = ()
+    follow: tuple[Follow, ...] = ()
+    """All streams that should be open for this object."""
+    status: dict[str, Any] | None = None
+    """The whole status; None leaves it alone."""
+    requeue_after: float | None = None
+    """Seconds after which to look again even if nothing happens."""
+    needs_fresh: bool = False
+    """Follows from something that was not there: look at the API server itself, and plan again, before applying."""
+
+
+def sooner(*delays: float | None) -> float | None:
+    """Return the shortest of the given delays, at least a tenth of a second; None for none."""
+    known = [delay for delay in delays if delay is not None]
+    return max(0.1, min(known)) if known else None

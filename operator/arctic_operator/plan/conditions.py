@@ -1,0 +1,121 @@
+"""Conditions, and the reasons that children give for them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from arctic_api.common import Condition
+from arctic_operator.observed import Node, Pod, format_time
+from arctic_operator.plan.actions import Event
+
+IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+UNREACHABLE_AFTER = timedelta(seconds=30)
+"""How long a node is NotReady before its worlds are given up."""
+LONGEST_MESSAGE = 1024
+REASON_LETTERS = 128
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What keeps a world from running, as a child tells it."""
+
+    reason: str
+    message: str
+
+
+class Conditions:
+    """The conditions of one status, all of one generation. A transition's time is kept while the status stays."""
+
+    def __init__(self, before: Iterable[Condition] | None, generation: int, now: datetime) -> None:
+        self._before = {condition.type: condition for condition in before or ()}
+        self._generation = generation
+        self._now = now
+        self._set: dict[str, Condition] = {}
+
+    def set(self, kind: str, status: bool | None, reason: str, message: str = "") -> None:
+        """Set one condition; None is Unknown."""
+        text: str = {True: "True", False: "False", None: "Unknown"}[status]
+        before = self._before.get(kind)
+        kept = before.last_transition_time if before and before.status == text else format_time(self._now)
+        self._set[kind] = Condition.model_validate(
+            {
+                "type": kind,
+                "status": text,
+                "reason": reason[:REASON_LETTERS],
+                "message": message[:LONGEST_MESSAGE],
+                "lastTransitionTime": kept,
+                "observedGeneration": self._generation,
+            }
+        )
+
+    def all(self) -> list[Condition]:
+        """Return the conditions in the order in which they were set."""
+        return list(self._set.values())
+
+
+def find(conditions: Iterable[Condition] | None, kind: str) -> Condition | None:
+    """Return a condition by its type."""
+    return next((condition for condition in conditions or () if condition.type == kind), None)
+
+
+def is_true(conditions: Iterable[Condition] | None, kind: str) -> bool:
+    """Whether a condition is there and True."""
+    condition = find(conditions, kind)
+    return condition is not None and condition.status == "True"
+
+
+def unreachable(pod: Pod, nodes: Mapping[str, Node] | None, now: datetime) -> bool:
+    """Whether a pod's node has been NotReady for so long, or is gone, that nothing is known about the pod any more."""
+    if nodes is None or not pod.node:
+        return False
+    node = nodes.get(pod.node)
+    if node is None:
+        return True
+    return not node.ready and node.ready_changed is not None and now - node.ready_changed >= UNREACHABLE_AFTER
+
+
+def until_unreachable(pods: Iterable[Pod], nodes: Mapping[str, Node] | None, now: datetime) -> float | None:
+    """Return the seconds until a pod's node has been NotReady too long; no event will tell."""
+    silent = [node for pod in pods if nodes and (node := nodes.get(pod.node)) and not node.ready and node.ready_changed]
+    left = [(n.ready_changed + UNREACHABLE_AFTER - now).total_seconds() for n in silent if n.ready_changed]
+    return min((seconds for seconds in left if seconds > 0), default=None)
+
+
+def trouble_of(pods: Sequence[Pod]) -> Trouble | None:
+    """Return what keeps pods from running, the most telling first: configuration, image, memory, room."""
+    for pod in pods:
+        if pod.waiting in CONTAINER_REASONS:
+            return Trouble(pod.waiting, f"pod {pod.name}: {pod.waiting_message}")
+    for pod in pods:
+        if pod.waiting in IMAGE_REASONS:
+            return Trouble(pod.waiting, f"pod {pod.name}: {pod.waiting_message}")
+    for pod in pods:
+        if pod.exit_reason in ("OOMKilled", "Evicted"):
+            return Trouble(pod.exit_reason, f"pod {pod.name} {pod.exit_message or 'used more memory than its limit'}")
+    for pod in pods:
+        if pod.unschedulable:
+            return Trouble("Unschedulable", f"pod {pod.name}: {pod.unschedulable}")
+    return None
+
+
+def events_between(before: Iterable[Condition] | None, after: Iterable[Condition]) -> list[Event]:
+    """Return an event for each condition whose status or reason has changed; a first False tells nobody anything."""
+    known = {condition.type: condition for condition in before or ()}
+    events = []
+    for condition in after:
+        old = known.get(condition.type)
+        if (old and (old.status, old.reason) == (condition.status, condition.reason)) or condition.status == "Unknown":
+            continue
+        if condition.status == "False" and (old is None or old.status != "True"):
+            continue
+        bad = (condition.type in ("Degraded", "Failed")) == (condition.status == "True")
+        reason = condition.reason if condition.status == "True" else f"No{condition.type}"
+        events.append(
+            Event(
+                "Warning" if bad and condition.status == "True" else "Normal",
+                reason,
+                condition.message or condition.type,
+            )
+        )
+    return events

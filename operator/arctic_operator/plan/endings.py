@@ -1,0 +1,130 @@
+"""How an attempt ended, told from what its Job and pods left behind."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from pydantic import ValidationError
+
+from arctic_api.training import ArcticTrainingSpec
+from arctic_api.world import ExitCode, Report
+from arctic_operator.observed import Job, Node, Pod
+from arctic_operator.plan.conditions import unreachable
+
+NODE_LOST = "NodeLost"
+UNCOUNTED_EXITS = (None, ExitCode.DONE, ExitCode.INTERRUPTED)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of one attempt. `counted` ends move it towards the restart limit, `final` ones end the training."""
+
+    reason: str
+    message: str
+    time: datetime
+    counted: bool = False
+    final: Literal["Succeeded", "Failed"] | None = None
+
+
+def report_of(pod: Pod | None) -> Report | None:
+    """Return what a pod left in its termination message, None if it left nothing or something else."""
+    if pod is None or not pod.exit_message:
+        return None
+    try:
+        return Report.model_validate_json(pod.exit_message)
+    except ValidationError:
+        return None
+
+
+def first_report(pods: Sequence[Pod]) -> Report | None:
+    """Return the report of completion index 0."""
+    return report_of(next((pod for pod in pods if pod.index == 0), None))
+
+
+def is_final(spec: ArcticTrainingSpec, report: Report | None) -> bool:
+    """Whether a report carries the final marker: the export, or, with no export asked for, the last checkpoint."""
+    if report is None or report.outcome != "succeeded":
+        return False
+    return bool(report.export_uri or (spec.checkpoint.export is None and report.checkpoint))
+
+
+def judge(
+    spec: ArcticTrainingSpec, job: Job | None, pods: Sequence[Pod], nodes: Mapping[str, Node] | None, now: datetime
+) -> Ending | None:
+    """Return how the attempt ended, None while it has not. `pods` are those of the attempt.
+
+    What came first decides: a peer's crash follows from a drained pod as a deleted pod follows from a peer's crash.
+    """
+    refused = next((pod for pod in pods if pod.exit_code == ExitCode.BAD_INPUT), None)
+    if refused:
+        return _refusal(refused, now)
+    if job is None or job.deleting:
+        alive = any(not pod.ended and not unreachable(pod, nodes, now) for pod in pods)
+        return None if alive else Ending("Stopped", "the world was stopped and its pods are gone", now)
+    disturbed = bool(job.failed or job.complete)
+    causes = [*_disruptions(pods, nodes, now, ignore_deletion=disturbed), *_failures(pods, now)]
+    if job.complete:
+        return _completion(spec, pods, causes, now)
+    if causes:
+        return min(causes, key=lambda ending: (ending.time, not ending.counted))
+    if job.failed and len(pods) < spec.parallelism.nodes:
+        return Ending("PodLost", "a pod of the world is gone and left no word", job.ended or now)
+    if job.failed:
+        return Ending(job.reason or "JobFailed", job.message or "the Job failed", job.ended or now, counted=True)
+    return None
+
+
+def _completion(spec: ArcticTrainingSpec, pods: Sequence[Pod], causes: list[Ending], now: datetime) -> Ending:
+    """Exit code 0 in all pods is not enough: workers that are told to stop may end so in mid-run."""
+    if is_final(spec, first_report(pods)):
+        return Ending(
+            "Succeeded", "the curriculum is done and its final checkpoint is committed", now, final="Succeeded"
+        )
+    if causes:
+        return min(causes, key=lambda ending: ending.time)
+    message = "all workers ended with exit code 0, but no final checkpoint was committed"
+    return Ending("NoFinalCheckpoint", message, now, counted=True)
+
+
+def _refusal(pod: Pod, now: datetime) -> Ending:
+    report = report_of(pod)
+    message = report.message if report and report.message else _last_words(pod)
+    reason = report.reason if report and report.reason else "BadInput"
+    return Ending(reason, message, pod.finished or now, final="Failed")
+
+
+def _disruptions(
+    pods: Sequence[Pod], nodes: Mapping[str, Node] | None, now: datetime, *, ignore_deletion: bool
+) -> Iterator[Ending]:
+    """A Job deletes the pods of a world that failed: their deletion says nothing then."""
+    for pod in pods:
+        if pod.disrupted:
+            yield Ending(pod.disruption or "Disrupted", f"pod {pod.name} was disrupted", pod.disrupted)
+        elif pod.delete_requested and not ignore_deletion:
+            yield Ending("PodDeleted", f"pod {pod.name} was deleted", pod.delete_requested)
+        if pod.exit_code == ExitCode.INTERRUPTED:
+            yield Ending("Interrupted", f"pod {pod.name} was interrupted and wrote a checkpoint", pod.finished or now)
+        if not pod.ended and unreachable(pod, nodes, now):
+            yield Ending(NODE_LOST, f"node {pod.node} of pod {pod.name} can't be reached", now)
+
+
+def _failures(pods: Sequence[Pod], now: datetime) -> Iterator[Ending]:
+    for pod in pods:
+        if pod.disrupted or (pod.delete_requested and pod.finished and pod.delete_requested < pod.finished):
+            continue
+        if pod.exit_code not in UNCOUNTED_EXITS:
+            report = report_of(pod)
+            named = pod.exit_reason if pod.exit_reason == "OOMKilled" else (report.reason if report else "")
+            words = report.message if report and report.message else _last_words(pod)
+            yield Ending(named or "WorkerFailed", words, pod.finished or now, counted=True)
+        elif pod.phase == "Failed" and pod.exit_code is None:
+            words = f"pod {pod.name} failed: {pod.exit_message or pod.exit_reason or 'no reason given'}"
+            yield Ending(pod.exit_reason or "PodFailed", words, pod.finished or now, counted=True)
+
+
+def _last_words(pod: Pod) -> str:
+    lines = [line for line in pod.exit_message.splitlines() if line.strip()]
+    said = f": {lines[-1].strip()}" if lines else ""
+    because = f" ({pod.exit_reason})" if pod.exit_reason and pod.exit_reason != "Error" else ""
+    return f"pod {pod.name} exited with code {pod.exit_code}{because}{said}"

@@ -1,0 +1,257 @@
+"""What should become of the groups of a service: how many, of which revision, on which nodes, which one goes next."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from arctic_api.common import parse_duration
+from arctic_api.world import ExitCode, Label, Ports
+from arctic_operator.live import InferenceObservation
+from arctic_operator.manifests.common import group_index, revision_of
+from arctic_operator.manifests.gateway import gateway_children
+from arctic_operator.manifests.inference import group_children, group_services
+from arctic_operator.observed import (
+    DRAINING_ANNOTATION,
+    Inference,
+    InferenceSeen,
+    Pod,
+    StatefulSet,
+    format_time,
+)
+from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, sooner
+from arctic_operator.plan.conditions import unreachable, until_unreachable
+from arctic_operator.plan.inference_status import inference_status
+from arctic_operator.settings import Settings
+
+SETTLE = timedelta(seconds=10)
+"""What the gateway gets to notice that a leader came or went."""
+SERVED_AFTER = timedelta(seconds=60)
+"""A pod that lived longer is remade at once when it waits to be restarted; one that can't start is left to back off."""
+LOOK_AGAIN_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group and how it fares."""
+
+    name: str
+    index: int
+    set: StatefulSet
+    pods: tuple[Pod, ...]
+    fresh: bool
+    """Of the wanted revision, on nodes that may keep it."""
+    lost: bool
+    """With a pod on a node that is gone."""
+    ready_since: datetime | None
+    """Since when all of its pods are ready, None while they are not."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new requests."""
+        return self.set.draining_since is not None
+
+    def settled(self, now: datetime) -> bool:
+        """Whether it is ready and the gateway knows."""
+        return self.ready_since is not None and now - self.ready_since >= SETTLE
+
+
+def wanted_revision(inference: Inference, seen: InferenceSeen) -> str:
+    """Return the revision that groups should have.
+
+    A group that was made from the specification of this generation is up to date, whatever its revision: an upgrade of
+    ours that computes revisions otherwise must not replace groups that serve.
+    """
+    same = [group for group in seen.groups if group.generation == inference.generation]
+    if same:
+        return max(same, key=lambda group: group_index(group.name)).revision
+    return revision_of({"spec": inference.revision, "weights": seen.base.folder if seen.base else ""})
+
+
+def groups_of(inference: Inference, seen: InferenceSeen, revision: str, now: datetime) -> list[Group]:
+    """Return the groups that exist and are not being deleted, oldest first."""
+    nodes = seen.nodes or {}
+    groups = []
+    for stateful_set in seen.groups:
+        if stateful_set.deleting:
+            continue
+        pods = tuple(pod for pod in seen.pods if pod.group == stateful_set.name)
+        cordoned = any(pod.node in nodes and nodes[pod.node].unschedulable for pod in pods)
+        ready = [pod.ready_since for pod in pods if pod.ready_since and pod.delete_requested is None]
+        whole = len(ready) == len(pods) >= 1 and len(pods) >= inference.spec.parallelism.pipeline
+        groups.append(
+            Group(
+                name=stateful_set.name,
+                index=group_index(stateful_set.name),
+                set=stateful_set,
+                pods=pods,
+                fresh=stateful_set.revision == revision and not cordoned,
+                lost=any(unreachable(pod, seen.nodes, now) for pod in pods),
+                ready_since=max(ready) if whole else None,
+            )
+        )
+    return sorted(groups, key=lambda group: group.index)
+
+
+@dataclass(frozen=True)
+class Moves:
+    """One step of a rollout."""
+
+    create: int = 0
+    """Number of new groups of the wanted revision."""
+    drain: tuple[Group, ...] = ()
+    """Groups that begin to go."""
+    remove: tuple[Group, ...] = ()
+    """Groups that go at once."""
+
+
+def next_moves(
+    groups: Sequence[Group], desired: int, surge: int, unavailable: int, now: datetime, *, paused: bool = False
+) -> Moves:
+    """Return the next step from the groups that are to `desired` fresh ones.
+
+    Never more than `desired + surge` groups hold nodes, and never fewer than `desired - unavailable` serve because of
+    this step. What does not serve goes first; what has begun to drain does not come back.
+    """
+    lost = [group for group in groups if group.lost]
+    kept = [group for group in groups if not group.lost and not group.draining]
+    draining = [group for group in groups if not group.lost and group.draining]
+    fresh = [group for group in kept if group.fresh]
+    if paused and desired:
+        missing = max(0, desired - len(kept))
+    else:
+        missing = max(0, min(desired - len(fresh), desired + surge - len(kept) - len(draining)))
+    surplus = _surplus(kept, desired, paused=paused)
+    serving = sum(group.settled(now) for group in kept)
+    may_stop = serving - max(0, desired - unavailable) if desired else len(kept)
+    drain, remove = [], []
+    for group in surplus:
+        if group.ready_since is None:
+            remove.append(group)
+        elif may_stop > 0:
+            may_stop -= 1
+            drain.append(group)
+    return Moves(missing, tuple(drain), (*lost, *remove))
+
+
+def _surplus(kept: Sequence[Group], desired: int, *, paused: bool) -> list[Group]:
+    """Return the groups that should go, in the order in which they should."""
+    stale = sorted((g for g in kept if not g.fresh), key=lambda g: (g.ready_since is not None, g.index))
+    fresh = sorted((g for g in kept if g.fresh), key=lambda g: (g.ready_since is not None, -g.index))
+    extra = max(0, len(kept) - desired) if paused else None
+    if extra is not None:
+        return [*stale, *fresh][:extra]
+    return [*stale, *fresh[: max(0, len(fresh) - desired)]]
+
+
+def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings, now: datetime) -> Plan:
+    """Return what to do for a service, and its status."""
+    if inference.deleting:
+        return Plan()
+    spec, identity = inference.spec, inference.identity
+    revision = wanted_revision(inference, seen)
+    groups = groups_of(inference, seen, revision, now)
+    waiting = spec.model.training is not None and seen.base is None
+    desired = 0 if spec.suspend or (waiting and not groups) else spec.replicas
+    rollout = spec.rollout
+    moves = next_moves(groups, desired, rollout.max_surge, rollout.max_unavailable, now, paused=rollout.paused)
+    first = 1 + max((group_index(group.name) for group in seen.groups), default=-1)
+    made = [
+        group_children(inference, revision, first + number, settings, seen.base)
+        for number in range(0 if waiting else moves.create)
+    ]
+    gone = [group for group in groups if group.draining and _is_idle(group, inference, seen, now)]
+    removed = [*moves.remove, *gone]
+    staying = [group for group in groups if group not in removed]
+    return Plan(
+        apply=(
+            *gateway_children(identity, spec, settings),
+            *(child for group in staying for child in group_services(identity, group.name, settings)),
+            *(child for _, children in made for child in children),
+        ),
+        create=tuple(stateful_set for stateful_set, _ in made),
+        mark=tuple(mark for group in groups for mark in _marks(group, identity.namespace, group in moves.drain, now)),
+        drain=tuple(group.name for group in staying if _is_told(group, now)),
+        delete=(
+            *(_delete_set(group, identity.namespace) for group in removed),
+            *_orphans(seen),
+            *_crashed(staying, identity.namespace, now),
+        ),
+        follow=tuple(follow for group in staying for follow in _follow(group)),
+        status=inference_status(inference, seen.live, groups, revision, desired, waiting, now),
+        requeue_after=sooner(_next_look(groups, now), until_unreachable(seen.pods, seen.nodes, now)),
+        needs_fresh=bool(made) or any(group.lost for group in groups),
+    )
+
+
+def _delete_set(group: Group, namespace: str) -> Delete:
+    return Delete("StatefulSet", namespace, group.name, group.set.uid)
+
+
+def _leader(group: Group) -> Pod | None:
+    return next((pod for pod in group.pods if pod.index == 0), None)
+
+
+def _marks(group: Group, namespace: str, begins: bool, now: datetime) -> Iterable[Mark]:
+    """Take a group that goes, or is lost, out of the routing. The mark on the set is the memory of when that was."""
+    leader = _leader(group)
+    if begins:
+        since = {DRAINING_ANNOTATION: format_time(now)}
+        yield Mark("StatefulSet", namespace, group.name, group.set.uid, annotations=since)
+    if leader and leader.routed and (begins or group.draining or group.lost):
+        yield Mark("Pod", namespace, leader.name, leader.uid, labels={Label.ROUTING: "off"})
+
+
+def _since_drain(group: Group, now: datetime) -> timedelta:
+    return now - group.set.draining_since if group.set.draining_since else timedelta(0)
+
+
+def _is_told(group: Group, now: datetime) -> bool:
+    """Whether it is time to tell a leader to take no new requests: once the gateway sends none any more."""
+    return group.draining and _since_drain(group, now) >= SETTLE
+
+
+def _is_idle(group: Group, inference: Inference, seen: InferenceSeen, now: datetime) -> bool:
+    """Whether a draining group may go: nothing runs in it any more, or its time is over."""
+    leader, since = _leader(group), _since_drain(group, now)
+    if leader is None or leader.ready_since is None:
+        return True
+    if since >= SETTLE + timedelta(seconds=parse_duration(inference.spec.rollout.drain_timeout)):
+        return True
+    live = seen.live.get(group.name)
+    told = live.observation if live and live.connected else None
+    idle = isinstance(told, InferenceObservation) and told.draining and told.running == 0 and told.waiting == 0
+    return since >= SETTLE and idle
+
+
+def _crashed(groups: Sequence[Group], namespace: str, now: datetime) -> Iterable[Delete]:
+    """When one rank goes all of its group do; they must not wait out a back-off that grows with each lost peer."""
+    for pod in (pod for group in groups for pod in group.pods):
+        held_back = pod.waiting == "CrashLoopBackOff" and pod.exit_code != ExitCode.BAD_INPUT
+        served = (pod.finished or now) - pod.created >= SERVED_AFTER
+        if held_back and served and pod.delete_requested is None:
+            yield Delete("Pod", namespace, pod.name, pod.uid)
+
+
+def _orphans(seen: InferenceSeen) -> Iterable[Delete]:
+    """What stood beside groups that are gone."""
+    names = {group.name for group in seen.groups}
+    for child in seen.others:
+        metadata = child["metadata"]
+        group = metadata.get("labels", {}).get(Label.GROUP)
+        if group and group not in names:
+            yield Delete(child["kind"], metadata["namespace"], metadata["name"], metadata["uid"])
+
+
+def _follow(group: Group) -> Iterable[Follow]:
+    leader = _leader(group)
+    if leader and leader.ip and leader.phase == "Running":
+        yield Follow(group.name, leader.ip, Ports().control)
+
+
+def _next_look(groups: Sequence[Group], now: datetime) -> float | None:
+    """Settling, draining and lost nodes are matters of time: nothing in the cluster changes when it is over."""
+    settling = [
+        (SETTLE - (now - g.ready_since)).total_seconds() for g in groups if g.ready_since and not g.settled(now)
+    ]
+    draining = [1.0 for group in groups if group.draining]
+    return sooner(LOOK_AGAIN_SECONDS, *settling, *draining)

@@ -1,0 +1,190 @@
+"""What a service's status says: the state, the conditions, and the figures that its leaders report."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from arctic_api.common import Condition, parse_duration
+from arctic_api.inference import ArcticInferenceStatus
+from arctic_api.world import ExitCode
+from arctic_operator.live import InferenceObservation, Live
+from arctic_operator.manifests.common import leader_selector
+from arctic_operator.manifests.gateway import service_url
+from arctic_operator.observed import Inference, Pod
+from arctic_operator.plan.conditions import Conditions, Trouble, find, is_true, trouble_of
+from arctic_operator.plan.endings import report_of
+
+PROGRESS_FIELDS = frozenset({"requestsPerSecond", "tokensPerSecond", "queued", "kvCacheUtilization", "ttftP99"})
+"""What changes all the time: written less often than a change of state."""
+
+
+class GroupView(Protocol):
+    """What the status needs of a group."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def pods(self) -> tuple[Pod, ...]: ...  # noqa: D102
+    @property
+    def fresh(self) -> bool: ...  # noqa: D102
+    @property
+    def lost(self) -> bool: ...  # noqa: D102
+    @property
+    def draining(self) -> bool: ...  # noqa: D102
+    @property
+    def ready_since(self) -> datetime | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class _Counts:
+    desired: int
+    all: int
+    ready: int
+    updated: int
+    updated_ready: int
+    stale: int
+    enough: int
+    """Groups that must be ready for the service to be available."""
+
+
+def inference_status(
+    inference: Inference,
+    live: Mapping[str, Live],
+    groups: Sequence[GroupView],
+    revision: str,
+    desired: int,
+    waiting: bool,
+    now: datetime,
+) -> dict[str, Any]:
+    """Return the whole status."""
+    kept = [group for group in groups if not group.lost and not group.draining]
+    unavailable = inference.spec.rollout.max_unavailable
+    counts = _Counts(
+        desired=desired,
+        all=len(groups),
+        ready=sum(group.ready_since is not None for group in kept),
+        updated=sum(group.fresh for group in kept),
+        updated_ready=sum(group.fresh and group.ready_since is not None for group in kept),
+        stale=len(groups) - sum(group.fresh for group in kept),
+        enough=max(1, desired - unavailable),
+    )
+    trouble = _trouble(kept)
+    state = _state(inference, counts, trouble, waiting)
+    identity = inference.identity
+    status = ArcticInferenceStatus(
+        state=state,
+        observed_generation=inference.generation,
+        replicas=counts.all,
+        desired_replicas=inference.spec.replicas,
+        ready_replicas=counts.ready,
+        updated_replicas=counts.updated,
+        selector=",".join(f"{name}={value}" for name, value in leader_selector(identity).items()),
+        url=service_url(identity, inference.spec),
+        revision=revision,
+        conditions=_conditions(inference, counts, trouble, state, waiting, now),
+        **_figures([seen for group in kept if (seen := _observation(live.get(group.name)))]),
+    )
+    return status.wire()
+
+
+def _observation(live: Live | None) -> InferenceObservation | None:
+    seen = live.observation if live and live.connected else None
+    return seen if isinstance(seen, InferenceObservation) else None
+
+
+def _figures(seen: Sequence[InferenceObservation]) -> dict[str, Any]:
+    """Return sums over the groups, except the fullest cache and the slowest first token."""
+    if not seen:
+        return {}
+    return {
+        "requests_per_second": f"{sum(group.requests_per_second for group in seen):.1f}",
+        "tokens_per_second": round(sum(group.tokens_per_second for group in seen)),
+        "queued": sum(group.waiting for group in seen),
+        "kv_cache_utilization": f"{round(100 * min(1.0, max(group.kv_cache_utilization for group in seen)))}%",
+        "ttft_p99": f"{max(group.ttft_p99_seconds for group in seen):.3f}",
+    }
+
+
+def _trouble(groups: Iterable[GroupView]) -> Trouble | None:
+    """Return what keeps groups from being ready: what children say, then how a worker ended."""
+    pods = [pod for group in groups if group.ready_since is None for pod in group.pods]
+    known = trouble_of(pods)
+    if known:
+        return known
+    for pod in pods:
+        report = report_of(pod)
+        if pod.exit_code == ExitCode.BAD_INPUT:
+            reason = report.reason if report and report.reason else "BadInput"
+            return Trouble(reason, report.message if report and report.message else f"pod {pod.name} refused its input")
+    for pod in pods:
+        if pod.waiting == "CrashLoopBackOff":
+            return Trouble("CrashLoopBackOff", f"pod {pod.name} exited with code {pod.exit_code}: {_last_line(pod)}")
+    return None
+
+
+def _last_line(pod: Pod) -> str:
+    report = report_of(pod)
+    lines = [line for line in pod.exit_message.splitlines() if line.strip()]
+    return report.message if report else (lines[-1].strip() if lines else "it left no message")
+
+
+def _state(inference: Inference, counts: _Counts, trouble: Trouble | None, waiting: bool) -> str:
+    if inference.spec.suspend:
+        return "Suspended" if counts.all == 0 else "Suspending"
+    if waiting and counts.all == 0:
+        return "WaitingForTraining"
+    if counts.desired == 0:
+        return "Idle" if counts.all == 0 else "ScalingDown"
+    if counts.updated_ready >= counts.desired and counts.stale == 0:
+        return "Ready"
+    if counts.ready < counts.enough:
+        return trouble.reason if trouble else "Starting"
+    return "RollingOut" if counts.stale else "Scaling"
+
+
+def _conditions(
+    inference: Inference, counts: _Counts, trouble: Trouble | None, state: str, waiting: bool, now: datetime
+) -> list[Condition]:
+    """Return all conditions. Ready speaks of the wanted revision alone, Available of whether requests are answered."""
+    conditions = Conditions(inference.status.conditions, inference.generation, now)
+    told = f"{counts.updated_ready} of {counts.desired} groups of the wanted revision are ready"
+    conditions.set("Ready", state == "Ready", "AllGroupsReady" if state == "Ready" else state, told)
+    available = counts.desired > 0 and counts.ready >= counts.enough
+    conditions.set(
+        "Available", available, "EnoughGroupsReady" if available else state, f"{counts.ready} groups are ready"
+    )
+    moving = state in ("Starting", "RollingOut", "Scaling", "ScalingDown", "Suspending") or bool(trouble)
+    held = inference.spec.rollout.paused and counts.stale > 0
+    conditions.set("Progressing", moving and not held, "Paused" if held else state)
+    late = _start_deadline_passed(inference, now)
+    if trouble:
+        conditions.set("Degraded", True, trouble.reason, trouble.message)
+    elif late:
+        conditions.set("Degraded", True, "StartDeadlineExceeded", late)
+    elif waiting:
+        message = f"waits for ArcticTraining {inference.spec.model.training} to export its weights"
+        conditions.set("Degraded", False, "WaitingForTraining", message)
+    else:
+        conditions.set("Degraded", False, "AsExpected")
+    return conditions.all()
+
+
+def _start_deadline_passed(inference: Inference, now: datetime) -> str | None:
+    spec, ready = inference.spec, find(inference.status.conditions, "Ready")
+    never_ready = ready is None or (ready.status != "True" and inference.status.ready_replicas in (None, 0))
+    if not spec.start_deadline or spec.suspend or not never_ready:
+        return None
+    if now - inference.created < timedelta(seconds=parse_duration(spec.start_deadline)):
+        return None
+    return f"was not ready within {spec.start_deadline} of its creation"
+
+
+def invalid_status(status: ArcticInferenceStatus, message: str, generation: int, now: datetime) -> dict[str, Any]:
+    """Return the status of a service whose specification can't be carried out; groups that serve are left alone."""
+    conditions = Conditions(status.conditions, generation, now)
+    for kind in ("Ready", "Available", "Progressing"):
+        conditions.set(kind, is_true(status.conditions, kind) and kind == "Available", "InvalidSpec")
+    conditions.set("Degraded", True, "InvalidSpec", message)
+    after = {"state": "InvalidSpec", "observed_generation": generation, "conditions": conditions.all()}
+    return status.model_copy(update=after).wire()

@@ -1,0 +1,286 @@
+"""What should become of a training: one world at a time, an attempt after the other, until it is done or given up.
+
+Memory is in two places only: the attempts' numbers in names and labels, and the record of ended attempts in the status.
+An ending is written down before anything is done about it, so that it counts once however often it is seen.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from arctic_api.common import parse_duration
+from arctic_api.training import ArcticTrainingStatus, AttemptStatus
+from arctic_api.world import Label, Ports
+from arctic_operator.manifests.training import attempt_children
+from arctic_operator.observed import Job, Manifest, Pod, Training, TrainingSeen, format_time, parse_time
+from arctic_operator.plan.actions import Delete, Follow, Plan, sooner
+from arctic_operator.plan.conditions import find, is_true, unreachable, until_unreachable
+from arctic_operator.plan.endings import NODE_LOST, Ending, judge
+from arctic_operator.plan.training_status import Outlook, gpu_hours, training_status
+from arctic_operator.settings import Settings
+
+KEPT_RECORDS = 5
+SHORT_LIFE = timedelta(seconds=10)
+"""An interrupted attempt that lived no longer is followed by the next one only after the first backoff."""
+LOOK_AGAIN_SECONDS = 30.0
+INVALID_SPEC = "InvalidSpec"
+
+
+@dataclass(frozen=True)
+class World:
+    """The newest attempt, and what is left of all."""
+
+    attempt: int
+    """0 before the first."""
+    job: Job | None
+    pods: tuple[Pod, ...]
+    alive: tuple[Pod, ...]
+    """Pods of any attempt that run, or may, on nodes that answer."""
+    record: AttemptStatus | None
+    """How it ended, if that is written down."""
+
+    @classmethod
+    def of(cls, training: Training, seen: TrainingSeen, now: datetime) -> "World":
+        """Find it: what exists is newer than what is written down."""
+        numbers = [job.attempt for job in seen.jobs] + [pod.attempt or 0 for pod in seen.pods]
+        attempt = max([training.status.attempt or 0, *numbers])
+        return cls(
+            attempt=attempt,
+            job=next((job for job in seen.jobs if job.attempt == attempt), None),
+            pods=tuple(pod for pod in seen.pods if pod.attempt == attempt),
+            alive=tuple(pod for pod in seen.pods if not pod.ended and not unreachable(pod, seen.nodes, now)),
+            record=next((r for r in training.status.attempts or () if r.number == attempt), None),
+        )
+
+
+@dataclass(frozen=True)
+class _Case:
+    training: Training
+    seen: TrainingSeen
+    settings: Settings
+    now: datetime
+    world: World
+
+    def status(self, outlook: Outlook, before: ArcticTrainingStatus | None = None) -> dict[str, object]:
+        training = replace(self.training, status=before) if before else self.training
+        return training_status(training, self.seen, self.world.attempt, self.world.pods, outlook, self.now)
+
+
+def plan_training(training: Training, seen: TrainingSeen, settings: Settings, now: datetime) -> Plan:
+    """Return what to do for a training, and its status."""
+    if training.deleting:
+        return Plan()
+    case = _Case(training, seen, settings, now, World.of(training, seen, now))
+    if is_finished(training.status):
+        return _after_end(case)
+    if case.world.attempt and case.world.record is None:
+        ending = judge(training.spec, case.world.job, case.world.pods, seen.nodes, now)
+        return _record(case, ending) if ending else _during(case)
+    return _between(case)
+
+
+def is_finished(status: ArcticTrainingStatus) -> bool:
+    """Whether a training has ended for good; a specification that can't be read may still be corrected."""
+    failed = find(status.conditions, "Failed")
+    given_up = failed is not None and failed.status == "True" and failed.reason != INVALID_SPEC
+    return given_up or is_true(status.conditions, "Succeeded")
+
+
+def _record(case: _Case, ending: Ending) -> Plan:
+    """Write an ending down, and nothing else: what follows from it is planned from what is written."""
+    status, world, spec = case.training.status, case.world, case.training.spec
+    created = world.job.created if world.job else None
+    counted = ending.counted and ending.final is None
+    entry = AttemptStatus(
+        number=world.attempt,
+        reason=_stop_reason(case, ending),
+        message=ending.message[:1024],
+        counted=counted,
+        start_time=format_time(created) if created else None,
+        completion_time=format_time(case.now),
+    )
+    restarts = (status.restarts or 0) + counted
+    records = [r for r in status.attempts or () if r.number != world.attempt]
+    after = status.model_copy(update={"restarts": restarts, "attempts": [*records, entry][-KEPT_RECORDS:]})
+    outlook = Outlook("Restarting", waiting=ending.message)
+    if ending.final == "Succeeded":
+        outlook = Outlook("Succeeded", succeeded=ending.message)
+    elif ending.final == "Failed":
+        outlook = Outlook("Failed", failed=(ending.reason, ending.message))
+    elif counted and restarts > spec.restart.limit:
+        message = f"attempt {world.attempt} was failure {restarts} of at most {spec.restart.limit}: {ending.message}"
+        outlook = Outlook("Failed", failed=("RestartLimitExceeded", message))
+    elif spec.suspend:
+        outlook = Outlook("Suspended")
+    unseen = world.job is None or ending.reason == NODE_LOST
+    return Plan(status=case.status(outlook, after), requeue_after=0.1, needs_fresh=unseen)
+
+
+def _stop_reason(case: _Case, ending: Ending) -> str:
+    if ending.reason != "Stopped":
+        return ending.reason
+    if case.training.spec.suspend:
+        return "Suspended"
+    return "SpecChanged" if _is_outdated(case) else "Stopped"
+
+
+def _is_outdated(case: _Case) -> bool:
+    """Whether the user has changed what is trained. The generation keeps an upgrade of ours from looking like that."""
+    job = case.world.job
+    return job is not None and job.revision != case.training.revision and job.generation != case.training.generation
+
+
+def _during(case: _Case) -> Plan:
+    """The world is starting, running or stopping."""
+    spec, world, now = case.training.spec, case.world, case.now
+    deadline = _deadline_passed(case)
+    if deadline:
+        return Plan(delete=_stop(case), status=case.status(Outlook("Failed", failed=deadline)))
+    job = world.job
+    stopping = job is None or job.deleting or spec.suspend or _is_outdated(case)
+    if stopping:
+        outlook = Outlook("Suspending" if spec.suspend else "Stopping")
+        return Plan(
+            delete=_stop(case),
+            follow=_follow(case),
+            status=case.status(outlook),
+            requeue_after=5.0,
+            needs_fresh=job is None,
+        )
+    _, beside = attempt_children(case.training, world.attempt, case.settings, case.seen.base, 0.0)
+    return Plan(
+        apply=tuple(beside),
+        delete=_leftovers(case),
+        follow=_follow(case),
+        status=case.status(Outlook("Running")),
+        requeue_after=sooner(
+            LOOK_AGAIN_SECONDS, _until_deadline(case, now), until_unreachable(world.pods, case.seen.nodes, now)
+        ),
+    )
+
+
+def _between(case: _Case) -> Plan:
+    """No world that counts: clear away the last one, wait for what must be waited for, make the next."""
+    spec, world, now = case.training.spec, case.world, case.now
+    if world.alive:
+        state = "Suspending" if spec.suspend else "Restarting"
+        return Plan(delete=_stop(case), status=case.status(Outlook(state, waiting=_why(case))), requeue_after=5.0)
+    if spec.suspend:
+        return Plan(delete=_stop(case), status=case.status(Outlook("Suspended")))
+    deadline = _deadline_passed(case)
+    if deadline:
+        return Plan(delete=_stop(case), status=case.status(Outlook("Failed", failed=deadline)))
+    source = spec.model.from_
+    if source and source.training and case.seen.base is None:
+        message = f"waits for ArcticTraining {source.training} to export its weights"
+        outlook = Outlook("WaitingForTraining", waiting=message)
+        return Plan(status=case.status(outlook), requeue_after=_until_deadline(case, now))
+    delay = _backoff_left(case)
+    if delay > 0:
+        return Plan(
+            delete=_stop(case),
+            status=case.status(Outlook("Restarting", waiting=_why(case))),
+            requeue_after=sooner(delay, _until_deadline(case, now)),
+        )
+    hours = gpu_hours(case.training, world.job, world.pods, now)
+    job, beside = attempt_children(case.training, world.attempt + 1, case.settings, case.seen.base, hours)
+    return Plan(
+        apply=tuple(beside),
+        create=(job,),
+        status=case.status(Outlook("Starting" if world.attempt == 0 else "Restarting", waiting=_why(case))),
+        requeue_after=5.0,
+        needs_fresh=True,
+    )
+
+
+def _after_end(case: _Case) -> Plan:
+    status, now = case.training.status, case.now
+    ended = parse_time(status.completion_time)
+    ttl = case.training.spec.ttl_after_finished
+    if ttl and ended:
+        left = (ended + timedelta(seconds=parse_duration(ttl)) - now).total_seconds()
+        if left <= 0:
+            identity = case.training.identity
+            return Plan(delete=(Delete(identity.kind, identity.namespace, identity.name, identity.uid),))
+        return Plan(delete=_stop(case), status=case.status(Outlook.kept(status)), requeue_after=left)
+    return Plan(delete=_stop(case), status=case.status(Outlook.kept(status)))
+
+
+def _why(case: _Case) -> str:
+    record = case.world.record
+    return f"attempt {record.number} ended: {record.message}" if record else ""
+
+
+def _stop(case: _Case) -> tuple[Delete, ...]:
+    """End all Jobs that may still run pods; one that ended by itself is kept for its logs until the next attempt."""
+    namespace = case.training.identity.namespace
+    busy = {pod.owner for pod in case.world.alive if pod.delete_requested is None}
+    return tuple(
+        Delete("Job", namespace, job.name, job.uid, after_pods=True)
+        for job in case.seen.jobs
+        if not job.deleting and (job.uid in busy or not (job.complete or job.failed))
+    )
+
+
+def _leftovers(case: _Case) -> tuple[Delete, ...]:
+    """What earlier attempts left; the last one's Job is kept for its logs."""
+    namespace, attempt = case.training.identity.namespace, case.world.attempt
+    jobs = [
+        Delete("Job", namespace, job.name, job.uid)
+        for job in case.seen.jobs
+        if job.attempt < attempt - 1 and not job.deleting
+    ]
+    others = [_delete(child) for child in case.seen.others if _attempt_of(child) not in (None, attempt)]
+    return (*jobs, *others)
+
+
+def _attempt_of(child: Manifest) -> int | None:
+    label = child["metadata"].get("labels", {}).get(Label.ATTEMPT)
+    return int(label) if label else None
+
+
+def _delete(child: Manifest) -> Delete:
+    metadata = child["metadata"]
+    return Delete(child["kind"], metadata["namespace"], metadata["name"], metadata["uid"])
+
+
+def _follow(case: _Case) -> tuple[Follow, ...]:
+    pods = case.world.pods
+    first = next((pod for pod in pods if pod.index == 0 and pod.ip and pod.phase == "Running"), None)
+    return (Follow("", first.ip, Ports().control),) if first else ()
+
+
+def _backoff_left(case: _Case) -> float:
+    """Return the seconds before the next attempt: growing with failures, none after an interruption."""
+    record = case.world.record
+    if record is None:
+        return 0.0
+    ended, started = parse_time(record.completion_time), parse_time(record.start_time)
+    assert ended is not None
+    policy = case.training.spec.restart.backoff
+    wait = 0.0
+    if record.counted:
+        failures = max(1, case.training.status.restarts or 1)
+        grown = parse_duration(policy.initial) * float(policy.factor) ** min(failures - 1, 64)
+        wait = min(grown, parse_duration(policy.max))
+    elif started and ended - started < SHORT_LIFE and record.reason != "Suspended":
+        wait = parse_duration(policy.initial)
+    return wait - (case.now - ended).total_seconds()
+
+
+def _deadlines(case: _Case) -> list[tuple[datetime, str, str]]:
+    spec, started = case.training.spec, parse_time(case.training.status.start_time)
+    if started is None and spec.start_deadline and not spec.suspend:
+        end = case.training.created + timedelta(seconds=parse_duration(spec.start_deadline))
+        return [(end, "StartDeadlineExceeded", f"did not run within {spec.start_deadline} of its creation")]
+    if started and spec.active_deadline:
+        end = started + timedelta(seconds=parse_duration(spec.active_deadline))
+        return [(end, "ActiveDeadlineExceeded", f"was not done within {spec.active_deadline} of its first start")]
+    return []
+
+
+def _deadline_passed(case: _Case) -> tuple[str, str] | None:
+    return next(((reason, message) for end, reason, message in _deadlines(case) if case.now >= end), None)
+
+
+def _until_deadline(case: _Case, now: datetime) -> float | None:
+    return sooner(*((end - now).total_seconds() for end, _, _ in _deadlines(case)))

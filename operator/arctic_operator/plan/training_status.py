@@ -1,0 +1,284 @@
+"""What a training's status says: the state, the conditions, and the progress that its workers report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from arctic_api.common import Condition, parse_tokens
+from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, Export, LastCheckpoint, StageStatus
+from arctic_api.world import Report
+from arctic_operator.live import Live, Phase, TrainingObservation
+from arctic_operator.observed import Job, Pod, Training, TrainingSeen, format_time
+from arctic_operator.plan.conditions import Conditions, Trouble, find, is_true, trouble_of
+from arctic_operator.plan.endings import first_report
+
+PROGRESS_FIELDS = frozenset(
+    {"step", "tokens", "loss", "tokensPerSecond", "mfu", "gpuHours", "costUSD", "eta", "stages", "lastCheckpoint"}
+)
+"""What changes all the time: written less often than a change of state."""
+ETA_GRAIN = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What was decided about the training, for its state and conditions."""
+
+    state: str
+    waiting: str = ""
+    """Why there is no world at the moment."""
+    succeeded: str = ""
+    failed: tuple[str, str] | None = None
+    """Reason and message of the end."""
+
+    @classmethod
+    def kept(cls, status: ArcticTrainingStatus) -> "Outlook":
+        """Return the outlook of a training that has ended, from its status."""
+        failed, done = find(status.conditions, "Failed"), find(status.conditions, "Succeeded")
+        if done and done.status == "True":
+            return cls("Succeeded", succeeded=done.message)
+        assert failed is not None
+        return cls("Failed", failed=(failed.reason, failed.message))
+
+
+def training_status(
+    training: Training, seen: TrainingSeen, attempt: int, pods: Sequence[Pod], outlook: Outlook, now: datetime
+) -> dict[str, Any]:
+    """Return the whole status. `pods` are those of the newest attempt."""
+    before, spec = training.status, training.spec
+    observation = _observation(seen.live, training.identity.uid, attempt)
+    report = first_report(pods)
+    ended = bool(outlook.succeeded or outlook.failed)
+    trouble = None if ended else trouble_of(pods)
+    running = len(pods) == spec.parallelism.nodes and all(pod.phase == "Running" for pod in pods)
+    state = _state(outlook, running, trouble, observation)
+    stages = _stages(spec, before, report, observation)
+    checkpoint = _checkpoint(before, report, observation)
+    job = next((job for job in seen.jobs if job.attempt == attempt), None)
+    hours = gpu_hours(training, job, pods, now)
+    status = ArcticTrainingStatus(
+        state=state,
+        observed_generation=training.generation,
+        stage=observation.stage if observation and observation.stage else before.stage,
+        stages=stages,
+        attempt=attempt or None,
+        restarts=before.restarts or 0,
+        attempts=before.attempts,
+        start_time=before.start_time or (format_time(now) if running else None),
+        completion_time=before.completion_time or (format_time(now) if ended else None),
+        last_checkpoint=checkpoint,
+        export=Export(uri=report.export_uri) if report and report.export_uri else before.export,
+        evaluation=_evaluation(report) or before.evaluation,
+        gpu_hours=f"{hours:.3f}" if hours else None,
+        cost_usd=_cost(spec, hours),
+        conditions=_conditions(training, seen.live, pods, outlook, trouble, checkpoint, running, now),
+        **_progress(spec, before, report, observation if running and not ended else None, now),
+    )
+    return status.wire()
+
+
+def _observation(live: Live | None, uid: str, attempt: int) -> TrainingObservation | None:
+    """Return what rank 0 says, unless it is of another world."""
+    seen = live.observation if live else None
+    matches = isinstance(seen, TrainingObservation) and seen.uid == uid and seen.epoch == attempt
+    return seen if matches and isinstance(seen, TrainingObservation) else None
+
+
+def _state(outlook: Outlook, running: bool, trouble: Trouble | None, seen: TrainingObservation | None) -> str:
+    if outlook.state != "Running":
+        return outlook.state
+    if trouble:
+        return trouble.reason
+    if not running or seen is None:
+        return "Starting"
+    named = {Phase.STARTING: "Starting", Phase.PAUSED: "Paused", Phase.EXPORTING: "Exporting"}
+    return named.get(seen.phase, "Running")
+
+
+def _progress(
+    spec: ArcticTrainingSpec,
+    before: ArcticTrainingStatus,
+    report: Report | None,
+    seen: TrainingObservation | None,
+    now: datetime,
+) -> dict[str, Any]:
+    """Return step, tokens, loss and rates. Rates are of this moment: without a running world there are none."""
+    step, tokens, loss = before.step, before.tokens, before.loss
+    if report and report.step:
+        step, tokens = report.step, report.tokens
+        loss = f"{report.loss:.4f}" if report.loss is not None else loss
+    if seen is None:
+        return {"step": step, "tokens": tokens, "loss": loss}
+    if seen.step:
+        step, tokens = seen.step, seen.tokens
+    if seen.loss is not None:
+        loss = f"{seen.loss:.4f}"
+    rate = seen.tokens_per_second
+    left = sum(parse_tokens(stage.tokens) for stage in spec.curriculum.stages) - (tokens or 0)
+    eta = now + timedelta(seconds=left / rate) if rate and left > 0 and left / rate < 10**8 else None
+    return {
+        "step": step,
+        "tokens": tokens,
+        "loss": loss,
+        "tokens_per_second": round(rate) if rate is not None else None,
+        "mfu": f"{seen.mfu:.3f}" if seen.mfu else None,
+        "eta": format_time(_rounded(eta)) if eta else None,
+    }
+
+
+def _rounded(moment: datetime) -> datetime:
+    grain = ETA_GRAIN.total_seconds()
+    return datetime.fromtimestamp(round(moment.timestamp() / grain) * grain, moment.tzinfo)
+
+
+def _stages(
+    spec: ArcticTrainingSpec, before: ArcticTrainingStatus, report: Report | None, seen: TrainingObservation | None
+) -> list[StageStatus]:
+    """Return a line for each stage of the curriculum, from the newest word on it."""
+    known = {stage.name: stage for stage in before.stages or ()}
+    for stage in report.stages if report else ():
+        known[stage.name] = _stage(
+            stage.name, stage.tokens, stage.start_time, stage.completion_time, stage.checkpoint, stage.validation_loss
+        )
+    for line in seen.stages if seen else ():
+        started = format_time(line.started) if line.started else None
+        done = format_time(line.completed) if line.completed else None
+        known[line.name] = _stage(line.name, line.tokens, started, done, line.checkpoint or None, line.validation_loss)
+    budgets = {stage.name: parse_tokens(stage.tokens) for stage in spec.curriculum.stages}
+    empty = StageStatus(name="-", budget=0)
+    return [
+        known.get(name, empty).model_copy(update={"name": name, "budget": budget}) for name, budget in budgets.items()
+    ]
+
+
+def _stage(
+    name: str, tokens: int, started: str | None, done: str | None, checkpoint: str | None, loss: float | None
+) -> StageStatus:
+    return StageStatus(
+        name=name,
+        tokens=tokens,
+        budget=0,
+        start_time=started,
+        completion_time=done,
+        checkpoint=checkpoint,
+        validation_loss=f"{loss:.4f}" if loss is not None else None,
+    )
+
+
+def _checkpoint(
+    before: ArcticTrainingStatus, report: Report | None, seen: TrainingObservation | None
+) -> LastCheckpoint | None:
+    latest = before.last_checkpoint
+    if report and report.checkpoint:
+        latest = LastCheckpoint.model_validate(report.checkpoint.wire())
+    if seen and seen.last_checkpoint and seen.last_checkpoint.time:
+        told = seen.last_checkpoint
+        if latest is None or told.step >= latest.step:
+            assert told.time is not None
+            latest = LastCheckpoint(step=told.step, tokens=told.tokens, uri=told.uri, time=format_time(told.time))
+    return latest
+
+
+def _evaluation(report: Report | None) -> dict[str, str] | None:
+    return {name: f"{value:.4f}" for name, value in report.evaluation.items()} if report and report.evaluation else None
+
+
+def gpus_per_pod(spec: ArcticTrainingSpec) -> int:
+    """Return the GPUs of one pod, whichever vendor's."""
+    amounts = {**(spec.resources.requests or {}), **(spec.resources.limits or {})} if spec.resources else {}
+    return sum(int(amount) for name, amount in amounts.items() if name.endswith("/gpu"))
+
+
+def gpu_hours(training: Training, job: Job | None, pods: Sequence[Pod], now: datetime) -> float:
+    """Return the GPU hours of all attempts: what the newest Job was told of the earlier ones, and its own pods'."""
+    gpus = gpus_per_pod(training.spec)
+    known = float(training.status.gpu_hours or 0)
+    if not gpus:
+        return known
+    seconds = sum(((pod.finished or now) - pod.started).total_seconds() for pod in pods if pod.started)
+    return max(known, (job.gpu_hours_before if job else 0.0) + seconds * gpus / 3600)
+
+
+def _cost(spec: ArcticTrainingSpec, hours: float) -> str | None:
+    if spec.price_per_gpu_hour is None or not hours:
+        return None
+    return str((Decimal(spec.price_per_gpu_hour) * Decimal(hours)).quantize(Decimal("0.01")))
+
+
+def _conditions(
+    training: Training,
+    live: Live | None,
+    pods: Sequence[Pod],
+    outlook: Outlook,
+    trouble: Trouble | None,
+    checkpoint: LastCheckpoint | None,
+    running: bool,
+    now: datetime,
+) -> list[Condition]:
+    """Return all conditions; each says what holds now, whatever the others say."""
+    spec = training.spec
+    conditions = Conditions(training.status.conditions, training.generation, now)
+    suspended = outlook.state == "Suspended"
+    conditions.set("Suspended", suspended, "Suspended" if suspended else "NotSuspended")
+    _scheduled(conditions, pods, spec.parallelism.nodes, outlook)
+    _connected(conditions, live if running else None, outlook)
+    if checkpoint:
+        conditions.set("CheckpointReady", True, "Committed", f"step {checkpoint.step}: {checkpoint.uri}")
+    else:
+        conditions.set("CheckpointReady", False, "NoCheckpoint", "no checkpoint is committed yet")
+    _degraded(conditions, trouble, outlook)
+    conditions.set("Succeeded", bool(outlook.succeeded), *_ended(outlook.succeeded, "Succeeded", outlook.state))
+    if outlook.failed:
+        conditions.set("Failed", True, *outlook.failed)
+    else:
+        conditions.set("Failed", False, "NotFailed")
+    return conditions.all()
+
+
+def _ended(message: str, reason: str, state: str) -> tuple[str, str]:
+    return (reason, message) if message else (state, "")
+
+
+def _scheduled(conditions: Conditions, pods: Sequence[Pod], nodes: int, outlook: Outlook) -> None:
+    placed = sum(1 for pod in pods if pod.node)
+    if outlook.succeeded or outlook.failed:
+        conditions.set("PodsScheduled", False, "Ended")
+    elif placed == nodes:
+        conditions.set("PodsScheduled", True, "Scheduled", f"{nodes} of {nodes} pods have a node")
+    else:
+        refusal = next((pod.unschedulable for pod in pods if pod.unschedulable), "")
+        message = f"{placed} of {nodes} pods have a node{': ' if refusal else ''}{refusal}"
+        conditions.set("PodsScheduled", False, "Unschedulable" if refusal else outlook.state, message)
+
+
+def _connected(conditions: Conditions, live: Live | None, outlook: Outlook) -> None:
+    if live and live.connected:
+        conditions.set("WorkersConnected", True, "Connected", live.observation.message if live.observation else "")
+    else:
+        conditions.set("WorkersConnected", False, "NotConnected" if live else outlook.state, live.error if live else "")
+
+
+def _degraded(conditions: Conditions, trouble: Trouble | None, outlook: Outlook) -> None:
+    if trouble:
+        conditions.set("Degraded", True, trouble.reason, trouble.message)
+    elif outlook.state == "Restarting" and outlook.waiting:
+        conditions.set("Degraded", True, "Restarting", outlook.waiting)
+    elif outlook.state == "WaitingForTraining":
+        conditions.set("Degraded", False, "WaitingForTraining", outlook.waiting)
+    else:
+        conditions.set("Degraded", False, "AsExpected")
+
+
+def invalid_status(status: ArcticTrainingStatus, message: str, generation: int, now: datetime) -> dict[str, Any]:
+    """Return the status of a training whose specification can't be carried out; a running world is left alone."""
+    conditions = Conditions(status.conditions, generation, now)
+    started = bool(status.attempt)
+    for kind in ("Suspended", "PodsScheduled", "WorkersConnected", "CheckpointReady", "Succeeded"):
+        conditions.set(kind, is_true(status.conditions, kind), "InvalidSpec")
+    conditions.set("Degraded", True, "InvalidSpec", message)
+    conditions.set("Failed", not started, "InvalidSpec", message)
+    after = status.model_copy(
+        update={"state": "InvalidSpec", "observed_generation": generation, "conditions": conditions.all()}
+    )
+    return after.wire()

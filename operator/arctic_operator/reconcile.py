@@ -1,0 +1,347 @@
+"""The loop for one object: observe, plan, apply, one status write, events. What it does is decided in `plan`."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from arctic_api.common import Condition
+from arctic_api.training import ArcticTrainingStatus
+from arctic_operator.cache import Cache, Key, Manifest
+from arctic_operator.certificates import DamagedPEM, server_name
+from arctic_operator.cluster import ApiError, Cluster, Events, OwnedByAnotherError
+from arctic_operator.control import CommandError, Followers
+from arctic_operator.keys import Keys
+from arctic_operator.live import Live, TrainingObservation
+from arctic_operator.metrics import (
+    CHILD_WRITES,
+    QUEUE_DEPTH,
+    QUEUE_RETRIES,
+    RECONCILE,
+    RECONCILE_SECONDS,
+    STATUS_WRITES,
+)
+from arctic_operator.observe import Observer, Subject
+from arctic_operator.observed import Identity, Inference, Training
+from arctic_operator.plan import inference_status, training_status
+from arctic_operator.plan.actions import Follow, Plan, sooner
+from arctic_operator.plan.conditions import Conditions, events_between
+from arctic_operator.plan.inference import plan_inference
+from arctic_operator.plan.training import plan_training
+from arctic_operator.settings import Settings
+from arctic_operator.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+WORKERS = 8
+LOOK_EVERY = 300.0
+"""Seconds after which an object's children are listed anew: a watch that was away misses deletions."""
+PROGRESS_EVERY = 10.0
+"""Least seconds between two writes of one object's progress."""
+PROGRESS_RATE = 20.0
+"""Most writes of progress a second, over all objects."""
+PROGRESS_FIELDS = training_status.PROGRESS_FIELDS | inference_status.PROGRESS_FIELDS
+REFUSALS = (ApiError, OwnedByAnotherError)
+
+
+class Bucket:
+    """A token bucket over a monotonic clock."""
+
+    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._clock = rate, clock
+        self._tokens, self._filled = rate, clock()
+
+    def take(self) -> bool:
+        """Take a token if there is one."""
+        now = self._clock()
+        self._tokens = min(self._rate, self._tokens + (now - self._filled) * self._rate)
+        self._filled = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+@dataclass
+class _Memory:
+    """What is remembered of an object only to spare work: losing it loses nothing."""
+
+    uid: str
+    looked: float = float("-inf")
+    progress_written: float = float("-inf")
+    followed: set[str] = field(default_factory=set)
+    shapes: dict[str, object] = field(default_factory=dict)
+
+
+class Reconciler:
+    """Works through the queue: several objects at a time, never one object twice at a time."""
+
+    def __init__(self, cluster: Cluster, cache: Cache, queue: WorkQueue[Key], settings: Settings) -> None:
+        self._cluster, self._cache, self._queue, self._settings = cluster, cache, queue, settings
+        self.observer = Observer(cluster, cache, read_nodes=settings.read_nodes)
+        self._keys = Keys(cluster, settings, _now)
+        self._events = Events(cluster, settings.pod_name)
+        self._followers = Followers(self._on_live_change)
+        self._memory: dict[Key, _Memory] = {}
+        self._bucket = Bucket(PROGRESS_RATE)
+
+    async def run(self) -> None:
+        """Reconcile until cancelled, all objects first: what happened before is not known."""
+        self._memory.clear()
+        self._followers = Followers(self._on_live_change)
+        await self._first_look()
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for number in range(WORKERS):
+                    workers.create_task(self._work(), name=f"reconciler {number}")
+        finally:
+            await self._followers.close()
+
+    async def _first_look(self) -> None:
+        while True:
+            try:
+                await self.observer.look_at_nodes()
+            except ApiError as error:
+                log.warning("nodes can't be read: %s", error)
+                await asyncio.sleep(1)
+                continue
+            break
+        for key, _ in self._cache.customs():
+            self._queue.add(key)
+
+    async def _work(self) -> None:
+        while True:
+            key = await self._queue.get()
+            started = time.monotonic()
+            try:
+                result = await self._attempt(key)
+            finally:
+                self._queue.done(key)
+            QUEUE_DEPTH.set(len(self._queue))
+            RECONCILE.labels(key.kind, result).inc()
+            RECONCILE_SECONDS.labels(key.kind).observe(time.monotonic() - started)
+
+    async def _attempt(self, key: Key) -> str:
+        """Reconcile one object and say when it comes again."""
+        try:
+            again = await self._reconcile(key)
+        except (*REFUSALS, DamagedPEM) as error:
+            seconds = self._queue.retry(key)
+            log.warning("%s %s/%s: %s (again in %.1f s)", *key, error, seconds)
+        except Exception:
+            self._queue.retry(key)
+            log.exception("%s %s/%s could not be reconciled", *key)
+        else:
+            self._queue.forget(key)
+            if again is not None:
+                self._queue.add_after(key, again)
+            return "success"
+        QUEUE_RETRIES.inc()
+        return "error"
+
+    async def _reconcile(self, key: Key) -> float | None:
+        subject = self.observer.subject(key)
+        memory = self._memory.get(key)
+        if memory and (subject is None or subject.identity.uid != memory.uid):
+            self._forget(key, memory)
+        if subject is None:
+            return None
+        memory = self._memory.setdefault(key, _Memory(subject.identity.uid))
+        fresh = time.monotonic() - memory.looked >= LOOK_EVERY
+        plan = await self._look_and_plan(key, memory) if fresh else self._plan(key, subject)
+        if plan.needs_fresh and not fresh:
+            plan = await self._look_and_plan(key, memory)
+        subject = self.observer.subject(key)
+        if subject is None or subject.deleting:
+            self._forget(key, memory)
+            return None
+        failure = await self._carry_out(key, subject, plan, look=plan.needs_fresh)
+        waits = await self._write_status(key, subject, plan, memory, failure)
+        if failure:
+            raise failure
+        return sooner(plan.requeue_after, waits)
+
+    async def _look_and_plan(self, key: Key, memory: _Memory) -> Plan:
+        """Plan on what the API server itself says now."""
+        await self.observer.look(key)
+        memory.looked = time.monotonic()
+        subject = self.observer.subject(key)
+        return self._plan(key, subject) if subject else Plan()
+
+    def _plan(self, key: Key, subject: Subject) -> Plan:
+        now = _now()
+        if subject.deleting:
+            return Plan()
+        if isinstance(subject, Training):
+            seen = self.observer.training_seen(subject, self._followers.latest((key, "")))
+            return plan_training(subject, seen, self._settings, now)
+        if isinstance(subject, Inference):
+            services = self.observer.inference_seen(subject, lambda group: self._followers.latest((key, group)))
+            return plan_inference(subject, services, self._settings, now)
+        if isinstance(subject.status, ArcticTrainingStatus):
+            return Plan(status=training_status.invalid_status(subject.status, subject.message, subject.generation, now))
+        return Plan(status=inference_status.invalid_status(subject.status, subject.message, subject.generation, now))
+
+    async def _carry_out(self, key: Key, subject: Subject, plan: Plan, *, look: bool) -> Exception | None:
+        """Do what is planned, in order, up to the first refusal, which is returned: the status will tell of it."""
+        identity = subject.identity
+        try:
+            if plan.create or plan.follow:
+                await self._keys.ensure(identity, look=look)
+            for manifest in plan.apply:
+                await self._apply(manifest, identity)
+            for manifest in plan.create:
+                await self._create(manifest)
+            for mark in plan.mark:
+                self._keep(await self._cluster.mark(mark), "mark")
+            for delete in plan.delete:
+                CHILD_WRITES.labels("delete").inc()
+                await self._cluster.delete(delete)
+            await self._follow(key, identity, plan.follow)
+            await self._drain(key, plan.drain)
+        except REFUSALS as error:
+            return error
+        return None
+
+    async def _apply(self, manifest: Manifest, identity: Identity) -> None:
+        known = self.observer.known(manifest, identity.uid)
+        answer = await self._cluster.apply(manifest, identity.uid, known)
+        if answer is not known:
+            self._keep(answer, "apply")
+
+    async def _create(self, manifest: Manifest) -> None:
+        created = await self._cluster.create(manifest)
+        if created is None:
+            metadata = manifest["metadata"]
+            raise OwnedByAnotherError(f"{manifest['kind']} {metadata['name']} is there already and was not seen")
+        self._keep(created, "create")
+
+    def _keep(self, answer: Manifest | None, action: str) -> None:
+        """Count what was written, and know it before the watch shows it."""
+        if answer is not None:
+            CHILD_WRITES.labels(action).inc()
+            self._cache.put(answer)
+
+    async def _follow(self, key: Key, identity: Identity, follow: tuple[Follow, ...]) -> None:
+        memory = self._memory[key]
+        wanted = {target.group for target in follow}
+        for group in memory.followed - wanted:
+            self._followers.unfollow((key, group))
+            memory.shapes.pop(group, None)
+        memory.followed = wanted
+        if follow:
+            tls = await self._keys.client()
+            name = server_name(identity.name, identity.namespace)
+            for target in follow:
+                host = f"[{target.host}]" if ":" in target.host else target.host
+                self._followers.follow((key, target.group), f"{host}:{target.port}", name, tls)
+
+    async def _drain(self, key: Key, groups: tuple[str, ...]) -> None:
+        """A leader that can't be told goes when its time is over: draining never fails."""
+        for group in groups:
+            try:
+                await self._followers.drain((key, group))
+            except CommandError as error:
+                log.info("%s %s/%s: group %s was not told to drain: %s", *key, group, error)
+
+    async def _write_status(
+        self, key: Key, subject: Subject, plan: Plan, memory: _Memory, failure: Exception | None
+    ) -> float | None:
+        """Write the status if it is news, then tell the events; return the seconds that mere progress has to wait."""
+        if plan.status is None:
+            return None
+        status = with_failure(plan.status, failure, subject, _now()) if failure else plan.status
+        manifest = self._cache.custom(key)
+        change = difference((manifest or {}).get("status") or {}, status)
+        if not change:
+            return None
+        if change <= PROGRESS_FIELDS:
+            left = memory.progress_written + PROGRESS_EVERY - time.monotonic()
+            if left > 0 or not self._bucket.take():
+                return max(left, 1.0)
+        memory.progress_written = time.monotonic()
+        try:
+            self._cache.put(await self._cluster.apply_status(subject.identity, status))
+        except ApiError as error:
+            if error.code in (404, 409):
+                return None
+            raise
+        STATUS_WRITES.labels(key.kind).inc()
+        now = _now()
+        for event in events_between(subject.status.conditions, map(Condition.model_validate, status["conditions"])):
+            await self._events.tell(subject.identity, event, now)
+        return None
+
+    def _forget(self, key: Key, memory: _Memory) -> None:
+        for group in memory.followed:
+            self._followers.unfollow((key, group))
+        self._keys.forget(memory.uid)
+        self.observer.forget(memory.uid)
+        self._memory.pop(key, None)
+
+    def _on_live_change(self, followed: Any) -> None:
+        """How a worker stands is told at once, how far it is now and then."""
+        key, group = followed
+        memory, shape = self._memory.get(key), _shape(self._followers.latest(followed))
+        if memory and memory.shapes.get(group) != shape:
+            memory.shapes[group] = shape
+            self._queue.add(key)
+        else:
+            self._queue.add_after(key, PROGRESS_EVERY)
+
+
+def _shape(live: Live | None) -> object:
+    """Return what of a worker's state is more than progress."""
+    seen = live.observation if live else None
+    if live is None or seen is None:
+        return None
+    if isinstance(seen, TrainingObservation):
+        return (live.connected, seen.phase, seen.stage, seen.epoch, seen.step > 0)
+    return (live.connected, seen.phase, seen.ready, seen.draining, seen.draining and seen.running + seen.waiting == 0)
+
+
+def difference(before: Manifest, after: Manifest) -> set[str]:
+    """Return the fields of a status that differ; a condition's mere message, which may carry figures, is progress."""
+    fields = {
+        name for name in {*before, *after} - {"conditions"} if _ordered(before.get(name)) != _ordered(after.get(name))
+    }
+    old, new = _by_type(before), _by_type(after)
+    if {kind: _essence(c) for kind, c in old.items()} != {kind: _essence(c) for kind, c in new.items()}:
+        fields.add("conditions")
+    elif old != new:
+        fields.add("stages")
+    return fields
+
+
+def _by_type(status: Manifest) -> dict[str, Manifest]:
+    return {condition["type"]: condition for condition in status.get("conditions") or ()}
+
+
+def _essence(condition: Manifest) -> tuple[Any, ...]:
+    return tuple(condition.get(name) for name in ("status", "reason", "observedGeneration"))
+
+
+def _ordered(value: Any) -> Any:
+    """Return lists of named objects as mappings: the API server may order them otherwise."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return {str(item.get("name", item.get("number", index))): item for index, item in enumerate(value)}
+    return value
+
+
+def with_failure(status: Manifest, failure: Exception, subject: Subject, now: datetime) -> Manifest:
+    """Return a status that tells why a child can't be made."""
+    code = failure.code if isinstance(failure, ApiError) else 409
+    if code == 0 or code == 429 or code >= 500:
+        return status
+    conditions = Conditions(subject.status.conditions, subject.generation, now)
+    conditions.set("Degraded", True, "FailedCreate", str(failure))
+    degraded = conditions.all()[0].wire()
+    others = [condition for condition in status["conditions"] if condition["type"] != "Degraded"]
+    return status | {"conditions": [*others, degraded]}
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
