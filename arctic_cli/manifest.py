@@ -17,7 +17,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
 
-from arctic_api.verdict import Problem, verdict
+from arctic_api.verdict import Problem, settle, verdict
 from arctic_api.world import ExitCode
 
 _TRUE = {"y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"}
@@ -82,7 +82,7 @@ def load_one(file: Path, kind: str) -> dict[str, Any]:
         raise ManifestError(f"{file}: has {len(found)} manifests of the kind {kind}: write exactly one")
     if problems := found[0].problems():
         raise ManifestError("\n".join(describe(file, found[0], problem) for problem in problems))
-    return found[0].content
+    return settle(found[0].content)
 
 
 def describe(file: Path, document: Document, problem: Problem) -> str:

@@ -49,46 +49,44 @@ def _identity_problems(manifest: dict[str, Any]) -> list[Problem]:
     problems = []
     if manifest.get("apiVersion") != API_VERSION:
         problems.append(Problem("apiVersion", f"write {API_VERSION}"))
-    if manifest.get("kind") not in KINDS:
+    if manifest.get("kind") not in list(KINDS):
         problems.append(Problem("kind", f"write {' or '.join(KINDS)}{_did_you_mean(manifest.get('kind'), KINDS)}"))
     return problems
 
 
-def _parse(manifest: dict[str, Any], model: type[Manifest]) -> Manifest | list[Problem]:
-    """Return the manifest as its type, or why it is none; a status is ignored, as the API server does on writes."""
-    schema = schema_of(model)
+def settle(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest as the API server reads it: without the fields that are null, and without a status.
+
+    The kind must be one of ours.
+    """
     content = {key: value for key, value in manifest.items() if key != "status"}
-    problems: list[Problem] = []
-    settled = _settle(content, schema, "", problems)
-    try:
-        parsed = model.model_validate(settled, strict=True, by_alias=True, by_name=False)
-    except ValidationError as error:
-        found = [_explain(details, settled, schema) for details in error.errors(include_url=False)]
-        return problems + [problem for problem in found if problem.field not in {known.field for known in problems}]
-    return problems or parsed
+    settled: dict[str, Any] = _settle(content, schema_of(KINDS[manifest["kind"]].model))
+    return settled
 
 
-def _settle(value: Any, schema: Schema, field: str, problems: list[Problem]) -> Any:
-    """Return a value without the nulls that stand for a default; other nulls and doubled items are problems."""
-    if isinstance(value, list) and "items" in schema:
-        problems += _doubled(value, schema, field)
-        return [_settle_child(item, schema["items"], f"{field}[{i}]", problems) for i, item in enumerate(value)]
+def _settle(value: Any, schema: Schema) -> Any:
+    if isinstance(value, list):
+        return [_settle(item, schema.get("items", {})) for item in value]
     if isinstance(value, dict):
         children = {key: _child(schema, key) for key in value}
         return {
-            key: _settle_child(item, children[key], _join(field, key, schema), problems)
+            key: _settle(item, children[key] or {})
             for key, item in value.items()
-            if not (item is None and "default" in (children[key] or {}))
+            if item is not None or children[key] is None
         }
-    return value
+    whole = schema.get("type") == "integer" and isinstance(value, float) and value.is_integer()
+    return int(value) if whole else value
 
 
-def _settle_child(value: Any, schema: Schema | None, field: str, problems: list[Problem]) -> Any:
-    if schema is None:
-        return value
-    if value is None:
-        problems.append(Problem(field, "is null: write a value, or leave the field out"))
-    return _settle(value, schema, field, problems)
+def _parse(manifest: dict[str, Any], model: type[Manifest]) -> Manifest | list[Problem]:
+    """Return the manifest as its type, or why it is none."""
+    schema, content = schema_of(model), settle(manifest)
+    problems = list(_doubled(content, schema, ""))
+    try:
+        parsed = model.model_validate(content, strict=True, by_alias=True, by_name=False)
+    except ValidationError as error:
+        return problems + [_explain(details, content, schema) for details in error.errors(include_url=False)]
+    return problems or parsed
 
 
 def _child(schema: Schema, key: str) -> Schema | None:
@@ -102,17 +100,27 @@ def _join(field: str, key: str, schema: Schema) -> str:
     return f"{field}.{key}" if field else key
 
 
-def _doubled(items: list[Any], schema: Schema, field: str) -> Iterator[Problem]:
+def _doubled(value: Any, schema: Schema, field: str) -> Iterator[Problem]:
+    """Yield the items that a list with keys, or a set, has twice."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _doubled(item, _child(schema, key) or {}, _join(field, key, schema))
+    elif isinstance(value, list):
+        identities = [_identity(item, schema) for item in value]
+        for index, identity in enumerate(identities):
+            if identity is not None and identity in identities[:index]:
+                what = ", ".join(map(repr, identity))
+                yield Problem(f"{field}[{index}]", f"{what} is there twice: write each one once")
+        for index, item in enumerate(value):
+            yield from _doubled(item, schema.get("items", {}), f"{field}[{index}]")
+
+
+def _identity(item: Any, schema: Schema) -> list[Any] | None:
+    """Return what tells an item of a list from the others, None if they may be alike."""
+    if schema.get("x-kubernetes-list-type") == "set":
+        return [item]
     keys = schema.get("x-kubernetes-list-map-keys", [])
-    if not keys and schema.get("x-kubernetes-list-type") != "set":
-        return
-    seen = []
-    for index, item in enumerate(items):
-        identity = [item.get(key) for key in keys] if keys and isinstance(item, dict) else item
-        if identity in seen:
-            what = ", ".join(map(repr, identity)) if keys and isinstance(identity, list) else repr(identity)
-            yield Problem(".".join([f"{field}[{index}]", *keys]), f"{what} is there twice: write each one once")
-        seen.append(identity)
+    return [item.get(key) for key in keys] if keys and isinstance(item, dict) else None
 
 
 def _explain(details: ErrorDetails, content: Any, schema: Schema) -> Problem:
