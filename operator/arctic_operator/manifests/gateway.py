@@ -6,13 +6,24 @@ HAProxy finds the ready leaders by DNS and asks each for its own health: groups 
 import hashlib
 import json
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from arctic_api.common import parse_duration
-from arctic_api.inference import KIND, ArcticInferenceSpec
-from arctic_api.world import Label, Ports, uid5
+from arctic_api.inference import ArcticInferenceSpec
+from arctic_api.world import Label, Ports
+from arctic_operator.manifests.common import (
+    CONTAINER_SECURITY,
+    POD_SECURITY,
+    Manifest,
+    child_metadata,
+    gateway_name,
+    leader_selector,
+    leaders_name,
+)
+from arctic_operator.observed import Identity
 from arctic_operator.settings import Settings
 
+ROLE = "gateway"
 CONFIG_FILE = "haproxy.cfg"
 CONFIG_FOLDER = "/etc/arctic/gateway"
 CONFIG_HASH = "arctic.dev/config-hash"
@@ -21,6 +32,7 @@ HTTP_PORT = 8080
 MAX_BODY_BYTES = 32 << 20
 GRACE_SECONDS = 5
 """From being told to stop to closing the listener: what the cluster needs to stop sending connections here."""
+MARGIN_SECONDS = 5
 MIN_SLOTS = 16
 
 _ERRORS = {
@@ -144,157 +156,113 @@ def _json_error(kind: str, code: str, message: str) -> str:
     return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
-def config_hash(config: str) -> str:
-    """Return the hash that makes a changed configuration a changed pod template."""
-    return hashlib.sha256(config.encode()).hexdigest()[:16]
-
-
-def service_url(name: str, namespace: str, spec: ArcticInferenceSpec) -> str:
+def service_url(identity: Identity, spec: ArcticInferenceSpec) -> str:
     """Return the stable address of a service."""
-    return f"http://{name}.{namespace}.svc:{spec.service.port}"
+    return f"http://{identity.name}.{identity.namespace}.svc:{spec.service.port}"
 
 
-def gateway_children(
-    name: str, namespace: str, uid: str, owner: dict[str, Any], spec: ArcticInferenceSpec, settings: Settings
-) -> list[dict[str, Any]]:
-    """Return all that stands in front of the groups of one ArcticInference, whose ownerReference is `owner`.
+def gateway_children(identity: Identity, spec: ArcticInferenceSpec, settings: Settings) -> list[Manifest]:
+    """Return all that stands in front of the groups of one ArcticInference.
 
     It does not depend on which groups there are: with none ready, or none wanted, requests are answered with 503.
     """
-    gateway = f"{name}-{uid5(uid)}-gateway"
-    leaders = f"{name}-{uid5(uid)}-leaders"
-    ports = Ports()
-    shape = GatewayShape(
-        leaders_host=f"{leaders}.{namespace}.svc.{settings.cluster_domain}",
-        leaders_port=ports.http,
-        health_port=ports.metrics,
-        slots=leader_slots(_most_groups(spec)),
-        requests_per_leader=2 * spec.batching.max_sequences,
-        drain_seconds=math.ceil(parse_duration(spec.rollout.drain_timeout)),
-    )
+    shape = _shape(identity, spec, settings)
     config = haproxy_config(shape)
-    common: dict[str, str] = {Label.MANAGED: "true", Label.KIND: KIND, Label.NAME: name, Label.UID: uid}
-
-    def child(kind: str, api_version: str, child_name: str, labels: dict[str, str], **content: Any) -> dict[str, Any]:
-        metadata = {"name": child_name, "namespace": namespace, "labels": labels, "ownerReferences": [owner]}
-        return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
-
-    selector: dict[str, str] = {Label.UID: uid, Label.ROLE: "gateway"}
-    gateway_labels: dict[str, str] = common | {Label.ROLE: "gateway"}
+    selector: dict[str, str] = {Label.UID.value: identity.uid, Label.ROLE.value: ROLE}
+    name, ports = gateway_name(identity), Ports()
     return [
-        child("ConfigMap", "v1", gateway, gateway_labels, data={CONFIG_FILE: config}),
-        child(
-            "Deployment",
-            "apps/v1",
-            gateway,
-            gateway_labels,
-            spec={
+        _child("v1", "ConfigMap", identity, name) | {"data": {CONFIG_FILE: config}},
+        _child("v1", "Service", identity, leaders_name(identity))
+        | {
+            "spec": {
+                "clusterIP": "None",
+                "selector": leader_selector(identity),
+                "ports": [{"name": "http", "port": ports.http, "protocol": "TCP"}],
+            }
+        },
+        _child("v1", "Service", identity, identity.name)
+        | {
+            "spec": {
+                "selector": selector,
+                "ports": [{"name": "http", "port": spec.service.port, "targetPort": "http", "protocol": "TCP"}],
+            }
+        },
+        _child("policy/v1", "PodDisruptionBudget", identity, name)
+        | {"spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector}}},
+        _child("apps/v1", "Deployment", identity, name)
+        | {
+            "spec": {
                 "replicas": 2,
                 "selector": {"matchLabels": selector},
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
                 "template": {
-                    "metadata": {"labels": gateway_labels, "annotations": {CONFIG_HASH: config_hash(config)}},
-                    "spec": _pod(gateway, selector, shape, spec, settings),
+                    "metadata": {
+                        "labels": _child("v1", "Pod", identity, name)["metadata"]["labels"],
+                        "annotations": {CONFIG_HASH: hashlib.sha256(config.encode()).hexdigest()[:16]},
+                    },
+                    "spec": _pod(identity, shape, selector, spec, settings),
                 },
-            },
-        ),
-        child(
-            "PodDisruptionBudget",
-            "policy/v1",
-            gateway,
-            gateway_labels,
-            spec={"maxUnavailable": 1, "selector": {"matchLabels": selector}},
-        ),
-        child(
-            "Service",
-            "v1",
-            leaders,
-            common,
-            spec={
-                "clusterIP": "None",
-                "selector": {Label.UID: uid, "apps.kubernetes.io/pod-index": "0"},
-                "ports": [{"name": "http", "port": ports.http}, {"name": "metrics", "port": ports.metrics}],
-            },
-        ),
-        child(
-            "Service",
-            "v1",
-            name,
-            common,
-            spec={
-                "selector": selector,
-                "ports": [{"name": "http", "port": spec.service.port, "targetPort": "http"}],
-            },
-        ),
+            }
+        },
     ]
 
 
-def _most_groups(spec: ArcticInferenceSpec) -> int:
+def _shape(identity: Identity, spec: ArcticInferenceSpec, settings: Settings) -> GatewayShape:
     wanted = max(spec.replicas, spec.autoscaling.max if spec.autoscaling else 0)
-    return max(1, wanted + spec.rollout.max_surge)
+    ports = Ports()
+    return GatewayShape(
+        leaders_host=f"{leaders_name(identity)}.{identity.namespace}.svc.{settings.cluster_domain}",
+        leaders_port=ports.http,
+        health_port=ports.metrics,
+        slots=leader_slots(max(1, wanted + spec.rollout.max_surge)),
+        # As many again as can run: a leader always has a next request, and its own queue shows that it is full.
+        requests_per_leader=2 * spec.batching.max_sequences,
+        drain_seconds=math.ceil(parse_duration(spec.rollout.drain_timeout)),
+    )
+
+
+def _child(api_version: str, kind: str, identity: Identity, name: str) -> Manifest:
+    return {"apiVersion": api_version, "kind": kind, "metadata": child_metadata(identity, name, role=ROLE)}
 
 
 def _pod(
-    config_map: str, selector: dict[str, str], shape: GatewayShape, spec: ArcticInferenceSpec, settings: Settings
-) -> dict[str, Any]:
-    pod: dict[str, Any] = {
+    identity: Identity, shape: GatewayShape, selector: dict[str, str], spec: ArcticInferenceSpec, settings: Settings
+) -> Manifest:
+    spread = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": selector}}
+    preferred = [{"weight": 100, "podAffinityTerm": spread}]
+    return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE_SECONDS + shape.drain_seconds + 5,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 65532,
-            "runAsGroup": 65532,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "affinity": {
-            "podAntiAffinity": {
-                "preferredDuringSchedulingIgnoredDuringExecution": [
-                    {
-                        "weight": 100,
-                        "podAffinityTerm": {
-                            "topologyKey": "kubernetes.io/hostname",
-                            "labelSelector": {"matchLabels": selector},
-                        },
-                    }
-                ]
-            }
-        },
-        "containers": [
-            {
-                "name": "haproxy",
-                "image": settings.gateway_image,
-                "imagePullPolicy": settings.image_pull_policy,
-                "command": gateway_command(f"{CONFIG_FOLDER}/{CONFIG_FILE}"),
-                "ports": [
-                    {"name": "http", "containerPort": HTTP_PORT},
-                    {"name": "metrics", "containerPort": shape.health_port},
-                ],
-                "readinessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 2},
-                "livenessProbe": {"httpGet": {"path": "/healthz", "port": "metrics"}, "periodSeconds": 10},
-                "resources": {
-                    "requests": {"cpu": "50m", "memory": "64Mi"},
-                    "limits": {"memory": "512Mi"},
-                },
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "readOnlyRootFilesystem": True,
-                    "capabilities": {"drop": ["ALL"]},
-                },
-                "volumeMounts": [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}],
-            }
-        ],
-        "volumes": [{"name": "config", "configMap": {"name": config_map}}],
+        "terminationGracePeriodSeconds": GRACE_SECONDS + shape.drain_seconds + MARGIN_SECONDS,
+        "securityContext": POD_SECURITY,
+        "imagePullSecrets": [{"name": secret} for secret in settings.image_pull_secrets],
+        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}},
+        **({"priorityClassName": spec.priority_class_name} if spec.priority_class_name else {}),
+        "containers": [_container(shape, settings)],
+        "volumes": [{"name": "config", "configMap": {"name": gateway_name(identity)}}],
     }
-    if settings.image_pull_secrets:
-        pod["imagePullSecrets"] = [{"name": secret} for secret in settings.image_pull_secrets]
-    if spec.priority_class_name:
-        pod["priorityClassName"] = spec.priority_class_name
-    return pod
+
+
+def _container(shape: GatewayShape, settings: Settings) -> Manifest:
+    return {
+        "name": "haproxy",
+        "image": settings.gateway_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": gateway_command(f"{CONFIG_FOLDER}/{CONFIG_FILE}"),
+        "ports": [
+            {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
+            {"name": "metrics", "containerPort": shape.health_port, "protocol": "TCP"},
+        ],
+        "readinessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 2},
+        "livenessProbe": {"httpGet": {"path": "/healthz", "port": "metrics"}, "periodSeconds": 10},
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+        "securityContext": CONTAINER_SECURITY,
+        "volumeMounts": [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}],
+    }
 
 
 def gateway_command(config_path: str) -> list[str]:
-    """Return the container's command: HAProxy takes SIGTERM for "stop at once", the kubelet means "finish first".
+    """Return the container's command: HAProxy takes SIGTERM for "stop at once", where the kubelet means "finish first".
 
     The first `wait` ends when the signal comes, the second when HAProxy does.
     """

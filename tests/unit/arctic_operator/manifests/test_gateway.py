@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,11 +32,13 @@ from arctic_operator.manifests.gateway import (
     leader_slots,
     service_url,
 )
+from arctic_operator.observed import Identity
 from arctic_operator.settings import Settings
 
 UID = "0a1b2c3d-0000-4000-8000-000000000000"
-OWNER = {"apiVersion": "arctic.dev/v1alpha1", "kind": "ArcticInference", "name": "demo", "uid": UID, "controller": True}
+DEMO = Identity("ArcticInference", "default", "demo", UID)
 SETTINGS = Settings(namespace="arctic-system", worker_image="worker", gateway_image="haproxy:2.8")
+ALERTS = Path(__file__).parents[4] / "charts" / "arctic" / "templates" / "alerts.yaml"
 PATIENCE = 20.0
 HOST = "demo-leaders.default.svc.cluster.local"
 
@@ -45,7 +48,7 @@ def make_spec(**changes: Any) -> ArcticInferenceSpec:
 
 
 def children(**changes: Any) -> dict[tuple[str, str], dict[str, Any]]:
-    built = gateway_children("demo", "default", UID, OWNER, make_spec(**changes), SETTINGS)
+    built = gateway_children(DEMO, make_spec(**changes), SETTINGS)
     return {(child["kind"], child["metadata"]["name"]): child for child in built}
 
 
@@ -56,12 +59,9 @@ class Leader:
         self.address = address
         self.ready = True
         self.requests: list[bytes] = []
-        self.running = 0
-        self.most_running = 0
         self.checked = threading.Event()
         self.next_chunk = threading.Event()
         self.release = threading.Event()
-        self.lock = threading.Lock()
         self.servers: list[ThreadingHTTPServer] = []
 
     def start(self, api_port: int, health_port: int) -> None:
@@ -95,15 +95,8 @@ class Leader:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                with leader.lock:
-                    leader.requests.append(body)
-                    leader.running += 1
-                    leader.most_running = max(leader.most_running, leader.running)
-                try:
-                    getattr(self, self.path.strip("/"))()
-                finally:
-                    with leader.lock:
-                        leader.running -= 1
+                leader.requests.append(body)
+                getattr(self, self.path.strip("/"))()
 
             def answer(self) -> None:
                 content = leader.address.encode()
@@ -199,9 +192,17 @@ class Gateway:
     def post(self, path: str, **arguments: Any) -> httpx.Response:
         return httpx.post(self.url + path, timeout=PATIENCE, **({"content": b"{}"} | arguments))
 
+    def queued(self) -> int:
+        """Return how many requests wait, be it for any leader or for one."""
+        values = re.findall(r"^haproxy_(?:backend|server)_current_queue\{.*\} (\d+)$", self.metrics(), re.MULTILINE)
+        return sum(map(int, values))
+
+    def metrics(self) -> str:
+        return httpx.get(f"{self.metrics_url}/metrics").text
+
     def up(self) -> int:
         """Return how many leaders HAProxy has found and holds for healthy."""
-        lines = httpx.get(f"{self.metrics_url}/metrics").text.splitlines()
+        lines = self.metrics().splitlines()
         return sum(
             line.startswith("haproxy_server_status{") and 'state="UP"' in line and line.endswith(" 1") for line in lines
         )
@@ -287,6 +288,16 @@ def test_requests_with_no_ready_leader_get_503_in_the_openai_form(haproxy: str, 
         assert answers(running.url + "/healthz"), "the gateway itself is well"
 
 
+def test_the_gateway_serves_the_metrics_that_alerts_read(haproxy: str, tmp_path: Path) -> None:
+    read = set(re.findall(r"haproxy_[a-z_]+", ALERTS.read_text()))
+    assert read
+    with run_gateway(tmp_path, leaders=0) as running:
+        assert running.post("/answer").status_code == 503
+        served = running.metrics()
+    assert read <= set(re.findall(r"^haproxy_[a-z_]+", served, re.MULTILINE))
+    assert 'haproxy_backend_http_responses_total{proxy="leaders",code="5xx"} 1' in served
+
+
 def test_a_stream_is_passed_on_chunk_by_chunk(haproxy: str, tmp_path: Path) -> None:
     with (
         run_gateway(tmp_path, leaders=1) as running,
@@ -334,19 +345,18 @@ def test_a_request_that_reached_a_leader_is_never_sent_twice(haproxy: str, tmp_p
 def test_requests_beyond_what_a_leader_takes_wait_for_it(haproxy: str, tmp_path: Path) -> None:
     with run_gateway(tmp_path, leaders=1, requests_per_leader=1) as running:
         leader = running.leaders[0]
-        answers_: list[int] = []
+        statuses: list[int] = []
         clients = [
-            threading.Thread(target=lambda: answers_.append(running.post("/held").status_code)) for _ in range(3)
+            threading.Thread(target=lambda: statuses.append(running.post("/held").status_code)) for _ in range(3)
         ]
         for client in clients:
             client.start()
-        queued = 'haproxy_backend_current_queue{proxy="leaders"} 2'
-        wait_until(lambda: queued in httpx.get(running.metrics_url + "/metrics").text, "queueing")
+        wait_until(lambda: running.queued() == 2, "queueing")
+        assert len(leader.requests) == 1
         leader.release.set()
         for client in clients:
             client.join(PATIENCE)
-        assert answers_ == [200, 200, 200]
-        assert leader.most_running == 1
+        assert statuses == [200, 200, 200]
 
 
 def test_a_gateway_told_to_stop_finishes_its_streams_and_loses_no_request(haproxy: str, tmp_path: Path) -> None:
@@ -381,7 +391,7 @@ def test_the_gateway_of_a_service_is_these_objects() -> None:
         ("Service", "demo-0a1b2-leaders"),
         ("Service", "demo"),
     }
-    assert all(child["metadata"]["ownerReferences"] == [OWNER] for child in children().values())
+    assert all(child["metadata"]["ownerReferences"][0]["uid"] == UID for child in children().values())
     json.dumps(list(children().values()))
 
 
@@ -389,10 +399,10 @@ def test_the_stable_address_leads_to_the_gateway_on_the_port_of_the_spec() -> No
     built = children(service={"port": 80})
     service = built["Service", "demo"]["spec"]
     pod = built["Deployment", "demo-0a1b2-gateway"]["spec"]["template"]
-    assert service["ports"] == [{"name": "http", "port": 80, "targetPort": "http"}]
+    assert service["ports"] == [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}]
     assert service["selector"].items() <= pod["metadata"]["labels"].items()
     assert {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}["http"] == 8080
-    assert service_url("demo", "default", make_spec(service={"port": 80})) == "http://demo.default.svc:80"
+    assert service_url(DEMO, make_spec(service={"port": 80})) == "http://demo.default.svc:80"
 
 
 def test_the_leaders_service_does_not_select_the_gateway() -> None:

@@ -1,0 +1,285 @@
+"""What the chart renders to, with values of each kind, by the real helm."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arctic_api.inference import ArcticInferenceSpec
+from arctic_operator.manifests.gateway import gateway_children
+from arctic_operator.metrics import REGISTRY
+from arctic_operator.observed import Identity
+from arctic_operator.settings import Settings
+
+CHART = Path(__file__).parents[3] / "charts" / "arctic"
+LOCAL = ("-f", str(CHART / "values-local.yaml"))
+NAMESPACED = ("--set", "watchNamespaces={team-a,team-b}")
+HIGHLY_AVAILABLE = ("--set", "replicas=2")
+MONITORED = ("--api-versions", "monitoring.coreos.com/v1")
+BARE = ("--set", "crds.enabled=false,networkPolicy.enabled=false,monitoring.enabled=false")
+VALUES = {
+    "default": (),
+    "local": LOCAL,
+    "namespaced": NAMESPACED,
+    "highly-available": HIGHLY_AVAILABLE,
+    "monitored": MONITORED,
+    "bare": BARE,
+    "everything": (*LOCAL, *NAMESPACED, *HIGHLY_AVAILABLE, *MONITORED),
+}
+
+Manifest = dict[str, Any]
+Render = Callable[..., list[Manifest]]
+Helm = Callable[..., subprocess.CompletedProcess[str]]
+
+every_value = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
+
+
+def of_kind(objects: list[Manifest], *kinds: str) -> list[Manifest]:
+    return [each for each in objects if each["kind"] in kinds]
+
+
+def one(objects: list[Manifest], kind: str) -> Manifest:
+    (found,) = of_kind(objects, kind)
+    return found
+
+
+def pods(objects: list[Manifest]) -> list[Manifest]:
+    return [
+        *(pod["spec"] for pod in of_kind(objects, "Pod")),
+        *(each["spec"]["template"]["spec"] for each in of_kind(objects, "Deployment")),
+    ]
+
+
+def settings_of(objects: list[Manifest]) -> Settings:
+    """Return the settings that the operator reads in the rendered pod."""
+    container = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    environment = {each["name"]: each.get("value", "from-the-pod") for each in container["env"]}
+    return Settings.from_environment(environment)
+
+
+@pytest.mark.parametrize("values", [(), LOCAL], ids=["default", "local"])
+def test_helm_lint_finds_nothing(run_helm: Helm, values: tuple[str, ...]) -> None:
+    linted = run_helm("lint", "--strict", str(CHART), *values)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+@every_value
+def test_every_object_has_a_name_of_its_own_and_the_releases_labels(render: Render, values: tuple[str, ...]) -> None:
+    objects = render(*values)
+    keys = [(each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) for each in objects]
+    assert len(set(keys)) == len(keys)
+    own = [each for each in objects if each["kind"] != "CustomResourceDefinition"]
+    assert all(each["metadata"]["labels"]["app.kubernetes.io/instance"] == "arctic" for each in own)
+
+
+@every_value
+def test_every_pod_meets_the_restricted_standard_and_writes_only_to_volumes(
+    render: Render, violations: Callable[[Manifest], list[str]], values: tuple[str, ...]
+) -> None:
+    found = pods(render(*values))
+    assert len(found) == 2, "the operator's and the test's"
+    for pod in found:
+        assert violations(pod) == []
+        assert all(each["securityContext"]["readOnlyRootFilesystem"] for each in pod["containers"])
+        assert all(each["resources"]["limits"]["memory"] for each in pod["containers"])
+
+
+def test_the_gateways_pods_meet_the_restricted_standard(violations: Callable[[Manifest], list[str]]) -> None:
+    settings = Settings(namespace="arctic-system", worker_image="worker", gateway_image="haproxy:2.6")
+    spec = ArcticInferenceSpec.model_validate({"model": {"training": "tiny"}})
+    children = gateway_children(Identity("ArcticInference", "default", "demo", "0a1b2c3d"), spec, settings)
+    (pod,) = pods(children)
+    assert violations(pod) == []
+
+
+@pytest.mark.parametrize(
+    ("harm", "what"),
+    [
+        ({"hostNetwork": True}, "hostNetwork"),
+        ({"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}, "hostPath"),
+        ({"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}, "may run as root"),
+        ({"securityContext": {"runAsNonRoot": True}}, "no seccomp profile"),
+        ({"containers": [{"name": "c"}]}, "may escalate privileges"),
+    ],
+)
+def test_the_check_of_the_standard_sees_what_breaks_it(
+    violations: Callable[[Manifest], list[str]], harm: Manifest, what: str
+) -> None:
+    container = {"name": "c", "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}
+    shared = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    pod = {"containers": [container], "securityContext": shared}
+    assert violations(pod) == []
+    assert any(what in violation for violation in violations(pod | harm))
+
+
+def test_the_operator_reads_from_its_environment_what_the_values_say(render: Render) -> None:
+    settings = settings_of(render())
+    assert settings.watch_namespaces == ()
+    assert settings.read_nodes
+    assert settings.worker_image == "arctic/worker:0.1.0"
+    assert settings.gateway_image == "docker.io/library/haproxy:2.6"
+    assert settings.lease_name == "arctic-operator"
+    assert settings.worker_resources is None
+    chosen = settings_of(
+        render(
+            *NAMESPACED,
+            *("--set", "logLevel=debug,imagePullSecrets={one,two},clusterDomain=k8s.example"),
+            *("--set", "workers.resources.limits.nvidia\\.com/gpu=8,metricsPort=9000"),
+            *("--set", "workers.environment[0].name=NCCL_DEBUG,workers.environment[0].value=INFO"),
+        )
+    )
+    assert chosen.watch_namespaces == ("team-a", "team-b")
+    assert not chosen.read_nodes
+    assert (chosen.log_level, chosen.metrics_port, chosen.cluster_domain) == ("debug", 9000, "k8s.example")
+    assert chosen.image_pull_secrets == ("one", "two")
+    assert chosen.worker_resources is not None
+    assert chosen.worker_resources.limits == {"nvidia.com/gpu": 8}
+    assert [(each.name, each.value) for each in chosen.worker_environment] == [("NCCL_DEBUG", "INFO")]
+
+
+def test_on_the_local_cluster_operator_and_workers_run_from_the_mounted_environment(render: Render) -> None:
+    objects = render(*LOCAL)
+    settings = settings_of(objects)
+    (container,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == [*settings.worker_command, "-m", "arctic_operator"]
+    (claim,) = settings.worker_volumes
+    assert (claim.claim_name, claim.mount_path, claim.read_only) == ("arctic-environment", "/opt/arctic", True)
+    assert {"name": "claim-0", "mountPath": "/opt/arctic", "readOnly": True} in container["volumeMounts"]
+    assert container["image"] == settings.worker_image == settings.gateway_image
+
+
+def rules(objects: list[Manifest], *kinds: str) -> list[Manifest]:
+    return [rule for role in of_kind(objects, *kinds) for rule in role["rules"]]
+
+
+@every_value
+def test_no_right_is_a_wildcard_and_secrets_are_never_listed(render: Render, values: tuple[str, ...]) -> None:
+    for rule in rules(render(*values), "Role", "ClusterRole"):
+        assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+        assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
+        assert not {"pods/exec", "pods/attach", "serviceaccounts/token"} & set(rule["resources"])
+        if "secrets" in rule["resources"]:
+            assert not {"list", "watch", "deletecollection"} & set(rule["verbs"])
+
+
+def test_a_namespaced_install_has_no_right_outside_its_namespaces(render: Render) -> None:
+    objects = render(*NAMESPACED)
+    assert of_kind(objects, "ClusterRole", "ClusterRoleBinding") == []
+    namespaces = {each["metadata"]["namespace"] for each in of_kind(objects, "Role", "RoleBinding")}
+    assert namespaces == {"team-a", "team-b", "arctic-system"}
+    (own,) = (each for each in of_kind(objects, "Role") if each["metadata"]["namespace"] == "arctic-system")
+    assert own["metadata"]["name"] == "arctic-operator-leader"
+    assert not any("nodes" in rule["resources"] for rule in rules(objects, "Role"))
+
+
+def test_a_cluster_wide_install_has_the_rights_of_a_namespaced_one_and_reads_nodes(render: Render) -> None:
+    def rights(found: list[Manifest]) -> set[tuple[str, str, str]]:
+        return {
+            (group, resource, verb)
+            for rule in found
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+
+    (everywhere,) = (each for each in of_kind(render(), "ClusterRole") if each["metadata"]["name"] == "arctic-operator")
+    (in_one,) = (each for each in of_kind(render(*NAMESPACED), "Role") if each["metadata"]["namespace"] == "team-a")
+    nodes = {("", "nodes", verb) for verb in ("get", "list", "watch")}
+    assert rights(everywhere["rules"]) == rights(in_one["rules"]) | nodes
+
+
+def test_leading_touches_its_own_lease_and_secret_alone(render: Render) -> None:
+    (role,) = of_kind(render(), "Role")
+    named = {(rule["resources"][0], tuple(rule.get("resourceNames", ()))): set(rule["verbs"]) for rule in role["rules"]}
+    assert named == {
+        ("leases", ()): {"create"},
+        ("leases", ("arctic-operator",)): {"get", "update"},
+        ("secrets", ()): {"create"},
+        ("secrets", ("arctic-ca",)): {"get", "patch"},
+    }
+
+
+@every_value
+def test_services_policies_and_budgets_select_the_operator_and_not_the_test(
+    render: Render, values: tuple[str, ...]
+) -> None:
+    objects = render(*values)
+    operator = one(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    test = one(objects, "Pod")["metadata"]["labels"]
+    selectors = [
+        one(objects, "Deployment")["spec"]["selector"]["matchLabels"],
+        one(objects, "Service")["spec"]["selector"],
+        *(each["spec"]["selector"]["matchLabels"] for each in of_kind(objects, "PodDisruptionBudget")),
+        *(each["spec"]["podSelector"]["matchLabels"] for each in of_kind(objects, "NetworkPolicy")),
+    ]
+    for selector in selectors:
+        assert selector.items() <= operator.items()
+        assert not selector.items() <= test.items()
+
+
+def test_a_budget_keeps_one_of_several_operators(render: Render) -> None:
+    assert of_kind(render(), "PodDisruptionBudget") == []
+    assert one(render(*HIGHLY_AVAILABLE), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+def test_monitors_are_made_only_where_the_cluster_serves_their_kinds(render: Render) -> None:
+    kinds = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
+    assert of_kind(render(), *kinds) == []
+    assert of_kind(render(*MONITORED, "--set", "monitoring.enabled=false"), *kinds) == []
+    made = of_kind(render(*MONITORED, "--set", "monitoring.labels.release=prometheus"), *kinds)
+    assert sorted(each["kind"] for each in made) == sorted(kinds)
+    assert all(each["metadata"]["labels"]["release"] == "prometheus" for each in made)
+
+
+def test_alerts_read_metrics_that_the_operator_has(render: Render) -> None:
+    (group,) = one(render(*MONITORED), "PrometheusRule")["spec"]["groups"]
+    read = {name for rule in group["rules"] for name in re.findall(r"arctic_operator_[a-z_]+", rule["expr"])}
+    served = {f"{each.name}_total" if each.type == "counter" else each.name for each in REGISTRY.collect()}
+    assert read
+    assert read <= served
+
+
+def test_definitions_can_be_left_out_and_are_kept_on_uninstall(render: Render) -> None:
+    definitions = of_kind(render(), "CustomResourceDefinition")
+    assert {each["metadata"]["name"] for each in definitions} == {
+        "arctictrainings.arctic.dev",
+        "arcticinferences.arctic.dev",
+    }
+    assert all(each["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep" for each in definitions)
+    assert of_kind(render("--set", "crds.enabled=false"), "CustomResourceDefinition") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "where", "what"),
+    [
+        ("replicas=0", "/replicas", "minimum"),
+        ("replicsa=2", "", "'replicsa' not allowed"),
+        ("image.tag=not a tag", "/image/tag", "does not match pattern"),
+        ("image.pullPolicy=Sometimes", "/image/pullPolicy", "one of 'Always', 'IfNotPresent', 'Never'"),
+        ("watchNamespaces={Team}", "/watchNamespaces/0", "does not match pattern"),
+        ("watchNamespaces={a,a}", "/watchNamespaces", "are equal"),
+        ("workers.volumes[0].claimName=store", "/workers/volumes/0", "missing properties 'mountPath', 'readOnly'"),
+        ("workers.resources.limits.memory=4GB", "/workers/resources/limits/memory", "does not match pattern"),
+        ("gateway.image.tag=", "/gateway/image/tag", "does not match pattern"),
+        ("logLevel=loud", "/logLevel", "one of 'debug', 'info', 'warning', 'error'"),
+        ("monitoring.interval=30", "/monitoring/interval", "want string"),
+        ("metricsPort=80", "/metricsPort", "minimum: got 80, want 1,024"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_place_and_what_is_wanted(
+    run_helm: Helm, values: str, where: str, what: str
+) -> None:
+    refused = run_helm("template", "arctic", str(CHART), "--set", values)
+    assert refused.returncode != 0
+    assert f"at '{where}': " in refused.stderr
+    assert what in refused.stderr
+
+
+def test_the_notes_say_what_is_served_and_what_is_left_out(run_helm: Helm) -> None:
+    shown = run_helm("install", "arctic", str(CHART), "--dry-run=client", *NAMESPACED, *BARE)
+    assert shown.returncode == 0, shown.stderr
+    assert "serves the namespaces team-a, team-b." in shown.stdout
+    assert "crds.enabled=false" in shown.stdout
