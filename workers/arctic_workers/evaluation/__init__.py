@@ -1,0 +1,38 @@
+"""From a checkpoint to a verdict: the suites that a training runs at a stage's end. No torch."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+
+class Subject(Protocol):
+    """A model under training, as suites see it. Every rank of the world calls the same suites in the same order."""
+
+    @property
+    def categories(self) -> Sequence[str]:
+        """Categories of which there is held-out text, in the same order on all ranks."""
+        ...
+
+    def held_out_loss(self, category: str) -> float:
+        """Return the mean cross-entropy, in nats a token, on held-out text of a category."""
+        ...
+
+
+Suite = Callable[[Subject], dict[str, float]]
+"""Returns figures by name, the same on all ranks."""
+
+
+def perplexity(subject: Subject) -> dict[str, float]:
+    """Return exp(mean cross-entropy) on held-out text of each category."""
+    return {f"perplexity/{category}": math.exp(subject.held_out_loss(category)) for category in subject.categories}
+
+
+SUITES: dict[str, Suite] = {"perplexity": perplexity}
+
+
+def evaluate(suites: Sequence[str], subject: Subject) -> dict[str, float]:
+    """Run suites by their names, which the resource's rules have checked, and return all figures."""
+    figures: dict[str, float] = {}
+    for suite in suites:
+        figures |= SUITES[suite](subject)
+    return figures

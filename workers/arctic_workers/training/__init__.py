@@ -1,0 +1,1 @@
+"""Training of an Arctic over a curriculum: supervisor, data, trainer, checkpoints, export."""

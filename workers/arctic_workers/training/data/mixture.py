@@ -1,0 +1,89 @@
+"""Which source each sequence of a stage is drawn from, and which part of it. Pure: a function of seed and position.
+
+Sources lie side by side on [0, 1), each as wide as its weight. Step t with n sequences looks at the n points
+(j + u_t) / n (systematic sampling), so that each source gets the floor or the ceiling of n x weight in *every* step;
+u_t visits the multiples of 1 / PERIOD in golden-ratio order, so that the mean over steps closes in on the weight too.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+PERIOD = 1024
+STRIDE = 633  # nearest odd number to PERIOD x 0.618...: consecutive offsets are far apart, and all of them occur
+_MASK = (1 << 64) - 1
+
+Counts = npt.NDArray[np.int64]
+
+
+def key(*parts: object) -> int:
+    """Return 64 bits that depend on all `parts`: the root of every pseudo-random choice, equal on all machines."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Draws of one stage.
+
+    Args:
+        weights: weight of each source, summing to 1.
+        sequences: sequences of one step.
+        offset: where the sequence of u_t starts; any integer.
+    """
+
+    weights: Sequence[float]
+    sequences: int
+    offset: int = 0
+
+    @cached_property
+    def _table(self) -> Counts:
+        """Counts of one period of steps, [PERIOD, sources]."""
+        edges = np.minimum(np.cumsum(self.weights), 1.0)
+        edges[-1] = 1.0
+        shifts = (self.offset + np.arange(PERIOD) * STRIDE) % PERIOD / PERIOD
+        below = np.ceil(self.sequences * edges[None, :] - shifts[:, None]).astype(np.int64)
+        below = np.maximum(below, 0)
+        return np.diff(below, axis=1, prepend=0)
+
+    @cached_property
+    def _drawn(self) -> Counts:
+        """Counts before each step of a period, and of the whole period in the last row: [PERIOD + 1, sources]."""
+        return np.concatenate([np.zeros((1, len(self.weights)), np.int64), np.cumsum(self._table, axis=0)])
+
+    def counts(self, step: int) -> Counts:
+        """Return how many sequences of step `step` each source gives: [sources], summing to `sequences`."""
+        return np.asarray(self._table[step % PERIOD])
+
+    def drawn_before(self, step: int) -> Counts:
+        """Return how many sequences each source gave in the steps before `step`: [sources]."""
+        periods, rest = divmod(step, PERIOD)
+        return np.asarray(periods * self._drawn[PERIOD] + self._drawn[rest])
+
+
+def permute(index: int, size: int, seed: int) -> int:
+    """Return the place of `index` in a pseudo-random order of range(size), without holding that order in memory.
+
+    A four-round Feistel network over the smallest even number of bits that holds `size`, walked until it is inside
+    (Black and Rogaway, 2002).
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & mask
+        for turn in range(4):
+            left, right = right, left ^ (_mix(right, seed + turn) & mask)
+        index = left << half | right
+        if index < size:
+            return index
+
+
+def _mix(value: int, seed: int) -> int:
+    """Return 64 well mixed bits (splitmix64's finalizer: Steele et al., 2014)."""
+    z = (value * 0x9E3779B97F4A7C15 + seed * 0xD1B54A32D192ED03 + 0x9E3779B97F4A7C15) & _MASK
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
+    return z ^ (z >> 31)

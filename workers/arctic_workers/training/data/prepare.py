@@ -1,0 +1,117 @@
+"""What one rank does once for a run, before the first step: the tokenizer, then the token streams of all sources."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from arctic_api.common import parse_tokens
+from arctic_api.training import ArcticTrainingSpec, Source
+from arctic_api.world import TrainingWorld
+from arctic_workers.training.data import streams, tokenizer
+from arctic_workers.training.data.sources import file_path, read_documents
+from arctic_workers.training.errors import Refused
+from arctic_workers.training.files import sha256, sync_folder
+
+TOKENIZER_FOLDER = "tokenizer"
+DATA_FOLDER = "data"
+
+
+def prepare(world: TrainingWorld, run_folder: Path) -> Path:
+    """Make what is missing of `run_folder`/tokenizer and the token streams, and return the folder of the streams.
+
+    Streams are named by what they were made from, and stay as they are for the life of the run, even if a source's
+    files change. Raises `Refused` for a source or tokenizer that can't be used.
+    """
+    tokenizer_folder = run_folder / TOKENIZER_FOLDER
+    if not (tokenizer_folder / "tokenizer.json").is_file():
+        _make_folder(tokenizer_folder, lambda folder: _make_tokenizer(world, folder))
+    folder = run_folder / DATA_FOLDER / _data_key(world.spec, tokenizer_folder)
+    if not streams.is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(exist_ok=True)
+        _make_folder(folder, lambda target: _make_streams(world, tokenizer_folder, target))
+    return folder
+
+
+def source_weights(spec: ArcticTrainingSpec) -> dict[str, float]:
+    """Return how many tokens the curriculum takes from each source, about."""
+    totals = dict.fromkeys((source.name for source in spec.data.sources), 0.0)
+    for stage in spec.curriculum.stages:
+        whole = sum(stage.mixture.values())
+        for name, weight in stage.mixture.items():
+            totals[name] += parse_tokens(stage.tokens) * weight / whole
+    return {name: total for name, total in totals.items() if total > 0}
+
+
+def _make_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a temporary folder and give it its name once it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        sync_folder(temporary)
+        temporary.rename(path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_tokenizer(world: TrainingWorld, folder: Path) -> None:
+    spec = world.spec
+    if spec.tokenizer is not None and spec.tokenizer.train is not None:
+        vocab_size = spec.tokenizer.train.vocab_size
+        by_name = {source.name: source for source in spec.data.sources}
+        sample = tokenizer.sample_texts(
+            source_weights(spec),
+            lambda name: read_documents(by_name[name], world.locate),
+            vocab_size * tokenizer.SAMPLE_BYTES_PER_ENTRY,
+        )
+        tokenizer.save(tokenizer.train(sample, vocab_size), folder)
+        return
+    tokenizer.copy(_given_tokenizer(world), folder)
+
+
+def _given_tokenizer(world: TrainingWorld) -> Path:
+    """Return the folder of a tokenizer that exists: the one that is named, else the one beside the starting weights."""
+    spec = world.spec
+    if spec.tokenizer is not None and spec.tokenizer.uri is not None:
+        return file_path(spec.tokenizer.uri, world.locate, "tokenizer")
+    if spec.model.from_ is not None and spec.model.from_.uri is not None:
+        return file_path(spec.model.from_.uri, world.locate, "model.from")
+    if world.weights_folder is not None:
+        return Path(world.locate(world.weights_folder))
+    raise Refused("TokenizerNotFound", "tokenizer: write tokenizer.train or tokenizer.uri")
+
+
+def _data_key(spec: ArcticTrainingSpec, tokenizer_folder: Path) -> str:
+    made_from = spec.data.model_dump_json(by_alias=True) + sha256(tokenizer_folder / "tokenizer.json")
+    return hashlib.sha256(made_from.encode()).hexdigest()[:16]
+
+
+def _make_streams(world: TrainingWorld, tokenizer_folder: Path, folder: Path) -> None:
+    data = world.spec.data
+    writer = streams.StreamWriter(folder, tokenizer.TextEncoder(tokenizer_folder))
+    used = source_weights(world.spec)
+    entries = {}
+    for source in data.sources:
+        if source.name in used:
+            fraction = data.validation.fraction or 0.0
+            entries[source.name] = writer.write(
+                source.name, source.category, read_documents(source, world.locate), fraction
+            )
+            if not entries[source.name]["parts"]["train"]["tokens"]:
+                raise _empty(source)
+    for source in data.validation.sources or []:
+        # Text that is only for validation: everything is held out, and its name may be that of a training source.
+        entry = writer.write(f"validation.{source.name}", source.category, read_documents(source, world.locate), 0.0)
+        if not entry["parts"]["train"]["tokens"]:
+            raise _empty(source)
+        entries[f"validation.{source.name}"] = entry | {"parts": {"held-out": entry["parts"]["train"]}}
+    streams.write_index(folder, entries)
+
+
+def _empty(source: Source) -> Refused:
+    return Refused("SourceEmpty", f"source {source.name}: there is no text in {source.uri}")

@@ -1,0 +1,128 @@
+"""The tokenizer of a run: trained on the sources or copied from a folder, in the files that Hugging Face software reads."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from arctic_workers.training.errors import Refused
+from arctic_workers.training.files import write_json
+
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+SAMPLE_BYTES_PER_ENTRY = 1024
+"""Text that the vocabulary is trained on, for each of its entries: bounds time and memory whatever the corpus holds."""
+MAX_SAMPLE_PART = 16
+"""No document gives more than this part of its source's sample: one long file must not be all that is seen."""
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+
+
+def train(sample: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE (Radford et al., 2019) of at most `vocab_size` entries; it starts every text with BOS."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(token, special=True) for token in (PAD, BOS, EOS)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sample, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return tokenizer
+
+
+def sample_texts(
+    weights: dict[str, float], documents: Callable[[str], Iterable[str]], sample_bytes: int
+) -> Iterator[str]:
+    """Yield about `sample_bytes` of text, from each source its share by weight."""
+    total = sum(weights.values())
+    for name, weight in weights.items():
+        left = int(sample_bytes * weight / total)
+        most = max(1, left // MAX_SAMPLE_PART)
+        for text in documents(name):
+            if left <= 0:
+                break
+            part = text[: min(left, most)]
+            left -= len(part)
+            yield part
+
+
+def save(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer and its configuration into an existing folder."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "pad_token": PAD,
+            "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
+
+
+def copy(source: Path, folder: Path) -> None:
+    """Copy the tokenizer files of `source` into an existing folder; `Refused` if there is no tokenizer.json."""
+    if not (source / "tokenizer.json").is_file():
+        raise Refused("TokenizerNotFound", f"tokenizer: there is no tokenizer.json in {source}")
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+class TextEncoder:
+    """A saved tokenizer with the ids that a training needs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises plain Exception
+            raise Refused("TokenizerDamaged", f"tokenizer: {folder}/tokenizer.json can't be read: {error}") from error
+        config = _read_config(folder)
+        self.bos = self._token_id(config, "bos_token")
+        self.eos = self._token_id(config, "eos_token")
+        self.pad = self._token_id(config, "pad_token")
+        if self.eos is None:
+            raise Refused("TokenizerDamaged", f"tokenizer: {folder}/tokenizer_config.json names no known eos_token")
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries, special tokens included."""
+        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def _token_id(self, config: dict[str, Any], name: str) -> int | None:
+        value = config.get(name)
+        token = value.get("content") if isinstance(value, dict) else value
+        return None if token is None else self.tokenizer.token_to_id(token)
+
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+        """Return each text as BOS, its tokens, EOS (without BOS where the tokenizer has none)."""
+        start = [] if self.bos is None else [self.bos]
+        assert self.eos is not None
+        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [[*start, *encoding.ids, self.eos] for encoding in encodings]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        raise Refused("TokenizerNotFound", f"tokenizer: there is no tokenizer_config.json in {folder}")
+    try:
+        loaded = json.loads(path.read_text())
+    except ValueError as error:
+        raise Refused("TokenizerDamaged", f"tokenizer: {path} is not JSON: {error}") from error
+    return dict(loaded)

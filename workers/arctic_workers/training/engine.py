@@ -1,0 +1,199 @@
+"""The DeepSpeed engine of a run: processes, model with shared-out experts, optimizer. DeepSpeed is set up here alone."""
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+# Read when DeepSpeed is imported.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidia0") else "cpu")
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+
+import deepspeed
+import deepspeed.comm as dist
+import torch
+from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+from torch import Tensor, nn
+from torch.distributed import distributed_c10d
+from torch.nn import functional
+
+from arctic_api.training import ArcticTrainingSpec
+from arctic_model.config import ArcticConfig
+from arctic_model.initialization import init_weights
+from arctic_model.model import ArcticModel
+from arctic_model.names import hf_names
+from arctic_model.weights import load_weights
+from arctic_workers.training.checkpoint.zero import prepare_optimizer
+from arctic_workers.training.experts import ParallelExperts
+
+PREPARATION_TIMEOUT = timedelta(hours=24)
+"""Longest wait for rank 0 while it trains the tokenizer and writes the token streams."""
+STEP_TIMEOUT = timedelta(minutes=5)
+"""Longest wait for a peer in a step. One that dies is noticed at once, by its connection; this is for one that vanishes."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process is in the world."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def leader(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+
+def start_processes() -> Ranks:
+    """Join the other ranks: NCCL on GPUs, gloo on CPUs."""
+    # The shared-memory all-reduce is for inference, and would need a C++ compiler in the pod.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    accelerator = deepspeed.get_accelerator()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    os.environ["LOCAL_SIZE"] = os.environ["LOCAL_WORLD_SIZE"]  # DeepSpeed's name for it
+    accelerator.set_device(local_rank)
+    deepspeed.init_distributed(accelerator.communication_backend_name(), timeout=PREPARATION_TIMEOUT, verbose=False)
+    device = torch.device("cuda", local_rank) if accelerator.device_name() == "cuda" else torch.device("cpu")
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def wait_for_peers_at_most(timeout: timedelta) -> None:
+    """Set how long any collective waits before it fails."""
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def training_dtype(device: torch.device) -> torch.dtype:
+    """Return what the model computes in: bf16 on GPUs; fp32 on CPUs, few of which multiply bf16 natively."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+class LossModule(nn.Module):
+    """The model with its loss, as DeepSpeed wants it: one module, called once a micro-batch."""
+
+    def __init__(self, arctic: ArcticModel) -> None:
+        super().__init__()
+        self.arctic = arctic
+
+    def forward(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean cross-entropy of predicting tokens 1.. from those before, and the auxiliary loss."""
+        logits_BTV, balance = self.arctic.forward_with_loss(tokens_BT[:, :-1])
+        loss = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
+        return loss, balance
+
+    def row_losses(self, tokens_BT: Tensor) -> Tensor:
+        """Return the mean cross-entropy of each sequence: [B]."""
+        logits_BVT = self.arctic(tokens_BT[:, :-1]).transpose(1, 2).float()
+        return functional.cross_entropy(logits_BVT, tokens_BT[:, 1:], reduction="none").mean(1)
+
+
+def build_model(
+    config: ArcticConfig, ranks: Ranks, expert_parallel: int, seed: int, weights: Path | None
+) -> ArcticModel:
+    """Build the model with this rank's experts: from the folder `weights`, or fresh from the seed.
+
+    Weights depend on no parallel degree. Raises `CheckpointError` for a folder that does not hold this model.
+    """
+    ep_rank = ranks.rank % expert_parallel
+
+    def moe(config: ArcticConfig, layer: int) -> ParallelExperts:  # noqa: ARG001
+        return ParallelExperts(config, expert_parallel, ep_rank)
+
+    with torch.device("meta"):
+        model = ArcticModel(config, moe=moe).to(training_dtype(ranks.device))
+    first_expert = ep_rank * (config.num_local_experts // expert_parallel)
+    if weights is None:
+        init_weights(model, seed, device=ranks.device, first_expert=first_expert)
+    else:
+        load_weights(model, weights, device=ranks.device, first_expert=first_expert)
+    for layer in model.modules():
+        if isinstance(layer, ParallelExperts):
+            layer.mark_parameters()
+    return model
+
+
+def tensor_names(module: nn.Module) -> dict[str, list[str]]:
+    """Return the Hugging Face names that each parameter holds, stacked experts in order."""
+    names: dict[str, list[str]] = {}
+    experts = {name: layer.held for name, layer in module.named_modules() if isinstance(layer, ParallelExperts)}
+    for name, _ in module.named_parameters():
+        held = next((held for prefix, held in experts.items() if name.startswith(f"{prefix}.")), range(0))
+        names[name] = hf_names(name.removeprefix("arctic."), held)
+    return names
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return views of this rank's parameters under their Hugging Face names, each expert its own."""
+    names = tensor_names(module)
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        if len(names[name]) == 1:
+            tensors[names[name][0]] = parameter.data
+        else:
+            tensors |= dict(zip(names[name], parameter.data.unbind(), strict=True))
+    return tensors
+
+
+def start_engine(model: ArcticModel, spec: ArcticTrainingSpec) -> Any:
+    """Hand the model to DeepSpeed: ZeRO, clipping, AdamW; returns the engine, its optimizer state linked and zero."""
+    module = LossModule(model)
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(module, spec.optimizer.weight_decay),
+        lr=0.0,
+        betas=(spec.optimizer.beta1, spec.optimizer.beta2),
+        eps=spec.optimizer.epsilon,
+        fused=True,
+    )
+    dtype = next(module.parameters()).dtype
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=_configuration(spec, dtype))
+    prepare_optimizer(engine)
+    return engine
+
+
+def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: norms without decay, and experts apart."""
+    norms = [p for p in module.parameters() if p.dim() == 1]
+    others = [p for p in module.parameters() if p.dim() > 1]
+    groups: list[dict[str, Any]] = [
+        {"name": "weights", "params": others, "weight_decay": weight_decay},
+        {"name": "norms", "params": norms, "weight_decay": 0.0},
+    ]
+    return list(split_params_into_different_moe_groups_for_optimizer(groups))
+
+
+def _configuration(spec: ArcticTrainingSpec, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": spec.batch.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,  # a step ends where the trainer says so: stages differ in micro-batches
+        "gradient_clipping": spec.optimizer.gradient_clipping,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "zero_optimization": {
+            "stage": spec.parallelism.zero_stage,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "overlap_comm": False,
+            "round_robin_gradients": False,
+        },
+        "zero_allow_untested_optimizer": True,  # torch's own AdamW: DeepSpeed's would be compiled in the pod
+        "steps_per_print": 2**62,
+    }
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """Set the rate of every group for the next step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def mean_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    """Return the means over all ranks: the same bits on each of them."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return [float(value) for value in tensor / dist.get_world_size()]

@@ -1,0 +1,23 @@
+"""The two ways in which a training ends by its own word: refused input, and a store that a newer attempt owns."""
+
+
+class Refused(Exception):  # noqa: N818 - a refusal is no error
+    """The input is bad and trying again can't help.
+
+    Args:
+        reason: CamelCase, for a condition.
+        message: a sentence for people: what is wrong, where, what to do.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)  # both, so that it can travel to other ranks
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        """Return the sentence."""
+        return self.message
+
+
+class Fenced(Exception):  # noqa: N818 - nor is being late
+    """A newer attempt has claimed the store: this one may not commit any more."""

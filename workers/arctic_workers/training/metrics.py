@@ -1,0 +1,66 @@
+"""The newest state of a training as `arctic_training_*` metrics. No torch."""
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+from arctic_rpc.control_pb2 import WorkerState
+
+PREFIX = "arctic_training_"
+
+GAUGES = {
+    "loss": "Mean cross-entropy of the last step's tokens over all ranks, in nats a token.",
+    "learning_rate": "Learning rate of the last step.",
+    "gradient_norm": "Global norm of the last step's gradient, before clipping.",
+    "tokens_per_second": "Tokens trained on a second, over the last steps.",
+}
+COUNTERS = {
+    "step": ("steps", "Optimizer updates of the run, over all attempts."),
+    "tokens": ("tokens", "Tokens trained on, over all stages and attempts."),
+}
+
+
+class TrainingCollector:
+    """Gives a registry what the newest state says; nothing before the first step is done."""
+
+    def __init__(self, namespace: str, name: str, latest: Callable[[], WorkerState]) -> None:
+        """`latest` returns the newest state."""
+        self._identity = {"namespace": namespace, "name": name}
+        self._latest = latest
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of now."""
+        state = self._latest()
+        yield InfoMetricFamily(
+            f"{PREFIX}attempt",
+            "What is trained, by which attempt.",
+            {**self._identity, "epoch": str(state.epoch), "stage": state.training.stage},
+        )
+        if state.training.step:
+            yield from _training(state)
+
+
+def _training(state: WorkerState) -> Iterator[Metric]:
+    training = state.training
+    for field, help_text in GAUGES.items():
+        yield GaugeMetricFamily(f"{PREFIX}{field}", help_text, getattr(training, field))
+    for field, (name, help_text) in COUNTERS.items():
+        yield CounterMetricFamily(f"{PREFIX}{name}", help_text, getattr(training, field))
+    if training.HasField("last_checkpoint"):
+        yield GaugeMetricFamily(
+            f"{PREFIX}last_checkpoint_timestamp_seconds",
+            "Time of the newest committed checkpoint.",
+            training.last_checkpoint.time.ToSeconds(),
+        )
+    held_out = GaugeMetricFamily(
+        f"{PREFIX}validation_loss",
+        "Loss on held-out text of a stage's main category, at the stage's start and end.",
+        labels=["stage", "moment"],
+    )
+    for stage in training.stages:
+        if stage.HasField("initial_validation_loss"):
+            held_out.add_metric([stage.name, "start"], stage.initial_validation_loss)
+        if stage.HasField("validation_loss"):
+            held_out.add_metric([stage.name, "end"], stage.validation_loss)
+    yield held_out

@@ -1,0 +1,199 @@
+"""One rank of a training: makes everything that the trainer works with, and says how it ended. Started by torchrun."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import deepspeed.comm as dist
+
+from arctic_api.world import WORLD_VARIABLE, ExitCode, Report, TrainingWorld
+from arctic_model.config import ArcticConfig
+from arctic_model.names import tensor_shapes
+from arctic_model.parallel import plan_training
+from arctic_workers.control.link import LinkClient
+from arctic_workers.training.checkpoint.checkpointer import Checkpointer
+from arctic_workers.training.checkpoint.store import CheckpointStore
+from arctic_workers.training.curriculum import Curriculum
+from arctic_workers.training.data.batches import TrainingData
+from arctic_workers.training.data.prepare import TOKENIZER_FOLDER, prepare
+from arctic_workers.training.data.sources import file_path
+from arctic_workers.training.data.streams import open_streams
+from arctic_workers.training.data.tokenizer import TextEncoder
+from arctic_workers.training.desk import Desk
+from arctic_workers.training.engine import (
+    STEP_TIMEOUT,
+    Ranks,
+    build_model,
+    start_engine,
+    start_processes,
+    wait_for_peers_at_most,
+)
+from arctic_workers.training.errors import Fenced, Refused
+from arctic_workers.training.lifeline import die_with_parent
+from arctic_workers.training.outcome import write_outcome
+from arctic_workers.training.trainer import Diverged, Trainer, Workplace
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Train, leave a report for the supervisor, and return the exit code."""
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    world = TrainingWorld.model_validate_json(os.environ[WORLD_VARIABLE])
+    report = _end_of(world)
+    write_outcome(report)
+    return {"refused": ExitCode.BAD_INPUT, "failed": 1}.get(report.outcome, 0)
+
+
+def _end_of(world: TrainingWorld) -> Report:
+    """Run the training and put its end, whichever it is, into a report."""
+    link = LinkClient.from_environment() if os.environ["LOCAL_RANK"] == "0" else None
+    try:
+        report = train(world, link)
+        dist.destroy_process_group()
+        return report
+    except Refused as error:
+        return Report(outcome="refused", reason=error.reason, message=error.message, epoch=world.epoch)
+    except Exception as error:
+        traceback.print_exc()
+        reason = {Fenced: "Fenced", Diverged: "Diverged"}.get(type(error), "TrainingFailed")
+        message = f"rank {os.environ['RANK']}: {type(error).__name__}: {error}"
+        return Report(outcome="failed", reason=reason, message=message, epoch=world.epoch)
+    finally:
+        if link is not None:
+            link.close()
+
+
+def train(world: TrainingWorld, link: LinkClient | None) -> Report:
+    """Prepare what is missing, then train; raises `Refused` for bad input, the same on all ranks."""
+    ranks = start_processes()
+    curriculum = _checked(lambda: Curriculum.plan(world.spec))
+    config = model_config(world)
+    check_degrees(world, curriculum, config)
+    store = CheckpointStore(Path(world.locate(world.run_folder)), world.epoch)
+
+    def claim_and_prepare() -> str:
+        store.claim(world.uid)
+        return str(prepare(world, store.run_folder))
+
+    streams = Path(from_leader(ranks, claim_and_prepare))
+    wait_for_peers_at_most(STEP_TIMEOUT)
+    config = fit_vocabulary(world, config, TextEncoder(store.run_folder / TOKENIZER_FOLDER))
+    model = _checked(
+        lambda: build_model(
+            config, ranks, world.spec.parallelism.expert_parallel, world.spec.seed, _weights_folder(world)
+        )
+    )
+    checkpointer = Checkpointer(
+        store,
+        ranks.rank,
+        ranks.world,
+        {name: list(shape) for name, shape in tensor_shapes(config).items()},
+        world.spec.checkpoint.keep,
+        lambda step: f"file://{world.run_folder}/checkpoints/{store.name(step)}",
+    )
+    place = Workplace(
+        world=world,
+        ranks=ranks,
+        config=config,
+        curriculum=curriculum,
+        data=TrainingData(curriculum, open_streams(streams, "train"), world.spec.seed),
+        held_out=open_streams(streams, "held-out"),
+        engine=start_engine(model, world.spec),
+        store=store,
+        checkpointer=checkpointer,
+        desk=Desk(link),
+    )
+    wait_for_peers_at_most(STEP_TIMEOUT)  # the groups of experts are new
+    return Trainer(place).run()
+
+
+def from_leader(ranks: Ranks, call: Callable[[], T]) -> T:
+    """Return on all ranks what `call` returns on rank 0, or raise what it raises there of our errors. Collective."""
+    answer: list[object] = [None]
+    if ranks.leader:
+        try:
+            answer = [call()]
+        except (Refused, Fenced) as error:
+            answer = [error]
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    return answer[0]  # type: ignore[return-value]
+
+
+def model_config(world: TrainingWorld) -> ArcticConfig:
+    """Return the configuration of the model that the manifest names."""
+    model = world.spec.model
+    if model.preset is not None:
+        preset = model.preset
+        return _checked(lambda: ArcticConfig.preset(preset))
+    if model.config is not None:
+        content = model.config
+        return _checked(lambda: ArcticConfig.from_dict(content, "model.config"))
+    folder = _weights_folder(world)
+    assert folder is not None, "the resource's rules ask for one of preset, config and from"
+    return _checked(lambda: ArcticConfig.from_folder(folder))
+
+
+def fit_vocabulary(world: TrainingWorld, config: ArcticConfig, encoder: TextEncoder) -> ArcticConfig:
+    """Return the configuration for a tokenizer: a preset takes its size, any other must have room for it."""
+    if world.spec.model.preset is not None:
+        config = config.with_vocab_size(encoder.vocab_size)
+    if encoder.vocab_size > config.vocab_size:
+        raise Refused(
+            "VocabularyTooLarge",
+            f"the tokenizer has {encoder.vocab_size} entries and the model's vocab_size is {config.vocab_size}",
+        )
+    return config.replace(bos_token_id=encoder.bos, eos_token_id=encoder.eos)
+
+
+def _weights_folder(world: TrainingWorld) -> Path | None:
+    """Return the folder of the weights that the training starts from, None for fresh ones."""
+    start = world.spec.model.from_
+    if start is None:
+        return None
+    if start.uri is not None:
+        return file_path(start.uri, world.locate, "model.from")
+    if world.weights_folder is None:
+        raise Refused("WeightsNotFound", f"model.from: the training {start.training} has no export")
+    return Path(world.locate(world.weights_folder))
+
+
+def check_degrees(world: TrainingWorld, curriculum: Curriculum, config: ArcticConfig) -> None:
+    """Refuse parallel degrees and batches that fit neither each other nor the model."""
+    parallelism, batch = world.spec.parallelism, world.spec.batch
+    if parallelism.zero_stage == 0:
+        raise Refused("ZeroStageUnsupported", "parallelism.zeroStage 0 is not yet supported: write 1 or 2")
+    for stage in curriculum.stages:
+        _checked(
+            lambda stage=stage: plan_training(  # type: ignore[misc]
+                config,
+                nodes=parallelism.nodes,
+                processes_per_node=parallelism.processes_per_node,
+                expert_parallel=parallelism.expert_parallel,
+                sequence_parallel=parallelism.sequence_parallel,
+                tokens_per_step=stage.tokens_per_step,
+                micro_batch_size=batch.micro_batch_size,
+                sequence_length=stage.spec.sequence_length,
+            )
+        )
+
+
+def _checked(call: Callable[[], T]) -> T:
+    """Turn the sentence of a ValueError about the manifest into a refusal."""
+    try:
+        return call()
+    except ValueError as error:
+        raise Refused("InvalidSpec", str(error)) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""PID 1 of a training pod: starts the ranks, lets the world talk to them, and turns their end into the pod's. No torch.
+
+It keeps SIGTERM to itself. torchrun would answer it by killing the ranks; here it becomes a wish that reaches them over
+the link, which all ranks of the world agree on at the end of their step.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from pydantic import ValidationError
+
+from arctic_api.common import parse_duration
+from arctic_api.world import NODE_RANK_VARIABLE, TERMINATION_MESSAGE, WORLD_VARIABLE, ExitCode, Report, TrainingWorld
+from arctic_workers.control.link import LinkedCommands, LinkServer
+from arctic_workers.control.probes import Heartbeat, ProbeServer
+from arctic_workers.control.report import write_report
+from arctic_workers.control.server import ControlServer
+from arctic_workers.control.signals import StopFlag
+from arctic_workers.control.state import StateBoard
+from arctic_workers.training.metrics import TrainingCollector
+from arctic_workers.training.outcome import OUTCOME_VARIABLE, read_outcomes
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+HEARTBEAT_SECONDS = 30.0
+GRACE_SHARE = 0.9
+"""Part of the grace period that the ranks get for their last checkpoint; after the rest the kubelet kills."""
+END_SECONDS = 10.0
+"""Longest wait for ranks that were told to die."""
+RESOLVE_SECONDS = 300.0
+"""Longest wait for the name of the first pod to resolve."""
+FAILED = 1
+
+
+class BadWorld(Exception):  # noqa: N818 - a refusal
+    """The environment does not hold a world that this pod could be part of; the text says why."""
+
+
+def main() -> int:
+    """Run this pod's part of a world to its end; return the exit code, after the report is written."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    stop = StopFlag().install()
+    try:
+        world, node_rank = read_world(os.environ)
+    except BadWorld as error:
+        return _end(Report(outcome="refused", reason="InvalidWorld", message=str(error)), TERMINATION_MESSAGE)
+    try:
+        report = run(world, node_rank, stop)
+    except Exception as error:
+        log.exception("The supervisor failed")
+        report = _failure(world, "SupervisorFailed", f"{type(error).__name__}: {error}")
+    return _end(report, world.termination_message)
+
+
+def _end(report: Report, path: str) -> int:
+    write_report(report, path)
+    log.info("%s: %s", report.outcome, report.message)
+    return exit_code(report)
+
+
+def exit_code(report: Report) -> int:
+    """Return what the pod exits with: the contract with the operator."""
+    codes: dict[str, int] = {
+        "succeeded": ExitCode.DONE,
+        "interrupted": ExitCode.INTERRUPTED,
+        "refused": ExitCode.BAD_INPUT,
+        "failed": FAILED,
+    }
+    return codes[report.outcome]
+
+
+def read_world(environment: Mapping[str, str]) -> tuple[TrainingWorld, int]:
+    """Return the world and this pod's place in it; `BadWorld` says what is wrong."""
+    for variable in (WORLD_VARIABLE, NODE_RANK_VARIABLE):
+        if variable not in environment:
+            raise BadWorld(f"{variable} is not set: a training's pod is made by the operator or by `arctic train`")
+    try:
+        world = TrainingWorld.model_validate_json(environment[WORLD_VARIABLE])
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise BadWorld(f"{WORLD_VARIABLE} does not hold a TrainingWorld: {faults}") from error
+    nodes = world.spec.parallelism.nodes
+    if len(world.hosts) != nodes:
+        raise BadWorld(f"{WORLD_VARIABLE} has {len(world.hosts)} hosts for {nodes} nodes")
+    text = environment[NODE_RANK_VARIABLE]
+    if not text.isdigit() or int(text) >= nodes:
+        raise BadWorld(f"{NODE_RANK_VARIABLE} is {text!r}: it must be a number below {nodes}")
+    return world, int(text)
+
+
+def run(world: TrainingWorld, node_rank: int, stop: StopFlag) -> Report:
+    """Serve control and metrics, run the ranks to their end, and say how they ended."""
+    board = StateBoard(world)
+    heartbeat = Heartbeat(HEARTBEAT_SECONDS)
+    registry = CollectorRegistry()
+    for register in (ProcessCollector, PlatformCollector):
+        register(registry=registry)
+    if node_rank == 0:  # the run's figures once, not once a pod
+        registry.register(TrainingCollector(world.namespace, world.name, lambda: board.latest))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="arctic-training-")))
+        link = stack.enter_context(LinkServer(on_state=board.publish))
+        commands = LinkedCommands(link, stop.request)
+        stack.enter_context(ControlServer(world, board, commands, ready=lambda: link.connected))
+        stack.enter_context(ProbeServer(world, registry, alive=heartbeat.alive, ready=lambda: link.connected))
+        if not _wait_for_name(world.hosts[0], stop, heartbeat):
+            return _failure(world, "HostUnknown", f"{world.hosts[0]} does not resolve")
+        environment = rank_environment(world, os.environ) | link.environment | {OUTCOME_VARIABLE: str(folder)}
+        process = subprocess.Popen(launch_command(world, node_rank), env=environment, start_new_session=True)
+        code = _watch(process, stop, heartbeat, parse_duration(world.spec.checkpoint.grace_period), link)
+        return conclude(world, code, stop.requested.is_set(), read_outcomes(folder))
+
+
+def launch_command(world: TrainingWorld, node_rank: int) -> Sequence[str]:
+    """Return the command that starts this pod's ranks.
+
+    The rendezvous is static: a dynamic one may give a pod other ranks than its place. Attempts are the operator's: no
+    restarts here.
+    """
+    parallelism = world.spec.parallelism
+    return (
+        sys.executable,
+        "-m",
+        "arctic_workers.training.launch",
+        f"--nnodes={parallelism.nodes}",
+        f"--node-rank={node_rank}",
+        f"--nproc-per-node={parallelism.processes_per_node}",
+        "--rdzv-backend=static",
+        f"--rdzv-endpoint={world.hosts[0]}:{world.ports.rendezvous}",
+        "--max-restarts=0",
+        "-m",
+        "arctic_workers.training.rank",
+    )
+
+
+def rank_environment(world: TrainingWorld, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the ranks, without what the link adds."""
+    defaults = {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        # torch says that names which DeepSpeed uses will go: nothing for the reader of a training's log.
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+    }
+    if world.tls_folder is None:  # local processes: nothing of theirs may be reached from elsewhere
+        defaults["GLOO_SOCKET_IFNAME"] = "lo"
+    return defaults | dict(inherited)
+
+
+def _wait_for_name(host: str, stop: StopFlag, heartbeat: Heartbeat) -> bool:
+    """Wait until a pod's name resolves: it does so shortly after the pod has started."""
+    deadline = time.monotonic() + RESOLVE_SECONDS
+    while not stop.requested.is_set() and time.monotonic() < deadline:
+        heartbeat.beat()
+        try:
+            socket.getaddrinfo(host, None)
+            return True
+        except socket.gaierror:
+            time.sleep(POLL_SECONDS)
+    return stop.requested.is_set()
+
+
+def _watch(
+    process: "subprocess.Popen[bytes]", stop: StopFlag, heartbeat: Heartbeat, grace: float, link: LinkServer
+) -> int:
+    """Wait until the ranks have ended and return torchrun's exit code.
+
+    Once a stop is asked for, the ranks are told, and get their share of the grace period: ranks that wait for a peer
+    that is gone can't write a checkpoint, and are ended then.
+    """
+    told: float | None = None
+    while (code := reap(process)) is None:
+        heartbeat.beat()
+        if stop.requested.is_set() and told is None:
+            told = time.monotonic()
+            log.info("asked to stop: the ranks write a checkpoint at the end of their step")
+            link.submit("stop")
+        if told is not None and (stop.now.is_set() or time.monotonic() - told > grace * GRACE_SHARE):
+            return _end_process(process, heartbeat)
+        time.sleep(POLL_SECONDS)
+    return code
+
+
+def reap(process: "subprocess.Popen[bytes]") -> int | None:
+    """Take in all children that have ended, orphans too, as PID 1 must; return the process's exit code if it has one."""
+    while process.returncode is None:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return process.poll()
+        if pid == 0:
+            return None
+        if pid == process.pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode
+
+
+def _end_process(process: "subprocess.Popen[bytes]", heartbeat: Heartbeat) -> int:
+    """End torchrun, which ends its ranks; by force if it takes too long (the ranks then die with it)."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process.send_signal(number)
+        deadline = time.monotonic() + END_SECONDS
+        while time.monotonic() < deadline:
+            heartbeat.beat()
+            if (code := reap(process)) is not None:
+                return code or FAILED
+            time.sleep(POLL_SECONDS)
+    return FAILED
+
+
+def conclude(world: TrainingWorld, code: int, stopped: bool, outcomes: Sequence[Report]) -> Report:
+    """Return how the pod ended, from torchrun's exit code and the reports that its ranks left (the first rank's first).
+
+    A refusal of any rank is the pod's. Without reports the ranks were killed.
+    """
+    for report in outcomes:
+        if report.outcome == "refused":
+            return report
+    failed = [report for report in outcomes if report.outcome == "failed"]
+    if failed:
+        return failed[0]
+    if code == 0 and outcomes:
+        return outcomes[0]
+    if stopped:
+        return _failure(world, "StopTimedOut", "the ranks wrote no checkpoint within the grace period, and were ended")
+    return _failure(world, "RanksLost", f"the ranks ended without a report (torchrun's exit code is {code})")
+
+
+def _failure(world: TrainingWorld, reason: str, message: str) -> Report:
+    return Report(outcome="failed", reason=reason, message=message, epoch=world.epoch)

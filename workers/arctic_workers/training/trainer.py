@@ -1,0 +1,383 @@
+"""The training loop of one rank. All run it in step: they leave it together, for the same reason, at the same step."""
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed.comm as dist
+import torch
+
+from arctic_api.common import parse_duration
+from arctic_api.training import ArcticTrainingSpec
+from arctic_api.world import Report, TrainingWorld
+from arctic_model.config import ArcticConfig
+from arctic_rpc.control_pb2 import CHECKPOINTING, DONE, EXPORTING, PAUSED, RUNNING, Phase, TrainingState, WorkerState
+from arctic_workers.evaluation import evaluate
+from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Position
+from arctic_workers.training.checkpoint.store import CheckpointStore
+from arctic_workers.training.checkpoint.zero import finish_restore, local_pieces
+from arctic_workers.training.curriculum import Curriculum, StagePlan
+from arctic_workers.training.data.batches import TrainingData, main_category
+from arctic_workers.training.data.streams import Stream
+from arctic_workers.training.desk import Desk
+from arctic_workers.training.engine import (
+    PREPARATION_TIMEOUT,
+    Ranks,
+    mean_over_ranks,
+    named_tensors,
+    set_learning_rate,
+    tensor_names,
+    wait_for_peers_at_most,
+)
+from arctic_workers.training.export import EXPORT, export
+from arctic_workers.training.files import write_json
+from arctic_workers.training.held_out import HeldOut
+from arctic_workers.training.progress import Progress, append_line, checkpoint_state, now, stage_state
+
+log = logging.getLogger(__name__)
+
+HOLD_SECONDS = 0.2
+LOG_SECONDS = 5.0
+RATE_STEPS = 20  # steps that tokens a second are averaged over
+
+
+class Diverged(Exception):  # noqa: N818 - names what happened
+    """The loss is no number any more."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What any rank of the world wants, the same on all of them."""
+
+    stop: bool
+    pause: bool
+    checkpoint: bool
+
+
+@dataclass
+class Measures:
+    """What the last step was like."""
+
+    loss: float = math.nan
+    learning_rate: float = 0.0
+    gradient_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """All that a trainer works with; made by `arctic_workers.training.rank`."""
+
+    world: TrainingWorld
+    ranks: Ranks
+    config: ArcticConfig
+    curriculum: Curriculum
+    data: TrainingData
+    held_out: Mapping[str, Stream]
+    engine: Any
+    store: CheckpointStore
+    checkpointer: Checkpointer
+    desk: Desk
+
+    @property
+    def spec(self) -> ArcticTrainingSpec:
+        """The manifest's."""
+        return self.world.spec
+
+
+class Trainer:
+    """One rank's training, from the newest checkpoint to the export."""
+
+    def __init__(self, place: Workplace) -> None:
+        self._place = place
+        self._names = tensor_names(place.engine.module)
+        self._categories = {source.name: source.category for source in place.spec.data.sources}
+        self._progress = Progress(place.curriculum)
+        self._evaluation: dict[str, float] = {}
+        self._measures = Measures()
+        self._times: deque[float] = deque(maxlen=RATE_STEPS + 1)
+        self._last_checkpoint = time.monotonic()
+        self._last_log = 0.0
+        self.step = 0
+
+    def run(self) -> Report:
+        """Train to the end, or until somebody asks to stop; returns how it ended."""
+        self._restore()
+        place = self._place
+        while self.step < place.curriculum.steps:
+            stage = place.curriculum.stage_at(self.step)
+            if self.step == stage.first_step:
+                self._begin(stage)
+            wishes = self._train_step(stage)
+            if self.step == stage.end_step:
+                self._end(stage)
+            elif wishes.checkpoint or self._is_due():
+                self._start_checkpoint()
+            if wishes.pause:
+                wishes = self._hold()
+            if wishes.stop and self.step < place.curriculum.steps:
+                return self._interrupt()
+        return self._finish()
+
+    # --- one step
+
+    def _train_step(self, stage: StagePlan) -> Wishes:
+        """Make one update from this step's tokens, and learn what the ranks wish."""
+        place, engine = self._place, self._place.engine
+        batches = place.data.micro_batches(
+            stage, self.step, place.ranks.rank, place.ranks.world, place.spec.batch.micro_batch_size
+        )
+        rate = stage.learning_rate(self.step)
+        set_learning_rate(engine, rate)
+        total = torch.zeros((), dtype=torch.float64, device=place.ranks.device)
+        for batch in batches:
+            loss, balance = engine(torch.from_numpy(batch).to(place.ranks.device))
+            engine.backward((loss + balance) / len(batches))
+            total += loss.detach().double() / len(batches)
+        engine.step()
+        self.step += 1
+        loss_value, wishes = self._exchange(float(total))
+        if not math.isfinite(loss_value):
+            raise Diverged(
+                f"the loss is {loss_value} at step {self.step} of stage {stage.name}: lower its learning rate"
+            )
+        self._measures = Measures(loss_value, rate, float(engine.get_global_grad_norm() or 0.0))
+        self._times.append(time.monotonic())
+        self._publish(RUNNING)
+        self._log(stage)
+        return wishes
+
+    def _exchange(self, loss: float) -> tuple[float, Wishes]:
+        """Return the mean loss and what any rank wishes, in one reduction, the same on all ranks."""
+        place = self._place
+        place.checkpointer.check()
+        desk = place.desk
+        desk.look()
+        if place.ranks.leader and place.checkpointer.last is not None and not place.checkpointer.busy:
+            self._answer_checkpoints()
+        timed = place.ranks.leader and self._interval_is_over()
+        mean, stop, pause, checkpoint = mean_over_ranks(
+            [loss, desk.stop, desk.pause, desk.checkpoint or timed], place.ranks.device
+        )
+        return mean, Wishes(stop > 0, pause > 0, checkpoint > 0)
+
+    def _hold(self) -> Wishes:
+        """Wait while somebody wants a pause, still writing checkpoints that are asked for."""
+        self._publish(PAUSED)
+        while True:
+            time.sleep(HOLD_SECONDS)
+            _, wishes = self._exchange(self._measures.loss)
+            if wishes.checkpoint:
+                self._start_checkpoint()
+            if wishes.stop or not wishes.pause:
+                self._times.clear()
+                return wishes
+
+    # --- stages
+
+    def _begin(self, stage: StagePlan) -> None:
+        loss = self._held_out_loss(stage)
+        self._progress.begin(stage, loss)
+        self._note(stage, "start", loss)
+
+    def _end(self, stage: StagePlan) -> None:
+        """Judge a stage that is done, and keep its checkpoint."""
+        loss = self._held_out_loss(stage)
+        self._note(stage, "end", loss)
+        self._evaluate(stage)
+        self._progress.end(stage, loss, self._uri(f"checkpoints/{CheckpointStore.name(self.step)}"))
+        self._write_checkpoint()
+
+    def _subject(self, stage: StagePlan) -> HeldOut:
+        place = self._place
+        return HeldOut(
+            place.engine.module,
+            place.ranks,
+            place.held_out,
+            stage.spec.sequence_length,
+            stage.tokens_per_step,
+            place.spec.batch.micro_batch_size,
+        )
+
+    def _held_out_loss(self, stage: StagePlan) -> float | None:
+        """Return the loss on held-out text of the stage's main category; None where there is no such text."""
+        subject = self._subject(stage)
+        category = main_category(stage, self._categories)
+        return subject.held_out_loss(category) if category in subject.categories else None
+
+    def _evaluate(self, stage: StagePlan) -> None:
+        evaluation = self._place.spec.evaluation
+        if evaluation is None or not evaluation.at_stage_end:
+            return
+        self._evaluation = evaluate(evaluation.suites, self._subject(stage))
+        if self._place.ranks.leader:
+            folder = self._place.store.run_folder / "evaluation"
+            folder.mkdir(exist_ok=True)
+            write_json(folder / f"{stage.name}.json", self._evaluation)
+
+    def _note(self, stage: StagePlan, moment: str, loss: float | None) -> None:
+        """Leave a line about a stage's held-out loss in the run's folder and in the log."""
+        if not self._place.ranks.leader:
+            return
+        category = main_category(stage, self._categories)
+        log.info("stage %s, %s: held-out loss on %s %s", stage.name, moment, category, _round(loss))
+        append_line(
+            self._place.store.run_folder / "stages.jsonl",
+            {
+                "time": now(),
+                "attempt": self._place.world.attempt,
+                "stage": stage.name,
+                "moment": moment,
+                "step": self.step,
+                "category": category,
+                "held_out_loss": loss,
+            },
+        )
+
+    # --- checkpoints
+
+    def _restore(self) -> None:
+        place = self._place
+        folder = place.checkpointer.newest_whole(lambda yes: mean_over_ranks([float(yes)], place.ranks.device) == [1.0])
+        if folder is None:
+            return
+        manifest = place.checkpointer.read(folder, local_pieces(place.engine, self._names))
+        finish_restore(place.engine, manifest.step)
+        self.step = manifest.step
+        self._progress = Progress(place.curriculum, manifest.progress["stages"])
+        self._evaluation = manifest.progress["evaluation"]
+        self._measures.loss = manifest.progress["loss"]
+        if place.ranks.leader:
+            place.checkpointer.last = place.checkpointer.report(manifest)
+            log.info("resuming from step %d (%s)", self.step, folder)
+
+    def _position(self) -> Position:
+        place = self._place
+        stage = place.curriculum.stage_at(self.step - 1)
+        progress = {
+            "stages": self._progress.to_json(),
+            "evaluation": self._evaluation,
+            "loss": self._measures.loss,
+        }
+        return Position(
+            self.step, place.curriculum.tokens_done(self.step), stage.name, self.step == stage.end_step, progress
+        )
+
+    def _start_checkpoint(self) -> None:
+        place = self._place
+        place.checkpointer.start(local_pieces(place.engine, self._names), self._position())
+        self._last_checkpoint = time.monotonic()
+
+    def _write_checkpoint(self) -> None:
+        """Write a checkpoint and wait until it is committed."""
+        self._start_checkpoint()
+        self._place.checkpointer.finish()
+        dist.barrier()
+        if self._place.ranks.leader:
+            self._answer_checkpoints()
+
+    def _answer_checkpoints(self) -> None:
+        last = self._place.checkpointer.last
+        assert last is not None
+        # One that was begun before somebody asked will do if it is of this very step.
+        if last.step == self.step:
+            self._place.desk.answer_checkpoint(last)
+
+    def _is_due(self) -> bool:
+        every = self._place.spec.checkpoint.every
+        return every.steps is not None and self.step % every.steps == 0
+
+    def _interval_is_over(self) -> bool:
+        every = self._place.spec.checkpoint.every
+        if every.interval is None:
+            return False
+        return time.monotonic() - self._last_checkpoint >= parse_duration(every.interval)
+
+    # --- the end
+
+    def _interrupt(self) -> Report:
+        self._publish(CHECKPOINTING)
+        self._write_checkpoint()
+        return self._report("interrupted", "Interrupted", f"stopped after step {self.step}, which is in a checkpoint")
+
+    def _finish(self) -> Report:
+        """Export what the final checkpoint holds; both are committed when this returns."""
+        place = self._place
+        exported = None
+        if place.spec.checkpoint.export is not None:
+            self._publish(EXPORTING)
+            wait_for_peers_at_most(PREPARATION_TIMEOUT)  # rank 0 writes all, the others wait for their turn to send
+            tensors = named_tensors(place.engine.module)
+            export(place.store, place.config, tensors, place.ranks, place.spec.parallelism.expert_parallel)
+            dist.barrier()
+            exported = self._uri(EXPORT)
+        self._publish(DONE)
+        return self._report("succeeded", "Succeeded", "the curriculum is done").model_copy(
+            update={"export_uri": exported}
+        )
+
+    def _report(self, outcome: Any, reason: str, message: str) -> Report:
+        place = self._place
+        return Report(
+            outcome=outcome,
+            reason=reason,
+            message=message,
+            epoch=place.world.epoch,
+            step=self.step,
+            tokens=place.curriculum.tokens_done(self.step),
+            loss=self._measures.loss if math.isfinite(self._measures.loss) else None,
+            checkpoint=place.checkpointer.last,
+            stages=self._progress.reports(self.step),
+            evaluation=self._evaluation or None,
+        )
+
+    # --- what others see
+
+    def _uri(self, path: str) -> str:
+        """Return how something in the run's folder is named to the outside: as the pods see it."""
+        return f"file://{self._place.world.run_folder}/{path}"
+
+    def _tokens_per_second(self) -> float:
+        if len(self._times) < 2:
+            return 0.0
+        tokens = (len(self._times) - 1) * self._place.curriculum.stages[0].tokens_per_step
+        return tokens / (self._times[-1] - self._times[0])
+
+    def _publish(self, phase: Phase) -> None:
+        place = self._place
+        if not place.ranks.leader or place.desk.link is None:
+            return
+        state = TrainingState(
+            stage=place.curriculum.stage_at(max(0, self.step - 1)).name,
+            step=self.step,
+            tokens=place.curriculum.tokens_done(self.step),
+            loss=self._measures.loss,
+            tokens_per_second=self._tokens_per_second(),
+            learning_rate=self._measures.learning_rate,
+            gradient_norm=self._measures.gradient_norm,
+            stages=[stage_state(report) for report in self._progress.reports(self.step)],
+            last_checkpoint=checkpoint_state(place.checkpointer.last),
+        )
+        place.desk.link.publish(WorkerState(phase=phase, training=state))
+
+    def _log(self, stage: StagePlan) -> None:
+        if not self._place.ranks.leader or time.monotonic() - self._last_log < LOG_SECONDS:
+            return
+        self._last_log = time.monotonic()
+        log.info(
+            "stage %s, step %d of %d: loss %.4f, learning rate %.2e, gradient norm %.2f, %.0f tokens/s",
+            stage.name,
+            self.step,
+            self._place.curriculum.steps,
+            self._measures.loss,
+            self._measures.learning_rate,
+            self._measures.gradient_norm,
+            self._tokens_per_second(),
+        )
+
+
+def _round(loss: float | None) -> str:
+    return "unknown" if loss is None else f"{loss:.4f}"
