@@ -138,6 +138,18 @@ class Cluster:
         """Run helm as an administrator and return what it printed."""
         return shell.run(*self.command("helm", *arguments))
 
+    def helm_values(self) -> list[str]:
+        """Arguments to helm for what the chart's values for local clusters cannot know.
+
+        The annotation restarts the operator on an upgrade after the mounted environment has changed.
+        """
+        environment = (self._run / "environment").resolve().name
+        port = self._state().ports.api
+        return [
+            f"--set-string=podAnnotations.environment={environment}",
+            f"--set=networkPolicy.apiServerPorts={{443,{port}}}",
+        ]
+
     def apply(self, documents: Iterable[manifests.Manifest]) -> None:
         """Apply objects, on the server's side."""
         listed = {"apiVersion": "v1", "kind": "List", "items": list(documents)}

@@ -3,10 +3,12 @@
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from arctic_cluster import Cluster
+from arctic_cluster.files import locked
 from arctic_cluster.manifests import restricted_namespace
 
 _LONGEST_NAME = 40
@@ -17,11 +19,12 @@ def cluster() -> Iterator[Cluster]:
     """A fresh cluster named "test", started on first use and ended with the session."""
     if os.geteuid() != 0:
         pytest.fail("the cluster tests need root: run them with sudo")
-    it = Cluster("test")
-    it.down()
-    it.up()
-    yield it
-    it.down()
+    with locked(Path("/run/lock/arctic-cluster-tests.lock")):
+        it = Cluster("test")
+        it.down()
+        it.up()
+        yield it
+        it.down()
 
 
 @pytest.fixture

@@ -1,0 +1,265 @@
+"""The local cluster itself: what it promises to everything else that is tested on it."""
+
+import json
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arctic_cluster import Cluster, ClusterError, image, manifests
+
+Kubectl = Callable[..., str]
+
+RESTRICTED: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+# Both pods listen, reach each other by name, and each leaves what it saw in the store.
+MEET = """
+import os, pathlib, socket, sys, time
+me = int(os.environ["JOB_COMPLETION_INDEX"])
+server = socket.create_server(("", 29500))
+def reach(host):
+    for _ in range(300):
+        try:
+            return socket.create_connection((host, 29500), timeout=2)
+        except OSError:
+            time.sleep(0.2)
+    sys.exit(f"{host} was not reached")
+reach(f"meet-{1 - me}.meet").sendall(str(me).encode())
+connection, _ = server.accept()
+pathlib.Path(f"/store/{os.environ['NAMESPACE']}-{me}").write_text(connection.recv(1).decode())
+"""
+
+
+def pod_spec(command: list[str], **further: Any) -> dict[str, Any]:
+    """A restricted pod with the base image that mounts all claims."""
+    mounts = {"arctic-environment": "/opt/arctic", "arctic-corpus": "/corpus", "arctic-store": "/store"}
+    read_only = {name: name != "arctic-store" for name in mounts}
+    return {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "terminationGracePeriodSeconds": 0,
+        "containers": [
+            {
+                "name": "main",
+                "image": image.STABLE,
+                "command": command,
+                "securityContext": RESTRICTED,
+                "env": [{"name": "NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}],
+                "volumeMounts": [
+                    {"name": name, "mountPath": path, "readOnly": read_only[name]} for name, path in mounts.items()
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": name, "persistentVolumeClaim": {"claimName": name, "readOnly": read_only[name]}} for name in mounts
+        ],
+    } | further
+
+
+def run_pod(cluster: Cluster, namespace: str, command: list[str]) -> str:
+    """Run a pod to its end and return what it printed."""
+    metadata = {"name": "once", "namespace": namespace}
+    cluster.apply([{"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod_spec(command)}])
+    phase = "jsonpath={.status.phase}=Succeeded"
+    cluster.kubectl("wait", "-n", namespace, "pod/once", f"--for={phase}", "--timeout=120s")
+    return cluster.kubectl("logs", "-n", namespace, "once")
+
+
+def test_all_nodes_are_ready_and_carry_their_names(cluster: Cluster, kubectl: Kubectl) -> None:
+    nodes = json.loads(kubectl("get", "nodes", "-o", "json"))["items"]
+    assert [node["metadata"]["labels"]["kubernetes.io/hostname"] for node in nodes] == [n.name for n in cluster.nodes]
+    for node in nodes:
+        assert {c["type"]: c["status"] for c in node["status"]["conditions"]}["Ready"] == "True"
+
+
+def test_two_pods_of_a_job_on_two_nodes_reach_each_other_by_name(cluster: Cluster, namespace: str) -> None:
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": {"matchLabels": {"job-name": "meet"}},
+    }
+    pod = pod_spec(["/opt/arctic/bin/python3", "-c", MEET], subdomain="meet", topologySpreadConstraints=[spread])
+    metadata = {"name": "meet", "namespace": namespace}
+    service = {"clusterIP": "None", "selector": {"job-name": "meet"}, "publishNotReadyAddresses": True}
+    job = {
+        "completions": 2,
+        "parallelism": 2,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "template": {"spec": pod},
+    }
+    cluster.apply(
+        [
+            {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": service},
+            {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job},
+        ]
+    )
+    cluster.kubectl("wait", "-n", namespace, "job/meet", "--for=condition=Complete", "--timeout=180s")
+    pods = json.loads(cluster.kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
+    assert {pod["spec"]["nodeName"] for pod in pods} == {node.name for node in cluster.nodes}
+    for me in (0, 1):
+        left = cluster.volumes / "arctic-store" / f"{namespace}-{me}"
+        assert left.read_text() == str(1 - me)
+        assert (left.stat().st_uid, left.stat().st_gid) == (image.USER, image.USER)
+        left.unlink()
+
+
+def test_pods_import_the_project_from_the_mounted_environment(cluster: Cluster, namespace: str) -> None:
+    said = run_pod(
+        cluster, namespace, ["/opt/arctic/bin/python3", "-c", "import arctic_api; print(arctic_api.__file__)"]
+    )
+    assert said.startswith("/opt/arctic/lib/python3.")
+
+
+def test_pods_write_to_the_store_alone(cluster: Cluster, namespace: str) -> None:
+    script = (
+        "for d in /corpus /opt/arctic /store; do touch $d/$NAMESPACE 2>/dev/null && echo $d; done; rm /store/$NAMESPACE"
+    )
+    assert run_pod(cluster, namespace, ["sh", "-c", script]) == "/store\n"
+
+
+def test_a_name_outside_the_machine_is_refused_at_once(cluster: Cluster, namespace: str) -> None:
+    does_not_exist = "import socket\ntry: socket.gethostbyname('example.com')\nexcept OSError as e: print(e.errno)"
+    assert run_pod(cluster, namespace, ["python3", "-c", does_not_exist]) == f"{socket.EAI_NONAME}\n"
+
+
+def test_nodes_have_no_route_out_of_the_machine(cluster: Cluster) -> None:
+    for node in cluster.nodes:
+        inside = ["nsenter", f"--net=/run/netns/{node.namespace}", "ip", "route", "get", "198.51.100.7"]
+        asked = subprocess.run(inside, capture_output=True, text=True, check=False)
+        assert "Network is unreachable" in asked.stderr
+
+
+def test_a_service_answers_on_every_nodes_port(cluster: Cluster, namespace: str) -> None:
+    labels = {"app": "web"}
+    serve = pod_spec(["python3", "-m", "http.server", "8000", "--directory", "/corpus"])
+    probe = {"tcpSocket": {"port": 8000}, "periodSeconds": 1}
+    serve["containers"][0]["readinessProbe"] = probe
+    service = {"type": "NodePort", "selector": labels, "ports": [{"port": 80, "targetPort": 8000}]}
+    metadata = {"name": "web", "namespace": namespace, "labels": labels}
+    cluster.apply(
+        [
+            {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": service},
+            {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": serve},
+        ]
+    )
+    cluster.kubectl("wait", "-n", namespace, "pod/web", "--for=condition=Ready", "--timeout=120s")
+    port = cluster.kubectl("get", "service", "-n", namespace, "web", "-o", "jsonpath={.spec.ports[0].nodePort}")
+    for node in cluster.nodes:
+        assert get(f"http://{node.address}:{port}/") == HTTPStatus.OK
+
+
+def get(url: str) -> int:
+    """The status of a GET, tried again while kube-proxy has not yet heard of the service."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.URLError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def test_a_restricted_namespace_refuses_host_paths(cluster: Cluster, namespace: str) -> None:
+    spec = pod_spec(["true"])
+    spec["volumes"] = [{"name": name["name"], "hostPath": {"path": "/"}} for name in spec["volumes"]]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "bad", "namespace": namespace}, "spec": spec}
+    with pytest.raises(ClusterError, match="violates PodSecurity"):
+        cluster.apply([pod])
+
+
+def test_a_namespaces_volumes_go_with_it(cluster: Cluster, kubectl: Kubectl) -> None:
+    cluster.apply([manifests.restricted_namespace("passing")])
+    cluster.create_claims("passing")
+    kubectl("wait", "-n", "passing", "pvc", "--all", "--for=jsonpath={.status.phase}=Bound", "--timeout=60s")
+    cluster.delete_namespace("passing")
+    assert "passing" not in kubectl("get", "persistentvolumes", "-o", "name")
+
+
+def test_a_node_that_is_cut_off_becomes_unready_and_comes_back(cluster: Cluster, kubectl: Kubectl) -> None:
+    node = cluster.nodes[-1].name
+    cluster.cut(node)
+    try:
+        kubectl("wait", f"node/{node}", "--for=condition=Ready=Unknown", "--timeout=120s")
+    finally:
+        cluster.mend(node)
+    kubectl("wait", f"node/{node}", "--for=condition=Ready", "--timeout=120s")
+
+
+def test_a_shaped_node_sends_no_faster_than_its_rate(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    cluster.shape(node.name, "200mbit", "50ms")
+    inside = ["nsenter", f"--net=/run/netns/{node.namespace}", "tc", "qdisc", "show", "dev", "eth0"]
+    shaped = subprocess.run(inside, capture_output=True, text=True, check=True).stdout
+    cluster.unshape(node.name)
+    free = subprocess.run(inside, capture_output=True, text=True, check=True).stdout
+    assert "tbf" in shaped
+    assert "rate 200Mbit" in shaped
+    assert "tbf" not in free
+
+
+def test_a_stopped_component_is_told_and_starts_again(cluster: Cluster, kubectl: Kubectl) -> None:
+    cluster.stop("kube-scheduler")
+    assert "kube-scheduler does not run" in cluster.status()
+    cluster.start("kube-scheduler")
+    assert "running" in cluster.status()
+    with pytest.raises(ClusterError, match="no component 'kube-skeduler': name one of etcd, kube-apiserver"):
+        cluster.stop("kube-skeduler")
+
+
+def test_a_second_up_changes_nothing_but_the_environment(cluster: Cluster) -> None:
+    before = json.loads((cluster.kubeconfig.parent / "state.json").read_text())
+    assert not cluster.up()
+    assert json.loads((cluster.kubeconfig.parent / "state.json").read_text()) == before
+
+
+def test_an_up_with_other_nodes_is_refused_while_the_cluster_runs(cluster: Cluster) -> None:
+    with pytest.raises(ClusterError, match="runs with 2 nodes"):
+        cluster.up(nodes=3)
+
+
+def test_a_second_cluster_runs_beside_the_first_and_down_leaves_nothing_even_of_a_broken_one(
+    cluster: Cluster, kubectl: Kubectl, tmp_path: Path
+) -> None:
+    before = traces("second")
+    assert before == []
+    second = Cluster("second")
+    try:
+        second.up(nodes=1, volumes=tmp_path)
+        assert second.kubectl("get", "nodes", "-o", "name") == "node/second-node1\n"
+        assert {n.address for n in second.nodes}.isdisjoint({n.address for n in cluster.nodes})
+        assert traces("second") != []
+        second.stop("node1-containerd")
+        assert "broken" in second.status()
+    finally:
+        assert second.down()
+    assert traces("second") == []
+    assert not second.down()
+    kubectl("get", "--raw=/readyz")
+
+
+def traces(name: str) -> list[str]:
+    """Whatever names the cluster among processes, links, routes, rules, namespaces, mounts, cgroups and files."""
+    state = Path("/var/lib/arctic/clusters") / name
+    commands = [
+        ["ip", "-oneline", "netns", "list"],
+        ["iptables-save"],
+        ["findmnt", "--list", "--noheadings", "--output", "TARGET"],
+        ["find", "/sys/fs/cgroup", "-name", f"*arctic-{name}*"],
+        ["find", "/var/lib/cni", "/var/lib/arctic", "/var/log/containers", "/run/containerd", "-lname", f"*{state}*"],
+        ["find", "/var/lib/cni", "/var/lib/arctic", "-path", f"*{name}*"],
+    ]
+    said = "".join(subprocess.run(command, capture_output=True, text=True, check=False).stdout for command in commands)
+    running = [path.read_text().replace("\0", " ") for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    found = [line for line in said.splitlines() if name in line]
+    return found + [line for line in running if str(state) in line]
