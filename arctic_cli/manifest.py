@@ -7,6 +7,7 @@ kubectl (sigs.k8s.io/yaml, a fork of go-yaml v2) takes some plain scalars otherw
 import math
 import re
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +125,13 @@ def _whole(text: str) -> int:
     return int(match[1] + digits, 0)
 
 
-def _json_number(value: float) -> int | float:
-    """Return a number as it comes out of Go's JSON: whole ones are integers if 64 bits hold them."""
-    if value == int(value) and abs(value) < _JSON_PLAIN and -(2**63) <= int(value) < 2**63:
-        return int(value)
-    return float(value)
+def _json_number(value: int | float) -> int | float:
+    """Return a number as Go writes it in JSON, shortest digits first, and reads it again: whole if 64 bits hold it."""
+    if isinstance(value, float):
+        if not value.is_integer() or abs(value) >= _JSON_PLAIN:
+            return value
+        value = int(Decimal(repr(value)))
+    return value if -(2**63) <= value < 2**63 else float(value)
 
 
 def _value_tag(node: Node) -> str:

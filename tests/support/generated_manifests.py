@@ -43,7 +43,9 @@ def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Manifest]:
     return st.fixed_dictionaries({}, optional=fields)
 
 
-def objects(optionals: dict[str, st.SearchStrategy[Any]] | None = None, /, **fields: Any) -> st.SearchStrategy[Manifest]:
+def objects(
+    optionals: dict[str, st.SearchStrategy[Any]] | None = None, /, **fields: Any
+) -> st.SearchStrategy[Manifest]:
     """An object with all of the fields, and any of the optional ones."""
     return st.fixed_dictionaries(fields, optional=optionals or {})
 
@@ -290,3 +292,15 @@ def changed_manifests(draw: st.DrawFn) -> Manifest:
         case _:
             node[last] = draw(st.sampled_from(JUNK))
     return manifest
+
+
+plain_scalars = st.one_of(
+    st.sampled_from(["on", "No", "y", "~", "null", "TRUE", "''", '"1"', "0777", "08", "0o17", "0b11", "0x1F", "-0"]),
+    st.sampled_from(["3e-4", "1e12", "1e21", "1e400", "1_000", "1.", ".5", "+5", "2001-01-01", "1:20", "-.5e-3", "<<"]),
+    st.from_regex(r"[-+]?[0-9_]{1,22}(\.[0-9]{0,5})?([eE][-+]?[0-9]{1,2})?", fullmatch=True).filter(
+        lambda text: text[0] != "_"
+    ),
+    st.from_regex(r"0[xXbBoO]?[0-9a-fA-F_]{1,8}", fullmatch=True),
+    st.from_regex(r"[a-zA-Z][a-zA-Z0-9]{0,3}", fullmatch=True),
+)
+"""Plain scalars of YAML as people write them, with those that its versions take for different things."""

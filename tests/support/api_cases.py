@@ -1,0 +1,378 @@
+"""For each rule of the resources a manifest that keeps it and one that breaks it, one change apart."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from arctic_api import API_VERSION
+from arctic_api.common import ClaimVolume, KeyValue, Manifest, Metadata, Resource, Resources, WorkerTemplate
+from arctic_api.inference import (
+    ArcticInferenceSpec,
+    Attention,
+    Autoscaling,
+    AutoscalingTarget,
+    Batching,
+    Engine,
+    InferenceModel,
+    InferenceParallelism,
+    Quantization,
+    Rollout,
+    Service,
+)
+from arctic_api.rules import RULES, Rule
+from arctic_api.training import (
+    ArcticTrainingSpec,
+    Backoff,
+    Batch,
+    Checkpoint,
+    Evaluation,
+    Every,
+    LearningRate,
+    Restart,
+    Source,
+    Stage,
+    Tokenizer,
+    TrainingModel,
+    TrainingParallelism,
+    Validation,
+    WeightsFrom,
+)
+
+ABSENT = object()
+"""Stands for a field that a change removes."""
+
+Changes = dict[str, Any]
+
+TRAINING: dict[str, Any] = {
+    "apiVersion": API_VERSION,
+    "kind": "ArcticTraining",
+    "metadata": {"name": "tiny"},
+    "spec": {
+        "model": {"preset": "arctic-tiny"},
+        "tokenizer": {"train": {}},
+        "data": {"sources": [{"name": "books", "category": "general", "uri": "file:///data"}]},
+        "curriculum": {
+            "stages": [
+                {
+                    "name": "general",
+                    "tokens": "1M",
+                    "mixture": {"books": 1},
+                    "learningRate": {"peak": 3e-4},
+                    "sequenceLength": 128,
+                }
+            ]
+        },
+        "batch": {"tokensPerStep": 4096},
+        "parallelism": {"nodes": 2},
+        "checkpoint": {"volume": {"claimName": "store"}},
+    },
+}
+INFERENCE: dict[str, Any] = {
+    "apiVersion": API_VERSION,
+    "kind": "ArcticInference",
+    "metadata": {"name": "tiny"},
+    "spec": {"model": {"training": "tiny"}},
+}
+
+STAGE = "spec.curriculum.stages.0"
+SCALING = {"max": 4, "target": {"queuedPerReplica": 4}}
+SECRET = {"secretName": "keys"}
+STRETCHED = {"type": "yarn", "factor": 2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule, a manifest that keeps it and one that breaks it; for a transition both replace `old`."""
+
+    rule: Rule
+    good: dict[str, Any]
+    bad: dict[str, Any]
+    old: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Tells the case from the others."""
+        return f"{self.rule.where.__name__}{self.rule.field_path}: {self.rule.message}"[:80]
+
+
+def apply_changes(manifest: dict[str, Any], changes: Changes) -> dict[str, Any]:
+    """Return a manifest with other values at some places, as in `spec.data.sources.0.uri`."""
+    manifest = copy.deepcopy(manifest)
+    for place, value in changes.items():
+        *parents, last = place.split(".")
+        node: Any = manifest
+        for step in parents:
+            node = node[int(step)] if isinstance(node, list) else node.setdefault(step, {})
+        if value is ABSENT:
+            node.pop(last, None)
+        else:
+            node[int(last) if isinstance(node, list) else last] = value
+    return manifest
+
+
+def find_rule(where: type[Resource], field_path: str, words: str) -> Rule:
+    """Return the one rule of a type about a field whose message has the words."""
+    (rule,) = (
+        rule for rule in RULES if rule.where is where and rule.field_path == field_path and words in rule.message
+    )
+    return rule
+
+
+def _case(
+    base: dict[str, Any],
+    where: type[Resource],
+    field_path: str,
+    words: str,
+    bad: Changes,
+    good: Changes | None = None,
+    old: dict[str, Any] | None = None,
+) -> Case:
+    rule = find_rule(where, field_path, words)
+    return Case(rule, apply_changes(base, good or {}), apply_changes(base, bad), old)
+
+
+def _training(where: type[Resource], field: str, words: str, bad: Changes, good: Changes | None = None) -> Case:
+    return _case(TRAINING, where, field, words, bad, good)
+
+
+def _inference(where: type[Resource], field: str, words: str, bad: Changes, good: Changes | None = None) -> Case:
+    return _case(INFERENCE, where, field, words, bad, good)
+
+
+def _update(where: type[Resource], field: str, old: Changes, bad: Changes) -> Case:
+    before = apply_changes(TRAINING, old)
+    return _case(before, where, field, "can't change", bad, {"spec.suspend": True}, before)
+
+
+NO = "not yet supported"
+
+CASES = [
+    _inference(Manifest, "", "write a name", {"metadata.name": "3g"}, {"metadata.name": "a" * 40}),
+    _inference(Manifest, "", "write a name", {"metadata.name": "a" * 41}, {"metadata.name": "a"}),
+    _inference(Manifest, "", "write a name", {"metadata.name": "a.b"}, {"metadata.name": "a-b"}),
+    _inference(Metadata, ".labels", "", {"metadata.labels": {"a b": "x"}}, {"metadata.labels": {"a.b/c_D": "x"}}),
+    _inference(Metadata, ".annotations", "", {"metadata.annotations": {"": "x"}}, {"metadata.annotations": {"a": " "}}),
+    *(
+        _inference(
+            WorkerTemplate,
+            f".{field}",
+            "write names such as",
+            {"spec.template": {field: {"a b": "x"}}},
+            {"spec.template": {field: {"example.com/a": "x"}}},
+        )
+        for field in ("labels", "annotations", "nodeSelector")
+    ),
+    *(
+        _inference(
+            Resources,
+            f".{field}",
+            "write names such as",
+            {"spec.resources": {field: {"": 1}}},
+            {"spec.resources": {field: {"nvidia.com/gpu": 8}}},
+        )
+        for field in ("requests", "limits")
+    ),
+    *(
+        _inference(
+            WorkerTemplate,
+            f".{field}",
+            "under arctic.dev/",
+            {"spec.template": {field: {"arctic.dev/name": "x"}}},
+            {"spec.template": {field: {"arctic.dev": "x"}}},
+        )
+        for field in ("labels", "annotations")
+    ),
+    _inference(
+        KeyValue,
+        ".name",
+        "",
+        {"spec.template": {"environment": [{"name": "ARCTIC_WORLD", "value": ""}]}},
+        {"spec.template": {"environment": [{"name": "HF_HOME", "value": ""}]}},
+    ),
+    *(
+        _inference(
+            ClaimVolume,
+            ".mountPath",
+            "",
+            {"spec.template": {"volumes": [{"claimName": "a", "mountPath": bad}]}},
+            {"spec.template": {"volumes": [{"claimName": "a", "mountPath": good}]}},
+        )
+        for bad, good in [("/etc/arctic", "/etc"), ("/var/lib/arctic/store/a", "/var/lib/arctic/storey")]
+    ),
+    _training(TrainingModel, "", "exactly one", {"spec.model": {}}, {"spec.model": {"config": {}}}),
+    _training(TrainingModel, "", "exactly one", {"spec.model.config": {}}, {"spec.model": {"from": {"training": "a"}}}),
+    _training(
+        WeightsFrom,
+        "",
+        "exactly one",
+        {"spec.model": {"from": {}}},
+        {"spec.model": {"from": {"uri": "file:///a"}}},
+    ),
+    _training(Tokenizer, "", "exactly one", {"spec.tokenizer": {}}, {"spec.tokenizer": {"uri": "file:///a"}}),
+    _training(Validation, "", "exactly one", {"spec.data.validation": {}}, {"spec.data.validation": {"fraction": 0.5}}),
+    _training(
+        Every,
+        "",
+        "exactly one",
+        {"spec.checkpoint.every": {"steps": 1, "interval": "1m"}},
+        {"spec.checkpoint.every": {"steps": 1}},
+    ),
+    _training(Checkpoint, "", "exactly one", {"spec.checkpoint": {}}),
+    _training(
+        ArcticTrainingSpec,
+        "",
+        "write a tokenizer",
+        {"spec.tokenizer": ABSENT},
+        {"spec.tokenizer": ABSENT, "spec.model": {"from": {"training": "a"}}},
+    ),
+    _training(ArcticTrainingSpec, ".curriculum.stages", "", {f"{STAGE}.mixture.code": 1}),
+    _training(
+        ArcticTrainingSpec,
+        ".batch.tokensPerStep",
+        "",
+        {"spec.batch.tokensPerStep": "4k"},
+        {"spec.batch.tokensPerStep": "4.096k"},
+    ),
+    _training(ArcticTrainingSpec, ".batch.tokensPerStep", "", {"spec.parallelism.nodes": 3}),
+    _update(ArcticTrainingSpec, ".model", {}, {"spec.model": {"preset": "arctic"}}),
+    _update(
+        ArcticTrainingSpec,
+        ".model",
+        {"spec.model": {"config": {"hidden_size": 64}}},
+        {"spec.model": {"config": {"hidden_size": 65}}},
+    ),
+    _update(ArcticTrainingSpec, ".tokenizer", {}, {"spec.tokenizer": {"train": {"vocabSize": 400}}}),
+    _update(ArcticTrainingSpec, ".seed", {}, {"spec.seed": 1}),
+    _update(Checkpoint, ".volume", {}, {"spec.checkpoint.volume.path": "runs"}),
+    _training(Batch, ".tokensPerStep", "", {"spec.batch.tokensPerStep": 0}),
+    _training(Batch, ".tokensPerStep", "", {"spec.batch.tokensPerStep": "0.000k"}),
+    _training(Stage, ".tokens", "", {f"{STAGE}.tokens": 0}, {f"{STAGE}.tokens": "0.001k"}),
+    _training(
+        Stage,
+        ".learningRate.warmupTokens",
+        "",
+        {f"{STAGE}.tokens": "1.5T", f"{STAGE}.learningRate.warmupTokens": "1500.001G"},
+        {f"{STAGE}.tokens": "1.5T", f"{STAGE}.learningRate.warmupTokens": "1500000M"},
+    ),
+    _training(Stage, ".mixture", "", {f"{STAGE}.mixture.books": 0}, {f"{STAGE}.mixture.books": 1e-9}),
+    _training(LearningRate, ".final", "above the peak", {f"{STAGE}.learningRate.final": 1}),
+    _training(
+        LearningRate,
+        ".final",
+        "a constant rate",
+        {f"{STAGE}.learningRate": {"peak": 0.5, "final": 0.1, "schedule": "constant"}},
+        {f"{STAGE}.learningRate": {"peak": 0.5, "final": 0.5, "schedule": "constant"}},
+    ),
+    _training(
+        TrainingParallelism,
+        ".expertParallel",
+        "",
+        {"spec.parallelism.expertParallel": 3},
+        {"spec.parallelism.expertParallel": 2},
+    ),
+    _training(
+        TrainingParallelism,
+        ".sequenceParallel",
+        "divisor",
+        {"spec.parallelism.sequenceParallel": 3},
+        {"spec.parallelism.sequenceParallel": 2},
+    ),
+    _training(
+        Every,
+        ".interval",
+        "",
+        {"spec.checkpoint.every": {"interval": "999ms"}},
+        {"spec.checkpoint.every": {"interval": "1000ms"}},
+    ),
+    _training(
+        Backoff,
+        ".max",
+        "",
+        {"spec.restart": {"backoff": {"initial": "1h", "max": "59m59.999s"}}},
+        {"spec.restart": {"backoff": {"initial": "1h", "max": "60m"}}},
+    ),
+    _inference(InferenceModel, "", "exactly one", {"spec.model.uri": "file:///a"}),
+    _inference(
+        AutoscalingTarget,
+        "",
+        "exactly one",
+        {"spec.autoscaling": {"max": 4, "target": {}}},
+        {"spec.autoscaling": SCALING},
+    ),
+    _inference(
+        Autoscaling, ".min", "", {"spec.autoscaling": SCALING | {"min": 5}}, {"spec.autoscaling": SCALING | {"min": 4}}
+    ),
+    _inference(
+        Autoscaling,
+        ".scaleToZeroAfter",
+        "",
+        {"spec.autoscaling": SCALING | {"scaleToZeroAfter": "1h"}},
+        {"spec.autoscaling": SCALING | {"scaleToZeroAfter": "1h", "min": 0}},
+    ),
+    _inference(
+        Attention,
+        ".sinks",
+        "fill the window",
+        {"spec.attention": {"window": 4, "sinks": 4}},
+        {"spec.attention": {"window": 5, "sinks": 4}},
+    ),
+    _inference(
+        Attention,
+        ".sinks",
+        "beside a window",
+        {"spec.attention": {"sinks": 4}},
+        {"spec.attention": {"window": 5, "sinks": 4}},
+    ),
+    _inference(
+        Rollout,
+        ".maxSurge",
+        "",
+        {"spec.rollout": {"maxSurge": 0}},
+        {"spec.rollout": {"maxSurge": 0, "maxUnavailable": 1}},
+    ),
+    _training(TrainingModel, ".adapter", NO, {"spec.model.adapter": {"lora": {"rank": 8, "alpha": 16}}}),
+    _training(TrainingModel, ".ropeScaling", NO, {"spec.model.ropeScaling": STRETCHED}),
+    _training(
+        WeightsFrom,
+        ".uri",
+        NO,
+        {"spec.model": {"from": {"uri": "hf://a/b"}}},
+        {"spec.model": {"from": {"uri": "file:///b"}}},
+    ),
+    _training(Tokenizer, ".uri", NO, {"spec.tokenizer": {"uri": "hf://a/b"}}, {"spec.tokenizer": {"uri": "file:///b"}}),
+    _training(Source, ".uri", NO, {"spec.data.sources.0.uri": "s3://bucket/key"}),
+    _training(Source, ".uri", NO, {"spec.data.sources.0.uri": "/data"}),
+    _training(Source, ".credentials", NO, {"spec.data.sources.0.credentials": SECRET}),
+    _training(TrainingParallelism, ".sequenceParallel", NO, {"spec.parallelism.sequenceParallel": 2}),
+    _training(Checkpoint, ".uri", NO, {"spec.checkpoint": {"uri": "s3://bucket/prefix"}}),
+    _training(Checkpoint, ".credentials", NO, {"spec.checkpoint.credentials": SECRET}),
+    _training(Restart, ".lossSpike", NO, {"spec.restart.lossSpike": "skip"}, {"spec.restart.limit": 1}),
+    _training(
+        Evaluation,
+        ".suites",
+        NO,
+        {"spec.evaluation": {"suites": ["perplexity", "ifeval"]}},
+        {"spec.evaluation": {"suites": ["perplexity"]}},
+    ),
+    _training(ArcticTrainingSpec, ".queue", NO, {"spec.queue": "team"}),
+    _inference(InferenceModel, ".uri", NO, {"spec.model": {"uri": "hf://a/b"}}, {"spec.model": {"uri": "file:///b"}}),
+    _inference(InferenceModel, ".credentials", NO, {"spec.model.credentials": SECRET}),
+    _inference(Engine, ".name", NO, {"spec.engine.name": "vllm"}),
+    _inference(Engine, ".name", NO, {"spec.engine.name": "tensorrt-llm"}, {"spec.engine.name": "native"}),
+    _inference(
+        Quantization,
+        ".kvCache",
+        NO,
+        {"spec.quantization.kvCache": "fp8"},
+        {"spec.quantization.kvCache": "fp32"},
+    ),
+    _inference(InferenceParallelism, ".tensor", NO, {"spec.parallelism.tensor": 2}, {"spec.parallelism.pipeline": 2}),
+    _inference(Attention, ".window", NO, {"spec.attention.window": 4096}),
+    _inference(Attention, ".maxLength", NO, {"spec.attention.maxLength": "unlimited"}, {"spec.attention.maxLength": 1}),
+    _inference(Attention, ".ropeScaling", NO, {"spec.attention.ropeScaling": STRETCHED}),
+    _inference(Batching, ".prefixCaching", NO, {"spec.batching.prefixCaching": True}),
+    _inference(ArcticInferenceSpec, ".autoscaling", NO, {"spec.autoscaling": SCALING}),
+    _inference(Rollout, ".canary", NO, {"spec.rollout.canary": {"weight": "10%"}}),
+    _inference(Rollout, ".toRevision", NO, {"spec.rollout.toRevision": "abc"}),
+    _inference(Service, ".auth", NO, {"spec.service.auth": SECRET}, {"spec.service.port": 80}),
+]
