@@ -89,9 +89,9 @@ def _messages(status: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def forwarded(cluster: Cluster, service: str, port: int) -> Iterator[str]:
+def forwarded(cluster: Cluster, service: str, port: int, namespace: str = NAMESPACE) -> Iterator[str]:
     """Yield the address at which this machine reaches a Service, by `kubectl port-forward`."""
-    command = cluster.command("kubectl", "port-forward", "-n", NAMESPACE, f"service/{service}", f":{port}")
+    command = cluster.command("kubectl", "port-forward", "-n", namespace, f"service/{service}", f":{port}")
     forward = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert forward.stdout is not None

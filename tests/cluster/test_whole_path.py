@@ -1,0 +1,247 @@
+"""The main job on real input: a training over two nodes and an endpoint over two nodes, with faults on the way.
+
+The tests share one training and one endpoint, and stand in the order in which a user meets them.
+"""
+
+import contextlib
+import copy
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from objects import Objects, eventually
+
+from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, uid5
+from arctic_cli.demo import OPERATOR_NAMESPACE, ask, forwarded
+from arctic_cli.local import inference_groups
+from arctic_cli.manifest import load_one
+from arctic_cluster import Cluster
+from arctic_cluster.manifests import restricted_namespace
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMESPACE = "whole-path"
+BUDGETS = {"general": "200k", "enterprise": "120k", "reasoning": "120k"}
+PROMPTS = ["CREATE TABLE", "def main(", "The Python interpreter", "select a, b from t1 where"]
+
+
+def training_manifest(name: str, budgets: dict[str, str]) -> dict[str, Any]:
+    """The example under another name, with smaller budgets."""
+    manifest = copy.deepcopy(load_one(EXAMPLES / "tiny-training.yaml", "ArcticTraining"))
+    manifest["metadata"]["name"] = name
+    manifest["spec"]["checkpoint"]["every"] = {"steps": 10}
+    for stage in manifest["spec"]["curriculum"]["stages"]:
+        stage["tokens"] = budgets[stage["name"]]
+        stage["learningRate"].pop("warmupTokens", None)
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def objects(operator: Cluster) -> Iterator[Objects]:
+    """The namespace of the whole path."""
+    operator.apply([restricted_namespace(NAMESPACE)])
+    operator.create_claims(NAMESPACE)
+    yield Objects(operator, NAMESPACE)
+    operator.delete_namespace(NAMESPACE)
+
+
+@pytest.fixture(scope="module")
+def trained(objects: Objects) -> dict[str, Any]:
+    """A training that ended well although the operator's pod was deleted in mid-run."""
+    objects.apply(training_manifest("whole", BUDGETS))
+    eventually("first steps", lambda: objects.status("atr", "whole").get("step"), 180)
+    before = {pod["metadata"]["uid"] for pod in objects.pods("whole")}
+    objects.cluster.kubectl("delete", "pod", "-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/name=arctic-operator")
+    objects.state("atr", "whole", "Succeeded", 300)
+    assert {pod["metadata"]["uid"] for pod in objects.pods("whole")} == before, (
+        "the operator's end disturbed the workers"
+    )
+    return objects.get("atr", "whole")
+
+
+def test_three_stages_pass_and_held_out_loss_falls_in_each(trained: dict[str, Any]) -> None:
+    stages = trained["status"]["stages"]
+    assert [stage["name"] for stage in stages] == list(BUDGETS)
+    for stage in stages:
+        assert stage["tokens"] >= stage["budget"]
+        assert float(stage["validationLoss"]) < float(stage["initialValidationLoss"])
+
+
+def test_the_status_is_complete_after_the_operators_absence(trained: dict[str, Any]) -> None:
+    status = trained["status"]
+    conditions = {condition["type"]: condition["status"] for condition in status["conditions"]}
+    assert conditions["Succeeded"] == "True"
+    assert conditions["Failed"] == "False"
+    assert status["observedGeneration"] == trained["metadata"]["generation"]
+    assert status["attempt"] == 1
+    assert status["export"]["uri"].startswith("file:///var/lib/arctic/store/")
+
+
+def test_workers_ran_on_both_nodes(objects: Objects, trained: dict[str, Any]) -> None:
+    assert len({pod["spec"]["nodeName"] for pod in objects.pods("whole")}) == 2
+
+
+def test_ranks_log_the_same_reduced_loss(objects: Objects, trained: dict[str, Any]) -> None:
+    def losses(pod: str) -> dict[int, float]:
+        metrics = [line for line in objects.kubectl("logs", pod).splitlines() if '"event": "step"' in line]
+        records = [json.loads(line[line.index("{") :]) for line in metrics]
+        return {record["step"]: record["loss"] for record in records}
+
+    first, second = (losses(pod["metadata"]["name"]) for pod in objects.pods("whole"))
+    assert first
+    assert first == second
+
+
+def test_the_export_has_the_published_layout(objects: Objects, trained: dict[str, Any]) -> None:
+    folder = host_folder(objects, trained["status"]["export"]["uri"])
+    assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= {path.name for path in folder.iterdir()}
+    names = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    assert "model.layers.0.block_sparse_moe.experts.0.w1.weight" in names
+
+
+def host_folder(objects: Objects, uri: str) -> Path:
+    """Where a folder of the store is on the host."""
+    return objects.cluster.volumes / "arctic-store" / uri.removeprefix("file:///var/lib/arctic/store/")
+
+
+@pytest.fixture(scope="module")
+def served(objects: Objects, trained: dict[str, Any]) -> dict[str, Any]:
+    """An endpoint over two nodes that serves what was trained."""
+    manifest = copy.deepcopy(load_one(EXAMPLES / "tiny-inference.yaml", "ArcticInference"))
+    manifest["metadata"]["name"] = "answers"
+    manifest["spec"]["model"]["training"] = "whole"
+    objects.apply(manifest)
+    objects.state("ainf", "answers", "Ready")
+    return manifest
+
+
+def test_a_group_lies_over_two_nodes(objects: Objects, served: dict[str, Any]) -> None:
+    assert len({pod["spec"]["nodeName"] for pod in objects.pods("answers", "ArcticInference")}) == 2
+
+
+def test_the_endpoint_streams(objects: Objects, served: dict[str, Any]) -> None:
+    body = {"model": "answers", "prompt": "import", "max_tokens": 8, "stream": True, "temperature": 0}
+    with forwarded_service(objects) as address:
+        request = urllib.request.Request(
+            f"{address}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            events = [line.decode().removeprefix("data: ").strip() for line in answer if line.strip()]
+    assert events[-1] == "[DONE]"
+    assert len(events) > 2
+
+
+def test_greedy_output_over_two_nodes_equals_that_of_one_process(
+    objects: Objects, trained: dict[str, Any], served: dict[str, Any], tmp_path: Path
+) -> None:
+    with forwarded_service(objects) as address:
+        over_two_nodes = [ask(address, "answers", prompt) for prompt in PROMPTS]
+    with one_process(served, host_folder(objects, trained["status"]["export"]["uri"]), tmp_path) as address:
+        alone = [ask(address, "answers", prompt) for prompt in PROMPTS]
+    assert over_two_nodes == alone
+
+
+def test_a_lost_pod_ends_and_remakes_its_group(objects: Objects, served: dict[str, Any]) -> None:
+    before = {pod["metadata"]["uid"] for pod in objects.pods("answers", "ArcticInference")}
+    victim = objects.pods("answers", "ArcticInference")[1]["metadata"]["name"]
+    objects.kubectl("delete", "pod", victim, "--grace-period=0", "--force")
+
+    def remade() -> bool:
+        pods = objects.pods("answers", "ArcticInference")
+        ready = objects.status("ainf", "answers").get("readyReplicas") == 1
+        return ready and len(pods) == 2 and not before & {pod["metadata"]["uid"] for pod in pods}
+
+    eventually("both pods of the group are new and ready", remade, 180)
+    with forwarded_service(objects) as address:
+        assert ask(address, "answers", PROMPTS[0])
+
+
+def test_a_lost_training_pod_costs_an_attempt_and_drained_pods_never_make_a_success(objects: Objects) -> None:
+    objects.apply(training_manifest("lost", dict.fromkeys(BUDGETS, "100k")))
+    step = eventually("a checkpoint", lambda: objects.status("atr", "lost").get("lastCheckpoint"), 180)["step"]
+    objects.kubectl("delete", "pod", objects.pods("lost")[1]["metadata"]["name"], "--grace-period=0", "--force")
+    resumed = eventually("attempt 2 has begun", lambda: running_attempt(objects, "lost", 2), 180)
+    assert resumed["step"] >= step, "the second attempt began anew"
+    objects.kubectl("delete", "pod", "--wait=false", *[pod["metadata"]["name"] for pod in objects.pods("lost")])
+    drained = eventually("attempt 3 has begun", lambda: running_attempt(objects, "lost", 3), 180)
+    assert drained["step"] >= resumed["step"]
+    done = objects.state("atr", "lost", "Succeeded", 240)
+    assert done["attempt"] == 3
+    assert done["tokens"] >= 300_000
+    folder = host_folder(objects, done["export"]["uri"])
+    assert folder.parent.name == f"lost-{uid5(objects.get('atr', 'lost')['metadata']['uid'])}"
+
+
+def running_attempt(objects: Objects, name: str, attempt: int) -> dict[str, Any] | None:
+    """The status once that attempt runs; a success on the way fails the test."""
+    status = objects.status("atr", name)
+    assert status["state"] != "Succeeded", status
+    return status if status.get("attempt", 0) >= attempt and status["state"] == "Running" else None
+
+
+def test_a_name_used_again_starts_clean_and_children_go_without_the_operator(objects: Objects) -> None:
+    first = objects.get("atr", "lost")["metadata"]["uid"]
+    objects.kubectl("delete", "atr", "lost", "--wait=false")
+    objects.apply(training_manifest("lost", dict.fromkeys(BUDGETS, "400k")))
+    status = eventually("the new one runs", lambda: running_attempt(objects, "lost", 1), 180)
+    again = objects.get("atr", "lost")["metadata"]["uid"]
+    assert again != first
+    assert status["attempt"] == 1
+    assert status["step"] < 75, "it went on from the old one's checkpoint"
+    assert {pod["metadata"]["labels"]["arctic.dev/uid"] for pod in live(objects.pods("lost"))} == {again}
+    scale_operator(objects.cluster, 0)
+    try:
+        objects.kubectl("delete", "atr", "lost", "--timeout=20s")
+        kinds = "jobs,pods,services,secrets,networkpolicies"
+        eventually("all children are gone", lambda: not objects.labelled(kinds, f"arctic.dev/uid={again}"), 120)
+    finally:
+        scale_operator(objects.cluster, 1)
+
+
+def live(pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pods that are not on their way out."""
+    return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+
+def scale_operator(cluster: Cluster, replicas: int) -> None:
+    """Take the operator down, or bring it back."""
+    cluster.kubectl("scale", "-n", OPERATOR_NAMESPACE, "deployment/arctic-operator", f"--replicas={replicas}")
+    selector = ("-l", "app.kubernetes.io/name=arctic-operator")
+    pods = ("get", "pods", "-n", OPERATOR_NAMESPACE, *selector, "-o", "json")
+    eventually("the operator's pods", lambda: len(json.loads(cluster.kubectl(*pods))["items"]) == replicas)
+
+
+def forwarded_service(objects: Objects) -> Any:
+    """The address at which this machine reaches the endpoint."""
+    return forwarded(objects.cluster, "answers", 8000, objects.namespace)
+
+
+@contextlib.contextmanager
+def one_process(served: dict[str, Any], folder: Path, scratch: Path) -> Iterator[str]:
+    """The same weights and options served by one local process; yields its address."""
+    manifest = copy.deepcopy(served)
+    manifest["spec"]["model"] = {"uri": f"file://{folder}", "servedName": manifest["metadata"]["name"]}
+    manifest["spec"]["parallelism"] = {"tensor": 1, "pipeline": 1}
+    manifest["spec"]["service"] = {"port": 18000}
+    [group] = inference_groups(manifest, scratch, scratch)
+    world = {WORLD_VARIABLE: group.model_dump_json(by_alias=True), NODE_RANK_VARIABLE: "0"}
+    process = subprocess.Popen([sys.executable, "-m", "arctic_workers.inference"], env={**os.environ, **world})
+    address = f"http://127.0.0.1:{group.ports.http}"
+
+    def ready() -> bool:
+        assert process.poll() is None, "the local process has ended"
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/v1/models", timeout=2) as answer:
+            return bool(answer.status == 200)
+        return False
+
+    try:
+        eventually("the local process answers", ready, 120)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)

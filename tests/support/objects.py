@@ -1,0 +1,67 @@
+"""What the cluster tests say of custom resources and their pods, in a namespace of the real local cluster."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from arctic_cluster import Cluster
+
+T = TypeVar("T")
+
+
+def eventually(what: str, look: Callable[[], T | None], limit: float = 120) -> T:
+    """Return the first truthy answer of `look`; fail with its last answer after `limit` seconds."""
+    end = time.monotonic() + limit
+    while not (found := look()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {limit:.0f} s: {what}; seen last: {found!r}")
+        time.sleep(0.5)
+    return found
+
+
+@dataclass(frozen=True)
+class Objects:
+    """One namespace."""
+
+    cluster: Cluster
+    namespace: str
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run kubectl in the namespace."""
+        return self.cluster.kubectl("-n", self.namespace, *arguments, stdin=stdin)
+
+    def apply(self, manifest: dict[str, Any]) -> None:
+        """Apply a manifest as a user does."""
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        """Return one object."""
+        found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "-o", "json"))
+        return found
+
+    def labelled(self, kinds: str, selector: str) -> list[dict[str, Any]]:
+        """Return the objects with a label."""
+        found: list[dict[str, Any]] = json.loads(self.kubectl("get", kinds, "-l", selector, "-o", "json"))["items"]
+        return found
+
+    def status(self, kind: str, name: str) -> dict[str, Any]:
+        """Return an object's status; empty before the first visit."""
+        status: dict[str, Any] = self.get(kind, name).get("status", {})
+        return status
+
+    def pods(self, name: str, kind: str = "ArcticTraining") -> list[dict[str, Any]]:
+        """Return the worker pods of a custom resource."""
+        return self.labelled("pods", f"arctic.dev/name={name},arctic.dev/kind={kind},arctic.dev/role!=gateway")
+
+    def state(self, kind: str, name: str, state: str, limit: float = 240) -> dict[str, Any]:
+        """Return the status once its state is `state`; a training that fails meanwhile ends the wait."""
+
+        def look() -> dict[str, Any] | None:
+            status = self.status(kind, name)
+            if status.get("state") == "Failed" != state:
+                raise AssertionError(f"{kind} {name} failed: {json.dumps(status.get('conditions'))}")
+            return status if status.get("state") == state else None
+
+        return eventually(f"{kind} {name} {state}", look, limit)
