@@ -1,0 +1,39 @@
+"""The files that are derived from the types."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from arctic_api.crd import KINDS, Kind, crd
+from arctic_cli.generated import REPOSITORY, crd_template, files, write
+
+KIND_LIST = list(KINDS.values())
+
+
+@pytest.mark.parametrize("path", files(), ids=str)
+def test_what_is_committed_is_what_the_types_say(path: Path) -> None:
+    committed = REPOSITORY / path
+    assert committed.exists(), "run `python -m arctic_cli.generated`"
+    assert committed.read_text() == files()[path], "run `python -m arctic_cli.generated`"
+
+
+def test_nothing_else_stands_beside_the_generated_files() -> None:
+    folders = {(REPOSITORY / path).parent for path in files()}
+    found = {file.relative_to(REPOSITORY) for folder in folders for file in folder.iterdir()}
+    assert found == set(files())
+
+
+@pytest.mark.parametrize("kind", KIND_LIST, ids=[kind.name for kind in KIND_LIST])
+def test_a_crd_template_is_the_crd_behind_a_switch(kind: Kind) -> None:
+    comment, switch, *body, end = crd_template(kind).splitlines()
+    assert comment.startswith("#")
+    assert (switch, end) == ("{{- if .Values.crds.enabled }}", "{{- end }}")
+    read = YAML(typ="safe").load("\n".join(body))
+    assert read == crd(kind)
+    assert read["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_writing_makes_every_file(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert {file.relative_to(tmp_path) for file in tmp_path.rglob("*.*") if file.is_file()} == set(files())

@@ -1,0 +1,152 @@
+"""Manifests as files; tests/cluster/test_verdicts.py compares with kubectl itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_cases import INFERENCE, TRAINING, apply_changes
+from click.testing import CliRunner
+
+from arctic_cli.manifest import ManifestError, load, load_one
+from arctic_cli.validate import validate
+
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "manifest.yaml"
+    file.write_text(text)
+    return file
+
+
+def spec_of(tmp_path: Path, scalar: str) -> Any:
+    return load(written(tmp_path, f"kind: Any\nspec: {scalar}\n"))[0].content["spec"]
+
+
+@pytest.mark.parametrize(
+    ("scalar", "value"),
+    [
+        ("3e-4", 0.0003),
+        ("1e12", 10**12),
+        ("2.0", 2),
+        ("1e21", 1e21),
+        ("40000000000000005.", 40000000000000010),
+        ("9223372036854775808", 9223372036854775808.0),
+        ("0777", 511),
+        ("0o17", 15),
+        ("08", 8),
+        ("1_000", 1000),
+        ("on", True),
+        ("No", False),
+        ("~", None),
+        ("", None),
+        ("'on'", "on"),
+        ("!!str 5", "5"),
+        ("2001-01-01", "2001-01-01"),
+        ("1:20", "1:20"),
+        ("1e400", "1e400"),
+        ("_1", "_1"),
+        ("1.5M", "1.5M"),
+    ],
+)
+def test_a_plain_scalar_means_what_it_means_to_kubectl(tmp_path: Path, scalar: str, value: Any) -> None:
+    read = spec_of(tmp_path, scalar)
+    assert (type(read), read) == (type(value), value)
+
+
+def test_a_file_may_hold_several_documents(tmp_path: Path) -> None:
+    file = written(tmp_path, f"---\n{json.dumps(TRAINING)}\n---\n---\n# nothing\n---\n{json.dumps(INFERENCE)}\n")
+    assert [document.content["kind"] for document in load(file)] == ["ArcticTraining", "ArcticInference"]
+    assert load_one(file, "ArcticInference") == INFERENCE
+
+
+def test_anchors_and_merges_are_followed(tmp_path: Path) -> None:
+    text = "kind: Any\nfirst: &a {b: 1, c: 2}\nsecond: {<<: *a, c: 3}\nthird: {<<: [*a, {b: 9, d: 0}]}\nfourth: *a\n"
+    content = load(written(tmp_path, text))[0].content
+    assert content["second"] == {"b": 1, "c": 3}
+    assert content["third"] == {"b": 1, "c": 2, "d": 0}
+    assert content["fourth"] == content["first"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind: Any\nspec:\n  a: 1\n  b: 2\n  a: 3\n", "manifest.yaml:5: the field 'a' is there twice"),
+        ("kind: Any\nspec: [1\n", "manifest.yaml:3: not YAML"),
+        ("kind: Any\nspec: .inf\n", "manifest.yaml:2: .inf has no place in JSON"),
+        ("kind: Any\nspec: !thing 1\n", "manifest.yaml:2: '1' can't be read with the tag"),
+        ("kind: Any\nspec: !!int x\n", "manifest.yaml:2: 'x' can't be read with the tag"),
+        ("kind: Any\nspec: &a [*a]\n", "an alias stands within its own anchor"),
+        ("kind: Any\n? [a]\n: b\n", "manifest.yaml:2: a field's name must be text"),
+        ("kind: Any\n~: b\n", "manifest.yaml:2: a field's name must be text"),
+        ("kind: Any\nspec: {<<: 1}\n", "`<<` merges objects"),
+        ("- 1\n", "manifest.yaml:1: not a manifest"),
+        ("kind: Any\nspec: *b\n", "manifest.yaml:2: not YAML"),
+    ],
+)
+def test_what_can_not_be_read_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ManifestError) as error:
+        load(written(tmp_path, text))
+    assert message in error.value.message
+    assert error.value.exit_code == 64
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "manifest.yaml"
+    file.write_bytes(b"kind: \xff\xfe\n")
+    with pytest.raises(ManifestError, match="not YAML"):
+        load(file)
+
+
+def test_exactly_one_manifest_of_a_kind_is_wanted(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="has 0 manifests of the kind ArcticInference: write exactly one"):
+        load_one(written(tmp_path, json.dumps(TRAINING)), "ArcticInference")
+
+
+def test_a_wrong_manifest_is_refused_with_every_problem_at_its_line(tmp_path: Path) -> None:
+    text = f"""\
+apiVersion: {TRAINING["apiVersion"]}
+kind: ArcticInference
+metadata: {{name: tiny}}
+spec:
+  model: {{training: tiny}}
+  parallelism:
+    tensor: two
+    pipelines: 2
+"""
+    with pytest.raises(ManifestError) as error:
+        load_one(written(tmp_path, text), "ArcticInference")
+    first, second = error.value.message.splitlines()
+    assert first.endswith("manifest.yaml:7: spec.parallelism.tensor: write a whole number")
+    assert second.endswith("manifest.yaml:8: spec.parallelism.pipelines: unknown field; did you mean pipeline?")
+
+
+def test_a_missing_field_is_reported_at_the_object_that_lacks_it(tmp_path: Path) -> None:
+    (document,) = load(written(tmp_path, "apiVersion: a\nkind: Any\nspec:\n  stages:\n  - name: a\n"))
+    assert document.line_of("spec.stages[0].tokens") == 5
+    assert document.line_of("spec.model.preset") == 3
+    assert document.line_of("metadata.name") == 1
+
+
+def test_nulls_do_not_reach_those_who_run_it(tmp_path: Path) -> None:
+    file = written(tmp_path, json.dumps(apply_changes(TRAINING, {"spec.parallelism.zeroStage": None})))
+    assert "zeroStage" not in load_one(file, "ArcticTraining")["spec"]["parallelism"]
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=[file.name for file in EXAMPLES])
+def test_examples_are_right(file: Path) -> None:
+    result = CliRunner().invoke(validate, ["-f", str(file)])
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_validate_prints_every_problem_of_every_file_and_exits_64(tmp_path: Path) -> None:
+    bad = written(tmp_path, json.dumps(apply_changes(TRAINING, {"spec.seed": -1, "spec.bach": 1})))
+    unreadable = tmp_path / "other.yaml"
+    unreadable.write_text("[")
+    result = CliRunner().invoke(validate, ["-f", str(bad), "-f", str(unreadable), "-f", str(EXAMPLES[0])])
+    assert result.exit_code == 64
+    assert "spec.seed: must be greater than or equal to 0" in result.stderr
+    assert "spec.bach: unknown field; did you mean batch?" in result.stderr
+    assert "other.yaml:1: not YAML" in result.stderr
+    assert result.stdout == f"{EXAMPLES[0]}: ok (1 manifest)\n"
