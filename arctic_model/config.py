@@ -112,8 +112,11 @@ class ArcticConfig(BaseModel):
                 f"num_experts_per_tok ({self.num_experts_per_tok}) is more than num_local_experts "
                 f"({self.num_local_experts}); a token cannot have more experts than there are"
             )
-        if self.expert_layers and not self.parallel_attn_mlp_res:
-            raise ValueError("parallel_attn_mlp_res is false: experts behind attention are not an Arctic; write true")
+        if self.expert_layers and not (self.parallel_attn_mlp_res and self.use_residual):
+            raise ValueError(
+                "parallel_attn_mlp_res or use_residual is false: experts without the residual MLP beside them are not "
+                "an Arctic; write true for both"
+            )
         self.rope  # noqa: B018  parsing it is the check
         return self
 
@@ -160,6 +163,7 @@ class ArcticConfig(BaseModel):
 
         `source` is what an error calls the place that `data` came from. Raises ValueError with one sentence a fault.
         """
+        data = _with_rope_parameters(data)
         kind = data.get("model_type", "arctic")
         if kind == "llama":
             return _validated(_llama(data, source), source)
@@ -213,6 +217,14 @@ def _sentences(error: ValidationError) -> str:
     return "; ".join(sentence(fault) for fault in error.errors())
 
 
+def _with_rope_parameters(data: dict[str, Any]) -> dict[str, Any]:
+    """Newer files of Hugging Face keep `rope_theta` and `rope_scaling` in one object; both forms are read."""
+    rope = data.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope:
+        return data
+    return {"rope_theta": rope["rope_theta"], "rope_scaling": rope, **data}
+
+
 def _llama(data: dict[str, Any], source: str) -> dict[str, Any]:
     """A Llama's configuration as that of an Arctic whose layers are all dense: a layer without experts is Llama's."""
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
@@ -243,6 +255,7 @@ PRESETS: dict[str, ArcticConfig] = {
         num_key_value_heads=2,
         num_local_experts=8,
         max_position_embeddings=1024,
+        initializer_range=0.05,  # measured: a small model learns faster from here than from 0.02
         bos_token_id=None,
         eos_token_id=None,
     ),

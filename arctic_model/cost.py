@@ -89,7 +89,7 @@ def step_bytes(
     kv_bytes_per_element: int = 2,
     experts_touched: float | None = None,
 ) -> float:
-    """Bytes that a decoding step must read: over the memory's bandwidth, its least time (roofline, Williams et al. 2009).
+    """Bytes that a decoding step must read; over the bandwidth, its least time (roofline, Williams et al. 2009).
 
     All dense weights and routers once, the experts touched once a layer, and the cache of all sequences
     (`context_tokens` in sum). `experts_touched` is the mean a layer, as measured; by default what even routing gives.

@@ -134,7 +134,7 @@ class MoE(nn.Module):
     def combine(self, computed: _Computed) -> tuple[Tensor, Tensor]:
         """Sum each token's choices in the order of choice, so that the sum does not depend on other tokens."""
         dispatched, routing = computed.dispatched, computed.dispatched.routing
-        y_SKD = computed.y_RD[dispatched.order_R.argsort()].view(*routing.experts_SK.shape, -1)
+        y_SKD = computed.y_RD[dispatched.order_R.argsort()].view(*routing.experts_SK.shape, dispatched.shape[-1])
         y_SD = (y_SKD * routing.weights_SK[..., None]).sum(1)
         return y_SD.view(dispatched.shape), load_balancing_loss(routing.probabilities_SE, routing.experts_SK)
 

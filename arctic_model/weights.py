@@ -183,23 +183,23 @@ class TensorEntry(NamedTuple):
 def save_model(model: ArcticModel, folder: Path, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
     """Write `config.json` and the weights of a whole model to a new folder, which appears whole or not at all.
 
-    Raises FileExistsError where the folder exists, ValueError where the weights are in FP8.
+    Raises FileExistsError where the folder exists, ValueError where the weights are in FP8 or not the whole model's.
     """
     parameters = dict(model.named_parameters())
-    dtypes = {parameter.dtype for parameter in parameters.values()}
-    if fp8.DTYPE in dtypes:
+    if any(parameter.dtype == fp8.DTYPE for parameter in parameters.values()):
         raise ValueError("weights in FP8 are made while loading and are not saved: save the model that was quantised")
 
     def fetch(name: str) -> Tensor:
-        parameter, expert = module_name(name)
-        return parameters[parameter] if expert is None else parameters[parameter][expert]
+        place, expert = module_name(name)
+        parameter = parameters.get(place)
+        if parameter is None or (expert is not None and expert >= len(parameter)):
+            raise ValueError(f"there is no {name} here: this is not a whole model; gather it and use write_weights")
+        return parameter if expert is None else parameter[expert]
 
-    entries = [
-        TensorEntry(name, shape, parameters[module_name(name)[0]].dtype)
-        for name, shape in tensor_shapes(model.config).items()
-    ]
+    entries = [TensorEntry(name, shape, fetch(name).dtype) for name, shape in tensor_shapes(model.config).items()]
+    dtype = str(fetch("lm_head.weight").dtype).removeprefix("torch.")
     with atomic_folder(folder) as temporary:
-        write_config(temporary, model.config.replace(torch_dtype=str(dtypes.pop()).removeprefix("torch.")))
+        write_config(temporary, model.config.replace(torch_dtype=dtype))
         write_weights(temporary, entries, fetch, max_shard_bytes=max_shard_bytes)
 
 

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from arctic_model.moe import MoE, Router, load_balancing_loss
+
+
+@pytest.fixture
+def moe(config) -> MoE:
+    torch.manual_seed(0)
+    moe = MoE(config)
+    for parameter in moe.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return moe
+
+
+def token_by_token(moe, x_SD, chosen):
+    rows = []
+    for x in x_SD:
+        p = torch.softmax(moe.router.gate(x).float(), -1)
+        best = p.argsort(descending=True)[:chosen]
+        y = torch.zeros_like(x)
+        for expert in best:
+            w1, w2, w3 = (weight[expert] for weight in (moe.experts.w1, moe.experts.w2, moe.experts.w3))
+            y = y + p[expert] / p[best].sum() * (w2 @ (functional.silu(w1 @ x) * (w3 @ x)))
+        rows.append(y)
+    return torch.stack(rows)
+
+
+def test_experts_give_what_each_token_by_itself_gives(moe, config):
+    x = torch.randn(2, 7, config.hidden_size)
+    y, _ = moe(x)
+    torch.testing.assert_close(y.flatten(0, 1), token_by_token(moe, x.flatten(0, 1), config.num_experts_per_tok))
+
+
+def test_gradients_are_those_of_each_token_by_itself(moe, config):
+    x = torch.randn(1, 9, config.hidden_size)
+    together, alone = moe(x)[0][0], token_by_token(moe, x[0], config.num_experts_per_tok)
+    ours, expected = (torch.autograd.grad(y.square().sum(), list(moe.parameters())) for y in (together, alone))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_no_tokens_are_no_trouble(moe, config):
+    y, _ = moe(torch.empty(1, 0, config.hidden_size))
+    assert y.shape == (1, 0, config.hidden_size)
+
+
+def test_weights_are_renormalised_in_fp32_and_cast_back():
+    router = Router(8, 5, 3).to(torch.bfloat16)
+    routing = router(torch.randn(20, 8, dtype=torch.bfloat16))
+    assert routing.weights_SK.dtype == torch.bfloat16
+    assert routing.probabilities_SE.dtype == torch.float32
+    chosen = routing.probabilities_SE.gather(1, routing.experts_SK)
+    assert torch.equal(routing.weights_SK, (chosen / chosen.sum(1, keepdim=True)).to(torch.bfloat16))
+
+
+def test_balance_by_hand():
+    probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3]])
+    chosen = torch.tensor([[0, 1], [0, 2]])
+    # First choices: all 0. Second: one 1, one 2. Means: 0.55, 0.2, 0.25.
+    expected = 3 * (1.0 * 0.55 + 0.5 * 0.2 + 0.5 * 0.25)
+    assert load_balancing_loss(probabilities, chosen) == pytest.approx(expected)
+
+
+@given(st.integers(1, 8), st.integers(1, 30), st.integers(0, 5))
+def test_even_probabilities_give_the_number_of_choices(experts, tokens, seed):
+    chosen_each = min(2, experts)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(tokens, experts, generator=generator).argsort(-1)[:, :chosen_each]
+    even = torch.full((tokens, experts), 1 / experts)
+    assert load_balancing_loss(even, chosen) == pytest.approx(chosen_each, rel=1e-5)
