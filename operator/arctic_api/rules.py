@@ -437,6 +437,7 @@ NOT_YET_SUPPORTED = (
     _only_files(InferenceModel, optional=True),
     _unset(InferenceModel, "credentials"),
     _only(Engine, "name", "native"),
+    _unset(Engine, "options"),
     _only(Quantization, "kvCache", "bf16", "fp32"),
     _only(InferenceParallelism, "tensor", 1),
     _unset(Attention, "window"),

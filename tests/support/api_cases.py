@@ -358,6 +358,7 @@ CASES = [
     _inference(InferenceModel, ".uri", NO, {"spec.model": {"uri": "hf://a/b"}}, {"spec.model": {"uri": "file:///b"}}),
     _inference(InferenceModel, ".credentials", NO, {"spec.model.credentials": SECRET}),
     _inference(Engine, ".name", NO, {"spec.engine.name": "vllm"}),
+    _inference(Engine, ".options", NO, {"spec.engine.options": {"dtype": "auto"}}, {"spec.engine.image": "x"}),
     _inference(Engine, ".name", NO, {"spec.engine.name": "tensorrt-llm"}, {"spec.engine.name": "native"}),
     _inference(
         Quantization,

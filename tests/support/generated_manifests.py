@@ -238,7 +238,7 @@ def right_inferences(draw: st.DrawFn) -> Manifest:
     spec = {"model": draw(model)} | draw(
         optional(
             **pod_fields,
-            engine=optional(name=st.just("native"), image=st.just("x"), options=st.just({"any": {"thing": 1}})),
+            engine=optional(name=st.just("native"), image=st.just("x")),
             quantization=optional(
                 weights=st.sampled_from(["fp8", "bf16", "fp32"]), kvCache=st.sampled_from(["bf16", "fp32"])
             ),
