@@ -1,6 +1,6 @@
 """What every engine offers to the HTTP server: token ids in, token ids out. No engine, no torch and no text here."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,7 +17,7 @@ class Sampling:
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0
-    """Share of the probability that the candidates cover, 0 < top_p <= 1; the candidate that crosses it belongs to them."""
+    """Share of the probability that candidates cover, 0 < top_p <= 1; the one that crosses it is among them."""
     top_k: int = 0
     """Most candidates; 0 is no limit."""
     seed: int = 0
@@ -59,6 +59,10 @@ class Stats:
     """0 to 1."""
 
 
+class Refused(ValueError):  # noqa: N818 - a refusal of input, not a fault of ours
+    """The manifest or the model folder can't be served, now or later; the message says why and what to write."""
+
+
 class EngineError(RuntimeError):
     """The engine failed and answers nothing any more; the process has to end."""
 
@@ -76,7 +80,7 @@ class Engine(Protocol):
         """Most tokens of a request, prompt and answer together."""
         ...
 
-    def generate(self, request: Request) -> AsyncIterator[Output]:
+    def generate(self, request: Request) -> AsyncGenerator[Output, None]:
         """Yield the tokens of one request; closing the iterator cancels it. Raises EngineError."""
         ...
 
@@ -85,7 +89,7 @@ class Engine(Protocol):
         ...
 
     async def start(self) -> None:
-        """Load, and return when ready. Raises EngineError."""
+        """Load, and return when ready. Raises EngineError or Refused."""
         ...
 
     async def drain(self) -> None:

@@ -85,7 +85,7 @@ class Scheduler:
 
     def _decode(self) -> tuple[list[Chunk], bool]:
         """One token for every sequence that lacks only that; and whether others had to make room for it."""
-        chunks = []
+        chunks: list[Chunk] = []
         preempted = False
         index = 0
         while index < len(self._running):

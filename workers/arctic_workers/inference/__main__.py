@@ -1,0 +1,14 @@
+"""`python -m arctic_workers.inference`: one pod of an inference group, told by ARCTIC_WORLD and ARCTIC_NODE_RANK."""
+
+import logging
+import os
+import sys
+
+from arctic_workers.inference.worker import run
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    code = run(os.environ)
+    logging.shutdown()
+    # Not by way of the interpreter's end: that joins threads which may wait for a rank that is gone.
+    os._exit(code)

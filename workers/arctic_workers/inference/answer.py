@@ -1,0 +1,79 @@
+"""One request from prompt to text, whichever engine computes it: stop strings, held-back text, times."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from arctic_workers.inference.engine import Engine, EngineError, FinishReason, Output, Request
+from arctic_workers.inference.metrics import Metrics
+from arctic_workers.inference.text import Detokenizer, StopStrings, Text
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text of an answer, and the tokens that came since the piece before (the stop token is not among them)."""
+
+    text: str
+    outputs: tuple[Output, ...]
+    generated: int
+    """Tokens generated so far, a stop token among them: what usage counts."""
+    finish_reason: FinishReason | None
+
+
+class Answers:
+    """Makes answers with an engine."""
+
+    def __init__(self, engine: Engine, text: Text, metrics: Metrics) -> None:
+        self._engine = engine
+        self._text = text
+        self._metrics = metrics
+
+    async def generate(self, request: Request, stops: Sequence[str]) -> AsyncGenerator[Piece, None]:
+        """Yield the answer in pieces, the last with its reason; closing the iterator cancels. Raises EngineError."""
+        timer = self._metrics.request(len(request.prompt))
+        writer = _Writer(self._text, request, stops)
+        outcome = "cancelled"
+        try:
+            async with aclosing(self._engine.generate(request)) as outputs:
+                async for output in outputs:
+                    timer.token()
+                    if (piece := writer.push(output)) is not None:
+                        outcome = piece.finish_reason or outcome
+                        yield piece
+                        if piece.finish_reason is not None:
+                            return
+        except EngineError:
+            outcome = "failed"
+            raise
+        finally:
+            timer.end(outcome)
+
+
+class _Writer:
+    """Turns one request's tokens into pieces."""
+
+    def __init__(self, text: Text, request: Request, stops: Sequence[str]) -> None:
+        self._detokenizer = Detokenizer(text, request.prompt)
+        self._stops = StopStrings(stops)
+        self._pending: list[Output] = []
+        self._generated = 0
+
+    def push(self, output: Output) -> Piece | None:
+        """Take a token; return the piece that is now sure, if there is one."""
+        self._generated += 1
+        reason = output.finish_reason
+        new = ""
+        if reason != "stop":
+            self._pending.append(output)
+            new = self._detokenizer.push(output.token)
+        if reason is not None:
+            new += self._detokenizer.finish()
+        shown = self._stops.push(new)
+        if self._stops.found:
+            reason = "stop"
+        elif reason is not None:
+            shown += self._stops.finish()
+        if not shown and reason is None:
+            return None
+        pending, self._pending = tuple(self._pending), []
+        return Piece(shown, pending, self._generated, reason)

@@ -1,0 +1,159 @@
+"""The leader: pipeline rank 0, which serves the HTTP API over an engine and ends the group in order."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+
+from arctic_api.common import parse_duration
+from arctic_api.world import InferenceGroup
+from arctic_rpc.control_pb2 import DONE, DRAINING, RUNNING, InferenceState
+from arctic_workers.control.commands import Commands, NotNow
+from arctic_workers.control.loop import in_thread
+from arctic_workers.inference.engine import Engine
+from arctic_workers.inference.metrics import Metrics
+from arctic_workers.inference.pod import Pod
+from arctic_workers.inference.server import Api, Gate
+from arctic_workers.inference.text import Text
+
+log = logging.getLogger(__name__)
+
+QUEUE_FACTOR = 4
+"""So many times `maxSequences` requests may wait."""
+LINGER = 2.0
+"""Seconds that a leader goes on serving at least once it drains: those who send to it need time to hear of it."""
+LAST_ANSWERS = 5.0
+"""Seconds for the last bytes of answers to leave."""
+_POLL = 0.1
+
+
+class Leader(Commands):
+    """Serves from `run` until it is told to stop. `vocabulary` is the number of tokens that the model knows."""
+
+    def __init__(self, pod: Pod, engine: Engine, text: Text, vocabulary: int) -> None:
+        self._pod = pod
+        self._engine = engine
+        self._gate = Gate()
+        spec = pod.group.spec
+        self._metrics = Metrics(pod.registry, engine.stats)
+        api = Api(
+            engine,
+            text,
+            self._metrics,
+            self._gate,
+            model=spec.model.served_name or pod.group.name,
+            vocabulary=vocabulary,
+            most_waiting=QUEUE_FACTOR * spec.batching.max_sequences,
+        )
+        self._server = _Server(
+            uvicorn.Config(
+                api.app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=int(LAST_ANSWERS),
+            )
+        )
+        self._drain_timeout = parse_duration(spec.rollout.drain_timeout)
+        self._drain_begun = 0.0
+        pod.ready = lambda: engine.ready
+
+    def drain(self, timeout: float) -> None:  # noqa: ARG002
+        """See `Commands`."""
+        if not self._engine.ready:
+            raise NotNow("The group is still loading, so there is nothing to drain.")
+        self._loop.call_soon_threadsafe(self._begin_draining)
+
+    def stop(self, timeout: float) -> None:  # noqa: ARG002
+        """See `Commands`."""
+        self._pod.stop.request()
+
+    async def run(self) -> None:
+        """Load, serve, and return when the group has ended in order. Raises Refused, EngineError, OSError."""
+        self._loop = asyncio.get_running_loop()
+        stopping = asyncio.create_task(in_thread("stopping", self._pod.stop.requested.wait))
+        starting = asyncio.create_task(self._engine.start())
+        await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            log.info("Stopped while loading")
+            return
+        starting.result()
+        with _listening(self._pod.group) as listener:
+            serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+            telling = asyncio.create_task(self._tell())
+            log.info("Ready on port %d", listener.getsockname()[1])
+            await asyncio.wait((stopping, serving), return_when=asyncio.FIRST_COMPLETED)
+            self._begin_draining()
+            await self._drained()
+            telling.cancel()
+            self._server.should_exit = True
+            await serving
+        await self._engine.stop()
+        self._pod.publish(DONE, self._state())
+
+    def _begin_draining(self) -> None:
+        if self._gate.draining:
+            return
+        log.info("Draining")
+        self._drain_begun = time.monotonic()
+        clients = (getattr(connection, "client", None) for connection in self._server.server_state.connections)
+        self._gate.drain(frozenset(tuple(client) for client in clients if client is not None))
+        self._pod.publish(DRAINING, self._state())
+
+    async def _drained(self) -> None:
+        """Wait until no request is left, but not longer than the manifest or a second signal allows."""
+        deadline = time.monotonic() + self._drain_timeout
+        while time.monotonic() < deadline and not self._pod.stop.now.is_set():
+            if time.monotonic() > self._drain_begun + LINGER:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._engine.drain(), _POLL)
+                    return
+            await asyncio.sleep(_POLL)
+        log.warning("Requests are left that did not end in time; they are cancelled")
+
+    async def _tell(self) -> None:
+        while True:
+            self._pod.publish(DRAINING if self._gate.draining else RUNNING, self._state())
+            await asyncio.sleep(1)
+
+    def _state(self) -> InferenceState:
+        stats = self._engine.stats()
+        return InferenceState(
+            ready=self._engine.ready,
+            draining=self._gate.draining,
+            running=stats.running,
+            waiting=stats.waiting,
+            kv_cache_utilization=stats.kv_cache_utilization,
+            tokens_per_second=self._metrics.recent_tokens.rate(),
+            requests_per_second=self._metrics.recent_requests.rate(),
+            ttft_p99_seconds=self._metrics.ttft_p99(),
+        )
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take none."""
+        yield
+
+
+def _listening(group: InferenceGroup) -> socket.socket:
+    """The socket of the HTTP API: on loopback only where the world has no TLS, as its control is. OSError if taken."""
+    port = group.ports.http
+    try:
+        if group.tls_folder is None:
+            return socket.create_server(("127.0.0.1", port))
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise OSError(error.errno, f"Port {port} for HTTP can't be listened on: {error}") from None

@@ -1,0 +1,124 @@
+"""What a leader measures: Prometheus metrics, and the rates of the last moments for the operator."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from arctic_workers.inference.engine import Stats
+
+_TTFT = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+_PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+_E2E = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600)
+RATE_WINDOW = 10.0
+"""Seconds over which rates are taken."""
+TTFT_WINDOW = 60.0
+"""Seconds over which the TTFT's percentile is taken."""
+
+
+class Recent:
+    """Values of the last so many seconds."""
+
+    def __init__(self, window: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.window = window
+        self._clock = clock
+        self._entries: deque[tuple[float, float]] = deque()
+
+    def add(self, value: float) -> None:
+        """Take a value of now."""
+        self._entries.append((self._clock(), value))
+        self.values()
+
+    def values(self) -> list[float]:
+        """Return those that are young enough, and forget the others."""
+        oldest = self._clock() - self.window
+        while self._entries and self._entries[0][0] < oldest:
+            self._entries.popleft()
+        return [value for _, value in self._entries]
+
+    def rate(self) -> float:
+        """Return their sum a second."""
+        return sum(self.values()) / self.window
+
+
+class Metrics:
+    """Metrics of one leader; `stats` tells what the engine is doing now."""
+
+    def __init__(self, registry: CollectorRegistry, stats: Callable[[], Stats]) -> None:
+        def gauge(name: str, text: str, value: Callable[[Stats], float]) -> None:
+            Gauge(f"arctic_inference_{name}", text, registry=registry).set_function(lambda: value(stats()))
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"arctic_inference_{name}", text, registry=registry, buckets=buckets)
+
+        gauge("requests_waiting", "Requests that wait for room.", lambda now: now.waiting)
+        gauge("requests_running", "Requests that are being computed.", lambda now: now.running)
+        gauge("kv_cache_utilization", "Share of the cache's blocks in use.", lambda now: now.kv_cache_utilization)
+        self._ttft = histogram("time_to_first_token_seconds", "From a request's arrival to its first token.", _TTFT)
+        self._per_token = histogram("time_per_output_token_seconds", "Between two tokens of a request.", _PER_TOKEN)
+        self._e2e = histogram("e2e_latency_seconds", "From a request's arrival to its last token.", _E2E)
+        self._requests = Counter(
+            "arctic_inference_requests", "Requests that ended, by how.", ["outcome"], registry=registry
+        )
+        for outcome in ("stop", "length", "cancelled", "failed"):
+            self._requests.labels(outcome)
+        self._prompt = Counter("arctic_inference_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self._generated = Counter("arctic_inference_generated_tokens", "Tokens generated.", registry=registry)
+        self.recent_tokens = Recent(RATE_WINDOW)
+        self.recent_requests = Recent(RATE_WINDOW)
+        self._recent_ttft = Recent(TTFT_WINDOW)
+
+    def ttft_p99(self) -> float:
+        """Return the 99th percentile of the last minute's times to the first token, in seconds; 0 without any."""
+        values = sorted(self._recent_ttft.values())
+        return values[min(int(len(values) * 0.99), len(values) - 1)] if values else 0.0
+
+    def request(self, prompt_tokens: int) -> "RequestTimer":
+        """Begin to time a request."""
+        self._prompt.inc(prompt_tokens)
+        return RequestTimer(self)
+
+    def first_token(self, seconds: float) -> None:
+        """Take the time to a first token."""
+        self._ttft.observe(seconds)
+        self._recent_ttft.add(seconds)
+        self._count_token()
+
+    def next_token(self, seconds: float) -> None:
+        """Take the time between two tokens."""
+        self._per_token.observe(seconds)
+        self._count_token()
+
+    def _count_token(self) -> None:
+        self._generated.inc()
+        self.recent_tokens.add(1)
+
+    def end(self, outcome: str, seconds: float) -> None:
+        """Take the end of a request; only those that were answered whole count for latency and rate."""
+        self._requests.labels(outcome).inc()
+        if outcome in ("stop", "length"):
+            self._e2e.observe(seconds)
+            self.recent_requests.add(1)
+
+
+class RequestTimer:
+    """The times of one request, from now on."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._begin = time.monotonic()
+        self._latest: float | None = None
+
+    def token(self) -> None:
+        """A token has come."""
+        now = time.monotonic()
+        if self._latest is None:
+            self._metrics.first_token(now - self._begin)
+        else:
+            self._metrics.next_token(now - self._latest)
+        self._latest = now
+
+    def end(self, outcome: str) -> None:
+        """The request has ended."""
+        self._metrics.end(outcome, time.monotonic() - self._begin)

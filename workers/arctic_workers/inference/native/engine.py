@@ -1,0 +1,228 @@
+"""The native engine on rank 0: a thread that schedules, runs steps and hands out tokens.
+
+Everything that the thread touches belongs to it; other threads put messages into its inbox.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+
+from arctic_workers.inference.blocks import BlockManager
+from arctic_workers.inference.engine import EngineError, Output, Request, Stats
+from arctic_workers.inference.native.group import Rank
+from arctic_workers.inference.native.pipeline import Kind, Pipeline
+from arctic_workers.inference.native.plan import BLOCK_SIZE, Plan
+from arctic_workers.inference.native.rendezvous import Heartbeats
+from arctic_workers.inference.native.step import Draw, Drawn, Part
+from arctic_workers.inference.scheduler import Chunk, Scheduler
+from arctic_workers.inference.sequence import Sequence
+
+log = logging.getLogger(__name__)
+
+PING = 2.0
+"""Seconds without work after which rank 0 sends a pass of one token through the ranks, to see that all are there."""
+
+
+@dataclass
+class _Stream:
+    """Where the tokens of one request go; `None` in the queue means that the engine failed."""
+
+    sequence: Sequence
+    outputs: asyncio.Queue[Output | None] = field(default_factory=asyncio.Queue)
+
+
+@dataclass(frozen=True)
+class _Add:
+    stream: _Stream
+
+
+@dataclass(frozen=True)
+class _Cancel:
+    sequence: Sequence
+
+
+class _Stop:
+    pass
+
+
+class NativeEngine:
+    """An `Engine` over a pipeline; `bring_up` loads rank 0 and returns when all ranks have loaded."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        bring_up: Callable[[], Rank],
+        *,
+        beat: Callable[[], None],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        """`beat` is called whenever the thread goes round, `on_failure` once if it breaks after it was ready."""
+        self._plan = plan
+        self._bring_up = bring_up
+        self._beat = beat
+        self._on_failure = on_failure
+        self._max_length = plan.max_length
+        self._inbox: queue.SimpleQueue[_Add | _Cancel | _Stop] = queue.SimpleQueue()
+        self._streams: dict[Sequence, _Stream] = {}
+        self._stats = Stats()
+        self._open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._ready = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        """See `Engine`."""
+        return self._ready
+
+    @property
+    def max_length(self) -> int:
+        """See `Engine`; less than was asked for where the cache is smaller."""
+        return self._max_length
+
+    def stats(self) -> Stats:
+        """See `Engine`; requests that the thread has not seen yet count as waiting."""
+        stats = self._stats
+        return Stats(stats.running, max(self._open - stats.running, 0), stats.kv_cache_utilization)
+
+    async def start(self) -> None:
+        """See `Engine`."""
+        self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._thread.start()
+        await self._started
+
+    async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
+        """See `Engine`."""
+        if not self._ready:
+            raise EngineError("the engine is not ready")
+        stream = _Stream(Sequence(request))
+        self._open += 1
+        self._idle.clear()
+        self._inbox.put(_Add(stream))
+        finished = False
+        try:
+            while not finished:
+                output = await stream.outputs.get()
+                if output is None:
+                    raise EngineError("the engine failed; see its log")
+                finished = output.finish_reason is not None
+                yield output
+        finally:
+            if not finished:
+                self._inbox.put(_Cancel(stream.sequence))
+            self._open -= 1
+            if not self._open:
+                self._idle.set()
+
+    async def drain(self) -> None:
+        """See `Engine`."""
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        """See `Engine`."""
+        self._inbox.put(_Stop())
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        try:
+            heartbeats = self._load()
+        except Exception as error:
+            self._loop.call_soon_threadsafe(self._started.set_exception, error)
+            return
+        try:
+            self._ready = True
+            self._loop.call_soon_threadsafe(self._started.set_result, None)
+            while self._turn():
+                pass
+            self._ready = False
+            if heartbeats is not None:
+                heartbeats.stop()
+            self._pipeline.announce(Kind.STOP)
+        except Exception as error:
+            log.exception("The engine failed")
+            self._ready = False
+            self._loop.call_soon_threadsafe(_fail, list(self._streams.values()))
+            self._on_failure(error)
+
+    def _load(self) -> Heartbeats | None:
+        """Bring the group up, see a real pass go through all ranks, and tell them."""
+        rank = self._bring_up()
+        plan = self._plan
+        self._pipeline = Pipeline(rank.runner, plan.ranks)
+        self._blocks = BlockManager(rank.blocks, BLOCK_SIZE)
+        self._scheduler = Scheduler(self._blocks, token_budget=plan.token_budget, max_sequences=plan.max_sequences)
+        self._max_length = min(plan.max_length, self._blocks.capacity)
+        self._ping()
+        self._pipeline.announce(Kind.READY)
+        return rank.heartbeats
+
+    def _ping(self) -> None:
+        """A real pass of one token; block 0 is nobody's now, and who gets it later writes before reading."""
+        self._pipeline.submit([Part(0, (0,), (0,), Draw(0, 0.0, 1.0, 0, None))])
+        self._pipeline.collect()
+
+    def _turn(self) -> bool:
+        """Take messages, run a step; False when told to stop."""
+        self._beat()
+        if not self._take_messages():
+            return False
+        if chunks := self._scheduler.schedule():
+            self._pipeline.submit([_part(chunk) for chunk in chunks])
+            self._publish()
+            self._deliver(chunks, self._pipeline.collect())
+        else:
+            self._publish()
+        return True
+
+    def _take_messages(self) -> bool:
+        while True:
+            idle = not self._streams
+            try:
+                message = self._inbox.get(timeout=PING) if idle else self._inbox.get_nowait()
+            except queue.Empty:
+                if idle:
+                    self._ping()
+                return True
+            if isinstance(message, _Stop):
+                return False
+            if isinstance(message, _Add):
+                self._streams[message.stream.sequence] = message.stream
+                self._scheduler.add(message.stream.sequence)
+            elif self._streams.pop(message.sequence, None):
+                self._scheduler.cancel(message.sequence)
+
+    def _deliver(self, chunks: list[Chunk], drawn: list[Drawn]) -> None:
+        sampled = [chunk.sequence for chunk in chunks if chunk.samples]
+        outputs = []
+        for sequence, one in zip(sampled, drawn, strict=True):
+            reason = self._scheduler.update(sequence, one.token)
+            outputs.append((self._streams[sequence], Output(one.token, one.logprob, one.top, reason)))
+            if reason is not None:
+                del self._streams[sequence]
+        self._publish()
+        if outputs:
+            self._loop.call_soon_threadsafe(_hand_out, outputs)
+
+    def _publish(self) -> None:
+        self._stats = Stats(self._scheduler.running, self._scheduler.waiting, self._blocks.utilization)
+
+
+def _fail(streams: list[_Stream]) -> None:
+    for stream in streams:
+        stream.outputs.put_nowait(None)
+
+
+def _hand_out(outputs: list[tuple[_Stream, Output]]) -> None:
+    for stream, output in outputs:
+        stream.outputs.put_nowait(output)
+
+
+def _part(chunk: Chunk) -> Part:
+    sequence, end = chunk.sequence, chunk.start + chunk.length
+    draw = Draw.of(sequence.request.sampling) if chunk.samples else None
+    return Part(chunk.start, tuple(sequence.tokens[chunk.start : end]), tuple(sequence.blocks), draw)

@@ -1,0 +1,72 @@
+"""Bringing up one rank of a group: meeting the others, loading, agreeing on the cache's size."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from arctic_api.world import InferenceGroup
+from arctic_workers.inference.engine import Refused
+from arctic_workers.inference.native.cache import PagedCache
+from arctic_workers.inference.native.memory import affordable_blocks, available_cores, available_memory
+from arctic_workers.inference.native.pipeline import agree_on_least
+from arctic_workers.inference.native.plan import BLOCK_SIZE, Plan
+from arctic_workers.inference.native.rendezvous import Heartbeats, connect
+from arctic_workers.inference.native.runner import Runner, load_slice
+
+log = logging.getLogger(__name__)
+
+MEETING = timedelta(minutes=30)
+"""How long ranks wait for each other: pods of a group may be scheduled, and images pulled, at different times."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One rank that has loaded."""
+
+    runner: Runner
+    blocks: int
+    """Blocks of the cache, the same on all ranks."""
+    heartbeats: Heartbeats | None
+    """None where the rank is alone."""
+
+
+def bring_up(
+    plan: Plan, group: InferenceGroup, rank: int, *, on_loss: Callable[[str], None], on_stop: Callable[[], None]
+) -> Rank:
+    """Return when all ranks have loaded. Raises Refused, PeerLost, or RuntimeError if a rank did not come.
+
+    `on_loss` and `on_stop` are as in `Heartbeats`.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(available_cores())
+    heartbeats = None
+    if plan.ranks > 1:
+        log.info("Rank %d of %d waits for the others at %s", rank, plan.ranks, group.hosts[0])
+        store = connect(group.hosts[0], group.ports.rendezvous, rank=rank, ranks=plan.ranks, timeout=MEETING)
+        heartbeats = Heartbeats(store, rank=rank, ranks=plan.ranks, on_loss=on_loss, on_stop=on_stop)
+    part = plan.slices[rank]
+    try:
+        model = load_slice(plan.folder, plan.config, part, plan.weights)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    blocks = affordable_blocks(
+        available_memory(), fraction=plan.memory_fraction, block_bytes=plan.block_bytes(rank), most=plan.most_blocks
+    )
+    if plan.ranks > 1:
+        blocks = agree_on_least(blocks)
+    if not blocks:
+        raise RuntimeError("no memory is left for keys and values; give the pods more memory or more pipeline ranks")
+    cache = PagedCache(
+        part.layers,
+        blocks=blocks,
+        block_size=BLOCK_SIZE,
+        heads=plan.config.num_key_value_heads,
+        head_dim=plan.config.head_dim,
+        dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[plan.kv_cache],
+    )
+    log.info("The cache has %d blocks of %d tokens", blocks, BLOCK_SIZE)
+    return Rank(Runner(model, cache), blocks, heartbeats)

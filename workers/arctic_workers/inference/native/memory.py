@@ -1,0 +1,59 @@
+"""How much room this process has: cores and memory under the limits of its container."""
+
+import os
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+_UNLIMITED = 1 << 60
+
+
+def available_memory() -> int:
+    """Bytes that can still be taken: what the machine has, or what the container's limit leaves, if that is less."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    machine = int(fields["MemAvailable"].split()[0]) * 1024
+    return min(machine, *(limit - used for limit, used in _cgroup_memory(CGROUPS)), _UNLIMITED)
+
+
+def _cgroup_memory(root: Path) -> list[tuple[int, int]]:
+    """Limit and use of the container's control group, version 2 or 1; a file cache that can go counts as unused."""
+    for limit_file, usage_file, statistics, cache_key in (
+        (root / "memory.max", root / "memory.current", root / "memory.stat", "inactive_file"),
+        (
+            root / "memory/memory.limit_in_bytes",
+            root / "memory/memory.usage_in_bytes",
+            root / "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ):
+        if limit_file.exists():
+            limit = limit_file.read_text(encoding="ascii").strip()
+            if limit == "max":
+                return []
+            lines = statistics.read_text(encoding="ascii").splitlines()
+            cached = next((int(line.split()[1]) for line in lines if line.startswith(f"{cache_key} ")), 0)
+            return [(int(limit), int(usage_file.read_text(encoding="ascii")) - cached)]
+    return []
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, or its container's quota rounded up, if that is less."""
+    affinity = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota(CGROUPS)
+    return affinity if quota is None else max(1, min(affinity, -(-quota[0] // quota[1])))
+
+
+def _cgroup_quota(root: Path) -> tuple[int, int] | None:
+    """Microseconds of CPU in a period of so many, version 2 or 1; None without a quota."""
+    if (both := root / "cpu.max").exists():
+        quota, period = both.read_text(encoding="ascii").split()
+        return None if quota == "max" else (int(quota), int(period))
+    if (file := root / "cpu/cpu.cfs_quota_us").exists():
+        microseconds = int(file.read_text(encoding="ascii"))
+        period_file = root / "cpu/cpu.cfs_period_us"
+        return None if microseconds < 0 else (microseconds, int(period_file.read_text(encoding="ascii")))
+    return None
+
+
+def affordable_blocks(available: int, *, fraction: float, block_bytes: int, most: int) -> int:
+    """How many blocks of keys and values fit into a share of the memory; at most `most`: more could not be used."""
+    return min(int(available * fraction) // block_bytes, most)

@@ -1,0 +1,126 @@
+"""How the ranks of a group find each other, and how each notices that another is gone.
+
+Steps notice a broken connection by themselves; a rank that hangs, or whose node is away without a word, is noticed by
+heartbeats in the store of the rendezvous, which every rank writes from a thread of its own however long a step takes.
+"""
+
+import ipaddress
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+from torch import distributed
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 1.0
+"""Seconds between heartbeats."""
+SILENCE = 15.0
+"""Seconds without a heartbeat after which a rank is lost."""
+_NO_LIMIT = timedelta(days=365)
+_STOP = "stop"
+
+
+def connect(address: str, port: int, *, rank: int, ranks: int, timeout: timedelta) -> Store:
+    """Meet the other ranks and set up torch.distributed over gloo. RuntimeError if one has not come in time.
+
+    Addresses on loopback keep all of the group's traffic there.
+    """
+    listener = None
+    if _is_loopback(address):
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        listener = socket.create_server((address, port)) if rank == 0 else None
+    store = TCPStore(
+        address,
+        port,
+        ranks,
+        is_master=rank == 0,
+        timeout=timeout,
+        master_listen_fd=None if listener is None else listener.detach(),
+        use_libuv=True,
+    )
+    # Waiting for a step has no limit: heartbeats tell whether there is something to wait for.
+    group = PrefixStore("group", store)
+    distributed.init_process_group("gloo", store=group, rank=rank, world_size=ranks, timeout=_NO_LIMIT)
+    return store
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+class Heartbeats:
+    """Beats for this rank, and calls `on_loss` with a sentence, once, when another rank is silent or the store is gone.
+
+    Later ranks watch the store, which is rank 0's; rank 0 watches all. `request_stop` on any rank makes rank 0 call
+    `on_stop` once.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        rank: int,
+        ranks: int,
+        on_loss: Callable[[str], None],
+        on_stop: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._rank = rank
+        self._others = [other for other in range(ranks) if other != rank] if rank == 0 else [0]
+        self._on_loss = on_loss
+        self._on_stop = on_stop
+        self._ended = threading.Event()
+        self._stop_requested = threading.Event()
+        self._seen = dict.fromkeys(self._others, (0, time.monotonic()))
+        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
+        self._thread.start()
+
+    def request_stop(self) -> None:
+        """Ask rank 0 to end the group in order."""
+        self._stop_requested.set()
+
+    def stop(self) -> None:
+        """Watch no more: the group ends in order."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        # The store's calls have no time limit of their own where a node is away without a word.
+        with ThreadPoolExecutor(1, "heartbeat") as executor:
+            while not self._ended.wait(INTERVAL):
+                loss = self._beat_and_look(executor)
+                # Rank 0 may end in order and be gone before this rank has read that it did.
+                if loss is not None and not self._ended.wait(INTERVAL):
+                    self._on_loss(loss)
+                    return
+
+    def _beat_and_look(self, executor: ThreadPoolExecutor) -> str | None:
+        """Return what is lost, if anything is."""
+        try:
+            executor.submit(self._beat).result(SILENCE)
+        except TimeoutError:
+            return f"rank 0 has not answered for {SILENCE:.0f} s"
+        except RuntimeError as error:
+            return f"the connection to rank 0 broke: {error}"
+        now = time.monotonic()
+        silent = [str(other) for other, (_, seen) in self._seen.items() if now - seen > SILENCE]
+        return f"rank {', '.join(silent)} has been silent for {SILENCE:.0f} s" if silent else None
+
+    def _beat(self) -> None:
+        self._store.add(f"alive/{self._rank}", 1)
+        for other, (count, _) in list(self._seen.items()):
+            latest = self._store.add(f"alive/{other}", 0)
+            if latest != count:
+                self._seen[other] = (latest, time.monotonic())
+        requested = self._store.add(_STOP, int(self._stop_requested.is_set()))
+        if requested and self._rank == 0:
+            self._on_stop()

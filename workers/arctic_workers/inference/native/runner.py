@@ -1,0 +1,73 @@
+"""One rank's slice of the model: loading it, and its share of a step."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from arctic_model.config import ArcticConfig
+from arctic_model.fp8 import quantize_model
+from arctic_model.model import ArcticModel
+from arctic_model.parallel import LayerSlice
+from arctic_model.weights import load_weights
+from arctic_workers.inference.native.cache import PagedAttend, PagedCache
+from arctic_workers.inference.native.invariant import make_invariant
+from arctic_workers.inference.native.memory import available_memory
+from arctic_workers.inference.native.sampling import draw_tokens
+from arctic_workers.inference.native.step import Drawn, Part
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def load_slice(folder: Path, config: ArcticConfig, part: LayerSlice, weights: str) -> ArcticModel:
+    """Load some layers of a checkpoint with weights in `fp8`, `bf16` or `fp32`, ready to compute in fp32.
+
+    fp32 because not every CPU multiplies bf16 (Zen 3 does not). CheckpointError or ValueError with a sentence.
+    """
+    with torch.device("meta"):
+        model = ArcticModel(config, part.layers, embed=part.embed, lm_head=part.lm_head)
+    model.to(_DTYPES.get(weights, torch.float32))
+    if weights == "fp8":
+        quantize_model(model)
+    model.requires_grad_(False)
+    load_weights(model, folder)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    working_copy = 4 * parameters < available_memory() // 2
+    make_invariant(model, working_copy=working_copy)
+    log.info("Loaded layers %d to %d, %d parameters", part.layers.start, part.layers.stop - 1, parameters)
+    return model
+
+
+class Runner:
+    """Runs the slice of one pipeline rank over a step's parts."""
+
+    def __init__(self, model: ArcticModel, cache: PagedCache) -> None:
+        self._model = model
+        self._cache = cache
+
+    @torch.inference_mode()
+    def run(self, parts: Sequence[Part], x_TD: Tensor | None) -> Tensor:
+        """Return this slice's hidden states [T, D]; `x_TD` are those of the rank before, None on the first."""
+        if x_TD is None:
+            x_TD = self._model.embed(torch.tensor([token for part in parts for token in part.tokens])).float()
+        positions_T = torch.cat([torch.arange(part.start, part.end) for part in parts])
+        x_BTD, _ = self._model.run_layers(x_TD[None], positions_T[None], PagedAttend(self._cache, parts))
+        return x_BTD[0]
+
+    @torch.inference_mode()
+    def sample(self, parts: Sequence[Part], x_TD: Tensor) -> list[Drawn]:
+        """Choose the tokens that a step's parts ask for, in their order; on the last rank."""
+        rows, draws = [], []
+        row = -1
+        for part in parts:
+            row += len(part.tokens)
+            if part.draw is not None:
+                rows.append(row)
+                draws.append((part.draw, part.end))
+        if not rows:
+            return []
+        return draw_tokens(self._model.logits(x_TD[rows]), draws)

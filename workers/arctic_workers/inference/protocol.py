@@ -1,0 +1,188 @@
+"""The OpenAI API's requests, checked, and its errors. Only what can be done is taken; all else is refused by name."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+MOST_LOGPROBS = 20
+MOST_STOPS = 4
+_LONGEST_STOP = 256
+
+RequestType = TypeVar("RequestType", bound="_Request")
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "best_of": (None, 1),
+    "suffix": (None, ""),
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "parallel_tool_calls": (None, True, False),
+    "functions": (None, []),
+    "function_call": (None, "none"),
+    "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+}
+"""Parameters of the API that are not supported, with the values under which they change nothing."""
+_WITHOUT_EFFECT = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+"""Parameters that never change an answer."""
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class ApiError(Exception):
+    """An answer other than 200, in the form of OpenAI's errors."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry = retry
+        """Seconds after which to try again."""
+
+    def body(self) -> dict[str, Any]:
+        """Return the error object."""
+        kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_changes_nothing(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise ValueError("the body is no JSON object; write one")
+        kept = {key: value for key, value in data.items() if key not in _WITHOUT_EFFECT}
+        for key, neutral in _NEUTRAL.items():
+            if key in kept and key not in cls.model_fields:
+                if kept[key] not in neutral:
+                    shown = next((value for value in neutral if value is not None), None)
+                    raise UnsupportedParameter(key, f"'{key}' is not supported; leave it out or write {shown!r}")
+                del kept[key]
+        return kept
+
+
+class UnsupportedParameter(Exception):  # noqa: N818 - becomes an ApiError; pydantic would wrap a ValueError
+    """A parameter of the API that is asked for and cannot be done."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class StreamOptions(BaseModel):
+    """What else a stream carries."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    include_usage: bool = False
+
+
+class CommonRequest(_Request):
+    """What completions and chats have in common."""
+
+    model: str
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """Not OpenAI's, but what every open server has; 0 and -1 are no limit."""
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stop(cls, value: str | list[str] | None) -> str | list[str] | None:
+        strings = [value] if isinstance(value, str) else value or []
+        if len(strings) > MOST_STOPS:
+            raise ValueError(f"{len(strings)} stop strings are too many; write at most {MOST_STOPS}")
+        if any(not 0 < len(string) <= _LONGEST_STOP for string in strings):
+            raise ValueError(f"a stop string has 1 to {_LONGEST_STOP} characters")
+        return value
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class CompletionRequest(CommonRequest):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    echo: bool | None = False
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+
+class TextPart(BaseModel):
+    """A piece of a message's content."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    role: Annotated[str, Field(min_length=1)]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        """Return what a chat template reads."""
+        content = self.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content or [])
+        return {"role": self.role, "content": text} | ({"name": self.name} if self.name else {})
+
+
+class ChatRequest(CommonRequest):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> "ChatRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("'top_logprobs' needs 'logprobs': true")
+        return self
+
+
+def parse(kind: type[RequestType], body: bytes) -> RequestType:
+    """Read a request's body. ApiError 400 that names the first parameter that is wrong and says what to write."""
+    try:
+        return kind.model_validate_json(body)
+    except UnsupportedParameter as error:
+        raise ApiError(400, str(error), param=error.param, code="unsupported_parameter") from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False)[0]
+        # The alternatives of a type stand in the place of a fault too, and clients know nothing of them.
+        place = [str(step) for step in fault["loc"] if step != "str" and "[" not in str(step)]
+        param = ".".join(place) or None
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = "there is no such parameter; leave it out"
+        raise ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value") from None

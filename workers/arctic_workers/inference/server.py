@@ -1,0 +1,316 @@
+"""The OpenAI-compatible HTTP API over any engine: reading requests, admission, answers whole or streamed."""
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from arctic_workers.inference import engine as engines
+from arctic_workers.inference.answer import Answers, Piece
+from arctic_workers.inference.engine import Engine, EngineError, Sampling
+from arctic_workers.inference.forms import ChatForm, CompletionForm, Form, usage
+from arctic_workers.inference.metrics import Metrics
+from arctic_workers.inference.protocol import ApiError, ChatRequest, CommonRequest, CompletionRequest, parse
+from arctic_workers.inference.text import Text, TextError
+
+log = logging.getLogger(__name__)
+
+MOST_BODY_BYTES = 4 * 1024 * 1024
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's default for `max_tokens` of completions; chats may fill the context."""
+RETRY_AFTER_BUSY = 1
+RETRY_AFTER_DRAINING = 5
+
+
+class Gate:
+    """Who may still come in: while draining, only connections that were open when it began, and each is closed by its
+    next answer. Nobody who holds an open connection is turned away, because a proxy may have sent a request already.
+    """
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._open: frozenset[tuple[str, int]] = frozenset()
+
+    def drain(self, open_connections: frozenset[tuple[str, int]]) -> None:
+        """Begin to drain; connections are named by the client's address and port."""
+        self._open = open_connections
+        self.draining = True
+
+    def admits(self, client: tuple[str, int] | None) -> bool:
+        """Tell whether a request of that client is served."""
+        return not self.draining or (client is not None and tuple(client) in self._open)
+
+
+class Api:
+    """The application for one served model. `vocabulary` is the number of tokens that the model knows."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        text: Text,
+        metrics: Metrics,
+        gate: Gate,
+        *,
+        model: str,
+        vocabulary: int,
+        most_waiting: int,
+    ) -> None:
+        self._engine = engine
+        self._text = text
+        self._answers = Answers(engine, text, metrics)
+        self._model = model
+        self._created = int(time.time())
+        self._vocabulary = vocabulary
+        self._most_waiting = most_waiting
+        routes = [
+            Route("/health", self._health),
+            Route("/v1/models", self._models),
+            Route("/v1/models/{model:path}", self._one_model),
+            Route("/v1/completions", self._completions, methods=["POST"]),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+        ]
+        handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
+            ApiError: _refuse,
+            HTTPException: _refuse_route,
+            Exception: _break,
+        }
+        self.app: ASGIApp = _Doorkeeper(Starlette(routes=routes, exception_handlers=handlers), gate)
+
+    async def _health(self, request: Request) -> Response:  # noqa: ARG002
+        return Response(status_code=200 if self._engine.ready else 503)
+
+    async def _models(self, request: Request) -> Response:  # noqa: ARG002
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def _one_model(self, request: Request) -> Response:
+        self._check_model(request.path_params["model"])
+        return JSONResponse(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self._model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "arctic",
+            "max_model_len": self._engine.max_length,
+        }
+
+    async def _completions(self, request: Request) -> Response:
+        asked = parse(CompletionRequest, await _read(request))
+        self._check_model(asked.model)
+        prompt = self._prompt(asked)
+        if asked.echo and asked.logprobs is not None:
+            raise ApiError(400, "'echo' with 'logprobs' is not supported; leave one of them out", param="echo")
+        sampling = self._sampling(
+            asked, len(prompt), asked.max_tokens or min(DEFAULT_COMPLETION_TOKENS, self._room(prompt)), asked.logprobs
+        )
+        echo = self._text.decode(prompt) if asked.echo else ""
+        form = CompletionForm(self._model, self._text, logprobs=asked.logprobs is not None, echo=echo)
+        return await self._answer(request, asked, prompt, sampling, form)
+
+    async def _chat(self, request: Request) -> Response:
+        asked = parse(ChatRequest, await _read(request))
+        self._check_model(asked.model)
+        try:
+            prompt = self._text.encode_chat([message.plain() for message in asked.messages])
+        except TextError as error:
+            raise ApiError(400, str(error), param="messages") from None
+        most = asked.max_completion_tokens or asked.max_tokens or self._room(prompt)
+        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+        sampling = self._sampling(asked, len(prompt), most, logprobs)
+        form = ChatForm(self._model, self._text, logprobs=logprobs is not None)
+        return await self._answer(request, asked, prompt, sampling, form)
+
+    def _check_model(self, name: str) -> None:
+        if name != self._model:
+            raise ApiError(
+                404,
+                f"There is no model {name!r} here; write {self._model!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _prompt(self, asked: CompletionRequest) -> list[int]:
+        prompt = asked.prompt
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+            if len(prompt) > 1:
+                raise ApiError(400, f"{len(prompt)} prompts in one request; send one request each", param="prompt")
+            prompt = prompt[0]
+        if isinstance(prompt, str):
+            return self._text.encode(prompt)
+        tokens = [token for token in prompt if isinstance(token, int)]
+        if wrong := [token for token in tokens if not 0 <= token < self._vocabulary]:
+            raise ApiError(
+                400, f"token {wrong[0]} is not one of the model's {self._vocabulary}: 0 to less", param="prompt"
+            )
+        return tokens
+
+    def _room(self, prompt: list[int]) -> int:
+        """Tokens that may follow a prompt; at least 1, which a prompt that is too long is then refused for."""
+        return max(self._engine.max_length - len(prompt), 1)
+
+    def _sampling(self, asked: CommonRequest, prompt: int, most: int, logprobs: int | None) -> Sampling:
+        if not prompt:
+            raise ApiError(400, "the prompt is empty; write at least one token", param="prompt")
+        if prompt + most > self._engine.max_length:
+            raise ApiError(
+                400,
+                f"This model's maximum context length is {self._engine.max_length} tokens, and {prompt + most} were "
+                f"asked for: {prompt} in the prompt and {most} in the answer; make one of them shorter",
+                param="messages" if isinstance(asked, ChatRequest) else "prompt",
+                code="context_length_exceeded",
+            )
+        return Sampling(
+            max_tokens=most,
+            temperature=1.0 if asked.temperature is None else asked.temperature,
+            top_p=1.0 if asked.top_p is None else asked.top_p,
+            top_k=max(asked.top_k or 0, 0),
+            seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+            logprobs=logprobs,
+            stop_tokens=self._text.stop_tokens,
+        )
+
+    async def _answer(
+        self, request: Request, asked: CommonRequest, prompt: list[int], sampling: Sampling, form: Form
+    ) -> Response:
+        if not self._engine.ready:
+            raise ApiError(503, "The engine is not ready", code="not_ready", retry=RETRY_AFTER_DRAINING)
+        if self._engine.stats().waiting >= self._most_waiting:
+            raise ApiError(
+                429, "Too many requests wait already; try again later", code="queue_full", retry=RETRY_AFTER_BUSY
+            )
+        pieces = self._answers.generate(engines.Request(tuple(prompt), sampling), asked.stops)
+        if asked.stream:
+            events = _events(pieces, form, len(prompt), includes_usage=asked.includes_usage)
+            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        return await _whole(request, pieces, form, len(prompt))
+
+
+async def _whole(request: Request, pieces: AsyncGenerator[Piece, None], form: Form, prompt: int) -> Response:
+    """Answer at once, or give up when the client is gone."""
+
+    async def collect() -> list[Piece]:
+        async with aclosing(pieces):
+            return [piece async for piece in pieces]
+
+    collecting = asyncio.create_task(collect())
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((collecting, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not collecting.done():
+            return Response(status_code=499)  # nobody reads it; the number is nginx's
+        try:
+            got = collecting.result()
+        except EngineError as error:
+            raise ApiError(500, f"The engine failed: {error}", code="engine_failed") from None
+        body = form.envelope([form.whole(got)], streamed=False)
+        return JSONResponse({**body, "usage": usage(prompt, got[-1].generated)})
+    finally:
+        for task in (collecting, gone):
+            task.cancel()
+        await asyncio.gather(collecting, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _events(
+    pieces: AsyncGenerator[Piece, None], form: Form, prompt: int, *, includes_usage: bool
+) -> AsyncGenerator[str, None]:
+    """Server-sent events of one answer; where usage is asked for, every event has the key, as with OpenAI."""
+    nothing = {"usage": None} if includes_usage else {}
+
+    def event(choices: list[dict[str, Any]], extra: dict[str, Any]) -> str:
+        return _event({**form.envelope(choices, streamed=True), **extra})
+
+    generated = 0
+    async with aclosing(pieces):
+        for choice in form.opening():
+            yield event([choice], nothing)
+        try:
+            async for piece in pieces:
+                generated = piece.generated
+                for choice in form.events(piece):
+                    yield event([choice], nothing)
+        except EngineError as error:
+            yield _event(ApiError(500, f"The engine failed: {error}", code="engine_failed").body())
+            return
+    if includes_usage:
+        yield event([], {"usage": usage(prompt, generated)})
+    yield "data: [DONE]\n\n"
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+async def _read(request: Request) -> bytes:
+    """Return the body, at most `MOST_BODY_BYTES` of it."""
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MOST_BODY_BYTES:
+                raise ApiError(
+                    413, f"The request's body is larger than {MOST_BODY_BYTES} bytes; make it smaller", code="too_large"
+                )
+    except ClientDisconnect:
+        raise ApiError(400, "The client left before its request was whole") from None
+    return bytes(body)
+
+
+async def _refuse(request: Request, error: ApiError) -> Response:  # noqa: ARG001
+    headers = {} if error.retry is None else {"Retry-After": str(error.retry)}
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+async def _refuse_route(request: Request, error: HTTPException) -> Response:
+    message = f"There is no {request.method} {request.url.path} here"
+    refusal = ApiError(error.status_code, message, code="unknown_url")
+    return JSONResponse(refusal.body(), status_code=error.status_code, headers=error.headers)
+
+
+async def _break(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    return await _refuse(request, ApiError(500, "The server failed; see its log", code="internal_error"))
+
+
+class _Doorkeeper:
+    """Turns away what the gate does not admit, and has connections closed while it drains."""
+
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+        self._app = app
+        self._gate = gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._gate.draining:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        if self._gate.admits(scope.get("client")):
+            await self._app(scope, receive, send_closing)
+            return
+        refusal = ApiError(
+            503, "This server is ending; the request was not begun", code="draining", retry=RETRY_AFTER_DRAINING
+        )
+        response = await _refuse(Request(scope), refusal)
+        await response(scope, receive, send_closing)

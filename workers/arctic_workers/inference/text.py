@@ -1,0 +1,181 @@
+"""Between text and tokens: the tokenizer, its chat template, text from tokens as they come, and stop strings."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
+_CONFIG_FILES = ("config.json", "generation_config.json")
+DEFAULT_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+)
+"""For models that come without one: plain words, because such a model knows no special ones."""
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+_LONGEST_HELD = 32
+
+
+class TextError(ValueError):
+    """A tokenizer that cannot be loaded, or a prompt that cannot be made; the message is for the client."""
+
+
+class Text:
+    """The tokenizer and chat template of one model folder. TextError with a sentence if they can't be read."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / TOKENIZER_FILE
+        if not path.is_file():
+            raise TextError(f"{path} is not there: put the model's {TOKENIZER_FILE} into its folder")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more precise
+            raise TextError(f"{path} cannot be read as a tokenizer: {error}") from None
+        settings = _read_json(folder / "tokenizer_config.json")
+        self._special = {
+            name: _content(settings.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+        }
+        self._template = _chat_template(folder, settings)
+        self.stop_tokens = self._stop_tokens(folder)
+        self.vocabulary_size: int = self._tokenizer.get_vocab_size()
+
+    def _stop_tokens(self, folder: Path) -> frozenset[int]:
+        """Every token that any of the model's files calls an end."""
+        found: set[int] = set()
+        for name in _CONFIG_FILES:
+            value = _read_json(folder / name).get("eos_token_id")
+            found.update(value if isinstance(value, list) else [] if value is None else [value])
+        eos = self._special["eos_token"]
+        identity = self._tokenizer.token_to_id(eos) if eos else None
+        return frozenset(found if identity is None else found | {identity})
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Turn text into tokens; with `special`, those that the tokenizer puts around every text are there."""
+        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Turn tokens into text, special ones left out unless asked for."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=not special))
+
+    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Turn a conversation into the tokens of a prompt for the next answer. TextError if the template refuses it."""
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _raise
+        environment.filters["tojson"] = _to_json
+        try:
+            text = environment.from_string(self._template).render(
+                messages=messages, add_generation_prompt=True, **{k: v for k, v in self._special.items() if v}
+            )
+        except (TemplateError, TypeError, KeyError, ValueError, OverflowError) as error:
+            raise TextError(f"the model's chat template refuses these messages: {error}") from None
+        # The template writes the special tokens itself; one that writes none gets those of any text.
+        special = not any(text.startswith(token) for token in self._special.values() if token)
+        return self.encode(text, special=special)
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _content(token: Any) -> str | None:
+    """A special token is written as text, or as an object around it."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several, each with a name
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else DEFAULT_CHAT_TEMPLATE
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TextError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise TextError(f"{path} holds no JSON object")
+    return data
+
+
+class Detokenizer:
+    """Text from tokens as they come; a character whose bytes are not all there is held back.
+
+    Tokens are decoded after a few earlier ones, because a token's text may depend on those before it (a leading space).
+    """
+
+    def __init__(self, text: Text, prompt: Sequence[int]) -> None:
+        self._text = text
+        self._tokens = list(prompt[-4:])
+        self._shown = text.decode(self._tokens)
+        self._read = len(self._tokens)
+
+    def push(self, token: int) -> str:
+        """Take a token; return the text that is now sure."""
+        self._tokens.append(token)
+        text = self._text.decode(self._tokens)
+        # Bytes that will never become a character must not hold back all that follows.
+        if text.endswith(_UNFINISHED) and len(self._tokens) - self._read < _LONGEST_HELD:
+            return ""
+        return self._show(text)
+
+    def finish(self) -> str:
+        """Return what was held back, without a character that stays unfinished."""
+        return self._show(self._text.decode(self._tokens).rstrip(_UNFINISHED))
+
+    def _show(self, text: str) -> str:
+        new = text[len(self._shown) :]
+        self._tokens = self._tokens[self._read :] or self._tokens
+        self._read = len(self._tokens)
+        self._shown = self._text.decode(self._tokens)
+        return new
+
+
+class StopStrings:
+    """Finds the first of some strings in text that comes in pieces; holds back what may become one."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = strings
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """Take text; return what is sure to come before any stop string. Once `found`, there is nothing more."""
+        self._held += text
+        places = [place for string in self._strings if (place := self._held.find(string)) >= 0]
+        if places:
+            self.found = True
+            return self._release(min(places))
+        return self._release(len(self._held) - self._possible_start())
+
+    def finish(self) -> str:
+        """Return what was held back: the text ends without a stop string."""
+        return self._release(len(self._held))
+
+    def _possible_start(self) -> int:
+        """Length of the longest end of the text that a stop string begins with."""
+        longest = max((len(string) for string in self._strings), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(string.startswith(self._held[-length:]) for string in self._strings):
+                return length
+        return 0
+
+    def _release(self, length: int) -> str:
+        text, self._held = self._held[:length], self._held[length:]
+        return text
