@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of a run: processes, model with shared-out experts, optimizer. DeepSpeed is set up here alone."""
+"""The DeepSpeed engine of a run: processes, model with shared-out experts, optimizer. DeepSpeed is set up here."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ from arctic_workers.training.experts import ParallelExperts
 PREPARATION_TIMEOUT = timedelta(hours=24)
 """Longest wait for rank 0 while it trains the tokenizer and writes the token streams."""
 STEP_TIMEOUT = timedelta(minutes=5)
-"""Longest wait for a peer in a step. One that dies is noticed at once, by its connection; this is for one that vanishes."""
+"""Longest wait for a peer in a step: for one that vanishes. One that dies is noticed at once, by its connection."""
 
 
 @dataclass(frozen=True)

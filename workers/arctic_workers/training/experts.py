@@ -162,7 +162,7 @@ class ParallelExperts(AutoEPMoELayer):  # type: ignore[misc]
         """Return each token's weighted sum [B, T, D] and the load-balancing loss of this rank's tokens."""
         routing, order_R = computed.dispatched.routing, computed.dispatched.order_R
         rows_RD = computed.rows_RD if computed.back is None else _finish(computed.rows_RD, computed.back)
-        y_SKD = rows_RD[order_R.argsort()].unflatten(0, routing.experts_SK.shape)
+        y_SKD = rows_RD[order_R.argsort()].view(*routing.experts_SK.shape, -1)
         y_SD = (y_SKD * routing.weights_SK[..., None]).sum(1)
         return y_SD.view(computed.dispatched.shape), load_balancing_loss(routing.probabilities_SE, routing.experts_SK)
 

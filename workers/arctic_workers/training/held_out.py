@@ -43,6 +43,7 @@ class HeldOut:
         self._length = sequence_length
         self._most = max(1, STEPS * tokens_per_step // sequence_length)
         self._micro_batch = micro_batch
+        self._losses: dict[str, float] = {}
 
     @property
     def categories(self) -> Sequence[str]:
@@ -50,7 +51,15 @@ class HeldOut:
         return sorted({stream.category for stream in self._streams.values()})
 
     def held_out_loss(self, category: str) -> float:
-        """Return the mean cross-entropy, in nats a token, on held-out text of a category. Collective."""
+        """Return the mean cross-entropy, in nats a token, on held-out text of a category. Collective.
+
+        Computed once for each category: a subject is the model as it is now.
+        """
+        if category not in self._losses:
+            self._losses[category] = self._measure(category)
+        return self._losses[category]
+
+    def _measure(self, category: str) -> float:
         windows = held_out_windows(self._streams, category, self._length, self._most)
         total = torch.zeros(2, dtype=torch.float64, device=self._ranks.device)
         stride = self._ranks.world * self._micro_batch

@@ -74,6 +74,7 @@ def _end_of(world: TrainingWorld) -> Report:
 def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     """Prepare what is missing, then train; raises `Refused` for bad input, the same on all ranks."""
     ranks = start_processes()
+    log.info("rank %d of %d: all ranks are there", ranks.rank, ranks.world)
     curriculum = _checked(lambda: Curriculum.plan(world.spec))
     config = model_config(world)
     check_degrees(world, curriculum, config)
@@ -84,6 +85,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         return str(prepare(world, store.run_folder))
 
     streams = Path(from_leader(ranks, claim_and_prepare))
+    log.info("rank %d of %d: tokenizer and token streams are there", ranks.rank, ranks.world)
     wait_for_peers_at_most(STEP_TIMEOUT)
     config = fit_vocabulary(world, config, TextEncoder(store.run_folder / TOKENIZER_FOLDER))
     model = _checked(
@@ -112,6 +114,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         desk=Desk(link),
     )
     wait_for_peers_at_most(STEP_TIMEOUT)  # the groups of experts are new
+    log.info("rank %d of %d: the model is there", ranks.rank, ranks.world)
     return Trainer(place).run()
 
 

@@ -193,7 +193,7 @@ def _watch(
 
 
 def reap(process: "subprocess.Popen[bytes]") -> int | None:
-    """Take in all children that have ended, orphans too, as PID 1 must; return the process's exit code if it has one."""
+    """Take in all children that have ended, orphans too (PID 1 must); return the process's exit code if it has one."""
     while process.returncode is None:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)

@@ -179,15 +179,16 @@ class Trainer:
     # --- stages
 
     def _begin(self, stage: StagePlan) -> None:
-        loss = self._held_out_loss(stage)
+        loss = self._held_out_loss(stage, self._subject(stage))
         self._progress.begin(stage, loss)
         self._note(stage, "start", loss)
 
     def _end(self, stage: StagePlan) -> None:
         """Judge a stage that is done, and keep its checkpoint."""
-        loss = self._held_out_loss(stage)
+        subject = self._subject(stage)
+        loss = self._held_out_loss(stage, subject)
         self._note(stage, "end", loss)
-        self._evaluate(stage)
+        self._evaluate(stage, subject)
         self._progress.end(stage, loss, self._uri(f"checkpoints/{CheckpointStore.name(self.step)}"))
         self._write_checkpoint()
 
@@ -202,17 +203,16 @@ class Trainer:
             place.spec.batch.micro_batch_size,
         )
 
-    def _held_out_loss(self, stage: StagePlan) -> float | None:
+    def _held_out_loss(self, stage: StagePlan, subject: HeldOut) -> float | None:
         """Return the loss on held-out text of the stage's main category; None where there is no such text."""
-        subject = self._subject(stage)
         category = main_category(stage, self._categories)
         return subject.held_out_loss(category) if category in subject.categories else None
 
-    def _evaluate(self, stage: StagePlan) -> None:
+    def _evaluate(self, stage: StagePlan, subject: HeldOut) -> None:
         evaluation = self._place.spec.evaluation
         if evaluation is None or not evaluation.at_stage_end:
             return
-        self._evaluation = evaluate(evaluation.suites, self._subject(stage))
+        self._evaluation = evaluate(evaluation.suites, subject)
         if self._place.ranks.leader:
             folder = self._place.store.run_folder / "evaluation"
             folder.mkdir(exist_ok=True)
@@ -306,6 +306,7 @@ class Trainer:
     def _finish(self) -> Report:
         """Export what the final checkpoint holds; both are committed when this returns."""
         place = self._place
+        log.info("the curriculum is done")
         exported = None
         if place.spec.checkpoint.export is not None:
             self._publish(EXPORTING)

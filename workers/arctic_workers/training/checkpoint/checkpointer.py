@@ -101,7 +101,7 @@ class Checkpointer:
             if self._rank == 0:
                 self._commit(position)
         except BaseException as error:  # handed to the main thread, whatever it is
-            self._error = error
+            self._error = self._store.explain(error)
 
     def _write_shard(self, snapshot: dict[str, Tensor], step: int) -> None:
         folder = self._store.stage(self._store.name(step))

@@ -155,6 +155,10 @@ class CheckpointStore:
         sync_folder(target.parent)
         shutil.rmtree(replaced, ignore_errors=True)
 
+    def explain(self, error: BaseException) -> BaseException:
+        """Return what is behind an error of a write: `Fenced` if the files are gone because a newer epoch has claimed."""
+        return error if self._own.exists() else self._fenced()
+
     def _fenced(self) -> Fenced:
         return Fenced(f"a newer attempt has claimed {self.run_folder}: epoch {self.epoch} can't commit any more")
 

@@ -1,4 +1,4 @@
-"""Token streams: each source as memory-mapped tokens, made once, by one rank, for all attempts of a run; checksummed."""
+"""Token streams: each source as memory-mapped tokens, made once by one rank for all attempts of a run; checksummed."""
 
 import hashlib
 import json
@@ -71,7 +71,7 @@ class StreamWriter:
             if fraction:
                 first = list(islice(documents, _BATCH))
                 chosen = _chosen(first, fraction)
-                counts["held-out"] += self._append(held_out, [first[i] for i in chosen])
+                counts["held-out"] += self._append(held_out, [first[i] for i in sorted(chosen)])
                 counts["train"] += self._append(train, [text for i, text in enumerate(first) if i not in chosen])
             while batch := list(islice(documents, _BATCH)):
                 kept = [text for text in batch if not is_held_out(text, fraction)]

@@ -1,0 +1,51 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arctic_workers.training.data.mixture import PERIOD, Mixture, permute
+
+weights = st.lists(st.floats(0, 1), min_size=1, max_size=6).filter(lambda w: sum(w) > 0.01)
+
+
+@given(weights=weights, sequences=st.integers(1, 64), offset=st.integers(0, 2**32), step=st.integers(0, 10**7))
+def test_each_step_gives_every_source_its_share_within_one_sequence(
+    weights: list[float], sequences: int, offset: int, step: int
+) -> None:
+    shares = np.array(weights) / sum(weights)
+    counts = Mixture(shares.tolist(), sequences, offset).counts(step)
+    assert counts.sum() == sequences
+    assert (counts >= 0).all()
+    assert (np.abs(counts - sequences * shares) <= 1 + 1e-9).all()
+
+
+@settings(max_examples=25)
+@given(weights=weights, sequences=st.integers(1, 16), steps=st.integers(0, 3 * PERIOD))
+def test_draws_before_a_step_are_the_sum_of_the_steps_before_it(
+    weights: list[float], sequences: int, steps: int
+) -> None:
+    mixture = Mixture((np.array(weights) / sum(weights)).tolist(), sequences)
+    table = np.array([mixture.counts(step) for step in range(steps)]).reshape(steps, len(weights))
+    assert (mixture.drawn_before(steps) == table.sum(0)).all()
+
+
+@given(weights=weights, sequences=st.integers(1, 16), periods=st.integers(1, 1000))
+def test_over_many_steps_each_source_has_its_weight(weights: list[float], sequences: int, periods: int) -> None:
+    shares = np.array(weights) / sum(weights)
+    steps = periods * PERIOD
+    drawn = Mixture(shares.tolist(), sequences).drawn_before(steps)
+    assert (np.abs(drawn - shares * sequences * steps) <= periods).all()
+
+
+def test_a_source_of_weight_zero_is_never_drawn() -> None:
+    mixture = Mixture([0.5, 0.0, 0.5], 3)
+    assert mixture.drawn_before(10_000)[1] == 0
+
+
+@given(size=st.integers(1, 500), seed=st.integers(0, 2**64 - 1))
+def test_permute_is_a_permutation(size: int, seed: int) -> None:
+    assert sorted(permute(i, size, seed) for i in range(size)) == list(range(size))
+
+
+def test_permutations_of_different_seeds_differ() -> None:
+    orders = {tuple(permute(i, 50, seed) for i in range(50)) for seed in range(20)}
+    assert len(orders) == 20

@@ -1,0 +1,134 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from arctic_workers.training.checkpoint.store import CheckpointStore, Manifest, is_whole
+from arctic_workers.training.errors import Fenced, Refused
+from arctic_workers.training.files import sha256
+
+
+def manifest_of(step: int, epoch: int, files: dict[str, Path], stage_end: bool = False) -> Manifest:
+    return Manifest(
+        step=step,
+        tokens=step * 10,
+        stage="s",
+        stage_end=stage_end,
+        epoch=epoch,
+        world=1,
+        time="2026-01-01T00:00:00Z",
+        tensors={"w": [2]},
+        files={name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()},
+        progress={},
+    )
+
+
+def commit(store: CheckpointStore, step: int, stage_end: bool = False) -> Path:
+    staged = store.stage(store.name(step))
+    files = {"shard": staged / "shard"}
+    files["shard"].write_bytes(bytes(range(256)) * 40)
+    return store.commit(manifest_of(step, store.epoch, files, stage_end))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    store = CheckpointStore(tmp_path / "run", 1)
+    store.claim("uid-1")
+    return store
+
+
+def test_what_is_committed_is_found_newest_first(store: CheckpointStore) -> None:
+    for step in (2, 10, 9):
+        commit(store, step)
+    assert [Manifest.read(folder).step for folder in store.candidates()] == [10, 9, 2]  # type: ignore[union-attr]
+    assert all(is_whole(folder) for folder in store.candidates())
+
+
+def test_what_is_only_staged_is_not_found(store: CheckpointStore) -> None:
+    (store.stage(store.name(3)) / "shard").write_bytes(b"x")
+    assert store.candidates() == []
+
+
+def test_a_stale_epoch_can_not_commit_nor_write(store: CheckpointStore) -> None:
+    commit(store, 1)
+    (store.stage(store.name(2)) / "shard").write_bytes(b"half")
+    newer = CheckpointStore(store.run_folder, 2)
+    newer.claim("uid-1")
+    with pytest.raises(Fenced):
+        store.commit(manifest_of(2, 1, {}))
+    with pytest.raises(Fenced):
+        store.stage(store.name(3))
+    with pytest.raises(Fenced):
+        store.publish("export", store.run_folder / "export")
+    commit(newer, 2)
+    assert [folder.name for folder in newer.candidates()] == [store.name(2), store.name(1)]
+
+
+def test_an_older_epoch_can_not_claim_after_a_newer_one(store: CheckpointStore) -> None:
+    newer = CheckpointStore(store.run_folder, 7)
+    newer.claim("uid-1")
+    with pytest.raises(Fenced, match="epoch 7 has claimed"):
+        CheckpointStore(store.run_folder, 6).claim("uid-1")
+    commit(newer, 4)
+
+
+def test_a_run_that_is_claimed_again_under_its_epoch_drops_what_was_half_written(store: CheckpointStore) -> None:
+    (store.stage(store.name(2)) / "left-over").write_bytes(b"x")
+    store.claim("uid-1")
+    assert [path.name for path in commit(store, 2).iterdir() if path.name == "left-over"] == []
+
+
+def test_a_folder_of_another_uid_is_refused(store: CheckpointStore) -> None:
+    with pytest.raises(Refused, match="belongs to the ArcticTraining with uid uid-1, not to uid-2"):
+        CheckpointStore(store.run_folder, 2).claim("uid-2")
+    commit(store, 1)  # and its owner was not fenced by the try
+
+
+@pytest.mark.parametrize("file", ["shard", "manifest.json"])
+def test_any_damage_to_any_file_is_noticed(store: CheckpointStore, file: str) -> None:
+    folder = commit(store, 1)
+    whole = (folder / file).read_bytes()
+    for place in (0, len(whole) // 3, len(whole) - 3):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        (folder / file).write_bytes(damaged)
+        assert not is_whole(folder), place
+    (folder / file).write_bytes(whole[:-5])
+    assert not is_whole(folder)
+    (folder / file).unlink()
+    assert not is_whole(folder)
+    (folder / file).write_bytes(whole)
+    assert is_whole(folder)
+
+
+def test_the_newest_and_the_last_of_each_stage_are_kept(store: CheckpointStore) -> None:
+    for step in range(1, 11):
+        commit(store, step, stage_end=step in (3, 6))
+    store.thin_out(2)
+    assert [int(folder.name.removeprefix("step-")) for folder in store.candidates()] == [10, 9, 6, 3]
+
+
+def test_a_checkpoint_can_take_the_place_of_a_damaged_one_of_its_step(store: CheckpointStore) -> None:
+    folder = commit(store, 5)
+    (folder / "shard").write_bytes(b"damaged")
+    assert commit(store, 5) == folder
+    assert is_whole(folder)
+
+
+def test_ranks_that_share_the_files_out_see_the_damage_between_them(store: CheckpointStore, tmp_path: Path) -> None:
+    staged = store.stage(store.name(1))
+    files = {f"shard-{i}": staged / f"shard-{i}" for i in range(5)}
+    for path in files.values():
+        path.write_bytes(path.name.encode())
+    folder = store.commit(manifest_of(1, 1, files))
+    (folder / "shard-3").write_bytes(b"shard-X")
+    assert [is_whole(folder, rank, 2) for rank in range(2)] == [True, False]
+
+
+def test_an_unreadable_owner_is_refused_rather_than_overwritten(store: CheckpointStore) -> None:
+    owner = store.run_folder / "owner.json"
+    owner.write_text("{")
+    with pytest.raises(Refused, match=r"owner\.json can't be read"):
+        store.claim("uid-1")
+    owner.write_text(json.dumps({"uid": "uid-1"}))
+    store.claim("uid-1")

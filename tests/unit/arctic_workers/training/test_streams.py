@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arctic_workers.training.data import streams, tokenizer
+from arctic_workers.training.data.streams import Stream, StreamWriter, is_held_out, is_whole, open_streams, write_index
+from arctic_workers.training.errors import Refused
+
+TEXTS = [f"document {i}: the quick brown fox jumps over {i * 37} lazy dogs\n" for i in range(700)]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> tokenizer.TextEncoder:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(tokenizer.train(TEXTS, 320), folder)
+    return tokenizer.TextEncoder(folder)
+
+
+@pytest.fixture
+def written(tmp_path: Path, encoder: tokenizer.TextEncoder) -> Path:
+    writer = StreamWriter(tmp_path, encoder)
+    write_index(tmp_path, {"s": writer.write("s", "code", TEXTS, 0.1)})
+    return tmp_path
+
+
+def decoded(encoder: tokenizer.TextEncoder, stream: Stream) -> list[str]:
+    text = encoder.tokenizer.decode(stream.tokens.tolist(), skip_special_tokens=False)
+    return [part.removeprefix(tokenizer.BOS) for part in text.split(tokenizer.EOS) if part]
+
+
+def test_the_tokenizer_gives_any_text_back_and_marks_its_beginning(encoder: tokenizer.TextEncoder) -> None:
+    for text in ("hello fox", "Zeile\n\tüß 漢字 🦊", "<s> not special twice"):
+        ids = encoder.tokenizer.encode(text).ids
+        assert ids[0] == encoder.bos
+        assert encoder.tokenizer.decode(ids[1:], skip_special_tokens=False) == text
+    assert encoder.vocab_size == 320
+
+
+def test_every_document_is_in_one_stream_whole_and_in_order(written: Path, encoder: tokenizer.TextEncoder) -> None:
+    train = decoded(encoder, open_streams(written, "train")["s"])
+    held_out = decoded(encoder, open_streams(written, "held-out")["s"])
+    assert train == [text for text in TEXTS if not is_held_out(text, 0.1)]
+    assert held_out == [text for text in TEXTS if is_held_out(text, 0.1)]
+    assert 30 < len(held_out) < 140
+
+
+def test_a_copy_of_a_held_out_document_is_held_out_too(tmp_path: Path, encoder: tokenizer.TextEncoder) -> None:
+    held_out = next(text for text in TEXTS if is_held_out(text, 0.1))
+    StreamWriter(tmp_path, encoder).write("s", "code", [*TEXTS, held_out, held_out], 0.1)
+    ids = encoder.encode_documents([held_out])[0]
+    train = np.fromfile(tmp_path / "s.train.bin", "<u2").tolist()
+    assert not any(train[i : i + len(ids)] == ids for i in range(len(train)))
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(1, 0), (2, 1), (3, 1)])
+def test_small_sources_keep_text_on_both_sides(
+    tmp_path: Path, encoder: tokenizer.TextEncoder, count: int, held_out: int
+) -> None:
+    write_index(tmp_path, {"s": StreamWriter(tmp_path, encoder).write("s", "code", TEXTS[:count], 1e-6)})
+    streams_of = {part: open_streams(tmp_path, part) for part in ("train", "held-out")}
+    assert len(decoded(encoder, streams_of["train"]["s"])) == count - held_out
+    assert bool(streams_of["held-out"]) == bool(held_out)
+
+
+def test_damage_is_noticed(written: Path) -> None:
+    assert is_whole(written)
+    file = written / "s.train.bin"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    assert not is_whole(written)
+    assert not is_whole(written / "nothing")
+
+
+def test_windows_overlap_by_one_token_and_go_round() -> None:
+    stream = Stream("s", "code", np.arange(10, dtype=np.uint16))
+    assert stream.windows(4) == 2
+    assert stream.window(0, 4).tolist() == [0, 1, 2, 3, 4]
+    assert stream.window(1, 4).tolist() == [4, 5, 6, 7, 8]
+    assert stream.windows(16) == 1
+    assert stream.window(0, 16).tolist() == [*range(10), *range(7)]
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "to").mkdir()
+    with pytest.raises(Refused, match=r"no tokenizer\.json"):
+        tokenizer.copy(tmp_path, tmp_path / "to")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(Refused, match="can't be read"):
+        tokenizer.TextEncoder(tmp_path)
+
+
+def test_the_sample_takes_from_each_source_its_share_and_no_document_is_most_of_it() -> None:
+    documents = {"a": ["x" * 10_000], "b": ["y" * 50] * 1000}
+    sample = list(tokenizer.sample_texts({"a": 3.0, "b": 1.0}, lambda name: documents[name], 4000))
+    assert sum(len(text) for text in sample if text[0] == "y") == 1000
+    assert [len(text) for text in sample if text[0] == "x"] == [3000 // tokenizer.MAX_SAMPLE_PART]
+
+
+def test_large_vocabularies_take_wider_tokens(tmp_path: Path, encoder: tokenizer.TextEncoder) -> None:
+    class Wide(tokenizer.TextEncoder):
+        vocab_size = 70_000
+
+    entry = streams.StreamWriter(tmp_path, Wide(encoder.folder)).write("s", "code", TEXTS[:3], 0.0)
+    write_index(tmp_path, {"s": entry})
+    assert open_streams(tmp_path, "train")["s"].tokens.dtype == np.uint32
