@@ -50,6 +50,8 @@ CASES = {
 }  # fmt: skip
 PROMPT_TOKENS = 53
 GREEDY_TOKENS = 64
+ROUNDING = 2e-5
+"""Of the greatest logit: sums in another order; 3e-6 is the most that was seen."""
 
 
 def random_checkpoint(config: ArcticConfig, folder: Path) -> ArcticModel:
@@ -91,5 +93,5 @@ def test_logits_and_greedy_tokens_equal_those_of_llama_cpp(case, llama_cpp, tmp_
         ours = greedy(model, prompt.tolist(), GREEDY_TOKENS)
 
     scale = np.abs(logits).max()
-    assert np.abs(logits - theirs["logits"]).max() <= 2e-5 * scale
+    assert np.abs(logits - theirs["logits"]).max() <= ROUNDING * scale
     assert ours == theirs["greedy"].tolist()
