@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import sys
 from typing import Any
 
@@ -10,12 +11,12 @@ import kopf
 import uvloop
 
 from arctic_api import training
-from arctic_operator.cache import Cache, Key, key_of
+from arctic_operator.cache import CUSTOM_KINDS, Cache, Key, key_of
 from arctic_operator.cluster import ApiError, Cluster, connect
 from arctic_operator.handlers import build_registry, kopf_settings
 from arctic_operator.health import Health, Heartbeat
 from arctic_operator.lease import Lease
-from arctic_operator.metrics import WATCH_EVENTS
+from arctic_operator.metrics import OBJECTS, WATCH_EVENTS
 from arctic_operator.reconcile import Reconciler
 from arctic_operator.settings import Settings, SettingsError
 from arctic_operator.workqueue import WorkQueue
@@ -25,6 +26,8 @@ log = logging.getLogger("arctic_operator")
 WATCHER_TASK = "watcher for "
 """How kopf names the tasks that watch."""
 LOOK_SECONDS = 2.0
+STOP_SECONDS = 5.0
+"""Time that the watches get to end; what they hold is not worth waiting for."""
 
 
 class Operator:
@@ -56,8 +59,9 @@ class Operator:
         )
         parts = [
             asyncio.create_task(watching, name="watching"),
-            asyncio.create_task(self._lead(ready), name="leading"),
+            asyncio.create_task(self._lead(ready, stop), name="leading"),
             asyncio.create_task(self._heartbeat.run(), name="heartbeat"),
+            asyncio.create_task(stop.wait(), name="stopping"),
         ]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -69,11 +73,14 @@ class Operator:
                 part.cancel()
             await asyncio.gather(*parts[1:], return_exceptions=True)
             await self._lease.release()
-            await asyncio.gather(parts[0], return_exceptions=True)
+            await asyncio.wait(parts[:1], timeout=STOP_SECONDS)
             await self._health.stop()
 
-    async def _lead(self, ready: asyncio.Event) -> None:
+    async def _lead(self, ready: asyncio.Event, stop: asyncio.Event) -> None:
         await ready.wait()
+        # kopf's own handlers, which these replace, take a second signal for an error and tell nobody but kopf.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         self._health.ready = True
         await self._lease.lead(self._reconciler.run)
 
@@ -102,6 +109,8 @@ class Operator:
         if what == "Node":
             self._on_node(manifest["metadata"]["name"])
             return
+        if what in CUSTOM_KINDS:
+            OBJECTS.labels(what).set(self._cache.count(what))
         key = key_of(manifest)
         if key is None:
             return

@@ -183,6 +183,13 @@ class Cluster:
         path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
         return await self.request("PUT", path, body=manifest, query={"fieldManager": FIELD_MANAGER})
 
+    async def merge(self, manifest: Manifest, dropped: Mapping[str, Any]) -> Manifest:
+        """Set an object's data, and no others of the keys in `dropped`, if it still has the manifest's version."""
+        metadata = manifest["metadata"]
+        path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
+        data = dict.fromkeys(dropped) | manifest["data"]
+        return await self.request("PATCH", path, body=manifest | {"data": data}, content=MERGE)
+
     async def mark(self, mark: Mark) -> Manifest | None:
         """Set labels and annotations of an object if it still has that uid; None if it is gone."""
         metadata = {"uid": mark.uid, "labels": dict(mark.labels), "annotations": dict(mark.annotations)}

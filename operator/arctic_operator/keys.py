@@ -82,7 +82,7 @@ class Keys:
         if advanced is authority:
             return authority
         version = {"resourceVersion": known["metadata"]["resourceVersion"]}
-        written = await self._cluster.replace(self._secret(advanced, version))
+        written = await self._cluster.merge(self._secret(advanced, version), dropped=known["data"])
         return Authority.from_secret(secret_data(written))
 
     def _secret(self, authority: Authority, version: dict[str, str]) -> Manifest:

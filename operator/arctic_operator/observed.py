@@ -19,6 +19,7 @@ REVISION_ANNOTATION = "arctic.dev/revision"
 GENERATION_ANNOTATION = "arctic.dev/generation"
 GPU_HOURS_ANNOTATION = "arctic.dev/gpu-hours-before"
 DRAINING_ANNOTATION = "arctic.dev/draining-since"
+WEIGHTS_ANNOTATION = "arctic.dev/weights"
 POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 
@@ -86,6 +87,8 @@ class StatefulSet:
     uid: str
     generation: int
     revision: str
+    weights: str = ""
+    """Folder of the exported weights that it was made with."""
     deleting: bool = False
     draining_since: datetime | None = None
 
@@ -101,7 +104,6 @@ class Pod:
     created: datetime
     attempt: int | None = None
     group: str | None = None
-    owner: str = ""
     node: str = ""
     ip: str = ""
     ready_since: datetime | None = None
@@ -239,6 +241,7 @@ def stateful_set_of(manifest: Manifest) -> StatefulSet:
         generation=int(annotations.get(GENERATION_ANNOTATION, 0)),
         revision=metadata["labels"][Label.REVISION],
         deleting="deletionTimestamp" in metadata,
+        weights=annotations.get(WEIGHTS_ANNOTATION, ""),
         draining_since=parse_time(annotations.get(DRAINING_ANNOTATION)),
     )
 
@@ -263,7 +266,6 @@ def pod_of(manifest: Manifest) -> Pod:
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
         attempt=int(labels[Label.ATTEMPT]) if Label.ATTEMPT in labels else None,
         group=labels.get(Label.GROUP),
-        owner=next((o["uid"] for o in metadata.get("ownerReferences") or () if o.get("controller")), ""),
         node=manifest.get("spec", {}).get("nodeName", ""),
         ip=status.get("podIP", ""),
         ready_since=parse_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,

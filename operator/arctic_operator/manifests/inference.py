@@ -13,7 +13,14 @@ from arctic_operator.manifests.common import (
     object_labels,
 )
 from arctic_operator.manifests.worker import network_policy, worker_template
-from arctic_operator.observed import GENERATION_ANNOTATION, POD_INDEX_LABEL, Exported, Identity, Inference
+from arctic_operator.observed import (
+    GENERATION_ANNOTATION,
+    POD_INDEX_LABEL,
+    WEIGHTS_ANNOTATION,
+    Exported,
+    Identity,
+    Inference,
+)
 from arctic_operator.settings import Settings
 
 MODULE = "arctic_workers.inference"
@@ -85,7 +92,10 @@ def _stateful_set(
             identity,
             name,
             labels=labels,
-            annotations={GENERATION_ANNOTATION: str(inference.generation)},
+            annotations={
+                GENERATION_ANNOTATION: str(inference.generation),
+                WEIGHTS_ANNOTATION: base.folder if base else "",
+            },
         ),
         "spec": {
             "replicas": spec.parallelism.pipeline,

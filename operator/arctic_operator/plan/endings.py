@@ -46,7 +46,7 @@ def is_final(spec: ArcticTrainingSpec, report: Report | None) -> bool:
     """Whether a report carries the final marker: the export, or, with no export asked for, the last checkpoint."""
     if report is None or report.outcome != "succeeded":
         return False
-    return bool(report.export_uri or (spec.checkpoint.export is None and report.checkpoint))
+    return bool(report.export_uri or (spec.checkpoint.export == "none" and report.checkpoint))
 
 
 def judge(

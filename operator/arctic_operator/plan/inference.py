@@ -59,12 +59,15 @@ def wanted_revision(inference: Inference, seen: InferenceSeen) -> str:
     """Return the revision that groups should have.
 
     A group that was made from the specification of this generation is up to date, whatever its revision: an upgrade of
-    ours that computes revisions otherwise must not replace groups that serve.
+    ours that computes revisions otherwise must not replace groups that serve. Nor must weights that are gone.
     """
+    weights = seen.base.folder if seen.base else ""
     same = [group for group in seen.groups if group.generation == inference.generation]
+    if inference.spec.model.training is None or seen.base:
+        same = [group for group in same if group.weights == weights]
     if same:
         return max(same, key=lambda group: group_index(group.name)).revision
-    return revision_of({"spec": inference.revision, "weights": seen.base.folder if seen.base else ""})
+    return revision_of({"spec": inference.revision, "weights": weights})
 
 
 def groups_of(inference: Inference, seen: InferenceSeen, revision: str, now: datetime) -> list[Group]:

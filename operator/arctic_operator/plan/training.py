@@ -211,13 +211,12 @@ def _why(case: _Case) -> str:
 
 
 def _stop(case: _Case) -> tuple[Delete, ...]:
-    """End all Jobs that may still run pods; one that ended by itself is kept for its logs until the next attempt."""
+    """End all Jobs that run; one that ended by itself ends its pods too, and is kept for its logs."""
     namespace = case.training.identity.namespace
-    busy = {pod.owner for pod in case.world.alive if pod.delete_requested is None}
     return tuple(
         Delete("Job", namespace, job.name, job.uid, after_pods=True)
         for job in case.seen.jobs
-        if not job.deleting and (job.uid in busy or not (job.complete or job.failed))
+        if not (job.deleting or job.complete or job.failed)
     )
 
 

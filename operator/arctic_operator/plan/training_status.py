@@ -72,7 +72,7 @@ def training_status(
         evaluation=_evaluation(report) or before.evaluation,
         gpu_hours=f"{hours:.3f}" if hours else None,
         cost_usd=_cost(spec, hours),
-        conditions=_conditions(training, seen.live, pods, outlook, trouble, checkpoint, running, now),
+        conditions=_conditions(training, seen.live, pods, outlook, state, trouble, checkpoint, running, now),
         **_progress(spec, before, report, observation if running and not ended else None, now),
     )
     return status.wire()
@@ -211,6 +211,7 @@ def _conditions(
     live: Live | None,
     pods: Sequence[Pod],
     outlook: Outlook,
+    state: str,
     trouble: Trouble | None,
     checkpoint: LastCheckpoint | None,
     running: bool,
@@ -221,14 +222,14 @@ def _conditions(
     conditions = Conditions(training.status.conditions, training.generation, now)
     suspended = outlook.state == "Suspended"
     conditions.set("Suspended", suspended, "Suspended" if suspended else "NotSuspended")
-    _scheduled(conditions, pods, spec.parallelism.nodes, outlook)
-    _connected(conditions, live if running else None, outlook)
+    _scheduled(conditions, pods, spec.parallelism.nodes, state)
+    _connected(conditions, live if running else None, state)
     if checkpoint:
         conditions.set("CheckpointReady", True, "Committed", f"step {checkpoint.step}: {checkpoint.uri}")
     else:
         conditions.set("CheckpointReady", False, "NoCheckpoint", "no checkpoint is committed yet")
     _degraded(conditions, trouble, outlook)
-    conditions.set("Succeeded", bool(outlook.succeeded), *_ended(outlook.succeeded, "Succeeded", outlook.state))
+    conditions.set("Succeeded", bool(outlook.succeeded), *_ended(outlook.succeeded, "Succeeded", state))
     if outlook.failed:
         conditions.set("Failed", True, *outlook.failed)
     else:
@@ -240,23 +241,21 @@ def _ended(message: str, reason: str, state: str) -> tuple[str, str]:
     return (reason, message) if message else (state, "")
 
 
-def _scheduled(conditions: Conditions, pods: Sequence[Pod], nodes: int, outlook: Outlook) -> None:
+def _scheduled(conditions: Conditions, pods: Sequence[Pod], nodes: int, state: str) -> None:
     placed = sum(1 for pod in pods if pod.node)
-    if outlook.succeeded or outlook.failed:
-        conditions.set("PodsScheduled", False, "Ended")
-    elif placed == nodes:
+    if placed == nodes:
         conditions.set("PodsScheduled", True, "Scheduled", f"{nodes} of {nodes} pods have a node")
     else:
         refusal = next((pod.unschedulable for pod in pods if pod.unschedulable), "")
         message = f"{placed} of {nodes} pods have a node{': ' if refusal else ''}{refusal}"
-        conditions.set("PodsScheduled", False, "Unschedulable" if refusal else outlook.state, message)
+        conditions.set("PodsScheduled", False, "Unschedulable" if refusal else state, message)
 
 
-def _connected(conditions: Conditions, live: Live | None, outlook: Outlook) -> None:
+def _connected(conditions: Conditions, live: Live | None, state: str) -> None:
     if live and live.connected:
-        conditions.set("WorkersConnected", True, "Connected", live.observation.message if live.observation else "")
+        conditions.set("WorkersConnected", True, "Connected")
     else:
-        conditions.set("WorkersConnected", False, "NotConnected" if live else outlook.state, live.error if live else "")
+        conditions.set("WorkersConnected", False, "NotConnected" if live else state, live.error if live else "")
 
 
 def _degraded(conditions: Conditions, trouble: Trouble | None, outlook: Outlook) -> None:

@@ -1,0 +1,105 @@
+from dataclasses import replace
+
+import pytest
+
+from arctic_operator.observed import Job, Node
+from arctic_operator.plan.endings import judge
+
+JOB = Job("tiny-a1", "job-1", 1, 1, "r1")
+FAILED = replace(JOB, failed=True, reason="BackoffLimitExceeded")
+COMPLETE = replace(JOB, complete=True)
+
+
+def test_a_world_that_runs_has_not_ended(build):
+    assert judge(build.training().spec, JOB, [build.pod(0), build.pod(1)], None, build.start) is None
+
+
+def test_success_needs_the_job_complete_and_the_final_marker(build):
+    spec = build.training().spec
+    done = build.pod(0, phase="Succeeded", exit_code=0, exit_message=build.report(exportUri="file:///export"))
+    peer = build.pod(1, phase="Succeeded", exit_code=0)
+    assert judge(spec, JOB, [done, peer], None, build.start) is None
+    assert judge(spec, COMPLETE, [done, peer], None, build.start).final == "Succeeded"
+
+
+@pytest.mark.parametrize("message", ["", "Killed", '{"outcome": "interrupted"}', '{"outcome": "succeeded"}'])
+def test_pods_that_exit_with_0_in_mid_run_are_a_lost_attempt_and_no_success(build, message):
+    pods = [build.pod(i, phase="Succeeded", exit_code=0, exit_message=message) for i in range(2)]
+    ending = judge(build.training().spec, COMPLETE, pods, None, build.start)
+    assert ending.final is None
+    assert ending.reason == "NoFinalCheckpoint"
+    assert ending.counted
+
+
+def test_without_an_export_the_final_checkpoint_is_the_marker(build):
+    checkpoint = {"step": 5, "tokens": 9, "uri": "file:///c", "time": "2026-01-01T00:00:00Z"}
+    spec = build.training(checkpoint={"volume": {"claimName": "store"}, "export": "none"}).spec
+    done = build.pod(0, phase="Succeeded", exit_code=0, exit_message=build.report(checkpoint=checkpoint))
+    assert judge(spec, COMPLETE, [done], None, build.start).final == "Succeeded"
+
+
+def test_bad_input_is_never_tried_again_and_keeps_the_workers_sentence(build):
+    report = build.report("refused", reason="UnknownColumn", message="books.jsonl has no column 'text'")
+    pods = [build.pod(0, phase="Failed", exit_code=64, exit_message=report), build.pod(1, phase="Failed", exit_code=1)]
+    ending = judge(build.training().spec, FAILED, pods, None, build.start)
+    assert (ending.final, ending.reason) == ("Failed", "UnknownColumn")
+    assert ending.message == "books.jsonl has no column 'text'"
+
+
+def test_a_crash_counts_and_names_its_reason(build):
+    pods = [build.pod(0), build.pod(1, phase="Failed", exit_code=137, exit_reason="OOMKilled")]
+    ending = judge(build.training().spec, JOB, pods, None, build.start)
+    assert (ending.reason, ending.counted) == ("OOMKilled", True)
+
+
+def test_an_interrupted_worker_does_not_count(build):
+    pods = [build.pod(i, phase="Failed", exit_code=75, finished=build.seconds(5)) for i in range(2)]
+    ending = judge(build.training().spec, FAILED, pods, None, build.start)
+    assert (ending.reason, ending.counted, ending.final) == ("Interrupted", False, None)
+
+
+def test_a_peers_crash_after_a_deletion_is_the_deletions_doing(build):
+    gone = build.pod(0, delete_requested=build.seconds(1))
+    peer = build.pod(1, phase="Failed", exit_code=1, finished=build.seconds(3))
+    ending = judge(build.training().spec, JOB, [gone, peer], None, build.seconds(4))
+    assert (ending.reason, ending.counted) == ("PodDeleted", False)
+
+
+def test_a_deletion_after_a_peers_crash_is_the_crashs_doing(build):
+    crashed = build.pod(0, phase="Failed", exit_code=1, finished=build.seconds(1))
+    swept = build.pod(1, delete_requested=build.seconds(2))
+    ending = judge(build.training().spec, JOB, [crashed, swept], None, build.seconds(4))
+    assert (ending.reason, ending.counted) == ("WorkerFailed", True)
+
+
+def test_a_preempted_pod_that_died_of_sigterm_does_not_count(build):
+    pod = build.pod(
+        0,
+        phase="Failed",
+        exit_code=143,
+        disrupted=build.seconds(1),
+        disruption="PreemptionByScheduler",
+        finished=build.seconds(2),
+    )
+    ending = judge(build.training().spec, FAILED, [pod, build.pod(1)], None, build.seconds(3))
+    assert (ending.reason, ending.counted) == ("PreemptionByScheduler", False)
+
+
+def test_a_pod_that_is_gone_without_a_word_does_not_count(build):
+    ending = judge(build.training().spec, FAILED, [build.pod(0, phase="Running")], None, build.start)
+    assert (ending.reason, ending.counted) == ("PodLost", False)
+
+
+@pytest.mark.parametrize(("silent_for", "ended"), [(29, False), (30, True)])
+def test_a_node_that_is_silent_for_30_s_ends_the_attempt(build, silent_for, ended):
+    nodes = {"n0": Node("n0", True, build.start, False), "n1": Node("n1", False, build.start, False)}
+    ending = judge(build.training().spec, JOB, [build.pod(0), build.pod(1)], nodes, build.seconds(silent_for))
+    assert (ending is not None and ending.reason == "NodeLost") == ended
+
+
+def test_a_stopped_world_has_ended_when_its_pods_are_gone_or_out_of_reach(build):
+    deleting = replace(JOB, deleting=True)
+    spec, nodes = build.training().spec, {"n0": Node("n0", False, build.start, False)}
+    assert judge(spec, deleting, [build.pod(0)], None, build.seconds(99)) is None
+    assert judge(spec, deleting, [build.pod(0)], nodes, build.seconds(99)).reason == "Stopped"
+    assert judge(spec, None, [], None, build.seconds(99)).reason == "Stopped"

@@ -1,0 +1,310 @@
+"""Plans of inference groups, one by one and over whole rollouts: a small world that starts and stops pods, no clock."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arctic_api.inference import ArcticInferenceStatus
+from arctic_api.world import InferenceGroup, Label
+from arctic_operator.live import InferenceObservation, Live, Phase
+from arctic_operator.observed import Exported, InferenceSeen, Node, StatefulSet, read_status
+from arctic_operator.plan.inference import plan_inference
+
+NODES = 8
+START_SECONDS = 7
+
+
+class Cluster:
+    """A StatefulSet controller, kubelets and nodes: just what they do to the groups of one service."""
+
+    def __init__(self, build, inference):
+        self.build, self.inference = build, inference
+        self.now = build.start
+        self.groups, self.pods, self.status = {}, {}, {}
+        self.nodes = {f"n{i}": Node(f"n{i}", True, build.start, False) for i in range(NODES)}
+        self.busy, self.broken, self.told = set(), set(), set()
+        self.made, self.most = [], 0
+
+    @property
+    def serving(self):
+        """Groups whose leader gets requests and answers them."""
+        return [name for name in self.groups if self.ready(name) and self.pods[name, 0].routed]
+
+    def ready(self, name):
+        pods = [self.pods.get((name, index)) for index in range(2)]
+        return all(pod and pod.ready_since for pod in pods)
+
+    def live(self, name):
+        running = int(name in self.busy)
+        seen = InferenceObservation("", Phase.RUNNING, "", None, running=running, draining=name in self.told)
+        return Live(seen, self.now, connected=True)
+
+    def reconcile(self):
+        inference = replace(self.inference, status=read_status(ArcticInferenceStatus, self.status))
+        live = {name: self.live(name) for name in self.groups if self.ready(name)}
+        seen = InferenceSeen(tuple(self.groups.values()), tuple(self.pods.values()), self.nodes, live)
+        plan = plan_inference(inference, seen, self.build.settings, self.now)
+        for manifest in plan.create:
+            self.create(manifest)
+        for mark in plan.mark:
+            self.mark(mark)
+        self.told.update(plan.drain)
+        for delete in plan.delete:
+            if delete.kind == "StatefulSet":
+                del self.groups[delete.name]
+                self.pods = {key: pod for key, pod in self.pods.items() if key[0] != delete.name}
+        self.status = plan.status
+        self.most = max(self.most, len(self.groups))
+        return plan
+
+    def create(self, manifest):
+        name = manifest["metadata"]["name"]
+        assert name not in self.made, "a group's name was used twice"
+        self.made.append(name)
+        stamped = manifest | {"metadata": manifest["metadata"] | {"uid": f"uid-{name}"}}
+        self.groups[name] = self.build.stateful_set_of(stamped)
+        free = [node.name for node in self.nodes.values() if node.ready and not node.unschedulable]
+        for index in range(2):
+            node = free[(len(self.made) + index) % len(free)] if free else ""
+            pod = self.build.pod(index, attempt=None, group=name, created=self.now, node=node)
+            self.pods[name, index] = replace(pod, name=f"{name}-{index}", uid=f"{name}-{index}")
+
+    def mark(self, mark):
+        if mark.kind == "StatefulSet":
+            self.groups[mark.name] = replace(self.groups[mark.name], draining_since=self.now)
+        for key, pod in self.pods.items():
+            if mark.kind == "Pod" and pod.uid == mark.uid:
+                self.pods[key] = replace(pod, routed=mark.labels[Label.ROUTING] == "on")
+
+    def tick(self, seconds=1.0):
+        self.now += timedelta(seconds=seconds)
+        for key, pod in self.pods.items():
+            up = self.now - pod.created >= timedelta(seconds=START_SECONDS) and key[0] not in self.broken
+            node = self.nodes.get(pod.node)
+            if up and pod.ready_since is None and node and node.ready:
+                self.pods[key] = replace(pod, ready_since=self.now)
+            if node and not node.ready:
+                self.pods[key] = replace(pod, ready_since=None)
+
+    def run(self, seconds, watch=None):
+        for _ in range(seconds):
+            self.tick()
+            self.reconcile()
+            if watch:
+                watch(self)
+
+    def edit(self, build, generation, **fields):
+        self.inference = build.inference(generation=generation, **fields)
+
+    def go_back(self, build, generation, **fields):
+        """Edit to what makes the first revision again."""
+        self.inference = replace(build.inference(**fields), generation=generation)
+
+
+def fields(replicas, surge, unavailable, image="one"):
+    rollout = {"maxSurge": surge, "maxUnavailable": unavailable, "drainTimeout": "20s"}
+    return {"replicas": replicas, "rollout": rollout, "engine": {"name": "native", "image": image}}
+
+
+def condition(status, kind):
+    return next(c for c in status["conditions"] if c["type"] == kind)
+
+
+def test_a_group_is_a_pod_a_node_and_ready_only_as_a_whole(build):
+    cluster = Cluster(build, build.inference())
+    plan = cluster.reconcile()
+    (manifest,) = plan.create
+    spec = manifest["spec"]
+    assert (spec["replicas"], spec["podManagementPolicy"]) == (2, "Parallel")
+    assert spec["updateStrategy"] == {"type": "OnDelete"}
+    (term,) = spec["template"]["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["labelSelector"]["matchLabels"] == spec["selector"]["matchLabels"]
+    (container,) = spec["template"]["spec"]["containers"]
+    (text,) = [item["value"] for item in container["env"] if item["name"] == "ARCTIC_WORLD"]
+    world = InferenceGroup.model_validate_json(text)
+    name = manifest["metadata"]["name"]
+    assert world.hosts == [f"{name}-0.{name}.team.svc", f"{name}-1.{name}.team.svc"]
+    assert world.model_folder == "/weights"
+
+    cluster.tick(START_SECONDS)
+    half = cluster.pods[name, 1]
+    cluster.pods[name, 1] = replace(half, ready_since=None)
+    assert cluster.reconcile().status["readyReplicas"] == 0
+    cluster.pods[name, 1] = half
+    assert cluster.reconcile().status["readyReplicas"] == 1
+
+
+@given(
+    replicas=st.integers(1, 3),
+    surge=st.integers(0, 2),
+    unavailable=st.integers(0, 2),
+    edits=st.lists(st.tuples(st.integers(0, 60), st.sampled_from(["one", "two", "three"])), min_size=1, max_size=4),
+    busy=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_rollout_keeps_enough_groups_serving_and_never_takes_more_nodes_than_allowed(
+    build, replicas, surge, unavailable, edits, busy
+):
+    if surge == 0 and unavailable == 0:
+        surge = 1
+    cluster = Cluster(build, build.inference(**fields(replicas, surge, unavailable)))
+    cluster.run(40)
+    assert len(cluster.serving) == replicas
+    if busy:
+        cluster.busy.update(cluster.groups)
+
+    def enough(it):
+        assert len(it.serving) >= replicas - unavailable
+        assert len(it.groups) <= replicas + surge
+
+    generation = 1
+    for wait, image in edits:
+        generation += 1
+        cluster.edit(build, generation, **fields(replicas, surge, unavailable, image))
+        cluster.run(wait, enough)
+    cluster.run(250, enough)
+    assert len(cluster.groups) == len(cluster.serving) == replicas
+    assert {group.revision for group in cluster.groups.values()} == {cluster.status["revision"]}
+    assert cluster.status["state"] == "Ready"
+    assert condition(cluster.status, "Ready")["status"] == "True"
+
+
+def test_going_back_in_mid_rollout_keeps_the_groups_that_serve(build):
+    cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
+    cluster.run(30)
+    before = set(cluster.groups)
+    cluster.edit(build, 2, **fields(2, 1, 0, "broken"))
+    cluster.reconcile()
+    (new,) = set(cluster.groups) - before
+    cluster.broken = {new}
+    cluster.run(60)
+    assert condition(cluster.status, "Available")["status"] == "True"
+    assert condition(cluster.status, "Ready")["status"] == "False"
+    assert set(cluster.serving) == before
+    cluster.go_back(build, 3, **fields(2, 1, 0))
+    cluster.run(30)
+    assert set(cluster.groups) == before
+
+
+def test_a_draining_group_goes_when_it_is_idle_or_its_time_is_over(build):
+    cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
+    cluster.run(30)
+    first, second = sorted(cluster.groups)
+    cluster.go_back(build, 2, **fields(1, 1, 0))
+    cluster.busy = {second}
+    cluster.run(1)
+    assert cluster.groups[second].draining_since
+    assert not cluster.pods[second, 0].routed
+    cluster.run(28)
+    assert second in cluster.groups
+    cluster.busy = set()
+    cluster.run(1)
+    assert set(cluster.groups) == {first}
+
+
+def test_a_lost_node_takes_its_group_out_at_once_and_a_new_name_replaces_it(build):
+    cluster = Cluster(build, build.inference(**fields(1, 0, 1)))
+    cluster.run(30)
+    (old,) = cluster.groups
+    node = cluster.pods[old, 1].node
+    cluster.nodes[node] = Node(node, False, cluster.now, False)
+    cluster.run(28)
+    assert set(cluster.groups) == {old}
+    cluster.run(3)
+    assert old not in cluster.groups
+    cluster.run(30)
+    assert len(cluster.serving) == 1
+
+
+def test_a_cordoned_node_is_emptied_without_a_gap(build):
+    cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
+    cluster.run(30)
+    node = cluster.pods[sorted(cluster.groups)[0], 0].node
+    cluster.nodes[node] = Node(node, True, cluster.now, True)
+    served = []
+    cluster.run(120, lambda it: served.append(len(it.serving)))
+    assert min(served) >= 2
+    assert node not in {pod.node for pod in cluster.pods.values()}
+
+
+def test_suspend_removes_all_groups_and_keeps_the_gateway(build):
+    cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
+    cluster.run(30)
+    cluster.edit(build, 2, **fields(2, 1, 0), suspend=True)
+    cluster.run(60)
+    assert cluster.groups == {}
+    assert cluster.status["state"] == "Suspended"
+    assert "Deployment" in {manifest["kind"] for manifest in cluster.reconcile().apply}
+
+
+def test_a_paused_rollout_stays_where_it_is_but_replaces_what_breaks(build):
+    cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
+    cluster.run(30)
+    before = set(cluster.groups)
+    paused = fields(2, 1, 0, "two")
+    paused["rollout"]["paused"] = True
+    cluster.edit(build, 2, **paused)
+    cluster.run(60)
+    assert set(cluster.groups) == before
+    del cluster.groups[sorted(before)[0]]
+    cluster.run(60)
+    assert len(cluster.groups) == 2
+
+
+def test_an_upgrade_that_computes_revisions_otherwise_leaves_groups_alone(build):
+    cluster = Cluster(build, build.inference(**fields(1, 1, 0)))
+    cluster.run(30)
+    before = set(cluster.groups)
+    cluster.inference = replace(cluster.inference, revision="computed-otherwise")
+    cluster.run(60)
+    assert set(cluster.groups) == before
+
+
+def test_a_service_waits_for_the_weights_of_its_training_and_mounts_their_claim(build):
+    inference = build.inference(model={"training": "base"})
+    plan = plan_inference(inference, InferenceSeen(), build.settings, build.start)
+    assert (plan.create, plan.status["state"]) == ((), "WaitingForTraining")
+    assert "Service" in {manifest["kind"] for manifest in plan.apply}
+    base = Exported("/var/lib/arctic/store/team/base-12345/export", "store")
+    plan = plan_inference(inference, InferenceSeen(base=base), build.settings, build.start)
+    volumes = plan.create[0]["spec"]["template"]["spec"]["volumes"]
+    assert {"claimName": "store", "readOnly": True} in [volume.get("persistentVolumeClaim") for volume in volumes]
+
+
+@pytest.mark.parametrize(("lived", "code", "remade"), [(61, 1, True), (5, 1, False), (61, 64, False)])
+def test_a_pod_that_served_is_remade_at_once_instead_of_backing_off(build, lived, code, remade):
+    name = "tiny-0a1b2-abc123-g0"
+    group = StatefulSet(name, "set-1", 1, "abc123")
+    crashed = build.pod(1, attempt=None, group=name, waiting="CrashLoopBackOff", exit_code=code)
+    crashed = replace(crashed, finished=build.seconds(lived))
+    seen = InferenceSeen([group], [build.pod(0, attempt=None, group=name), crashed])
+    plan = plan_inference(build.inference(), seen, build.settings, build.seconds(lived))
+    assert [d.uid for d in plan.delete if d.kind == "Pod"] == ([crashed.uid] if remade else [])
+
+
+def test_what_stood_beside_a_group_that_is_gone_is_deleted(build):
+    labels = {Label.GROUP.value: "tiny-0a1b2-abc123-g0"}
+    service = {"kind": "Service", "metadata": {"name": "x", "namespace": "team", "uid": "service-1", "labels": labels}}
+    plan = plan_inference(build.inference(), InferenceSeen(others=[service]), build.settings, build.start)
+    assert [(d.kind, d.uid) for d in plan.delete] == [("Service", "service-1")]
+
+
+def test_names_of_groups_leave_room_for_what_the_stateful_set_appends(build):
+    identity = replace(build.inference().identity, name="n" * 40)
+    plan = plan_inference(replace(build.inference(), identity=identity), InferenceSeen(), build.settings, build.start)
+    assert len(plan.create[0]["metadata"]["name"]) <= 52
+
+
+def test_figures_are_those_of_all_groups_together(build):
+    cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
+    cluster.run(30)
+    cluster.live = lambda name: Live(
+        InferenceObservation("", Phase.RUNNING, "", None, tokens_per_second=50.4, waiting=3, kv_cache_utilization=0.5),
+        cluster.now,
+        connected=True,
+    )
+    status = cluster.reconcile().status
+    assert (status["tokensPerSecond"], status["queued"], status["kvCacheUtilization"]) == (101, 6, "50%")

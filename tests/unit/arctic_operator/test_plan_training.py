@@ -1,0 +1,428 @@
+"""Training plans, one by one and over whole lives: a small world with a Job controller and faults, and no clock."""
+
+import itertools
+import json
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arctic_api.training import ArcticTrainingStatus
+from arctic_api.world import ExitCode, Label, TrainingWorld
+from arctic_operator.live import Live, Phase, StageSeen, TrainingObservation
+from arctic_operator.observed import Exported, Job, Node, TrainingSeen, read_status
+from arctic_operator.plan.training import is_finished, plan_training
+
+
+def condition(plan, kind):
+    return next(c for c in plan.status["conditions"] if c["type"] == kind)
+
+
+ALL_CONDITIONS = [
+    "Suspended",
+    "PodsScheduled",
+    "WorkersConnected",
+    "CheckpointReady",
+    "Degraded",
+    "Succeeded",
+    "Failed",
+]
+
+
+def test_the_first_visit_makes_the_first_world_and_sets_every_condition(build):
+    plan = plan_training(build.training(generation=3), TrainingSeen(), build.settings, build.start)
+    assert [job["metadata"]["name"] for job in plan.create] == ["tiny-0a1b2-a1"]
+    assert [child["kind"] for child in plan.apply] == ["Service", "NetworkPolicy"]
+    assert plan.needs_fresh
+    assert [c["type"] for c in plan.status["conditions"]] == ALL_CONDITIONS
+    assert {c["observedGeneration"] for c in plan.status["conditions"]} == {3}
+
+
+def test_nothing_is_made_while_the_object_is_being_deleted(build):
+    plan = plan_training(replace(build.training(), deleting=True), TrainingSeen(), build.settings, build.start)
+    assert (plan.create, plan.apply, plan.status) == ((), (), None)
+
+
+def test_the_epoch_rises_with_each_attempt_even_where_the_status_lags(build):
+    pod = build.pod(0, attempt=7, phase="Failed", exit_code=1)
+    status = {"attempt": 6, "attempts": [record(7)]}
+    plan = plan_training(build.training(status), TrainingSeen(pods=[pod]), build.settings, build.seconds(900))
+    world = world_of(plan.create[0])
+    assert (world.attempt, world.epoch) == (8, 8)
+
+
+def test_the_backoff_grows_with_failures_up_to_its_longest(build):
+    waits = {}
+    for restarts in (1, 2, 3, 30):
+        status = {"attempt": restarts, "restarts": restarts, "attempts": [record(restarts, counted=True)]}
+        training = build.training(
+            status, restart={"limit": 99, "backoff": {"initial": "10s", "factor": 2, "max": "60s"}}
+        )
+        plan = plan_training(training, TrainingSeen(), build.settings, build.start)
+        assert plan.create == ()
+        waits[restarts] = plan.requeue_after
+    assert waits == {1: 10, 2: 20, 3: 40, 30: 60}
+
+
+def test_an_interruption_is_followed_at_once_unless_it_came_at_once(build):
+    old = record(1, start_time="2025-12-31T23:00:00Z")
+    young = record(1, start_time="2025-12-31T23:59:58Z")
+    for entry, made in ((old, 1), (young, 0)):
+        training = build.training({"attempt": 1, "attempts": [entry]})
+        assert len(plan_training(training, TrainingSeen(), build.settings, build.start).create) == made
+
+
+def test_a_child_that_can_not_pull_its_image_shows_in_state_and_condition(build):
+    pods = [
+        build.pod(i, phase="Pending", waiting="ImagePullBackOff", waiting_message="no such image x:1") for i in range(2)
+    ]
+    seen = TrainingSeen(jobs=[job(build)], pods=pods)
+    plan = plan_training(build.training({"attempt": 1}), seen, build.settings, build.start)
+    assert plan.status["state"] == "ImagePullBackOff"
+    assert condition(plan, "Degraded")["reason"] == "ImagePullBackOff"
+    assert "no such image x:1" in condition(plan, "Degraded")["message"]
+
+
+def test_a_pod_without_a_node_shows_the_schedulers_sentence(build):
+    pods = [build.pod(0), build.pod(1, phase="Pending", node="", unschedulable="0/2 nodes are available")]
+    seen = TrainingSeen(jobs=[job(build)], pods=pods)
+    plan = plan_training(build.training({"attempt": 1}), seen, build.settings, build.start)
+    assert condition(plan, "PodsScheduled")["status"] == "False"
+    assert "0/2 nodes are available" in condition(plan, "PodsScheduled")["message"]
+
+
+def test_what_rank_0_says_is_shown_and_never_ends_the_training(build):
+    stage = StageSeen("general", 500_000, started=build.start)
+    seen = observation(
+        build, phase=Phase.DONE, step=122, tokens=500_000, loss=2.5, tokens_per_second=1000.0, stages=(stage,)
+    )
+    plan = plan_training(*running(build, seen), build.settings, build.seconds(60))
+    status = plan.status
+    assert (status["step"], status["tokens"], status["loss"], status["tokensPerSecond"]) == (
+        122,
+        500_000,
+        "2.5000",
+        1000,
+    )
+    assert status["stages"][0]["tokens"] == 500_000
+    assert status["eta"] == "2026-01-01T00:09:30Z"  # 500 s after now, to the nearest half minute
+    assert condition(plan, "Succeeded")["status"] == "False"
+
+
+def test_an_earlier_attempts_word_is_not_taken_for_this_ones(build):
+    seen = replace(observation(build, step=99), epoch=2)
+    plan = plan_training(*running(build, seen), build.settings, build.start)
+    assert "step" not in plan.status
+
+
+def test_gpu_hours_and_their_price_add_up_over_attempts(build):
+    training, seen = running(build, None)
+    training = replace(
+        training,
+        spec=build.training(resources={"limits": {"nvidia.com/gpu": 8}}, pricePerGPUHour="2.50").spec,
+    )
+    seen = replace(seen, jobs=[replace(job(build), gpu_hours_before=10.0)])
+    status = plan_training(training, seen, build.settings, build.seconds(3600)).status
+    assert (status["gpuHours"], status["costUSD"]) == ("26.000", "65.00")
+
+
+def test_suspend_stops_the_world_keeps_what_it_reached_and_resume_makes_the_next(build):
+    training, seen = running(build, observation(build, step=50, tokens=5))
+    suspended = replace(training, spec=build.training(suspend=True).spec)
+    plan = plan_training(suspended, seen, build.settings, build.start)
+    assert [(d.kind, d.after_pods) for d in plan.delete] == [("Job", True)]
+    assert (plan.status["state"], plan.status["step"]) == ("Suspending", 50)
+
+    gone = TrainingSeen()
+    plan = plan_training(suspended, gone, build.settings, build.seconds(60))
+    assert plan.needs_fresh
+    assert plan.status["attempts"][0]["reason"] == "Suspended"
+    recorded = build.training(plan.status, suspend=True)
+    plan = plan_training(recorded, gone, build.settings, build.seconds(61))
+    assert (plan.status["state"], condition(plan, "Suspended")["status"]) == ("Suspended", "True")
+    plan = plan_training(build.training(plan.status), gone, build.settings, build.seconds(62))
+    assert world_of(plan.create[0]).attempt == 2
+
+
+def test_an_edited_specification_stops_the_world_without_counting(build):
+    training, seen = running(build, None)
+    plan = plan_training(replace(training, generation=2, revision="r2"), seen, build.settings, build.start)
+    assert [d.kind for d in plan.delete] == ["Job"]
+    stopping = replace(seen, jobs=[replace(job(build), deleting=True)], pods=[])
+    plan = plan_training(replace(training, generation=2, revision="r2"), stopping, build.settings, build.start)
+    assert (plan.status["attempts"][0]["reason"], plan.status["restarts"]) == ("SpecChanged", 0)
+
+
+def test_an_upgrade_that_computes_revisions_otherwise_leaves_a_world_alone(build):
+    training, seen = running(build, None)
+    assert plan_training(replace(training, revision="new"), seen, build.settings, build.start).delete == ()
+
+
+def test_deadlines_fail_the_training_and_end_its_world(build):
+    late = build.training({"attempt": 1}, startDeadline="10m")
+    pods = [build.pod(0), build.pod(1, phase="Pending")]
+    plan = plan_training(late, TrainingSeen(jobs=[job(build)], pods=pods), build.settings, build.seconds(601))
+    assert condition(plan, "Failed")["reason"] == "StartDeadlineExceeded"
+    assert [d.name for d in plan.delete] == ["tiny-0a1b2-a1"]
+
+    training, seen = running(build, None)
+    long = replace(training, spec=build.training(activeDeadline="1h").spec)
+    assert plan_training(long, seen, build.settings, build.seconds(3599)).requeue_after == 1
+    plan = plan_training(long, seen, build.settings, build.seconds(3600))
+    assert condition(plan, "Failed")["reason"] == "ActiveDeadlineExceeded"
+
+
+def test_an_ended_training_is_deleted_after_its_time(build):
+    status = {
+        "completionTime": "2026-01-01T00:00:00Z",
+        "conditions": [succeeded()],
+        "attempt": 1,
+    }
+    training = build.training(status, ttlAfterFinished="1h")
+    plan = plan_training(training, TrainingSeen(), build.settings, build.seconds(3599))
+    assert (plan.delete, plan.requeue_after, plan.status["state"]) == ((), 1, "Succeeded")
+    plan = plan_training(training, TrainingSeen(), build.settings, build.seconds(3600))
+    assert [(d.kind, d.uid) for d in plan.delete] == [("ArcticTraining", build.uid)]
+
+
+def test_a_training_from_anothers_weights_waits_for_its_export(build):
+    training = build.training(model={"from": {"training": "base"}})
+    plan = plan_training(training, TrainingSeen(), build.settings, build.start)
+    assert (plan.create, plan.status["state"]) == ((), "WaitingForTraining")
+    base = Exported("/var/lib/arctic/store/team/base-12345/export", "store")
+    plan = plan_training(training, TrainingSeen(base=base), build.settings, build.start)
+    assert world_of(plan.create[0]).weights_folder == base.folder
+    elsewhere = replace(base, claim="other")
+    plan = plan_training(training, TrainingSeen(base=elsewhere), build.settings, build.start)
+    assert world_of(plan.create[0]).weights_folder == "/var/lib/arctic/base/team/base-12345/export"
+
+
+def test_a_pod_on_a_dead_node_does_not_hold_up_the_next_attempt_but_one_on_a_live_node_does(build):
+    status = {"attempt": 1, "attempts": [record(1)]}
+    pods = [build.pod(1, delete_requested=build.start)]
+    dead = {"n1": Node("n1", False, build.start, False)}
+    alive = {"n1": Node("n1", True, build.start, False)}
+    for nodes, made in ((dead, 1), (alive, 0), (None, 0)):
+        seen = TrainingSeen(jobs=[replace(job(build), deleting=True)], pods=pods, nodes=nodes)
+        plan = plan_training(build.training(status), seen, build.settings, build.seconds(40))
+        assert len(plan.create) == made
+
+
+# -- whole lives
+
+
+class Cluster:
+    """A Job controller, kubelets and nodes: just what they do to the children of one training."""
+
+    def __init__(self, build, training):
+        self.build, self.training = build, training
+        self.now = build.start
+        self.jobs, self.pods, self.dead = {}, {}, {}
+        self.raw, self.status = {}, {}
+        self.restarts = itertools.count()
+
+    def seen(self):
+        nodes = {f"n{i}": Node(f"n{i}", f"n{i}" not in self.dead, self.dead.get(f"n{i}"), False) for i in range(2)}
+        return TrainingSeen(jobs=list(self.jobs.values()), pods=list(self.pods.values()), nodes=nodes)
+
+    def reconcile(self):
+        training = replace(self.training, status=read_status(ArcticTrainingStatus, self.status))
+        plan = plan_training(training, self.seen(), self.build.settings, self.now)
+        for manifest in plan.create:
+            self.create(manifest)
+        for delete in plan.delete:
+            for name, found in list(self.jobs.items()):
+                if found.uid == delete.uid:
+                    self.jobs[name] = replace(found, deleting=True)
+        self.status = plan.status or self.status
+        return plan
+
+    def create(self, manifest):
+        attempt = int(manifest["metadata"]["labels"][Label.ATTEMPT])
+        assert attempt not in self.raw, "an attempt was made twice"
+        runs = [pod for pod in self.pods.values() if not pod.ended and pod.node not in self.dead]
+        assert not runs, "two worlds that can commit"
+        assert attempt > max(self.raw, default=0), "the epoch went back"
+        self.raw[attempt] = manifest
+        stamped = manifest | {"metadata": manifest["metadata"] | {"uid": f"job-{attempt}"}}
+        self.jobs[attempt] = replace(self.build.job_of(stamped), created=self.now)
+        for index in range(2):
+            self.pods[attempt, index] = self.build.pod(
+                index, attempt, phase="Pending", started=None, created=self.now, node=f"n{index}"
+            )
+
+    def tick(self, seconds=5.0):
+        """Let the controllers do their part, and time pass."""
+        self.now += timedelta(seconds=seconds)
+        for attempt, found in list(self.jobs.items()):
+            pods = {key: pod for key, pod in self.pods.items() if key[0] == attempt}
+            broken = any(pod.phase == "Failed" for pod in pods.values()) or len(pods) < 2
+            if broken and not found.complete:
+                found = self.jobs[attempt] = replace(found, failed=True, ended=self.now)
+            if all(pod.phase == "Succeeded" for pod in pods.values()) and len(pods) == 2:
+                self.jobs[attempt] = replace(found, complete=True)
+            for key, pod in pods.items():
+                if (found.failed or found.deleting) and not pod.ended and pod.delete_requested is None:
+                    self.pods[key] = replace(pod, delete_requested=self.now)
+        for key, pod in list(self.pods.items()):
+            if pod.node in self.dead:
+                continue
+            if pod.delete_requested and pod.delete_requested < self.now:
+                del self.pods[key]
+            elif pod.phase == "Pending":
+                self.pods[key] = replace(pod, phase="Running", started=self.now)
+        for attempt, found in list(self.jobs.items()):
+            if found.deleting and not any(key[0] == attempt for key in self.pods):
+                del self.jobs[attempt]
+
+    def fault(self, kind, index):
+        """Do harm to a pod that runs, or to a node."""
+        node = f"n{index}"
+        running = [(key, pod) for key, pod in self.pods.items() if pod.phase == "Running" and pod.node not in self.dead]
+        if kind == "node":
+            self.dead[node] = self.now
+        elif kind == "mend":
+            self.dead.pop(node, None)
+        elif kind == "job":
+            for attempt, found in self.jobs.items():
+                self.jobs[attempt] = replace(found, deleting=True)
+        elif kind == "suspend":
+            self.training = replace(self.training, spec=self.training.spec.model_copy(update={"suspend": True}))
+        elif kind == "resume":
+            self.training = replace(self.training, spec=self.training.spec.model_copy(update={"suspend": False}))
+        elif kind == "forget":
+            self.status = {k: v for k, v in self.status.items() if k != "conditions"}
+        elif running:
+            key, pod = running[index % len(running)]
+            codes = {"crash": 1, "interrupt": ExitCode.INTERRUPTED, "quit": 0}
+            if kind == "delete":
+                self.pods[key] = replace(pod, delete_requested=self.now)
+            elif kind == "vanish":
+                del self.pods[key]
+            else:
+                code = codes[kind]
+                phase = "Failed" if code else "Succeeded"
+                self.pods[key] = replace(pod, phase=phase, exit_code=code, finished=self.now)
+
+    def finish(self):
+        """Let every pod of the newest world end well."""
+        newest = max(self.raw, default=0)
+        for key, pod in list(self.pods.items()):
+            if key[0] == newest and pod.phase == "Running" and pod.delete_requested is None:
+                message = self.build.report(exportUri="file:///export") if key[1] == 0 else ""
+                done = {"phase": "Succeeded", "exit_code": 0, "exit_message": message, "finished": self.now}
+                self.pods[key] = replace(pod, **done)
+
+
+FAULTS = ["crash", "interrupt", "quit", "delete", "vanish", "node", "mend", "job", "suspend", "resume", "forget"]
+STEPS = st.lists(
+    st.tuples(st.sampled_from([*FAULTS, "wait", "wait", "wait"]), st.integers(0, 1), st.integers(0, 3)), max_size=40
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(steps=STEPS)
+def test_whatever_breaks_there_is_one_world_at_a_time_and_in_the_end_it_is_done(build, steps):
+    limit = {"limit": 1000, "backoff": {"initial": "1s", "max": "5s"}}
+    cluster = Cluster(build, build.training(restart=limit))
+    for fault, index, looks in steps:
+        if fault != "wait":
+            cluster.fault(fault, index)
+        for _ in range(looks):
+            cluster.reconcile()
+        cluster.tick()
+        cluster.reconcile()
+    cluster.dead.clear()
+    cluster.fault("resume", 0)
+    for _ in range(60):
+        cluster.reconcile()
+        cluster.tick(10)
+        cluster.finish()
+    final = read_status(ArcticTrainingStatus, cluster.status)
+    assert is_finished(final)
+    assert final.state == "Succeeded"
+    assert final.export.uri == "file:///export"
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS)
+def test_planning_again_on_the_same_observation_does_nothing_new(build, steps):
+    cluster = Cluster(build, build.training())
+    for fault, index, _ in steps:
+        if fault != "wait":
+            cluster.fault(fault, index)
+        cluster.tick()
+        for _ in range(4):
+            cluster.reconcile()
+        before = (dict(cluster.jobs), dict(cluster.pods), json.dumps(cluster.status))
+        plan = cluster.reconcile()
+        assert plan.create == ()
+        assert (dict(cluster.jobs), dict(cluster.pods), json.dumps(cluster.status)) == before
+
+
+@given(failures=st.integers(0, 6), limit=st.integers(0, 4))
+@settings(max_examples=20, deadline=None)
+def test_failures_beyond_the_limit_end_the_training_and_interruptions_never_do(build, failures, limit):
+    cluster = Cluster(build, build.training(restart={"limit": limit, "backoff": {"initial": "1s", "max": "1s"}}))
+    for kind in ["interrupt"] * 5 + ["crash"] * failures:
+        for _ in range(8):
+            cluster.reconcile()
+            cluster.tick(10)
+        cluster.fault(kind, 0)
+    for _ in range(3):
+        cluster.reconcile()
+        cluster.tick(1)
+    final = read_status(ArcticTrainingStatus, cluster.status)
+    assert is_finished(final) == (failures > limit)
+    assert final.restarts == min(failures, limit + 1)
+    assert len(cluster.raw) <= 6 + min(failures, limit + 1)
+
+
+def record(number, *, counted=False, start_time="2025-12-31T00:00:00Z"):
+    return {
+        "number": number,
+        "reason": "WorkerFailed" if counted else "Interrupted",
+        "counted": counted,
+        "startTime": start_time,
+        "completionTime": "2026-01-01T00:00:00Z",
+    }
+
+
+def succeeded():
+    when = "2026-01-01T00:00:00Z"
+    return {"type": "Succeeded", "status": "True", "reason": "Succeeded", "message": "", "lastTransitionTime": when}
+
+
+def job(build):
+    return Job("tiny-0a1b2-a1", "job-1", 1, 1, "r1", created=build.start)
+
+
+def running(build, seen):
+    live = Live(seen, build.start, connected=True) if seen else None
+    status = {"attempt": 1, "startTime": "2026-01-01T00:00:00Z"}
+    pods = [build.pod(0, ip="10.0.0.1"), build.pod(1)]
+    return build.training(status), TrainingSeen(jobs=[job(build)], pods=pods, live=live)
+
+
+def observation(build, **fields):
+    return TrainingObservation(
+        **{"uid": build.uid, "epoch": 1, "phase": Phase.RUNNING, "message": "", "time": None} | fields
+    )
+
+
+def world_of(manifest):
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    (text,) = [item["value"] for item in container["env"] if item["name"] == "ARCTIC_WORLD"]
+    return TrainingWorld.model_validate_json(text)
+
+
+@pytest.mark.parametrize("export", ["huggingface", "none"])
+def test_the_world_document_is_what_the_worker_is_told(build, export):
+    training = build.training(checkpoint={"volume": {"claimName": "store"}, "export": export})
+    plan = plan_training(training, TrainingSeen(), build.settings, build.start)
+    world = world_of(plan.create[0])
+    assert world.spec.checkpoint.export == export
+    assert world.hosts == ["tiny-0a1b2-a1-0.tiny-0a1b2-a1.team.svc", "tiny-0a1b2-a1-1.tiny-0a1b2-a1.team.svc"]
+    assert world.run_folder == "/var/lib/arctic/store/team/tiny-0a1b2"
