@@ -159,11 +159,15 @@ class Cluster:
         """Give `namespace` the claims that workers mount: environment, corpus and store."""
         self.apply(d for claim in self._claims() for d in manifests.claim_with_volume(claim, namespace))
 
-    def delete_namespace(self, namespace: str) -> None:
-        """Delete a namespace and the volumes of its claims; the host folders stay."""
-        self.kubectl("delete", "namespace", namespace, "--ignore-not-found")
+    def delete_namespace(self, namespace: str, *, wait: bool = True) -> None:
+        """Delete a namespace and the volumes of its claims; the host folders stay.
+
+        Kubernetes takes ten seconds and more for it, which `wait` false leaves to go on by itself.
+        """
+        how = ("--ignore-not-found", f"--wait={str(wait).lower()}")
+        self.kubectl("delete", "namespace", namespace, *how)
         volumes = [manifests.volume_name(claim, namespace) for claim in self._claims()]
-        self.kubectl("delete", "persistentvolume", "--ignore-not-found", *volumes)
+        self.kubectl("delete", "persistentvolume", *volumes, *how)
 
     def _claims(self) -> list[manifests.Claim]:
         return manifests.claims(self._run / "environment", self.volumes)

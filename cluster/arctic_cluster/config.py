@@ -149,6 +149,8 @@ def controller_manager(at: Layout) -> list[str]:
         f"--service-account-private-key-file={at.pki / 'service-accounts.key'}",
         "--use-service-account-credentials",
         f"--flex-volume-plugin-dir={at.run / 'volume-plugins'}",
+        # A claim that is seen before its volume waits for the next look, 15 s later by default.
+        "--pvclaimbinder-sync-period=1s",
         "--node-monitor-period=2s",
         "--node-monitor-grace-period=20s",
         "--leader-elect=false",

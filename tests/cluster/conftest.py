@@ -7,24 +7,33 @@ from pathlib import Path
 
 import pytest
 
+from arctic_cli.demo import install_operator
 from arctic_cluster import Cluster
 from arctic_cluster.files import locked
 from arctic_cluster.manifests import restricted_namespace
 
+_CLUSTER = "test"
 _LONGEST_NAME = 40
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A fresh cluster named "test", started on first use and ended with the session."""
+    """A fresh cluster, started on first use and ended with the session; a second session waits for the first."""
     if os.geteuid() != 0:
         pytest.fail("the cluster tests need root: run them with sudo")
-    with locked(Path("/run/lock/arctic-cluster-tests.lock")):
-        it = Cluster("test")
+    with locked(Path(f"/run/lock/arctic-cluster-{_CLUSTER}.session.lock")):
+        it = Cluster(_CLUSTER)
         it.down()
         it.up()
         yield it
         it.down()
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: Cluster) -> Cluster:
+    """The cluster with the chart installed, once for the session: the operator serves all namespaces."""
+    install_operator(cluster)
+    return cluster
 
 
 @pytest.fixture
@@ -40,4 +49,4 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
     cluster.apply([restricted_namespace(name)])
     cluster.create_claims(name)
     yield name
-    cluster.delete_namespace(name)
+    cluster.delete_namespace(name, wait=False)

@@ -200,9 +200,9 @@ def test_a_shaped_node_sends_no_faster_than_its_rate(cluster: Cluster) -> None:
     node = cluster.nodes[0]
     cluster.shape(node.name, "200mbit", "50ms")
     inside = ["nsenter", f"--net=/run/netns/{node.namespace}", "tc", "qdisc", "show", "dev", "eth0"]
-    shaped = subprocess.run(inside, capture_output=True, text=True, check=True).stdout
+    shaped = said_by(inside)
     cluster.unshape(node.name)
-    free = subprocess.run(inside, capture_output=True, text=True, check=True).stdout
+    free = said_by(inside)
     assert "tbf" in shaped
     assert "rate 200Mbit" in shaped
     assert "tbf" not in free
@@ -231,35 +231,48 @@ def test_an_up_with_other_nodes_is_refused_while_the_cluster_runs(cluster: Clust
 def test_a_second_cluster_runs_beside_the_first_and_down_leaves_nothing_even_of_a_broken_one(
     cluster: Cluster, kubectl: Kubectl, tmp_path: Path
 ) -> None:
-    before = traces("second")
-    assert before == []
     second = Cluster("second")
     try:
         second.up(nodes=1, volumes=tmp_path)
-        assert second.kubectl("get", "nodes", "-o", "name") == "node/second-node1\n"
-        assert {n.address for n in second.nodes}.isdisjoint({n.address for n in cluster.nodes})
-        assert traces("second") != []
+        (node,) = second.nodes
+        assert second.kubectl("get", "nodes", "-o", "name") == f"node/{node.name}\n"
+        assert node.address not in {other.address for other in cluster.nodes}
+        assert len(traces(second.name)) > 1
+        assert node.veth in links_and_routes()
+        assert str(node.pods) in links_and_routes()
         second.stop("node1-containerd")
         assert "broken" in second.status()
     finally:
         assert second.down()
-    assert traces("second") == []
+    assert traces(second.name) == []
+    assert node.veth not in links_and_routes()
+    assert str(node.pods) not in links_and_routes()
     assert not second.down()
     kubectl("get", "--raw=/readyz")
 
 
+def links_and_routes() -> str:
+    """All of the host's links and routes."""
+    return said_by(["ip", "-oneline", "link"]) + said_by(["ip", "route", "show", "table", "all"])
+
+
 def traces(name: str) -> list[str]:
-    """Whatever names the cluster among processes, links, routes, rules, namespaces, mounts, cgroups and files."""
-    state = Path("/var/lib/arctic/clusters") / name
+    """Whatever names the cluster among processes, namespaces, rules, mounts, cgroups and files."""
+    state = f"/var/lib/arctic/clusters/{name}"
     commands = [
-        ["ip", "-oneline", "netns", "list"],
+        ["ip", "netns", "list"],
         ["iptables-save"],
         ["findmnt", "--list", "--noheadings", "--output", "TARGET"],
-        ["find", "/sys/fs/cgroup", "-name", f"*arctic-{name}*"],
-        ["find", "/var/lib/cni", "/var/lib/arctic", "/var/log/containers", "/run/containerd", "-lname", f"*{state}*"],
-        ["find", "/var/lib/cni", "/var/lib/arctic", "-path", f"*{name}*"],
+        ["find", "/sys/fs/cgroup", "-name", f"arctic-{name}"],
+        ["find", "/var/lib/cni", "-name", f"arctic-{name}-*"],
+        ["find", "/var/log/containers", "-lname", f"{state}/*"],
+        ["find", state, "-maxdepth", "0"],
+        ["ps", "-eo", "args"],
     ]
-    said = "".join(subprocess.run(command, capture_output=True, text=True, check=False).stdout for command in commands)
-    running = [path.read_text().replace("\0", " ") for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    found = [line for line in said.splitlines() if name in line]
-    return found + [line for line in running if str(state) in line]
+    said = "".join(map(said_by, commands))
+    return [line for line in said.splitlines() if f"arctic-{name}" in line or state in line]
+
+
+def said_by(command: list[str]) -> str:
+    """What a command prints, whatever becomes of it: find fails on folders that are not there."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
