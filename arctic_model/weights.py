@@ -50,7 +50,12 @@ class Checkpoint:
             files = read_json(self.folder / INDEX_FILE).get("weight_map")
             if not isinstance(files, dict) or not files:
                 raise CheckpointError(f"{self.folder / INDEX_FILE} has no weight_map: copy the checkpoint again")
-            return {str(name): str(file) for name, file in files.items()}
+            files = {str(name): str(file) for name, file in files.items()}
+            if outside := [file for file in files.values() if Path(file).name != file]:
+                raise CheckpointError(
+                    f"{self.folder / INDEX_FILE} names {outside[0]}, which is not a file of its folder"
+                )
+            return files
         if not (self.folder / SINGLE_FILE).exists():
             raise CheckpointError(f"{self.folder} has neither {INDEX_FILE} nor {SINGLE_FILE}: it holds no weights")
         return dict.fromkeys(self._file(SINGLE_FILE).keys(), SINGLE_FILE)
@@ -124,7 +129,8 @@ def load_weights(
     """Fill a model, or a slice of one, from a checkpoint folder; reads nothing that it does not need.
 
     Parameters keep their dtype; those on the meta device get their memory on `device`; those in FP8 are quantised as
-    they are read. `first_expert` is the first of the experts that this rank holds. Raises CheckpointError.
+    they are read. `first_expert` is the first of the experts that this rank holds. Raises CheckpointError, and
+    ValueError where config.json is at fault.
     """
     checkpoint = Checkpoint(folder)
     parameters = list(model.named_parameters())
@@ -162,8 +168,11 @@ def materialize(model: nn.Module, name: str, device: torch.device | str) -> Tens
     if tensor.is_meta:
         fresh = torch.empty_like(tensor, device=device)
         is_parameter = isinstance(tensor, nn.Parameter)
-        tensor = nn.Parameter(fresh, requires_grad=tensor.requires_grad) if is_parameter else fresh
-        setattr(module, leaf, tensor)
+        fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad) if is_parameter else fresh
+        # Whoever shares out the model marks its parameters (DeepSpeed does): the marks must outlive the meta device.
+        vars(fresh).update(vars(tensor))
+        setattr(module, leaf, fresh)
+        return fresh
     return tensor
 
 

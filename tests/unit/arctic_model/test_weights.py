@@ -164,6 +164,14 @@ def test_a_tensor_that_the_index_places_wrongly_is_named(config, folder):
         load_weights(on_meta(config), folder)
 
 
+def test_an_index_that_names_a_file_elsewhere_is_refused(config, folder):
+    index = json.loads((folder / INDEX_FILE).read_text())
+    index["weight_map"]["model.norm.weight"] = "../elsewhere.safetensors"
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"names \.\./elsewhere.safetensors, which is not a file of its folder"):
+        load_weights(on_meta(config), folder)
+
+
 def test_a_folder_without_weights_says_so(config, folder):
     for file in folder.glob("model*"):
         file.unlink()
@@ -260,3 +268,12 @@ def test_every_parameter_gets_memory(config, model):
     init_weights(loaded, seed=3)
     assert equal(model, loaded)
     assert not any(value.is_meta for value in loaded.state_dict().values())
+
+
+def test_marks_on_parameters_outlive_the_meta_device(config, folder):
+    loaded = on_meta(config)
+    loaded.lm_head.weight.group_name = "experts"
+    loaded.model.norm.weight.requires_grad_(False)
+    load_weights(loaded, folder)
+    assert loaded.lm_head.weight.group_name == "experts"
+    assert not loaded.model.norm.weight.requires_grad
