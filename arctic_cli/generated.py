@@ -64,7 +64,7 @@ def reference(kind: Kind) -> str:
         *_sections("spec", schema["properties"]["spec"]),
         *_sections("status", schema["properties"]["status"]),
         "## Refused by the operator alone",
-        "The cost budget of CEL leaves these to the operator: the object is accepted, and a condition says what is "
+        "CEL can't see these, or not within its cost budget: the object is accepted, and a condition says what is "
         "wrong with it. `arctic validate` says it at once.",
         _operator_rules(),
     ]

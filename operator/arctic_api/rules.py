@@ -56,6 +56,8 @@ from arctic_api.training import (
 RESERVED_PREFIX = "arctic.dev/"
 RESERVED_VARIABLES = "ARCTIC_"
 RESERVED_FOLDERS = ("/etc/arctic", "/opt/arctic", "/var/lib/arctic/store")
+PRESET_EXPERTS = {"arctic": 128, "arctic-466m": 16, "arctic-small": 12, "arctic-tiny": 8}
+"""Experts in each layer of a preset."""
 QUALIFIED_NAME = re.compile(
     r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 )
@@ -184,6 +186,10 @@ def _suggest_step(spec: ArcticTrainingSpec) -> str:
     )
 
 
+def _experts_fit(experts: object, spec: ArcticTrainingSpec) -> bool:
+    return not isinstance(experts, int) or experts % spec.parallelism.expert_parallel == 0
+
+
 _ROUND = "stage.sequenceLength * self.batch.microBatchSize * self.parallelism.nodes * self.parallelism.processesPerNode"
 
 COMMON_RULES = (
@@ -251,6 +257,21 @@ TRAINING_RULES = (
         "write a multiple of sequenceLength x microBatchSize x ranks / sequenceParallel for every stage",
         ".batch.tokensPerStep",
         detail=_suggest_step,
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        f"!has(self.model.preset) || {PRESET_EXPERTS}[self.model.preset] % self.parallelism.expertParallel == 0",
+        lambda spec: _experts_fit(PRESET_EXPERTS.get(spec.model.preset), spec),
+        "write a divisor of the preset's experts: "
+        + ", ".join(f"{experts} of {preset}" for preset, experts in PRESET_EXPERTS.items()),
+        ".parallelism.expertParallel",
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        Judge.OPERATOR,
+        lambda spec: _experts_fit((spec.model.config or {}).get("num_local_experts"), spec),
+        "write a divisor of num_local_experts in model.config",
+        ".parallelism.expertParallel",
     ),
     _unchanged("model", optional=False),
     _unchanged("tokenizer", optional=True),

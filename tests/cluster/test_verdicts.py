@@ -90,7 +90,8 @@ def check_alike(server: Server, manifest: dict[str, Any]) -> bool:
     return not problems
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@pytest.mark.timeout(900)  # seconds on a free machine
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(right=right_manifests, changed=changed_manifests())
 def test_generated_manifests_get_the_same_verdict(
     server: Server, right: dict[str, Any], changed: dict[str, Any]

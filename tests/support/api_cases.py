@@ -234,6 +234,20 @@ CASES = [
         {"spec.batch.tokensPerStep": "4.096k"},
     ),
     _training(ArcticTrainingSpec, ".batch.tokensPerStep", "", {"spec.parallelism.nodes": 3}),
+    _training(
+        ArcticTrainingSpec,
+        ".parallelism.expertParallel",
+        "of arctic-tiny",
+        {"spec.parallelism": {"nodes": 16, "expertParallel": 16}, "spec.batch.tokensPerStep": 4096},
+        {"spec.parallelism": {"nodes": 16, "expertParallel": 8}, "spec.batch.tokensPerStep": 4096},
+    ),
+    _training(
+        ArcticTrainingSpec,
+        ".parallelism.expertParallel",
+        "num_local_experts",
+        {"spec.model": {"config": {"num_local_experts": 3}}, "spec.parallelism.expertParallel": 2},
+        {"spec.model": {"config": {"num_local_experts": 4}}, "spec.parallelism.expertParallel": 2},
+    ),
     _update(ArcticTrainingSpec, ".model", {}, {"spec.model": {"preset": "arctic"}}),
     _update(
         ArcticTrainingSpec,

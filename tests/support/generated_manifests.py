@@ -6,6 +6,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from arctic_api import API_VERSION
+from arctic_api.rules import PRESET_EXPERTS
 
 Manifest = dict[str, Any]
 
@@ -139,7 +140,7 @@ def stages(draw: st.DrawFn, name: str, source_names: list[str], length: int) -> 
 
 
 @st.composite
-def curricula(draw: st.DrawFn) -> Manifest:
+def curricula(draw: st.DrawFn, experts: int) -> Manifest:
     """The parts of a training that depend on each other: data, curriculum, batch, parallelism."""
     source_names = draw(st.lists(names, min_size=1, max_size=4, unique=True))
     stage_names = draw(st.lists(names, min_size=1, max_size=3, unique=True))
@@ -150,7 +151,7 @@ def curricula(draw: st.DrawFn) -> Manifest:
     parallelism = {
         "nodes": nodes,
         "processesPerNode": processes,
-        "expertParallel": draw(st.sampled_from([each for each in range(1, ranks + 1) if ranks % each == 0])),
+        "expertParallel": draw(st.sampled_from([n for n in range(1, ranks + 1) if ranks % n == experts % n == 0])),
     }
     parallelism |= draw(optional(zeroStage=st.integers(0, 2), sequenceParallel=st.just(1)))
     data: Manifest = {"sources": draw(sources(source_names))}
@@ -209,7 +210,9 @@ def _manifest(kind: str, name: str, spec: Manifest) -> Manifest:
 @st.composite
 def right_trainings(draw: st.DrawFn) -> Manifest:
     """An ArcticTraining that is right by construction."""
-    spec = draw(curricula()) | {"model": draw(models), "checkpoint": draw(checkpoints)}
+    model = draw(models)
+    experts = PRESET_EXPERTS.get(model.get("preset"), 720720)  # which every degree up to 16 divides
+    spec = draw(curricula(experts)) | {"model": model, "checkpoint": draw(checkpoints)}
     if "from" not in spec["model"] or draw(st.booleans()):
         spec["tokenizer"] = draw(tokenizers)
     spec |= draw(

@@ -7,7 +7,7 @@ from api_cases import ABSENT, CASES, INFERENCE, TRAINING, Case, apply_changes
 from generated_manifests import changed_manifests, right_manifests
 from hypothesis import HealthCheck, given, settings
 
-from arctic_api.rules import NOT_YET_SUPPORTED, RULES, Judge
+from arctic_api.rules import NOT_YET_SUPPORTED, PRESET_EXPERTS, RULES, Judge
 from arctic_api.training import Preset
 from arctic_api.verdict import settle, verdict
 from arctic_model.config import PRESETS
@@ -46,11 +46,13 @@ def test_what_only_the_operator_refuses_is_short() -> None:
         ".nodeSelector",
         ".requests",
         ".limits",
+        ".parallelism.expertParallel",
     }
 
 
 def test_the_presets_are_those_of_the_model() -> None:
     assert set(get_args(Preset)) == set(PRESETS)
+    assert {name: config.num_local_experts for name, config in PRESETS.items()} == PRESET_EXPERTS
 
 
 @settings(max_examples=100, suppress_health_check=list(HealthCheck), deadline=None)

@@ -1,0 +1,50 @@
+"""What the operator tells its workers."""
+
+from typing import Any
+
+import pytest
+from api_cases import INFERENCE
+from generated_manifests import right_trainings
+from hypothesis import HealthCheck, given, settings
+
+from arctic_api.inference import ArcticInferenceSpec
+from arctic_api.training import ArcticTrainingSpec
+from arctic_api.world import InferenceGroup, Mount, Report, TrainingWorld, run_folder
+
+IDENTITY: dict[str, Any] = {"namespace": "default", "name": "tiny", "uid": "0a1b2c3d-0000", "hosts": ["a", "b"]}
+
+
+@settings(max_examples=30, suppress_health_check=list(HealthCheck), deadline=None)
+@given(manifest=right_trainings())
+def test_a_training_world_survives_its_way_through_a_variable(manifest: dict[str, Any]) -> None:
+    spec = ArcticTrainingSpec.model_validate(manifest["spec"])
+    world = TrainingWorld(**IDENTITY, spec=spec, attempt=1, epoch=1, run_folder="/store")
+    assert TrainingWorld.model_validate_json(world.model_dump_json(by_alias=True)) == world
+    assert TrainingWorld.model_validate_json(world.model_dump_json(by_alias=True, exclude_none=True)) == world
+
+
+def test_an_inference_group_survives_its_way_through_a_variable() -> None:
+    spec = ArcticInferenceSpec.model_validate(INFERENCE["spec"])
+    group = InferenceGroup(**IDENTITY, spec=spec, group="tiny-g0", revision="1", model_folder="/export")
+    assert InferenceGroup.model_validate_json(group.model_dump_json(by_alias=True)) == group
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [("/data/a", "/mnt/one/a"), ("/data", "/mnt/one"), ("/data/deep/b", "/mnt/two/b"), ("/database", "/database")],
+)
+def test_a_path_of_the_manifest_is_found_in_the_innermost_mount(path: str, place: str) -> None:
+    mounts = [Mount(mount_path="/data", path="/mnt/one"), Mount(mount_path="/data/deep", path="/mnt/two")]
+    spec = ArcticInferenceSpec.model_validate(INFERENCE["spec"])
+    group = InferenceGroup(**IDENTITY, spec=spec, group="g", revision="1", model_folder="/export", mounts=mounts)
+    assert group.locate(path) == place
+
+
+def test_a_recreated_object_has_another_folder() -> None:
+    assert run_folder("/s", "ns", "tiny", "0a1b2c3d-0") == "/s/ns/tiny-0a1b2"
+    assert run_folder("/s", "ns", "tiny", "0a1b-2c3d") != run_folder("/s", "ns", "tiny", "1a1b-2c3d")
+
+
+def test_a_report_fits_a_termination_message_when_it_says_little() -> None:
+    report = Report(outcome="refused", reason="BadSource", message="no such file")
+    assert Report.model_validate_json(report.model_dump_json(by_alias=True)) == report
