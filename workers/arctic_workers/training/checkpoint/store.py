@@ -156,7 +156,7 @@ class CheckpointStore:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def explain(self, error: BaseException) -> BaseException:
-        """Return what is behind an error of a write: `Fenced` if the files are gone because a newer epoch has claimed."""
+        """Return what is behind an error of a write: `Fenced` if the files are gone because a newer epoch took over."""
         return error if self._own.exists() else self._fenced()
 
     def _fenced(self) -> Fenced:

@@ -1,4 +1,4 @@
-"""The tokenizer of a run, trained on the sources or copied from a folder, in the files that Hugging Face's tools read."""
+"""The tokenizer of a run, trained on the sources or copied from a folder, in the files that Hugging Face tools read."""
 
 import json
 import shutil

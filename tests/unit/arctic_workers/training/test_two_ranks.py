@@ -1,0 +1,200 @@
+"""Two real processes under DeepSpeed over gloo, and one more that goes on with what they began."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from arctic_model.config import ArcticConfig
+from arctic_model.model import ArcticModel
+from arctic_model.names import tensor_shapes
+from arctic_model.weights import load_weights
+from arctic_workers.training.data.tokenizer import TextEncoder
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+
+def start(folder: Path, ranks: int, *parts: str) -> list["subprocess.Popen[bytes]"]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    processes = []
+    for rank in range(ranks):
+        with (folder / f"log.{parts[0]}.{rank}").open("wb") as log:
+            command = [sys.executable, str(SCRIPT), str(folder), *parts]
+            environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    return processes
+
+
+def finish(folder: Path, processes: list["subprocess.Popen[bytes]"]) -> None:
+    try:
+        codes = [process.wait(200) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0] * len(processes), "\n".join(log.read_text()[-3000:] for log in folder.glob("log.*"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    for name, line in (
+        ("books", "it was the best of {} times, it was the worst of {} times"),
+        ("programs", "x{} = f({})"),
+    ):
+        (folder / "corpus" / name).mkdir(parents=True)
+        for i in range(30):
+            text = "\n".join(line.format(i * 7 + j, j) for j in range(12))
+            (folder / "corpus" / name / f"{i:02}.txt").write_text(text)
+    finish(folder, start(folder, 2, "refusals", "one_step", "runs"))
+    finish(folder, start(folder, 1, "other_world"))
+    return folder
+
+
+def read(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / f"{name}.{rank}.json").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def step(folder: Path) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"step.{rank}.pt") for rank in range(2)]
+
+
+def test_gradients_of_shared_out_experts_equal_those_of_one_process_with_both_batches(
+    folder: Path, step: list[dict[str, Any]]
+) -> None:
+    reference = torch.load(folder / "reference.pt")
+    assert step[0]["norm"] == step[1]["norm"] == pytest.approx(reference["norm"], rel=1e-5)
+    seen = dict.fromkeys(reference["gradients"], 0)
+    for rank in step:
+        for key, gradient in rank["gradients"].items():
+            name, start = key.rsplit(":", 1)
+            expected = reference["gradients"][name].flatten()[int(start) : int(start) + gradient.numel()]
+            torch.testing.assert_close(gradient, expected, rtol=2e-4, atol=2e-7)
+            seen[name] += gradient.numel()
+    assert seen == {name: gradient.numel() for name, gradient in reference["gradients"].items()}
+
+
+def test_ranks_hold_different_experts_and_the_same_of_all_else(step: list[dict[str, Any]]) -> None:
+    first, second = (set(rank["weights"]) for rank in step)
+    assert {name.split(".experts.")[1][0] for name in first - second} == {"0", "1"}
+    assert {name.split(".experts.")[1][0] for name in second - first} == {"2", "3"}
+    for name in first & second:
+        assert torch.equal(step[0]["weights"][name], step[1]["weights"][name]), name
+
+
+def test_tokens_travel_while_attention_and_the_residual_mlp_run(step: list[dict[str, Any]]) -> None:
+    forward = ["launch", "self_attn", "wait", "launch", "residual_mlp", "wait"]
+    backward = ["launch", "residual_mlp back", "wait", "launch", "self_attn back", "wait"]
+    for rank in step:
+        assert rank["events"] == forward + backward
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bits_as_one_left_alone(folder: Path) -> None:
+    stopped = read(folder, "stopped")
+    assert (stopped["outcome"], stopped["step"], stopped["checkpoint"]["step"]) == ("interrupted", 3, 3)
+    for name in ("stopped", "damaged"):
+        assert_same_end(folder, name)
+
+
+def assert_same_end(folder: Path, name: str) -> None:
+    final = Path("checkpoints") / "step-0000000008"
+    for shard in sorted((folder / "whole" / final).glob("*.safetensors")):
+        expected, found = load_file(shard), load_file(folder / name / final / shard.name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+    exported = Path("export") / "model.safetensors"
+    assert (folder / "whole" / exported).read_bytes() == (folder / name / exported).read_bytes()
+
+
+def test_a_damaged_checkpoint_costs_steps_and_nothing_else(folder: Path) -> None:
+    whole, undamaged = read(folder, "whole"), read(folder, "undamaged")
+    assert undamaged["loss"] == whole["loss"]
+    assert undamaged["outcome"] == "succeeded"
+
+
+def test_the_reduced_loss_is_identical_on_all_ranks(folder: Path) -> None:
+    for name in ("whole", "stopped", "resumed"):
+        first, second = read(folder, name), read(folder, name, 1)
+        assert first["loss"] == second["loss"]
+        assert first["evaluation"] == second["evaluation"] if "evaluation" in first else name == "stopped"
+
+
+def test_another_world_goes_on_with_the_same_curve(folder: Path) -> None:
+    whole, other = read(folder, "whole"), read(folder, "other-world")
+    assert other["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+    for mine, theirs in zip(other["stages"], whole["stages"], strict=True):
+        assert mine["validationLoss"] == pytest.approx(theirs["validationLoss"], rel=1e-4)
+
+
+def test_the_report_says_what_was_done(folder: Path) -> None:
+    report = read(folder, "whole")
+    assert (report["outcome"], report["step"], report["tokens"], report["epoch"]) == ("succeeded", 8, 1024, 1)
+    assert report["exportUri"] == f"file://{folder}/whole/export"
+    assert report["checkpoint"]["uri"] == f"file://{folder}/whole/checkpoints/step-0000000008"
+    assert [(stage["name"], stage["tokens"]) for stage in report["stages"]] == [("first", 512), ("second", 512)]
+    for stage in report["stages"]:
+        assert stage["validationLoss"] < stage["initialValidationLoss"]
+        assert stage["startTime"] <= stage["completionTime"]
+    assert set(report["evaluation"]) == {"perplexity/code", "perplexity/general"}
+    assert read(folder, "whole", 1).get("checkpoint") is None
+    lines = [json.loads(line) for line in (folder / "whole" / "stages.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["moment"], line["category"]) for line in lines] == [
+        ("first", "start", "general"),
+        ("first", "end", "general"),
+        ("second", "start", "code"),
+        ("second", "end", "code"),
+    ]
+
+
+def test_the_last_of_each_stage_and_the_newest_checkpoints_are_kept(folder: Path) -> None:
+    steps = sorted(int(path.name[5:]) for path in (folder / "whole" / "checkpoints").iterdir())
+    assert steps == [4, 6, 8]
+
+
+def test_the_export_is_a_whole_model_in_the_published_layout(folder: Path) -> None:
+    exported = folder / "whole" / "export"
+    config = ArcticConfig.from_folder(exported)
+    tensors = load_file(exported / "model.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == tensor_shapes(config)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    encoder = TextEncoder(exported)
+    assert (config.bos_token_id, config.eos_token_id) == (encoder.bos, encoder.eos)
+    with torch.device("meta"):
+        model = ArcticModel(config)
+    load_weights(model, exported)
+    assert model(torch.tensor([encoder.tokenizer.encode("x7 = f(1)").ids])).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("missing source", "SourceNotFound: source programs: no text file at"),
+        ("experts", "InvalidSpec: expertParallel"),
+        ("batch", "InvalidSpec: tokensPerStep is 160"),
+        ("vocabulary", "VocabularyTooLarge: the tokenizer has 300 entries and the model's vocab_size is 260"),
+        ("positions", "InvalidSpec: sequenceLength is 16"),
+    ],
+)
+def test_bad_input_is_refused_in_the_same_words_on_all_ranks(folder: Path, case: str, says: str) -> None:
+    first, second = read(folder, "refusals"), read(folder, "refusals", 1)
+    assert first[case].startswith(says)
+    assert first == second

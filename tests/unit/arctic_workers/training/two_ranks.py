@@ -1,0 +1,219 @@
+"""What the tests of a real world look at, computed by its ranks: run once in each of two processes (or in one).
+
+Arguments: the folder to work in, and the names of the parts to run. DeepSpeed takes seconds to import, so the parts of
+a world share its processes.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from arctic_api.training import ArcticTrainingSpec
+from arctic_api.world import Report, TrainingWorld
+from arctic_model.config import ArcticConfig
+from arctic_model.initialization import init_weights
+from arctic_model.model import ArcticModel
+from arctic_model.names import hf_names
+from arctic_workers.control.link import Command
+from arctic_workers.training import engine as engines
+from arctic_workers.training.checkpoint.zero import local_pieces
+from arctic_workers.training.engine import LossModule, Ranks, named_tensors, tensor_names
+from arctic_workers.training.errors import Refused
+from arctic_workers.training.experts import Exchange
+from arctic_workers.training.rank import train
+
+FOLDER = Path(sys.argv[1])
+RANK = int(os.environ["RANK"])
+
+CONFIG = ArcticConfig.preset("arctic-tiny").replace(
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=24,
+    num_hidden_layers=3,
+    moe_layer_frequency=2,
+    num_local_experts=4,
+    max_position_embeddings=64,
+    router_aux_loss_coef=0.1,
+)
+
+
+def spec_of(**changes: Any) -> ArcticTrainingSpec:
+    """A curriculum of two stages with four steps each, on `FOLDER`/corpus."""
+    stage = {"tokens": 512, "learningRate": {"peak": 3e-3, "warmupTokens": 128}, "sequenceLength": 16}
+    content: dict[str, Any] = {
+        "model": {"config": CONFIG.to_dict()},
+        "tokenizer": {"train": {"vocabSize": 300}},
+        "data": {
+            "sources": [
+                {"name": name, "category": category, "uri": f"file://{FOLDER}/corpus/{name}"}
+                for name, category in (("books", "general"), ("programs", "code"))
+            ],
+            "validation": {"fraction": 0.2},
+        },
+        "curriculum": {
+            "stages": [
+                {"name": "first", "mixture": {"books": 0.7, "programs": 0.3}, **stage},
+                {"name": "second", "mixture": {"books": 0.2, "programs": 0.8}, **stage},
+            ]
+        },
+        "batch": {"tokensPerStep": 128, "microBatchSize": 2},
+        "parallelism": {"nodes": int(os.environ["WORLD_SIZE"]), "expertParallel": int(os.environ["WORLD_SIZE"])},
+        "checkpoint": {"volume": {"claimName": "c"}, "every": {"steps": 2}, "keep": 2},
+        "evaluation": {"suites": ["perplexity"]},
+    }
+    return ArcticTrainingSpec.model_validate(content | changes)
+
+
+def world_of(run: str, attempt: int, spec: ArcticTrainingSpec | None = None) -> TrainingWorld:
+    return TrainingWorld(
+        namespace="default",
+        name="t",
+        uid="uid",
+        hosts=["127.0.0.1"],
+        tls_folder=None,
+        spec=spec or spec_of(),
+        attempt=attempt,
+        epoch=attempt,
+        run_folder=str(FOLDER / run),
+    )
+
+
+class ScriptedLink:
+    """Stands where the supervisor's link does, and asks for a stop after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    def poll(self) -> list[Command]:
+        self._left -= 1
+        return [Command("stop", {}, lambda _: None)] if self._left == 0 else []
+
+    def publish(self, state: object) -> None:
+        """Nobody looks."""
+
+
+def write(name: str, value: Any) -> None:
+    (FOLDER / f"{name}.{RANK}.json").write_text(json.dumps(value))
+
+
+def run(name: str, attempt: int = 1, stop_after: int | None = None, spec: ArcticTrainingSpec | None = None) -> Report:
+    link: Any = ScriptedLink(stop_after) if stop_after is not None else None
+    return train(world_of(name, attempt, spec), link)
+
+
+def one_step() -> None:
+    """Make one step with shared-out experts on this rank's batch, and on rank 0 the same in one process with both."""
+    ranks: Ranks = engines.start_processes()
+    batches = [torch.randint(0, 300, (3, 17), generator=torch.Generator().manual_seed(i)) for i in range(ranks.world)]
+    spec = spec_of(optimizer={"weightDecay": 0.0})
+    engine = engines.start_engine(engines.build_model(CONFIG, ranks, ranks.world, 1, None), spec)
+    engines.set_learning_rate(engine, 1e-2)
+    events = record_events(engine.module.arctic)
+    loss, balance = engine(batches[ranks.rank])
+    engine.backward(loss + balance)
+    engine.step()
+    moments = {f"{p.name}:{p.start}": p.state["exp_avg"] for p in local_pieces(engine, tensor_names(engine.module))}
+    torch.save(
+        {
+            "gradients": {key: moment / (1 - spec.optimizer.beta1) for key, moment in moments.items()},
+            "weights": named_tensors(engine.module),
+            "norm": float(engine.get_global_grad_norm()),
+            "events": events,
+        },
+        FOLDER / f"step.{RANK}.pt",
+    )
+    if RANK == 0:
+        torch.save(reference_step(batches, spec), FOLDER / "reference.pt")
+
+
+def reference_step(batches: list[Tensor], spec: ArcticTrainingSpec) -> dict[str, Any]:
+    """The same step by one process, without DeepSpeed: gradient, its norm, clipped gradient."""
+    model = ArcticModel(CONFIG)
+    init_weights(model, 1)
+    module = LossModule(model)
+    for batch in batches:
+        loss, balance = module(batch)
+        ((loss + balance) / len(batches)).backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.gradient_clipping)
+    gradients: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        names = hf_names(name, range(CONFIG.num_local_experts))
+        gradients |= dict(zip(names, parameter.grad.unbind() if len(names) > 1 else [parameter.grad], strict=True))
+    return {"gradients": gradients, "norm": float(norm)}
+
+
+def record_events(model: ArcticModel) -> list[str]:
+    """Note the order of exchanges, attention and the residual MLP of the layer with experts, forward and backward."""
+    events: list[str] = []
+    for verb in ("launch", "wait"):
+        setattr(Exchange, verb, _noted(getattr(Exchange, verb), verb, events))
+    layer = model.layers[1]
+    for name in ("self_attn", "residual_mlp"):
+        part = layer.get_submodule(name)
+        part.register_forward_pre_hook(lambda *_, name=name: events.append(name))
+        part.register_full_backward_hook(lambda *_, name=name: events.append(f"{name} back"))
+    return events
+
+
+def _noted(method: Callable[..., Any], verb: str, events: list[str]) -> Callable[..., Any]:
+    def noted(*arguments: Any) -> Any:
+        events.append(verb)
+        return method(*arguments)
+
+    return noted
+
+
+def runs() -> None:
+    """A run left alone; one that is stopped and goes on; one whose newest checkpoint is damaged meanwhile."""
+    write("whole", run("whole").wire())
+    write("stopped", run("stopped", stop_after=3 if RANK == 1 else None).wire())
+    torch.distributed.barrier()
+    if RANK == 0:
+        for name in ("damaged", "other-world"):
+            shutil.copytree(FOLDER / "stopped", FOLDER / name)
+        newest = max((FOLDER / "damaged" / "checkpoints").iterdir())
+        shard = newest / "shard-00001-of-00002.safetensors"
+        content = bytearray(shard.read_bytes())
+        content[-100] ^= 1
+        shard.write_bytes(content)
+    torch.distributed.barrier()
+    write("resumed", run("stopped", attempt=2).wire())
+    write("undamaged", run("damaged", attempt=2).wire())
+
+
+def refusals() -> None:
+    """Bad input is refused in the same words on all ranks."""
+    missing = spec_of().data.model_dump(by_alias=True, exclude_none=True)
+    missing["sources"][1]["uri"] = f"file://{FOLDER}/nowhere"
+    cases = {
+        "missing source": spec_of(data=missing),
+        "experts": spec_of(parallelism={"nodes": 2, "expertParallel": 3}),
+        "batch": spec_of(batch={"tokensPerStep": 160, "microBatchSize": 2}),
+        "vocabulary": spec_of(model={"config": CONFIG.with_vocab_size(260).to_dict()}),
+        "positions": spec_of(model={"config": CONFIG.replace(max_position_embeddings=8).to_dict()}),
+    }
+    said = {}
+    for attempt, (name, spec) in enumerate(cases.items(), 1):
+        try:
+            run("refused", attempt, spec=spec)
+        except Refused as error:
+            said[name] = f"{error.reason}: {error.message}"
+    write("refusals", said)
+
+
+def other_world() -> None:
+    """A run that two ranks have begun is ended by one."""
+    write("other-world", run("other-world", attempt=2).wire())
+
+
+if __name__ == "__main__":
+    for part in sys.argv[2:]:
+        {"one_step": one_step, "runs": runs, "refusals": refusals, "other_world": other_world}[part]()
