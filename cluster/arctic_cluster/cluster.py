@@ -29,7 +29,7 @@ from arctic_cluster.certificates import Authority
 from arctic_cluster.config import Layout
 from arctic_cluster.errors import ClusterError
 from arctic_cluster.files import locked, write_atomically
-from arctic_cluster.paths import default_volumes
+from arctic_cluster.paths import CLUSTERS, default_volumes
 from arctic_cluster.prepare import prepare
 from arctic_cluster.progress import Progress
 from arctic_cluster.state import State
@@ -40,6 +40,8 @@ _DAEMON_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 _FIRST_API_PORT = 6443
 _FIRST_ETCD_PORT = 23790
 _STEPS_OF_A_START = 4
+# GiB: every node unpacks the image.
+_NEEDED_FOR_A_CLUSTER = 3
 
 
 class Cluster:
@@ -60,9 +62,9 @@ class Cluster:
         host folder whose `arctic-corpus` and `arctic-store` the claims mount.
         """
         addresses.plan(self.name, 0, nodes)
-        volumes = (volumes or default_volumes()).absolute()
         found = state.load(self.name)
         running = found is not None and found.running()
+        volumes = (volumes or (found.volumes if found and running else default_volumes())).absolute()
         if found and running and (found.nodes, found.volumes) != (nodes, volumes):
             raise ClusterError(
                 f"cluster {self.name} runs with {found.nodes} nodes and the volumes in {found.volumes}; "
@@ -74,11 +76,13 @@ class Cluster:
                 self._link_environment(environment)
                 return False
             self._remove()
+            requirements.check_space(CLUSTERS, _NEEDED_FOR_A_CLUSTER)
             self._start(self._plan(nodes, volumes), environment, progress)
         return True
 
     def down(self) -> bool:
         """End the cluster and leave no trace of it but the volumes; False when there was none."""
+        requirements.check_root()
         with locked(_LOCK):
             return self._remove()
 

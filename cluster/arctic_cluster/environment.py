@@ -5,6 +5,7 @@ dependencies are installed and compiled once for each lock file; each version of
 links, with our packages added.
 """
 
+import contextlib
 import os
 import shutil
 import tomllib
@@ -53,7 +54,7 @@ def prepare() -> Path:
         dependencies = _dependencies(python)
         partial = _fresh(target)
         # Hard links share the files' space and their times, which keeps what is compiled valid.
-        shutil.copytree(dependencies, partial, symlinks=True, copy_function=os.link)
+        shell.run("cp", "--archive", "--link", dependencies, partial)
         _sync(partial, "--no-editable", "--reinstall-package", "arctic-kubernetes")
         partial.rename(target)
     os.utime(target)
@@ -88,12 +89,23 @@ def _sync(environment: Path, *options: str) -> None:
 
 
 def _prune(current: Path) -> None:
-    """Remove all but the latest environments, those that a cluster mounts, and `current`'s dependencies."""
-    used = {link.resolve() for link in CLUSTERS.glob("*/environment")} | {current}
+    """Remove old environments: all but the latest, and those that a cluster or a pod mounts."""
+    kept = {link.resolve() for link in CLUSTERS.glob("*/environment")} | {current}
     folders = [path for path in _environments().iterdir() if not path.name.startswith(".")]
     latest = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
     complete = [path for path in latest if not path.name.startswith("dependencies-")]
     dependencies = [path for path in latest if path not in complete]
+    mounts = _all_mounts()
     for path in [*complete[_KEPT:], *dependencies[1:]]:
-        if path not in used:
+        if path not in kept and path.name not in mounts:
             shutil.rmtree(path)
+
+
+def _all_mounts() -> str:
+    """What every process of the machine has mounted."""
+    found = []
+    for mountinfo in Path("/proc").glob("[0-9]*/mountinfo"):
+        # Processes end while they are looked at.
+        with contextlib.suppress(OSError):
+            found.append(mountinfo.read_text())
+    return "".join(found)

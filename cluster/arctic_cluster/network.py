@@ -2,6 +2,9 @@
 
 A bridge joins the nodes' namespaces. Nothing leaves the machine: nodes have no default route, the host forwards
 nothing between the bridge and any other interface, and what is sent to a pod or service that does not exist dies here.
+
+NetworkPolicies are not enforced: the bridge plugin has no enforcer. kube-network-policies queues packets through
+nf_tables, which not every kernel is built with, and its releases could not be had as Go modules when this was written.
 """
 
 import json

@@ -7,6 +7,9 @@ from arctic_cluster.files import locked
 from arctic_cluster.paths import cache
 from arctic_cluster.progress import Progress
 
+# GiB: programs and image are 1, what Go keeps of compiling them is 3, the Python environment is 6.
+_NEEDED_IN_CACHE = 10
+
 
 def build() -> None:
     """Install packages, build the programs and make the image, each unless it is there."""
@@ -32,6 +35,8 @@ def _build(further_steps: int) -> Progress:
     packages = requirements.missing_packages()
     programs = not binaries.folder().exists()
     base = not image.archive().exists()
+    if programs or base:
+        requirements.check_space(cache(), _NEEDED_IN_CACHE)
     progress = Progress(bool(packages) + programs * len(binaries.programs()) + base + further_steps)
     if packages:
         with progress.step(f"Debian packages {' '.join(packages)}"):

@@ -14,12 +14,7 @@ from pathlib import Path
 from arctic_cluster import shell
 from arctic_cluster.config import CNI_BINARIES
 from arctic_cluster.errors import ClusterError
-from arctic_cluster.paths import CLUSTERS, MACHINE, cache
 
-_GIB = 1 << 30
-# The cache holds binaries, two images' worth of archives and the Python environment; a cluster unpacks the image.
-_NEEDED_IN_CACHE = 10 * _GIB
-_NEEDED_IN_CLUSTERS = 3 * _GIB
 _LISTS_ARE_OLD = 7 * 24 * 3600
 _CAP_SYS_RESOURCE = 24
 _POLICY = Path("/usr/sbin/policy-rc.d")
@@ -38,28 +33,28 @@ _PACKAGES = {
 }
 
 
-def check() -> None:
-    """Raise with one sentence on the first thing that is missing and that no package gives."""
+def check_root() -> None:
+    """Raise unless this is root."""
     if os.geteuid() != 0:
         raise ClusterError("a local cluster needs root, for network namespaces and mounts: run it with sudo")
+
+
+def check() -> None:
+    """Raise with one sentence on the first thing that is missing and that no package gives."""
+    check_root()
     if not shell.have("apt-get"):
         raise ClusterError("apt-get is missing: the local cluster runs on Debian and its kin, which have containerd")
     shell.uv()
     if "\toverlay\n" not in Path("/proc/filesystems").read_text() and not shell.attempt("modprobe", "overlay"):
         raise ClusterError("the kernel has no overlayfs: load it (`modprobe overlay`) or boot a kernel that has it")
-    MACHINE.mkdir(parents=True, exist_ok=True)
-    for folder, needed in ((cache(), _NEEDED_IN_CACHE), (CLUSTERS, _NEEDED_IN_CLUSTERS)):
-        folder.mkdir(parents=True, exist_ok=True)
-        _check_space(folder, needed)
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ClusterError(
-            f"{folder} has {free / _GIB:.1f} GiB free and the local cluster needs {needed / _GIB:.0f}: free some, "
-            "or let XDG_CACHE_HOME name a larger disk"
-        )
+def check_space(folder: Path, gibibytes: int) -> None:
+    """Raise when the disk of `folder` (made when missing) has less than that free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free / (1 << 30)
+    if free < gibibytes:
+        raise ClusterError(f"{folder} has {free:.1f} GiB free and {gibibytes} are needed: free some on its disk")
 
 
 def missing_packages() -> list[str]:
