@@ -1,0 +1,202 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arctic_api.training import ArcticTrainingSpec
+from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, ExitCode, Ports, Report, TrainingWorld
+from arctic_workers.control.link import LinkClient, LinkServer
+from arctic_workers.control.probes import Heartbeat
+from arctic_workers.control.signals import StopFlag
+from arctic_workers.training import supervisor
+from arctic_workers.training.outcome import OUTCOME_VARIABLE, read_outcomes, write_outcome
+from arctic_workers.training.supervisor import BadWorld, conclude, exit_code, launch_command, read_world, reap
+
+
+@pytest.fixture
+def world(spec_of: Callable[..., ArcticTrainingSpec], tmp_path: Path) -> TrainingWorld:
+    return TrainingWorld(
+        namespace="ns",
+        name="t",
+        uid="uid",
+        hosts=["127.0.0.1"],
+        ports=Ports(control=0, metrics=0, rendezvous=29999),
+        tls_folder=None,
+        termination_message=str(tmp_path / "termination-log"),
+        spec=spec_of([{"tokens": 100, "sequenceLength": 16}], 16),
+        attempt=3,
+        epoch=3,
+        run_folder=str(tmp_path / "run"),
+    )
+
+
+def report_of(outcome: Any, message: str = "") -> Report:
+    return Report(outcome=outcome, message=message)
+
+
+def environment_of(world: TrainingWorld, rank: str = "0", **changes: Any) -> dict[str, str]:
+    content = world.model_dump(mode="json", by_alias=True) | changes
+    return {WORLD_VARIABLE: json.dumps(content), NODE_RANK_VARIABLE: rank}
+
+
+def test_the_world_is_read_from_the_environment(world: TrainingWorld) -> None:
+    assert read_world(environment_of(world)) == (world, 0)
+
+
+@pytest.mark.parametrize(
+    ("rank", "changes", "says"),
+    [
+        ("1", {}, "must be a number below 1"),
+        ("x", {}, "must be a number below 1"),
+        ("0", {"hosts": ["a", "b"]}, "2 hosts for 1 nodes"),
+        ("0", {"epoch": 0}, "epoch: Input should be greater than or equal to 1"),
+        ("0", {"spec": {}}, "spec.model: Field required"),
+    ],
+)
+def test_a_bad_world_is_refused_with_the_field(
+    world: TrainingWorld, rank: str, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(BadWorld, match=says):
+        read_world(environment_of(world, rank, **changes))
+
+
+@pytest.mark.parametrize("missing", [WORLD_VARIABLE, NODE_RANK_VARIABLE])
+def test_a_missing_variable_is_named(world: TrainingWorld, missing: str) -> None:
+    environment = environment_of(world)
+    del environment[missing]
+    with pytest.raises(BadWorld, match=missing):
+        read_world(environment)
+
+
+def test_ranks_are_started_by_a_static_rendezvous_without_restarts(world: TrainingWorld) -> None:
+    command = launch_command(world, 0)
+    assert {"--rdzv-backend=static", "--max-restarts=0", "--rdzv-endpoint=127.0.0.1:29999"} <= set(command)
+
+
+def test_local_ranks_talk_over_loopback_and_what_the_pod_sets_wins(world: TrainingWorld) -> None:
+    environment = supervisor.rank_environment(world, {"OMP_NUM_THREADS": "4"})
+    assert (environment["OMP_NUM_THREADS"], environment["GLOO_SOCKET_IFNAME"]) == ("4", "lo")
+    in_a_pod = world.model_copy(update={"tls_folder": "/etc/arctic/tls"})
+    assert "GLOO_SOCKET_IFNAME" not in supervisor.rank_environment(in_a_pod, {})
+
+
+@pytest.mark.parametrize(
+    ("code", "stopped", "outcomes", "ends"),
+    [
+        (0, False, ["succeeded", "succeeded"], ExitCode.DONE),
+        (0, True, ["interrupted", "interrupted"], ExitCode.INTERRUPTED),
+        (0, False, ["interrupted"], ExitCode.INTERRUPTED),
+        (1, False, ["refused"], ExitCode.BAD_INPUT),
+        (1, False, ["failed", "refused"], ExitCode.BAD_INPUT),
+        (1, False, ["failed"], 1),
+        (1, True, ["interrupted", "failed"], 1),
+        (1, False, ["succeeded"], 1),
+        (0, False, [], 1),
+        (-9, True, [], 1),
+    ],
+)
+def test_the_pods_exit_code_is_what_its_ranks_say(
+    world: TrainingWorld, code: int, stopped: bool, outcomes: list[str], ends: int
+) -> None:
+    assert exit_code(conclude(world, code, stopped, [report_of(outcome) for outcome in outcomes])) == ends
+
+
+def test_outcomes_travel_by_files_in_the_order_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OUTCOME_VARIABLE, str(tmp_path))
+    for rank in (11, 2):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        write_outcome(report_of("failed", f"rank {rank}"))
+    assert [report.message for report in read_outcomes(tmp_path)] == ["rank 2", "rank 11"]
+
+
+def test_orphans_are_reaped_and_the_ranks_exit_code_is_kept() -> None:
+    orphan = subprocess.Popen(["true"])
+    ranks = subprocess.Popen(["sh", "-c", "sleep 0.3; exit 7"])
+    while (code := reap(ranks)) is None:
+        time.sleep(0.02)
+    assert code == 7
+    assert not Path(f"/proc/{orphan.pid}").exists()
+    orphan.returncode = 0  # its exit code went to reap()
+
+
+def test_ranks_that_do_not_stop_within_the_grace_period_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "END_SECONDS", 0.3)
+    program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    with (
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as ranks,
+        LinkServer(on_state=lambda _: None) as link,
+    ):
+        assert ranks.stdout is not None
+        ranks.stdout.readline()  # it ignores SIGTERM from here on
+        stop = StopFlag()
+        stop.request()
+        heartbeat = Heartbeat(30)
+        assert supervisor._watch(ranks, stop, heartbeat, 0.1, link) == -signal.SIGKILL
+        assert heartbeat.alive()
+
+
+def test_a_stop_reaches_the_ranks_over_the_link_and_not_as_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[str] = []
+    with (
+        LinkServer(on_state=lambda _: None) as link,
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as ranks,
+    ):
+        monkeypatch.setenv(*next(iter(link.environment.items())))
+        client = LinkClient.from_environment()
+        assert client is not None
+        assert ranks.stdin is not None
+        stdin = ranks.stdin
+
+        def be_a_rank() -> None:
+            while not received:
+                for command in client.poll():
+                    received.append(command.name)
+                    command.answer()
+                time.sleep(0.02)
+            stdin.write(b"\n")
+            stdin.flush()
+
+        thread = threading.Thread(target=be_a_rank)
+        thread.start()
+        stop = StopFlag()
+        stop.request()
+        assert supervisor._watch(ranks, stop, Heartbeat(30), 100, link) == 0
+        thread.join()
+        client.close()
+    assert received == ["stop"]
+
+
+def test_a_bad_world_leaves_a_report_and_exits_with_bad_input(tmp_path: Path) -> None:
+    program = (
+        "import sys; from arctic_workers.training import supervisor;"
+        "supervisor.TERMINATION_MESSAGE = sys.argv[1]; sys.exit(supervisor.main())"
+    )
+    path = tmp_path / "termination-log"
+    environment = {key: value for key, value in os.environ.items() if key != WORLD_VARIABLE}
+    done = subprocess.run([sys.executable, "-c", program, str(path)], env=environment, capture_output=True, check=False)
+    assert done.returncode == ExitCode.BAD_INPUT, done.stderr
+    report = Report.model_validate_json(path.read_text())
+    assert (report.outcome, report.reason) == ("refused", "InvalidWorld")
+    assert WORLD_VARIABLE in report.message
+
+
+def test_a_refusal_of_the_ranks_ends_a_pod_with_bad_input(world: TrainingWorld) -> None:
+    """The whole way: supervisor, torchrun, a rank under DeepSpeed that finds no source, report, exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "arctic_workers.training"],
+        env=os.environ | environment_of(world),
+        capture_output=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == ExitCode.BAD_INPUT, done.stderr[-3000:]
+    report = Report.model_validate_json(Path(world.termination_message).read_text())
+    assert (report.outcome, report.reason, report.epoch) == ("refused", "TokenizerNotFound", 3)
