@@ -116,6 +116,8 @@ def _fp8_form(module: nn.Module) -> nn.Module | None:
         return None
     with torch.no_grad():
         for name, weight in module.named_parameters():
+            if weight.is_meta:  # no values yet, and arithmetic there would import torch's compiler for seconds
+                continue
             values, scale = quantize(weight)
             replacement.get_parameter(name).copy_(values)
             replacement.get_buffer(scale_name(name)).copy_(scale)

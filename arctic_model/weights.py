@@ -52,9 +52,7 @@ class Checkpoint:
                 raise CheckpointError(f"{self.folder / INDEX_FILE} has no weight_map: copy the checkpoint again")
             files = {str(name): str(file) for name, file in files.items()}
             if outside := [file for file in files.values() if Path(file).name != file]:
-                raise CheckpointError(
-                    f"{self.folder / INDEX_FILE} names {outside[0]}, which is not a file of its folder"
-                )
+                raise CheckpointError(f"{self.folder / INDEX_FILE} names {outside[0]}: not a file of its folder")
             return files
         if not (self.folder / SINGLE_FILE).exists():
             raise CheckpointError(f"{self.folder} has neither {INDEX_FILE} nor {SINGLE_FILE}: it holds no weights")
@@ -166,7 +164,8 @@ def materialize(model: nn.Module, name: str, device: torch.device | str) -> Tens
     module = model.get_submodule(path)
     tensor = cast("Tensor", getattr(module, leaf))
     if tensor.is_meta:
-        fresh = torch.empty_like(tensor, device=device)
+        # Not empty_like, which imports torch's symbolic shapes for seconds.
+        fresh = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
         is_parameter = isinstance(tensor, nn.Parameter)
         fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad) if is_parameter else fresh
         # Whoever shares out the model marks its parameters (DeepSpeed does): the marks must outlive the meta device.
