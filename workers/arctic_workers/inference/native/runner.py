@@ -1,11 +1,13 @@
 """One rank's slice of the model: loading it, and its share of a step."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from arctic_model.config import ArcticConfig
 from arctic_model.fp8 import quantize_model
@@ -23,12 +25,27 @@ log = logging.getLogger(__name__)
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
+class _WithoutInitialValues(TorchFunctionMode):
+    """Layers come without initial values: on the meta device, giving them imports torch's compiler for seconds."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def load_slice(folder: Path, config: ArcticConfig, part: LayerSlice, weights: str) -> ArcticModel:
     """Load some layers of a checkpoint with weights in `fp8`, `bf16` or `fp32`, ready to compute in fp32.
 
     fp32 because not every CPU multiplies bf16 (Zen 3 does not). CheckpointError or ValueError with a sentence.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialValues():
         model = ArcticModel(config, part.layers, embed=part.embed, lm_head=part.lm_head)
     model.to(_DTYPES.get(weights, torch.float32))
     if weights == "fp8":
