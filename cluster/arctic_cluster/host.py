@@ -26,6 +26,7 @@ _SETTINGS = (
 _SYSCTL = Path("/proc/sys")
 _REMEMBERED = MACHINE / "settings.json"
 _KUBELET = Path("/var/lib/kubelet")
+_NAMESPACES = Path("/run/netns")
 _CONTAINER_LOGS = Path("/var/log/containers")
 _CNI_RESULTS = Path("/var/lib/cni/results")
 _SHIM_SOCKETS = Path("/run/containerd/s")
@@ -35,7 +36,8 @@ def remember() -> None:
     """Note the machine's settings as they were before the first cluster."""
     if not _REMEMBERED.exists():
         before = {name: (_SYSCTL / name).read_text() for name in _SETTINGS if (_SYSCTL / name).exists()}
-        write_atomically(_REMEMBERED, json.dumps({"settings": before, "kubelet": _KUBELET.exists()}))
+        folders = {"kubelet": _KUBELET.exists(), "namespaces": _NAMESPACES.exists()}
+        write_atomically(_REMEMBERED, json.dumps({"settings": before, **folders}))
 
 
 def restore() -> None:
@@ -47,6 +49,10 @@ def restore() -> None:
         (_SYSCTL / name).write_text(value)
     if not before["kubelet"]:
         shutil.rmtree(_KUBELET, ignore_errors=True)
+    if not before["namespaces"] and not any(_NAMESPACES.glob("*")):
+        # iproute2 mounts the folder on itself.
+        shell.attempt("umount", _NAMESPACES)
+        _remove_if_empty(_NAMESPACES)
     for folder in (_CONTAINER_LOGS, _CNI_RESULTS, _CNI_RESULTS.parent, _SHIM_SOCKETS, _SHIM_SOCKETS.parent):
         _remove_if_empty(folder)
     _REMEMBERED.unlink()
