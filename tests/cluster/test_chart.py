@@ -1,0 +1,134 @@
+"""The chart's life on a real cluster: install, test, upgrade, uninstall, and an install for one namespace only."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from arctic_cli.demo import OPERATOR_NAMESPACE, ROOT, install_operator
+from arctic_cluster import Cluster
+
+CHART = ROOT / "charts" / "arctic"
+LOCAL = ("-f", str(CHART / "values-local.yaml"))
+DEFINITIONS = {"arctictrainings.arctic.dev", "arcticinferences.arctic.dev"}
+PATIENCE_SECONDS = 120.0
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not after {PATIENCE_SECONDS:.0f} s"
+        time.sleep(0.5)
+
+
+def listed(cluster: Cluster, kind: str, namespace: str) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = json.loads(cluster.kubectl("get", kind, "-n", namespace, "-o", "json"))["items"]
+    return items
+
+
+def apply_inference(cluster: Cluster, namespace: str) -> None:
+    """Apply a service whose model is nowhere: its children are made, and its pods come to nothing."""
+    spec = {"model": {"uri": "file:///nowhere"}, "replicas": 1}
+    metadata = {"name": "demo", "namespace": namespace}
+    cluster.apply(
+        [{"apiVersion": "arctic.dev/v1alpha1", "kind": "ArcticInference", "metadata": metadata, "spec": spec}]
+    )
+
+
+def worlds(cluster: Cluster, namespace: str) -> dict[str, tuple[str, int]]:
+    """Return what tells whether a world was touched: the uid and the generation of its StatefulSet."""
+    found = [each["metadata"] for each in listed(cluster, "statefulsets", namespace)]
+    return {each["name"]: (each["uid"], each["generation"]) for each in found}
+
+
+def operator_logs(cluster: Cluster, namespace: str) -> str:
+    return cluster.kubectl("logs", "-n", namespace, "-l", "app.kubernetes.io/name=arctic-operator", "--tail=-1")
+
+
+@contextmanager
+def uninstalled(cluster: Cluster) -> Iterator[None]:
+    """Take the session's operator away for a while."""
+    cluster.helm("uninstall", "arctic", "-n", OPERATOR_NAMESPACE, "--wait")
+    try:
+        yield
+    finally:
+        install_operator(cluster)
+
+
+@pytest.fixture
+def service(operator: Cluster, namespace: str) -> Iterator[str]:
+    """The namespace of a service that the operator has made the children of."""
+    apply_inference(operator, namespace)
+    wait_until(lambda: bool(worlds(operator, namespace)), "the group of a service")
+    yield namespace
+    operator.kubectl("delete", "arcticinferences", "demo", "-n", namespace, "--ignore-not-found")
+
+
+def test_the_release_passes_its_own_test(operator: Cluster) -> None:
+    tested = operator.helm("test", "arctic", "-n", OPERATOR_NAMESPACE)
+    assert "Succeeded" in tested
+
+
+def test_its_rights_are_enough_to_serve_a_resource(operator: Cluster, service: str) -> None:
+    (seen,) = listed(operator, "arcticinferences", service)
+    assert seen["status"]["url"] == f"http://demo.{service}.svc:8000"
+    assert "is forbidden: User" not in operator_logs(operator, OPERATOR_NAMESPACE)
+
+
+def test_an_upgrade_renews_the_operator_and_leaves_worlds_alone(operator: Cluster, service: str) -> None:
+    before = worlds(operator, service)
+    changed = ("--set", "replicas=2", "--set", "workers.environment[0].name=NEW,workers.environment[0].value=yes")
+    release = ("upgrade", "arctic", str(CHART), "-n", OPERATOR_NAMESPACE, *LOCAL, *operator.helm_values())
+    try:
+        operator.helm(*release, *changed, "--wait", "--timeout", "3m")
+        assert "Succeeded" in operator.helm("test", "arctic", "-n", OPERATOR_NAMESPACE)
+        (deployment,) = listed(operator, "deployments", OPERATOR_NAMESPACE)
+        assert deployment["status"]["readyReplicas"] == 2
+        (budget,) = listed(operator, "poddisruptionbudgets", OPERATOR_NAMESPACE)
+        assert budget["status"]["disruptionsAllowed"] == 1
+        operator.kubectl("annotate", "arcticinferences", "demo", "-n", service, "test/look-again=yes")
+        wait_until(lambda: "leading" in operator_logs(operator, OPERATOR_NAMESPACE), "the new operator's Lease")
+        assert worlds(operator, service) == before
+    finally:
+        install_operator(operator)
+
+
+def test_uninstalling_keeps_definitions_resources_and_what_runs(operator: Cluster, service: str) -> None:
+    before = worlds(operator, service)
+    with uninstalled(operator):
+        wait_until(lambda: listed(operator, "pods", OPERATOR_NAMESPACE) == [], "the end of the operator's pods")
+        assert {each["metadata"]["name"] for each in listed(operator, "crds", "default")} >= DEFINITIONS
+        assert [each["metadata"]["name"] for each in listed(operator, "arcticinferences", service)] == ["demo"]
+        assert worlds(operator, service) == before
+    assert worlds(operator, service) == before, "and a new install goes on with it"
+
+
+def test_an_install_for_one_namespace_serves_that_one_alone(operator: Cluster, namespace: str) -> None:
+    only = ("--set", f"watchNamespaces={{{namespace}}}", "--set", "crds.enabled=false")
+    release = ("team", str(CHART), "-n", namespace, *LOCAL, *operator.helm_values(), *only)
+    with uninstalled(operator):
+        apply_inference(operator, "default")
+        try:
+            operator.helm("install", *release, "--wait", "--timeout", "3m")
+            assert "Succeeded" in operator.helm("test", "team", "-n", namespace)
+            apply_inference(operator, namespace)
+            wait_until(lambda: bool(worlds(operator, namespace)), "the group of its own namespace's service")
+            (elsewhere,) = listed(operator, "arcticinferences", "default")
+            assert "status" not in elsewhere
+            assert "is forbidden: User" not in operator_logs(operator, namespace)
+        finally:
+            operator.kubectl("delete", "arcticinferences", "demo", "-n", "default")
+            operator.helm("uninstall", "team", "-n", namespace, "--wait", "--ignore-not-found")
+
+
+def test_a_bad_value_is_refused_before_anything_is_changed(operator: Cluster) -> None:
+    release = ("upgrade", "arctic", str(CHART), "-n", OPERATOR_NAMESPACE, *LOCAL, "--set", "replicas=0")
+    before = operator.helm("history", "arctic", "-n", OPERATOR_NAMESPACE, "-o", "json")
+    refused = subprocess.run(operator.command("helm", *release), capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "at '/replicas': minimum: got 0, want 1" in refused.stderr
+    assert operator.helm("history", "arctic", "-n", OPERATOR_NAMESPACE, "-o", "json") == before
