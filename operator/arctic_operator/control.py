@@ -66,7 +66,11 @@ class _Target:
     tls: ClientTLS | None
 
     def channel(self) -> Any:
-        """Return a new channel, to be used in an async with-statement."""
+        """Return a new channel, which ends with its last reference.
+
+        It is not to be closed: `close` looks through all tasks of the loop, and with 3,000 followers that would cost
+        more than all the rest.
+        """
         if self.tls is None:
             return grpc.aio.insecure_channel(self.address, options=OPTIONS)
         credentials = grpc.ssl_channel_credentials(self.tls.authorities, self.tls.pair.key, self.tls.pair.certificate)
@@ -76,12 +80,11 @@ class _Target:
 
 
 class _Follower:
-    """One world: where it is, what it said last, and the task that listens."""
+    """One world: where it is and what it said last."""
 
     def __init__(self, target: _Target) -> None:
         self.target = target
         self.live = Live()
-        self.task: asyncio.Task[None] | None = None
 
 
 class Followers:
@@ -91,7 +94,12 @@ class Followers:
         """Call `on_change` with a world's key whenever `latest` of it has become another; it must not block."""
         self._on_change = on_change
         self._followers: dict[Key, _Follower] = {}
+        # Apart from the followers, which the tasks' frames refer to: a cycle would keep connections open.
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._connecting = asyncio.Semaphore(CONNECTING_AT_ONCE)
+        # Held for the life of the process: with the last object of grpc.aio its poller would be shut down, which waits
+        # for ever when that poller has more to say than the busy loop has read (grpc/grpc#40989).
+        grpc.aio.init_grpc_aio()
 
     def follow(self, key: Key, address: str, server_name: str, tls: ClientTLS | None) -> None:
         """Follow the world at `address` (`host:port`), which must prove to be `server_name`; without TLS if None.
@@ -106,13 +114,12 @@ class Followers:
             return
         self.unfollow(key)
         follower = self._followers[key] = _Follower(target)
-        follower.task = asyncio.create_task(self._follow(key, follower), name=f"follow {key}")
+        self._tasks[key] = asyncio.create_task(self._follow(key, follower), name=f"follow {key}")
 
     def unfollow(self, key: Key) -> None:
         """Forget a world; nothing happens if it is not followed."""
-        follower = self._followers.pop(key, None)
-        if follower is not None and follower.task is not None:
-            follower.task.cancel()
+        if self._followers.pop(key, None) is not None:
+            self._tasks.pop(key).cancel()
 
     def latest(self, key: Key) -> Live | None:
         """Return how it stands with a world, None if it is not followed."""
@@ -121,7 +128,7 @@ class Followers:
 
     async def close(self) -> None:
         """Forget all worlds and wait until their streams are closed."""
-        tasks = [follower.task for follower in self._followers.values() if follower.task is not None]
+        tasks = list(self._tasks.values())
         for key in list(self._followers):
             self.unfollow(key)
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -157,13 +164,12 @@ class Followers:
         follower = self._followers.get(key)
         if follower is None:
             raise CommandError("FAILED_PRECONDITION", "The operator does not follow this world.")
-        async with follower.target.channel() as channel:
-            stub = control_pb2_grpc.ControlStub(channel)  # type: ignore[no-untyped-call]
-            call: Callable[..., Awaitable[Any]] = getattr(stub, method)
-            try:
-                return await call(request, timeout=seconds)
-            except grpc.aio.AioRpcError as error:
-                raise CommandError(error.code().name, error.details() or f"{method} failed.") from error
+        stub = control_pb2_grpc.ControlStub(follower.target.channel())  # type: ignore[no-untyped-call]
+        call: Callable[..., Awaitable[Any]] = getattr(stub, method)
+        try:
+            return await call(request, timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            raise CommandError(error.code().name, error.details() or f"{method} failed.") from error
 
     def _set(self, key: Key, follower: _Follower, live: Live) -> None:
         if self._followers.get(key) is follower and live != follower.live:
@@ -194,14 +200,17 @@ class Followers:
 
     async def _watch(self, target: _Target) -> AsyncIterator[Observation]:
         """Yield what one stream brings until the worker ends it."""
-        async with target.channel() as channel:
-            stub = control_pb2_grpc.ControlStub(channel)  # type: ignore[no-untyped-call]
-            call = stub.Watch(control_pb2.WatchRequest())
+        stub = control_pb2_grpc.ControlStub(target.channel())  # type: ignore[no-untyped-call]
+        call = stub.Watch(control_pb2.WatchRequest())
+        try:
             async with self._connecting:
                 state = await asyncio.wait_for(call.read(), FIRST_STATE_SECONDS)
             while state is not grpc.aio.EOF:
                 yield observation_of(state)
                 state = await call.read()
+        finally:
+            call.cancel()
+            del call, stub
 
 
 def observation_of(state: control_pb2.WorkerState) -> Observation:

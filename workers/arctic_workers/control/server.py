@@ -156,6 +156,9 @@ class ControlServer:
         self._thread.stop()
 
     async def _start(self) -> None:
+        # Held for the life of the process: with the last object of grpc.aio its poller would be shut down, which can
+        # wait for ever (grpc/grpc#40989) and hold up the process's end.
+        grpc.aio.init_grpc_aio()
         self._server = grpc.aio.server(options=OPTIONS)
         control_pb2_grpc.add_ControlServicer_to_server(self._control, self._server)  # type: ignore[no-untyped-call]
         self._health = health.aio.HealthServicer()
