@@ -4,11 +4,11 @@ The leaders are small stand-ins with a leader's labels, ports and manners, so th
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from objects import eventually
 
 from arctic_api import API_VERSION, inference
 from arctic_api.world import Label, Ports
@@ -16,8 +16,6 @@ from arctic_cluster import Cluster
 from arctic_cluster.image import STABLE
 from arctic_operator.manifests.common import CONTAINER_SECURITY, POD_SECURITY, gateway_name, leader_selector
 from arctic_operator.observed import Identity, identity_of
-
-PATIENCE_SECONDS = 120.0
 
 # Answers as a leader does; told to stop, it is not ready any more, serves on, and ends when it is sure to be left out.
 LEADER = """
@@ -72,13 +70,6 @@ while not stopping.wait(0.05):
 """
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not after {PATIENCE_SECONDS:.0f} s"
-        time.sleep(0.5)
-
-
 def pod(name: str, namespace: str, labels: dict[str, str], code: str, *arguments: str) -> dict[str, Any]:
     container = {
         "name": "python",
@@ -106,14 +97,14 @@ class Service:
         cluster.apply([{"apiVersion": API_VERSION, "kind": inference.KIND, "metadata": metadata, "spec": spec}])
         self.identity: Identity = identity_of(json.loads(self.kubectl("get", inference.PLURAL, "demo", "-o", "json")))
         self.gateway = f"deployment/{gateway_name(self.identity)}"
-        wait_until(lambda: self.gateway.partition("/")[2] in self.kubectl("get", "deployments"), "the gateway")
+        eventually("the gateway", lambda: self.gateway.partition("/")[2] in self.kubectl("get", "deployments"))
         self.rolled_out()
 
     def kubectl(self, *arguments: str) -> str:
         return self.cluster.kubectl("-n", self.namespace, *arguments)
 
     def rolled_out(self) -> None:
-        self.kubectl("rollout", "status", self.gateway, f"--timeout={PATIENCE_SECONDS:.0f}s")
+        self.kubectl("rollout", "status", self.gateway, "--timeout=120s")
 
     def add_leader(self, name: str) -> None:
         ports = Ports()
@@ -127,7 +118,7 @@ class Service:
 
     def start_client(self) -> None:
         self.cluster.apply([pod("client", self.namespace, {"app": "client"}, CLIENT, "demo:8000")])
-        wait_until(lambda: bool(self.seen()["answers"]), "the client's first answers")
+        eventually("the client's first answers", lambda: bool(self.seen()["answers"]))
 
     def seen(self) -> dict[str, Any]:
         """Return what the client has seen so far: how often who answered, and what went wrong."""
@@ -149,10 +140,10 @@ def test_a_service_without_leaders_answers_503_and_then_finds_them_by_dns(servic
     assert set(seen["answers"]) == {"503"}
     assert "service_unavailable" in seen["errors"][0]
     service.add_leader("first")
-    wait_until(lambda: service.seen()["answers"].get("first", 0) > 0, "the leader's first answer")
+    eventually("the leader's first answer", lambda: service.seen()["answers"].get("first", 0) > 0)
     service.kubectl("label", "pod", "first", "--overwrite", f"{Label.ROUTING.value}=off")
     refused = service.seen()["answers"]["503"]
-    wait_until(lambda: bool(service.seen()["answers"]["503"] > refused), "leaving out a leader that is not routed to")
+    eventually("leaving out a leader that is not routed to", lambda: bool(service.seen()["answers"]["503"] > refused))
 
 
 def test_no_request_is_lost_while_gateways_and_leaders_are_replaced(service: Service) -> None:
@@ -163,10 +154,10 @@ def test_no_request_is_lost_while_gateways_and_leaders_are_replaced(service: Ser
     service.start_client()
     service.kubectl("rollout", "restart", service.gateway)
     service.rolled_out()
-    wait_until(lambda: gateway_pods(service) == 2, "the end of the old gateways")
+    eventually("the end of the old gateways", lambda: gateway_pods(service) == 2)
     service.kubectl("delete", "pod", "first", "--wait=true")
     answers = service.seen()["answers"]
-    wait_until(lambda: service.seen()["answers"]["second"] > answers["second"] + 20, "answers after all changes")
+    eventually("answers after all changes", lambda: service.seen()["answers"]["second"] > answers["second"] + 20)
     seen = service.seen()
     assert set(seen["answers"]) == {"first", "second"}
     assert seen["errors"] == []
@@ -188,4 +179,4 @@ def wait_until_found(service: Service, leaders: int) -> None:
         up = 'haproxy_server_status{proxy="leaders",server="leader'
         return sum(line.startswith(up) and 'state="UP"' in line and line.endswith(" 1") for line in lines)
 
-    wait_until(lambda: [found(name) for name in names] == [leaders] * len(names), "finding the leaders")
+    eventually("finding the leaders", lambda: [found(name) for name in names] == [leaders] * len(names))

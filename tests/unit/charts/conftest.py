@@ -1,4 +1,4 @@
-"""Rendering the chart with the real helm, and the restricted Pod Security standard as a function."""
+"""Rendering the chart with the real helm."""
 
 import functools
 import shutil
@@ -47,44 +47,3 @@ def render(run_helm: Callable[..., subprocess.CompletedProcess[str]]) -> Render:
         return [document for document in yaml.load_all(rendered.stdout, yaml.CSafeLoader) if document]
 
     return objects
-
-
-@pytest.fixture(scope="session")
-def violations() -> Callable[[Manifest], list[str]]:
-    """What in a pod's specification the restricted Pod Security standard (v1.34) refuses."""
-    return _violations
-
-
-_VOLUMES = {
-    "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "projected", "secret",
-}  # fmt: skip
-
-
-def _violations(pod: Manifest) -> list[str]:
-    found = [f"{field} is set" for field in ("hostNetwork", "hostPID", "hostIPC") if pod.get(field)]
-    for volume in pod.get("volumes", []):
-        found += [f"volume {volume['name']} is a {kind}" for kind in volume.keys() - {"name"} - _VOLUMES]
-    shared = pod.get("securityContext", {})
-    if shared.get("sysctls"):
-        found.append("sysctls are set")
-    for container in [*pod.get("initContainers", []), *pod["containers"]]:
-        found += [f"container {container['name']}: {what}" for what in _container_violations(container, shared)]
-    return found
-
-
-def _container_violations(container: Manifest, shared: Manifest) -> list[str]:
-    own = container.get("securityContext", {})
-    effective = shared | own
-    capabilities = own.get("capabilities", {})
-    checks = {
-        "privileged": not own.get("privileged"),
-        "may escalate privileges": own.get("allowPrivilegeEscalation") is False,
-        "keeps capabilities": "ALL" in capabilities.get("drop", []),
-        "adds capabilities": set(capabilities.get("add", [])) <= {"NET_BIND_SERVICE"},
-        "may run as root": effective.get("runAsNonRoot") is True,
-        "runs as root": effective.get("runAsUser") != 0,
-        "has no seccomp profile": effective.get("seccompProfile", {}).get("type") in ("RuntimeDefault", "Localhost"),
-        "uses a host port": not any(port.get("hostPort") for port in container.get("ports", [])),
-        "has a procMount": own.get("procMount", "Default") == "Default",
-    }
-    return [what for what, held in checks.items() if not held]

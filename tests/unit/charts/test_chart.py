@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pod_security import violations
 
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_operator.manifests.gateway import gateway_children
@@ -77,7 +78,7 @@ def test_every_object_has_a_name_of_its_own_and_the_releases_labels(render: Rend
 
 @every_value
 def test_every_pod_meets_the_restricted_standard_and_writes_only_to_volumes(
-    render: Render, violations: Callable[[Manifest], list[str]], values: tuple[str, ...]
+    render: Render, values: tuple[str, ...]
 ) -> None:
     found = pods(render(*values))
     assert len(found) == 2, "the operator's and the test's"
@@ -87,7 +88,7 @@ def test_every_pod_meets_the_restricted_standard_and_writes_only_to_volumes(
         assert all(each["resources"]["limits"]["memory"] for each in pod["containers"])
 
 
-def test_the_gateways_pods_meet_the_restricted_standard(violations: Callable[[Manifest], list[str]]) -> None:
+def test_the_gateways_pods_meet_the_restricted_standard() -> None:
     settings = Settings(namespace="arctic-system", worker_image="worker", gateway_image="haproxy:2.6")
     spec = ArcticInferenceSpec.model_validate({"model": {"training": "tiny"}})
     children = gateway_children(Identity("ArcticInference", "default", "demo", "0a1b2c3d"), spec, settings)
@@ -105,9 +106,7 @@ def test_the_gateways_pods_meet_the_restricted_standard(violations: Callable[[Ma
         ({"containers": [{"name": "c"}]}, "may escalate privileges"),
     ],
 )
-def test_the_check_of_the_standard_sees_what_breaks_it(
-    violations: Callable[[Manifest], list[str]], harm: Manifest, what: str
-) -> None:
+def test_the_check_of_the_standard_sees_what_breaks_it(harm: Manifest, what: str) -> None:
     container = {"name": "c", "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}
     shared = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     pod = {"containers": [container], "securityContext": shared}
