@@ -37,7 +37,7 @@ HINTS = {
 """What to write instead, by the pattern that a text does not match."""
 
 MAX_OBJECT_NAME = 40  # children append an attempt or a revision and five digits of the uid, and stay a DNS label
-MAX_TOKENS = 10**18 - 1
+MAX_WHOLE = 10**18 - 1  # a whole number of 18 digits, which 64 bits hold
 MAX_COUNT = 2**31 - 1
 
 _TOKEN_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -81,7 +81,7 @@ def _check_tokens(value: Any) -> Any:
 
 
 def _check_quantity(value: Any) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WHOLE
     if not whole and not (isinstance(value, str) and len(value) <= 32 and re.fullmatch(QUANTITY_PATTERN, value)):
         raise ValueError(f"{value!r} is not a quantity: {HINTS[QUANTITY_PATTERN]}")
     return value
@@ -95,7 +95,7 @@ Tokens = Annotated[
         json_schema_extra={
             "x-kubernetes-int-or-string": True,
             "minimum": 0,
-            "maximum": MAX_TOKENS,
+            "maximum": MAX_WHOLE,
             "maxLength": 18,
             "pattern": TOKENS_PATTERN,
         }
@@ -108,6 +108,7 @@ Quantity = Annotated[
         json_schema_extra={
             "x-kubernetes-int-or-string": True,
             "minimum": 0,
+            "maximum": MAX_WHOLE,
             "maxLength": 32,
             "pattern": QUANTITY_PATTERN,
         }

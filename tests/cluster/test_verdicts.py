@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from api_cases import CASES, TRAINING, Case, apply_changes
 from generated_manifests import changed_manifests, plain_scalars, right_manifests
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
@@ -83,6 +83,17 @@ def server(cluster: Cluster) -> Iterator[Server]:
         cluster.kubectl("delete", "crd", *CRDS)
 
 
+def server_settings(examples: int) -> settings:
+    """Seeded, and without shrinking, which would ask the server thousands of times."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
 def check_alike(server: Server, manifest: dict[str, Any]) -> bool:
     """Assert that both say the same, and return whether they accept the manifest."""
     refusal, problems = server.refusal(manifest), verdict(manifest)
@@ -91,7 +102,7 @@ def check_alike(server: Server, manifest: dict[str, Any]) -> bool:
 
 
 @pytest.mark.timeout(900)  # seconds on a free machine
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@server_settings(150)
 @given(right=right_manifests, changed=changed_manifests())
 def test_generated_manifests_get_the_same_verdict(
     server: Server, right: dict[str, Any], changed: dict[str, Any]
@@ -137,7 +148,7 @@ def test_kubectl_apply_refuses_with_the_field_and_what_to_write(
     assert sentence in str(refusal.value)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@server_settings(15)
 @given(scalars=st.lists(plain_scalars, min_size=40, max_size=80))
 def test_files_mean_the_same_to_kubectl_and_to_arctic(
     cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, scalars: list[str]
