@@ -308,7 +308,7 @@ class Trainer:
         place = self._place
         log.info("the curriculum is done")
         exported = None
-        if place.spec.checkpoint.export is not None:
+        if place.spec.checkpoint.export == "huggingface":
             self._publish(EXPORTING)
             wait_for_peers_at_most(PREPARATION_TIMEOUT)  # rank 0 writes all, the others wait for their turn to send
             tensors = named_tensors(place.engine.module)
