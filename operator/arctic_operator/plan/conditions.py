@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Literal
 
 from arctic_api.common import Condition
 from arctic_operator.observed import Node, Pod, format_time
@@ -12,6 +13,8 @@ IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName
 CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 UNREACHABLE_AFTER = timedelta(seconds=30)
 """How long a node is NotReady before its worlds are given up."""
+ENDS = {"Degraded": "Recovered", "Ready": "NotReady", "Available": "NotAvailable", "Suspended": "Resumed"}
+"""Conditions whose end is worth an event."""
 LONGEST_MESSAGE = 1024
 REASON_LETTERS = 128
 
@@ -100,22 +103,16 @@ def trouble_of(pods: Sequence[Pod]) -> Trouble | None:
 
 
 def events_between(before: Iterable[Condition] | None, after: Iterable[Condition]) -> list[Event]:
-    """Return an event for each condition whose status or reason has changed; a first False tells nobody anything."""
+    """Return an event for each condition that has become true, or true for another reason, and for what is over."""
     known = {condition.type: condition for condition in before or ()}
     events = []
     for condition in after:
         old = known.get(condition.type)
-        if (old and (old.status, old.reason) == (condition.status, condition.reason)) or condition.status == "Unknown":
-            continue
-        if condition.status == "False" and (old is None or old.status != "True"):
-            continue
-        bad = (condition.type in ("Degraded", "Failed")) == (condition.status == "True")
-        reason = condition.reason if condition.status == "True" else f"No{condition.type}"
-        events.append(
-            Event(
-                "Warning" if bad and condition.status == "True" else "Normal",
-                reason,
-                condition.message or condition.type,
-            )
-        )
+        was_true = old is not None and old.status == "True"
+        if condition.status == "True":
+            if not (was_true and old and old.reason == condition.reason):
+                kind: Literal["Normal", "Warning"] = "Warning" if condition.type in ("Degraded", "Failed") else "Normal"
+                events.append(Event(kind, condition.reason, condition.message or condition.type))
+        elif was_true and condition.type in ENDS:
+            events.append(Event("Normal", ENDS[condition.type], condition.message or condition.reason))
     return events

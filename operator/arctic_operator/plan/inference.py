@@ -173,7 +173,7 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
         ),
         create=tuple(stateful_set for stateful_set, _ in made),
         mark=tuple(mark for group in groups for mark in _marks(group, identity.namespace, group in moves.drain, now)),
-        drain=tuple(group.name for group in staying if _is_told(group, now)),
+        drain=tuple(group.name for group in staying if _must_tell(group, seen, now)),
         delete=(
             *(_delete_set(group, identity.namespace) for group in removed),
             *_orphans(seen),
@@ -208,9 +208,17 @@ def _since_drain(group: Group, now: datetime) -> timedelta:
     return now - group.set.draining_since if group.set.draining_since else timedelta(0)
 
 
-def _is_told(group: Group, now: datetime) -> bool:
+def _observation(group: Group, seen: InferenceSeen) -> InferenceObservation | None:
+    """Return what a leader says of itself, if it can be heard."""
+    live = seen.live.get(group.name)
+    told = live.observation if live and live.connected else None
+    return told if isinstance(told, InferenceObservation) else None
+
+
+def _must_tell(group: Group, seen: InferenceSeen, now: datetime) -> bool:
     """Whether it is time to tell a leader to take no new requests: once the gateway sends none any more."""
-    return group.draining and _since_drain(group, now) >= SETTLE
+    told = _observation(group, seen)
+    return group.draining and _since_drain(group, now) >= SETTLE and told is not None and not told.draining
 
 
 def _is_idle(group: Group, inference: Inference, seen: InferenceSeen, now: datetime) -> bool:
@@ -220,10 +228,8 @@ def _is_idle(group: Group, inference: Inference, seen: InferenceSeen, now: datet
         return True
     if since >= SETTLE + timedelta(seconds=parse_duration(inference.spec.rollout.drain_timeout)):
         return True
-    live = seen.live.get(group.name)
-    told = live.observation if live and live.connected else None
-    idle = isinstance(told, InferenceObservation) and told.draining and told.running == 0 and told.waiting == 0
-    return since >= SETTLE and idle
+    told = _observation(group, seen)
+    return since >= SETTLE and told is not None and told.draining and told.running + told.waiting == 0
 
 
 def _crashed(groups: Sequence[Group], namespace: str, now: datetime) -> Iterable[Delete]:

@@ -52,7 +52,8 @@ def training_status(
     ended = bool(outlook.succeeded or outlook.failed)
     trouble = None if ended else trouble_of(pods)
     running = len(pods) == spec.parallelism.nodes and all(pod.phase == "Running" for pod in pods)
-    state = _state(outlook, running, trouble, observation)
+    ready = running and all(pod.ready_since for pod in pods)
+    state = _state(outlook, ready, trouble, observation if running else None)
     stages = _stages(spec, before, report, observation)
     checkpoint = _checkpoint(before, report, observation)
     job = next((job for job in seen.jobs if job.attempt == attempt), None)
@@ -85,13 +86,14 @@ def _observation(live: Live | None, uid: str, attempt: int) -> TrainingObservati
     return seen if matches and isinstance(seen, TrainingObservation) else None
 
 
-def _state(outlook: Outlook, running: bool, trouble: Trouble | None, seen: TrainingObservation | None) -> str:
+def _state(outlook: Outlook, ready: bool, trouble: Trouble | None, seen: TrainingObservation | None) -> str:
+    """Return the one word. While no worker has been heard, as after a restart of ours, the probes say how it stands."""
     if outlook.state != "Running":
         return outlook.state
     if trouble:
         return trouble.reason
-    if not running or seen is None:
-        return "Starting"
+    if seen is None:
+        return "Running" if ready else "Starting"
     named = {Phase.STARTING: "Starting", Phase.PAUSED: "Paused", Phase.EXPORTING: "Exporting"}
     return named.get(seen.phase, "Running")
 
