@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import socket
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -155,6 +156,13 @@ def figures(followers: Followers) -> InferenceObservation:
     return found
 
 
+def connections(port: int) -> int:
+    """Return how many connections to a port of this machine stand, as the kernel lists them."""
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table]
+    return sum(row[2].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+
+
 class TestFollowing:
     async def test_states_arrive_with_the_time_of_their_arrival(
         self, start: Callable[..., Worker], followers: Followers, changes: Changes, tls: ClientTLS
@@ -222,6 +230,26 @@ class TestFollowing:
         other.board.publish(WorkerState(phase=RUNNING))
         await changes.until(lambda: live(followers, "other").observation is not None and bool(changes.keys))
         assert set(changes.keys) == {"other"}
+
+    async def test_no_connection_outlives_its_following(
+        self, start: Callable[..., Worker], followers: Followers, changes: Changes, tls: ClientTLS
+    ) -> None:
+        worker = start()
+        keys = range(5)
+        for key in keys:
+            followers.follow(key, worker.address, NAME, tls)
+        await changes.until(lambda: all(live(followers, key).connected for key in keys))
+        assert connections(worker.port) == len(keys)
+        gc.collect()
+        gc.disable()  # connections must go by themselves: a quiet operator collects cycles rarely
+        try:
+            for key in keys:
+                followers.unfollow(key)
+            async with asyncio.timeout(SECONDS):
+                while connections(worker.port):  # noqa: ASYNC110 - the kernel tells nobody
+                    await asyncio.sleep(0.05)
+        finally:
+            gc.enable()
 
     async def test_a_worker_that_accepts_and_says_nothing_is_told_as_such(
         self, followers: Followers, changes: Changes, monkeypatch: pytest.MonkeyPatch
