@@ -1,6 +1,7 @@
 """The only gRPC I/O of the operator: follows the workers, sends them commands. Decides nothing."""
 
 import asyncio
+import functools
 import logging
 import math
 import random
@@ -88,7 +89,7 @@ class _Follower:
 
 
 class Followers:
-    """Keeps one Watch stream a world. All methods belong to the event loop that it is made on."""
+    """Keeps one Watch stream a world. All methods belong to one event loop; making it needs none."""
 
     def __init__(self, on_change: Callable[[Key], None]) -> None:
         """Call `on_change` with a world's key whenever `latest` of it has become another; it must not block."""
@@ -97,9 +98,6 @@ class Followers:
         # Apart from the followers, which the tasks' frames refer to: a cycle would keep connections open.
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._connecting = asyncio.Semaphore(CONNECTING_AT_ONCE)
-        # Held for the life of the process: with the last object of grpc.aio its poller would be shut down, which waits
-        # for ever when that poller has more to say than the busy loop has read (grpc/grpc#40989).
-        grpc.aio.init_grpc_aio()
 
     def follow(self, key: Key, address: str, server_name: str, tls: ClientTLS | None) -> None:
         """Follow the world at `address` (`host:port`), which must prove to be `server_name`; without TLS if None.
@@ -114,6 +112,7 @@ class Followers:
             return
         self.unfollow(key)
         follower = self._followers[key] = _Follower(target)
+        _hold_poller()
         self._tasks[key] = asyncio.create_task(self._follow(key, follower), name=f"follow {key}")
 
     def unfollow(self, key: Key) -> None:
@@ -211,6 +210,16 @@ class Followers:
         finally:
             call.cancel()
             del call, stub
+
+
+@functools.cache
+def _hold_poller() -> None:
+    """Keep grpc.aio's poller for the life of the process.
+
+    It would be shut down with the last object of grpc.aio, which waits for ever when the poller has more to say than a
+    busy loop has read (grpc/grpc#40989).
+    """
+    grpc.aio.init_grpc_aio()
 
 
 def observation_of(state: control_pb2.WorkerState) -> Observation:
