@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -215,6 +216,21 @@ def test_a_stopped_component_is_told_and_starts_again(cluster: Cluster, kubectl:
     assert "running" in cluster.status()
     with pytest.raises(ClusterError, match="no component 'kube-skeduler': name one of etcd, kube-apiserver"):
         cluster.stop("kube-skeduler")
+
+
+def test_a_loaded_image_is_on_every_node(cluster: Cluster, kubectl: Kubectl, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "layer.tar", "w") as layer:
+        layer.add(__file__, "file")
+    name = "docker.io/arctic/loaded:1"
+    image.write_archive(tmp_path / "layer.tar", tmp_path / "image.tar", [name])
+    cluster.load(tmp_path / "image.tar")
+    for node in cluster.nodes:
+        socket_path = cluster.kubeconfig.parent / f"node{node.number}" / "containerd.sock"
+        assert name in said_by(
+            ["ctr", "--address", str(socket_path), "--namespace=k8s.io", "images", "list", "--quiet"]
+        )
+    with pytest.raises(ClusterError, match="no image archive"):
+        cluster.load(tmp_path / "no.tar")
 
 
 def test_a_second_up_changes_nothing_but_the_environment(cluster: Cluster) -> None:
