@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_api.world import CheckpointReport, InferenceGroup, Ports
@@ -263,9 +264,10 @@ class TestFollowing:
         self, start: Callable[..., Worker], followers: Followers, changes: Changes, tls: ClientTLS
     ) -> None:
         worker = start()
-        worker.board.publish(WorkerState(phase=RUNNING))
+        beyond_every_calendar = Timestamp(seconds=10**15)
+        worker.board.publish(WorkerState(phase=RUNNING, inference=InferenceState(), time=beyond_every_calendar))
         followers.follow(KEY, worker.address, NAME, tls)
-        await changes.until(lambda: "neither a training's nor an inference's" in live(followers).error)
+        await changes.until(lambda: "Error: " in live(followers).error)
         worker.board.publish(WorkerState(phase=RUNNING, inference=InferenceState()))
         await changes.until(lambda: live(followers).connected)
 

@@ -55,9 +55,15 @@ class StateBoard:
         return self._latest
 
     def publish(self, state: WorkerState) -> None:
-        """Make a state the newest; watchers hear of it when more than its time is new. Never blocks."""
+        """Make a state the newest; watchers hear of it when more than its time is new. Never blocks.
+
+        A state without `training` or `inference` keeps the figures of the one before: only what the world does is new.
+        """
         copy = self._identified(state)
         with self._lock:
+            if copy.WhichOneof("detail") is None:
+                detail = self._latest.WhichOneof("detail")
+                getattr(copy, detail).CopyFrom(getattr(self._latest, detail))
             news = not _same(copy, self._latest)
             self._latest = copy
             subscriptions = list(self._subscriptions) if news else []

@@ -2,7 +2,7 @@ import asyncio
 import threading
 
 from arctic_api.world import InferenceGroup, TrainingWorld
-from arctic_rpc.control_pb2 import RUNNING, STARTING, InferenceState, TrainingState, WorkerState
+from arctic_rpc.control_pb2 import CHECKPOINTING, RUNNING, STARTING, InferenceState, TrainingState, WorkerState
 from arctic_workers.control.state import StateBoard
 
 
@@ -35,6 +35,13 @@ def test_a_published_state_is_copied_and_gets_identity_and_time(training_world: 
     assert (board.latest.training.step, board.latest.uid, board.latest.epoch) == (1, training_world.uid, 3)
     assert board.latest.HasField("time")
     assert not mine.HasField("time")
+
+
+def test_a_state_without_figures_keeps_those_of_the_one_before(training_world: TrainingWorld) -> None:
+    board = StateBoard(training_world)
+    board.publish(training(7))
+    board.publish(WorkerState(phase=CHECKPOINTING))
+    assert (board.latest.phase, board.latest.training.step) == (CHECKPOINTING, 7)
 
 
 async def test_a_watcher_gets_the_state_now_and_each_change(training_world: TrainingWorld) -> None:
