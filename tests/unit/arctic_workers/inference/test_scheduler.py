@@ -40,6 +40,37 @@ class Cache:
             assert self.slots[slot] == (sequence, position, sequence.tokens[position])
 
 
+class Server:
+    """Runs a scheduler with up to `depth` steps on their way, and checks it at each."""
+
+    def __init__(self, blocks: int, budget: int, most: int, depth: int) -> None:
+        self.blocks = BlockManager(blocks, BLOCK)
+        self.scheduler = Scheduler(self.blocks, token_budget=budget, max_sequences=most)
+        self.budget, self.most, self.depth = budget, most, depth
+        self.cache = Cache()
+        self.in_flight: list[list[Chunk]] = []
+        self.finished: list[Sequence] = []
+
+    def turn(self, sequences: list[Sequence]) -> None:
+        chunks = self.scheduler.schedule()
+        assert sum(chunk.length for chunk in chunks) <= self.budget
+        assert self.scheduler.running <= self.most
+        assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
+        for chunk in chunks:
+            self.cache.run(chunk)
+        self.in_flight.append(chunks)
+        if len(self.in_flight) >= self.depth:
+            self.receive(self.in_flight.pop(0))
+        held = [block for sequence in sequences for block in sequence.blocks]
+        assert len(held) == len(set(held)) == self.blocks.count - self.blocks.free
+
+    def receive(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if chunk.samples and not sequence.ended and self.scheduler.update(sequence, next_token(sequence.tokens)):
+                self.finished.append(sequence)
+
+
 requests = st.builds(
     Request,
     prompt=st.lists(st.integers(0, 96), min_size=1, max_size=20).map(tuple),
@@ -49,7 +80,7 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     arrivals=st.lists(st.tuples(requests, st.integers(0, 10), st.none() | st.integers(0, 15)), min_size=1, max_size=12),
     blocks=st.integers(8, 24),
@@ -60,43 +91,24 @@ requests = st.builds(
 def test_every_request_ends_with_its_own_tokens_whatever_shares_its_steps(
     arrivals: list[tuple[Request, int, int | None]], blocks: int, budget: int, most: int, depth: int
 ) -> None:
-    manager = BlockManager(blocks, BLOCK)
-    scheduler = Scheduler(manager, token_budget=budget, max_sequences=most)
-    cache = Cache()
+    server = Server(blocks, budget, most, depth)
     sequences = [(Sequence(request), start, cancel) for request, start, cancel in arrivals]
-    in_flight: list[list[Chunk]] = []
-    finished: list[Sequence] = []
     cancelled = []
     for now in range(5000):
         for sequence, start, cancel in sequences:
             if start == now:
-                scheduler.add(sequence)
+                server.scheduler.add(sequence)
             if cancel is not None and start + cancel == now and not sequence.ended:
-                scheduler.cancel(sequence)
+                server.scheduler.cancel(sequence)
                 cancelled.append(sequence)
-        chunks = scheduler.schedule()
-        assert sum(chunk.length for chunk in chunks) <= budget
-        assert scheduler.running <= most
-        assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
-        for chunk in chunks:
-            cache.run(chunk)
-        in_flight.append(chunks)
-        if len(in_flight) >= depth:
-            for chunk in in_flight.pop(0):
-                if chunk.samples and not chunk.sequence.ended:
-                    known = chunk.sequence.tokens
-                    if scheduler.update(chunk.sequence, next_token(known)):
-                        finished.append(chunk.sequence)
-        held = [block for sequence, _, _ in sequences for block in sequence.blocks]
-        assert len(held) == len(set(held)) == manager.count - manager.free
+        server.turn([sequence for sequence, _, _ in sequences])
         if now > 25 and all(sequence.ended for sequence, _, _ in sequences):
             break
     assert all(sequence.ended for sequence, _, _ in sequences)
-    assert manager.free == manager.count
-    assert scheduler.running == scheduler.waiting == 0
-    for sequence in finished:
-        assert sequence.tokens == expected(sequence.request)
-    assert len(finished) + len(cancelled) == len(sequences)
+    assert server.blocks.free == server.blocks.count
+    assert server.scheduler.running == server.scheduler.waiting == 0
+    assert all(sequence.tokens == expected(sequence.request) for sequence in server.finished)
+    assert len(server.finished) + len(cancelled) == len(sequences)
 
 
 def request(prompt: int, generate: int = 4) -> Sequence:

@@ -1,0 +1,102 @@
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from arctic_api.inference import ArcticInferenceSpec
+from arctic_api.world import InferenceGroup, Ports
+from arctic_model.config import ArcticConfig
+from arctic_model.initialization import init_weights
+from arctic_model.model import ArcticModel
+from arctic_model.weights import save_model
+
+TEXT = "The operator plans what should be. Each pod is told everything; a group answers as one. Größe, 世界, 🏔."
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The groups under test share the machine with this process."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """A byte-level BPE, in which most characters beyond ASCII take several tokens."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator([TEXT], trainer)
+    return made
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """A random Arctic whose weights are large enough that tokens differ, with an uneven vocabulary and intermediate."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    config = ArcticConfig.preset("arctic-tiny").replace(
+        vocab_size=tokenizer.get_vocab_size() + 1,
+        hidden_size=96,
+        intermediate_size=75,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        moe_layer_frequency=2,
+        initializer_range=0.3,
+        max_position_embeddings=256,
+    )
+    with torch.device("meta"):
+        model = ArcticModel(config)
+    init_weights(model, seed=5)
+    save_model(model, folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    return _free_port
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+MakeGroup = Callable[..., list[InferenceGroup]]
+
+
+@pytest.fixture(scope="session")
+def make_group(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeGroup:
+    """Makes what each rank of a local group is told: the same but for its ports and its termination message."""
+
+    def make(pipeline: int, **spec: object) -> list[InferenceGroup]:
+        rendezvous = _free_port()
+        folder = tmp_path_factory.mktemp("group")
+        manifest = {"model": {"uri": "file:///models/tiny"}, "parallelism": {"pipeline": pipeline}, **spec}
+        return [
+            InferenceGroup(
+                namespace="tests",
+                name="tiny",
+                uid="0123456789abcdef",
+                hosts=["127.0.0.1"] * pipeline,
+                ports=Ports(control=_free_port(), metrics=_free_port(), rendezvous=rendezvous, http=_free_port()),
+                tls_folder=None,
+                termination_message=str(folder / f"rank{rank}.json"),
+                spec=ArcticInferenceSpec.model_validate(manifest),
+                group="tiny-01234-1-g0",
+                revision="1",
+                model_folder=str(model_folder),
+            )
+            for rank in range(pipeline)
+        ]
+
+    return make

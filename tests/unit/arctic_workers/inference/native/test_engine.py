@@ -1,0 +1,142 @@
+"""The engine in one process, its thread and all, over a random model."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from functools import partial
+
+import pytest
+import torch
+
+from arctic_api.world import InferenceGroup
+from arctic_model.model import ArcticModel
+from arctic_model.weights import load_weights
+from arctic_workers.inference.engine import EngineError, Output, Refused, Request, Sampling
+from arctic_workers.inference.native import group as groups
+from arctic_workers.inference.native.engine import NativeEngine
+from arctic_workers.inference.native.group import bring_up
+from arctic_workers.inference.native.plan import BLOCK_SIZE, plan_group
+
+MakeGroup = Callable[..., list[InferenceGroup]]
+Started = Callable[..., AbstractAsyncContextManager[NativeEngine]]
+
+
+@pytest.fixture
+def started(make_group: MakeGroup) -> Started:
+    @asynccontextmanager
+    async def start(**spec: object) -> AsyncIterator[NativeEngine]:
+        [group] = make_group(1, **spec)
+        plan = plan_group(group)
+        load = partial(bring_up, plan, group, 0, on_loss=pytest.fail, on_stop=pytest.fail)
+        failures: list[Exception] = []
+        engine = NativeEngine(plan, load, beat=lambda: None, on_failure=failures.append)
+        await engine.start()
+        assert engine.ready
+        try:
+            yield engine
+        finally:
+            await engine.stop()
+            assert not engine.ready
+            assert failures == []
+
+    return start
+
+
+async def ask(engine: NativeEngine, prompt: list[int], count: int = 8, **sampling: object) -> list[Output]:
+    request = Request(tuple(prompt), Sampling(count, **sampling))  # type: ignore[arg-type]
+    return [output async for output in engine.generate(request)]
+
+
+def prompts(count: int) -> list[list[int]]:
+    return [[(index * 37 + place * 11) % 280 for place in range(1 + index * 9 % 61)] for index in range(count)]
+
+
+async def test_tokens_do_not_depend_on_company_nor_on_room(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    hot = {"temperature": 1.0, "top_p": 0.9, "logprobs": 2}
+    async with started(batching={"tokenBudget": 256, "maxSequences": 1}) as engine:
+        alone = [await ask(engine, prompt, temperature=0.0) for prompt in prompts(6)]
+        sampled = [await ask(engine, prompt, seed=index, **hot) for index, prompt in enumerate(prompts(6))]
+    assert len({output.token for outputs in alone for output in outputs}) > 15
+    # A budget that cuts prompts into pieces, and so few blocks that sequences must make room for each other.
+    monkeypatch.setattr(groups, "affordable_blocks", lambda *_, **__: 9)
+    async with started(batching={"tokenBudget": 24, "maxSequences": 6}) as engine:
+        assert engine.max_length == 9 * BLOCK_SIZE
+        greedy = asyncio.gather(*(ask(engine, prompt, temperature=0.0) for prompt in prompts(6)))
+        seeded = asyncio.gather(*(ask(engine, prompt, seed=i, **hot) for i, prompt in enumerate(prompts(6))))
+        assert await greedy == alone
+        assert await seeded == sampled
+        await engine.drain()
+        assert engine.stats().running == engine.stats().waiting == 0
+        assert engine.stats().kv_cache_utilization == 0
+
+
+async def test_greedy_tokens_are_those_of_the_plain_model(started: Started, make_group: MakeGroup) -> None:
+    plan = plan_group(make_group(1)[0])
+    model = ArcticModel(plan.config)
+    load_weights(model, plan.folder)
+    async with started(quantization={"weights": "fp32", "kvCache": "fp32"}) as engine:
+        for prompt in prompts(3):
+            outputs = await ask(engine, prompt, 16, temperature=0.0, logprobs=3)
+            tokens = [output.token for output in outputs]
+            with torch.inference_mode():
+                logprobs_TV = model(torch.tensor([prompt + tokens]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+            assert logprobs_TV.argmax(-1).tolist() == tokens
+            for output, row_V in zip(outputs, logprobs_TV, strict=True):
+                assert output.logprob == pytest.approx(float(row_V.max()), abs=1e-3)
+                assert [token for token, _ in output.top] == row_V.topk(3).indices.tolist()
+
+
+async def test_a_request_ends_with_a_stop_token_or_its_length(started: Started) -> None:
+    async with started() as engine:
+        whole = await ask(engine, [5, 6, 7], 8, temperature=0.0)
+        assert [output.finish_reason for output in whole] == [None] * 7 + ["length"]
+        stop = whole[3].token
+        first = next(index for index, output in enumerate(whole) if output.token == stop)
+        cut = await ask(engine, [5, 6, 7], 8, temperature=0.0, stop_tokens=frozenset({stop}))
+        assert [output.token for output in cut] == [output.token for output in whole[: first + 1]]
+        assert cut[-1].finish_reason == "stop"
+
+
+async def test_a_client_that_leaves_gives_its_room_back(started: Started) -> None:
+    async with started() as engine:
+        async with aclosing(engine.generate(Request((1, 2, 3), Sampling(200)))) as outputs:
+            await anext(outputs)
+            assert engine.stats().running == 1
+        await engine.drain()
+        await ask(engine, [1], 2)
+        assert engine.stats().kv_cache_utilization == 0
+
+
+async def test_what_is_wrong_with_a_model_is_told_at_the_start(make_group: MakeGroup) -> None:
+    [group] = make_group(1)
+    plan = plan_group(group)
+
+    def refuse() -> groups.Rank:
+        raise Refused("the weights are cut short")
+
+    engine = NativeEngine(plan, refuse, beat=lambda: None, on_failure=lambda error: None)
+    with pytest.raises(Refused, match="cut short"):
+        await engine.start()
+    with pytest.raises(EngineError, match="not ready"):
+        await ask(engine, [1])
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"engine": {"name": "vllm"}}, r"engine\.name"),
+        ({"parallelism": {"pipeline": 1, "tensor": 2}}, r"parallelism\.tensor"),
+        ({"attention": {"window": 64}}, r"attention\.window"),
+        ({"attention": {"maxLength": "unlimited"}}, r"attention\.maxLength"),
+        ({"batching": {"prefixCaching": True}}, r"batching\.prefixCaching"),
+        ({"quantization": {"kvCache": "fp8"}}, r"quantization\.kvCache"),
+    ],
+)
+def test_what_is_not_yet_supported_is_refused_by_name(make_group: MakeGroup, spec: object, field: str) -> None:
+    with pytest.raises(Refused, match=field + ".*not yet supported"):
+        plan_group(make_group(1, **spec)[0])  # type: ignore[arg-type]
+
+
+def test_a_pipeline_longer_than_the_model_is_refused(make_group: MakeGroup) -> None:
+    with pytest.raises(Refused, match="pipeline is 5 and the model has 4 layers"):
+        plan_group(make_group(5)[0])

@@ -1,0 +1,39 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arctic_workers.inference.native.step import (
+    Draw,
+    Drawn,
+    Part,
+    decode_drawn,
+    decode_parts,
+    encode_drawn,
+    encode_parts,
+)
+
+ids = st.integers(0, 2**31)
+reals = st.floats(allow_nan=False)
+draws = st.builds(
+    Draw,
+    seed=st.integers(-(2**63), 2**63 - 1),
+    temperature=reals,
+    top_p=reals,
+    top_k=ids,
+    logprobs=st.none() | st.integers(0, 20),
+)
+parts = st.builds(
+    Part, start=ids, tokens=st.lists(ids).map(tuple), blocks=st.lists(ids).map(tuple), draw=st.none() | draws
+)
+drawn = st.builds(
+    Drawn, token=ids, logprob=st.none() | reals, top=st.lists(st.tuples(ids, reals), max_size=4).map(tuple)
+)
+
+
+@given(st.lists(parts, max_size=4))
+def test_parts_come_back_from_the_wire(sent: list[Part]) -> None:
+    assert decode_parts(encode_parts(sent)) == sent
+
+
+@given(st.lists(drawn, max_size=4))
+def test_tokens_come_back_from_the_wire(sent: list[Drawn]) -> None:
+    assert decode_drawn(encode_drawn(sent)) == sent

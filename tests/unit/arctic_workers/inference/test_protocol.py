@@ -1,0 +1,53 @@
+import json
+from typing import Any
+
+import pytest
+
+from arctic_workers.inference.protocol import ApiError, ChatRequest, CompletionRequest, parse
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+COMPLETION = {"model": "m", "prompt": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "sentence"),
+    [
+        ({"n": 2}, "n", "'n' is not supported; leave it out or write 1"),
+        ({"best_of": 3}, "best_of", "not supported"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"stop": ["a"] * 5}, "stop", "write at most 4"),
+        ({"stop": ""}, "stop", "1 to 256 characters"),
+        ({"wings": 2}, "wings", "there is no such parameter"),
+        ({"prompt": {"a": 1}}, "prompt", "valid"),
+        ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
+        ({"seed": 2**63}, "seed", "less than"),
+    ],
+)
+def test_a_parameter_that_cannot_be_done_is_named(change: dict[str, Any], param: str, sentence: str) -> None:
+    with pytest.raises(ApiError, match=sentence) as caught:
+        parse(CompletionRequest, json.dumps(COMPLETION | change).encode())
+    assert caught.value.status == 400
+    assert caught.value.body()["error"]["type"] == "invalid_request_error"
+    assert caught.value.param == param
+
+
+def test_values_that_change_nothing_are_taken() -> None:
+    neutral = {"n": 1, "frequency_penalty": 0, "logit_bias": {}, "user": "me", "tools": None, "stop": None}
+    assert parse(CompletionRequest, json.dumps(COMPLETION | neutral).encode()).prompt == "hi"
+    assert parse(ChatRequest, json.dumps(CHAT | {"response_format": {"type": "text"}}).encode()).model == "m"
+
+
+def test_content_in_parts_is_joined() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    request = parse(ChatRequest, json.dumps(CHAT | {"messages": [{"role": "user", "content": parts}]}).encode())
+    assert request.messages[0].plain() == {"role": "user", "content": "ab"}
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model": "m"}', b"\xff"])
+def test_a_body_that_is_no_request_is_refused(body: bytes) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse(ChatRequest, body)
+    assert caught.value.status == 400

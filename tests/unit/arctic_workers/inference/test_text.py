@@ -1,0 +1,96 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from arctic_workers.inference.text import Detokenizer, StopStrings, Text, TextError
+
+
+@pytest.fixture(scope="module")
+def text(model_folder: Path) -> Text:
+    return Text(model_folder)
+
+
+def test_text_comes_back_in_whole_characters(text: Text) -> None:
+    @settings(max_examples=150, deadline=None)
+    @given(before=st.text(max_size=8), answer=st.text(max_size=24))
+    def check(before: str, answer: str) -> None:
+        detokenizer = Detokenizer(text, text.encode(before))
+        pieces = [detokenizer.push(token) for token in text.encode(answer)]
+        pieces.append(detokenizer.finish())
+        assert "".join(pieces) == answer
+        if "\ufffd" not in answer:
+            assert not any("\ufffd" in piece for piece in pieces)
+
+    check()
+
+
+def test_a_character_that_stays_unfinished_is_left_out(text: Text) -> None:
+    detokenizer = Detokenizer(text, text.encode("x"))
+    tokens = text.encode("a\N{MOUNTAIN}")
+    assert len(tokens) > 2
+    shown = [detokenizer.push(token) for token in tokens[:-1]]
+    assert "".join([*shown, detokenizer.finish()]) == "a"
+
+
+def test_bytes_that_are_no_text_do_not_hold_back_what_follows(text: Text, tokenizer: Tokenizer) -> None:
+    detokenizer = Detokenizer(text, ())
+    broken = tokenizer.token_to_id("Ģ")  # byte 0x80, which begins no character
+    shown = "".join(detokenizer.push(token) for token in [broken] * 100)
+    assert shown.count("\ufffd") >= 60
+    assert detokenizer.push(text.encode("a")[0]).endswith("a")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pieces=st.lists(st.text("ab", max_size=5), max_size=8),
+    stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+)
+def test_text_ends_before_the_first_stop_string_however_it_is_cut(pieces: list[str], stops: list[str]) -> None:
+    matcher = StopStrings(stops)
+    shown = ""
+    for piece in pieces:
+        shown += matcher.push(piece)
+        if matcher.found:
+            break
+    else:
+        shown += matcher.finish()
+    whole = "".join(pieces)
+    # The first to be complete wins, and of those that end together the one that begins first.
+    ends = [end for end in range(len(whole) + 1) if any(whole[:end].endswith(stop) for stop in stops)]
+    assert matcher.found == bool(ends)
+    assert whole.startswith(shown)
+    assert not any(stop in shown for stop in stops)
+    if not ends:
+        assert shown == whole
+
+
+def test_chat_uses_the_models_template_in_a_sandbox(text: Text, model_folder: Path, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "config.json"):
+        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
+    messages = [{"role": "user", "content": "hi"}]
+
+    def template(source: str) -> Text:
+        settings = {"chat_template": source, "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        return Text(tmp_path)
+
+    own = template("{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
+    assert own.decode(own.encode_chat(messages), special=True) == "<s>[user]hi"
+    assert 1 in own.stop_tokens
+    with pytest.raises(TextError, match="roles must alternate"):
+        template("{{ raise_exception('roles must alternate') }}").encode_chat(messages)
+    with pytest.raises(TextError, match="refuses"):
+        template("{{ messages.__class__.__mro__ }}").encode_chat(messages)
+    assert text.decode(text.encode_chat(messages)) == "user: hi\nassistant:"
+
+
+def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TextError, match=r"tokenizer\.json is not there"):
+        Text(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(TextError, match="cannot be read as a tokenizer"):
+        Text(tmp_path)

@@ -1,0 +1,46 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, InferenceGroup
+from arctic_workers.inference.worker import run
+
+MakeGroup = Callable[..., list[InferenceGroup]]
+
+
+def environment(group: InferenceGroup, rank: str = "0") -> dict[str, str]:
+    return {WORLD_VARIABLE: group.model_dump_json(by_alias=True), NODE_RANK_VARIABLE: rank}
+
+
+def report(group: InferenceGroup) -> dict[str, str]:
+    written: dict[str, str] = json.loads(Path(group.termination_message).read_text())
+    return written
+
+
+def test_a_model_folder_that_is_not_there_is_bad_input(make_group: MakeGroup, tmp_path: Path) -> None:
+    [group] = make_group(1)
+    lost = group.model_copy(update={"model_folder": str(tmp_path / "nowhere")})
+    assert run(environment(lost)) == 64
+    assert report(lost)["outcome"] == "refused"
+    assert str(tmp_path / "nowhere" / "config.json") in report(lost)["message"]
+
+
+def test_what_is_not_supported_is_bad_input(make_group: MakeGroup) -> None:
+    [group] = make_group(1, attention={"window": 8})
+    assert run(environment(group)) == 64
+    assert "attention.window" in report(group)["message"]
+
+
+@pytest.mark.parametrize("rank", ["1", "-1", "x"])
+def test_a_rank_without_host_is_bad_input(make_group: MakeGroup, rank: str) -> None:
+    [group] = make_group(1)
+    assert run(environment(group, rank)) == 64
+
+
+def test_a_pod_that_was_told_nothing_is_bad_input(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    assert run({NODE_RANK_VARIABLE: "0"}) == 64
+    assert run({WORLD_VARIABLE: "{}", NODE_RANK_VARIABLE: "0"}) == 64
+    assert "ARCTIC_WORLD must be set" in caplog.text
+    assert "ARCTIC_WORLD is not an InferenceGroup: namespace" in caplog.text
