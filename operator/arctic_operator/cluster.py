@@ -13,7 +13,7 @@ import aiohttp
 from kubernetes.aio import client, config
 
 from arctic_api import API_VERSION, inference, training
-from arctic_api.world import Label
+from arctic_api.world import Label, uid5
 from arctic_operator.cache import Manifest as Manifest
 from arctic_operator.observed import Identity
 from arctic_operator.plan.actions import Delete, Event, Mark
@@ -51,8 +51,6 @@ RESOURCES = {
 }
 CHILD_KINDS = ("Job", "StatefulSet", "Deployment", "Pod", "Service", "NetworkPolicy", "PodDisruptionBudget")
 """Children that are watched. Secrets and ConfigMaps are written by name and never listed."""
-UNREADABLE = frozenset({"ConfigMap"})
-"""Kinds that are written without the right to read them."""
 
 
 class ApiError(Exception):
@@ -146,9 +144,12 @@ class Cluster:
         return [{"kind": "Node"} | item for item in answer["items"]]
 
     async def apply(self, manifest: Manifest, owner: str, known: Manifest | None) -> Manifest:
-        """Apply a child, unless it already is as it should be; OwnedByAnotherError if it is someone else's."""
+        """Apply a child, unless it already is as it should be; OwnedByAnotherError if it is someone else's.
+
+        A name without the owner's uid in it may be anybody's, so what is there is looked at first.
+        """
         kind, metadata = manifest["kind"], manifest["metadata"]
-        if known is None and kind not in UNREADABLE:
+        if known is None and uid5(owner) not in metadata["name"]:
             known = await self.get(kind, metadata["namespace"], metadata["name"])
         if known is None:
             return await self.apply_own(manifest)

@@ -37,7 +37,7 @@ from arctic_operator.workqueue import WorkQueue
 log = logging.getLogger(__name__)
 
 WORKERS = 8
-LOOK_EVERY = 300.0
+LOOK_EVERY = 900.0
 """Seconds after which an object's children are listed anew: a watch that was away misses deletions."""
 PROGRESS_EVERY = 10.0
 """Least seconds between two writes of one object's progress."""

@@ -159,9 +159,8 @@ def objects(operator: Cluster, stand_in: None, namespace: str) -> Objects:
 
 def test_a_training_runs_a_pod_a_node_succeeds_by_its_report_and_takes_its_children_along(objects: Objects) -> None:
     objects.train("tiny", {"SECONDS": "5"})
-    pods = objects.running("tiny", 1)
-    assert len({pod["spec"]["nodeName"] for pod in pods}) == 2
     status = objects.until_state("arctictraining", "tiny", "Succeeded")
+    assert len({pod["spec"]["nodeName"] for pod in objects.of("tiny")}) == 2
     assert (status["step"], status["loss"], status["export"]) == (7, "1.2500", {"uri": "file:///export"})
     assert condition(status, "Succeeded")["status"] == "True"
     objects.kubectl("delete", "arctictraining", "tiny")

@@ -7,7 +7,6 @@ from arctic_api.world import STORE_FOLDER, InferenceGroup, Label, Ports
 from arctic_operator.manifests.common import (
     Manifest,
     child_metadata,
-    group_name,
     headless_service,
     hosts,
     object_labels,
@@ -26,14 +25,6 @@ from arctic_operator.settings import Settings
 MODULE = "arctic_workers.inference"
 MARGIN_SECONDS = 10
 """What a pod gets beyond the drain timeout, to end in order."""
-
-
-def group_children(
-    inference: Inference, revision: str, index: int, settings: Settings, base: Exported | None
-) -> tuple[Manifest, list[Manifest]]:
-    """Return a group's StatefulSet, which is made last and once, and what must stand before it."""
-    name = group_name(inference.identity, revision, index)
-    return _stateful_set(inference, revision, name, settings, base), group_services(inference.identity, name, settings)
 
 
 def group_services(identity: Identity, name: str, settings: Settings) -> list[Manifest]:
@@ -56,9 +47,8 @@ def _selector(identity: Identity, name: str) -> dict[str, str]:
     return {Label.UID.value: identity.uid, Label.GROUP.value: name}
 
 
-def _stateful_set(
-    inference: Inference, revision: str, name: str, settings: Settings, base: Exported | None
-) -> Manifest:
+def group_set(inference: Inference, revision: str, name: str, settings: Settings, base: Exported | None) -> Manifest:
+    """Return a group's StatefulSet, made once and never changed."""
     identity, spec, ports = inference.identity, inference.spec, Ports()
     selector = _selector(identity, name)
     labels = selector | {Label.REVISION.value: revision, Label.ROLE.value: "worker"}

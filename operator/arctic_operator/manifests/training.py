@@ -19,6 +19,7 @@ from arctic_operator.observed import (
     GPU_HOURS_ANNOTATION,
     REVISION_ANNOTATION,
     Exported,
+    Identity,
     Training,
 )
 from arctic_operator.settings import Settings
@@ -28,24 +29,26 @@ BASE_FOLDER = "/var/lib/arctic/base"
 """Where the claim of the training that `model.from` names is mounted, if it is not the store itself."""
 
 
-def attempt_children(
-    training: Training, attempt: int, settings: Settings, base: Exported | None, gpu_hours: float
-) -> tuple[Manifest, list[Manifest]]:
-    """Return an attempt's Job, which is made last and once, and what must stand before it."""
-    identity = training.identity
-    name = attempt_name(identity, attempt)
-    selector = {Label.UID.value: identity.uid, Label.ATTEMPT.value: str(attempt)}
-    ports = Ports()
-    return _job(training, attempt, settings, base, gpu_hours), [
-        headless_service(identity, name, selector, ports.rendezvous),
+def attempt_services(identity: Identity, attempt: int, settings: Settings) -> list[Manifest]:
+    """Return what stands beside an attempt's Job for as long as it runs."""
+    name, selector = attempt_name(identity, attempt), _selector(identity, attempt)
+    return [
+        headless_service(identity, name, selector, Ports().rendezvous),
         network_policy(identity, name, settings, selector),
     ]
 
 
-def _job(training: Training, attempt: int, settings: Settings, base: Exported | None, gpu_hours: float) -> Manifest:
+def _selector(identity: Identity, attempt: int) -> dict[str, str]:
+    return {Label.UID.value: identity.uid, Label.ATTEMPT.value: str(attempt)}
+
+
+def attempt_job(
+    training: Training, attempt: int, settings: Settings, base: Exported | None, gpu_hours: float
+) -> Manifest:
+    """Return an attempt's Job, made once and never changed; `gpu_hours` is what the earlier attempts took."""
     identity, spec, ports = training.identity, training.spec, Ports()
     name, nodes = attempt_name(identity, attempt), training.spec.parallelism.nodes
-    selector = {Label.UID.value: identity.uid, Label.ATTEMPT.value: str(attempt)}
+    selector = _selector(identity, attempt)
     claims, weights = _claims(training, base)
     template = worker_template(
         identity,

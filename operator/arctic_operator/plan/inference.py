@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from arctic_api.common import parse_duration
 from arctic_api.world import ExitCode, Label, Ports
 from arctic_operator.live import InferenceObservation
-from arctic_operator.manifests.common import group_index, revision_of
+from arctic_operator.manifests.common import group_index, group_name, revision_of
 from arctic_operator.manifests.gateway import gateway_children
-from arctic_operator.manifests.inference import group_children, group_services
+from arctic_operator.manifests.inference import group_services, group_set
 from arctic_operator.observed import (
     DRAINING_ANNOTATION,
     Inference,
@@ -158,20 +158,17 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
     rollout = spec.rollout
     moves = next_moves(groups, desired, rollout.max_surge, rollout.max_unavailable, now, paused=rollout.paused)
     first = 1 + max((group_index(group.name) for group in seen.groups), default=-1)
-    made = [
-        group_children(inference, revision, first + number, settings, seen.base)
-        for number in range(0 if waiting else moves.create)
-    ]
+    made = [group_name(identity, revision, first + number) for number in range(0 if waiting else moves.create)]
     gone = [group for group in groups if group.draining and _is_idle(group, inference, seen, now)]
     removed = [*moves.remove, *gone]
     staying = [group for group in groups if group not in removed]
+    names = [group.name for group in staying]
     return Plan(
         apply=(
             *gateway_children(identity, spec, settings),
-            *(child for group in staying for child in group_services(identity, group.name, settings)),
-            *(child for _, children in made for child in children),
+            *(child for name in (*names, *made) for child in group_services(identity, name, settings)),
         ),
-        create=tuple(stateful_set for stateful_set, _ in made),
+        create=tuple(group_set(inference, revision, name, settings, seen.base) for name in made),
         mark=tuple(mark for group in groups for mark in _marks(group, identity.namespace, group in moves.drain, now)),
         drain=tuple(group.name for group in staying if _must_tell(group, seen, now)),
         delete=(

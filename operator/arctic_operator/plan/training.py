@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from arctic_api.common import parse_duration
 from arctic_api.training import ArcticTrainingStatus, AttemptStatus
 from arctic_api.world import Label, Ports
-from arctic_operator.manifests.training import attempt_children
+from arctic_operator.manifests.training import attempt_job, attempt_services
 from arctic_operator.observed import Job, Manifest, Pod, Training, TrainingSeen, format_time, parse_time
 from arctic_operator.plan.actions import Delete, Follow, Plan, sooner
 from arctic_operator.plan.conditions import find, is_true, unreachable, until_unreachable
@@ -146,9 +146,8 @@ def _during(case: _Case) -> Plan:
             requeue_after=5.0,
             needs_fresh=job is None,
         )
-    _, beside = attempt_children(case.training, world.attempt, case.settings, case.seen.base, 0.0)
     return Plan(
-        apply=tuple(beside),
+        apply=tuple(attempt_services(case.training.identity, world.attempt, case.settings)),
         delete=_leftovers(case),
         follow=_follow(case),
         status=case.status(Outlook("Running")),
@@ -181,11 +180,10 @@ def _between(case: _Case) -> Plan:
             status=case.status(Outlook("Restarting", waiting=_why(case))),
             requeue_after=sooner(delay, _until_deadline(case, now)),
         )
-    hours = gpu_hours(case.training, world.job, world.pods, now)
-    job, beside = attempt_children(case.training, world.attempt + 1, case.settings, case.seen.base, hours)
+    hours, following = gpu_hours(case.training, world.job, world.pods, now), world.attempt + 1
     return Plan(
-        apply=tuple(beside),
-        create=(job,),
+        apply=tuple(attempt_services(case.training.identity, following, case.settings)),
+        create=(attempt_job(case.training, following, case.settings, case.seen.base, hours),),
         status=case.status(Outlook("Starting" if world.attempt == 0 else "Restarting", waiting=_why(case))),
         requeue_after=5.0,
         needs_fresh=True,

@@ -1,0 +1,56 @@
+from arctic_api.world import Label
+from arctic_operator.cache import Cache, Key
+
+
+def custom(uid="u1", version="1", name="tiny"):
+    metadata = {"namespace": "team", "name": name, "uid": uid, "resourceVersion": version}
+    return {"kind": "ArcticTraining", "metadata": metadata}
+
+
+def child(uid, version="1", owner="u1", kind="Pod"):
+    labels = {Label.UID.value: owner, Label.KIND.value: "ArcticTraining", Label.NAME.value: "tiny"}
+    metadata = {"namespace": "team", "name": uid, "uid": uid, "resourceVersion": version, "labels": labels}
+    return {"kind": kind, "metadata": metadata}
+
+
+KEY = Key("ArcticTraining", "team", "tiny")
+
+
+def test_an_older_state_never_replaces_a_newer_one():
+    cache = Cache()
+    assert cache.put(custom(version="10"))
+    assert not cache.put(custom(version="9"))
+    assert not cache.put(custom(version="10"))
+    assert cache.custom(KEY)["metadata"]["resourceVersion"] == "10"
+
+
+def test_an_answer_that_comes_after_the_deletion_does_not_bring_an_object_back():
+    cache = Cache()
+    cache.put(child("p1"))
+    cache.remove(child("p1", version="3"))
+    assert not cache.put(child("p1", version="2"))
+    assert list(cache.children("u1")) == []
+
+
+def test_an_object_made_again_under_the_same_name_is_another_one():
+    cache = Cache()
+    cache.put(custom("u1", "1"))
+    cache.put(custom("u2", "5"))
+    cache.remove(custom("u1", "4"))
+    assert cache.custom(KEY)["metadata"]["uid"] == "u2"
+
+
+def test_children_are_found_by_owner_and_kind():
+    cache = Cache()
+    for manifest in (child("p1"), child("p2", owner="u2"), child("j1", kind="Job")):
+        cache.put(manifest)
+    assert [c["metadata"]["uid"] for c in cache.children("u1", "Pod")] == ["p1"]
+    assert {c["metadata"]["uid"] for c in cache.children("u1")} == {"p1", "j1"}
+
+
+def test_what_a_list_lacks_is_gone_and_only_of_the_kinds_that_were_listed():
+    cache = Cache()
+    for manifest in (child("p1"), child("p2"), child("j1", kind="Job")):
+        cache.put(manifest)
+    cache.replace_children("u1", ["Pod"], [child("p2", version="2"), child("p3")])
+    assert {c["metadata"]["uid"] for c in cache.children("u1")} == {"p2", "p3", "j1"}

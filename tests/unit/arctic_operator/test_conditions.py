@@ -1,0 +1,63 @@
+from arctic_api.common import Condition
+from arctic_operator.observed import pod_of
+from arctic_operator.plan.conditions import Conditions, events_between, trouble_of
+
+
+def made(build, seconds, before=None, **statuses):
+    conditions = Conditions(before, 1, build.seconds(seconds))
+    for kind, status in statuses.items():
+        conditions.set(kind, status, "Because" if status else "Otherwise")
+    return conditions.all()
+
+
+def test_the_time_of_a_transition_is_kept_while_the_status_stays(build):
+    first = made(build, 0, Ready=False)
+    same = made(build, 60, first, Ready=False)
+    turned = made(build, 90, same, Ready=True)
+    assert same[0].last_transition_time == first[0].last_transition_time == "2026-01-01T00:00:00Z"
+    assert turned[0].last_transition_time == "2026-01-01T00:01:30Z"
+
+
+def test_events_tell_what_became_true_and_what_is_over_once(build):
+    before = made(build, 0, Degraded=False, Ready=False, PodsScheduled=True)
+    after = made(build, 1, before, Degraded=True, Ready=False, PodsScheduled=False)
+    assert [(event.type, event.reason) for event in events_between(before, after)] == [("Warning", "Because")]
+    assert events_between(after, after) == []
+    assert [event.reason for event in events_between(after, before)] == ["Recovered", "Because"]
+    assert events_between(None, made(build, 0, Degraded=False)) == []
+
+
+def test_messages_are_cut_to_what_a_condition_holds():
+    condition = Conditions(None, 1, __import__("datetime").datetime(2026, 1, 1))
+    condition.set("Degraded", True, "Because", "x" * 100_000)
+    assert isinstance(condition.all()[0], Condition)
+
+
+def raw_pod(**status):
+    metadata = {"name": "p", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z", "labels": {}}
+    return {"kind": "Pod", "metadata": metadata, "spec": {"nodeName": "n0"}, "status": {"phase": "Pending"} | status}
+
+
+def waiting(reason, message=""):
+    return {"containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
+
+
+def test_children_give_the_reason():
+    unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no room"}
+    killed = {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-01-01T00:00:05Z"}
+    cases = {
+        "ImagePullBackOff": waiting("ImagePullBackOff", "no such image"),
+        "CreateContainerConfigError": waiting("CreateContainerConfigError", "secret not found"),
+        "Unschedulable": {"conditions": [unschedulable]},
+        "OOMKilled": {"containerStatuses": [{"state": {"waiting": {}}, "lastState": {"terminated": killed}}]},
+        "Evicted": {"phase": "Failed", "reason": "Evicted", "message": "the node was low on memory"},
+    }
+    for reason, status in cases.items():
+        assert trouble_of([pod_of(raw_pod(**status))]).reason == reason
+    assert trouble_of([pod_of(raw_pod(**waiting("ContainerCreating")))]) is None
+
+
+def test_a_deletion_was_requested_the_grace_period_before_its_deadline(build):
+    manifest = raw_pod()
+    manifest["metadata"] |= {"deletionTimestamp": "2026-01-01T00:01:00Z", "deletionGracePeriodSeconds": 60}
+    assert pod_of(manifest).delete_requested == build.start

@@ -1,0 +1,103 @@
+"""What all worker pods have in common, whatever made them."""
+
+import pytest
+
+from arctic_api.world import InferenceGroup, TrainingWorld
+from arctic_operator.manifests.inference import group_services, group_set
+from arctic_operator.manifests.training import attempt_job, attempt_services
+
+ENVIRONMENT = {"environment": [{"name": "DEBUG", "value": "1"}]}
+
+
+@pytest.fixture(params=["training", "inference"])
+def children(build, request):
+    template = ENVIRONMENT | {
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "rack"}]}},
+        "labels": {"team": "nlp", "arctic.dev/uid": "forged"},
+        "volumes": [{"claimName": "corpus", "mountPath": "/corpus"}],
+    }
+    if request.param == "training":
+        training = build.training(template=template)
+        job = attempt_job(training, 1, build.settings, None, 0.0)
+        return job, attempt_services(training.identity, 1, build.settings)
+    inference = build.inference(template=template)
+    group = group_set(inference, "abc123", "tiny-g0", build.settings, None)
+    return group, group_services(inference.identity, "tiny-g0", build.settings)
+
+
+@pytest.fixture
+def pod(children):
+    return children[0]["spec"]["template"]
+
+
+def test_pods_meet_the_restricted_standard(pod):
+    spec, (container,) = pod["spec"], pod["spec"]["containers"]
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert spec["automountServiceAccountToken"] is False
+    assert not [volume for volume in spec["volumes"] if "hostPath" in volume]
+
+
+def test_workers_find_memory_certificates_and_places_to_write(pod):
+    spec, (container,) = pod["spec"], pod["spec"]["containers"]
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    variables = {item["name"]: item.get("value") for item in container["env"]}
+    assert {"/dev/shm", "/etc/arctic/tls", "/corpus"} <= set(mounts)
+    assert not any("subPath" in mount for mount in mounts.values())
+    for name in ("HOME", "TMPDIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR"):
+        place = max((m for m in mounts if variables[name].startswith(m)), key=len)
+        assert not mounts[place].get("readOnly")
+    assert variables["DEBUG"] == "1"
+    assert [v["emptyDir"] for v in spec["volumes"] if v["name"] == "shm"] == [{"medium": "Memory"}]
+
+
+def test_an_author_adds_to_the_operators_labels_and_affinity_and_takes_nothing_away(build, pod):
+    terms = pod["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert [term["topologyKey"] for term in terms] == ["rack", "kubernetes.io/hostname"]
+    assert pod["metadata"]["labels"]["team"] == "nlp"
+    assert pod["metadata"]["labels"]["arctic.dev/uid"] == build.uid
+
+
+def test_every_child_is_labelled_and_owned(build, children):
+    world, beside = children
+    for child in (world, *beside):
+        assert child["metadata"]["labels"]["arctic.dev/managed"] == "true"
+        assert [owner["uid"] for owner in child["metadata"]["ownerReferences"]] == [build.uid]
+
+
+def test_a_world_is_closed_to_strangers(build, children):
+    (policy,) = [child for child in children[1] if child["kind"] == "NetworkPolicy"]
+    open_ports = [
+        port["port"] for rule in policy["spec"]["ingress"] if "from" not in rule for port in rule.get("ports", ())
+    ]
+    assert open_ports == [9441]
+    (own,) = [rule for rule in policy["spec"]["ingress"] if "ports" not in rule]
+    assert own["from"] == [{"podSelector": policy["spec"]["podSelector"]}]
+
+
+def test_pods_have_names_before_they_are_ready(children):
+    (service,) = [child for child in children[1] if child["kind"] == "Service"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"]
+
+
+def test_the_world_document_reads_back_as_it_was_written(pod):
+    (container,) = pod["spec"]["containers"]
+    (text,) = [item["value"] for item in container["env"] if item["name"] == "ARCTIC_WORLD"]
+    model = TrainingWorld if '"ArcticTraining"' in text else InferenceGroup
+    assert model.model_validate_json(text).model_dump_json(by_alias=True) == text
+
+
+def test_a_job_is_one_try_of_all_pods_at_once(build):
+    job = attempt_job(build.training(), 3, build.settings, None, 1.5)
+    spec = job["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 2, 2)
+    assert (spec["backoffLimit"], spec["podReplacementPolicy"]) == (0, "Failed")
+    assert not {"activeDeadlineSeconds", "ttlSecondsAfterFinished", "suspend"} & set(spec)
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    assert spec["template"]["spec"]["terminationGracePeriodSeconds"] == 120
