@@ -34,6 +34,10 @@ STEP_TIMEOUT = timedelta(minutes=5)
 """Longest wait for a peer in a step: for one that vanishes. One that dies is noticed at once, by its connection."""
 
 
+BUCKET_ELEMENTS = 50_000_000
+"""Elements that one collective reduces or gathers: DeepSpeed's default of 500M takes 2 GB a rank in fp32."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Where this process is in the world."""
@@ -179,7 +183,8 @@ def _configuration(spec: ArcticTrainingSpec, dtype: torch.dtype) -> dict[str, An
             "contiguous_gradients": True,
             "reduce_scatter": True,
             "overlap_comm": False,
-            "round_robin_gradients": False,
+            "reduce_bucket_size": BUCKET_ELEMENTS,
+            "allgather_bucket_size": BUCKET_ELEMENTS,
         },
         "zero_allow_untested_optimizer": True,  # torch's own AdamW: DeepSpeed's would be compiled in the pod
         "steps_per_print": 2**62,

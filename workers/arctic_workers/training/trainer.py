@@ -101,6 +101,7 @@ class Trainer:
         self._times: deque[float] = deque(maxlen=RATE_STEPS + 1)
         self._last_checkpoint = time.monotonic()
         self._last_log = 0.0
+        self._saved_step = 0
         self.step = 0
 
     def run(self) -> Report:
@@ -246,7 +247,7 @@ class Trainer:
             return
         manifest = place.checkpointer.read(folder, local_pieces(place.engine, self._names))
         finish_restore(place.engine, manifest.step)
-        self.step = manifest.step
+        self.step = self._saved_step = manifest.step
         self._progress = Progress(place.curriculum, manifest.progress["stages"])
         self._evaluation = manifest.progress["evaluation"]
         self._measures.loss = manifest.progress["loss"]
@@ -267,7 +268,11 @@ class Trainer:
         )
 
     def _start_checkpoint(self) -> None:
+        """Begin to write a checkpoint of this step, unless that is done or under way."""
         place = self._place
+        if self._saved_step == self.step:
+            return
+        self._saved_step = self.step
         place.checkpointer.start(local_pieces(place.engine, self._names), self._position())
         self._last_checkpoint = time.monotonic()
 

@@ -172,9 +172,12 @@ def _noted(method: Callable[..., Any], verb: str, events: list[str]) -> Callable
 
 
 def runs() -> None:
-    """A run left alone; one that is stopped and goes on; one whose newest checkpoint is damaged meanwhile."""
+    """A run left alone; one that is stopped and goes on; one whose newest checkpoint is damaged meanwhile.
+
+    The stop comes at a step whose checkpoint is due anyway.
+    """
     write("whole", run("whole").wire())
-    write("stopped", run("stopped", stop_after=3 if RANK == 1 else None).wire())
+    write("stopped", run("stopped", stop_after=6 if RANK == 1 else None).wire())
     torch.distributed.barrier()
     if RANK == 0:
         for name in ("damaged", "other-world"):
