@@ -7,6 +7,8 @@ from arctic_api.world import Report
 from arctic_workers.training.files import write_atomically
 
 OUTCOME_VARIABLE = "ARCTIC_OUTCOME"
+PEER_LOST = "PeerLost"
+"""Reason of a rank that failed because another did, which is the one to ask."""
 
 
 def write_outcome(report: Report) -> None:

@@ -34,12 +34,15 @@ from arctic_workers.training.engine import (
 )
 from arctic_workers.training.errors import Fenced, Refused
 from arctic_workers.training.lifeline import die_with_parent
-from arctic_workers.training.outcome import write_outcome
+from arctic_workers.training.outcome import PEER_LOST, write_outcome
 from arctic_workers.training.trainer import Diverged, Trainer, Workplace
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+PEER_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+"""Words of the RuntimeError that gloo raises when another rank is gone."""
 
 
 def main() -> int:
@@ -63,12 +66,17 @@ def _end_of(world: TrainingWorld) -> Report:
         return Report(outcome="refused", reason=error.reason, message=error.message, epoch=world.epoch)
     except Exception as error:
         traceback.print_exc()
-        reason = {Fenced: "Fenced", Diverged: "Diverged"}.get(type(error), "TrainingFailed")
         message = f"rank {os.environ['RANK']}: {type(error).__name__}: {error}"
-        return Report(outcome="failed", reason=reason, message=message, epoch=world.epoch)
+        return Report(outcome="failed", reason=_reason(error), message=message, epoch=world.epoch)
     finally:
         if link is not None:
             link.close()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in PEER_SIGNS):
+        return PEER_LOST
+    return {Fenced: "Fenced", Diverged: "Diverged"}.get(type(error), "TrainingFailed")
 
 
 def train(world: TrainingWorld, link: LinkClient | None) -> Report:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from arctic_api.common import parse_duration
 from arctic_api.world import NODE_RANK_VARIABLE, TERMINATION_MESSAGE, WORLD_VARIABLE, ExitCode, Report, TrainingWorld
+from arctic_rpc.control_pb2 import TrainingState
 from arctic_workers.control.link import LinkedCommands, LinkServer
 from arctic_workers.control.probes import Heartbeat, ProbeServer
 from arctic_workers.control.report import write_report
@@ -28,7 +29,7 @@ from arctic_workers.control.server import ControlServer
 from arctic_workers.control.signals import StopFlag
 from arctic_workers.control.state import StateBoard
 from arctic_workers.training.metrics import TrainingCollector
-from arctic_workers.training.outcome import OUTCOME_VARIABLE, read_outcomes
+from arctic_workers.training.outcome import OUTCOME_VARIABLE, PEER_LOST, read_outcomes
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ def run(world: TrainingWorld, node_rank: int, stop: StopFlag) -> Report:
         environment = rank_environment(world, os.environ) | link.environment | {OUTCOME_VARIABLE: str(folder)}
         process = subprocess.Popen(launch_command(world, node_rank), env=environment, start_new_session=True)
         code = _watch(process, stop, heartbeat, parse_duration(world.spec.checkpoint.grace_period), link)
-        return conclude(world, code, stop.requested.is_set(), read_outcomes(folder))
+        report = conclude(world, code, stop.requested.is_set(), read_outcomes(folder))
+        return with_progress(report, board.latest.training)
 
 
 def launch_command(world: TrainingWorld, node_rank: int) -> Sequence[str]:
@@ -222,19 +224,24 @@ def _end_process(process: "subprocess.Popen[bytes]", heartbeat: Heartbeat) -> in
 def conclude(world: TrainingWorld, code: int, stopped: bool, outcomes: Sequence[Report]) -> Report:
     """Return how the pod ended, from torchrun's exit code and the reports that its ranks left (the first rank's first).
 
-    A refusal of any rank is the pod's. Without reports the ranks were killed.
+    A refusal of any rank is the pod's, then a failure, of which one that only follows from another rank's comes last.
+    Without reports the ranks were killed.
     """
-    for report in outcomes:
-        if report.outcome == "refused":
-            return report
-    failed = [report for report in outcomes if report.outcome == "failed"]
-    if failed:
-        return failed[0]
+    faults = [report for report in outcomes if report.outcome in ("refused", "failed")]
+    if faults:
+        return min(faults, key=lambda report: (report.outcome != "refused", report.reason == PEER_LOST))
     if code == 0 and outcomes:
         return outcomes[0]
     if stopped:
         return _failure(world, "StopTimedOut", "the ranks wrote no checkpoint within the grace period, and were ended")
     return _failure(world, "RanksLost", f"the ranks ended without a report (torchrun's exit code is {code})")
+
+
+def with_progress(report: Report, latest: TrainingState) -> Report:
+    """Return a report that says how far the run was, if the ranks ended without saying so."""
+    if report.step or not latest.step:
+        return report
+    return report.model_copy(update={"step": latest.step, "tokens": latest.tokens, "loss": latest.loss})
 
 
 def _failure(world: TrainingWorld, reason: str, message: str) -> Report:

@@ -13,12 +13,21 @@ import pytest
 
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, ExitCode, Ports, Report, TrainingWorld
+from arctic_rpc.control_pb2 import TrainingState
 from arctic_workers.control.link import LinkClient, LinkServer
 from arctic_workers.control.probes import Heartbeat
 from arctic_workers.control.signals import StopFlag
 from arctic_workers.training import supervisor
 from arctic_workers.training.outcome import OUTCOME_VARIABLE, read_outcomes, write_outcome
-from arctic_workers.training.supervisor import BadWorld, conclude, exit_code, launch_command, read_world, reap
+from arctic_workers.training.supervisor import (
+    BadWorld,
+    conclude,
+    exit_code,
+    launch_command,
+    read_world,
+    reap,
+    with_progress,
+)
 
 
 @pytest.fixture
@@ -107,6 +116,19 @@ def test_the_pods_exit_code_is_what_its_ranks_say(
     world: TrainingWorld, code: int, stopped: bool, outcomes: list[str], ends: int
 ) -> None:
     assert exit_code(conclude(world, code, stopped, [report_of(outcome) for outcome in outcomes])) == ends
+
+
+def test_the_cause_is_reported_rather_than_what_followed_from_it(world: TrainingWorld) -> None:
+    followed = Report(outcome="failed", reason="PeerLost", message="rank 0: Connection closed by peer")
+    cause = Report(outcome="failed", reason="TrainingFailed", message="rank 1: OSError: no space left")
+    assert conclude(world, 1, False, [followed, cause]) == cause
+
+
+def test_a_failure_says_how_far_the_run_was() -> None:
+    failed = with_progress(report_of("failed"), TrainingState(step=7, tokens=70, loss=2.5))
+    assert (failed.step, failed.tokens, failed.loss) == (7, 70, 2.5)
+    refused = report_of("refused")
+    assert with_progress(refused, TrainingState()) == refused
 
 
 def test_outcomes_travel_by_files_in_the_order_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
