@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import datetime
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 FIELD_MANAGER = "arctic-operator"
 REQUEST_SECONDS = 15.0
 REMEMBERED_EVENTS = 4096
-APPLY = "application/apply-patch+yaml"
+APPLY = "application/apply-patch+yaml; charset=utf-8"
+"""With the charset, the client sends our text as it is instead of writing JSON, which this content is not."""
 MERGE = "application/merge-patch+json"
 
 
@@ -68,6 +70,23 @@ class OwnedByAnotherError(Exception):
     """An object of the wanted name is there and belongs to someone else."""
 
 
+def yaml_text(body: Mapping[str, Any]) -> str:
+    """Return JSON that is YAML too: what people's programs say may hold characters that JSON escapes as two surrogates.
+
+    The API server reads an apply as YAML, which has one escape for such a character and none for half of it.
+    """
+    return re.sub(
+        r"\\(?:u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})|u(d[89a-f][0-9a-f]{2})|.)", _yaml_escape, json.dumps(body)
+    )
+
+
+def _yaml_escape(escape: re.Match[str]) -> str:
+    high, low, half = escape.groups()
+    if high:
+        return f"\\U{0x10000 + ((int(high, 16) - 0xD800) << 10) + int(low, 16) - 0xDC00:08x}"
+    return "\\ufffd" if half else escape[0]
+
+
 async def connect() -> client.ApiClient:
     """Return a client from the pod's service account, or, outside a cluster, from the kubeconfig."""
     configuration = client.Configuration()
@@ -99,7 +118,7 @@ class Cluster:
             path,
             query_params=list((query or {}).items()),
             header_params={"Accept": "application/json", "Content-Type": content},
-            body=body,
+            body=yaml_text(body) if body and content == APPLY else body,
             auth_settings=["BearerToken"],
         )
         try:
