@@ -70,7 +70,7 @@ def training_worlds(manifest: dict[str, Any], volumes: Path, attempt: int, scrat
     spec = ArcticTrainingSpec.model_validate(manifest["spec"])
     namespace, name = _identity(manifest)
     uid = local_uid(namespace, name)
-    store = _local_store(spec, volumes)
+    store = _local_store(spec, namespace, volumes)
     weights = spec.model.from_.training if spec.model.from_ else None
     rendezvous, *ports = free_ports(1 + 2 * spec.parallelism.nodes)
     return [
@@ -100,7 +100,11 @@ def inference_groups(manifest: dict[str, Any], volumes: Path, scratch: Path) -> 
     pipeline = spec.parallelism.pipeline
     rendezvous, *ports = free_ports(1 + 2 * pipeline)
     mounts = local_mounts(spec.template, volumes)
-    folder = str(_export_of(spec.model.training, namespace, volumes)) if spec.model.training else spec.model.uri or ""
+    folder = (
+        str(_export_of(spec.model.training, namespace, volumes))
+        if spec.model.training
+        else (spec.model.uri or "").removeprefix("file://")
+    )
     return [
         InferenceGroup(
             namespace=namespace,
@@ -127,11 +131,19 @@ def _identity(manifest: dict[str, Any]) -> tuple[str, str]:
     return metadata.get("namespace", DEFAULT_NAMESPACE), metadata["name"]
 
 
-def _local_store(spec: ArcticTrainingSpec, volumes: Path) -> Path:
+def _local_store(spec: ArcticTrainingSpec, namespace: str, volumes: Path) -> Path:
+    """Return the store of a training, with the namespace's folder in it.
+
+    That folder gets the store's owner: pods of the local cluster write into it too, and they are not root.
+    """
     volume = spec.checkpoint.volume
     assert volume is not None, "the rules refuse a manifest without a checkpoint volume"
     store = volumes / volume.claim_name / (volume.path or "")
     store.mkdir(parents=True, exist_ok=True)
+    if not (folder := store / namespace).exists():
+        folder.mkdir()
+        if os.geteuid() == 0:
+            os.chown(folder, store.stat().st_uid, store.stat().st_gid)
     return store
 
 

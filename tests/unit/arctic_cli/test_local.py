@@ -1,6 +1,7 @@
 """World documents for local processes, and what a local run concludes."""
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -78,3 +79,18 @@ def test_a_refusal_reaches_the_person(tmp_path: Path, capsys: pytest.CaptureFixt
     path.write_text(json.dumps(report.wire()))
     local._conclude([64], [local._read_report(path)])
     assert "refused: spec.data.sources[0].uri: no such folder" in capsys.readouterr().out
+
+
+def test_a_run_as_root_leaves_the_namespaces_folder_to_the_stores_owner(training: dict, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    store = tmp_path / "arctic-store"
+    store.mkdir()
+    os.chown(store, 65532, 65532)
+    local.training_worlds(training, tmp_path, 1, tmp_path)
+    assert (store / "default").stat().st_uid == 65532
+
+
+def test_a_folder_of_weights_is_handed_on_as_a_path(inference: dict, tmp_path: Path) -> None:
+    inference["spec"]["model"] = {"uri": "file:///weights"}
+    assert local.inference_groups(inference, tmp_path, tmp_path)[0].model_folder == "/weights"
