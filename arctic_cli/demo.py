@@ -120,7 +120,7 @@ def install_operator(cluster: Cluster) -> None:
     """Install or upgrade the chart with the values of the local cluster."""
     chart = ROOT / "charts" / "arctic"
     release = ("upgrade", "--install", "arctic", str(chart), "-n", OPERATOR_NAMESPACE, "--create-namespace")
-    cluster.helm(*release, "-f", str(chart / "values-local.yaml"), "--wait", "--timeout", "3m")
+    cluster.helm(*release, "-f", str(chart / "values-local.yaml"), *cluster.helm_values(), "--wait", "--timeout", "3m")
 
 
 @click.command()
