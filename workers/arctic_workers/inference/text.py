@@ -40,8 +40,10 @@ class Text:
             name: _content(settings.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
         }
         self._template = _chat_template(folder, settings)
+        """None if the model has none."""
         self.stop_tokens = self._stop_tokens(folder)
-        self.vocabulary_size: int = self._tokenizer.get_vocab_size()
+        self.vocabulary: int = self._tokenizer.get_vocab_size()
+        """Tokens that the tokenizer knows."""
 
     def _stop_tokens(self, folder: Path) -> frozenset[int]:
         """Every token that any of the model's files calls an end."""
@@ -67,14 +69,13 @@ class Text:
         environment.globals["raise_exception"] = _raise
         environment.filters["tojson"] = _to_json
         try:
-            text = environment.from_string(self._template).render(
+            text = environment.from_string(self._template or DEFAULT_CHAT_TEMPLATE).render(
                 messages=messages, add_generation_prompt=True, **{k: v for k, v in self._special.items() if v}
             )
         except (TemplateError, TypeError, KeyError, ValueError, OverflowError) as error:
             raise TextError(f"the model's chat template refuses these messages: {error}") from None
-        # The template writes the special tokens itself; one that writes none gets those of any text.
-        special = not any(text.startswith(token) for token in self._special.values() if token)
-        return self.encode(text, special=special)
+        # A model's own template writes its special tokens itself.
+        return self.encode(text, special=self._template is None)
 
 
 def _raise(message: str) -> None:
@@ -91,7 +92,7 @@ def _content(token: Any) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -99,7 +100,7 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
     if isinstance(template, list):  # several, each with a name
         named = {entry["name"]: entry["template"] for entry in template}
         template = named.get("default")
-    return template if isinstance(template, str) else DEFAULT_CHAT_TEMPLATE
+    return template if isinstance(template, str) else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -123,7 +124,8 @@ class Detokenizer:
     def __init__(self, text: Text, prompt: Sequence[int]) -> None:
         self._text = text
         self._tokens = list(prompt[-4:])
-        self._shown = text.decode(self._tokens)
+        # A character that the prompt leaves unfinished is the answer's.
+        self._shown = text.decode(self._tokens).rstrip(_UNFINISHED)
         self._read = len(self._tokens)
 
     def push(self, token: int) -> str:

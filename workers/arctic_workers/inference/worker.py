@@ -73,6 +73,11 @@ def _serve(group: InferenceGroup, rank: int) -> None:
         text = Text(plan.folder)
     except TextError as error:
         raise Refused(str(error)) from None
+    if text.vocabulary > plan.config.vocab_size:
+        raise Refused(
+            f"{plan.folder}: the tokenizer has {text.vocabulary} tokens and the model {plan.config.vocab_size}; "
+            "they are not of one model"
+        )
     engine = NativeEngine(
         plan,
         partial(bring_up, plan, group, rank, on_loss=pod.lose, on_stop=pod.stop.request),

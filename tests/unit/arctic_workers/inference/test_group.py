@@ -71,9 +71,9 @@ class Group:
 
 @pytest.fixture(scope="module")
 def groups(make_group: MakeGroup) -> Iterator[list[Group]]:
-    """Two groups, so that each can be ended in its own way; they load at the same time."""
+    """Groups of two and of three ranks, so that each can be ended in its own way; they load at the same time."""
     batching = {"tokenBudget": 32, "maxSequences": 2}
-    made = [Group(make_group(2, batching=batching)), Group(make_group(2))]
+    made = [Group(make_group(2, batching=batching)), Group(make_group(3))]
     try:
         for group in made:
             group.wait_until_ready()
@@ -110,11 +110,18 @@ async def one_process(make_group: MakeGroup, model_folder: Path) -> list[str]:
     return answers
 
 
-async def test_two_ranks_answer_as_one_process_does(
-    client: openai.AsyncOpenAI, make_group: MakeGroup, model_folder: Path
+async def answers_of(group: Group) -> list[str]:
+    asked = {"model": "tiny", "max_tokens": 40, "temperature": 0}
+    async with httpx.AsyncClient(base_url=group.url, timeout=60) as http:
+        together = [http.post("/v1/completions", json=asked | {"prompt": prompt}) for prompt in PROMPTS]
+        return [answer.json()["choices"][0]["text"] for answer in await asyncio.gather(*together)]
+
+
+async def test_two_and_three_ranks_answer_as_one_process_does(
+    groups: list[Group], make_group: MakeGroup, model_folder: Path
 ) -> None:
-    asked = (client.completions.create(model="tiny", prompt=p, max_tokens=40, temperature=0) for p in PROMPTS)
-    answers = [answer.choices[0].text for answer in await asyncio.gather(*asked)]
+    answers, more = await asyncio.gather(*map(answers_of, groups))
+    assert answers == more
     expected = await one_process(make_group, model_folder)
     # A trailing character whose bytes are not all there is left out of an answer.
     assert answers == [text.rstrip("\ufffd") for text in expected]
@@ -265,8 +272,27 @@ async def test_a_group_that_drains_finishes_what_it_has_and_ends_well(group: Gro
     assert codes == [0, 0], group.logs()
 
 
+def test_a_draining_leader_serves_connections_that_are_open(groups: list[Group]) -> None:
+    """A proxy may have sent a request before it heard: none is lost, and the connection is then closed."""
+    group, asked = groups[1], {"model": "tiny", "prompt": "x", "max_tokens": 2}
+    with (
+        httpx.Client(base_url=group.url) as client,
+        grpc.insecure_channel(f"127.0.0.1:{group.worlds[0].ports.control}") as channel,
+    ):
+        assert client.post("/v1/completions", json=asked).headers.get("connection") != "close"
+        control = control_pb2_grpc.ControlStub(channel)
+        control.Drain(control_pb2.DrainRequest())
+        states = control.Watch(control_pb2.WatchRequest())
+        assert next(state for state in states if state.inference.draining).phase == control_pb2.DRAINING
+        served = client.post("/v1/completions", json=asked)
+        assert (served.status_code, served.headers["connection"]) == (200, "close")
+        assert client.post("/v1/completions", json=asked).status_code == 503
+        assert group.ready(0)
+
+
 def test_a_lost_peer_ends_the_group(groups: list[Group]) -> None:
-    leader, follower = groups[1].processes
-    follower.kill()
-    assert leader.wait(30) == 1
-    assert "connection to another rank broke" in Path(groups[1].worlds[0].termination_message).read_text()
+    leader, middle, last = groups[1].processes
+    last.kill()
+    assert (leader.wait(30), middle.wait(30)) == (1, 1)
+    for world in groups[1].worlds[:2]:
+        assert "broke" in Path(world.termination_message).read_text()

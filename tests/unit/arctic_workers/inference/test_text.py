@@ -28,6 +28,12 @@ def test_text_comes_back_in_whole_characters(text: Text) -> None:
     check()
 
 
+def test_a_character_that_the_prompt_begins_is_the_answers(text: Text) -> None:
+    first, *rest = text.encode("\N{MOUNTAIN}")
+    detokenizer = Detokenizer(text, [*text.encode("a"), first])
+    assert "".join([*map(detokenizer.push, rest), detokenizer.finish()]) == "\N{MOUNTAIN}"
+
+
 def test_a_character_that_stays_unfinished_is_left_out(text: Text) -> None:
     detokenizer = Detokenizer(text, text.encode("x"))
     tokens = text.encode("a\N{MOUNTAIN}")

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 INTERVAL = 1.0
 """Seconds between heartbeats."""
-SILENCE = 15.0
+SILENCE = 20.0
 """Seconds without a heartbeat after which a rank is lost."""
 _NO_LIMIT = timedelta(days=365)
 _STOP = "stop"
