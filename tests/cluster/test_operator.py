@@ -21,7 +21,7 @@ OPERATOR = ("-n", "arctic-system", "deployment/arctic-operator")
 PATIENCE = 90.0
 
 WORKER = """
-import http.server, json, os, signal, sys, threading, time
+import http.server, json, os, signal, socket, sys, threading, time
 
 class Probe(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -49,6 +49,15 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 assert set(os.listdir("/etc/arctic/tls")) >= {"tls.crt", "tls.key", "ca.crt"}
 open(os.environ["HOME"] + "/writable", "w").close()
+
+def known(host):
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return None
+
+while not all(map(known, world["hosts"])):
+    time.sleep(1)
 time.sleep(float(os.environ.get("SECONDS", "3600")))
 code = int(os.environ.get("EXIT_CODE", "0"))
 if code == 64:
@@ -215,7 +224,7 @@ def test_suspend_stops_the_world_and_resume_makes_the_next(objects: Objects) -> 
     objects.running("tiny", 1)
     objects.kubectl("patch", "arctictraining", "tiny", "--type=merge", "-p", '{"spec": {"suspend": true}}')
     objects.until_state("arctictraining", "tiny", "Suspended")
-    assert objects.of("tiny") == []
+    objects.until(lambda: objects.of("tiny") == [])
     objects.kubectl("patch", "arctictraining", "tiny", "--type=merge", "-p", '{"spec": {"suspend": false}}')
     objects.running("tiny", 2)
     assert objects.status("arctictraining", "tiny")["restarts"] == 0
@@ -258,6 +267,20 @@ def test_the_operator_may_go_and_come_back_and_children_go_without_it(objects: O
     finally:
         objects.cluster.kubectl("scale", *OPERATOR, "--replicas=1")
     assert objects.until_state("arctictraining", "tiny", "Succeeded")["attempt"] == 1
+
+
+def test_another_operator_leads_when_the_leader_is_gone(objects: Objects) -> None:
+    lease = ("get", "lease", "-n", "arctic-system", "arctic-operator", "-o", "jsonpath={.spec.holderIdentity}")
+    objects.cluster.kubectl("scale", *OPERATOR, "--replicas=2")
+    try:
+        objects.cluster.kubectl("rollout", "status", *OPERATOR)
+        leader = objects.cluster.kubectl(*lease)
+        objects.cluster.kubectl("delete", "pod", "-n", "arctic-system", leader, "--grace-period=0", "--force")
+        objects.train("tiny")
+        objects.running("tiny", 1)
+        assert objects.cluster.kubectl(*lease) not in ("", leader)
+    finally:
+        objects.cluster.kubectl("scale", *OPERATOR, "--replicas=1")
 
 
 def test_a_service_is_ready_as_a_whole_heals_and_leaves_its_address_when_suspended(objects: Objects) -> None:
