@@ -1,3 +1,5 @@
+"""A small random model with its tokenizer, and what the ranks of a local group are told."""
+
 import socket
 from collections.abc import Callable
 from pathlib import Path

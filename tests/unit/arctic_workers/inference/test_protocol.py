@@ -1,3 +1,5 @@
+"""What the API takes, and how it names what it does not."""
+
 import json
 from typing import Any
 

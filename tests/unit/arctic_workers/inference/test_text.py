@@ -1,3 +1,5 @@
+"""Text from tokens and back, stop strings and chat templates."""
+
 import json
 from pathlib import Path
 

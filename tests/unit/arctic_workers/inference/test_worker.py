@@ -1,3 +1,5 @@
+"""Exit codes and termination messages of pods that can't serve."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path

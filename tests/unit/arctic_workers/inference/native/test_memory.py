@@ -1,3 +1,5 @@
+"""Room under the limits of a container."""
+
 from pathlib import Path
 
 from arctic_workers.inference.native import memory

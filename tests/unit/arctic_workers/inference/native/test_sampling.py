@@ -1,3 +1,5 @@
+"""How tokens are chosen."""
+
 import math
 
 import torch

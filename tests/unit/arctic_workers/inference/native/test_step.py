@@ -1,3 +1,5 @@
+"""Steps on the wire."""
+
 from hypothesis import given
 from hypothesis import strategies as st
 
