@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(30):
             text = "\n".join(line.format(i * 7 + j, j) for j in range(12))
             (folder / "corpus" / name / f"{i:02}.txt").write_text(text)
-    finish(folder, start(folder, 2, "refusals", "one_step", "runs"))
+    finish(folder, start(folder, 2, "refusals", "one_step", "runs", "commands"))
     finish(folder, start(folder, 1, "other_world"))
     return folder
 
@@ -136,6 +136,31 @@ def test_the_reduced_loss_is_identical_on_all_ranks(folder: Path) -> None:
         first, second = read(folder, name), read(folder, name, 1)
         assert first["loss"] == second["loss"]
         assert first["evaluation"] == second["evaluation"] if "evaluation" in first else name == "stopped"
+
+
+def test_a_pause_changes_nothing_but_the_time(folder: Path) -> None:
+    assert_same_end(folder, "paused")
+    phases = [state["phase"] for state in read(folder, "paused")["states"]]
+    assert phases == ["RUNNING"] * 3 + ["PAUSED"] + ["RUNNING"] * 5 + ["EXPORTING", "DONE"]
+
+
+def test_commands_are_answered_when_they_are_done(folder: Path) -> None:
+    paused, refused, checkpoint, resumed = read(folder, "paused")["replies"]
+    assert paused == resumed == {"answer": {}}
+    assert refused == {"refusal": "A training can't profile yet."}
+    assert checkpoint["answer"]["step"] == 3
+    assert checkpoint["answer"]["uri"].endswith("/checkpoints/step-0000000003")
+
+
+def test_the_published_state_is_that_of_the_world(folder: Path) -> None:
+    last = read(folder, "paused")["states"][-1]["training"]
+    report = read(folder, "paused")["report"]
+    assert (last["stage"], last["step"], last["tokens"], last["loss"]) == ("second", "8", "1024", report["loss"])
+    assert last["lastCheckpoint"]["step"] == "8"
+    for shown, told in zip(last["stages"], report["stages"], strict=True):
+        keys = ("name", "validationLoss", "initialValidationLoss", "checkpoint", "startTime", "completionTime")
+        assert [shown[key] for key in keys] == [told[key] for key in keys]
+    assert read(folder, "paused", 1)["states"] == []
 
 
 def test_another_world_goes_on_with_the_same_curve(folder: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from google.protobuf.json_format import MessageToDict
 from torch import Tensor, nn
 
 from arctic_api.training import ArcticTrainingSpec
@@ -21,6 +22,7 @@ from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 from arctic_model.names import hf_names
+from arctic_rpc.control_pb2 import WorkerState
 from arctic_workers.control.link import Command
 from arctic_workers.training import engine as engines
 from arctic_workers.training.checkpoint.zero import local_pieces
@@ -31,6 +33,7 @@ from arctic_workers.training.rank import train
 
 FOLDER = Path(sys.argv[1])
 RANK = int(os.environ["RANK"])
+WORLD = int(os.environ["WORLD_SIZE"])
 
 CONFIG = ArcticConfig.preset("arctic-tiny").replace(
     vocab_size=300,
@@ -64,7 +67,7 @@ def spec_of(**changes: Any) -> ArcticTrainingSpec:
             ]
         },
         "batch": {"tokensPerStep": 128, "microBatchSize": 2},
-        "parallelism": {"nodes": int(os.environ["WORLD_SIZE"]), "expertParallel": int(os.environ["WORLD_SIZE"])},
+        "parallelism": {"nodes": WORLD, "expertParallel": min(2, WORLD)},
         "checkpoint": {"volume": {"claimName": "c"}, "every": {"steps": 2}, "keep": 2},
         "evaluation": {"suites": ["perplexity"]},
     }
@@ -86,25 +89,28 @@ def world_of(run: str, attempt: int, spec: ArcticTrainingSpec | None = None) -> 
 
 
 class ScriptedLink:
-    """Stands where the supervisor's link does, and asks for a stop after so many steps."""
+    """Stands where the supervisor's link does: gives commands at the polls that a script names, keeps what it hears."""
 
-    def __init__(self, steps: int) -> None:
-        self._left = steps
+    def __init__(self, script: dict[int, str]) -> None:
+        self._script = script
+        self._polls = 0
+        self.replies: list[Any] = []
+        self.states: list[WorkerState] = []
 
     def poll(self) -> list[Command]:
-        self._left -= 1
-        return [Command("stop", {}, lambda _: None)] if self._left == 0 else []
+        self._polls += 1
+        name = self._script.get(self._polls)
+        return [Command(name, {}, self.replies.append)] if name else []
 
-    def publish(self, state: object) -> None:
-        """Nobody looks."""
+    def publish(self, state: WorkerState) -> None:
+        self.states.append(state)
 
 
 def write(name: str, value: Any) -> None:
     (FOLDER / f"{name}.{RANK}.json").write_text(json.dumps(value))
 
 
-def run(name: str, attempt: int = 1, stop_after: int | None = None, spec: ArcticTrainingSpec | None = None) -> Report:
-    link: Any = ScriptedLink(stop_after) if stop_after is not None else None
+def run(name: str, attempt: int = 1, link: Any = None, spec: ArcticTrainingSpec | None = None) -> Report:
     return train(world_of(name, attempt, spec), link)
 
 
@@ -113,7 +119,8 @@ def one_step() -> None:
     ranks: Ranks = engines.start_processes()
     batches = [torch.randint(0, 300, (3, 17), generator=torch.Generator().manual_seed(i)) for i in range(ranks.world)]
     spec = spec_of(optimizer={"weightDecay": 0.0})
-    engine = engines.start_engine(engines.build_model(CONFIG, ranks, ranks.world, 1, None), spec)
+    expert_parallel = spec.parallelism.expert_parallel
+    engine = engines.start_engine(engines.build_model(CONFIG, ranks, expert_parallel, 1, None), spec)
     engines.set_learning_rate(engine, 1e-2)
     events = record_events(engine.module.arctic)
     loss, balance = engine(batches[ranks.rank])
@@ -177,7 +184,7 @@ def runs() -> None:
     The stop comes at a step whose checkpoint is due anyway.
     """
     write("whole", run("whole").wire())
-    write("stopped", run("stopped", stop_after=6 if RANK == 1 else None).wire())
+    write("stopped", run("stopped", link=ScriptedLink({6: "stop"} if RANK == 1 else {})).wire())
     torch.distributed.barrier()
     if RANK == 0:
         for name in ("damaged", "other-world"):
@@ -190,6 +197,14 @@ def runs() -> None:
     torch.distributed.barrier()
     write("resumed", run("stopped", attempt=2).wire())
     write("undamaged", run("damaged", attempt=2).wire())
+
+
+def commands() -> None:
+    """A run that is paused, asked for a checkpoint meanwhile, asked for what it can't do, and resumed."""
+    link = ScriptedLink({3: "pause", 4: "checkpoint", 5: "profile", 7: "resume"} if RANK == 0 else {})
+    report = run("paused", link=link)
+    states = [MessageToDict(state) for state in link.states]
+    write("paused", {"report": report.wire(), "replies": link.replies, "states": states})
 
 
 def refusals() -> None:
@@ -219,4 +234,6 @@ def other_world() -> None:
 
 if __name__ == "__main__":
     for part in sys.argv[2:]:
-        {"one_step": one_step, "runs": runs, "refusals": refusals, "other_world": other_world}[part]()
+        {"commands": commands, "one_step": one_step, "runs": runs, "refusals": refusals, "other_world": other_world}[
+            part
+        ]()
