@@ -16,6 +16,9 @@ from arctic_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 
+STOP_SECONDS = 15.0
+"""Time that work gets to end once the Lease is lost; the process ends with work that does not."""
+
 
 class Lease:
     """One candidate. Another's Lease is judged by how long this process has seen it unchanged: clocks may differ."""
@@ -56,10 +59,12 @@ class Lease:
                 if not renewed and (self._held is None or _now() - self._renewed >= self._duration * 3 / 4):
                     break
         finally:
-            if not work.done():
-                work.cancel()
-            with suppress(asyncio.CancelledError):
-                await work
+            work.cancel()
+            done, _ = await asyncio.wait([work], timeout=STOP_SECONDS)
+            if not done:
+                raise RuntimeError("work that needs the Lease did not end with it")
+            if not work.cancelled():
+                work.result()
 
     async def release(self) -> None:
         """Let another operator lead at once."""

@@ -37,6 +37,9 @@ from arctic_operator.workqueue import WorkQueue
 log = logging.getLogger(__name__)
 
 WORKERS = 8
+RECONCILE_SECONDS_LIMIT = 120.0
+"""Time after which a reconciliation that hangs is given up and tried again."""
+CLOSE_SECONDS = 5.0
 LOOK_EVERY = 900.0
 """Seconds after which an object's children are listed anew: a watch that was away misses deletions."""
 PROGRESS_EVERY = 10.0
@@ -98,7 +101,8 @@ class Reconciler:
                 for number in range(WORKERS):
                     workers.create_task(self._work(), name=f"reconciler {number}")
         finally:
-            await self._followers.close()
+            # Whatever becomes of old streams must not keep this operator from leading again.
+            await asyncio.wait([asyncio.create_task(self._followers.close())], timeout=CLOSE_SECONDS)
 
     async def _first_look(self) -> None:
         while True:
@@ -127,7 +131,8 @@ class Reconciler:
     async def _attempt(self, key: Key) -> str:
         """Reconcile one object and say when it comes again."""
         try:
-            again = await self._reconcile(key)
+            async with asyncio.timeout(RECONCILE_SECONDS_LIMIT):
+                again = await self._reconcile(key)
         except (*REFUSALS, DamagedPEM) as error:
             seconds = self._queue.retry(key)
             log.warning("%s %s/%s: %s (again in %.1f s)", *key, error, seconds)

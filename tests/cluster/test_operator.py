@@ -269,6 +269,16 @@ def test_the_operator_may_go_and_come_back_and_children_go_without_it(objects: O
     assert objects.until_state("arctictraining", "tiny", "Succeeded")["attempt"] == 1
 
 
+def test_an_operator_that_lost_the_lease_leads_again(objects: Objects) -> None:
+    lease = ("-n", "arctic-system", "lease", "arctic-operator")
+    objects.train("tiny")
+    objects.running("tiny", 1)
+    objects.cluster.kubectl("patch", *lease, "--type=merge", "-p", '{"spec": {"holderIdentity": "another"}}')
+    objects.kubectl("delete", "pod", objects.of("tiny")[0]["metadata"]["name"], "--wait=false")
+    objects.running("tiny", 2)
+    assert json.loads(objects.cluster.kubectl("get", *lease, "-o", "json"))["spec"]["holderIdentity"] != "another"
+
+
 def test_another_operator_leads_when_the_leader_is_gone(objects: Objects) -> None:
     lease = ("get", "lease", "-n", "arctic-system", "arctic-operator", "-o", "jsonpath={.spec.holderIdentity}")
     objects.cluster.kubectl("scale", *OPERATOR, "--replicas=2")
