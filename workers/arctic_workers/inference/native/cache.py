@@ -20,15 +20,17 @@ KEYS = 64
 
 
 class PagedCache:
-    """Keys and values of the layers of one rank: for each, `blocks * block_size` slots [G, H]."""
+    """Keys and values of the layers of one rank: for each, and each key-value head, `blocks * block_size` slots [H]."""
 
     def __init__(
         self, layers: range, *, blocks: int, block_size: int, heads: int, head_dim: int, dtype: torch.dtype
     ) -> None:
+        if KEYS % block_size:
+            raise ValueError(f"a block of {block_size} tokens does not divide {KEYS}")
         self.block_size = block_size
         self._first = layers.start
         # Zeros come from the kernel untouched, so memory is taken only when slots are written.
-        self._keys = torch.zeros(len(layers), blocks * block_size, heads, head_dim, dtype=dtype)
+        self._keys = torch.zeros(len(layers), heads, blocks * block_size, head_dim, dtype=dtype)
         self._values = torch.zeros_like(self._keys)
 
     def slots(self, blocks: Sequence[int], start: int, end: int) -> list[int]:
@@ -38,12 +40,27 @@ class PagedCache:
 
     def write(self, layer: int, slots_T: Tensor, k_TGH: Tensor, v_TGH: Tensor) -> None:
         """Store keys and values of a step."""
-        self._keys[layer - self._first, slots_T] = k_TGH.to(self._keys.dtype)
-        self._values[layer - self._first, slots_T] = v_TGH.to(self._values.dtype)
+        index = layer - self._first
+        self._keys[index][:, slots_T] = k_TGH.transpose(0, 1).to(self._keys.dtype)
+        self._values[index][:, slots_T] = v_TGH.transpose(0, 1).to(self._values.dtype)
 
-    def read(self, layer: int, slots_BC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values in fp32, [B, C, G, H] each."""
-        return self._keys[layer - self._first, slots_BC].float(), self._values[layer - self._first, slots_BC].float()
+    def read(self, layer: int, tables_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """Return copies of the keys and values in some blocks of each sequence, in fp32: [G, B, C, H] each."""
+        index = layer - self._first
+        return self._gather(self._keys[index], tables_BP), self._gather(self._values[index], tables_BP)
+
+    def _gather(self, stored: Tensor, tables_BP: Tensor) -> Tensor:
+        heads, slots, size = stored.shape
+        by_block = stored.view(heads, slots // self.block_size, self.block_size * size)
+        return by_block.index_select(1, tables_BP.flatten()).float().view(heads, len(tables_BP), -1, size)
+
+    def tables(self, tables: Sequence[Sequence[int]], end: int) -> Tensor:
+        """Return the blocks that hold positions 0 to `end`, rounded up to a multiple of `KEYS`: [B, blocks].
+
+        Where a table is shorter, block 0 stands for what is not there.
+        """
+        count = -(-end // KEYS) * KEYS // self.block_size
+        return torch.tensor([[*table[:count], *[0] * (count - len(table))] for table in tables])
 
 
 @dataclass(frozen=True)
@@ -52,8 +69,8 @@ class _Tile:
 
     rows_BQ: Tensor
     """Where the queries are in the step."""
-    slots_BC: Tensor
-    """Where the keys are in the cache; C is a multiple of `KEYS`."""
+    tables_BP: Tensor
+    """In which blocks of the cache the keys are."""
     visible_BQ: Tensor
     """How many keys each query sees."""
 
@@ -72,38 +89,38 @@ class PagedAttend:
         self._cache.write(layer, self._slots_T, k_BTGH[0], v_BTGH[0])
         out_TNH = torch.empty_like(q_BTNH[0])
         for tile in self._tiles:
-            k_BCGH, v_BCGH = self._cache.read(layer, tile.slots_BC)
-            out_TNH[tile.rows_BQ] = attend(q_BTNH[0, tile.rows_BQ], k_BCGH, v_BCGH, tile.visible_BQ)
+            k_GBCH, v_GBCH = self._cache.read(layer, tile.tables_BP)
+            out_TNH[tile.rows_BQ] = attend(q_BTNH[0, tile.rows_BQ], k_GBCH, v_GBCH, tile.visible_BQ)
         return out_TNH[None]
 
 
-def attend(q_BQNH: Tensor, k_BCGH: Tensor, v_BCGH: Tensor, visible_BQ: Tensor) -> Tensor:
+def attend(q_BQNH: Tensor, k_GBCH: Tensor, v_GBCH: Tensor, visible_BQ: Tensor) -> Tensor:
     """Scaled dot-product attention of each query over the first `visible` keys of its sequence: [B, Q, N, H], fp32.
 
     To the last bit the same whatever B, Q and C are: scores and softmax do not depend on them, and the weighted sum
-    runs over blocks of `KEYS` in order, to which hidden keys add exact zeros.
+    runs over blocks of `KEYS` in order, to which hidden keys add exact zeros. Hidden values are overwritten with zeros.
     """
     batch, queries, heads, size = q_BQNH.shape
-    keys, groups = k_BCGH.shape[1:3]
-    shared = heads // groups
-    rows = queries * shared
-    q_BGQRH = q_BQNH.view(batch, queries, groups, shared, size).permute(0, 2, 1, 3, 4)
-    q_XMH = pad_rows(q_BGQRH.reshape(batch * groups, rows, size))
+    groups, _, keys, _ = k_GBCH.shape
+    rows = queries * (heads // groups)
+
+    def by_query(x_XM: Tensor) -> Tensor:
+        """View padded rows [X, M, n] as [G, B, Q, R, n], R heads that share keys."""
+        return x_XM[:, :rows].view(groups, batch, queries, heads // groups, -1)
+
     positions_C = torch.arange(keys)
     # What a freed block still holds must not reach anybody: a hidden NaN times zero is a NaN.
-    held_BC11 = (positions_C < visible_BQ.amax(1, keepdim=True))[..., None, None]
-    k_XCH = k_BCGH.where(held_BC11, 0.0).transpose(1, 2).reshape(batch * groups, keys, size)
-    v_XCH = v_BCGH.where(held_BC11, 0.0).transpose(1, 2).reshape(batch * groups, keys, size)
+    v_GBCH.masked_fill_((positions_C >= visible_BQ.amax(1, keepdim=True))[..., None], 0.0)
+    q_GBQRH = q_BQNH.view(batch, queries, groups, -1, size).permute(2, 0, 1, 3, 4)
+    q_XMH = pad_rows(q_GBQRH.reshape(groups * batch, rows, size))
+    k_XCH, v_XCH = k_GBCH.flatten(0, 1), v_GBCH.flatten(0, 1)
     scores_XMC = torch.bmm(q_XMH, k_XCH.transpose(1, 2)) * size**-0.5
-    hidden_BQC = positions_C >= visible_BQ[..., None]
-    hidden_BGQRC = hidden_BQC[:, None, :, None].expand(batch, groups, queries, shared, keys)
-    scores_XMC[:, :rows].masked_fill_(hidden_BGQRC.reshape(batch * groups, rows, keys), -torch.inf)
+    by_query(scores_XMC).masked_fill_((positions_C >= visible_BQ[..., None])[:, :, None], -torch.inf)
     weights_XMC = torch.softmax(scores_XMC, dim=-1)
     out_XMH = torch.zeros_like(q_XMH)
     for first in range(0, keys, KEYS):
         out_XMH += torch.bmm(weights_XMC[..., first : first + KEYS], v_XCH[:, first : first + KEYS])
-    out_BGQRH = out_XMH[:, :rows].view(batch, groups, queries, shared, size)
-    return out_BGQRH.permute(0, 2, 1, 3, 4).reshape(batch, queries, heads, size)
+    return by_query(out_XMH).permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
 def _tiles(cache: PagedCache, parts: Sequence[Part]) -> Iterator[_Tile]:
@@ -117,16 +134,10 @@ def _tiles(cache: PagedCache, parts: Sequence[Part]) -> Iterator[_Tile]:
             for start in range(part.start, part.end, QUERIES):
                 end = min(start + QUERIES, part.end)
                 rows = torch.arange(row + start - part.start, row + end - part.start)
-                yield _Tile(rows[None], _padded_slots(cache, [(part, end)]), torch.arange(start + 1, end + 1)[None])
+                yield _Tile(rows[None], cache.tables([part.blocks], end), torch.arange(start + 1, end + 1)[None])
         row += len(part.tokens)
     if single:
         rows_B1 = torch.tensor([[row] for row, _ in single])
         visible_B1 = torch.tensor([[part.end] for _, part in single])
-        yield _Tile(rows_B1, _padded_slots(cache, [(part, part.end) for _, part in single]), visible_B1)
-
-
-def _padded_slots(cache: PagedCache, sequences: Sequence[tuple[Part, int]]) -> Tensor:
-    """Slots of the first positions of each sequence, padded with slot 0 to a common multiple of `KEYS`: [B, C]."""
-    longest = max(end for _, end in sequences)
-    keys = -(-longest // KEYS) * KEYS
-    return torch.tensor([(cache.slots(part.blocks, 0, end) + [0] * keys)[:keys] for part, end in sequences])
+        longest = max(part.end for _, part in single)
+        yield _Tile(rows_B1, cache.tables([part.blocks for _, part in single], longest), visible_B1)

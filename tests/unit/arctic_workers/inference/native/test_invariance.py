@@ -136,7 +136,10 @@ def test_attention_has_the_same_bits_in_any_pieces_and_company() -> None:
 
 
 def test_hidden_keys_add_nothing_even_if_they_are_not_numbers() -> None:
-    q, k, v = torch.randn(1, 1, 6, 16), torch.randn(1, 64, 2, 16), torch.randn(1, 64, 2, 16)
-    k[:, 5:], v[:, 5:] = torch.inf, torch.nan
+    q, k, v = torch.randn(1, 1, 6, 16), torch.randn(2, 1, 64, 16), torch.randn(2, 1, 64, 16)
+    k[:, :, 5:], v[:, :, 5:] = torch.inf, torch.nan
     out = attend(q, k, v, torch.tensor([[5]]))
-    torch.testing.assert_close(out, grouped_attention(q, k[:, :5], v[:, :5], torch.ones(1, 5, dtype=torch.bool)))
+    torch.testing.assert_close(
+        out,
+        grouped_attention(q, *(x[:, :, :5].permute(1, 2, 0, 3) for x in (k, v)), torch.ones(1, 5, dtype=torch.bool)),
+    )
