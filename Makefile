@@ -35,7 +35,7 @@ contracts:
 	@$(RUN) lint-imports --no-cache
 
 unit:
-	@$(RUN) pytest -n 2 tests/unit
+	@$(RUN) pytest -n 2 --dist loadfile tests/unit
 
 cluster-tests:
 	@$(RUN) pytest tests/cluster

@@ -34,6 +34,7 @@ class GroupView(Protocol):
     def draining(self) -> bool: ...  # noqa: D102
     @property
     def ready_since(self) -> datetime | None: ...  # noqa: D102
+    def settled(self, now: datetime) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class _Counts:
     desired: int
     all: int
     ready: int
+    """Groups that are ready and that the gateway sends requests to: ready means that a request is answered."""
     updated: int
     updated_ready: int
     stale: int
@@ -63,9 +65,9 @@ def inference_status(
     counts = _Counts(
         desired=desired,
         all=len(groups),
-        ready=sum(group.ready_since is not None for group in kept),
+        ready=sum(group.settled(now) for group in kept),
         updated=sum(group.fresh for group in kept),
-        updated_ready=sum(group.fresh and group.ready_since is not None for group in kept),
+        updated_ready=sum(group.fresh and group.settled(now) for group in kept),
         stale=len(groups) - sum(group.fresh for group in kept),
         enough=max(1, desired - unavailable),
     )

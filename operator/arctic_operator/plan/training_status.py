@@ -94,7 +94,7 @@ def _state(outlook: Outlook, ready: bool, trouble: Trouble | None, seen: Trainin
         return trouble.reason
     if seen is None:
         return "Running" if ready else "Starting"
-    named = {Phase.STARTING: "Starting", Phase.PAUSED: "Paused", Phase.EXPORTING: "Exporting"}
+    named = {Phase.STARTING: "Starting", Phase.PAUSED: "Paused", Phase.EXPORTING: "Exporting", Phase.DONE: "Finishing"}
     return named.get(seen.phase, "Running")
 
 

@@ -11,7 +11,7 @@ from arctic_api.inference import ArcticInferenceStatus
 from arctic_api.world import InferenceGroup, Label
 from arctic_operator.live import InferenceObservation, Live, Phase
 from arctic_operator.observed import Exported, InferenceSeen, Node, StatefulSet, read_status
-from arctic_operator.plan.inference import plan_inference
+from arctic_operator.plan.inference import SETTLE, plan_inference
 
 NODES = 8
 START_SECONDS = 7
@@ -134,7 +134,17 @@ def test_a_group_is_a_pod_a_node_and_ready_only_as_a_whole(build):
     cluster.pods[name, 1] = replace(half, ready_since=None)
     assert cluster.reconcile().status["readyReplicas"] == 0
     cluster.pods[name, 1] = half
+    cluster.tick(SETTLE.total_seconds())
     assert cluster.reconcile().status["readyReplicas"] == 1
+
+
+def test_a_service_is_ready_only_once_the_gateway_has_noticed_its_leader(build):
+    cluster = Cluster(build, build.inference())
+    cluster.reconcile()
+    cluster.tick(START_SECONDS)
+    assert cluster.reconcile().status["state"] == "Starting"
+    cluster.tick(SETTLE.total_seconds())
+    assert cluster.reconcile().status["state"] == "Ready"
 
 
 @given(

@@ -110,6 +110,13 @@ def test_what_rank_0_says_is_shown_and_never_ends_the_training(build):
     assert condition(plan, "Succeeded")["status"] == "False"
 
 
+def test_a_world_whose_pods_end_one_by_one_is_finishing_not_starting(build):
+    pods = [build.pod(0, phase="Succeeded", exit_code=0), build.pod(1)]
+    seen = TrainingSeen(jobs=[job(build)], pods=pods)
+    plan = plan_training(build.training({"attempt": 1}), seen, build.settings, build.seconds(60))
+    assert plan.status["state"] == "Finishing"
+
+
 def test_an_earlier_attempts_word_is_not_taken_for_this_ones(build):
     seen = replace(observation(build, step=99), epoch=2)
     plan = plan_training(*running(build, seen), build.settings, build.start)
