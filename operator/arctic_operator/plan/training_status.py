@@ -54,6 +54,8 @@ def training_status(
     running = len(pods) == spec.parallelism.nodes and all(pod.phase == "Running" for pod in pods)
     ready = running and all(pod.ready_since for pod in pods)
     state = _state(outlook, ready, trouble, observation if running else None)
+    if state == "Starting" and any(pod.phase == "Succeeded" for pod in pods):
+        state = "Finishing"
     stages = _stages(spec, before, report, observation)
     checkpoint = _checkpoint(before, report, observation)
     job = next((job for job in seen.jobs if job.attempt == attempt), None)
