@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-import deepspeed.comm as dist
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from arctic_model.config import ArcticConfig

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import deepspeed.comm as dist
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from arctic_workers.training.data.batches import held_out_windows

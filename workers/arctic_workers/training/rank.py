@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import deepspeed.comm as dist
+import torch.distributed as dist
 
 from arctic_api.world import WORLD_VARIABLE, ExitCode, Report, TrainingWorld
 from arctic_model.config import ArcticConfig

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import deepspeed.comm as dist
 import torch
+import torch.distributed as dist
 
 from arctic_api.common import parse_duration
 from arctic_api.training import ArcticTrainingSpec

@@ -1,0 +1,46 @@
+from prometheus_client import CollectorRegistry, generate_latest
+
+from arctic_rpc.control_pb2 import StageState, TrainingState, WorkerState
+from arctic_workers.training.metrics import TrainingCollector
+
+
+def exposition(state: WorkerState) -> set[str]:
+    registry = CollectorRegistry()
+    registry.register(TrainingCollector("ns", "tiny", lambda: state))
+    return {line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")}
+
+
+def test_the_state_is_exposed_under_the_names_of_the_training() -> None:
+    training = TrainingState(
+        stage="general",
+        step=3,
+        tokens=300,
+        loss=2.5,
+        tokens_per_second=1000,
+        learning_rate=0.5,
+        gradient_norm=1.5,
+        stages=[
+            StageState(name="general", initial_validation_loss=7.0, validation_loss=4.0),
+            StageState(name="code", initial_validation_loss=0.0),
+        ],
+    )
+    training.last_checkpoint.time.FromSeconds(1700000000)
+    assert exposition(WorkerState(epoch=2, training=training)) == {
+        'arctic_training_attempt_info{epoch="2",name="tiny",namespace="ns",stage="general"} 1.0',
+        "arctic_training_loss 2.5",
+        "arctic_training_learning_rate 0.5",
+        "arctic_training_gradient_norm 1.5",
+        "arctic_training_tokens_per_second 1000.0",
+        "arctic_training_steps_total 3.0",
+        "arctic_training_tokens_total 300.0",
+        "arctic_training_last_checkpoint_timestamp_seconds 1.7e+09",
+        'arctic_training_validation_loss{moment="start",stage="general"} 7.0',
+        'arctic_training_validation_loss{moment="end",stage="general"} 4.0',
+        'arctic_training_validation_loss{moment="start",stage="code"} 0.0',
+    }
+
+
+def test_before_the_first_step_no_figure_is_made_up() -> None:
+    assert exposition(WorkerState(epoch=1)) == {
+        'arctic_training_attempt_info{epoch="1",name="tiny",namespace="ns",stage=""} 1.0'
+    }
