@@ -55,6 +55,10 @@ CHILD_KINDS = ("Job", "StatefulSet", "Deployment", "Pod", "Service", "NetworkPol
 """Children that are watched. Secrets and ConfigMaps are written by name and never listed."""
 
 
+NAMESPACE_ENDS = "NamespaceTerminating"
+"""Reason of a refusal that nobody needs to hear of: all objects of the namespace are about to go."""
+
+
 class ApiError(Exception):
     """The API server's refusal."""
 
@@ -264,7 +268,8 @@ class Events:
                 return
             await self._create(identity, name, event, now)
         except ApiError as error:
-            log.warning("event %s of %s not told: %s", event.reason, identity.name, error)
+            level = logging.DEBUG if error.reason == NAMESPACE_ENDS else logging.WARNING
+            log.log(level, "event %s of %s not told: %s", event.reason, identity.name, error)
 
     async def _count(self, namespace: str, name: str, count: int, now: datetime) -> bool:
         series = {"count": count, "lastObservedTime": micro_time(now)}
@@ -347,4 +352,6 @@ def _error(code: int, text: bytes) -> ApiError:
         status = json.loads(text)
     except ValueError:
         return ApiError(code, "", text[:500].decode(errors="replace"))
-    return ApiError(code, status.get("reason") or "", status.get("message") or f"HTTP {code}")
+    causes = [cause.get("reason") for cause in (status.get("details") or {}).get("causes") or ()]
+    reason = NAMESPACE_ENDS if NAMESPACE_ENDS in causes else status.get("reason") or ""
+    return ApiError(code, reason, status.get("message") or f"HTTP {code}")

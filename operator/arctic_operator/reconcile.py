@@ -12,7 +12,7 @@ from arctic_api.common import Condition
 from arctic_api.training import ArcticTrainingStatus
 from arctic_operator.cache import Cache, Key, Manifest
 from arctic_operator.certificates import DamagedPEM, server_name
-from arctic_operator.cluster import ApiError, Cluster, Events, OwnedByAnotherError
+from arctic_operator.cluster import NAMESPACE_ENDS, ApiError, Cluster, Events, OwnedByAnotherError
 from arctic_operator.control import CommandError, Followers
 from arctic_operator.keys import Keys
 from arctic_operator.live import Live, TrainingObservation
@@ -135,7 +135,8 @@ class Reconciler:
                 again = await self._reconcile(key)
         except (*REFUSALS, DamagedPEM) as error:
             seconds = self._queue.retry(key)
-            log.warning("%s %s/%s: %s (again in %.1f s)", *key, error, seconds)
+            level = logging.DEBUG if is_expected(error) else logging.WARNING
+            log.log(level, "%s %s/%s: %s (again in %.1f s)", *key, error, seconds)
         except Exception:
             self._queue.retry(key)
             log.exception("%s %s/%s could not be reconciled", *key)
@@ -338,14 +339,18 @@ def _ordered(value: Any) -> Any:
 
 def with_failure(status: Manifest, failure: Exception, subject: Subject, now: datetime) -> Manifest:
     """Return a status that tells why a child can't be made."""
-    code = failure.code if isinstance(failure, ApiError) else 409
-    if code == 0 or code == 429 or code >= 500:
+    if isinstance(failure, ApiError) and (failure.code in (0, 429) or failure.code >= 500 or is_expected(failure)):
         return status
     conditions = Conditions(subject.status.conditions, subject.generation, now)
     conditions.set("Degraded", True, "FailedCreate", str(failure))
     degraded = conditions.all()[0].wire()
     others = [condition for condition in status["conditions"] if condition["type"] != "Degraded"]
     return status | {"conditions": [*others, degraded]}
+
+
+def is_expected(failure: Exception) -> bool:
+    """Whether an object is refused its children because its namespace is being deleted."""
+    return isinstance(failure, ApiError) and failure.reason == NAMESPACE_ENDS
 
 
 def _now() -> datetime:

@@ -211,12 +211,16 @@ def test_failures_count_up_to_the_limit_and_bad_input_is_never_tried_again(objec
 
 
 def test_what_keeps_pods_from_running_is_told_in_the_status(objects: Objects) -> None:
+    def told(name: str, kind: str) -> str:
+        status = objects.status("arctictraining", name)
+        return str(condition(status, kind)["message"]) if status else ""
+
     objects.train("image", image="registry.invalid/none:1")
     objects.train("room", resources={"requests": {"cpu": "1000"}})
     status = objects.until_state("arctictraining", "image", "ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff")
     assert "registry.invalid/none:1" in condition(status, "Degraded")["message"]
-    status = objects.until_state("arctictraining", "room", "Unschedulable")
-    assert "Insufficient cpu" in condition(status, "PodsScheduled")["message"]
+    objects.until(lambda: "Insufficient cpu" in told("room", "PodsScheduled"))
+    assert objects.status("arctictraining", "room")["state"] == "Unschedulable"
 
 
 def test_suspend_stops_the_world_and_resume_makes_the_next(objects: Objects) -> None:

@@ -54,6 +54,8 @@ def test_a_refused_child_shows_in_the_status_and_an_api_server_that_is_away_does
     assert len(told["conditions"]) == len(plain["conditions"])
     for code in (0, 429, 500, 503):
         assert with_failure(plain, ApiError(code, "", "away"), training, build.start) == plain
+    ending = ApiError(403, "NamespaceTerminating", "the namespace is being terminated")
+    assert with_failure(plain, ending, training, build.start) == plain
 
 
 def test_a_bucket_gives_no_more_than_its_rate():
