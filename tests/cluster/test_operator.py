@@ -88,7 +88,14 @@ class Objects:
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster, self.namespace = cluster, namespace
 
-    def apply(self, example: str, name: str, environment: dict[str, str] | None = None, **spec: Any) -> None:
+    def apply(
+        self,
+        example: str,
+        name: str,
+        environment: dict[str, str] | None = None,
+        affinity: dict[str, Any] | None = None,
+        **spec: Any,
+    ) -> None:
         """Apply an example under a name; the stand-in runs in its pods."""
         manifest = YAML(typ="safe").load(EXAMPLES / example)
         manifest["metadata"]["name"] = name
@@ -97,12 +104,13 @@ class Objects:
             "template": {
                 "environment": [{"name": key, "value": value} for key, value in variables.items()],
                 "volumes": [{"claimName": "arctic-corpus", "mountPath": CORPUS}],
+                "affinity": affinity or {},
             }
         }
         self.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
 
     def train(self, name: str, environment: dict[str, str] | None = None, **spec: Any) -> None:
-        """Apply a training."""
+        """Apply a training; `affinity` is its template's."""
         restart = {"limit": 1, "backoff": {"initial": "1s", "max": "1s"}}
         self.apply("tiny-training.yaml", name, environment, **{"restart": restart} | spec)
 
@@ -140,14 +148,14 @@ class Objects:
         self.until(lambda: self.status(kind, name).get("state") in states, patience)
         return self.status(kind, name)
 
-    def running(self, name: str, attempt: int) -> list[dict[str, Any]]:
-        """The pods of an attempt once both run and are ready."""
+    def running(self, name: str, attempt: int, pods: int = 2, patience: float = PATIENCE) -> list[dict[str, Any]]:
+        """The pods of an attempt once all run and are ready."""
 
         def ready() -> list[dict[str, Any]] | None:
-            pods = [p for p in self.of(name) if p["metadata"]["labels"].get(Label.ATTEMPT) == str(attempt)]
-            return pods if len(pods) == 2 and all(is_ready(pod) for pod in pods) else None
+            world = [p for p in self.of(name) if p["metadata"]["labels"].get(Label.ATTEMPT) == str(attempt)]
+            return world if len(world) == pods and all(map(is_ready, world)) else None
 
-        found: list[dict[str, Any]] = self.until(ready)
+        found: list[dict[str, Any]] = self.until(ready, patience)
         return found
 
 
@@ -271,6 +279,25 @@ def test_the_operator_may_go_and_come_back_and_children_go_without_it(objects: O
     finally:
         objects.cluster.kubectl("scale", *OPERATOR, "--replicas=1")
     assert objects.until_state("arctictraining", "tiny", "Succeeded")["attempt"] == 1
+
+
+def test_a_world_on_a_node_that_is_cut_off_goes_on_elsewhere_without_counting(objects: Objects) -> None:
+    (operator,) = json.loads(objects.cluster.kubectl("get", "pods", *OPERATOR[:2], "-o", "json"))["items"]
+    node = next(n for n in objects.cluster.nodes if n.name != operator["spec"]["nodeName"])
+    there = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node.name]}]}
+    preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": there}]}
+    objects.train("tiny", affinity={"nodeAffinity": preferred}, parallelism={"nodes": 1})
+    (first,) = objects.running("tiny", 1, pods=1)
+    assert first["spec"]["nodeName"] == node.name
+    objects.cluster.cut(node.name)
+    try:
+        (second,) = objects.running("tiny", 2, pods=1, patience=240)
+        assert second["spec"]["nodeName"] != node.name
+        status = objects.status("arctictraining", "tiny")
+        assert [(a["reason"], a["counted"]) for a in status["attempts"]] == [("NodeLost", False)]
+    finally:
+        objects.cluster.mend(node.name)
+        objects.cluster.kubectl("wait", "--for=condition=Ready", f"node/{node.name}", "--timeout=120s")
 
 
 def test_an_operator_that_lost_the_lease_leads_again(objects: Objects) -> None:
