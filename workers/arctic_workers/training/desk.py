@@ -8,12 +8,19 @@ from arctic_workers.control.link import Command, LinkClient
 
 @dataclass
 class Desk:
-    """Requests that came over the link: only the first rank of each pod has one."""
+    """Requests that came over the link: only the first rank of each pod has one.
+
+    Args:
+        link: to the supervisor.
+        leader: whether this is rank 0, which alone knows of commits.
+    """
 
     link: LinkClient | None
+    leader: bool = True
     stop: bool = False
     pause: bool = False
     _checkpoints: list[Command] = field(default_factory=list)
+    _promised: list[tuple[int, Command]] = field(default_factory=list)
 
     def look(self) -> None:
         """Take in what has come since the last look."""
@@ -25,18 +32,24 @@ class Desk:
                 case "pause" | "resume":
                     self.pause = command.name == "pause"
                     command.answer()
-                case "checkpoint":
+                case "checkpoint" if self.leader:
                     self._checkpoints.append(command)
                 case _:
-                    command.refuse(f"A training can't {command.name} yet.")
+                    command.refuse(f"This rank of a training can't {command.name}.")
 
     @property
     def checkpoint(self) -> bool:
-        """Whether somebody waits for a checkpoint."""
+        """Whether somebody wants a checkpoint that is not begun yet."""
         return bool(self._checkpoints)
 
-    def answer_checkpoint(self, report: CheckpointReport) -> None:
-        """Tell all who wait that there is a checkpoint."""
-        for command in self._checkpoints:
-            command.answer(**report.wire())
+    def promise_checkpoint(self, step: int) -> None:
+        """Note that the checkpoint of a step will do for all who want one."""
+        self._promised += [(step, command) for command in self._checkpoints]
         self._checkpoints.clear()
+
+    def answer_checkpoints(self, committed: CheckpointReport) -> None:
+        """Tell those who were promised a checkpoint up to this one that it is committed."""
+        for step, command in self._promised:
+            if step <= committed.step:
+                command.answer(**committed.wire())
+        self._promised = [(step, command) for step, command in self._promised if step > committed.step]

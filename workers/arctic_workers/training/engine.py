@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -71,6 +73,14 @@ def wait_for_peers_at_most(timeout: timedelta) -> None:
     """Set how long any collective waits before it fails."""
     for group in list(distributed_c10d._world.pg_map):
         distributed_c10d._set_pg_timeout(timeout, group)
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Let collectives wait for a rank that writes for all, or for the slowest writer, as long as for a preparation."""
+    wait_for_peers_at_most(PREPARATION_TIMEOUT)
+    yield
+    wait_for_peers_at_most(STEP_TIMEOUT)
 
 
 def training_dtype(device: torch.device) -> torch.dtype:

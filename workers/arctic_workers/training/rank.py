@@ -119,7 +119,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         engine=start_engine(model, world.spec),
         store=store,
         checkpointer=checkpointer,
-        desk=Desk(link),
+        desk=Desk(link, ranks.leader),
     )
     wait_for_peers_at_most(STEP_TIMEOUT)  # the groups of experts are new
     log.info("rank %d of %d: the model is there", ranks.rank, ranks.world)

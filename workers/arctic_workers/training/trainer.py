@@ -25,13 +25,12 @@ from arctic_workers.training.data.batches import TrainingData, main_category
 from arctic_workers.training.data.streams import Stream
 from arctic_workers.training.desk import Desk
 from arctic_workers.training.engine import (
-    PREPARATION_TIMEOUT,
     Ranks,
     mean_over_ranks,
     named_tensors,
+    patience,
     set_learning_rate,
     tensor_names,
-    wait_for_peers_at_most,
 )
 from arctic_workers.training.export import EXPORT, export
 from arctic_workers.training.files import write_json
@@ -157,8 +156,7 @@ class Trainer:
         place.checkpointer.check()
         desk = place.desk
         desk.look()
-        if place.ranks.leader and place.checkpointer.last is not None and not place.checkpointer.busy:
-            self._answer_checkpoints()
+        self._answer_checkpoints()
         timed = place.ranks.leader and self._interval_is_over()
         mean, stop, pause, checkpoint = mean_over_ranks(
             [loss, desk.stop, desk.pause, desk.checkpoint or timed], place.ranks.device
@@ -270,6 +268,7 @@ class Trainer:
     def _start_checkpoint(self) -> None:
         """Begin to write a checkpoint of this step, unless that is done or under way."""
         place = self._place
+        place.desk.promise_checkpoint(self.step)
         if self._saved_step == self.step:
             return
         self._saved_step = self.step
@@ -279,17 +278,15 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         """Write a checkpoint and wait until it is committed."""
         self._start_checkpoint()
-        self._place.checkpointer.finish()
-        dist.barrier()
-        if self._place.ranks.leader:
-            self._answer_checkpoints()
+        with patience():
+            self._place.checkpointer.finish()
+            dist.barrier()
+        self._answer_checkpoints()
 
     def _answer_checkpoints(self) -> None:
         last = self._place.checkpointer.last
-        assert last is not None
-        # One that was begun before somebody asked will do if it is of this very step.
-        if last.step == self.step:
-            self._place.desk.answer_checkpoint(last)
+        if last is not None:
+            self._place.desk.answer_checkpoints(last)
 
     def _is_due(self) -> bool:
         every = self._place.spec.checkpoint.every
@@ -315,10 +312,10 @@ class Trainer:
         exported = None
         if place.spec.checkpoint.export == "huggingface":
             self._publish(EXPORTING)
-            wait_for_peers_at_most(PREPARATION_TIMEOUT)  # rank 0 writes all, the others wait for their turn to send
-            tensors = named_tensors(place.engine.module)
-            export(place.store, place.config, tensors, place.ranks, place.spec.parallelism.expert_parallel)
-            dist.barrier()
+            with patience():
+                tensors = named_tensors(place.engine.module)
+                export(place.store, place.config, tensors, place.ranks, place.spec.parallelism.expert_parallel)
+                dist.barrier()
             exported = self._uri(EXPORT)
         self._publish(DONE)
         return self._report("succeeded", "Succeeded", "the curriculum is done").model_copy(

@@ -200,8 +200,9 @@ def runs() -> None:
 
 
 def commands() -> None:
-    """A run that is paused, asked for a checkpoint meanwhile, asked for what it can't do, and resumed."""
-    link = ScriptedLink({3: "pause", 4: "checkpoint", 5: "profile", 7: "resume"} if RANK == 0 else {})
+    """A run that is paused, asked for a checkpoint meanwhile and for what it can't do, resumed, and asked again."""
+    asked = {3: "pause", 4: "checkpoint", 5: "profile", 7: "resume", 9: "checkpoint"}
+    link = ScriptedLink(asked if RANK == 0 else {1: "checkpoint"})
     report = run("paused", link=link)
     states = [MessageToDict(state) for state in link.states]
     write("paused", {"report": report.wire(), "replies": link.replies, "states": states})
