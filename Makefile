@@ -4,6 +4,8 @@ SHELL := /bin/bash
 UV = $(or $(shell scripts/bootstrap.sh),$(error the set-up failed: see above))
 RUN = $(UV) run --frozen
 PHASE = scripts/phase.sh
+# Compiled once: else each of the many processes that the tests start compiles torch and DeepSpeed anew.
+export UV_COMPILE_BYTECODE = 1
 
 .PHONY: help setup demo test lint types contracts unit cluster-tests test-parity clean format
 

@@ -63,9 +63,8 @@ def watch_training(cluster: Cluster, name: str) -> None:
     if status["state"] != "Succeeded":
         raise click.ClickException(f"the training failed: {_messages(status)}")
     for stage in status["stages"]:
-        click.echo(
-            f"   stage {stage['name']:12} {stage['tokens']:>9} tokens   held-out loss {stage.get('validationLoss')}"
-        )
+        losses = f"{stage['initialValidationLoss']} -> {stage['validationLoss']}"
+        click.echo(f"   stage {stage['name']:12} {stage['tokens']:>9} tokens   held-out loss {losses}")
 
 
 def wait_for(cluster: Cluster, kind: str, name: str, states: set[str], limit: float) -> dict[str, Any]:

@@ -444,6 +444,7 @@ NOT_YET_SUPPORTED = (
     _only_files(Source, optional=False),
     _unset(Source, "credentials"),
     _only(TrainingParallelism, "sequenceParallel", 1),
+    _only(TrainingParallelism, "zeroStage", 1, 2),
     _unset(Checkpoint, "uri"),
     _unset(Checkpoint, "credentials"),
     _unset(Restart, "lossSpike"),

@@ -357,8 +357,10 @@ class StageStatus(Resource):
     """When the stage was done."""
     checkpoint: str | None = None
     """Where the checkpoint of its end is."""
+    initial_validation_loss: str | None = None
+    """Loss on held-out text at its start, in nats a token."""
     validation_loss: str | None = None
-    """Loss on held-out text at its end, in nats a token."""
+    """Loss on the same text at its end, in nats a token."""
 
 
 class LastCheckpoint(Resource):

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import grpc.aio
@@ -272,6 +272,10 @@ def _training(state: control_pb2.WorkerState, phase: Phase, figures: control_pb2
     )
 
 
+def _loss(stage: control_pb2.StageState, name: Literal["initial_validation_loss", "validation_loss"]) -> float | None:
+    return _finite(getattr(stage, name)) if stage.HasField(name) else None
+
+
 def _stage(stage: control_pb2.StageState) -> StageSeen:
     return StageSeen(
         name=stage.name,
@@ -279,7 +283,8 @@ def _stage(stage: control_pb2.StageState) -> StageSeen:
         started=_time(stage, "start_time"),
         completed=_time(stage, "completion_time"),
         checkpoint=stage.checkpoint,
-        validation_loss=_finite(stage.validation_loss) if stage.HasField("validation_loss") else None,
+        initial_validation_loss=_loss(stage, "initial_validation_loss"),
+        validation_loss=_loss(stage, "validation_loss"),
     )
 
 

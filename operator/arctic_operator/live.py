@@ -28,6 +28,7 @@ class StageSeen:
     started: datetime | None = None
     completed: datetime | None = None
     checkpoint: str = ""
+    initial_validation_loss: float | None = None
     validation_loss: float | None = None
 
 

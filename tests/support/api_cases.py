@@ -358,6 +358,7 @@ CASES = [
     _training(Source, ".uri", NO, {"spec.data.sources.0.uri": "/data"}),
     _training(Source, ".credentials", NO, {"spec.data.sources.0.credentials": SECRET}),
     _training(TrainingParallelism, ".sequenceParallel", NO, {"spec.parallelism.sequenceParallel": 2}),
+    _training(TrainingParallelism, ".zeroStage", NO, {"spec.parallelism.zeroStage": 0}),
     _training(Checkpoint, ".uri", NO, {"spec.checkpoint": {"uri": "s3://bucket/prefix"}}),
     _training(Checkpoint, ".credentials", NO, {"spec.checkpoint.credentials": SECRET}),
     _training(Restart, ".lossSpike", NO, {"spec.restart.lossSpike": "skip"}, {"spec.restart.limit": 1}),

@@ -153,7 +153,7 @@ def curricula(draw: st.DrawFn, experts: int) -> Manifest:
         "processesPerNode": processes,
         "expertParallel": draw(st.sampled_from([n for n in range(1, ranks + 1) if ranks % n == experts % n == 0])),
     }
-    parallelism |= draw(optional(zeroStage=st.integers(0, 2), sequenceParallel=st.just(1)))
+    parallelism |= draw(optional(zeroStage=st.integers(1, 2), sequenceParallel=st.just(1)))
     data: Manifest = {"sources": draw(sources(source_names))}
     validation = st.none() | objects(fraction=st.floats(0.001, 0.9)) | objects(sources=sources(["held", "out"]))
     if chosen := draw(validation):

@@ -143,12 +143,16 @@ def _stages(
     known = {stage.name: stage for stage in before.stages or ()}
     for stage in report.stages if report else ():
         known[stage.name] = _stage(
-            stage.name, stage.tokens, stage.start_time, stage.completion_time, stage.checkpoint, stage.validation_loss
+            stage.name,
+            stage.tokens,
+            (stage.start_time, stage.completion_time),
+            stage.checkpoint,
+            (stage.initial_validation_loss, stage.validation_loss),
         )
     for line in seen.stages if seen else ():
-        started = format_time(line.started) if line.started else None
-        done = format_time(line.completed) if line.completed else None
-        known[line.name] = _stage(line.name, line.tokens, started, done, line.checkpoint or None, line.validation_loss)
+        times = tuple(format_time(time) if time else None for time in (line.started, line.completed))
+        losses = (line.initial_validation_loss, line.validation_loss)
+        known[line.name] = _stage(line.name, line.tokens, times, line.checkpoint or None, losses)
     budgets = {stage.name: parse_tokens(stage.tokens) for stage in spec.curriculum.stages}
     empty = StageStatus(name="-", budget=0)
     return [
@@ -157,16 +161,23 @@ def _stages(
 
 
 def _stage(
-    name: str, tokens: int, started: str | None, done: str | None, checkpoint: str | None, loss: float | None
+    name: str,
+    tokens: int,
+    times: Sequence[str | None],
+    checkpoint: str | None,
+    losses: Sequence[float | None],
 ) -> StageStatus:
+    """Return a stage's line; times and held-out losses are those of its start and its end."""
+    initial, final = (f"{loss:.4f}" if loss is not None else None for loss in losses)
     return StageStatus(
         name=name,
         tokens=tokens,
         budget=0,
-        start_time=started,
-        completion_time=done,
+        start_time=times[0],
+        completion_time=times[1],
         checkpoint=checkpoint,
-        validation_loss=f"{loss:.4f}" if loss is not None else None,
+        initial_validation_loss=initial,
+        validation_loss=final,
     )
 
 

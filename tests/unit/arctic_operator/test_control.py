@@ -363,7 +363,13 @@ class TestObservations:
                 learning_rate=1e-3,
                 gradient_norm=0.5,
                 stages=[
-                    StageState(name="general", tokens=500, checkpoint="file:///c/5", validation_loss=2.0),
+                    StageState(
+                        name="general",
+                        tokens=500,
+                        checkpoint="file:///c/5",
+                        initial_validation_loss=3.0,
+                        validation_loss=2.0,
+                    ),
                     StageState(name="code", tokens=400),
                 ],
                 last_checkpoint=CheckpointState(step=5, tokens=500, uri="file:///c/5"),
@@ -387,7 +393,7 @@ class TestObservations:
             mfu=0.25,
             learning_rate=1e-3,
             gradient_norm=0.5,
-            stages=(StageSeen("general", 500, first, fifth, "file:///c/5", 2.0), StageSeen("code", 400)),
+            stages=(StageSeen("general", 500, first, fifth, "file:///c/5", 3.0, 2.0), StageSeen("code", 400)),
             last_checkpoint=CheckpointSeen(5, 500, "file:///c/5", fifth),
         )
 
