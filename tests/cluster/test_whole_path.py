@@ -24,6 +24,8 @@ from arctic_cli.manifest import load_one
 from arctic_cluster import Cluster
 from arctic_cluster.manifests import restricted_namespace
 
+pytestmark = pytest.mark.timeout(900)  # a test may wait for a whole training
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMESPACE = "whole-path"
 BUDGETS = {"general": "200k", "enterprise": "120k", "reasoning": "120k"}
