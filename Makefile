@@ -4,16 +4,14 @@ SHELL := /bin/bash
 UV = $(or $(shell scripts/bootstrap.sh),$(error the set-up failed: see above))
 RUN = $(UV) run --frozen
 PHASE = scripts/phase.sh
-# Compiled once: else each of the many processes that the tests start compiles torch and DeepSpeed anew.
-export UV_COMPILE_BYTECODE = 1
 
-.PHONY: help setup demo test lint types contracts unit cluster-tests test-parity clean format
+.PHONY: help setup demo test lint types contracts unit cluster-tests parity test-parity bench clean format
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' Makefile
 
 setup: ## environment, cluster binaries, base image, corpus (done once, kept in the cache)
-	@$(PHASE) environment $(UV) sync --frozen --quiet
+	@UV_COMPILE_BYTECODE=1 $(PHASE) environment $(UV) sync --frozen --quiet  # else each process compiles torch anew
 	@$(PHASE) binaries $(RUN) arctic cluster build
 	@$(PHASE) corpus $(RUN) arctic corpus
 
@@ -42,8 +40,11 @@ unit:
 cluster-tests:
 	@$(RUN) pytest tests/cluster
 
-test-parity: setup ## compare the model with llama.cpp, in an environment of its own (builds it once: minutes)
+parity test-parity: setup ## compare the model with llama.cpp, in an environment of its own (builds it once: minutes)
 	@$(RUN) pytest tests/parity
+
+bench: ## every benchmark, whole (an hour): prints its tables and figures
+	@$(RUN) python -m benchmarks.demo
 
 format: ## rewrite the code in the house's format
 	@$(RUN) ruff check --fix . ; $(RUN) ruff format .
