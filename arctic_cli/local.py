@@ -6,7 +6,6 @@ The processes get the same world documents as pods do, with loopback for a netwo
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,10 +35,10 @@ from arctic_api.world import (
     run_folder,
 )
 from arctic_cli.manifest import load_one
+from arctic_cli.ports import LOOPBACK, free_ports
 from arctic_cluster.paths import default_volumes
 
 DEFAULT_NAMESPACE = "default"
-LOOPBACK = "127.0.0.1"
 
 
 def local_uid(namespace: str, name: str) -> str:
@@ -51,15 +50,6 @@ def local_mounts(template: WorkerTemplate | None, volumes: Path) -> list[Mount]:
     """Return where the claims of a template are on this machine."""
     claims: list[ClaimVolume] = (template.volumes if template else None) or []
     return [Mount(mount_path=claim.mount_path, path=str(volumes / claim.claim_name)) for claim in claims]
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface that nothing listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def training_worlds(manifest: dict[str, Any], volumes: Path, attempt: int, scratch: Path) -> list[TrainingWorld]:

@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arctic_api.inference import ArcticInferenceSpec
+from arctic_cli.ports import free_ports
 from arctic_operator.manifests import gateway
 from arctic_operator.manifests.gateway import (
     GatewayShape,
@@ -167,12 +168,6 @@ class Dns:
         self._socket.close()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("0.0.0.0", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -211,7 +206,7 @@ class Gateway:
 @contextmanager
 def run_gateway(folder: Path, *, leaders: int, requests_per_leader: int = 100) -> Iterator[Gateway]:
     """Run the configuration as it is built, but for its ports, its name server and shorter times."""
-    port, api_port, health_port = free_port(), free_port(), free_port()
+    port, api_port, health_port = free_ports(3)
     made = [Leader(f"127.0.0.{2 + index}") for index in range(leaders)]
     config = haproxy_config(GatewayShape(HOST, api_port, health_port, 16, requests_per_leader, 30))
     with ExitStack() as stack:

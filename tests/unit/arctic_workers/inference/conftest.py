@@ -1,6 +1,5 @@
 """A small random model with its tokenizer, and what the ranks of a local group are told."""
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_api.world import InferenceGroup, Ports
+from arctic_cli.ports import free_ports
 from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
@@ -69,8 +69,7 @@ def free_port() -> Callable[[], int]:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    return free_ports(1)[0]
 
 
 MakeGroup = Callable[..., list[InferenceGroup]]

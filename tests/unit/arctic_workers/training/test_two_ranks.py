@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from arctic_cli.ports import free_ports
 from arctic_model.config import ArcticConfig
 from arctic_model.model import ArcticModel
 from arctic_model.names import tensor_shapes
@@ -22,9 +22,7 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 
 
 def start(folder: Path, ranks: int, *parts: str) -> list["subprocess.Popen[bytes]"]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     shared = {
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
