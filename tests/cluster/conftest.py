@@ -2,6 +2,7 @@
 
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,8 +45,12 @@ def kubectl(cluster: Cluster) -> Callable[..., str]:
 
 @pytest.fixture
 def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace of the test's own: restricted, with the claims that workers mount."""
-    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:_LONGEST_NAME].strip("-")
+    """A namespace of the test's own: restricted, with the claims that workers mount.
+
+    The last one of a test with parameters may still be going, so the name has a part of its own.
+    """
+    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:_LONGEST_NAME].strip("-")
+    name = f"{words}-{zlib.crc32(request.node.nodeid.encode()):08x}"
     cluster.apply([restricted_namespace(name)])
     cluster.create_claims(name)
     yield name
