@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ NAMESPACE = "default"
 OPERATOR_NAMESPACE = "arctic-system"
 TRAINING_LIMIT_SECONDS = 900.0
 SERVING_LIMIT_SECONDS = 300.0
+ASKING_LIMIT_SECONDS = 60.0
 QUESTION = "CREATE TABLE"
 ROOT = Path(__file__).parents[1]
 
@@ -105,14 +107,23 @@ def forwarded(cluster: Cluster, service: str, port: int, namespace: str = NAMESP
 
 
 def ask(address: str, model: str, prompt: str) -> str:
-    """Return the completion of a prompt, asked through the OpenAI API."""
+    """Return the completion of a prompt, asked through the OpenAI API; asks again when told to, as its clients do."""
+    end = time.monotonic() + ASKING_LIMIT_SECONDS
     body = json.dumps({"model": model, "prompt": prompt, "max_tokens": 64, "temperature": 0}).encode()
     request = urllib.request.Request(  # noqa: S310 (an address of this machine)
         f"{address}/v1/completions", body, {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
-        text: str = json.load(answer)["choices"][0]["text"]
-        return text
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+                text: str = json.load(answer)["choices"][0]["text"]
+                return text
+        except urllib.error.HTTPError as error:
+            wait = float(error.headers.get("Retry-After", "nan"))
+            if not time.monotonic() + wait < end:
+                raise click.ClickException(f"{address} answers {error.code}: {error.read().decode()}") from error
+            click.echo(f"{address} answers {error.code}; asking again in {wait:.0f} s")
+            time.sleep(wait)
 
 
 def install_operator(cluster: Cluster) -> None:

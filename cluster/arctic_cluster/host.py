@@ -49,7 +49,7 @@ def restore() -> None:
         (_SYSCTL / name).write_text(value)
     if not before["kubelet"]:
         shutil.rmtree(_KUBELET, ignore_errors=True)
-    if not before["namespaces"] and not any(_NAMESPACES.glob("*")):
+    if not before.get("namespaces", True) and not any(_NAMESPACES.glob("*")):
         # iproute2 mounts the folder on itself.
         shell.attempt("umount", _NAMESPACES)
         _remove_if_empty(_NAMESPACES)
