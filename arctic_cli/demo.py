@@ -93,17 +93,16 @@ def _messages(status: dict[str, Any]) -> str:
 def forwarded(cluster: Cluster, service: str, port: int, namespace: str = NAMESPACE) -> Iterator[str]:
     """Yield the address at which this machine reaches a Service, by `kubectl port-forward`."""
     command = cluster.command("kubectl", "port-forward", "-n", namespace, f"service/{service}", f":{port}")
-    forward = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert forward.stdout is not None
-        line = forward.stdout.readline()
-        found = re.search(r"127\.0\.0\.1:(\d+)", line)
-        if not found:
-            raise click.ClickException(f"kubectl port-forward to {service} said {line!r}")
-        yield f"http://127.0.0.1:{found[1]}"
-    finally:
-        forward.terminate()
-        forward.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forward:
+        try:
+            assert forward.stdout is not None
+            line = forward.stdout.readline()
+            found = re.search(r"127\.0\.0\.1:(\d+)", line)
+            if not found:
+                raise click.ClickException(f"kubectl port-forward to {service} said {line!r}")
+            yield f"http://127.0.0.1:{found[1]}"
+        finally:
+            forward.terminate()
 
 
 def ask(address: str, model: str, prompt: str) -> str:
