@@ -176,8 +176,8 @@ def test_a_lost_training_pod_costs_an_attempt_and_drained_pods_never_make_a_succ
 def running_attempt(objects: Objects, name: str, attempt: int) -> dict[str, Any] | None:
     """The status once that attempt runs; a success on the way fails the test."""
     status = objects.status("atr", name)
-    assert status["state"] != "Succeeded", status
-    return status if status.get("attempt", 0) >= attempt and status["state"] == "Running" else None
+    assert status.get("state") != "Succeeded", status
+    return status if status.get("attempt", 0) >= attempt and status.get("state") == "Running" else None
 
 
 def test_a_name_used_again_starts_clean_and_children_go_without_the_operator(objects: Objects) -> None:
