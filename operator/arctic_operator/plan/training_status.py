@@ -53,9 +53,8 @@ def training_status(
     trouble = None if ended else trouble_of(pods)
     running = len(pods) == spec.parallelism.nodes and all(pod.phase == "Running" for pod in pods)
     ready = running and all(pod.ready_since for pod in pods)
-    state = _state(outlook, ready, trouble, observation if running else None)
-    if state == "Starting" and any(pod.phase == "Succeeded" for pod in pods):
-        state = "Finishing"
+    unheard = "Running" if ready else "Finishing" if any(pod.phase == "Succeeded" for pod in pods) else "Starting"
+    state = _state(outlook, unheard, trouble, observation if running else None)
     stages = _stages(spec, before, report, observation)
     checkpoint = _checkpoint(before, report, observation)
     job = next((job for job in seen.jobs if job.attempt == attempt), None)
@@ -88,14 +87,14 @@ def _observation(live: Live | None, uid: str, attempt: int) -> TrainingObservati
     return seen if matches and isinstance(seen, TrainingObservation) else None
 
 
-def _state(outlook: Outlook, ready: bool, trouble: Trouble | None, seen: TrainingObservation | None) -> str:
-    """Return the one word. While no worker has been heard, as after a restart of ours, the probes say how it stands."""
+def _state(outlook: Outlook, unheard: str, trouble: Trouble | None, seen: TrainingObservation | None) -> str:
+    """Return the one word. While no worker has been heard, as after a restart of ours, the pods say how it stands."""
     if outlook.state != "Running":
         return outlook.state
     if trouble:
         return trouble.reason
     if seen is None:
-        return "Running" if ready else "Starting"
+        return unheard
     named = {Phase.STARTING: "Starting", Phase.PAUSED: "Paused", Phase.EXPORTING: "Exporting", Phase.DONE: "Finishing"}
     return named.get(seen.phase, "Running")
 

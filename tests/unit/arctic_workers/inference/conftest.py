@@ -65,11 +65,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer)
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    return _free_port
-
-
-def _free_port() -> int:
-    return free_ports(1)[0]
+    return lambda: free_ports(1)[0]
 
 
 MakeGroup = Callable[..., list[InferenceGroup]]
@@ -80,7 +76,7 @@ def make_group(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Makes what each rank of a local group is told: the same but for its ports and its termination message."""
 
     def make(pipeline: int, **spec: object) -> list[InferenceGroup]:
-        rendezvous = _free_port()
+        rendezvous, *ports = free_ports(1 + 3 * pipeline)
         folder = tmp_path_factory.mktemp("group")
         manifest = {"model": {"uri": "file:///models/tiny"}, "parallelism": {"pipeline": pipeline}, **spec}
         return [
@@ -89,7 +85,12 @@ def make_group(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
                 name="tiny",
                 uid="0123456789abcdef",
                 hosts=["127.0.0.1"] * pipeline,
-                ports=Ports(control=_free_port(), metrics=_free_port(), rendezvous=rendezvous, http=_free_port()),
+                ports=Ports(
+                    control=ports[3 * rank],
+                    metrics=ports[3 * rank + 1],
+                    http=ports[3 * rank + 2],
+                    rendezvous=rendezvous,
+                ),
                 tls_folder=None,
                 termination_message=str(folder / f"rank{rank}.json"),
                 spec=ArcticInferenceSpec.model_validate(manifest),
