@@ -134,6 +134,8 @@ backend leaders
     balance leastconn
     option httpchk GET /readyz
     http-check expect status 200
+    # Above `inter`, which is the time to connect: a leader that is busy for a moment answers late, and is well.
+    timeout check 5s
     default-server check port {shape.health_port} inter 1s fall 2 rise 1 maxconn {shape.requests_per_leader}
     server-template leader 1-{shape.slots} {shape.leaders_host}:{shape.leaders_port} \
 resolvers cluster resolve-prefer ipv4 init-addr none

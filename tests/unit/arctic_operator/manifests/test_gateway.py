@@ -59,8 +59,9 @@ class Leader:
     def __init__(self, address: str) -> None:
         self.address = address
         self.ready = True
+        self.health_seconds = 0.0
+        self.checks = 0
         self.requests: list[bytes] = []
-        self.checked = threading.Event()
         self.next_chunk = threading.Event()
         self.release = threading.Event()
         self.servers: list[ThreadingHTTPServer] = []
@@ -81,9 +82,10 @@ class Leader:
     def _health(leader) -> type[BaseHTTPRequestHandler]:  # noqa: N805
         class Health(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                leader.checked.set()
+                time.sleep(leader.health_seconds)
                 self.send_response(200 if leader.ready and self.path == "/readyz" else 503)
                 self.end_headers()
+                leader.checks += 1
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -237,7 +239,7 @@ def run_gateway(folder: Path, *, leaders: int, requests_per_leader: int = 100) -
         wait_until(lambda: answers(running.metrics_url + "/healthz"), "the gateway's start")
         wait_until(lambda: running.up() == leaders, "the discovery of all leaders")
         for leader in made:
-            assert leader.checked.wait(PATIENCE)
+            wait_until(lambda leader=leader: leader.checks > 0, "a check")
         yield running
         for leader in made:
             leader.release.set()
@@ -328,6 +330,15 @@ def test_a_leader_that_is_gone_or_unready_gets_no_request_and_none_is_lost(hapro
         wait_until(lambda: running.post("/answer").status_code == 503, "leaving out an unready leader")
         kept.ready = True
         wait_until(lambda: running.post("/answer").status_code == 200, "its return")
+
+
+def test_a_leader_too_busy_to_answer_a_check_at_once_stays(haproxy: str, tmp_path: Path) -> None:
+    with run_gateway(tmp_path, leaders=1) as running:
+        busy = running.leaders[0]
+        busy.health_seconds = 0.3
+        before = busy.checks
+        wait_until(lambda: busy.checks >= before + 4, "slow checks")
+        assert running.post("/answer").text == busy.address
 
 
 def test_a_request_that_reached_a_leader_is_never_sent_twice(haproxy: str, tmp_path: Path) -> None:

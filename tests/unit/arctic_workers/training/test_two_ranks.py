@@ -147,8 +147,9 @@ def test_commands_are_answered_when_they_are_done(folder: Path) -> None:
     assert [reply["answer"] for reply in replies if reply.get("answer") == {}] == [{}, {}]
     assert [reply["refusal"] for reply in replies if "refusal" in reply] == ["This rank of a training can't profile."]
     committed = [reply["answer"] for reply in replies if reply.get("answer")]
-    assert [answer["step"] for answer in committed] == [3, 5]
-    assert [answer["uri"][-10:] for answer in committed] == ["0000000003", "0000000005"]
+    # Asked for at step 5; the one that is due at 6 may be committed before the answer is given, and names the newest.
+    assert [answer["step"] for answer in committed] in ([3, 5], [3, 6])
+    assert [int(answer["uri"][-10:]) for answer in committed] == [answer["step"] for answer in committed]
     assert read(folder, "paused", 1)["replies"] == [{"refusal": "This rank of a training can't checkpoint."}]
 
 
