@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from arctic_api.world import Label
 from arctic_cluster import Cluster
 
 T = TypeVar("T")
@@ -52,16 +53,38 @@ class Objects:
         return status
 
     def pods(self, name: str, kind: str = "ArcticTraining") -> list[dict[str, Any]]:
-        """Return the worker pods of a custom resource."""
-        return self.labelled("pods", f"arctic.dev/name={name},arctic.dev/kind={kind},arctic.dev/role!=gateway")
+        """Return the worker pods of a custom resource, in the order of their names."""
+        selector = f"{Label.NAME}={name},{Label.KIND}={kind},{Label.ROLE}!=gateway"
+        return sorted(self.labelled("pods", selector), key=lambda pod: str(pod["metadata"]["name"]))
 
-    def state(self, kind: str, name: str, state: str, limit: float = 240) -> dict[str, Any]:
-        """Return the status once its state is `state`; a training that fails meanwhile ends the wait."""
+    def eventually(self, what: str, look: Callable[[], T | None], limit: float = 120) -> T:
+        """Wait as the function of that name does; a failure shows what is in the namespace."""
+        try:
+            return eventually(what, look, limit)
+        except AssertionError as error:
+            there = self.kubectl("get", "arctic,jobs,statefulsets,pods", "-o", "wide")
+            raise AssertionError(f"{error}\n{there}") from error
+
+    def state(self, kind: str, name: str, *states: str, limit: float = 240) -> dict[str, Any]:
+        """Return the status once its state is one of `states`; a failure that is none of them ends the wait."""
 
         def look() -> dict[str, Any] | None:
             status = self.status(kind, name)
-            if status.get("state") == "Failed" != state:
+            state = status.get("state")
+            if state == "Failed" and state not in states:
                 raise AssertionError(f"{kind} {name} failed: {json.dumps(status.get('conditions'))}")
-            return status if status.get("state") == state else None
+            return status if state in states else None
 
-        return eventually(f"{kind} {name} {state}", look, limit)
+        return self.eventually(f"{kind} {name} is {' or '.join(states)}", look, limit)
+
+
+def is_ready(pod: dict[str, Any]) -> bool:
+    """Whether a pod is ready and not on its way out."""
+    conditions = {each["type"]: each["status"] for each in pod["status"].get("conditions", ())}
+    return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
+
+
+def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return one condition of a status; empty before it has it."""
+    found: dict[str, Any] = next((each for each in status.get("conditions", ()) if each["type"] == kind), {})
+    return found
