@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from stand_in import placed
 
 from arctic_cli.demo import install_operator
 from arctic_cluster import Cluster
@@ -15,6 +16,12 @@ from arctic_cluster.manifests import restricted_namespace
 
 _CLUSTER = "test"
 _LONGEST_NAME = 40
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long the campaign of test_chaos.py is."""
+    parser.addoption("--faults", type=int, default=10, help="faults that the campaign inflicts")
+    parser.addoption("--seed", type=int, default=1, help="seed of their order")
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +42,13 @@ def operator(cluster: Cluster) -> Cluster:
     """The cluster with the chart installed, once for the session: the operator serves all namespaces."""
     install_operator(cluster)
     return cluster
+
+
+@pytest.fixture(scope="session")
+def stand_in(operator: Cluster) -> Iterator[None]:
+    """The stand-in worker, where the pods see it."""
+    with placed(operator):
+        yield
 
 
 @pytest.fixture

@@ -2,129 +2,16 @@
 real, and so are the pods; a cheap stand-in runs in them where the lifecycle alone is in question."""
 
 import json
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from objects import Objects, condition, is_ready
-from ruamel.yaml import YAML
+from objects import condition, is_ready
+from stand_in import StandIns
 
 from arctic_api.world import Label
 from arctic_cluster import Cluster
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-STAND_IN = "operator-test"
-CORPUS = "/var/lib/arctic/corpus"
 OPERATOR = ("-n", "arctic-system", "deployment/arctic-operator")
-PATIENCE = 90.0
-
-WORKER = """
-import http.server, json, os, signal, socket, sys, threading, time
-
-class Probe(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"ok")
-
-    def log_message(self, *arguments):
-        pass
-
-world = json.loads(os.environ["ARCTIC_WORLD"])
-rank = int(os.environ["ARCTIC_NODE_RANK"])
-for port in (9441, 8000):
-    server = http.server.ThreadingHTTPServer(("", port), Probe)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-
-def report(**content):
-    with open(world["terminationMessage"], "w") as file:
-        json.dump(content, file)
-
-def stop(*_):
-    report(outcome="interrupted", epoch=world.get("epoch", 0))
-    os._exit(int(os.environ.get("EXIT_WHEN_TOLD", "75")))
-
-signal.signal(signal.SIGTERM, stop)
-assert set(os.listdir("/etc/arctic/tls")) >= {"tls.crt", "tls.key", "ca.crt"}
-open(os.environ["HOME"] + "/writable", "w").close()
-
-def known(host):
-    try:
-        return socket.gethostbyname(host)
-    except OSError:
-        return None
-
-while not all(map(known, world["hosts"])):
-    time.sleep(1)
-time.sleep(float(os.environ.get("SECONDS", "3600")))
-code = int(os.environ.get("EXIT_CODE", "0"))
-if code == 64:
-    report(outcome="refused", reason="UnknownColumn", message="books.jsonl has no column 'text'")
-elif code == 0 and rank == 0:
-    report(outcome="succeeded", exportUri="file:///export", step=7, tokens=70, loss=1.25, epoch=world["epoch"])
-sys.exit(code)
-"""
-
-
-@pytest.fixture(scope="module")
-def stand_in(operator: Cluster) -> Iterator[None]:
-    """The stand-in worker, where the pods see it."""
-    folder = operator.volumes / "arctic-corpus" / STAND_IN / "arctic_workers"
-    modules = [folder / name for name in ("training.py", "inference.py")]
-    folder.mkdir(parents=True, exist_ok=True)
-    for module in [folder / "__init__.py", *modules]:
-        module.write_text(WORKER if module in modules else "")
-    yield
-    for module in [folder / "__init__.py", *modules]:
-        module.unlink()
-    subprocess.run(["rm", "-rf", folder.parent], check=True)
-
-
-class StandIns(Objects):
-    """A namespace with custom resources in whose pods the stand-in runs."""
-
-    def apply_example(
-        self,
-        example: str,
-        name: str,
-        environment: dict[str, str] | None = None,
-        affinity: dict[str, Any] | None = None,
-        **spec: Any,
-    ) -> None:
-        """Apply an example under a name; `affinity` is its template's."""
-        manifest = YAML(typ="safe").load(EXAMPLES / example)
-        manifest["metadata"]["name"] = name
-        variables = {"PYTHONPATH": f"{CORPUS}/{STAND_IN}"} | (environment or {})
-        manifest["spec"] |= spec | {
-            "template": {
-                "environment": [{"name": key, "value": value} for key, value in variables.items()],
-                "volumes": [{"claimName": "arctic-corpus", "mountPath": CORPUS}],
-                "affinity": affinity or {},
-            }
-        }
-        self.apply(manifest)
-
-    def train(self, name: str, environment: dict[str, str] | None = None, **spec: Any) -> None:
-        """Apply a training."""
-        restart = {"limit": 1, "backoff": {"initial": "1s", "max": "1s"}}
-        self.apply_example("tiny-training.yaml", name, environment, **{"restart": restart} | spec)
-
-    def serve(self, name: str, environment: dict[str, str] | None = None, **spec: Any) -> None:
-        """Apply a service."""
-        model = {"uri": f"file://{CORPUS}/{STAND_IN}"}
-        rollout = {"drainTimeout": "2s"}
-        self.apply_example("tiny-inference.yaml", name, environment, **{"model": model, "rollout": rollout} | spec)
-
-    def running(self, name: str, attempt: int, pods: int = 2, limit: float = PATIENCE) -> list[dict[str, Any]]:
-        """The pods of an attempt of a training once all run and are ready."""
-
-        def ready() -> list[dict[str, Any]] | None:
-            world = [pod for pod in self.pods(name) if pod["metadata"]["labels"].get(Label.ATTEMPT) == str(attempt)]
-            return world if len(world) == pods and all(map(is_ready, world)) else None
-
-        return self.eventually(f"attempt {attempt} of {name} runs", ready, limit)
 
 
 @pytest.fixture
@@ -154,7 +41,7 @@ def test_a_deleted_pod_is_followed_by_the_next_attempt_and_does_not_count(object
 
 
 @pytest.mark.parametrize("code", ["75", "0"])
-def test_draining_both_pods_never_makes_it_succeeded(objects: Objects, code: str) -> None:
+def test_draining_both_pods_never_makes_it_succeeded(objects: StandIns, code: str) -> None:
     objects.train("tiny", {"EXIT_WHEN_TOLD": code})
     pods = [pod["metadata"]["name"] for pod in objects.running("tiny", 1)]
     objects.kubectl("delete", "pod", *pods, "--wait=false")

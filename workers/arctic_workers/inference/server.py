@@ -72,7 +72,6 @@ class Api:
         self._model = model
         self._created = int(time.time())
         self._vocabulary = vocabulary
-        self._most_waiting = most_waiting
         routes = [
             Route("/health", self._health),
             Route("/v1/models", self._models),
@@ -85,7 +84,8 @@ class Api:
             HTTPException: _refuse_route,
             Exception: _break,
         }
-        self.app: ASGIApp = _Doorkeeper(Starlette(routes=routes, exception_handlers=handlers), gate)
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        self.app: ASGIApp = _Doorkeeper(app, gate, engine, most_waiting)
 
     async def _health(self, request: Request) -> Response:  # noqa: ARG002
         return Response(status_code=200 if self._engine.ready else 503)
@@ -186,10 +186,6 @@ class Api:
     ) -> Response:
         if not self._engine.ready:
             raise ApiError(503, "The engine is not ready", code="not_ready", retry=RETRY_AFTER_DRAINING)
-        if self._engine.stats().waiting >= self._most_waiting:
-            raise ApiError(
-                429, "Too many requests wait already; try again later", code="queue_full", retry=RETRY_AFTER_BUSY
-            )
         pieces = self._answers.generate(engines.Request(tuple(prompt), sampling), asked.stops)
         if asked.stream:
             events = _events(pieces, form, len(prompt), includes_usage=asked.includes_usage)
@@ -289,11 +285,16 @@ async def _break(request: Request, error: Exception) -> Response:  # noqa: ARG00
 
 
 class _Doorkeeper:
-    """Turns away what the gate does not admit, and has connections closed while it drains."""
+    """Turns away what the gate does not admit and what comes when too many wait, and has connections closed while the
+    gate drains. Requests count from their first byte on, so that a burst can't slip through before the engine has it.
+    """
 
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, engine: Engine, most_waiting: int) -> None:
         self._app = app
         self._gate = gate
+        self._engine = engine
+        self._most_waiting = most_waiting
+        self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -306,11 +307,25 @@ class _Doorkeeper:
                 message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
-        if self._gate.admits(scope.get("client")):
-            await self._app(scope, receive, send_closing)
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            response = await _refuse(Request(scope), refusal)
+            await response(scope, receive, send_closing)
             return
-        refusal = ApiError(
-            503, "This server is ending; the request was not begun", code="draining", retry=RETRY_AFTER_DRAINING
-        )
-        response = await _refuse(Request(scope), refusal)
-        await response(scope, receive, send_closing)
+        generates = scope["method"] == "POST"
+        self._inside += generates
+        try:
+            await self._app(scope, receive, send_closing)
+        finally:
+            self._inside -= generates
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        if not self._gate.admits(scope.get("client")):
+            return ApiError(
+                503, "This server is ending; the request was not begun", code="draining", retry=RETRY_AFTER_DRAINING
+            )
+        if scope["method"] == "POST" and self._inside - self._engine.stats().running >= self._most_waiting:
+            return ApiError(
+                429, "Too many requests wait already; try again later", code="queue_full", retry=RETRY_AFTER_BUSY
+            )
+        return None
