@@ -5,7 +5,12 @@ UV = $(or $(shell scripts/bootstrap.sh),$(error the set-up failed: see above))
 RUN = $(UV) run --frozen
 PHASE = scripts/phase.sh
 
-.PHONY: help setup demo test lint types contracts unit cluster-tests parity test-parity bench clean format
+.PHONY: help setup demo test lint types contracts unit cluster-tests chaos soak parity test-parity bench clean format
+
+# Of the long campaigns: `make chaos SEED=7 FAULTS=50`.
+SEED ?= 1
+FAULTS ?= 200
+REQUESTS ?= 5000
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +44,12 @@ unit:
 
 cluster-tests:
 	@$(RUN) pytest tests/cluster
+
+chaos: setup ## inflict faults on the operator and the cluster under it, long (20 minutes)
+	@$(RUN) pytest -q tests/cluster/test_chaos.py --faults $(FAULTS) --seed $(SEED)
+
+soak: setup ## send an inference group good, bad and broken-off requests, long (10 minutes)
+	@$(RUN) pytest -q tests/unit/arctic_workers/inference/test_group.py -k traffic --requests $(REQUESTS) --seed $(SEED)
 
 parity test-parity: setup ## compare the model with llama.cpp, in an environment of its own (builds it once: minutes)
 	@$(RUN) pytest tests/parity

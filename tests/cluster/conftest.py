@@ -18,12 +18,6 @@ _CLUSTER = "test"
 _LONGEST_NAME = 40
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """How long the campaign of test_chaos.py is."""
-    parser.addoption("--faults", type=int, default=10, help="faults that the campaign inflicts")
-    parser.addoption("--seed", type=int, default=1, help="seed of their order")
-
-
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A fresh cluster, started on first use and ended with the session; a second session waits for the first."""

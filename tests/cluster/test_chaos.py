@@ -17,7 +17,7 @@ def test_faults_break_no_invariant_and_everything_comes_to_where_its_manifest_sa
         with capsys.disabled():
             print(line, flush=True)
 
-    faults, seed = (int(pytestconfig.getoption(name)) for name in ("--faults", "--seed"))
+    faults, seed = pytestconfig.getoption("--faults"), pytestconfig.getoption("--seed")
     say(f"\nseed {seed}, {faults} faults")
     outcome = Campaign(StandIns(operator, namespace), seed, say).run(faults)
     say(json.dumps(outcome.figures()))

@@ -1,12 +1,9 @@
 """Real groups of two processes, over HTTP: what clients, the kubelet and the operator see."""
 
 import asyncio
-import os
+import json
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +11,11 @@ import grpc
 import httpx
 import openai
 import pytest
+from groups import Group, until
 from openai.types import Completion
+from soak import Soak
 
-from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, InferenceGroup
+from arctic_api.world import InferenceGroup
 from arctic_rpc import control_pb2, control_pb2_grpc
 from arctic_workers.inference.engine import Request, Sampling
 from arctic_workers.inference.native.engine import NativeEngine
@@ -26,48 +25,6 @@ from arctic_workers.inference.text import Text
 
 MakeGroup = Callable[..., list[InferenceGroup]]
 PROMPTS = ["The operator", "Each pod is told everything; a group answers", "x", "Größe"]
-
-
-class Group:
-    """The processes of one group."""
-
-    def __init__(self, worlds: list[InferenceGroup]) -> None:
-        self.worlds = worlds
-        self.processes = [self._start(world, rank) for rank, world in enumerate(worlds)]
-
-    def _start(self, world: InferenceGroup, rank: int) -> subprocess.Popen[bytes]:
-        told = {WORLD_VARIABLE: world.model_dump_json(by_alias=True), NODE_RANK_VARIABLE: str(rank)}
-        environment = os.environ | told | {"OMP_NUM_THREADS": "1"}
-        with Path(f"{world.termination_message}.log").open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "arctic_workers.inference"], env=environment, stderr=log, stdout=log
-            )
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.worlds[0].ports.http}"
-
-    def ready(self, rank: int) -> bool:
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.worlds[rank].ports.metrics}/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def wait_until_ready(self) -> None:
-        while not all(self.ready(rank) for rank in range(len(self.worlds))):
-            assert all(process.poll() is None for process in self.processes), self.logs()
-            time.sleep(0.1)
-
-    def metrics(self) -> str:
-        return httpx.get(f"http://127.0.0.1:{self.worlds[0].ports.metrics}/metrics").text
-
-    def logs(self) -> str:
-        return "\n".join(Path(f"{world.termination_message}.log").read_text() for world in self.worlds)
-
-    def end(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -192,28 +149,11 @@ async def test_errors_are_openais(client: openai.AsyncOpenAI, group: Group) -> N
     assert (await client.models.retrieve("tiny")).id == "tiny"
 
 
-async def metric(group: Group, name: str) -> float:
-    text = await asyncio.to_thread(group.metrics)
-    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"arctic_inference_{name} "))
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    while not await condition():  # noqa: ASYNC110 - what is waited for is in another process
-        await asyncio.sleep(0.05)
-
-
 async def until_busy(group: Group) -> None:
     async def busy() -> bool:
-        return await metric(group, "requests_running") > 0
+        return await group.metric("requests_running") > 0
 
     await until(busy)
-
-
-async def until_idle(group: Group) -> None:
-    async def idle() -> bool:
-        return await metric(group, "requests_running") + await metric(group, "requests_waiting") == 0
-
-    await until(idle)
 
 
 async def test_a_client_that_leaves_ends_its_request(client: openai.AsyncOpenAI, group: Group) -> None:
@@ -221,12 +161,25 @@ async def test_a_client_that_leaves_ends_its_request(client: openai.AsyncOpenAI,
     stream = await client.completions.create(**asked, stream=True)
     await anext(aiter(stream))
     await stream.close()
-    await until_idle(group)
+    await group.until_idle()
     whole = asyncio.create_task(client.completions.create(**asked))
     await until_busy(group)
     whole.cancel()
-    await until_idle(group)
-    assert await metric(group, 'requests_total{outcome="cancelled"}') == 2
+    await group.until_idle()
+    assert await group.metric('requests_total{outcome="cancelled"}') == 2
+
+
+@pytest.mark.timeout(0)  # as long as the traffic that is asked for takes
+async def test_traffic_of_every_kind_is_answered_and_leaves_nothing_behind(
+    group: Group, pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Short here; `make soak` runs it long."""
+    soaked = await Soak(group, pytestconfig.getoption("--seed")).run(pytestconfig.getoption("--requests"))
+    with capsys.disabled():
+        print(json.dumps(soaked.figures()), flush=True)
+    assert soaked.answered > 0
+    assert (soaked.failed_wellformed, soaked.changed, soaked.wrongly_refused) == ([], [], [])
+    assert soaked.cache_left == 0
 
 
 async def first_refusal(asked: list[asyncio.Task[Completion]]) -> openai.RateLimitError:
@@ -249,7 +202,7 @@ async def test_a_queue_that_is_too_long_is_refused(client: openai.AsyncOpenAI, g
     for task in asked:
         task.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
-    await until_idle(group)
+    await group.until_idle()
 
 
 def test_metrics_and_state_tell_what_the_group_does(group: Group) -> None:
