@@ -132,3 +132,10 @@ def test_an_unreadable_owner_is_refused_rather_than_overwritten(store: Checkpoin
         store.claim("uid-1")
     owner.write_text(json.dumps({"uid": "uid-1"}))
     store.claim("uid-1")
+
+
+def test_a_store_that_can_not_be_written_is_refused_with_what_to_do() -> None:
+    with pytest.raises(Refused) as refused:
+        CheckpointStore(Path("/sys/run"), 1).claim("uid-1")  # where not even root may make a folder
+    assert refused.value.reason == "StoreNotWritable"
+    assert refused.value.message.startswith("/sys/run can't be written by user ")

@@ -4,8 +4,10 @@ Fencing needs no lock. Everything is written below staging/EPOCH, and a claim mo
 epochs away; so the rename that commits is itself the compare-and-set: under a stale epoch its source no longer exists.
 """
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +95,19 @@ class CheckpointStore:
     def claim(self, uid: str) -> None:
         """Take the store for this epoch, so that no older one can commit any more.
 
-        Raises `Refused` if another object's uid owns the folder, `Fenced` if a newer epoch has claimed it.
+        Raises `Refused` if the folder can't be written or another object's uid owns it, `Fenced` if a newer epoch has
+        claimed it.
         """
-        self._checkpoints.mkdir(parents=True, exist_ok=True)
-        self._staging.mkdir(exist_ok=True)
-        self._check_owner(uid)
-        self._move_away(self._own)
-        self._own.mkdir()
+        try:
+            self._take(uid)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise Refused(
+                "StoreNotWritable",
+                f"{error.filename} can't be written by user {os.getuid()} ({error.strerror}): give the volume of "
+                "checkpoint.volume to that user, or name another claim there",
+            ) from error
         # Of two claims at once, the later listing sees both folders: either it gives up or it moves the older away.
         for folder in sorted(self._staging.glob("[0-9]*")):
             if folder.name > self._own.name:
@@ -107,6 +115,13 @@ class CheckpointStore:
             if folder.name < self._own.name:
                 self._move_away(folder)
         sync_folder(self._staging)
+
+    def _take(self, uid: str) -> None:
+        self._checkpoints.mkdir(parents=True, exist_ok=True)
+        self._staging.mkdir(exist_ok=True)
+        self._check_owner(uid)
+        self._move_away(self._own)
+        self._own.mkdir()
 
     def _check_owner(self, uid: str) -> None:
         path = self.run_folder / OWNER
