@@ -159,7 +159,7 @@ def demo() -> None:
     click.echo(
         f"""
 The cluster keeps running. To look further:
-  export KUBECONFIG={cluster.kubeconfig}
+  export KUBECONFIG={cluster.kubeconfig} PATH={cluster.binaries}:$PATH
   kubectl get arctic -w                                   # both kinds
   kubectl describe arctictraining tiny                    # stages, conditions, checkpoints
   kubectl explain arctictraining.spec.curriculum

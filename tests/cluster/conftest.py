@@ -3,16 +3,18 @@
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from kubernetes.aio import client, config
 from stand_in import placed
 
 from arctic_cli.demo import install_operator
 from arctic_cluster import Cluster
 from arctic_cluster.files import locked
 from arctic_cluster.manifests import restricted_namespace
+from arctic_operator.cluster import Cluster as OperatorCluster
 
 _CLUSTER = "test"
 _LONGEST_NAME = 40
@@ -63,3 +65,12 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
     cluster.create_claims(name)
     yield name
     cluster.delete_namespace(name, wait=False)
+
+
+@pytest.fixture
+async def calls(cluster: Cluster) -> AsyncIterator[OperatorCluster]:
+    """The operator's calls of the API server, made by an administrator."""
+    configuration = client.Configuration()
+    await config.load_kube_config(str(cluster.kubeconfig), client_configuration=configuration)
+    async with client.ApiClient(configuration) as api:
+        yield OperatorCluster(api)
