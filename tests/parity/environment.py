@@ -44,9 +44,11 @@ def interpreter() -> Path:
 
 
 def _build(folder: Path) -> None:
-    uv = shutil.which("uv")
+    uv = os.environ.get("UV") or shutil.which("uv")
     if uv is None:
-        raise RuntimeError("parity needs uv on PATH to build llama.cpp's environment: pip install uv")
+        raise RuntimeError("uv is missing: `make parity` brings it")
+    if shutil.which("c++") is None:
+        raise RuntimeError("llama.cpp is built from source: apt-get install --no-install-recommends g++")
     environment = {**os.environ, "CMAKE_ARGS": " ".join(CMAKE_ARGUMENTS), "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
     subprocess.run([uv, "venv", "--clear", "--python", sys.executable, str(folder)], check=True)
     install = ["nice", uv, "pip", "install", "--python", str(folder / "bin" / "python"), *REQUIREMENTS]

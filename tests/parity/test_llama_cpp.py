@@ -1,97 +1,53 @@
 """Our forward pass against llama.cpp's on random checkpoints of unusual sizes, in fp32."""
 
-from __future__ import annotations
-
+import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from parity import CASES, GREEDY_TOKENS, KEPT, KEPT_CASES, ROUNDING, greedy, logits_of, prompt_of, random_checkpoint
 
-from arctic_model.config import ArcticConfig
-from arctic_model.initialization import init_weights
-from arctic_model.model import ArcticModel
-from arctic_model.weights import load_weights, save_model
-
-COMMON = {"moe_layer_frequency": 1, "max_position_embeddings": 256, "initializer_range": 0.15}
-CASES = {
-    "odd head count, one key-value head": {
-        "hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "num_hidden_layers": 3,
-        "intermediate_size": 24, "num_local_experts": 5, "num_experts_per_tok": 2, "vocab_size": 131,
-    },
-    "head of ten, three experts a token, another base": {
-        "hidden_size": 60, "num_attention_heads": 6, "num_key_value_heads": 2, "num_hidden_layers": 2,
-        "intermediate_size": 13, "num_local_experts": 7, "num_experts_per_tok": 3, "vocab_size": 257,
-        "rope_theta": 100000.0, "rms_norm_eps": 1e-3,
-    },
-    "no grouping, one tiny expert a token": {
-        "hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 5, "num_hidden_layers": 4,
-        "intermediate_size": 3, "num_local_experts": 2, "num_experts_per_tok": 1, "vocab_size": 97,
-    },
-    "all experts, wider than hidden": {
-        "hidden_size": 32, "num_attention_heads": 1, "num_key_value_heads": 1, "num_hidden_layers": 1,
-        "intermediate_size": 72, "num_local_experts": 4, "num_experts_per_tok": 4, "vocab_size": 64,
-    },
-    "the published ratios": {
-        "hidden_size": 112, "num_attention_heads": 14, "num_key_value_heads": 2, "num_hidden_layers": 5,
-        "intermediate_size": 76, "num_local_experts": 128, "num_experts_per_tok": 2, "vocab_size": 500,
-    },
-    "linear positions": {
-        "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2,
-        "intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 128,
-        "rope_scaling": {"type": "linear", "factor": 3.0},
-    },
-    "yarn positions": {
-        "hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3, "num_hidden_layers": 2,
-        "intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 128,
-        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
-    },
-}  # fmt: skip
-PROMPT_TOKENS = 53
-GREEDY_TOKENS = 64
-ROUNDING = 2e-5
-"""Of the greatest logit: sums in another order; 3e-6 is the most that was seen."""
+Answer = dict[str, Any]
 
 
-def random_checkpoint(config: ArcticConfig, folder: Path) -> ArcticModel:
-    """Write random weights, norms away from 1 so that each one's place matters, and read them back."""
-    model = ArcticModel(config)
-    init_weights(model, seed=7)
-    generator = torch.Generator().manual_seed(8)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    save_model(model, folder, max_shard_bytes=200_000)
-    with torch.device("meta"):
-        loaded = ArcticModel(config)
-    load_weights(loaded, folder)
-    return loaded
+@pytest.fixture
+def ask(llama_cpp: list[str], tmp_path: Path) -> Callable[[Path, list[int]], Answer]:
+    """Asks llama.cpp about a checkpoint."""
+
+    def run(checkpoint: Path, prompt: list[int]) -> Answer:
+        np.save(tmp_path / "prompt.npy", prompt)
+        out = tmp_path / "out.npz"
+        command = [*llama_cpp, checkpoint, tmp_path / "prompt.npy", str(GREEDY_TOKENS), out]
+        subprocess.run(command, check=True)
+        return dict(np.load(out))
+
+    return run
 
 
-def greedy(model: ArcticModel, prompt: list[int], count: int) -> list[int]:
-    tokens = list(prompt)
-    while len(tokens) < len(prompt) + count:
-        tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
-    return tokens[len(prompt) :]
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_greedy_tokens_equal_those_of_llama_cpp(
+    case: str, ask: Callable[[Path, list[int]], Answer], tmp_path: Path
+) -> None:
+    model = random_checkpoint(case, tmp_path / "checkpoint")
+    prompt = prompt_of(model)
+    theirs, logits = ask(tmp_path / "checkpoint", prompt), logits_of(model, prompt)
+    assert np.abs(logits - theirs["logits"]).max() <= ROUNDING * np.abs(logits).max()
+    assert greedy(model, prompt) == theirs["greedy"].tolist()
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_logits_and_greedy_tokens_equal_those_of_llama_cpp(case, llama_cpp, tmp_path):
-    config = ArcticConfig.from_dict({**ArcticConfig().to_dict(), **COMMON, **case})
-    model = random_checkpoint(config, tmp_path / "checkpoint")
-    prompt = np.random.default_rng(9).integers(config.vocab_size, size=PROMPT_TOKENS)
-    np.save(tmp_path / "prompt.npy", prompt)
-    out = tmp_path / "out.npz"
-    command = [*llama_cpp, tmp_path / "checkpoint", tmp_path / "prompt.npy", str(GREEDY_TOKENS), out]
-    subprocess.run(command, check=True)
-    theirs = np.load(out)
-
-    with torch.inference_mode():
-        logits = model(torch.from_numpy(prompt)[None])[0].numpy()
-        ours = greedy(model, prompt.tolist(), GREEDY_TOKENS)
-
-    scale = np.abs(logits).max()
-    assert np.abs(logits - theirs["logits"]).max() <= ROUNDING * scale
-    assert ours == theirs["greedy"].tolist()
+def test_the_kept_answers_are_llama_cpps(ask: Callable[[Path, list[int]], Answer], tmp_path: Path) -> None:
+    answers = {}
+    for case in KEPT_CASES:
+        theirs = ask(tmp_path / case, prompt_of(random_checkpoint(case, tmp_path / case)))
+        answers[case] = {
+            "logits": [round(float(logit), 7) for logit in theirs["logits"][-1]],
+            "greedy": theirs["greedy"].tolist(),
+        }
+    said = json.dumps(answers, indent=1) + "\n"
+    if not KEPT.exists():
+        KEPT.write_text(said)
+        pytest.fail(f"{KEPT.name} was missing and is written: look at it, and commit it")
+    assert KEPT.read_text() == said, f"delete {KEPT.name} and run this again"
