@@ -26,9 +26,9 @@ class Edge:
     def __init__(self, calls: Calls, objects: Objects) -> None:
         self.calls, self.objects = calls, objects
         self.now = datetime.now(UTC)
-        # The installed operator makes nothing for a training whose mixture names a source that is not there.
+        # The installed operator makes nothing for a training that is suspended.
         manifest = copy.deepcopy(load_one(EXAMPLES / "tiny-training.yaml", "ArcticTraining"))
-        manifest["spec"]["curriculum"]["stages"][0]["mixture"] = {"nowhere": 1.0}
+        manifest["spec"]["suspend"] = True
         objects.apply(manifest)
         self.identity = identity_of(objects.get("arctictraining", "tiny"))
 

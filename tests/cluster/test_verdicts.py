@@ -44,16 +44,26 @@ class Server:
     def update_refusal(self, old: dict[str, Any], new: dict[str, Any]) -> str | None:
         """Return why it refuses to replace a manifest by another, None if it would."""
         where, name = self._where(old), old["metadata"]["name"]
-        stored = self._objects.create_namespaced_custom_object(*where, old)
+        self._objects.create_namespaced_custom_object(*where, old)
         try:
-            changed = apply_changes(new, {"metadata.resourceVersion": stored["metadata"]["resourceVersion"]})
-            return self._reason(
-                lambda: self._objects.replace_namespaced_custom_object(
-                    *where, name, changed, dry_run="All", field_validation="Strict"
-                )
-            )
+            return self._reason(lambda: self._replace(where, name, new))
         finally:
             self._objects.delete_namespaced_custom_object(*where, name)
+
+    def _replace(self, where: tuple[str, str, str, str], name: str, new: dict[str, Any]) -> None:
+        """Replace an object for a trial; again where the operator has written its status meanwhile."""
+        while True:
+            version = self._objects.get_namespaced_custom_object(*where, name)["metadata"]["resourceVersion"]
+            changed = apply_changes(new, {"metadata.resourceVersion": version})
+            try:
+                self._objects.replace_namespaced_custom_object(
+                    *where, name, changed, dry_run="All", field_validation="Strict"
+                )
+            except ApiException as error:
+                if error.status != HTTPStatus.CONFLICT:
+                    raise
+            else:
+                return
 
     @staticmethod
     def _where(manifest: dict[str, Any]) -> tuple[str, str, str, str]:

@@ -61,7 +61,7 @@ def trained(objects: Objects) -> dict[str, Any]:
     eventually("first steps", lambda: objects.status("atr", "whole").get("step"), 180)
     before = {pod["metadata"]["uid"] for pod in objects.pods("whole")}
     objects.cluster.kubectl("delete", "pod", "-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/name=arctic-operator")
-    objects.state("atr", "whole", "Succeeded", 300)
+    objects.state("atr", "whole", "Succeeded", limit=300)
     assert {pod["metadata"]["uid"] for pod in objects.pods("whole")} == before, (
         "the operator's end disturbed the workers"
     )
@@ -166,7 +166,7 @@ def test_a_lost_training_pod_costs_an_attempt_and_drained_pods_never_make_a_succ
     objects.kubectl("delete", "pod", "--wait=false", *[pod["metadata"]["name"] for pod in objects.pods("lost")])
     drained = eventually("attempt 3 has begun", lambda: running_attempt(objects, "lost", 3), 180)
     assert drained["step"] >= resumed["step"]
-    done = objects.state("atr", "lost", "Succeeded", 240)
+    done = objects.state("atr", "lost", "Succeeded", limit=240)
     assert done["attempt"] == 3
     assert done["tokens"] >= 300_000
     folder = host_folder(objects, done["export"]["uri"])
