@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -37,8 +38,16 @@ def worlds(cluster: Cluster, namespace: str) -> dict[str, tuple[str, int]]:
     return {each["name"]: (each["uid"], each["generation"]) for each in found}
 
 
-def operator_logs(cluster: Cluster, namespace: str) -> str:
-    return cluster.kubectl("logs", "-n", namespace, "-l", "app.kubernetes.io/name=arctic-operator", "--tail=-1")
+@pytest.fixture
+def since() -> str:
+    """The moment before the test, and before the fixtures that are named after this one."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def operator_logs(cluster: Cluster, namespace: str, since: str) -> str:
+    """Return what the operator has said since a moment: an API server that is starting refuses everything."""
+    selector = ("-l", "app.kubernetes.io/name=arctic-operator")
+    return cluster.kubectl("logs", "-n", namespace, *selector, "--tail=-1", f"--since-time={since}")
 
 
 @contextmanager
@@ -65,10 +74,10 @@ def test_the_release_passes_its_own_test(operator: Cluster) -> None:
     assert "Succeeded" in tested
 
 
-def test_its_rights_are_enough_to_serve_a_resource(operator: Cluster, service: str) -> None:
+def test_its_rights_are_enough_to_serve_a_resource(operator: Cluster, since: str, service: str) -> None:
     (seen,) = listed(operator, "arcticinferences", service)
     assert seen["status"]["url"] == f"http://demo.{service}.svc:8000"
-    assert "is forbidden: User" not in operator_logs(operator, OPERATOR_NAMESPACE)
+    assert "is forbidden: User" not in operator_logs(operator, OPERATOR_NAMESPACE, since)
 
 
 def test_an_upgrade_renews_the_operator_and_leaves_worlds_alone(operator: Cluster, service: str) -> None:
@@ -100,7 +109,7 @@ def test_uninstalling_keeps_definitions_resources_and_what_runs(operator: Cluste
     assert worlds(operator, service) == before, "and a new install goes on with it"
 
 
-def test_an_install_for_one_namespace_serves_that_one_alone(operator: Cluster, namespace: str) -> None:
+def test_an_install_for_one_namespace_serves_that_one_alone(operator: Cluster, since: str, namespace: str) -> None:
     only = ("--set", f"watchNamespaces={{{namespace}}}", "--set", "crds.enabled=false")
     release = ("team", str(CHART), "-n", namespace, *LOCAL, *operator.helm_values(), *only)
     with uninstalled(operator):
@@ -112,7 +121,7 @@ def test_an_install_for_one_namespace_serves_that_one_alone(operator: Cluster, n
             eventually("the group of its own namespace's service", lambda: bool(worlds(operator, namespace)))
             (elsewhere,) = listed(operator, "arcticinferences", "default")
             assert "status" not in elsewhere
-            assert "is forbidden: User" not in operator_logs(operator, namespace)
+            assert "is forbidden: User" not in operator_logs(operator, namespace, since)
         finally:
             operator.kubectl("delete", "arcticinferences", "demo", "-n", "default")
             operator.helm("uninstall", "team", "-n", namespace, "--wait", "--ignore-not-found")
