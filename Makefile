@@ -34,7 +34,7 @@ lint:
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
 
 types:
-	@$(RUN) mypy
+	@$(RUN) mypy && $(RUN) mypy tests/support/*.py tests/cluster/*.py tests/parity/test_*.py
 
 contracts:
 	@$(RUN) lint-imports --no-cache

@@ -120,7 +120,7 @@ def test_a_group_lies_over_two_nodes(objects: Objects, served: dict[str, Any]) -
 def test_the_endpoint_streams(objects: Objects, served: dict[str, Any]) -> None:
     with forwarded_service(objects) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=5)
-        asked = {"model": "answers", "prompt": "import", "max_tokens": 8, "temperature": 0}
+        asked: dict[str, Any] = {"model": "answers", "prompt": "import", "max_tokens": 8, "temperature": 0}
         pieces = [piece.choices[0].text for piece in client.completions.create(**asked, stream=True)]
         whole = client.completions.create(**asked).choices[0].text
         client.close()

@@ -20,7 +20,7 @@ def ask(llama_cpp: list[str], tmp_path: Path) -> Callable[[Path, list[int]], Ans
     def run(checkpoint: Path, prompt: list[int]) -> Answer:
         np.save(tmp_path / "prompt.npy", prompt)
         out = tmp_path / "out.npz"
-        command = [*llama_cpp, checkpoint, tmp_path / "prompt.npy", str(GREEDY_TOKENS), out]
+        command = [*llama_cpp, str(checkpoint), str(tmp_path / "prompt.npy"), str(GREEDY_TOKENS), str(out)]
         subprocess.run(command, check=True)
         return dict(np.load(out))
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -254,13 +255,14 @@ class Campaign:
 
     def _unconverged(self) -> Iterator[str]:
         """Name what does not come to where its manifest says."""
-        for what, arrived in (
-            *((f"{name} succeeds", lambda name=name: self._has_succeeded(name)) for name in TRAININGS),
+        wanted: list[tuple[str, Callable[[], bool]]] = [
+            *((f"{name} succeeds", partial(self._has_succeeded, name)) for name in TRAININGS),
             (f"{SERVICE} is ready with {self._replicas} replicas", self._is_ready),
             ("children of objects that are gone go too", self._no_orphans),
-        ):
+        ]
+        for what, arrived in wanted:
             try:
-                eventually(what, lambda arrived=arrived: self._insist(arrived), PATIENCE)
+                eventually(what, partial(self._insist, arrived), PATIENCE)
             except AssertionError as error:
                 yield str(error)
 

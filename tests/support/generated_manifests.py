@@ -211,7 +211,7 @@ def _manifest(kind: str, name: str, spec: Manifest) -> Manifest:
 def right_trainings(draw: st.DrawFn) -> Manifest:
     """An ArcticTraining that is right by construction."""
     model = draw(models)
-    experts = PRESET_EXPERTS.get(model.get("preset"), 720720)  # which every degree up to 16 divides
+    experts = PRESET_EXPERTS.get(model.get("preset", ""), 720720)  # which every degree up to 16 divides
     spec = draw(curricula(experts)) | {"model": model, "checkpoint": draw(checkpoints)}
     if "from" not in spec["model"] or draw(st.booleans()):
         spec["tokenizer"] = draw(tokenizers)
@@ -268,7 +268,27 @@ def right_inferences(draw: st.DrawFn) -> Manifest:
 
 right_manifests = right_trainings() | right_inferences()
 
-JUNK = [None, True, False, -1, 0, 1, 3, 0.5, -0.5, 10**19, "", "3", "x", "1.5G", "-1", "0", "10%", "9s", "file:///x"]
+JUNK: list[Any] = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    3,
+    0.5,
+    -0.5,
+    10**19,
+    "",
+    "3",
+    "x",
+    "1.5G",
+    "-1",
+    "0",
+    "10%",
+    "9s",
+    "file:///x",
+]
 JUNK += [[], {}, [None], ["x"], {"x": 1}, {"name": "x"}]
 
 
@@ -281,6 +301,7 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | in
 def changed_manifests(draw: st.DrawFn) -> Manifest:
     """A right manifest with one field of its spec removed, added, doubled or replaced: most are wrong."""
     manifest = copy.deepcopy(draw(right_manifests))
+    last: Any
     *parents, last = draw(st.sampled_from(_places(manifest["spec"])))
     node: Any = manifest["spec"]
     for step in parents:

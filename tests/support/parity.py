@@ -18,7 +18,7 @@ from arctic_model.weights import load_weights, save_model
 KEPT = Path(__file__).with_name("llama_cpp_answers.json")
 KEPT_CASES = ("odd head count, one key-value head", "yarn positions")
 COMMON = {"moe_layer_frequency": 1, "max_position_embeddings": 256, "initializer_range": 0.15}
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "odd head count, one key-value head": {
         "hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "num_hidden_layers": 3,
         "intermediate_size": 24, "num_local_experts": 5, "num_experts_per_tok": 2, "vocab_size": 131,
