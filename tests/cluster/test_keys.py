@@ -2,15 +2,12 @@
 
 import asyncio
 import base64
-import copy
 import json
 from datetime import UTC, datetime
 
 import pytest
-from objects import Objects
-from stand_in import EXAMPLES
+from objects import Objects, example
 
-from arctic_cli.manifest import load_one
 from arctic_cluster import Cluster
 from arctic_operator.certificates import AUTHORITIES, AUTHORITY_LIFE, CERTIFICATE
 from arctic_operator.cluster import Cluster as Calls
@@ -27,7 +24,7 @@ class Edge:
         self.calls, self.objects = calls, objects
         self.now = datetime.now(UTC)
         # The installed operator makes nothing for a training that is suspended.
-        manifest = copy.deepcopy(load_one(EXAMPLES / "tiny-training.yaml", "ArcticTraining"))
+        manifest = example("ArcticTraining", "tiny")
         manifest["spec"]["suspend"] = True
         objects.apply(manifest)
         self.identity = identity_of(objects.get("arctictraining", "tiny"))

@@ -71,6 +71,11 @@ async def leads(one: Candidate) -> None:
     await asyncio.wait_for(one.leading.wait(), 20)
 
 
+async def stops(one: Candidate) -> None:
+    while one.leading.is_set():  # noqa: ASYNC110 - cleared by its work's end
+        await asyncio.sleep(0.05)
+
+
 async def test_one_leads_and_the_other_follows_it_at_its_release(candidate: MakeCandidate) -> None:
     first = candidate("first")
     await leads(first)
@@ -98,8 +103,7 @@ async def test_a_leader_whose_lease_was_taken_ends_its_work_and_leads_again_afte
     patch = json.dumps({"spec": {"holderIdentity": "another"}})
     command = ("patch", "lease", NAME, "-n", namespace, "--type=merge", "-p", patch)
     await asyncio.to_thread(cluster.kubectl, *command)
-    while first.leading.is_set():  # noqa: ASYNC110 - cleared by its work's end
-        await asyncio.sleep(0.05)
+    await stops(first)
     await leads(first)
 
 
@@ -110,8 +114,7 @@ async def test_a_leader_that_can_not_reach_the_api_server_ends_its_work(
     await leads(first)
     await asyncio.to_thread(cluster.stop, "kube-apiserver")
     try:
-        while first.leading.is_set():  # noqa: ASYNC110 - cleared by its work's end
-            await asyncio.sleep(0.05)
+        await stops(first)
     finally:
         await asyncio.to_thread(cluster.start, "kube-apiserver")
     await leads(first)

@@ -16,19 +16,17 @@ from typing import Any
 
 import openai
 import pytest
-from objects import Objects, eventually
+from objects import Objects, eventually, example
 from safetensors import safe_open
 
 from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, uid5
 from arctic_cli.demo import OPERATOR_NAMESPACE, ask, forwarded
 from arctic_cli.local import inference_groups
-from arctic_cli.manifest import load_one
 from arctic_cluster import Cluster
 from arctic_cluster.manifests import restricted_namespace
 
 pytestmark = pytest.mark.timeout(900)  # a test may wait for a whole training
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMESPACE = "whole-path"
 BUDGETS = {"general": "200k", "enterprise": "120k", "reasoning": "120k"}
 PROMPTS = ["CREATE TABLE", "def main(", "The Python interpreter", "select a, b from t1 where"]
@@ -36,8 +34,7 @@ PROMPTS = ["CREATE TABLE", "def main(", "The Python interpreter", "select a, b f
 
 def training_manifest(name: str, budgets: dict[str, str]) -> dict[str, Any]:
     """The example under another name, with smaller budgets."""
-    manifest = copy.deepcopy(load_one(EXAMPLES / "tiny-training.yaml", "ArcticTraining"))
-    manifest["metadata"]["name"] = name
+    manifest = example("ArcticTraining", name)
     manifest["spec"]["checkpoint"]["every"] = {"steps": 10}
     for stage in manifest["spec"]["curriculum"]["stages"]:
         stage["tokens"] = budgets[stage["name"]]
@@ -105,8 +102,7 @@ def host_folder(objects: Objects, uri: str) -> Path:
 @pytest.fixture(scope="module")
 def served(objects: Objects, trained: dict[str, Any]) -> dict[str, Any]:
     """An endpoint over two nodes that serves what was trained."""
-    manifest = copy.deepcopy(load_one(EXAMPLES / "tiny-inference.yaml", "ArcticInference"))
-    manifest["metadata"]["name"] = "answers"
+    manifest = example("ArcticInference", "answers")
     manifest["spec"]["model"]["training"] = "whole"
     objects.apply(manifest)
     objects.state("ainf", "answers", "Ready")

@@ -10,7 +10,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -120,7 +121,7 @@ class Campaign:
             self._train(name)
         self._serve()
         outcome, invariants = Outcome(), Invariants()
-        with _looking(self._objects, invariants):
+        with looking(self._objects, invariants):
             for fault in self._planned(faults):
                 self._say(f"fault {outcome.faults + 1}: {self._insist(fault)}")
                 outcome.faults += 1
@@ -285,30 +286,21 @@ class Campaign:
         return all(child["metadata"]["labels"][Label.UID] in uids for child in children)
 
 
-class _looking:  # noqa: N801 - used as a word of the language
-    """Looks at a namespace once a second, in a thread, for as long as the block runs."""
+@contextmanager
+def looking(objects: Objects, invariants: Invariants) -> Iterator[None]:
+    """Look at a namespace once a second, in a thread, for as long as the block runs."""
+    over = threading.Event()
 
-    def __init__(self, objects: Objects, invariants: Invariants) -> None:
-        self._objects, self._invariants = objects, invariants
-        self._over = threading.Event()
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        if self._error:
-            raise self._error
-
-    def _run(self) -> None:
-        while not self._over.wait(LOOK_SECONDS):
+    def look() -> None:
+        while not over.wait(LOOK_SECONDS):
             with suppress(ClusterError):  # the API server is away
-                trainings = json.loads(self._objects.kubectl("get", "arctictrainings", "-o", "json"))["items"]
-                try:
-                    self._invariants.look(trainings, self._objects.labelled("pods", Label.MANAGED))
-                except (KeyError, TypeError) as error:
-                    self._error = error
-                    return
+                trainings = json.loads(objects.kubectl("get", "arctictrainings", "-o", "json"))["items"]
+                invariants.look(trainings, objects.labelled("pods", Label.MANAGED))
+
+    with ThreadPoolExecutor(1) as threads:
+        looks = threads.submit(look)
+        try:
+            yield
+        finally:
+            over.set()
+        looks.result()

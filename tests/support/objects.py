@@ -4,12 +4,22 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from arctic_api.world import Label
+from arctic_cli.manifest import load_one
 from arctic_cluster import Cluster
 
 T = TypeVar("T")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(kind: str, name: str) -> dict[str, Any]:
+    """Return the example of a kind, ArcticTraining or ArcticInference, under another name."""
+    manifest = load_one(EXAMPLES / f"tiny-{kind.removeprefix('Arctic').lower()}.yaml", kind)
+    manifest["metadata"]["name"] = name
+    return manifest
 
 
 def eventually(what: str, look: Callable[[], T | None], limit: float = 120) -> T:

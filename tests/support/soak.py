@@ -1,7 +1,7 @@
 """Seeded traffic as a service sees it: good requests of every form, bad ones, and clients that leave.
 
-What must hold: every good request is answered with what was asked for, greedy answers never depend on the company that
-they were computed in, every bad request is refused in OpenAI's form, and nothing stays behind in the cache.
+What must hold: every good request is answered with what was asked for, greedy and seeded answers never depend on the
+company that they were computed in, every bad request is refused in the form of OpenAI, and nothing stays in the cache.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class Soaked:
     left: int = 0
     failed_wellformed: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
-    """Greedy answers that were not what the same question got before."""
+    """Greedy and seeded answers that were not what the same question got before."""
     wrongly_refused: list[str] = field(default_factory=list)
     cache_left: float = 0.0
     """Share of the cache in use once all is done."""
@@ -57,7 +57,7 @@ class Soak:
     def __init__(self, group: Group, seed: int) -> None:
         self._group, self._seed = group, seed
         self._soaked = Soaked()
-        self._greedy: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
 
     async def run(self, requests: int) -> Soaked:
         """Send so many requests, and return what came of them."""
@@ -141,8 +141,8 @@ class Soak:
             self._soaked.failed_wellformed.append(f"{asked}: {tokens} tokens")
         # Seeded and greedy answers are the question's alone, streamed or not.
         question = json.dumps(asked, sort_keys=True)
-        if self._greedy.setdefault(question, text) != text:
-            self._soaked.changed.append(f"{asked}: {text!r} after {self._greedy[question]!r}")
+        if self._texts.setdefault(question, text) != text:
+            self._soaked.changed.append(f"{asked}: {text!r} after {self._texts[question]!r}")
 
     # --- bad requests, and clients that leave
 

@@ -3,16 +3,13 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from objects import Objects, is_ready
-from ruamel.yaml import YAML
+from objects import Objects, example, is_ready
 
 from arctic_api.world import Label
 from arctic_cluster import Cluster
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDER = "stand-in"
 CORPUS = "/var/lib/arctic/corpus"
 PATIENCE = 90.0
@@ -84,15 +81,14 @@ class StandIns(Objects):
 
     def apply_example(
         self,
-        example: str,
+        kind: str,
         name: str,
         environment: dict[str, str] | None = None,
         affinity: dict[str, Any] | None = None,
         **spec: Any,
     ) -> None:
         """Apply an example under a name; `affinity` is its template's."""
-        manifest = YAML(typ="safe").load(EXAMPLES / example)
-        manifest["metadata"]["name"] = name
+        manifest = example(kind, name)
         variables = {"PYTHONPATH": f"{CORPUS}/{FOLDER}"} | (environment or {})
         manifest["spec"] |= spec | {
             "template": {
@@ -106,13 +102,13 @@ class StandIns(Objects):
     def train(self, name: str, environment: dict[str, str] | None = None, **spec: Any) -> None:
         """Apply a training."""
         restart = {"limit": 1, "backoff": {"initial": "1s", "max": "1s"}}
-        self.apply_example("tiny-training.yaml", name, environment, **{"restart": restart} | spec)
+        self.apply_example("ArcticTraining", name, environment, **{"restart": restart} | spec)
 
     def serve(self, name: str, environment: dict[str, str] | None = None, **spec: Any) -> None:
         """Apply a service."""
         model = {"uri": f"file://{CORPUS}/{FOLDER}"}
         rollout = {"drainTimeout": "2s"}
-        self.apply_example("tiny-inference.yaml", name, environment, **{"model": model, "rollout": rollout} | spec)
+        self.apply_example("ArcticInference", name, environment, **{"model": model, "rollout": rollout} | spec)
 
     def running(self, name: str, attempt: int, pods: int = 2, limit: float = PATIENCE) -> list[dict[str, Any]]:
         """The pods of an attempt of a training once all run and are ready."""
