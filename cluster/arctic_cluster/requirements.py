@@ -1,6 +1,6 @@
 """What the machine must have, checked before anything is done; each failure is a sentence that says how to get it.
 
-Debian packages are installed by this module; what a package cannot give (root, a kernel's file system, disk space) is
+Debian packages are installed by this module; what a package cannot give (root, a kernel's modules, disk space) is
 asked for.
 """
 
@@ -18,6 +18,8 @@ from arctic_cluster.errors import ClusterError
 _LISTS_ARE_OLD = 7 * 24 * 3600
 _CAP_SYS_RESOURCE = 24
 _POLICY = Path("/usr/sbin/policy-rc.d")
+_FILE_SYSTEMS = Path("/proc/filesystems")
+_BRIDGE_RULES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 
 # The program or file that shows that a package is there.
 _PACKAGES = {
@@ -47,8 +49,16 @@ def check() -> None:
     if not shell.have("apt-get"):
         raise ClusterError("apt-get is missing: the local cluster runs on Debian and its kin, which have containerd")
     shell.uv()
-    if "\toverlay\n" not in Path("/proc/filesystems").read_text() and not shell.attempt("modprobe", "overlay"):
-        raise ClusterError("the kernel has no overlayfs: load it (`modprobe overlay`) or boot a kernel that has it")
+    # Stock kernels have both as modules that nothing loads by itself, unlike those of links, rules and queues.
+    if "\toverlay\n" not in _FILE_SYSTEMS.read_text():
+        _load("overlay", "has no overlayfs")
+    if not _BRIDGE_RULES.exists():
+        _load("br_netfilter", "has no br_netfilter, without which Services are not reached")
+
+
+def _load(module: str, lack: str) -> None:
+    if not shell.attempt("modprobe", module):
+        raise ClusterError(f"the kernel {lack}: load it (`modprobe {module}`) or boot a kernel that has it")
 
 
 def check_space(folder: Path, gibibytes: int) -> None:

@@ -1,0 +1,47 @@
+"""What the machine must have, on machines that do not have it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from arctic_cluster import requirements, shell
+from arctic_cluster.errors import ClusterError
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine that has everything, but for the kernel's modules: none is loaded, none can be."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(requirements, "_BRIDGE_RULES", tmp_path / "bridge-nf-call-iptables")
+    monkeypatch.setattr(requirements, "_FILE_SYSTEMS", tmp_path / "filesystems")
+    (tmp_path / "filesystems").write_text("nodev\toverlay\n")
+    (tmp_path / "bridge-nf-call-iptables").write_text("1\n")
+    monkeypatch.setattr(shell, "have", lambda command: True)
+    monkeypatch.setattr(shell, "uv", lambda: "uv")
+    monkeypatch.setattr(shell, "attempt", lambda *command: False)
+    return tmp_path
+
+
+def test_a_machine_that_has_everything_passes(machine: Path) -> None:
+    requirements.check()
+
+
+def test_a_kernel_that_hides_bridged_packets_from_iptables_is_told(machine: Path) -> None:
+    (machine / "bridge-nf-call-iptables").unlink()
+    with pytest.raises(ClusterError, match="load it \\(`modprobe br_netfilter`\\)"):
+        requirements.check()
+
+
+def test_a_kernel_without_overlayfs_is_told(machine: Path) -> None:
+    (machine / "filesystems").write_text("\text4\n")
+    with pytest.raises(ClusterError, match="load it \\(`modprobe overlay`\\)"):
+        requirements.check()
+
+
+def test_a_module_that_can_be_loaded_is(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[tuple[str | Path, ...]] = []
+    monkeypatch.setattr(shell, "attempt", lambda *command: loaded.append(command) or True)
+    (machine / "bridge-nf-call-iptables").unlink()
+    requirements.check()
+    assert loaded == [("modprobe", "br_netfilter")]
