@@ -5,6 +5,7 @@ set -euo pipefail
 
 uv_version=0.13.9
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/arctic"
+needed_gib=18
 tools="$cache/tools/uv-$uv_version"
 
 say() { echo "bootstrap: $*" >&2; }
@@ -20,13 +21,20 @@ if not (3, 11) <= sys.version_info[:2] <= (3, 12):
 CHECK
 
 if [ ! -x "$tools/bin/uv" ]; then
+    # The environment takes 6, the builds 6, a cluster 3, the rest is room: said before all that and not in its midst.
+    mkdir -p "$cache/tools"
+    free=$(df --output=avail -BG "$cache" | tail -n 1 | tr -dc 0-9)
+    if [ "$free" -lt "$needed_gib" ]; then
+        echo "bootstrap: $cache has $free GiB free and $needed_gib are needed: free some on its disk" >&2
+        exit 1
+    fi
     if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
         say "installing python3-venv"
         apt-get update -qq >&2
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >&2
     fi
     say "installing uv $uv_version"
-    rm -rf "$tools.partial" && mkdir -p "$cache/tools"
+    rm -rf "$tools.partial"
     python3 -m venv "$tools.partial"
     "$tools.partial/bin/python" -m pip install -q --disable-pip-version-check "uv==$uv_version" >&2
     mv "$tools.partial" "$tools"

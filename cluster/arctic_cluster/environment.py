@@ -11,7 +11,7 @@ import shutil
 import tomllib
 from pathlib import Path
 
-from arctic_cluster import shell
+from arctic_cluster import requirements, shell
 from arctic_cluster.files import files_under, tree_hash
 from arctic_cluster.paths import CHECKOUT, CLUSTERS, cache
 
@@ -19,6 +19,9 @@ PYTHON = Path("/usr/bin/python3")
 MOUNT = "/opt/arctic"
 _EXTRAS = ("operator", "training", "inference")
 _KEPT = 3
+# GiB, as measured: with uv's cache on the same disk only what is compiled is new, the rest are links.
+_NEEDED_COPIED = 6
+_NEEDED_LINKED = 1
 
 
 def _environments() -> Path:
@@ -66,10 +69,17 @@ def _dependencies(python: str) -> Path:
     target = _environments() / f"dependencies-{tree_hash(CHECKOUT, _lock_files(), python)}"
     if not target.exists():
         partial = _fresh(target)
+        requirements.check_space(target.parent, _space_needed(target.parent))
         _sync(partial, "--no-install-project")
         partial.rename(target)
     os.utime(target)
     return target
+
+
+def _space_needed(folder: Path) -> int:
+    store = Path(shell.run(shell.uv(), "cache", "dir").strip())
+    linked = store.exists() and store.stat().st_dev == folder.stat().st_dev
+    return _NEEDED_LINKED if linked else _NEEDED_COPIED
 
 
 def _fresh(target: Path) -> Path:

@@ -7,8 +7,8 @@ from arctic_cluster.files import locked
 from arctic_cluster.paths import cache
 from arctic_cluster.progress import Progress
 
-# GiB: programs and image are 1, what Go keeps of compiling them 5, the Python environment 5.3; all as measured.
-_NEEDED_IN_CACHE = 12
+# GiB: programs and image are 1, what Go keeps of compiling them 5, both as measured; the cluster itself takes 3 more.
+_NEEDED_TO_BUILD = 9
 
 
 def build() -> None:
@@ -36,7 +36,7 @@ def _build(further_steps: int) -> Progress:
     programs = not binaries.folder().exists()
     base = not image.archive().exists()
     if programs or base:
-        requirements.check_space(cache(), _NEEDED_IN_CACHE)
+        requirements.check_space(cache(), _NEEDED_TO_BUILD)
     progress = Progress(bool(packages) + programs * len(binaries.programs()) + base + further_steps)
     if packages:
         with progress.step(f"Debian packages {' '.join(packages)}"):
