@@ -18,9 +18,11 @@ from pathlib import Path
 
 import click
 
+from arctic_cluster.files import locked
 from arctic_cluster.paths import default_volumes
 
 VERSION = "1"
+_MARKER = "VERSION"
 PYTHON_DOC = f"python3.{sys.version_info.minor}-doc"
 PACKAGES = [PYTHON_DOC, "debian-handbook", "mariadb-test-data", "metamath-databases"]
 MAX_CATEGORY_BYTES = 8_000_000
@@ -28,10 +30,22 @@ MAX_CATEGORY_BYTES = 8_000_000
 
 def prepare_corpus(folder: Path) -> bool:
     """Fill `folder` with general/, code/, sql/ and math/; return False if that was done before."""
-    marker = folder / "VERSION"
-    if marker.exists() and marker.read_text() == VERSION:
+    if _is_ready(folder):
         return False
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock"):
+        # Asked again: whoever held the lock may have done it.
+        if _is_ready(folder):
+            return False
+        _fill(folder)
+    return True
+
+
+def _is_ready(folder: Path) -> bool:
+    marker = folder / _MARKER
+    return marker.exists() and marker.read_text() == VERSION
+
+
+def _fill(folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="arctic-corpus-") as scratch:
         unpacked = _unpack_packages(Path(scratch))
         for category, write in _WRITERS.items():
@@ -43,8 +57,7 @@ def prepare_corpus(folder: Path) -> bool:
             fresh.rename(target)
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-    marker.write_text(VERSION)
-    return True
+    (folder / _MARKER).write_text(VERSION)
 
 
 def _unpack_packages(scratch: Path) -> Path:

@@ -138,7 +138,7 @@ def demo() -> None:
     steps = Steps(5)
     cluster = Cluster("demo")
     with steps.step("start Kubernetes on two nodes"):
-        cluster.up()
+        cluster.up(nodes=2)
         click.echo(cluster.kubectl("get", "nodes", "-o", "wide"))
     with steps.step("install the operator with Helm"):
         install_operator(cluster)

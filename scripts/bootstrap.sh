@@ -21,8 +21,13 @@ if not (3, 11) <= sys.version_info[:2] <= (3, 12):
 CHECK
 
 if [ ! -x "$tools/bin/uv" ]; then
-    # The environment takes 6, the builds 6, a cluster 3, the rest is room: said before all that and not in its midst.
     mkdir -p "$cache/tools"
+    exec 9>"$cache/bootstrap.lock"
+    flock --nonblock 9 || { say "waiting for another (it holds $cache/bootstrap.lock)"; flock 9; }
+fi
+# Asked again: whoever held the lock may have done it.
+if [ ! -x "$tools/bin/uv" ]; then
+    # The environment takes 6, the builds 6, a cluster 3, the rest is room: said before all that and not in its midst.
     free=$(df --output=avail -BG "$cache" | tail -n 1 | tr -dc 0-9)
     if [ "$free" -lt "$needed_gib" ]; then
         echo "bootstrap: $cache has $free GiB free and $needed_gib are needed: free some on its disk" >&2

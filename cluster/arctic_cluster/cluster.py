@@ -35,6 +35,7 @@ from arctic_cluster.progress import Progress
 from arctic_cluster.state import State
 
 DEFAULT_NAME = "demo"
+DEFAULT_NODES = 2
 _LOCK = Path("/run/lock/arctic-cluster.lock")
 _DAEMON_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 _FIRST_API_PORT = 6443
@@ -55,29 +56,38 @@ class Cluster:
 
     # -- its life
 
-    def up(self, nodes: int = 2, volumes: Path | None = None) -> bool:
+    def up(self, nodes: int | None = None, volumes: Path | None = None) -> bool:
         """Start the cluster; what is left of a broken one is removed first.
 
         Returns False when it runs already: then only its Python environment is brought up to date. `volumes` is the
-        host folder whose `arctic-corpus` and `arctic-store` the claims mount.
+        host folder whose `arctic-corpus` and `arctic-store` the claims mount. What is not given is as it runs, else
+        by default.
         """
-        addresses.plan(self.name, 0, nodes)
-        found = state.load(self.name)
-        running = found is not None and found.running()
-        volumes = (volumes or (found.volumes if found and running else default_volumes())).absolute()
-        if found and running and (found.nodes, found.volumes) != (nodes, volumes):
-            raise ClusterError(
-                f"cluster {self.name} runs with {found.nodes} nodes and the volumes in {found.volumes}; "
-                f"to change that, take it down first (`arctic cluster down --name {self.name}`)"
-            )
-        progress, environment = prepare(further_steps=0 if running else _STEPS_OF_A_START)
+        wanted = DEFAULT_NODES if nodes is None else nodes
+        addresses.plan(self.name, 0, wanted)
+        before = self._running(nodes, volumes)
+        progress, environment = prepare(further_steps=0 if before else _STEPS_OF_A_START)
         with locked(_LOCK):
-            if running:
+            # Asked again: preparing takes its time, and another command may have started or ended the cluster.
+            if self._running(nodes, volumes):
                 self._link_environment(environment)
                 return False
             self._remove()
             requirements.check_space(CLUSTERS, _NEEDED_FOR_A_CLUSTER)
-            self._start(self._plan(nodes, volumes), environment, progress)
+            planned = self._plan(wanted, (volumes or default_volumes()).absolute())
+            self._start(planned, environment, Progress(_STEPS_OF_A_START) if before else progress)
+        return True
+
+    def _running(self, nodes: int | None, volumes: Path | None) -> bool:
+        """Whether it runs; raises when it runs otherwise than asked for."""
+        found = state.load(self.name)
+        if found is None or not found.running():
+            return False
+        if (nodes or found.nodes, (volumes or found.volumes).absolute()) != (found.nodes, found.volumes):
+            raise ClusterError(
+                f"cluster {self.name} runs with {found.nodes} nodes and the volumes in {found.volumes}; "
+                f"to change that, take it down first (`arctic cluster down --name {self.name}`)"
+            )
         return True
 
     def down(self) -> bool:

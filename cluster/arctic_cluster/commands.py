@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from arctic_cluster import prepare
-from arctic_cluster.cluster import DEFAULT_NAME, Cluster
+from arctic_cluster.cluster import DEFAULT_NAME, DEFAULT_NODES, Cluster
 from arctic_cluster.errors import ClusterError
 from arctic_cluster.paths import default_volumes
 
@@ -33,9 +33,9 @@ def cluster() -> None:
 
 @cluster.command()
 @_name
-@click.option("--nodes", default=2, show_default=True, help="How many nodes.")
-@click.option("--volumes", type=click.Path(path_type=Path), help=f"Folder of corpus and store [{default_volumes()}].")
-def up(name: str, nodes: int, volumes: Path | None) -> None:
+@click.option("--nodes", type=int, help=f"How many nodes [as it runs, else {DEFAULT_NODES}].")
+@click.option("--volumes", type=click.Path(path_type=Path), help=f"Folder of corpus and store [as it runs, else {default_volumes()}].")
+def up(name: str, nodes: int | None, volumes: Path | None) -> None:
     """Start a cluster, building whatever is not built."""
     with _told():
         it = Cluster(name)

@@ -43,6 +43,6 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.stderr.write(f"waiting for another `arctic cluster` (it holds {path})\n")
+            sys.stderr.write(f"waiting for another `arctic` (it holds {path})\n")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -38,3 +38,15 @@ def test_a_small_disk_is_told_before_anything_is_downloaded(commands: Path, tmp_
     assert said == f"bootstrap: {tmp_path}/cache/arctic has 15 GiB free and 18 are needed: free some on its disk\n"
     assert printed == ""
     assert list((tmp_path / "cache" / "arctic" / "tools").iterdir()) == []
+
+
+def test_two_set_ups_at_once_install_uv_once(commands: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    # Stands for Python: makes the environment slowly, and an interpreter and a uv in it that do nothing.
+    install = f'echo "$3" >>{notes}; sleep 1; mkdir -p "$3/bin"; for it in python uv; do ln -s /bin/true "$3/bin/$it"; done'
+    command(commands, "python3", f'case "$*" in *"-m venv"*) {install};; *) cat >/dev/null;; esac')
+    runs = [bootstrap(commands, tmp_path / "cache") for _ in range(2)]
+    (uv,) = {run.communicate()[0].strip() for run in runs}
+    assert [run.returncode for run in runs] == [0, 0]
+    assert Path(uv).is_file()
+    assert len(notes.read_text().splitlines()) == 1

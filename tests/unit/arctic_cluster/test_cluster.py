@@ -1,0 +1,92 @@
+"""The life of a cluster, as far as it is order and files: nothing is started here."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arctic_cluster import binaries, cgroups, cluster, host, image, network, requirements, state
+from arctic_cluster.cluster import Cluster
+from arctic_cluster.errors import ClusterError
+from arctic_cluster.progress import Progress
+
+
+class Machine:
+    """A machine without clusters, on which `up` starts nothing but says so."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started: list[int] = []
+        self.meanwhile: Callable[[], object] | None = None
+
+    def prepare(self, further_steps: int) -> tuple[Progress, Path]:
+        """Take as long as `meanwhile` does."""
+        happens, self.meanwhile = self.meanwhile, None
+        if happens:
+            happens()
+        return Progress(further_steps), self.folder / "environment"
+
+    def start(self, it: Cluster, planned: state.State, environment: Path, progress: Progress) -> None:
+        """Start no process."""
+        with progress.step("start"):
+            self.started.append(planned.nodes)
+        it._link_environment(environment)
+        planned.ready = True
+        planned.save()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    it = Machine(tmp_path)
+    for module in (state, cluster, host):
+        monkeypatch.setattr(module, "CLUSTERS", tmp_path / "clusters")
+    (tmp_path / "sys" / "vm").mkdir(parents=True)
+    (tmp_path / "sys" / "vm" / "overcommit_memory").write_text("0")
+    monkeypatch.setattr(host, "MACHINE", tmp_path)
+    monkeypatch.setattr(host, "_REMEMBERED", tmp_path / "settings.json")
+    monkeypatch.setattr(host, "_SYSCTL", tmp_path / "sys")
+    monkeypatch.setattr(host, "remove_traces", lambda run: None)
+    monkeypatch.setattr(cluster, "_LOCK", tmp_path / "cluster.lock")
+    monkeypatch.setattr(cluster, "prepare", it.prepare)
+    monkeypatch.setattr(Cluster, "_start", lambda *arguments: it.start(*arguments))
+    monkeypatch.setattr(requirements, "check_root", lambda: None)
+    monkeypatch.setattr(requirements, "check_space", lambda folder, gibibytes: None)
+    monkeypatch.setattr(binaries, "folder", lambda: tmp_path / "bin")
+    monkeypatch.setattr(image, "reference", lambda: "an/image:1")
+    monkeypatch.setattr(network, "routes", list)
+    for module, names in {network: ["remove"], cgroups: ["kill_all", "remove"]}.items():
+        for name in names:
+            monkeypatch.setattr(module, name, lambda of: None)
+    return it
+
+
+def test_what_another_command_started_meanwhile_is_left_running(machine: Machine) -> None:
+    machine.meanwhile = lambda: Cluster().up()
+    assert not Cluster().up()
+    assert machine.started == [2]
+
+
+def test_what_another_command_ended_meanwhile_is_started_with_its_steps_counted(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Cluster().up()
+    capsys.readouterr()
+    machine.meanwhile = lambda: Cluster().down()
+    assert Cluster().up()
+    assert machine.started == [2, 2]
+    assert "[1/4] start" in capsys.readouterr().out
+
+
+def test_an_up_that_names_nothing_keeps_what_runs(machine: Machine) -> None:
+    Cluster().up(nodes=3, volumes=machine.folder / "volumes")
+    assert not Cluster().up()
+    assert not Cluster().up(nodes=3)
+    assert machine.started == [3]
+
+
+def test_an_up_that_names_something_else_than_runs_is_refused(machine: Machine) -> None:
+    Cluster().up(nodes=3)
+    with pytest.raises(ClusterError, match="runs with 3 nodes"):
+        Cluster().up(nodes=2)
+    with pytest.raises(ClusterError, match="take it down first"):
+        Cluster().up(volumes=machine.folder)
