@@ -5,7 +5,7 @@ UV = $(or $(shell scripts/bootstrap.sh),$(error the set-up failed: see above))
 RUN = $(UV) run --frozen
 PHASE = scripts/phase.sh
 
-.PHONY: help setup demo test lint types contracts unit cluster-tests chaos soak parity test-parity bench clean format
+.PHONY: help setup setup-local demo test lint types contracts unit cluster-tests chaos soak parity test-parity bench clean format
 
 # Of the long campaigns: `make chaos SEED=7 FAULTS=50`.
 SEED ?= 1
@@ -15,10 +15,12 @@ REQUESTS ?= 5000
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' Makefile
 
-setup: ## environment, cluster binaries, base image, corpus (done once, kept in the cache)
+setup-local: ## environment and corpus: all that `arctic train` and `arctic serve` need (done once)
 	@UV_COMPILE_BYTECODE=1 $(PHASE) environment $(UV) sync --frozen --quiet  # else each process compiles torch anew
-	@$(PHASE) binaries $(RUN) arctic cluster build
 	@$(PHASE) corpus $(RUN) arctic corpus
+
+setup: setup-local ## the same, and cluster binaries and base image (done once, kept in the cache)
+	@$(PHASE) binaries $(RUN) arctic cluster build
 
 demo: setup ## train and serve a small Arctic on a two-node cluster on this machine
 	@$(RUN) arctic demo

@@ -1,4 +1,4 @@
-"""The scripts of `make`, as it runs them."""
+"""The scripts of `make`, as it runs them, on a machine whose Python makes environments that do nothing."""
 
 import os
 import subprocess
@@ -6,47 +6,61 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+ROOT = Path(__file__).parents[2]
+
+
+class Machine:
+    """An empty cache, and commands in front of the real ones."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cache = folder / "cache" / "arctic"
+        self.installed = folder / "installed"
+        self._commands = folder / "commands"
+        self._commands.mkdir()
+        self.put("df", "echo Avail; echo '  20G'")
+        make = 'mkdir -p "$3/bin"; for it in python uv; do ln -s /bin/true "$3/bin/$it"; done'
+        install = f'echo "$3" >>{self.installed}; sleep 1; {make}'
+        self.put("python3", f'case "$*" in *"-m venv"*) {install};; *) cat >/dev/null;; esac')
+
+    def put(self, name: str, script: str) -> None:
+        """Put a shell script in the place of a command."""
+        (self._commands / name).write_text(f"#!/bin/sh\n{script}\n")
+        (self._commands / name).chmod(0o755)
+
+    def start(self, *command: str | Path) -> subprocess.Popen[str]:
+        """Start a command in the tree."""
+        path = f"{self._commands}:{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(self.cache.parent)}
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
 
 
 @pytest.fixture
-def commands(tmp_path: Path) -> Path:
-    """A folder in front of PATH, for commands that say something else than the machine's."""
-    folder = tmp_path / "commands"
-    folder.mkdir()
-    return folder
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
 
 
-def command(folder: Path, name: str, script: str) -> None:
-    """Put a shell script in the place of a command."""
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-    (folder / name).chmod(0o755)
-
-
-def bootstrap(commands: Path, cache: Path) -> subprocess.Popen[str]:
-    """Start the set-up of a machine with an empty cache."""
-    environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(cache)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([SCRIPTS / "bootstrap.sh"], env=environment, text=True, **pipes)
-
-
-def test_a_small_disk_is_told_before_anything_is_downloaded(commands: Path, tmp_path: Path) -> None:
-    command(commands, "df", "echo Avail; echo '  15G'")
-    run = bootstrap(commands, tmp_path / "cache")
+def test_a_small_disk_is_told_before_anything_is_downloaded(machine: Machine) -> None:
+    machine.put("df", "echo Avail; echo '  15G'")
+    run = machine.start("scripts/bootstrap.sh")
     printed, said = run.communicate()
     assert run.returncode == 1
-    assert said == f"bootstrap: {tmp_path}/cache/arctic has 15 GiB free and 18 are needed: free some on its disk\n"
+    assert said == f"bootstrap: {machine.cache} has 15 GiB free and 18 are needed: free some on its disk\n"
     assert printed == ""
-    assert list((tmp_path / "cache" / "arctic" / "tools").iterdir()) == []
+    assert not machine.installed.exists()
 
 
-def test_two_set_ups_at_once_install_uv_once(commands: Path, tmp_path: Path) -> None:
-    notes = tmp_path / "notes"
-    # Stands for Python: makes the environment slowly, and an interpreter and a uv in it that do nothing.
-    install = f'echo "$3" >>{notes}; sleep 1; mkdir -p "$3/bin"; for it in python uv; do ln -s /bin/true "$3/bin/$it"; done'
-    command(commands, "python3", f'case "$*" in *"-m venv"*) {install};; *) cat >/dev/null;; esac')
-    runs = [bootstrap(commands, tmp_path / "cache") for _ in range(2)]
+def test_two_set_ups_at_once_install_uv_once(machine: Machine) -> None:
+    runs = [machine.start("scripts/bootstrap.sh") for _ in range(2)]
     (uv,) = {run.communicate()[0].strip() for run in runs}
     assert [run.returncode for run in runs] == [0, 0]
     assert Path(uv).is_file()
-    assert len(notes.read_text().splitlines()) == 1
+    assert len(machine.installed.read_text().splitlines()) == 1
+
+
+def test_what_runs_without_a_cluster_is_set_up_without_building_one(machine: Machine) -> None:
+    printed, _ = machine.start("make", "-n", "setup-local").communicate()
+    assert "uv sync" in printed
+    assert "arctic corpus" in printed
+    assert "arctic cluster" not in printed
