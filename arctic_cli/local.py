@@ -36,6 +36,7 @@ from arctic_api.world import (
 )
 from arctic_cli.manifest import load_one
 from arctic_cli.ports import LOOPBACK, free_ports
+from arctic_cluster.image import USER
 from arctic_cluster.paths import default_volumes
 
 DEFAULT_NAMESPACE = "default"
@@ -122,19 +123,30 @@ def _identity(manifest: dict[str, Any]) -> tuple[str, str]:
 
 
 def _local_store(spec: ArcticTrainingSpec, namespace: str, volumes: Path) -> Path:
-    """Return the store of a training, with the namespace's folder in it.
-
-    That folder gets the store's owner: pods of the local cluster write into it too, and they are not root.
-    """
+    """Return the store of a training, with the namespace's folder in it."""
     volume = spec.checkpoint.volume
     assert volume is not None, "the rules refuse a manifest without a checkpoint volume"
-    store = volumes / volume.claim_name / (volume.path or "")
-    store.mkdir(parents=True, exist_ok=True)
-    if not (folder := store / namespace).exists():
-        folder.mkdir()
-        if os.geteuid() == 0:
-            os.chown(folder, store.stat().st_uid, store.stat().st_gid)
+    volumes.mkdir(parents=True, exist_ok=True)
+    claim = volumes / volume.claim_name
+    store = claim / (volume.path or "")
+    _make_for_pods(store / namespace, claim)
     return store
+
+
+def _make_for_pods(folder: Path, claim: Path) -> None:
+    """Make the folder of a claim, with those around it; what root makes is given away.
+
+    Pods of the local cluster write there too, and they are not root: a claim is the pods' own, and the rest is of
+    whoever owns what is around it.
+    """
+    if folder.exists():
+        return
+    if folder != claim:
+        _make_for_pods(folder.parent, claim)
+    folder.mkdir()
+    if os.geteuid() == 0:
+        around = folder.parent.stat()
+        os.chown(folder, *((USER, USER) if folder == claim else (around.st_uid, around.st_gid)))
 
 
 def _export_of(training: str, namespace: str, volumes: Path) -> Path:

@@ -408,6 +408,10 @@ def _create_volumes(volumes: Path) -> None:
     store = volumes / "arctic-store"
     store.mkdir(exist_ok=True)
     os.chown(store, image.USER, image.USER)
+    for folder in store.iterdir():
+        # What root made for a local run is in the way of the pods' runs beside it.
+        if folder.is_dir() and folder.stat().st_uid == 0:
+            os.chown(folder, image.USER, image.USER)
 
 
 def _free_port(first: int) -> int:

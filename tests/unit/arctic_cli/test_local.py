@@ -81,14 +81,29 @@ def test_a_refusal_reaches_the_person(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "refused: spec.data.sources[0].uri: no such folder" in capsys.readouterr().out
 
 
-def test_a_run_as_root_leaves_the_namespaces_folder_to_the_stores_owner(training: dict, tmp_path: Path) -> None:
+@pytest.fixture
+def as_root() -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give a folder away")
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_run_as_root_makes_folders_that_pods_can_write_to(training: dict, tmp_path: Path) -> None:
+    training["spec"]["checkpoint"]["volume"]["path"] = "team/a"
+    local.training_worlds(training, tmp_path / "volumes", 1, tmp_path)
+    claim = tmp_path / "volumes" / "arctic-store"
+    for folder in (claim, claim / "team", claim / "team" / "a", claim / "team" / "a" / "default"):
+        assert (folder.stat().st_uid, folder.stat().st_gid) == (65532, 65532)
+    assert (tmp_path / "volumes").stat().st_uid == 0
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_run_as_root_leaves_the_namespaces_folder_to_the_stores_owner(training: dict, tmp_path: Path) -> None:
     store = tmp_path / "arctic-store"
     store.mkdir()
-    os.chown(store, 65532, 65532)
+    os.chown(store, 1000, 1000)
     local.training_worlds(training, tmp_path, 1, tmp_path)
-    assert (store / "default").stat().st_uid == 65532
+    assert (store.stat().st_uid, (store / "default").stat().st_uid) == (1000, 1000)
 
 
 def test_a_folder_of_weights_is_handed_on_as_a_path(inference: dict, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The life of a cluster, as far as it is order and files: nothing is started here."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,3 +91,12 @@ def test_an_up_that_names_something_else_than_runs_is_refused(machine: Machine) 
         Cluster().up(nodes=2)
     with pytest.raises(ClusterError, match="take it down first"):
         Cluster().up(volumes=machine.folder)
+
+
+def test_folders_that_root_made_in_the_store_are_given_to_the_pods(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    (tmp_path / "arctic-store" / "default").mkdir(parents=True)
+    cluster._create_volumes(tmp_path)
+    assert (tmp_path / "arctic-store" / "default").stat().st_uid == image.USER
+    assert (tmp_path / "arctic-corpus").is_dir()
