@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from arctic_cluster.errors import ClusterError
+from arctic_cluster.paths import CHECKOUT
 
 _SHOWN = 2000
 
@@ -41,8 +42,6 @@ def have(command: str) -> bool:
 
 
 def uv() -> str:
-    """The uv that runs this, or the one on PATH."""
+    """The uv that runs this, or the one on PATH, or the pinned one, brought as `make` brings it."""
     found = os.environ.get("UV") or shutil.which("uv")
-    if not found:
-        raise ClusterError("uv is missing: install it with `pip install uv`")
-    return found
+    return found or run(CHECKOUT / "scripts" / "bootstrap.sh").strip()
