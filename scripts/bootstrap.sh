@@ -35,8 +35,10 @@ if [ ! -x "$tools/bin/uv" ]; then
     fi
     if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
         say "installing python3-venv"
-        apt-get update -qq >&2
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >&2
+        # Upgrades that the machine makes by itself hold dpkg's lock for minutes; without this apt-get fails at once.
+        wait_for_lock="DPkg::Lock::Timeout=600"
+        apt-get -o "$wait_for_lock" update -qq >&2
+        DEBIAN_FRONTEND=noninteractive apt-get -o "$wait_for_lock" install -y -qq --no-install-recommends python3-venv >&2
     fi
     say "installing uv $uv_version"
     rm -rf "$tools.partial"

@@ -15,6 +15,8 @@ from arctic_cluster import shell
 from arctic_cluster.config import CNI_BINARIES
 from arctic_cluster.errors import ClusterError
 
+# Upgrades that the machine makes by itself hold dpkg's lock for minutes; without this apt-get fails at once.
+_APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=600")
 _LISTS_ARE_OLD = 7 * 24 * 3600
 _CAP_SYS_RESOURCE = 24
 _POLICY = Path("/usr/sbin/policy-rc.d")
@@ -78,9 +80,9 @@ def install(packages: list[str]) -> None:
     """Install Debian packages without starting the services that they bring."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     if _lists_are_old():
-        shell.run("apt-get", "update", env=env)
+        shell.run(*_APT_GET, "update", env=env)
     with _no_service_starts():
-        shell.run("apt-get", "install", "-y", "--no-install-recommends", *packages, env=env)
+        shell.run(*_APT_GET, "install", "-y", "--no-install-recommends", *packages, env=env)
 
 
 @contextlib.contextmanager

@@ -59,6 +59,14 @@ def test_two_set_ups_at_once_install_uv_once(machine: Machine) -> None:
     assert len(machine.installed.read_text().splitlines()) == 1
 
 
+def test_packages_are_installed_once_whoever_else_installs_is_done(machine: Machine) -> None:
+    machine.put("python3", 'case "$*" in *ensurepip*) exit 1;; *"-m venv"*) exit 3;; *) cat >/dev/null;; esac')
+    machine.put("apt-get", f'echo "$*" >>{machine.installed}')
+    machine.start("scripts/bootstrap.sh").communicate()
+    for line in machine.installed.read_text().splitlines():
+        assert line.startswith("-o DPkg::Lock::Timeout=600 ")
+
+
 def test_what_runs_without_a_cluster_is_set_up_without_building_one(machine: Machine) -> None:
     printed, _ = machine.start("make", "-n", "setup-local").communicate()
     assert "uv sync" in printed

@@ -45,3 +45,17 @@ def test_a_module_that_can_be_loaded_is(machine: Path, monkeypatch: pytest.Monke
     (machine / "bridge-nf-call-iptables").unlink()
     requirements.check()
     assert loaded == [("modprobe", "br_netfilter")]
+
+
+def test_packages_are_installed_once_whoever_else_installs_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(requirements, "_POLICY", tmp_path / "policy-rc.d")
+    monkeypatch.setattr(requirements, "_lists_are_old", lambda: True)
+    monkeypatch.setattr(shell, "run", lambda *command, env: said.append(" ".join(command)))
+    requirements.install(["runc"])
+    assert said == [
+        "apt-get -o DPkg::Lock::Timeout=600 update",
+        "apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends runc",
+    ]
