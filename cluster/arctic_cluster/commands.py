@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from arctic_cluster import prepare
+from arctic_cluster import prepare, state
 from arctic_cluster.cluster import DEFAULT_NAME, DEFAULT_NODES, Cluster
 from arctic_cluster.errors import ClusterError
 from arctic_cluster.paths import default_volumes
@@ -34,7 +34,11 @@ def cluster() -> None:
 @cluster.command()
 @_name
 @click.option("--nodes", type=int, help=f"How many nodes [as it runs, else {DEFAULT_NODES}].")
-@click.option("--volumes", type=click.Path(path_type=Path), help=f"Folder of corpus and store [as it runs, else {default_volumes()}].")
+@click.option(
+    "--volumes",
+    type=click.Path(path_type=Path),
+    help=f"Folder of corpus and store [as it runs, else {default_volumes()}].",
+)
 def up(name: str, nodes: int | None, volumes: Path | None) -> None:
     """Start a cluster, building whatever is not built."""
     with _told():
@@ -46,11 +50,13 @@ def up(name: str, nodes: int | None, volumes: Path | None) -> None:
 
 @cluster.command()
 @_name
-def down(name: str) -> None:
+@click.option("--all", "every", is_flag=True, help="All of this machine's clusters.")
+def down(name: str, every: bool) -> None:
     """End a cluster and remove everything of it but its volumes."""
     with _told():
-        ended = Cluster(name).down()
-        click.echo(f"cluster {name} is gone" if ended else f"there is no cluster {name}")
+        for each in state.names() if every else [name]:
+            ended = Cluster(each).down()
+            click.echo(f"cluster {each} is gone" if ended else f"there is no cluster {each}")
 
 
 @cluster.command()
@@ -59,6 +65,8 @@ def status(name: str) -> None:
     """Say what runs, where it is, and at which addresses."""
     with _told():
         click.echo(Cluster(name).status())
+        if others := [other for other in state.names() if other != name]:
+            click.echo(f"other clusters of this machine: {', '.join(others)}")
 
 
 @cluster.command()

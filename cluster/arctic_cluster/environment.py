@@ -5,14 +5,12 @@ dependencies are installed and compiled once for each lock file; each version of
 links, with our packages added.
 """
 
-import contextlib
 import os
-import shutil
 import tomllib
 from pathlib import Path
 
 from arctic_cluster import requirements, shell
-from arctic_cluster.files import files_under, tree_hash
+from arctic_cluster.files import files_under, fresh_partial, prune, texts, tree_hash
 from arctic_cluster.paths import CHECKOUT, CLUSTERS, cache
 
 PYTHON = Path("/usr/bin/python3")
@@ -55,20 +53,20 @@ def prepare() -> Path:
     target = _environments() / tree_hash(CHECKOUT, _sources(), python)
     if not target.exists():
         dependencies = _dependencies(python)
-        partial = _fresh(target)
+        partial = fresh_partial(target)
         # Hard links share the files' space and their times, which keeps what is compiled valid.
         shell.run("cp", "--archive", "--link", dependencies, partial)
         _sync(partial, "--no-editable", "--reinstall-package", "arctic-kubernetes")
         partial.rename(target)
     os.utime(target)
-    _prune(target)
+    _prune()
     return target
 
 
 def _dependencies(python: str) -> Path:
     target = _environments() / f"dependencies-{tree_hash(CHECKOUT, _lock_files(), python)}"
     if not target.exists():
-        partial = _fresh(target)
+        partial = fresh_partial(target)
         requirements.check_space(target.parent, _space_needed(target.parent))
         _sync(partial, "--no-install-project")
         partial.rename(target)
@@ -82,13 +80,6 @@ def _space_needed(folder: Path) -> int:
     return _NEEDED_LINKED if linked else _NEEDED_COPIED
 
 
-def _fresh(target: Path) -> Path:
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return partial
-
-
 def _sync(environment: Path, *options: str) -> None:
     """Run uv for `environment`. Pods cannot write there, so everything is compiled beforehand."""
     extras = [word for extra in _EXTRAS for word in ("--extra", extra)]
@@ -98,24 +89,12 @@ def _sync(environment: Path, *options: str) -> None:
     shell.run(*command, *extras, *options, env=env, cwd=CHECKOUT)
 
 
-def _prune(current: Path) -> None:
+def _prune() -> None:
     """Remove old environments: all but the latest, and those that a cluster or a pod mounts."""
-    kept = {link.resolve() for link in CLUSTERS.glob("*/environment")} | {current}
-    folders = [path for path in _environments().iterdir() if not path.name.startswith(".")]
-    latest = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
-    complete = [path for path in latest if not path.name.startswith("dependencies-")]
-    dependencies = [path for path in latest if path not in complete]
-    mounts = _all_mounts()
-    for path in [*complete[_KEPT:], *dependencies[1:]]:
-        if path not in kept and path.name not in mounts:
-            shutil.rmtree(path)
-
-
-def _all_mounts() -> str:
-    """What every process of the machine has mounted."""
-    found = []
-    for mountinfo in Path("/proc").glob("[0-9]*/mountinfo"):
-        # Processes end while they are looked at.
-        with contextlib.suppress(OSError):
-            found.append(mountinfo.read_text())
-    return "".join(found)
+    linked = " ".join(link.resolve().name for link in CLUSTERS.glob("*/environment"))
+    mounted = texts(Path("/proc").glob("[0-9]*/mountinfo"))
+    folders = list(_environments().iterdir())
+    dependencies = [path for path in folders if path.name.startswith("dependencies-")]
+    complete = [path for path in folders if path not in dependencies]
+    prune(complete, _KEPT, linked + mounted)
+    prune(dependencies, 1)

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -33,6 +34,36 @@ def tree_hash(base: Path, files: Iterable[Path], *extra: str) -> str:
 def files_under(folder: Path) -> list[Path]:
     """All files below `folder` but what Python compiles."""
     return [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+
+
+def fresh_partial(target: Path) -> Path:
+    """Where `target` is made before it is renamed to its name: nothing is there, and the folder around it is."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return partial
+
+
+def texts(files: Iterable[Path]) -> str:
+    """What is in all of `files`; those that vanish while they are looked at are left out."""
+    found = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            found.append(file.read_text())
+    return "".join(found)
+
+
+def prune(made: Iterable[Path], latest: int, in_use: str = "") -> None:
+    """Remove folders of a cache, but for the `latest` touched last and those that the text `in_use` names.
+
+    Partial ones go, too: the caller holds the lock under which they are made, so that a crash has left them.
+    """
+    by_time = sorted(made, key=lambda path: path.stat().st_mtime, reverse=True)
+    partial = [path for path in by_time if path.name.startswith(".")]
+    whole = [path for path in by_time if path not in partial]
+    for path in [*partial, *whole[latest:]]:
+        if path.name not in in_use:
+            shutil.rmtree(path)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ imports: no container registry is asked. Its default command sleeps, so that it 
 import hashlib
 import json
 import os
-import shutil
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from arctic_cluster import shell
 from arctic_cluster.errors import ClusterError
+from arctic_cluster.files import fresh_partial
 from arctic_cluster.paths import cache
 
 # g++ and the headers: torch and DeepSpeed build their CPU kernels where they run.
@@ -80,16 +80,12 @@ def build() -> None:
     """Make the image, two minutes of downloading and unpacking packages."""
     release = _release()
     final = archive()
-    work = final.parent.with_name(f".{tag()}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    work = fresh_partial(final.parent)
+    work.mkdir()
     layer = work / "layer.tar"
     shell.run(*_command(release["VERSION_CODENAME"], layer), stdin=_sources(release["ID"]))
     write_archive(layer, work / final.name, [reference(), STABLE])
     layer.unlink()
-    # An image is half a gigabyte, and nothing reads one of another recipe.
-    for older in final.parent.parent.glob("[!.]*"):
-        shutil.rmtree(older)
     work.rename(final.parent)
 
 

@@ -1,14 +1,16 @@
 """Everything that a cluster needs on the machine before it starts: packages, programs, image, Python environment."""
 
+import os
 from pathlib import Path
 
 from arctic_cluster import binaries, environment, image, requirements
-from arctic_cluster.files import locked
-from arctic_cluster.paths import cache
+from arctic_cluster.files import locked, prune, texts
+from arctic_cluster.paths import CLUSTERS, cache
 from arctic_cluster.progress import Progress
 
 # GiB: programs and image are 1, what Go keeps of compiling them 5, both as measured; the cluster itself takes 3 more.
 _NEEDED_TO_BUILD = 9
+_KEPT = 2
 
 
 def build() -> None:
@@ -46,4 +48,13 @@ def _build(further_steps: int) -> Progress:
     if base:
         with progress.step("base image"):
             image.build()
+    _prune()
     return progress
+
+
+def _prune() -> None:
+    """Remove programs and images of other versions but the last: another checkout may be at work, or a cluster run."""
+    states = texts(CLUSTERS.glob("*/state.json"))
+    for made in (binaries.folder(), image.archive().parent):
+        os.utime(made)
+        prune(made.parent.iterdir(), _KEPT, states)

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -49,6 +50,8 @@ def objects(operator: Cluster) -> Iterator[Objects]:
     operator.create_claims(NAMESPACE)
     yield Objects(operator, NAMESPACE)
     operator.delete_namespace(NAMESPACE)
+    # The store is the user's own, and outlives the cluster.
+    shutil.rmtree(operator.volumes / "arctic-store" / NAMESPACE, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -63,8 +63,9 @@ def test_packages_are_installed_once_whoever_else_installs_is_done(machine: Mach
     machine.put("python3", 'case "$*" in *ensurepip*) exit 1;; *"-m venv"*) exit 3;; *) cat >/dev/null;; esac')
     machine.put("apt-get", f'echo "$*" >>{machine.installed}')
     machine.start("scripts/bootstrap.sh").communicate()
-    for line in machine.installed.read_text().splitlines():
-        assert line.startswith("-o DPkg::Lock::Timeout=600 ")
+    update, install = machine.installed.read_text().splitlines()
+    assert update.startswith("-o DPkg::Lock::Timeout=600 update ")
+    assert install.startswith("-o DPkg::Lock::Timeout=600 install ")
 
 
 def test_what_runs_without_a_cluster_is_set_up_without_building_one(machine: Machine) -> None:

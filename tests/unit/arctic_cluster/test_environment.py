@@ -1,5 +1,6 @@
 """The pods' Python environment: when it is made, and what becomes of older ones."""
 
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -34,3 +35,28 @@ def test_an_environment_needs_its_whole_space_where_uv_cannot_link(
 def test_an_environment_of_links_needs_little(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shell, "run", lambda *command: f"{cache}\n")
     assert environment._dependencies("python3.11").is_dir()
+
+
+def test_old_environments_and_what_crashes_left_go_and_what_a_cluster_links_to_stays(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = cache / "environments"
+    made = [
+        "newest",
+        "newer",
+        "last",
+        "unused-one",
+        "used-one",
+        "dependencies-2",
+        "dependencies-1",
+        ".interrupted.partial",
+        ".dependencies-3.partial",
+    ]
+    for age, name in enumerate(made):
+        (folder / name).mkdir(parents=True)
+        os.utime(folder / name, (1000 - age, 1000 - age))
+    (tmp_path / "clusters" / "demo").mkdir(parents=True)
+    (tmp_path / "clusters" / "demo" / "environment").symlink_to(folder / "used-one")
+    monkeypatch.setattr(environment, "CLUSTERS", tmp_path / "clusters")
+    environment._prune()
+    assert {path.name for path in folder.iterdir()} == {"newest", "newer", "last", "used-one", "dependencies-2"}

@@ -1,0 +1,25 @@
+"""What a preparation leaves in the cache."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from arctic_cluster import binaries, image, prepare
+
+
+def test_programs_of_other_versions_stay_while_a_cluster_runs_them_or_they_are_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for age, name in enumerate(["now", "last", "older", "running", ".interrupted.partial"]):
+        (tmp_path / "bin" / name).mkdir(parents=True)
+        os.utime(tmp_path / "bin" / name, (1000 - age, 1000 - age))
+    (tmp_path / "images" / "tag").mkdir(parents=True)
+    (tmp_path / "clusters" / "demo").mkdir(parents=True)
+    (tmp_path / "clusters" / "demo" / "state.json").write_text(f'{{"binaries": "{tmp_path}/bin/running"}}')
+    monkeypatch.setattr(prepare, "CLUSTERS", tmp_path / "clusters")
+    monkeypatch.setattr(binaries, "folder", lambda: tmp_path / "bin" / "now")
+    monkeypatch.setattr(image, "archive", lambda: tmp_path / "images" / "tag" / "base.tar")
+    prepare._prune()
+    assert {path.name for path in (tmp_path / "bin").iterdir()} == {"now", "last", "running"}
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["tag"]
