@@ -265,9 +265,10 @@ class Cluster:
             ports=state.Ports(api=_free_port(_FIRST_API_PORT), etcd=etcd, etcd_peer=_free_port(etcd + 1)),
             boot=state.boot_id(),
         )
-        # From here on `down` knows what to remove.
-        self.logs.mkdir(parents=True)
+        self._run.mkdir(parents=True)
         planned.save()
+        # From here on `down` knows what to remove.
+        self.logs.mkdir()
         return planned
 
     def _start_nodes(self, current: State, at: Layout) -> None:
@@ -346,6 +347,10 @@ class Cluster:
     def _remove(self) -> bool:
         found = state.load(self.name)
         if found is None:
+            # What was broken off before anything started, or after everything was gone.
+            host.unmount_below(self._run)
+            shutil.rmtree(self._run, ignore_errors=True)
+            host.restore()
             return False
         if found.boot == state.boot_id():
             process.kill(found.processes.values())

@@ -54,7 +54,7 @@ def up(name: str, nodes: int | None, volumes: Path | None) -> None:
 def down(name: str, every: bool) -> None:
     """End a cluster and remove everything of it but its volumes."""
     with _told():
-        for each in state.names() if every else [name]:
+        for each in (every and state.names()) or [name]:
             ended = Cluster(each).down()
             click.echo(f"cluster {each} is gone" if ended else f"there is no cluster {each}")
 

@@ -42,7 +42,7 @@ def remember() -> None:
 
 def restore() -> None:
     """After the last cluster has gone: put the settings back, and remove what only clusters used."""
-    if any(CLUSTERS.iterdir()) or not _REMEMBERED.exists():
+    if any(CLUSTERS.glob("*")) or not _REMEMBERED.exists():
         return
     before = json.loads(_REMEMBERED.read_text())
     for name, value in before["settings"].items():

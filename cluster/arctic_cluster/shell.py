@@ -1,5 +1,6 @@
 """Running commands of the host: the one place that starts a command and waits for it."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from arctic_cluster.errors import ClusterError
 from arctic_cluster.paths import CHECKOUT
 
 _SHOWN = 2000
+_SECONDS_TO_TIDY_UP = 20
 
 
 def run(
@@ -18,13 +20,35 @@ def run(
     """Run `command` and return what it printed; a failure raises with the end of what it said."""
     arguments = [str(word) for word in command]
     try:
-        done = subprocess.run(arguments, input=stdin, env=env, cwd=cwd, capture_output=True, text=True, check=False)
+        child = subprocess.Popen(
+            arguments,
+            stdin=None if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            cwd=cwd,
+            text=True,
+        )
     except FileNotFoundError as error:
         raise ClusterError(f"the command {arguments[0]!r} is not on this machine") from error
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()[-_SHOWN:]
-        raise ClusterError(f"`{' '.join(arguments)}` failed with exit code {done.returncode}: {said}")
-    return done.stdout
+    with child:
+        printed, complained = _communicate(child, stdin)
+    if child.returncode != 0:
+        said = (complained or printed).strip()[-_SHOWN:]
+        raise ClusterError(f"`{' '.join(arguments)}` failed with exit code {child.returncode}: {said}")
+    return printed
+
+
+def _communicate(child: subprocess.Popen[str], stdin: str | None) -> tuple[str, str]:
+    try:
+        return child.communicate(stdin)
+    except KeyboardInterrupt:
+        # The child got the Ctrl-C as well, and what installs or mounts has something to tidy up.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.communicate(timeout=_SECONDS_TO_TIDY_UP)
+        raise
+    finally:
+        child.kill()
 
 
 def attempt(*command: str | Path) -> bool:

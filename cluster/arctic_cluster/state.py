@@ -87,5 +87,5 @@ def load(name: str) -> State | None:
 
 
 def names() -> list[str]:
-    """The clusters that there are on this machine, running or not."""
-    return sorted(file.parent.name for file in CLUSTERS.glob("*/state.json"))
+    """The clusters that there are on this machine, running or not, and what a crash left of one."""
+    return sorted(folder.name for folder in CLUSTERS.glob("*"))

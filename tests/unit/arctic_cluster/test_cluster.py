@@ -31,6 +31,7 @@ class Machine:
         """Start no process."""
         with progress.step("start"):
             self.started.append(planned.nodes)
+        host.remember()
         it._link_environment(environment)
         planned.ready = True
         planned.save()
@@ -46,6 +47,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(host, "MACHINE", tmp_path)
     monkeypatch.setattr(host, "_REMEMBERED", tmp_path / "settings.json")
     monkeypatch.setattr(host, "_SYSCTL", tmp_path / "sys")
+    for place in ("_KUBELET", "_NAMESPACES", "_CONTAINER_LOGS", "_CNI_RESULTS", "_SHIM_SOCKETS"):
+        monkeypatch.setattr(host, place, tmp_path / "machine" / place)
     monkeypatch.setattr(host, "remove_traces", lambda run: None)
     monkeypatch.setattr(cluster, "_LOCK", tmp_path / "cluster.lock")
     monkeypatch.setattr(cluster, "prepare", it.prepare)
@@ -100,3 +103,32 @@ def test_folders_that_root_made_in_the_store_are_given_to_the_pods(tmp_path: Pat
     cluster._create_volumes(tmp_path)
     assert (tmp_path / "arctic-store" / "default").stat().st_uid == image.USER
     assert (tmp_path / "arctic-corpus").is_dir()
+
+
+def test_settings_are_put_back_by_the_next_down_when_one_was_broken_off_before_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = machine.folder / "sys" / "vm" / "overcommit_memory"
+    Cluster().up()
+    setting.write_text("1")
+    with monkeypatch.context() as broken_off:
+        broken_off.setattr(host, "restore", _ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            Cluster().down()
+    assert setting.read_text() == "1"
+    assert not Cluster().down()
+    assert setting.read_text() == "0"
+
+
+def _ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_is_left_of_a_start_that_was_broken_off_is_in_nobodys_way(machine: Machine) -> None:
+    leftover = machine.folder / "clusters" / "demo"
+    (leftover / "logs").mkdir(parents=True)
+    assert state.names() == ["demo"]
+    assert not Cluster().down()
+    assert not leftover.exists()
+    (leftover / "logs").mkdir(parents=True)
+    assert Cluster().up()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from arctic_cluster import binaries, cgroups, files, host, process, shell, state
+from arctic_cluster import binaries, cgroups, files, host, process, state
 from arctic_cluster.addresses import plan
 from arctic_cluster.errors import ClusterError
 
@@ -129,10 +129,3 @@ def test_a_damaged_state_is_an_error_that_names_the_file(clusters: Path, content
     (clusters / "demo" / "state.json").write_text(content)
     with pytest.raises(ClusterError, match=r"state\.json is damaged"):
         state.load("demo")
-
-
-def test_a_failing_command_is_told_with_what_it_said() -> None:
-    with pytest.raises(ClusterError, match="exit code 3: sorry"):
-        shell.run("sh", "-c", "echo sorry >&2; exit 3")
-    with pytest.raises(ClusterError, match="'no-such-command' is not on this machine"):
-        shell.run("no-such-command")

@@ -59,3 +59,20 @@ def test_packages_are_installed_once_whoever_else_installs_is_done(
         "apt-get -o DPkg::Lock::Timeout=600 update",
         "apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends runc",
     ]
+
+
+def test_the_policy_against_starts_goes_even_where_a_killed_run_left_it_and_the_machines_own_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tmp_path / "policy-rc.d"
+    monkeypatch.setattr(requirements, "_POLICY", policy)
+    with requirements._no_service_starts():
+        left = policy.read_text()
+    policy.write_text(left)
+    with requirements._no_service_starts():
+        assert os.access(policy, os.X_OK)
+    assert not policy.exists()
+    policy.write_text("the machine's own")
+    with requirements._no_service_starts():
+        pass
+    assert policy.read_text() == "the machine's own"

@@ -1,8 +1,14 @@
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from arctic_cluster import shell
+from arctic_cluster.errors import ClusterError
 
 
 def test_uv_is_the_one_that_make_uses_where_none_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +22,30 @@ def test_uv_is_the_one_that_make_uses_where_none_is_at_hand(tmp_path: Path, monk
     assert shell.uv() == "/cache/uv"
     monkeypatch.setenv("UV", "/my/uv")
     assert shell.uv() == "/my/uv"
+
+
+def test_a_command_that_is_broken_off_by_a_person_may_tidy_up(tmp_path: Path) -> None:
+    script = f"trap 'sleep 1; touch {tmp_path}/tidy; exit 1' INT; touch {tmp_path}/begun; while :; do sleep 0.1; done"
+    # A handler of its own: the tests may run where Ctrl-C is ignored.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"from arctic_cluster import shell; shell.run('sh', '-c', {script!r})"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "begun").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    assert "KeyboardInterrupt" in run.communicate()[1]
+    assert (tmp_path / "tidy").exists()
+
+
+def test_what_a_command_is_given_reaches_it() -> None:
+    assert shell.run("cat", stdin="text" * 100_000) == "text" * 100_000
+
+
+def test_a_failing_command_is_told_with_what_it_said() -> None:
+    with pytest.raises(ClusterError, match="exit code 3: sorry"):
+        shell.run("sh", "-c", "echo sorry >&2; exit 3")
+    with pytest.raises(ClusterError, match="'no-such-command' is not on this machine"):
+        shell.run("no-such-command")
