@@ -16,7 +16,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' Makefile
 
 setup-local: ## environment and corpus: all that `arctic train` and `arctic serve` need (done once)
-	@UV_COMPILE_BYTECODE=1 $(PHASE) environment $(UV) sync --frozen --quiet  # else each process compiles torch anew
+	@UV_COMPILE_BYTECODE=1 $(PHASE) environment $(UV) sync --frozen  # else each process compiles torch anew
 	@$(PHASE) corpus $(RUN) arctic corpus
 
 setup: setup-local ## the same, and cluster binaries and base image (done once, kept in the cache)

@@ -1,5 +1,7 @@
 """The `arctic` command."""
 
+from typing import Any
+
 import click
 
 from arctic_cli.corpus import corpus
@@ -7,9 +9,21 @@ from arctic_cli.demo import demo
 from arctic_cli.local import serve, train
 from arctic_cli.validate import validate
 from arctic_cluster.commands import cluster
+from arctic_cluster.errors import ClusterError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands whose errors of the local cluster are sentences for people."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except ClusterError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Train and serve Arctic-class models, on a laptop or on Kubernetes."""
 

@@ -1,7 +1,5 @@
 """`arctic cluster`: the commands by which people work with the local cluster. No logic: arguments in, sentences out."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -15,15 +13,6 @@ _LAST_LINES = 100
 
 _name = click.option("--name", default=DEFAULT_NAME, show_default=True, help="Which of this machine's clusters.")
 _node = click.option("--node", required=True, help="A node's name or number.")
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Errors of the cluster are sentences for people."""
-    try:
-        yield
-    except ClusterError as error:
-        raise click.ClickException(str(error)) from error
 
 
 @click.group()
@@ -41,11 +30,10 @@ def cluster() -> None:
 )
 def up(name: str, nodes: int | None, volumes: Path | None) -> None:
     """Start a cluster, building whatever is not built."""
-    with _told():
-        it = Cluster(name)
-        started = it.up(nodes, volumes)
-        click.echo(f"cluster {name} {'is up' if started else 'is already running'}; use it with")
-        click.echo(f"  export KUBECONFIG={it.kubeconfig} PATH={it.binaries}:$PATH")
+    it = Cluster(name)
+    started = it.up(nodes, volumes)
+    click.echo(f"cluster {name} {'is up' if started else 'is already running'}; use it with")
+    click.echo(f"  export KUBECONFIG={it.kubeconfig} PATH={it.binaries}:$PATH")
 
 
 @cluster.command()
@@ -53,31 +41,28 @@ def up(name: str, nodes: int | None, volumes: Path | None) -> None:
 @click.option("--all", "every", is_flag=True, help="All of this machine's clusters.")
 def down(name: str, every: bool) -> None:
     """End a cluster and remove everything of it but its volumes."""
-    with _told():
-        for each in (every and state.names()) or [name]:
-            ended = Cluster(each).down()
-            click.echo(f"cluster {each} is gone" if ended else f"there is no cluster {each}")
+    for each in (every and state.names()) or [name]:
+        ended = Cluster(each).down()
+        click.echo(f"cluster {each} is gone" if ended else f"there is no cluster {each}")
 
 
 @cluster.command()
 @_name
 def status(name: str) -> None:
     """Say what runs, where it is, and at which addresses."""
-    with _told():
-        click.echo(Cluster(name).status())
-        if others := [other for other in state.names() if other != name]:
-            click.echo(f"other clusters of this machine: {', '.join(others)}")
+    click.echo(Cluster(name).status())
+    if others := [other for other in state.names() if other != name]:
+        click.echo(f"other clusters of this machine: {', '.join(others)}")
 
 
 @cluster.command()
 @_name
 def kubeconfig(name: str) -> None:
     """Print the path of the administrator's kubeconfig."""
-    with _told():
-        path = Cluster(name).kubeconfig
-        if not path.exists():
-            raise ClusterError(f"there is no cluster {name}: start it with `arctic cluster up --name {name}`")
-        click.echo(path)
+    path = Cluster(name).kubeconfig
+    if not path.exists():
+        raise ClusterError(f"there is no cluster {name}: start it with `arctic cluster up --name {name}`")
+    click.echo(path)
 
 
 @cluster.command()
@@ -85,21 +70,19 @@ def kubeconfig(name: str) -> None:
 @_name
 def logs(component: str | None, name: str) -> None:
     """Print the end of a component's log, or, without one, the components that have a log."""
-    with _told():
-        found = {path.stem: path for path in sorted(Cluster(name).logs.glob("*.log"))}
-        if component is None:
-            click.echo("\n".join(found) or f"there is no cluster {name}")
-        elif component in found:
-            click.echo("\n".join(found[component].read_text(errors="replace").splitlines()[-_LAST_LINES:]))
-        else:
-            raise ClusterError(f"there is no log of {component!r}: name one of {', '.join(found)}")
+    found = {path.stem: path for path in sorted(Cluster(name).logs.glob("*.log"))}
+    if component is None:
+        click.echo("\n".join(found) or f"there is no cluster {name}")
+    elif component in found:
+        click.echo("\n".join(found[component].read_text(errors="replace").splitlines()[-_LAST_LINES:]))
+    else:
+        raise ClusterError(f"there is no log of {component!r}: name one of {', '.join(found)}")
 
 
 @cluster.command()
 def build() -> None:
     """Build the programs and the image, without starting anything."""
-    with _told():
-        prepare.build()
+    prepare.build()
 
 
 @cluster.command()
@@ -107,8 +90,7 @@ def build() -> None:
 @_name
 def load(archive: Path, name: str) -> None:
     """Import an image ARCHIVE, as `docker save` writes it, on every node."""
-    with _told():
-        Cluster(name).load(archive)
+    Cluster(name).load(archive)
 
 
 @cluster.command()
@@ -116,8 +98,7 @@ def load(archive: Path, name: str) -> None:
 @_name
 def claims(namespace: str, name: str) -> None:
     """Give a namespace the claims that workers mount: environment, corpus and store."""
-    with _told():
-        Cluster(name).create_claims(namespace)
+    Cluster(name).create_claims(namespace)
 
 
 @cluster.command()
@@ -127,8 +108,7 @@ def claims(namespace: str, name: str) -> None:
 @_name
 def shape(node: str, rate: str, latency: str, name: str) -> None:
     """Make a node's network slow."""
-    with _told():
-        Cluster(name).shape(node, rate, latency)
+    Cluster(name).shape(node, rate, latency)
 
 
 @cluster.command()
@@ -136,8 +116,7 @@ def shape(node: str, rate: str, latency: str, name: str) -> None:
 @_name
 def unshape(node: str, name: str) -> None:
     """Make a node's network fast again."""
-    with _told():
-        Cluster(name).unshape(node)
+    Cluster(name).unshape(node)
 
 
 @cluster.command()
@@ -145,8 +124,7 @@ def unshape(node: str, name: str) -> None:
 @_name
 def cut(node: str, name: str) -> None:
     """Take a node off the network, as if its cable were pulled: all that runs on it runs on."""
-    with _told():
-        Cluster(name).cut(node)
+    Cluster(name).cut(node)
 
 
 @cluster.command()
@@ -154,5 +132,4 @@ def cut(node: str, name: str) -> None:
 @_name
 def mend(node: str, name: str) -> None:
     """Put a node that was cut off back on the network."""
-    with _told():
-        Cluster(name).mend(node)
+    Cluster(name).mend(node)
