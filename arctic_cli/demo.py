@@ -6,6 +6,7 @@ already is skipped, so that a second run only asks again.
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -43,7 +44,16 @@ class Steps:
         click.secho(f"\n== [{self._number}/{self._total}] {title}", bold=True)
         start = time.monotonic()
         yield
-        click.echo(f"== done in {time.monotonic() - start:.1f} s")
+        seconds = time.monotonic() - start
+        click.echo(f"== done in {seconds:.1f} s")
+        _note_phase(title.partition(":")[0], seconds)
+
+
+def _note_phase(phase: str, seconds: float) -> None:
+    """Note it where `benchmarks.demo` asked for it, as scripts/phase.sh does."""
+    if notes := os.environ.get("ARCTIC_PHASES"):
+        with open(notes, "a") as file:
+            file.write(json.dumps({"phase": phase, "seconds": round(seconds, 1)}) + "\n")
 
 
 def get(cluster: Cluster, kind: str, name: str) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 #!/usr/bin/env bash
-# phase.sh NAME COMMAND...: runs a phase of a make target, says how long it took, and notes it in the cache for `benchmarks.demo`.
+# phase.sh NAME COMMAND...: runs a phase of a make target, says how long it took, and notes it in the file $ARCTIC_PHASES if it is set.
 set -uo pipefail
 name=$1; shift
-phases="${ARCTIC_PHASES:-${XDG_CACHE_HOME:-$HOME/.cache}/arctic/phases.jsonl}"
-mkdir -p "$(dirname "$phases")"
 echo "== $name"
 start=$(date +%s.%N)
 "$@"
@@ -14,4 +12,6 @@ if [ "$code" -ne 0 ]; then
     exit "$code"
 fi
 echo "== $name done in $seconds s"
-printf '{"phase": "%s", "seconds": %s}\n' "$name" "$seconds" >>"$phases"
+if [ -n "${ARCTIC_PHASES:-}" ]; then
+    printf '{"phase": "%s", "seconds": %s}\n' "$name" "$seconds" >>"$ARCTIC_PHASES"
+fi
