@@ -122,9 +122,10 @@ def ask(address: str, model: str, prompt: str) -> str:
     request = urllib.request.Request(  # noqa: S310 (an address of this machine)
         f"{address}/v1/completions", body, {"Content-Type": "application/json"}
     )
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            with direct.open(request, timeout=60) as answer:
                 text: str = json.load(answer)["choices"][0]["text"]
                 return text
         except urllib.error.HTTPError as error:

@@ -142,7 +142,7 @@ class Cluster:
 
     def command(self, program: str, *arguments: str) -> list[str]:
         """The command line that runs kubectl or helm as an administrator."""
-        return [str(self.binaries / program), f"--kubeconfig={self.kubeconfig}", *arguments]
+        return [*_past_proxies(os.environ), str(self.binaries / program), f"--kubeconfig={self.kubeconfig}", *arguments]
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Run kubectl as an administrator and return what it printed."""
@@ -382,6 +382,12 @@ class Cluster:
         if component not in current.processes:
             raise ClusterError(f"there is no component {component!r}: name one of {', '.join(current.processes)}")
         return component
+
+
+def _past_proxies(environment: Iterable[str]) -> list[str]:
+    """What to put before a command so that it asks no proxy: none reaches the cluster, which is on this machine."""
+    proxies = [name for name in environment if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
+    return ["env", *(f"--unset={name}" for name in proxies)] if proxies else []
 
 
 def _write_credentials(at: Layout) -> None:

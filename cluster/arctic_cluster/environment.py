@@ -13,7 +13,6 @@ from arctic_cluster import requirements, shell
 from arctic_cluster.files import files_under, fresh_partial, prune, texts, tree_hash
 from arctic_cluster.paths import CHECKOUT, CLUSTERS, cache
 
-PYTHON = Path("/usr/bin/python3")
 MOUNT = "/opt/arctic"
 _EXTRAS = ("operator", "training", "inference")
 _KEPT = 3
@@ -40,8 +39,8 @@ def _sources() -> list[Path]:
 
 def version() -> str:
     """Python's version as a path names it, such as python3.11: the host's, which is the image's too."""
-    found = shell.run(PYTHON, "-c", "import sys; print(*sys.version_info[:2], sep='.')").strip()
-    return f"python{found}"
+    major, minor = requirements.python_version()
+    return f"python{major}.{minor}"
 
 
 def prepare() -> Path:
@@ -85,8 +84,10 @@ def _sync(environment: Path, *options: str) -> None:
     extras = [word for extra in _EXTRAS for word in ("--extra", extra)]
     env = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
     env |= {"UV_PROJECT_ENVIRONMENT": str(environment), "UV_COMPILE_BYTECODE": "1"}
-    command = [shell.uv(), "sync", "--frozen", "--no-dev", "--python", str(PYTHON)]
+    command = [shell.uv(), "sync", "--frozen", "--no-dev", "--python", str(requirements.PYTHON)]
     shell.run(*command, *extras, *options, env=env, cwd=CHECKOUT)
+    # The files are links to those in uv's cache, and have the umask of whoever filled that; pods are not root.
+    shell.run("chmod", "--recursive", "a+rX", environment)
 
 
 def _prune() -> None:

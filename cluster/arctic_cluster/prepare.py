@@ -1,6 +1,8 @@
 """Everything that a cluster needs on the machine before it starts: packages, programs, image, Python environment."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from arctic_cluster import binaries, environment, image, requirements
@@ -15,8 +17,7 @@ _KEPT = 2
 
 def build() -> None:
     """Install packages, build the programs and make the image, each unless it is there."""
-    requirements.check()
-    with locked(cache() / "lock"):
+    with _at_work():
         _build(further_steps=0)
 
 
@@ -25,12 +26,24 @@ def prepare(further_steps: int) -> tuple[Progress, Path]:
 
     Returns the progress, which has `further_steps` left, and the environment's folder.
     """
-    requirements.check()
-    with locked(cache() / "lock"):
+    with _at_work():
         progress = _build(further_steps + 1)
         with progress.step("Python environment of the pods"):
             folder = environment.prepare()
     return progress, folder
+
+
+@contextlib.contextmanager
+def _at_work() -> Iterator[None]:
+    """Hold the cache's lock, on a machine that has what is needed; what is made meanwhile, everybody can read."""
+    requirements.check()
+    # Pods are not root, and a machine that was made safe has a stricter umask.
+    before = os.umask(0o022)
+    try:
+        with locked(cache() / "lock"):
+            yield
+    finally:
+        os.umask(before)
 
 
 def _build(further_steps: int) -> Progress:

@@ -17,6 +17,9 @@ from arctic_cluster.errors import ClusterError
 
 # Upgrades that the machine makes by itself hold dpkg's lock for minutes; without this apt-get fails at once.
 _APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=600")
+PYTHON = Path("/usr/bin/python3")
+# torch and deepspeed have no wheels for others.
+_PYTHONS = ((3, 11), (3, 12))
 _LISTS_ARE_OLD = 7 * 24 * 3600
 _CAP_SYS_RESOURCE = 24
 _POLICY = Path("/usr/sbin/policy-rc.d")
@@ -34,7 +37,7 @@ _PACKAGES = {
     "mmdebstrap": "mmdebstrap",
     "procps": "sysctl",
     "util-linux": "nsenter",
-    "python3": "/usr/bin/python3",
+    "python3": str(PYTHON),
     # The gateway's, which the image carries; its tests run it on the machine itself.
     "haproxy": "haproxy",
 }
@@ -51,6 +54,11 @@ def check() -> None:
     check_root()
     if not shell.have("apt-get"):
         raise ClusterError("apt-get is missing: the local cluster runs on Debian and its kin, which have containerd")
+    if PYTHON.exists() and (found := python_version()) not in _PYTHONS:
+        raise ClusterError(
+            f"{PYTHON} is Python {found[0]}.{found[1]}; pods run it and need 3.11 or 3.12: "
+            "take a machine that has it, such as Debian 12 or Ubuntu 24.04"
+        )
     shell.uv()
     # Stock kernels have both as modules that nothing loads by itself, unlike those of links, rules and queues.
     if "\toverlay\n" not in _FILE_SYSTEMS.read_text():
@@ -62,6 +70,12 @@ def check() -> None:
 def _load(module: str, lack: str) -> None:
     if not shell.attempt("modprobe", module):
         raise ClusterError(f"the kernel {lack}: load it (`modprobe {module}`) or boot a kernel that has it")
+
+
+def python_version() -> tuple[int, int]:
+    """Major and minor of the host's own Python, which is the image's too."""
+    major, minor = shell.run(PYTHON, "-c", "import sys; print(*sys.version_info[:2])").split()
+    return int(major), int(minor)
 
 
 def check_space(folder: Path, gibibytes: int) -> None:

@@ -233,6 +233,14 @@ def test_a_loaded_image_is_on_every_node(cluster: Cluster, kubectl: Kubectl, tmp
         cluster.load(tmp_path / "no.tar")
 
 
+def test_kubectl_and_helm_reach_the_cluster_past_a_proxy_of_the_machine(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    assert cluster.kubectl("get", "--raw=/readyz") == "ok"
+    assert cluster.helm("list", "--short", "--namespace", "no-releases-here") == ""
+
+
 def test_a_second_up_changes_nothing_but_the_environment(cluster: Cluster) -> None:
     before = json.loads((cluster.kubeconfig.parent / "state.json").read_text())
     assert not cluster.up()

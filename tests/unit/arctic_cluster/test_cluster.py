@@ -132,3 +132,14 @@ def test_what_is_left_of_a_start_that_was_broken_off_is_in_nobodys_way(machine: 
     assert not leftover.exists()
     (leftover / "logs").mkdir(parents=True)
     assert Cluster().up()
+
+
+def test_commands_ask_the_cluster_past_the_machines_proxy(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    Cluster().up()
+    plain = Cluster().command("kubectl", "get", "pods")
+    assert plain[0] == str(machine.folder / "bin" / "kubectl")
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    assert Cluster().command("kubectl", "get", "pods") == ["env", "--unset=https_proxy", *plain]

@@ -60,3 +60,17 @@ def test_old_environments_and_what_crashes_left_go_and_what_a_cluster_links_to_s
     monkeypatch.setattr(environment, "CLUSTERS", tmp_path / "clusters")
     environment._prune()
     assert {path.name for path in folder.iterdir()} == {"newest", "newer", "last", "used-one", "dependencies-2"}
+
+
+def test_an_environment_can_be_read_by_pods_whoever_filled_uvs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made"
+    install = tmp_path / "uv"
+    install.write_text(
+        '#!/bin/sh\numask 077; mkdir "$UV_PROJECT_ENVIRONMENT"; touch "$UV_PROJECT_ENVIRONMENT/module.py"'
+    )
+    install.chmod(0o755)
+    monkeypatch.setattr(shell, "uv", lambda: str(install))
+    environment._sync(made)
+    assert [path.stat().st_mode & 0o777 for path in (made, made / "module.py")] == [0o755, 0o644]

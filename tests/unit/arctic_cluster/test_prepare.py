@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from arctic_cluster import binaries, image, prepare
+from arctic_cluster import binaries, image, prepare, requirements
 
 
 def test_programs_of_other_versions_stay_while_a_cluster_runs_them_or_they_are_the_last(
@@ -23,3 +23,16 @@ def test_programs_of_other_versions_stay_while_a_cluster_runs_them_or_they_are_t
     prepare._prune()
     assert {path.name for path in (tmp_path / "bin").iterdir()} == {"now", "last", "running"}
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["tag"]
+
+
+def test_what_is_made_can_be_read_by_pods_whatever_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "check", lambda: None)
+    monkeypatch.setattr(prepare, "cache", lambda: tmp_path)
+    monkeypatch.setattr(prepare, "_build", lambda further_steps: (tmp_path / "bin").mkdir())
+    before = os.umask(0o077)
+    try:
+        prepare.build()
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+    assert (tmp_path / "bin").stat().st_mode & 0o777 == 0o755

@@ -17,6 +17,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(requirements, "_FILE_SYSTEMS", tmp_path / "filesystems")
     (tmp_path / "filesystems").write_text("nodev\toverlay\n")
     (tmp_path / "bridge-nf-call-iptables").write_text("1\n")
+    monkeypatch.setattr(requirements, "python_version", lambda: (3, 12))
     monkeypatch.setattr(shell, "have", lambda command: True)
     monkeypatch.setattr(shell, "uv", lambda: "uv")
     monkeypatch.setattr(shell, "attempt", lambda *command: False)
@@ -25,6 +26,12 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_machine_that_has_everything_passes(machine: Path) -> None:
     requirements.check()
+
+
+def test_a_machine_whose_python_no_pod_can_use_is_told(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "python_version", lambda: (3, 13))
+    with pytest.raises(ClusterError, match=r"/usr/bin/python3 is Python 3\.13; .* need 3\.11 or 3\.12"):
+        requirements.check()
 
 
 def test_a_kernel_that_hides_bridged_packets_from_iptables_is_told(machine: Path) -> None:
