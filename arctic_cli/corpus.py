@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 
 from arctic_cluster.files import locked
-from arctic_cluster.paths import default_volumes
+from arctic_cluster.paths import CORPUS, default_volumes
 
 VERSION = "1"
 _MARKER = "VERSION"
@@ -183,6 +183,6 @@ _WRITERS: dict[str, Callable[[Path, Path], None]] = {
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), required=False)
 def corpus(folder: Path | None) -> None:
     """Prepare the demo's corpus in FOLDER (by default where the claim `arctic-corpus` of local runs is)."""
-    folder = folder or default_volumes() / "arctic-corpus"
+    folder = folder or default_volumes() / CORPUS
     made = prepare_corpus(folder)
     click.echo(f"corpus {'prepared in' if made else 'is ready in'} {folder}")

@@ -20,9 +20,10 @@ from typing import Any
 import click
 
 from arctic_cluster import Cluster
+from arctic_cluster.manifests import SYSTEM_NAMESPACE
 
 NAMESPACE = "default"
-OPERATOR_NAMESPACE = "arctic-system"
+OPERATOR_NAMESPACE = SYSTEM_NAMESPACE
 TRAINING_LIMIT_SECONDS = 900.0
 SERVING_LIMIT_SECONDS = 300.0
 ASKING_LIMIT_SECONDS = 60.0

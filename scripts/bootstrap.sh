@@ -4,7 +4,11 @@
 set -euo pipefail
 
 uv_version=0.13.9
-cache="${XDG_CACHE_HOME:-$HOME/.cache}/arctic"
+# As arctic_cluster.paths has it: relative values are ignored.
+case "${XDG_CACHE_HOME:-}" in
+    /*) cache="$XDG_CACHE_HOME/arctic" ;;
+    *) cache="$HOME/.cache/arctic" ;;
+esac
 needed_gib=18
 tools="$cache/tools/uv-$uv_version"
 

@@ -29,7 +29,7 @@ from arctic_cluster.certificates import Authority
 from arctic_cluster.config import Layout
 from arctic_cluster.errors import ClusterError
 from arctic_cluster.files import locked, write_atomically
-from arctic_cluster.paths import CLUSTERS, default_volumes
+from arctic_cluster.paths import CLUSTERS, CORPUS, STORE, default_volumes
 from arctic_cluster.prepare import prepare
 from arctic_cluster.progress import Progress
 from arctic_cluster.state import State
@@ -415,8 +415,8 @@ def _write_kubeconfig(at: Layout, user: str, path: Path) -> None:
 
 
 def _create_volumes(volumes: Path) -> None:
-    (volumes / "arctic-corpus").mkdir(parents=True, exist_ok=True)
-    store = volumes / "arctic-store"
+    (volumes / CORPUS).mkdir(parents=True, exist_ok=True)
+    store = volumes / STORE
     store.mkdir(exist_ok=True)
     os.chown(store, image.USER, image.USER)
     for folder in store.iterdir():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_cluster.config import DOMAIN
+from arctic_cluster.paths import CORPUS, STORE
 
 Manifest = dict[str, Any]
 
@@ -48,8 +49,8 @@ def claims(environment: Path, volumes: Path) -> list[Claim]:
     """The claims of every namespace that runs workers."""
     return [
         Claim("arctic-environment", environment, "ReadOnlyMany"),
-        Claim("arctic-corpus", volumes / "arctic-corpus", "ReadOnlyMany"),
-        Claim("arctic-store", volumes / "arctic-store", "ReadWriteMany"),
+        Claim(CORPUS, volumes / CORPUS, "ReadOnlyMany"),
+        Claim(STORE, volumes / STORE, "ReadWriteMany"),
     ]
 
 

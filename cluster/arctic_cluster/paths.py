@@ -11,6 +11,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 MODULES = CHECKOUT / "cluster" / "modules"
 MACHINE = Path("/var/lib/arctic")
 CLUSTERS = MACHINE / "clusters"
+# Claims, and the folders of the volumes that they are.
+CORPUS = "arctic-corpus"
+STORE = "arctic-store"
 
 
 def _xdg(variable: str, default: str) -> Path:

@@ -25,6 +25,7 @@ from arctic_cli.demo import OPERATOR_NAMESPACE, ask, forwarded
 from arctic_cli.local import inference_groups
 from arctic_cluster import Cluster
 from arctic_cluster.manifests import restricted_namespace
+from arctic_cluster.paths import STORE
 
 pytestmark = pytest.mark.timeout(900)  # a test may wait for a whole training
 
@@ -51,7 +52,7 @@ def objects(operator: Cluster) -> Iterator[Objects]:
     yield Objects(operator, NAMESPACE)
     operator.delete_namespace(NAMESPACE)
     # The store is the user's own, and outlives the cluster.
-    shutil.rmtree(operator.volumes / "arctic-store" / NAMESPACE, ignore_errors=True)
+    shutil.rmtree(operator.volumes / STORE / NAMESPACE, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_the_export_has_the_published_layout(objects: Objects, trained: dict[str
 
 def host_folder(objects: Objects, uri: str) -> Path:
     """Where a folder of the store is on the host."""
-    return objects.cluster.volumes / "arctic-store" / uri.removeprefix("file:///var/lib/arctic/store/")
+    return objects.cluster.volumes / STORE / uri.removeprefix("file:///var/lib/arctic/store/")
 
 
 @pytest.fixture(scope="module")

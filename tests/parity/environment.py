@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from arctic_cluster import paths
+
 REQUIREMENTS = ("llama-cpp-python==0.3.36", "gguf==0.17.1", "numpy==2.3.5", "safetensors==0.8.0")
 # PyPI has only the source of llama-cpp-python: build its library alone, without tools, servers and image models.
 CMAKE_ARGUMENTS = (
@@ -33,7 +35,7 @@ CMAKE_ARGUMENTS = (
 def interpreter() -> Path:
     """Return the Python interpreter of the environment; builds it first (10 to 25 minutes of C++ on two cores)."""
     recipe = "\n".join((*REQUIREMENTS, *CMAKE_ARGUMENTS, sys.version, os.uname().machine))
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "arctic" / "parity"
+    cache = paths.cache() / "parity"
     folder = cache / hashlib.sha256(recipe.encode()).hexdigest()[:16]
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f"{folder.name}.lock").open("w") as lock:

@@ -8,7 +8,7 @@ from typing import Any
 from objects import Objects, example, is_ready
 
 from arctic_api.world import Label
-from arctic_cluster import Cluster
+from arctic_cluster import Cluster, paths
 
 FOLDER = "stand-in"
 CORPUS = "/var/lib/arctic/corpus"
@@ -66,7 +66,7 @@ sys.exit(code)
 @contextmanager
 def placed(cluster: Cluster) -> Iterator[None]:
     """Put the stand-in where the pods see it, for a while."""
-    folder = cluster.volumes / "arctic-corpus" / FOLDER
+    folder = cluster.volumes / paths.CORPUS / FOLDER
     package = folder / "arctic_workers"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").touch()
@@ -93,7 +93,7 @@ class StandIns(Objects):
         manifest["spec"] |= spec | {
             "template": {
                 "environment": [{"name": key, "value": value} for key, value in variables.items()],
-                "volumes": [{"claimName": "arctic-corpus", "mountPath": CORPUS}],
+                "volumes": [{"claimName": paths.CORPUS, "mountPath": CORPUS}],
                 "affinity": affinity or {},
             }
         }

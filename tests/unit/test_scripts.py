@@ -87,3 +87,8 @@ def test_a_phase_is_noted_only_where_somebody_asks(machine: Machine, tmp_path: P
     assert not machine.cache.exists()
     (note,) = (tmp_path / "phases").read_text().splitlines()
     assert json.loads(note)["phase"] == "lint"
+
+
+def test_a_relative_cache_is_none(machine: Machine, tmp_path: Path) -> None:
+    run = machine.start("env", f"HOME={tmp_path}", "XDG_CACHE_HOME=here", "scripts/bootstrap.sh")
+    assert run.communicate()[0].startswith(f"{tmp_path}/.cache/arctic/tools/")
