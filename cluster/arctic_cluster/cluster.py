@@ -25,7 +25,6 @@ from arctic_cluster import (
     shell,
     state,
 )
-from arctic_cluster.certificates import Authority
 from arctic_cluster.config import Layout
 from arctic_cluster.errors import ClusterError
 from arctic_cluster.files import locked, write_atomically
@@ -391,6 +390,9 @@ def _past_proxies(environment: Iterable[str]) -> list[str]:
 
 
 def _write_credentials(at: Layout) -> None:
+    # Here, so that an installation that manages no cluster, such as one for `arctic validate`, needs no cryptography.
+    from arctic_cluster.certificates import Authority
+
     authority = Authority(at.pki)
     plan = at.addresses
     service = [f"kubernetes.default.svc.{config.DOMAIN}".rsplit(".", n)[0] for n in range(5)]
