@@ -13,6 +13,14 @@ CUSTOM_KINDS = (training.KIND, inference.KIND)
 REMEMBERED_DELETIONS = 10_000
 
 
+class Listing(NamedTuple):
+    """What the API server answered to a list."""
+
+    items: list[Manifest]
+    version: int
+    """Resource version of the moment that the answer shows: what is newer is not in it."""
+
+
 class Key(NamedTuple):
     """A custom resource by name: what is reconciled."""
 
@@ -47,7 +55,7 @@ class Cache:
         if uid in self._gone:
             return False
         known = self._objects[kind].get(uid)
-        if known and _version(known) >= _version(manifest):
+        if known and version_of(known) >= version_of(manifest):
             return False
         self._objects[kind][uid] = manifest
         if kind in CUSTOM_KINDS:
@@ -73,23 +81,21 @@ class Cache:
         if kind in CUSTOM_KINDS and key and self._custom.get(key) == uid:
             del self._custom[key]
 
-    def replace_children(self, owner: str, kinds: Iterable[str], manifests: Iterable[Manifest]) -> None:
-        """Set the children of some kinds to what a list has shown: what it lacks is gone."""
-        listed = {manifest["metadata"]["uid"]: manifest for manifest in manifests}
-        for kind in kinds:
-            for known in list(self.children(owner, kind)):
-                if known["metadata"]["uid"] not in listed:
-                    self.remove(known)
-        for manifest in listed.values():
-            self.put(manifest)
+    def replace_children(self, owner: str, kind: str, listing: Listing) -> None:
+        """Set the children of a kind to what a list has shown."""
+        self._replace(self.children(owner, kind), listing)
 
-    def replace_all(self, kind: str, manifests: Iterable[Manifest]) -> None:
+    def replace_all(self, kind: str, listing: Listing) -> None:
         """Set all objects of a kind that has no owners."""
-        listed = {manifest["metadata"]["uid"]: manifest for manifest in manifests}
-        for known in list(self.all(kind)):
-            if known["metadata"]["uid"] not in listed:
-                self.remove(known)
-        for manifest in listed.values():
+        self._replace(self.all(kind), listing)
+
+    def _replace(self, known: Iterable[Manifest], listing: Listing) -> None:
+        """What a list lacks is gone, unless it is newer: the watch may have shown it while the answer was under way."""
+        listed = {manifest["metadata"]["uid"] for manifest in listing.items}
+        for manifest in list(known):
+            if manifest["metadata"]["uid"] not in listed and version_of(manifest) <= listing.version:
+                self.remove(manifest)
+        for manifest in listing.items:
             self.put(manifest)
 
     def custom(self, key: Key) -> Manifest | None:
@@ -117,7 +123,7 @@ class Cache:
         return len(self._objects[kind])
 
 
-def _version(manifest: Manifest) -> int:
-    """Return the resource version, which Kubernetes has compared as a number since 1.35 and made as one always."""
+def version_of(manifest: Manifest) -> int:
+    """Return the resource version of an object or a list, which Kubernetes has compared as a number since 1.35 and made as one always."""
     text = str(manifest["metadata"].get("resourceVersion", "0"))
     return int(text) if text.isdigit() else 0

@@ -15,6 +15,7 @@ from kubernetes.aio import client, config
 
 from arctic_api import API_VERSION, inference, training
 from arctic_api.world import Label, uid5
+from arctic_operator.cache import Listing, version_of
 from arctic_operator.cache import Manifest as Manifest
 from arctic_operator.observed import Identity
 from arctic_operator.plan.actions import Delete, Event, Mark
@@ -155,16 +156,14 @@ class Cluster:
                 return None
             raise
 
-    async def list_children(self, kind: str, namespace: str, owner: str) -> list[Manifest]:
+    async def list_children(self, kind: str, namespace: str, owner: str) -> Listing:
         """Return the objects that carry an owner's uid, as the API server has them now."""
         query = {"labelSelector": f"{Label.MANAGED}=true,{Label.UID}={owner}"}
-        answer = await self.request("GET", _path(kind, namespace), query=query)
-        return [{"kind": kind} | item for item in answer["items"]]
+        return _listing(kind, await self.request("GET", _path(kind, namespace), query=query))
 
-    async def list_nodes(self) -> list[Manifest]:
+    async def list_nodes(self) -> Listing:
         """Return all nodes."""
-        answer = await self.request("GET", "/api/v1/nodes")
-        return [{"kind": "Node"} | item for item in answer["items"]]
+        return _listing("Node", await self.request("GET", "/api/v1/nodes"))
 
     async def apply(self, manifest: Manifest, owner: str, known: Manifest | None) -> Manifest:
         """Apply a child, unless it already is as it should be; OwnedByAnotherError if it is someone else's.
@@ -345,6 +344,11 @@ def _path(kind: str, namespace: str, name: str = "") -> str:
     resource = RESOURCES[kind]
     root = "/api/v1" if resource.api_version == "v1" else f"/apis/{resource.api_version}"
     return f"{root}/namespaces/{namespace}/{resource.plural}" + (f"/{name}" if name else "")
+
+
+def _listing(kind: str, answer: Manifest) -> Listing:
+    """The API server names the kind of a list's items only in the list itself."""
+    return Listing([{"kind": kind} | item for item in answer["items"]], version_of(answer))
 
 
 def _error(code: int, text: bytes) -> ApiError:

@@ -72,19 +72,21 @@ class Observer:
 
     async def look(self, key: Key) -> None:
         """Read an object and all of its children from the API server: what is not there now is gone."""
-        manifest = await self._cluster.get(*key)
         known = self._cache.custom(key)
+        manifest = await self._cluster.get(*key)
         if known and (manifest is None or manifest["metadata"]["uid"] != known["metadata"]["uid"]):
             self._cache.remove(known)
         if manifest is None:
             return
         self._cache.put(manifest)
-        uid, kinds = manifest["metadata"]["uid"], LOOKED_AT[key.kind]
-        lists = await asyncio.gather(*(self._cluster.list_children(kind, key.namespace, uid) for kind in kinds))
-        self._cache.replace_children(uid, kinds, (child for children in lists for child in children))
+        uid = manifest["metadata"]["uid"]
+        await asyncio.gather(*(self._look_at_children(kind, key.namespace, uid) for kind in LOOKED_AT[key.kind]))
         nodes = self._nodes() or {}
         if any(pod.node and pod.node not in nodes for pod in self._pods(uid)):
             await self.look_at_nodes()
+
+    async def _look_at_children(self, kind: str, namespace: str, uid: str) -> None:
+        self._cache.replace_children(uid, kind, await self._cluster.list_children(kind, namespace, uid))
 
     async def look_at_nodes(self) -> None:
         """Read all nodes from the API server, if that is allowed."""

@@ -1,5 +1,5 @@
 from arctic_api.world import Label
-from arctic_operator.cache import Cache, Key
+from arctic_operator.cache import Cache, Key, Listing
 
 
 def custom(uid="u1", version="1", name="tiny"):
@@ -11,6 +11,10 @@ def child(uid, version="1", owner="u1", kind="Pod"):
     labels = {Label.UID.value: owner, Label.KIND.value: "ArcticTraining", Label.NAME.value: "tiny"}
     metadata = {"namespace": "team", "name": uid, "uid": uid, "resourceVersion": version, "labels": labels}
     return {"kind": kind, "metadata": metadata}
+
+
+def node(name, version):
+    return {"kind": "Node", "metadata": {"name": name, "uid": name, "resourceVersion": version}}
 
 
 KEY = Key("ArcticTraining", "team", "tiny")
@@ -52,5 +56,18 @@ def test_what_a_list_lacks_is_gone_and_only_of_the_kinds_that_were_listed():
     cache = Cache()
     for manifest in (child("p1"), child("p2"), child("j1", kind="Job")):
         cache.put(manifest)
-    cache.replace_children("u1", ["Pod"], [child("p2", version="2"), child("p3")])
+    cache.replace_children("u1", "Pod", Listing([child("p2", version="2"), child("p3")], version=3))
     assert {c["metadata"]["uid"] for c in cache.children("u1")} == {"p2", "p3", "j1"}
+
+
+def test_what_the_watch_showed_after_a_list_was_answered_stays_and_is_followed_on():
+    cache = Cache()
+    cache.put(child("old", version="10"))
+    cache.put(child("new", version="21"))
+    cache.put(node("n1", version="30"))
+    cache.replace_children("u1", "Pod", Listing([], version=20))
+    cache.replace_all("Node", Listing([], version=20))
+    assert [c["metadata"]["uid"] for c in cache.children("u1")] == ["new"]
+    assert cache.count("Node") == 1
+    assert cache.put(child("new", version="22"))
+    assert not cache.put(child("old", version="11"))
