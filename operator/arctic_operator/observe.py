@@ -43,9 +43,10 @@ INFERENCE_REVISION = (
 )
 """What a group is made of."""
 LOOKED_AT = {
-    training_api.KIND: ("Job", "Pod", "Service", "NetworkPolicy"),
-    inference_api.KIND: ("StatefulSet", "Pod", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"),
+    training_api.KIND: ("Job", "Service", "NetworkPolicy"),
+    inference_api.KIND: ("StatefulSet", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"),
 }
+"""Kinds of children besides pods, which both have."""
 REDUCED = frozenset({"Job", "StatefulSet", "Pod"})
 
 
@@ -81,6 +82,8 @@ class Observer:
         self._cache.put(manifest)
         uid = manifest["metadata"]["uid"]
         await asyncio.gather(*(self._look_at_children(kind, key.namespace, uid) for kind in LOOKED_AT[key.kind]))
+        # After the Job that tells of them: how it ended is judged by pods that are not older.
+        await self._look_at_children("Pod", key.namespace, uid)
         nodes = self._nodes() or {}
         if any(pod.node and pod.node not in nodes for pod in self._pods(uid)):
             await self.look_at_nodes()

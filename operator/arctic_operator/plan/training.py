@@ -14,7 +14,7 @@ from arctic_operator.manifests.training import attempt_job, attempt_services
 from arctic_operator.observed import Job, Manifest, Pod, Training, TrainingSeen, format_time, parse_time
 from arctic_operator.plan.actions import Delete, Follow, Plan, sooner
 from arctic_operator.plan.conditions import find, is_true, unreachable, until_unreachable
-from arctic_operator.plan.endings import NODE_LOST, Ending, judge
+from arctic_operator.plan.endings import Ending, judge
 from arctic_operator.plan.training_status import Outlook, gpu_hours, training_status
 from arctic_operator.settings import Settings
 
@@ -111,8 +111,8 @@ def _record(case: _Case, ending: Ending) -> Plan:
         outlook = Outlook("Failed", failed=("RestartLimitExceeded", message))
     elif spec.suspend:
         outlook = Outlook("Suspended")
-    unseen = world.job is None or ending.reason == NODE_LOST
-    return Plan(status=case.status(outlook, after), requeue_after=0.1, needs_fresh=unseen)
+    # Each kind has a watch of its own, and the Job's may be ahead of the pods': they would be judged as they were.
+    return Plan(status=case.status(outlook, after), requeue_after=0.1, needs_fresh=True)
 
 
 def _stop_reason(case: _Case, ending: Ending) -> str:

@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 
+from arctic_api import API_VERSION
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus
-from arctic_api.world import Report
+from arctic_api.world import Label, Report
+from arctic_operator.cache import Cache, Key, Listing
+from arctic_operator.cluster import Cluster
 from arctic_operator.observed import Identity, Inference, Pod, Training, job_of, pod_of, read_status, stateful_set_of
+from arctic_operator.reconcile import Reconciler
 from arctic_operator.settings import Settings
+from arctic_operator.workqueue import WorkQueue
 
 UID = "0a1b2c3d-0000-4000-8000-000000000001"
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -22,7 +27,7 @@ TRAINING_SPEC: dict[str, Any] = {
     "curriculum": {
         "stages": [{"name": "general", "tokens": "1M", "mixture": {"books": 1}, "learningRate": {"peak": 0.001}}]
     },
-    "batch": {"tokensPerStep": 4096},
+    "batch": {"tokensPerStep": 8192},
     "parallelism": {"nodes": 2},
     "checkpoint": {"volume": {"claimName": "store"}},
 }
@@ -69,3 +74,100 @@ class Build:
 @pytest.fixture(scope="session")
 def build() -> Build:
     return Build(Settings(namespace="arctic", worker_image="worker:1", gateway_image="gateway:1"))
+
+
+class ApiServer(Cluster):
+    """An API server in memory, with no controllers and no admission: what a reconciler reads and writes."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.version = 0
+
+    def put(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Keep an object, over what there was of it, and return it as the API server does."""
+        self.version += 1
+        metadata = manifest["metadata"]
+        key = (manifest["kind"], metadata["namespace"], metadata["name"])
+        known = self.objects.get(key, {})
+        made = {"uid": f"uid-{self.version}", "creationTimestamp": "2026-01-01T00:00:00Z"}
+        stamped = made | known.get("metadata", {}) | metadata | {"resourceVersion": str(self.version)}
+        self.objects[key] = known | manifest | {"metadata": stamped}
+        return self.objects[key]
+
+    def of(self, *kinds: str) -> list[dict[str, Any]]:
+        return [manifest for key, manifest in self.objects.items() if key[0] in kinds]
+
+    async def get(self, kind, namespace, name):
+        return self.objects.get((kind, namespace, name))
+
+    async def list_children(self, kind, namespace, owner):
+        children = [m for m in self.of(kind) if m["metadata"].get("labels", {}).get(Label.UID) == owner]
+        return Listing(children, self.version)
+
+    async def list_nodes(self):
+        return Listing([], self.version)
+
+    async def apply_own(self, manifest, subresource=""):
+        return self.put(manifest)
+
+    async def create(self, manifest):
+        return self.put(manifest)
+
+    async def merge(self, manifest, dropped):
+        return self.put(manifest)
+
+    async def delete(self, delete):
+        self.objects.pop((delete.kind, delete.namespace, delete.name), None)
+
+    async def request(self, method, path, **_):
+        return {}
+
+
+class Operator:
+    """A reconciler with a cache that shows what its test lets it see, besides its own writes and looks."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.server, self.cache = ApiServer(), Cache()
+        self.reconciler = Reconciler(self.server, self.cache, WorkQueue(), settings)
+
+    def add(self, kind: str, **spec: Any) -> Key:
+        """Make a custom resource, and show it."""
+        basic = TRAINING_SPEC if kind == "ArcticTraining" else INFERENCE_SPEC
+        metadata = {"name": "tiny", "namespace": "team", "uid": UID, "generation": 1}
+        manifest = {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": basic | spec}
+        self.cache.put(self.server.put(manifest))
+        return Key(kind, "team", "tiny")
+
+    def pods(self, phase: str, **container: Any) -> list[dict[str, Any]]:
+        """Set the two pods of attempt 1, unseen."""
+        labels = {Label.MANAGED: "true", Label.UID: UID, Label.KIND: "ArcticTraining", Label.NAME: "tiny"}
+        return [
+            self.server.put(
+                {
+                    "kind": "Pod",
+                    "metadata": {
+                        "name": f"p{index}",
+                        "namespace": "team",
+                        "labels": labels | {Label.ATTEMPT: "1"},
+                        "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
+                    },
+                    "spec": {"nodeName": f"n{index}"},
+                    "status": {"phase": phase, "containerStatuses": [{"state": container}]},
+                }
+            )
+            for index in range(2)
+        ]
+
+    def status(self, key: Key) -> dict[str, Any]:
+        return self.server.objects[tuple(key)].get("status", {})
+
+    def condition(self, key: Key, kind: str) -> dict[str, Any]:
+        return next(c for c in self.status(key)["conditions"] if c["type"] == kind)
+
+    async def reconcile(self, key: Key) -> None:
+        await self.reconciler._attempt(key)
+
+
+@pytest.fixture
+def operator(build: Build) -> Operator:
+    return Operator(build.settings)

@@ -1,4 +1,4 @@
-"""The edge's pure parts; the edge itself is tried against a real API server in tests/cluster."""
+"""The loop on an API server in memory, and the edge's pure parts; the edge itself is tried in tests/cluster."""
 
 from itertools import islice
 
@@ -86,3 +86,18 @@ def test_only_what_is_ours_is_watched_and_nobodys_object_is_written(build):
     registry = build_registry(build.settings, lambda kind, manifest: None)
     assert list(registry._changing.get_all_handlers()) == []
     assert list(registry._spawning.get_all_handlers()) == []
+
+
+async def test_a_job_whose_watch_is_ahead_of_its_pods_is_judged_by_pods_that_are_not_behind(operator, build):
+    key = operator.add("ArcticTraining")
+    await operator.reconcile(key)
+    for pod in operator.pods("Running"):
+        operator.cache.put(pod)
+    await operator.reconcile(key)
+    ended = {"exitCode": 0, "message": build.report(exportUri="file:///export"), "finishedAt": "2026-01-01T00:10:00Z"}
+    operator.pods("Succeeded", terminated=ended)
+    (job,) = operator.server.of("Job")
+    complete = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:10:00Z"}
+    operator.cache.put(operator.server.put(job | {"status": {"conditions": [complete]}}))
+    await operator.reconcile(key)
+    assert (operator.status(key)["state"], operator.status(key)["restarts"]) == ("Succeeded", 0)
