@@ -87,6 +87,8 @@ class StatefulSet:
     uid: str
     generation: int
     revision: str
+    size: int
+    """Number of pods that it was made for."""
     weights: str = ""
     """Folder of the exported weights that it was made with."""
     deleting: bool = False
@@ -240,6 +242,7 @@ def stateful_set_of(manifest: Manifest) -> StatefulSet:
         uid=metadata["uid"],
         generation=int(annotations.get(GENERATION_ANNOTATION, 0)),
         revision=metadata["labels"][Label.REVISION],
+        size=manifest["spec"]["replicas"],
         deleting="deletionTimestamp" in metadata,
         weights=annotations.get(WEIGHTS_ANNOTATION, ""),
         draining_since=parse_time(annotations.get(DRAINING_ANNOTATION)),

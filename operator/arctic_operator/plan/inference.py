@@ -70,7 +70,7 @@ def wanted_revision(inference: Inference, seen: InferenceSeen) -> str:
     return revision_of({"spec": inference.revision, "weights": weights})
 
 
-def groups_of(inference: Inference, seen: InferenceSeen, revision: str, now: datetime) -> list[Group]:
+def groups_of(seen: InferenceSeen, revision: str, now: datetime) -> list[Group]:
     """Return the groups that exist and are not being deleted, oldest first."""
     nodes = seen.nodes or {}
     groups = []
@@ -80,7 +80,7 @@ def groups_of(inference: Inference, seen: InferenceSeen, revision: str, now: dat
         pods = tuple(pod for pod in seen.pods if pod.group == stateful_set.name)
         cordoned = any(pod.node in nodes and nodes[pod.node].unschedulable for pod in pods)
         ready = [pod.ready_since for pod in pods if pod.ready_since and pod.delete_requested is None]
-        whole = len(ready) == len(pods) >= 1 and len(pods) >= inference.spec.parallelism.pipeline
+        whole = len(ready) == len(pods) == stateful_set.size
         groups.append(
             Group(
                 name=stateful_set.name,
@@ -152,7 +152,7 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
         return Plan()
     spec, identity = inference.spec, inference.identity
     revision = wanted_revision(inference, seen)
-    groups = groups_of(inference, seen, revision, now)
+    groups = groups_of(seen, revision, now)
     waiting = spec.model.training is not None and seen.base is None
     desired = 0 if spec.suspend or (waiting and not groups) else spec.replicas
     rollout = spec.rollout

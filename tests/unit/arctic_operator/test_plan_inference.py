@@ -26,7 +26,7 @@ class Cluster:
         self.groups, self.pods, self.status = {}, {}, {}
         self.nodes = {f"n{i}": Node(f"n{i}", True, build.start, False) for i in range(NODES)}
         self.busy, self.broken, self.told = set(), set(), set()
-        self.made, self.most = [], 0
+        self.made, self.sizes, self.most = [], {}, 0
 
     @property
     def serving(self):
@@ -34,7 +34,7 @@ class Cluster:
         return [name for name in self.groups if self.ready(name) and self.pods[name, 0].routed]
 
     def ready(self, name):
-        pods = [self.pods.get((name, index)) for index in range(2)]
+        pods = [self.pods.get((name, index)) for index in range(self.sizes[name])]
         return all(pod and pod.ready_since for pod in pods)
 
     def live(self, name):
@@ -67,7 +67,8 @@ class Cluster:
         stamped = manifest | {"metadata": manifest["metadata"] | {"uid": f"uid-{name}"}}
         self.groups[name] = self.build.stateful_set_of(stamped)
         free = [node.name for node in self.nodes.values() if node.ready and not node.unschedulable]
-        for index in range(2):
+        self.sizes[name] = manifest["spec"]["replicas"]
+        for index in range(self.sizes[name]):
             node = free[(len(self.made) + index) % len(free)] if free else ""
             pod = self.build.pod(index, attempt=None, group=name, created=self.now, node=node)
             self.pods[name, index] = replace(pod, name=f"{name}-{index}", uid=f"{name}-{index}")
@@ -104,9 +105,13 @@ class Cluster:
         self.inference = replace(build.inference(**fields), generation=generation)
 
 
-def fields(replicas, surge, unavailable, image="one"):
-    rollout = {"maxSurge": surge, "maxUnavailable": unavailable, "drainTimeout": "20s"}
-    return {"replicas": replicas, "rollout": rollout, "engine": {"name": "native", "image": image}}
+def fields(replicas, surge, unavailable, image="one", pipeline=2):
+    return {
+        "replicas": replicas,
+        "rollout": {"maxSurge": surge, "maxUnavailable": unavailable, "drainTimeout": "20s"},
+        "engine": {"name": "native", "image": image},
+        "parallelism": {"pipeline": pipeline},
+    }
 
 
 def condition(status, kind):
@@ -151,7 +156,11 @@ def test_a_service_is_ready_only_once_the_gateway_has_noticed_its_leader(build):
     replicas=st.integers(1, 3),
     surge=st.integers(0, 2),
     unavailable=st.integers(0, 2),
-    edits=st.lists(st.tuples(st.integers(0, 60), st.sampled_from(["one", "two", "three"])), min_size=1, max_size=4),
+    edits=st.lists(
+        st.tuples(st.integers(0, 60), st.sampled_from(["one", "two", "three"]), st.integers(1, 3)),
+        min_size=1,
+        max_size=4,
+    ),
     busy=st.booleans(),
 )
 @settings(max_examples=20, deadline=None)
@@ -171,15 +180,24 @@ def test_a_rollout_keeps_enough_groups_serving_and_never_takes_more_nodes_than_a
         assert len(it.groups) <= replicas + surge
 
     generation = 1
-    for wait, image in edits:
+    for wait, image, pipeline in edits:
         generation += 1
-        cluster.edit(build, generation, **fields(replicas, surge, unavailable, image))
+        cluster.edit(build, generation, **fields(replicas, surge, unavailable, image, pipeline))
         cluster.run(wait, enough, step=2)
     cluster.run(260, enough, step=2)
     assert len(cluster.groups) == len(cluster.serving) == replicas
     assert {group.revision for group in cluster.groups.values()} == {cluster.status["revision"]}
     assert cluster.status["state"] == "Ready"
     assert condition(cluster.status, "Ready")["status"] == "True"
+
+
+def test_half_of_a_group_is_not_ready_whatever_the_new_shape_is(build):
+    cluster = Cluster(build, build.inference(**fields(1, 1, 0)))
+    cluster.run(30)
+    (old,) = cluster.groups
+    cluster.edit(build, 2, **fields(1, 1, 0, pipeline=1))
+    del cluster.pods[old, 1]
+    assert cluster.reconcile().status["readyReplicas"] == 0
 
 
 def test_going_back_in_mid_rollout_keeps_the_groups_that_serve(build):
@@ -287,7 +305,7 @@ def test_a_service_waits_for_the_weights_of_its_training_and_mounts_their_claim(
 @pytest.mark.parametrize(("lived", "code", "remade"), [(61, 1, True), (5, 1, False), (61, 64, False)])
 def test_a_pod_that_served_is_remade_at_once_instead_of_backing_off(build, lived, code, remade):
     name = "tiny-0a1b2-abc123-g0"
-    group = StatefulSet(name, "set-1", 1, "abc123")
+    group = StatefulSet(name, "set-1", 1, "abc123", 2)
     crashed = build.pod(1, attempt=None, group=name, waiting="CrashLoopBackOff", exit_code=code)
     crashed = replace(crashed, finished=build.seconds(lived))
     seen = InferenceSeen([group], [build.pod(0, attempt=None, group=name), crashed])
