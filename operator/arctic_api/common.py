@@ -253,6 +253,17 @@ class Resources(Resource):
     """What the pod may use at most; GPUs stand here, for example `nvidia.com/gpu: 8`."""
 
 
+class BaseWeights(Resource):
+    """Weights that a training has exported; they are there when it is not any more."""
+
+    training: str
+    """Name of the training."""
+    folder: str
+    """Folder of the weights, as the workers see it."""
+    claim_name: str | None = None
+    """Claim that holds them."""
+
+
 class Condition(Resource):
     """A condition as Kubernetes defines it (metav1.Condition)."""
 

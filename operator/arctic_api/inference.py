@@ -8,6 +8,7 @@ from arctic_api.common import (
     MAP_BY_TYPE,
     MAX_COUNT,
     OPAQUE,
+    BaseWeights,
     Condition,
     Count,
     Duration,
@@ -250,6 +251,8 @@ class ArcticInferenceStatus(Resource):
     """Share of the room for keys and values that is in use."""
     ttft_p99: str | None = Field(None, alias="ttftP99")
     """Time to first token, 99th percentile, as a duration."""
+    weights: BaseWeights | None = None
+    """Weights of the training that `spec.model` names."""
 
 
 class ArcticInference(Manifest):

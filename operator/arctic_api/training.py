@@ -10,6 +10,7 @@ from arctic_api.common import (
     MAP_BY_TYPE,
     OPAQUE,
     SET,
+    BaseWeights,
     Condition,
     Count,
     DecimalText,
@@ -430,6 +431,8 @@ class ArcticTrainingStatus(Resource):
     """The exported weights."""
     evaluation: dict[str, str] | None = None
     """Latest result of each suite."""
+    weights: BaseWeights | None = None
+    """Weights of the training that `spec.model` names."""
 
 
 class ArcticTraining(Manifest):

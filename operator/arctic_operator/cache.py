@@ -124,6 +124,9 @@ class Cache:
 
 
 def version_of(manifest: Manifest) -> int:
-    """Return the resource version of an object or a list, which Kubernetes has compared as a number since 1.35 and made as one always."""
+    """Return the resource version of an object or a list.
+
+    Kubernetes has compared it as a number since 1.35, and made it as one always.
+    """
     text = str(manifest["metadata"].get("resourceVersion", "0"))
     return int(text) if text.isdigit() else 0

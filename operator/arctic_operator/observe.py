@@ -8,6 +8,7 @@ from typing import Any
 
 from arctic_api import inference as inference_api
 from arctic_api import training as training_api
+from arctic_api.common import BaseWeights
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus
 from arctic_api.verdict import verdict
@@ -16,7 +17,6 @@ from arctic_operator.cluster import CHILD_KINDS, Cluster
 from arctic_operator.live import Live
 from arctic_operator.manifests.common import revision_of
 from arctic_operator.observed import (
-    Exported,
     Identity,
     Inference,
     InferenceSeen,
@@ -24,8 +24,11 @@ from arctic_operator.observed import (
     Pod,
     Training,
     TrainingSeen,
+    Trouble,
+    exported_by,
     identity_of,
     job_of,
+    lack_of,
     node_of,
     pod_of,
     read_status,
@@ -137,12 +140,15 @@ class Observer:
     def training_seen(self, training: Training, live: Live | None) -> TrainingSeen:
         """Return all that is known about a training."""
         uid, source = training.identity.uid, training.spec.model.from_
+        named = source.training if source else None
+        base, lack = self._base(training.identity.namespace, named, training.status.weights)
         return TrainingSeen(
             jobs=[job_of(child) for child in self._owned(uid, "Job")],
             pods=[pod for pod in self._pods(uid) if pod.attempt is not None],
             nodes=self._nodes(),
             live=live,
-            base=self._exported(training.identity.namespace, source.training if source else None),
+            base=base,
+            lack=lack,
             others=self._others(uid),
         )
 
@@ -151,12 +157,14 @@ class Observer:
         uid = inference.identity.uid
         groups = [stateful_set_of(child) for child in self._owned(uid, "StatefulSet")]
         known = {group.name: seen for group in groups if (seen := live(group.name))}
+        base, lack = self._base(inference.identity.namespace, inference.spec.model.training, inference.status.weights)
         return InferenceSeen(
             groups=groups,
             pods=[pod for pod in self._pods(uid) if pod.group is not None],
             nodes=self._nodes(),
             live=known,
-            base=self._exported(inference.identity.namespace, inference.spec.model.training),
+            base=base,
+            lack=lack,
             others=self._others(uid),
         )
 
@@ -191,10 +199,14 @@ class Observer:
             return None
         return {node.name: node for node in map(node_of, self._cache.all("Node"))}
 
-    def _exported(self, namespace: str, name: str | None) -> Exported | None:
-        manifest = self._cache.custom(Key(training_api.KIND, namespace, name)) if name else None
-        uri = ((manifest or {}).get("status") or {}).get("export", {}).get("uri")
-        if manifest is None or not uri:
-            return None
-        volume = manifest["spec"].get("checkpoint", {}).get("volume") or {}
-        return Exported(folder=uri.removeprefix("file://"), claim=volume.get("claimName"))
+    def _base(
+        self, namespace: str, name: str | None, before: BaseWeights | None
+    ) -> tuple[BaseWeights | None, Trouble | None]:
+        """Return the weights of a training that is named, or why it has none. Weights outlive their training."""
+        if name is None:
+            return None, None
+        manifest = self._cache.custom(Key(training_api.KIND, namespace, name))
+        found = exported_by(manifest) if manifest else None
+        if found is None and before and before.training == name:
+            found = before
+        return found, None if found else lack_of(manifest, namespace, name)

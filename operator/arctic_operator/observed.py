@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from arctic_api.common import BaseWeights
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus
 from arctic_api.world import Label
@@ -140,6 +141,14 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """What keeps a world from running: a condition's reason and message."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class TrainingSeen:
     """Everything that is known about one training at one moment. `nodes` is None where nodes may not be read."""
 
@@ -147,7 +156,10 @@ class TrainingSeen:
     pods: Sequence[Pod] = ()
     nodes: Mapping[str, Node] | None = None
     live: Live | None = None
-    base: "Exported | None" = None
+    base: BaseWeights | None = None
+    """Weights of the training that the specification names, as it has them now or had them while it was there."""
+    lack: Trouble | None = None
+    """Why there are no such weights, and will be none of themselves."""
     others: Sequence[Manifest] = ()
     """Children of other kinds, whole."""
 
@@ -160,17 +172,12 @@ class InferenceSeen:
     pods: Sequence[Pod] = ()
     nodes: Mapping[str, Node] | None = None
     live: Mapping[str, Live] = field(default_factory=dict)
-    base: "Exported | None" = None
+    base: BaseWeights | None = None
+    """Weights of the training that the specification names, as it has them now or had them while it was there."""
+    lack: Trouble | None = None
+    """Why there are no such weights, and will be none of themselves."""
     others: Sequence[Manifest] = ()
     """Children of other kinds, whole."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """Weights that a training has exported: `folder` is in the claim mounted at the store's folder."""
-
-    folder: str
-    claim: str | None
 
 
 def parse_time(text: str | None) -> datetime | None:
@@ -303,3 +310,29 @@ def node_of(manifest: Manifest) -> Node:
         ready_changed=parse_time(ready.get("lastTransitionTime")),
         unschedulable=bool(manifest.get("spec", {}).get("unschedulable")),
     )
+
+
+def exported_by(manifest: Manifest) -> BaseWeights | None:
+    """Return what an ArcticTraining has exported."""
+    uri = (manifest.get("status") or {}).get("export", {}).get("uri")
+    volume = manifest["spec"].get("checkpoint", {}).get("volume") or {}
+    folder = uri.removeprefix("file://") if uri else ""
+    if not folder:
+        return None
+    return BaseWeights(training=manifest["metadata"]["name"], folder=folder, claim_name=volume.get("claimName"))
+
+
+def lack_of(manifest: Manifest | None, namespace: str, name: str) -> Trouble | None:
+    """Return why an ArcticTraining that has exported nothing never will; None if it may yet."""
+    if manifest is None:
+        return Trouble(
+            "NoSuchTraining", f"there is no ArcticTraining {name} in namespace {namespace}: make it, or name another"
+        )
+    failed = conditions_of(manifest).get("Failed", {})
+    if failed.get("status") == "True":
+        message = f"ArcticTraining {name} has failed ({failed['reason']}): mend it, or name another"
+        return Trouble("BaseFailed", message)
+    if manifest["spec"].get("checkpoint", {}).get("export") == "none":
+        message = f"ArcticTraining {name} exports no weights: name one whose checkpoint.export is not none"
+        return Trouble("BaseExportsNothing", message)
+    return None

@@ -2,7 +2,7 @@
 
 import math
 
-from arctic_api.common import ClaimVolume, parse_duration
+from arctic_api.common import BaseWeights, ClaimVolume, parse_duration
 from arctic_api.world import STORE_FOLDER, InferenceGroup, Label, Ports
 from arctic_operator.manifests.common import (
     Manifest,
@@ -16,7 +16,6 @@ from arctic_operator.observed import (
     GENERATION_ANNOTATION,
     POD_INDEX_LABEL,
     WEIGHTS_ANNOTATION,
-    Exported,
     Identity,
     Inference,
 )
@@ -47,12 +46,12 @@ def _selector(identity: Identity, name: str) -> dict[str, str]:
     return {Label.UID.value: identity.uid, Label.GROUP.value: name}
 
 
-def group_set(inference: Inference, revision: str, name: str, settings: Settings, base: Exported | None) -> Manifest:
+def group_set(inference: Inference, revision: str, name: str, settings: Settings, base: BaseWeights | None) -> Manifest:
     """Return a group's StatefulSet, made once and never changed."""
     identity, spec, ports = inference.identity, inference.spec, Ports()
     selector = _selector(identity, name)
     labels = selector | {Label.REVISION.value: revision, Label.ROLE.value: "worker"}
-    claim = base.claim if base else None
+    claim = base.claim_name if base else None
     template = worker_template(
         identity,
         settings,
@@ -98,7 +97,7 @@ def group_set(inference: Inference, revision: str, name: str, settings: Settings
     }
 
 
-def _world(inference: Inference, revision: str, name: str, base: Exported | None) -> InferenceGroup:
+def _world(inference: Inference, revision: str, name: str, base: BaseWeights | None) -> InferenceGroup:
     identity, spec = inference.identity, inference.spec
     uri = base.folder if base else spec.model.uri or ""
     return InferenceGroup(

@@ -2,7 +2,7 @@
 
 import math
 
-from arctic_api.common import ClaimVolume, parse_duration
+from arctic_api.common import BaseWeights, ClaimVolume, parse_duration
 from arctic_api.world import STORE_FOLDER, Label, Ports, TrainingWorld, run_folder
 from arctic_operator.manifests.common import (
     Manifest,
@@ -18,7 +18,6 @@ from arctic_operator.observed import (
     GENERATION_ANNOTATION,
     GPU_HOURS_ANNOTATION,
     REVISION_ANNOTATION,
-    Exported,
     Identity,
     Training,
 )
@@ -43,7 +42,7 @@ def _selector(identity: Identity, attempt: int) -> dict[str, str]:
 
 
 def attempt_job(
-    training: Training, attempt: int, settings: Settings, base: Exported | None, gpu_hours: float
+    training: Training, attempt: int, settings: Settings, base: BaseWeights | None, gpu_hours: float
 ) -> Manifest:
     """Return an attempt's Job, made once and never changed; `gpu_hours` is what the earlier attempts took."""
     identity, spec, ports = training.identity, training.spec, Ports()
@@ -92,16 +91,16 @@ def attempt_job(
     }
 
 
-def _claims(training: Training, base: Exported | None) -> tuple[list[ClaimVolume], str | None]:
+def _claims(training: Training, base: BaseWeights | None) -> tuple[list[ClaimVolume], str | None]:
     """Return the claims to mount, and the folder of the weights to start from."""
     volume = training.spec.checkpoint.volume
     store = volume.claim_name if volume else None
     claims = [ClaimVolume(claim_name=store, mount_path=STORE_FOLDER, read_only=False)] if store else []
     if base is None:
         return claims, None
-    if base.claim in (None, store):
+    if base.claim_name in (None, store):
         return claims, base.folder
-    claims.append(ClaimVolume(claim_name=str(base.claim), mount_path=BASE_FOLDER))
+    claims.append(ClaimVolume(claim_name=str(base.claim_name), mount_path=BASE_FOLDER))
     return claims, base.folder.replace(STORE_FOLDER, BASE_FOLDER, 1)
 
 

@@ -1,12 +1,11 @@
 """Conditions, and the reasons that children give for them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
 from arctic_api.common import Condition
-from arctic_operator.observed import Node, Pod, format_time
+from arctic_operator.observed import Node, Pod, Trouble, format_time
 from arctic_operator.plan.actions import Event
 
 IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
@@ -17,14 +16,6 @@ ENDS = {"Degraded": "Recovered", "Ready": "NotReady", "Available": "NotAvailable
 """Conditions whose end is worth an event."""
 LONGEST_MESSAGE = 1024
 REASON_LETTERS = 128
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """What keeps a world from running, as a child tells it."""
-
-    reason: str
-    message: str
 
 
 class Conditions:
@@ -66,6 +57,11 @@ def is_true(conditions: Iterable[Condition] | None, kind: str) -> bool:
     """Whether a condition is there and True."""
     condition = find(conditions, kind)
     return condition is not None and condition.status == "True"
+
+
+def waiting_for(training: str) -> str:
+    """Return the sentence on a training that may export its weights yet."""
+    return f"waits for ArcticTraining {training} to export its weights"
 
 
 def unreachable(pod: Pod, nodes: Mapping[str, Node] | None, now: datetime) -> bool:

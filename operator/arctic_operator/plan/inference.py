@@ -16,11 +16,12 @@ from arctic_operator.observed import (
     InferenceSeen,
     Pod,
     StatefulSet,
+    Trouble,
     format_time,
 )
 from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, sooner
-from arctic_operator.plan.conditions import unreachable, until_unreachable
-from arctic_operator.plan.inference_status import inference_status
+from arctic_operator.plan.conditions import unreachable, until_unreachable, waiting_for
+from arctic_operator.plan.inference_status import WAITING, inference_status
 from arctic_operator.settings import Settings
 
 SETTLE = timedelta(seconds=10)
@@ -153,10 +154,12 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
     spec, identity = inference.spec, inference.identity
     revision = wanted_revision(inference, seen)
     groups = groups_of(seen, revision, now)
-    waiting = spec.model.training is not None and seen.base is None
+    waiting = _waiting(inference, seen)
     desired = 0 if spec.suspend or (waiting and not groups) else spec.replicas
     rollout = spec.rollout
-    moves = next_moves(groups, desired, rollout.max_surge, rollout.max_unavailable, now, paused=rollout.paused)
+    # Without its weights no group of the wanted revision can be made: none goes in favour of it.
+    paused = rollout.paused or waiting is not None
+    moves = next_moves(groups, desired, rollout.max_surge, rollout.max_unavailable, now, paused=paused)
     first = 1 + max((group_index(group.name) for group in seen.groups), default=-1)
     made = [group_name(identity, revision, first + number) for number in range(0 if waiting else moves.create)]
     gone = [group for group in groups if group.draining and _is_idle(group, inference, seen, now)]
@@ -177,10 +180,18 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
             *_crashed(staying, identity.namespace, now),
         ),
         follow=tuple(follow for group in staying for follow in _follow(group)),
-        status=inference_status(inference, seen.live, groups, revision, desired, waiting, now),
+        status=inference_status(inference, seen, groups, revision, desired, waiting, now),
         requeue_after=sooner(_next_look(groups, now), until_unreachable(seen.pods, seen.nodes, now)),
         needs_fresh=bool(made) or any(group.lost for group in groups),
     )
+
+
+def _waiting(inference: Inference, seen: InferenceSeen) -> Trouble | None:
+    """Return why the weights of the training that is named are not there."""
+    name = inference.spec.model.training
+    if name is None or seen.base:
+        return None
+    return seen.lack or Trouble(WAITING, waiting_for(name))
 
 
 def _delete_set(group: Group, namespace: str) -> Delete:

@@ -1,6 +1,6 @@
 """What a service's status says: the state, the conditions, and the figures that its leaders report."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -11,10 +11,11 @@ from arctic_api.world import ExitCode
 from arctic_operator.live import InferenceObservation, Live
 from arctic_operator.manifests.common import leader_selector
 from arctic_operator.manifests.gateway import service_url
-from arctic_operator.observed import Inference, Pod
-from arctic_operator.plan.conditions import Conditions, Trouble, find, is_true, trouble_of
+from arctic_operator.observed import Inference, InferenceSeen, Pod, Trouble
+from arctic_operator.plan.conditions import Conditions, find, is_true, trouble_of
 from arctic_operator.plan.endings import report_of
 
+WAITING = "WaitingForTraining"
 PROGRESS_FIELDS = frozenset({"requestsPerSecond", "tokensPerSecond", "queued", "kvCacheUtilization", "ttftP99"})
 """What changes all the time: written less often than a change of state."""
 
@@ -52,14 +53,14 @@ class _Counts:
 
 def inference_status(
     inference: Inference,
-    live: Mapping[str, Live],
+    seen: InferenceSeen,
     groups: Sequence[GroupView],
     revision: str,
     desired: int,
-    waiting: bool,
+    waiting: Trouble | None,
     now: datetime,
 ) -> dict[str, Any]:
-    """Return the whole status."""
+    """Return the whole status; `waiting` says why there are no weights to make groups with."""
     kept = [group for group in groups if not group.lost and not group.draining]
     unavailable = inference.spec.rollout.max_unavailable
     counts = _Counts(
@@ -85,7 +86,8 @@ def inference_status(
         url=service_url(identity, inference.spec),
         revision=revision,
         conditions=_conditions(inference, counts, trouble, state, waiting, now),
-        **_figures([seen for group in kept if (seen := _observation(live.get(group.name)))]),
+        weights=(seen.base or inference.status.weights) if inference.spec.model.training else None,
+        **_figures([told for group in kept if (told := _observation(seen.live.get(group.name)))]),
     )
     return status.wire()
 
@@ -131,11 +133,11 @@ def _last_line(pod: Pod) -> str:
     return report.message if report else (lines[-1].strip() if lines else "it left no message")
 
 
-def _state(inference: Inference, counts: _Counts, trouble: Trouble | None, waiting: bool) -> str:
+def _state(inference: Inference, counts: _Counts, trouble: Trouble | None, waiting: Trouble | None) -> str:
     if inference.spec.suspend:
         return "Suspended" if counts.all == 0 else "Suspending"
     if waiting and counts.all == 0:
-        return "WaitingForTraining"
+        return WAITING
     if counts.desired == 0:
         return "Idle" if counts.all == 0 else "ScalingDown"
     if counts.updated_ready >= counts.desired and counts.stale == 0:
@@ -146,7 +148,12 @@ def _state(inference: Inference, counts: _Counts, trouble: Trouble | None, waiti
 
 
 def _conditions(
-    inference: Inference, counts: _Counts, trouble: Trouble | None, state: str, waiting: bool, now: datetime
+    inference: Inference,
+    counts: _Counts,
+    trouble: Trouble | None,
+    state: str,
+    waiting: Trouble | None,
+    now: datetime,
 ) -> list[Condition]:
     """Return all conditions. Ready speaks of the wanted revision alone, Available of whether requests are answered."""
     conditions = Conditions(inference.status.conditions, inference.generation, now)
@@ -162,11 +169,12 @@ def _conditions(
     late = _start_deadline_passed(inference, now)
     if trouble:
         conditions.set("Degraded", True, trouble.reason, trouble.message)
+    elif waiting and waiting.reason != WAITING:
+        conditions.set("Degraded", True, waiting.reason, waiting.message)
     elif late:
         conditions.set("Degraded", True, "StartDeadlineExceeded", late)
     elif waiting:
-        message = f"waits for ArcticTraining {inference.spec.model.training} to export its weights"
-        conditions.set("Degraded", False, "WaitingForTraining", message)
+        conditions.set("Degraded", False, waiting.reason, waiting.message)
     else:
         conditions.set("Degraded", False, "AsExpected")
     return conditions.all()

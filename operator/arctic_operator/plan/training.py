@@ -13,7 +13,7 @@ from arctic_api.world import Label, Ports
 from arctic_operator.manifests.training import attempt_job, attempt_services
 from arctic_operator.observed import Job, Manifest, Pod, Training, TrainingSeen, format_time, parse_time
 from arctic_operator.plan.actions import Delete, Follow, Plan, sooner
-from arctic_operator.plan.conditions import find, is_true, unreachable, until_unreachable
+from arctic_operator.plan.conditions import find, is_true, unreachable, until_unreachable, waiting_for
 from arctic_operator.plan.endings import Ending, judge
 from arctic_operator.plan.training_status import Outlook, gpu_hours, training_status
 from arctic_operator.settings import Settings
@@ -170,8 +170,7 @@ def _between(case: _Case) -> Plan:
         return Plan(delete=_stop(case), status=case.status(Outlook("Failed", failed=deadline)))
     source = spec.model.from_
     if source and source.training and case.seen.base is None:
-        message = f"waits for ArcticTraining {source.training} to export its weights"
-        outlook = Outlook("WaitingForTraining", waiting=message)
+        outlook = Outlook("WaitingForTraining", waiting=waiting_for(source.training))
         return Plan(status=case.status(outlook), requeue_after=_until_deadline(case, now))
     delay = _backoff_left(case)
     if delay > 0:

@@ -10,8 +10,8 @@ from arctic_api.common import Condition, parse_tokens
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, Export, LastCheckpoint, StageStatus
 from arctic_api.world import Report
 from arctic_operator.live import Live, Phase, TrainingObservation
-from arctic_operator.observed import Job, Pod, Training, TrainingSeen, format_time
-from arctic_operator.plan.conditions import Conditions, Trouble, find, is_true, trouble_of
+from arctic_operator.observed import Job, Pod, Training, TrainingSeen, Trouble, format_time
+from arctic_operator.plan.conditions import Conditions, find, is_true, trouble_of
 from arctic_operator.plan.endings import first_report
 
 PROGRESS_FIELDS = frozenset(
@@ -50,7 +50,8 @@ def training_status(
     observation = _observation(seen.live, training.identity.uid, attempt)
     report = first_report(pods)
     ended = bool(outlook.succeeded or outlook.failed)
-    trouble = None if ended else trouble_of(pods)
+    lack = seen.lack if outlook.state == "WaitingForTraining" else None
+    trouble = None if ended else lack or trouble_of(pods)
     running = len(pods) == spec.parallelism.nodes and all(pod.phase == "Running" for pod in pods)
     ready = running and all(pod.ready_since for pod in pods)
     unheard = "Running" if ready else "Finishing" if any(pod.phase == "Succeeded" for pod in pods) else "Starting"
@@ -74,6 +75,7 @@ def training_status(
         evaluation=_evaluation(report) or before.evaluation,
         gpu_hours=f"{hours:.3f}" if hours else None,
         cost_usd=_cost(spec, hours),
+        weights=(seen.base or before.weights) if spec.model.from_ else None,
         conditions=_conditions(training, seen.live, pods, outlook, state, trouble, checkpoint, running, now),
         **_progress(spec, before, report, observation if running and not ended else None, now),
     )

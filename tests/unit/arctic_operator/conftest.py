@@ -116,6 +116,13 @@ class ApiServer(Cluster):
     async def merge(self, manifest, dropped):
         return self.put(manifest)
 
+    async def mark(self, mark):
+        known = self.objects[mark.kind, mark.namespace, mark.name]
+        metadata = dict(known["metadata"])
+        metadata["labels"] = metadata["labels"] | dict(mark.labels)
+        metadata["annotations"] = metadata.get("annotations", {}) | dict(mark.annotations)
+        return self.put(known | {"metadata": metadata})
+
     async def delete(self, delete):
         self.objects.pop((delete.kind, delete.namespace, delete.name), None)
 
@@ -130,13 +137,22 @@ class Operator:
         self.server, self.cache = ApiServer(), Cache()
         self.reconciler = Reconciler(self.server, self.cache, WorkQueue(), settings)
 
-    def add(self, kind: str, **spec: Any) -> Key:
-        """Make a custom resource, and show it."""
+    def add(self, kind: str, name: str = "tiny", generation: int = 1, **spec: Any) -> Key:
+        """Make or edit a custom resource, and show it."""
         basic = TRAINING_SPEC if kind == "ArcticTraining" else INFERENCE_SPEC
-        metadata = {"name": "tiny", "namespace": "team", "uid": UID, "generation": 1}
+        uid = UID if name == "tiny" else f"uid-{name}"
+        metadata = {"name": name, "namespace": "team", "uid": uid, "generation": generation}
         manifest = {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": basic | spec}
         self.cache.put(self.server.put(manifest))
-        return Key(kind, "team", "tiny")
+        return Key(kind, "team", name)
+
+    def set_status(self, key: Key, **status: Any) -> None:
+        """Set a custom resource's status, and show it."""
+        self.cache.put(self.server.put(self.server.objects[tuple(key)] | {"status": status}))
+
+    def remove(self, kind: str, name: str) -> None:
+        """Delete an object, and show it."""
+        self.cache.remove(self.server.objects.pop((kind, "team", name)))
 
     def pods(self, phase: str, **container: Any) -> list[dict[str, Any]]:
         """Set the two pods of attempt 1, unseen."""

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arctic_api.common import BaseWeights
 from arctic_api.inference import ArcticInferenceStatus
 from arctic_api.world import InferenceGroup, Label
 from arctic_operator.live import InferenceObservation, Live, Phase
-from arctic_operator.observed import Exported, InferenceSeen, Node, StatefulSet, read_status
+from arctic_operator.observed import InferenceSeen, Node, StatefulSet, read_status
 from arctic_operator.plan.inference import SETTLE, plan_inference
 
 NODES = 8
@@ -296,10 +297,22 @@ def test_a_service_waits_for_the_weights_of_its_training_and_mounts_their_claim(
     plan = plan_inference(inference, InferenceSeen(), build.settings, build.start)
     assert (plan.create, plan.status["state"]) == ((), "WaitingForTraining")
     assert "Service" in {manifest["kind"] for manifest in plan.apply}
-    base = Exported("/var/lib/arctic/store/team/base-12345/export", "store")
+    base = BaseWeights(training="base", folder="/var/lib/arctic/store/team/base-12345/export", claim_name="store")
     plan = plan_inference(inference, InferenceSeen(base=base), build.settings, build.start)
     volumes = plan.create[0]["spec"]["template"]["spec"]["volumes"]
     assert {"claimName": "store", "readOnly": True} in [volume.get("persistentVolumeClaim") for volume in volumes]
+
+
+def test_no_group_goes_for_weights_that_are_not_there(build):
+    old = BaseWeights(training="base", folder="/weights", claim_name="store")
+    fields = {"model": {"training": "base"}, "rollout": {"maxSurge": 1, "maxUnavailable": 1}}
+    made = plan_inference(build.inference(**fields), InferenceSeen(base=old), build.settings, build.start).create[0]
+    group = build.stateful_set_of(made | {"metadata": made["metadata"] | {"uid": "set-1"}})
+    pods = [build.pod(i, attempt=None, group=group.name, ready_since=build.start) for i in range(2)]
+    edited = build.inference(generation=2, **fields | {"model": {"training": "other"}})
+    plan = plan_inference(edited, InferenceSeen([group], pods), build.settings, build.seconds(60))
+    assert (plan.create, plan.mark, plan.delete) == ((), (), ())
+    assert condition(plan.status, "Available")["status"] == "True"
 
 
 @pytest.mark.parametrize(("lived", "code", "remade"), [(61, 1, True), (5, 1, False), (61, 64, False)])

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arctic_api.common import BaseWeights
 from arctic_api.training import ArcticTrainingStatus
 from arctic_api.world import ExitCode, Label, TrainingWorld
 from arctic_operator.live import Live, Phase, StageSeen, TrainingObservation
-from arctic_operator.observed import Exported, Job, Node, TrainingSeen, read_status
+from arctic_operator.observed import Job, Node, TrainingSeen, read_status
 from arctic_operator.plan.training import is_finished, plan_training
 
 
@@ -197,10 +198,10 @@ def test_a_training_from_anothers_weights_waits_for_its_export(build):
     training = build.training(model={"from": {"training": "base"}})
     plan = plan_training(training, TrainingSeen(), build.settings, build.start)
     assert (plan.create, plan.status["state"]) == ((), "WaitingForTraining")
-    base = Exported("/var/lib/arctic/store/team/base-12345/export", "store")
+    base = BaseWeights(training="base", folder="/var/lib/arctic/store/team/base-12345/export", claim_name="store")
     plan = plan_training(training, TrainingSeen(base=base), build.settings, build.start)
     assert world_of(plan.create[0]).weights_folder == base.folder
-    elsewhere = replace(base, claim="other")
+    elsewhere = base.model_copy(update={"claim_name": "other"})
     plan = plan_training(training, TrainingSeen(base=elsewhere), build.settings, build.start)
     assert world_of(plan.create[0]).weights_folder == "/var/lib/arctic/base/team/base-12345/export"
 

@@ -1,6 +1,9 @@
 """The loop on an API server in memory, and the edge's pure parts; the edge itself is tried in tests/cluster."""
 
+import json
 from itertools import islice
+
+import pytest
 
 from arctic_operator.cluster import ApiError, contains
 from arctic_operator.handlers import LONGEST_WAIT, EndlessBackoff, build_registry, kopf_settings, watched
@@ -101,3 +104,69 @@ async def test_a_job_whose_watch_is_ahead_of_its_pods_is_judged_by_pods_that_are
     operator.cache.put(operator.server.put(job | {"status": {"conditions": [complete]}}))
     await operator.reconcile(key)
     assert (operator.status(key)["state"], operator.status(key)["restarts"]) == ("Succeeded", 0)
+
+
+FOLDER = "/var/lib/arctic/store/team/base-12345/export"
+
+
+def weights_of(manifest):
+    """Return the folder of weights that the pods of a child are told, and the claims that they mount."""
+    spec = manifest["spec"]["template"]["spec"]
+    world = json.loads(next(v["value"] for v in spec["containers"][0]["env"] if v["name"] == "ARCTIC_WORLD"))
+    claims = {v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v}
+    return world.get("weightsFolder") or world["modelFolder"], claims
+
+
+async def test_a_fine_tuning_goes_on_from_its_weights_when_the_training_that_made_them_is_deleted(operator):
+    base = operator.add("ArcticTraining", "base")
+    operator.set_status(base, export={"uri": f"file://{FOLDER}"})
+    key = operator.add("ArcticTraining", model={"from": {"training": "base"}})
+    for _ in range(2):
+        await operator.reconcile(key)
+    operator.remove("ArcticTraining", "base")
+    (job,) = operator.server.of("Job")
+    operator.remove("Job", job["metadata"]["name"])
+    for _ in range(3):
+        await operator.reconcile(key)
+    (job,) = operator.server.of("Job")
+    assert job["metadata"]["name"].endswith("-a2")
+    assert weights_of(job) == (FOLDER, {"store"})
+
+
+async def test_a_service_scales_with_its_weights_when_the_training_that_made_them_is_deleted(operator):
+    base = operator.add("ArcticTraining", "base")
+    operator.set_status(base, export={"uri": f"file://{FOLDER}"})
+    key = operator.add("ArcticInference", model={"training": "base"})
+    await operator.reconcile(key)
+    operator.remove("ArcticTraining", "base")
+    rollout = {"maxSurge": 1, "maxUnavailable": 1}
+    operator.add("ArcticInference", generation=2, model={"training": "base"}, replicas=3, rollout=rollout)
+    await operator.reconcile(key)
+    groups = operator.server.of("StatefulSet")
+    assert [weights_of(group) for group in groups] == [(FOLDER, {"store"})] * 3
+    assert len({group["metadata"]["labels"]["arctic.dev/revision"] for group in groups}) == 1
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "conditions", "reason"),
+    [
+        ("huggingface", [], "WaitingForTraining"),
+        ("none", [], "BaseExportsNothing"),
+        ("huggingface", [{"type": "Failed", "status": "True", "reason": "RestartLimitExceeded"}], "BaseFailed"),
+        (None, [], "NoSuchTraining"),
+    ],
+)
+async def test_weights_that_will_not_come_of_themselves_are_told_as_trouble(operator, checkpoint, conditions, reason):
+    if checkpoint:
+        volume = {"claimName": "store"}
+        base = operator.add("ArcticTraining", "base", checkpoint={"volume": volume, "export": checkpoint})
+        operator.set_status(base, conditions=conditions)
+    training = operator.add("ArcticTraining", model={"from": {"training": "base"}})
+    await operator.reconcile(training)
+    inference = operator.add("ArcticInference", model={"training": "base"})
+    await operator.reconcile(inference)
+    for key in (training, inference):
+        degraded = operator.condition(key, "Degraded")
+        assert (degraded["reason"], degraded["status"]) == (reason, str(reason != "WaitingForTraining"))
+        assert operator.status(key)["state"] == "WaitingForTraining"
+    assert operator.server.of("Job", "StatefulSet") == []
