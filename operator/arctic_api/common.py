@@ -18,6 +18,7 @@ VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 MOUNT_PATH_PATTERN = r"^/[^:]+$"
 FOLDER_PATTERN = r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$"
 PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
+REASON_PATTERN = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
 NUMBER_PATTERN = r"^[0-9]+(\.[0-9]+)?$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 
@@ -271,7 +272,7 @@ class Condition(Resource):
     """What the condition is about, in CamelCase."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
-    reason: Annotated[str, Field(pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$", max_length=1024)]
+    reason: Annotated[str, Field(pattern=REASON_PATTERN, max_length=1024)]
     """Why, as one word in CamelCase for programs."""
     message: Annotated[str, Field(max_length=32768)] = ""
     """Why, as a sentence for people."""

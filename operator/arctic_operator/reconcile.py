@@ -50,6 +50,10 @@ PROGRESS_FIELDS = training_status.PROGRESS_FIELDS | inference_status.PROGRESS_FI
 REFUSALS = (ApiError, OwnedByAnotherError)
 
 
+class PlanningError(Exception):
+    """A fault of ours: planning has failed on what is observed of an object."""
+
+
 class Bucket:
     """A token bucket over a monotonic clock."""
 
@@ -156,10 +160,11 @@ class Reconciler:
         if subject is None:
             return None
         memory = self._memory.setdefault(key, _Memory(subject.identity.uid))
-        fresh = time.monotonic() - memory.looked >= LOOK_EVERY
-        plan = await self._look_and_plan(key, memory) if fresh else self._plan(key, subject)
-        if plan.needs_fresh and not fresh:
-            plan = await self._look_and_plan(key, memory)
+        try:
+            plan = await self._newest_plan(key, subject, memory)
+        except PlanningError as error:
+            await self._write_status(key, subject, Plan(status=subject.status.wire()), memory, error)
+            raise
         subject = self.observer.subject(key)
         if subject is None or subject.deleting:
             self._forget(key, memory)
@@ -170,6 +175,13 @@ class Reconciler:
             raise failure
         return sooner(plan.requeue_after, waits)
 
+    async def _newest_plan(self, key: Key, subject: Subject, memory: _Memory) -> Plan:
+        """Plan on what the watches have shown; on a live read if it is time for one, or if the plan asks for it."""
+        if time.monotonic() - memory.looked >= LOOK_EVERY:
+            return await self._look_and_plan(key, memory)
+        plan = self._plan(key, subject)
+        return await self._look_and_plan(key, memory) if plan.needs_fresh else plan
+
     async def _look_and_plan(self, key: Key, memory: _Memory) -> Plan:
         """Plan on what the API server itself says now."""
         await self.observer.look(key)
@@ -178,7 +190,16 @@ class Reconciler:
         return self._plan(key, subject) if subject else Plan()
 
     def _plan(self, key: Key, subject: Subject) -> Plan:
-        now = _now()
+        """Plan, whatever may be wrong with the plan's code: a user must hear of that too."""
+        try:
+            return self._decide(key, subject, _now())
+        except Exception as error:
+            raise PlanningError(
+                f"the operator fails on this object and leaves what runs alone ({type(error).__name__}: {error}): "
+                "change what the error names, and report it with the operator's log"
+            ) from error
+
+    def _decide(self, key: Key, subject: Subject, now: datetime) -> Plan:
         if subject.deleting:
             return Plan()
         if isinstance(subject, Training):
@@ -338,13 +359,14 @@ def _ordered(value: Any) -> Any:
 
 
 def with_failure(status: Manifest, failure: Exception, subject: Subject, now: datetime) -> Manifest:
-    """Return a status that tells why a child can't be made."""
+    """Return a status that tells why an object can't be planned or a child can't be made."""
     if isinstance(failure, ApiError) and (failure.code in (0, 429) or failure.code >= 500 or is_expected(failure)):
         return status
     conditions = Conditions(subject.status.conditions, subject.generation, now)
-    conditions.set("Degraded", True, "FailedCreate", str(failure))
+    reason = "InternalError" if isinstance(failure, PlanningError) else "FailedCreate"
+    conditions.set("Degraded", True, reason, str(failure))
     degraded = conditions.all()[0].wire()
-    others = [condition for condition in status["conditions"] if condition["type"] != "Degraded"]
+    others = [condition for condition in status.get("conditions", ()) if condition["type"] != "Degraded"]
     return status | {"conditions": [*others, degraded]}
 
 

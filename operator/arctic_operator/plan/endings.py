@@ -1,5 +1,6 @@
 """How an attempt ended, told from what its Job and pods left behind."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,6 +8,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from arctic_api.common import REASON_PATTERN
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import ExitCode, Report
 from arctic_operator.observed import Job, Node, Pod
@@ -28,13 +30,17 @@ class Ending:
 
 
 def report_of(pod: Pod | None) -> Report | None:
-    """Return what a pod left in its termination message, None if it left nothing or something else."""
+    """Return what a pod left in its termination message, None if it left nothing or something else.
+
+    Anybody's image may have written it: a reason that no condition can have is left out.
+    """
     if pod is None or not pod.exit_message:
         return None
     try:
-        return Report.model_validate_json(pod.exit_message)
+        report = Report.model_validate_json(pod.exit_message)
     except ValidationError:
         return None
+    return report if re.fullmatch(REASON_PATTERN, report.reason) else report.model_copy(update={"reason": ""})
 
 
 def first_report(pods: Sequence[Pod]) -> Report | None:

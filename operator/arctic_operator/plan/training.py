@@ -15,7 +15,7 @@ from arctic_operator.observed import Job, Manifest, Pod, Training, TrainingSeen,
 from arctic_operator.plan.actions import Delete, Follow, Plan, sooner
 from arctic_operator.plan.conditions import find, is_true, unreachable, until_unreachable, waiting_for
 from arctic_operator.plan.endings import Ending, judge
-from arctic_operator.plan.training_status import Outlook, gpu_hours, training_status
+from arctic_operator.plan.training_status import Outlook, gpu_hours, gpus_per_pod, training_status
 from arctic_operator.settings import Settings
 
 KEPT_RECORDS = 5
@@ -62,7 +62,12 @@ class _Case:
 
     def status(self, outlook: Outlook, before: ArcticTrainingStatus | None = None) -> dict[str, object]:
         training = replace(self.training, status=before) if before else self.training
-        return training_status(training, self.seen, self.world.attempt, self.world.pods, outlook, self.now)
+        return training_status(training, self.seen, self.world.attempt, self.world.pods, self.gpus, outlook, self.now)
+
+    @property
+    def gpus(self) -> float:
+        """Number of GPUs of one pod."""
+        return gpus_per_pod(self.training.spec.resources or self.settings.worker_resources)
 
 
 def plan_training(training: Training, seen: TrainingSeen, settings: Settings, now: datetime) -> Plan:
@@ -179,7 +184,7 @@ def _between(case: _Case) -> Plan:
             status=case.status(Outlook("Restarting", waiting=_why(case))),
             requeue_after=sooner(delay, _until_deadline(case, now)),
         )
-    hours, following = gpu_hours(case.training, world.job, world.pods, now), world.attempt + 1
+    hours, following = gpu_hours(case.training, case.gpus, world.job, world.pods, now), world.attempt + 1
     return Plan(
         apply=tuple(attempt_services(case.training.identity, following, case.settings)),
         create=(attempt_job(case.training, following, case.settings, case.seen.base, hours),),

@@ -1,12 +1,13 @@
 """What a training's status says: the state, the conditions, and the progress that its workers report."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from arctic_api.common import Condition, parse_tokens
+from arctic_api.common import Condition, Resources, parse_tokens
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, Export, LastCheckpoint, StageStatus
 from arctic_api.world import Report
 from arctic_operator.live import Live, Phase, TrainingObservation
@@ -18,6 +19,11 @@ PROGRESS_FIELDS = frozenset(
     {"step", "tokens", "loss", "tokensPerSecond", "mfu", "gpuHours", "costUSD", "eta", "stages", "lastCheckpoint"}
 )
 """What changes all the time: written less often than a change of state."""
+GPU_RESOURCES = r"(nvidia\.com/(gpu|mig-.+)|amd\.com/gpu|gpu\.intel\.com/(i915|xe)|habana\.ai/gaudi)"
+"""Names of extended resources by which vendors count their accelerators."""
+DECIMAL_UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+UNITS = DECIMAL_UNITS | {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
+"""Suffixes of quantities."""
 ETA_GRAIN = timedelta(seconds=30)
 
 
@@ -43,9 +49,15 @@ class Outlook:
 
 
 def training_status(
-    training: Training, seen: TrainingSeen, attempt: int, pods: Sequence[Pod], outlook: Outlook, now: datetime
+    training: Training,
+    seen: TrainingSeen,
+    attempt: int,
+    pods: Sequence[Pod],
+    gpus: float,
+    outlook: Outlook,
+    now: datetime,
 ) -> dict[str, Any]:
-    """Return the whole status. `pods` are those of the newest attempt."""
+    """Return the whole status. `pods` are those of the newest attempt, and each has so many GPUs."""
     before, spec = training.status, training.spec
     observation = _observation(seen.live, training.identity.uid, attempt)
     report = first_report(pods)
@@ -59,7 +71,7 @@ def training_status(
     stages = _stages(spec, before, report, observation)
     checkpoint = _checkpoint(before, report, observation)
     job = next((job for job in seen.jobs if job.attempt == attempt), None)
-    hours = gpu_hours(training, job, pods, now)
+    hours = gpu_hours(training, gpus, job, pods, now)
     status = ArcticTrainingStatus(
         state=state,
         observed_generation=training.generation,
@@ -200,15 +212,23 @@ def _evaluation(report: Report | None) -> dict[str, str] | None:
     return {name: f"{value:.4f}" for name, value in report.evaluation.items()} if report and report.evaluation else None
 
 
-def gpus_per_pod(spec: ArcticTrainingSpec) -> int:
+def gpus_per_pod(resources: Resources | None) -> float:
     """Return the GPUs of one pod, whichever vendor's."""
-    amounts = {**(spec.resources.requests or {}), **(spec.resources.limits or {})} if spec.resources else {}
-    return sum(int(amount) for name, amount in amounts.items() if name.endswith("/gpu"))
+    amounts = {**(resources.requests or {}), **(resources.limits or {})} if resources else {}
+    return sum(_number(amount) for name, amount in amounts.items() if re.fullmatch(GPU_RESOURCES, name))
 
 
-def gpu_hours(training: Training, job: Job | None, pods: Sequence[Pod], now: datetime) -> float:
-    """Return the GPU hours of all attempts: what the newest Job was told of the earlier ones, and its own pods'."""
-    gpus = gpus_per_pod(training.spec)
+def _number(quantity: int | str) -> float:
+    """Return the number that a quantity of Kubernetes means; the schema has seen to its form."""
+    digits = str(quantity).rstrip("mkKMGTPi")
+    return float(digits) * UNITS[str(quantity)[len(digits) :]]
+
+
+def gpu_hours(training: Training, gpus: float, job: Job | None, pods: Sequence[Pod], now: datetime) -> float:
+    """Return the GPU hours of all attempts: what the newest Job was told of the earlier ones, and its own pods'.
+
+    `gpus` is the number of GPUs of one pod.
+    """
     known = float(training.status.gpu_hours or 0)
     if not gpus:
         return known

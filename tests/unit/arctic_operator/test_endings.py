@@ -46,6 +46,14 @@ def test_bad_input_is_never_tried_again_and_keeps_the_workers_sentence(build):
     assert ending.message == "books.jsonl has no column 'text'"
 
 
+@pytest.mark.parametrize(("outcome", "code", "told"), [("refused", 64, "BadInput"), ("failed", 1, "WorkerFailed")])
+def test_a_reason_that_no_condition_can_have_is_not_taken_over(build, outcome, code, told):
+    report = build.report(outcome, reason="bad input!", message="books.jsonl has no column 'text'")
+    pods = [build.pod(0, phase="Failed", exit_code=code, exit_message=report)]
+    ending = judge(build.training().spec, FAILED, pods, None, build.start)
+    assert (ending.reason, ending.message) == (told, "books.jsonl has no column 'text'")
+
+
 def test_a_crash_counts_and_names_its_reason(build):
     pods = [build.pod(0), build.pod(1, phase="Failed", exit_code=137, exit_reason="OOMKilled")]
     ending = judge(build.training().spec, JOB, pods, None, build.start)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arctic_api.common import BaseWeights
+from arctic_api.common import BaseWeights, Resources
 from arctic_api.training import ArcticTrainingStatus
 from arctic_api.world import ExitCode, Label, TrainingWorld
 from arctic_operator.live import Live, Phase, StageSeen, TrainingObservation
@@ -133,6 +133,29 @@ def test_gpu_hours_and_their_price_add_up_over_attempts(build):
     seen = replace(seen, jobs=[replace(job(build), gpu_hours_before=10.0)])
     status = plan_training(training, seen, build.settings, build.seconds(3600)).status
     assert (status["gpuHours"], status["costUSD"]) == ("26.000", "65.00")
+
+
+@pytest.mark.parametrize(
+    ("resources", "hours"),
+    [
+        ({"nvidia.com/gpu": 8}, "16.000"),
+        ({"nvidia.com/gpu": "8000m"}, "16.000"),
+        ({"nvidia.com/gpu": "0.5"}, "1.000"),
+        ({"nvidia.com/gpu": "1k", "cpu": "4"}, "2000.000"),
+        ({"amd.com/gpu": "1Ki"}, "2048.000"),
+        ({"nvidia.com/mig-1g.5gb": 2, "gpu.intel.com/xe": 1}, "6.000"),
+        ({"habana.ai/gaudi": 1}, "2.000"),
+        ({"cpu": 8, "memory": "16Gi", "example.com/gpus-wanted": 1}, None),
+    ],
+)
+@pytest.mark.parametrize("default", [False, True])
+def test_gpus_of_any_vendor_count_in_any_notation_and_as_the_chart_sets_them(build, resources, hours, default):
+    training, seen = running(build, None)
+    limits = Resources(limits=resources)
+    settings = build.settings.model_copy(update={"worker_resources": limits if default else None})
+    if not default:
+        training = replace(training, spec=training.spec.model_copy(update={"resources": limits}))
+    assert plan_training(training, seen, settings, build.seconds(3600)).status.get("gpuHours") == hours
 
 
 def test_suspend_stops_the_world_keeps_what_it_reached_and_resume_makes_the_next(build):

@@ -5,6 +5,7 @@ from itertools import islice
 
 import pytest
 
+from arctic_operator import reconcile
 from arctic_operator.cluster import ApiError, contains
 from arctic_operator.handlers import LONGEST_WAIT, EndlessBackoff, build_registry, kopf_settings, watched
 from arctic_operator.observed import TrainingSeen
@@ -170,3 +171,21 @@ async def test_weights_that_will_not_come_of_themselves_are_told_as_trouble(oper
         assert (degraded["reason"], degraded["status"]) == (reason, str(reason != "WaitingForTraining"))
         assert operator.status(key)["state"] == "WaitingForTraining"
     assert operator.server.of("Job", "StatefulSet") == []
+
+
+@pytest.mark.parametrize("kind", ["ArcticTraining", "ArcticInference"])
+async def test_a_fault_of_ours_is_told_in_the_status_and_is_over_when_it_is(operator, monkeypatch, kind):
+    key = operator.add(kind)
+
+    def fails(*_):
+        raise KeyError("spec.nothing")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(reconcile, f"plan_{kind.removeprefix('Arctic').lower()}", fails)
+        await operator.reconcile(key)
+    degraded = operator.condition(key, "Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("True", "InternalError")
+    assert "KeyError: 'spec.nothing'" in degraded["message"]
+    await operator.reconcile(key)
+    assert operator.condition(key, "Degraded")["status"] == "False"
+    assert operator.server.of("Job", "StatefulSet") != []
