@@ -90,6 +90,8 @@ class StatefulSet:
     revision: str
     size: int
     """Number of pods that it was made for."""
+    specification: str
+    """Revision of the specification that it is known to agree with."""
     weights: str = ""
     """Folder of the exported weights that it was made with."""
     deleting: bool = False
@@ -250,6 +252,7 @@ def stateful_set_of(manifest: Manifest) -> StatefulSet:
         generation=int(annotations.get(GENERATION_ANNOTATION, 0)),
         revision=metadata["labels"][Label.REVISION],
         size=manifest["spec"]["replicas"],
+        specification=annotations.get(REVISION_ANNOTATION, ""),
         deleting="deletionTimestamp" in metadata,
         weights=annotations.get(WEIGHTS_ANNOTATION, ""),
         draining_since=parse_time(annotations.get(DRAINING_ANNOTATION)),

@@ -15,6 +15,7 @@ from arctic_operator.manifests.worker import network_policy, worker_template
 from arctic_operator.observed import (
     GENERATION_ANNOTATION,
     POD_INDEX_LABEL,
+    REVISION_ANNOTATION,
     WEIGHTS_ANNOTATION,
     Identity,
     Inference,
@@ -82,6 +83,7 @@ def group_set(inference: Inference, revision: str, name: str, settings: Settings
             name,
             labels=labels,
             annotations={
+                REVISION_ANNOTATION: inference.revision,
                 GENERATION_ANNOTATION: str(inference.generation),
                 WEIGHTS_ANNOTATION: base.folder if base else "",
             },

@@ -12,6 +12,8 @@ from arctic_operator.manifests.gateway import gateway_children
 from arctic_operator.manifests.inference import group_services, group_set
 from arctic_operator.observed import (
     DRAINING_ANNOTATION,
+    GENERATION_ANNOTATION,
+    REVISION_ANNOTATION,
     Inference,
     InferenceSeen,
     Pod,
@@ -59,16 +61,30 @@ class Group:
 def wanted_revision(inference: Inference, seen: InferenceSeen) -> str:
     """Return the revision that groups should have.
 
-    A group that was made from the specification of this generation is up to date, whatever its revision: an upgrade of
+    A group that agrees with the specification of this generation is up to date, whatever its revision: an upgrade of
     ours that computes revisions otherwise must not replace groups that serve. Nor must weights that are gone.
     """
-    weights = seen.base.folder if seen.base else ""
-    same = [group for group in seen.groups if group.generation == inference.generation]
-    if inference.spec.model.training is None or seen.base:
-        same = [group for group in same if group.weights == weights]
+    same = [group for group in seen.groups if _agrees(group, inference, seen)]
     if same:
         return max(same, key=lambda group: group_index(group.name)).revision
-    return revision_of({"spec": inference.revision, "weights": weights})
+    return revision_of({"spec": inference.revision, "weights": seen.base.folder if seen.base else ""})
+
+
+def _agrees(group: StatefulSet, inference: Inference, seen: InferenceSeen) -> bool:
+    """Whether a group is what the specification asks for: nothing has been edited, or nothing that it is made of."""
+    if group.generation != inference.generation and group.specification != inference.revision:
+        return False
+    known = inference.spec.model.training is None or seen.base is not None
+    return not known or group.weights == (seen.base.folder if seen.base else "")
+
+
+def _stamps(inference: Inference, seen: InferenceSeen) -> Iterable[Mark]:
+    """Note which groups agree still: or else the next edit, or upgrade, would see two changes in one."""
+    wanted = {REVISION_ANNOTATION: inference.revision, GENERATION_ANNOTATION: str(inference.generation)}
+    for group in seen.groups:
+        known = {REVISION_ANNOTATION: group.specification, GENERATION_ANNOTATION: str(group.generation)}
+        if not group.deleting and known != wanted and _agrees(group, inference, seen):
+            yield Mark("StatefulSet", inference.identity.namespace, group.name, group.uid, annotations=wanted)
 
 
 def groups_of(seen: InferenceSeen, revision: str, now: datetime) -> list[Group]:
@@ -172,7 +188,10 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
             *(child for name in (*names, *made) for child in group_services(identity, name, settings)),
         ),
         create=tuple(group_set(inference, revision, name, settings, seen.base) for name in made),
-        mark=tuple(mark for group in groups for mark in _marks(group, identity.namespace, group in moves.drain, now)),
+        mark=(
+            *_stamps(inference, seen),
+            *(mark for group in groups for mark in _marks(group, identity.namespace, group in moves.drain, now)),
+        ),
         drain=tuple(group.name for group in staying if _must_tell(group, seen, now)),
         delete=(
             *(_delete_set(group, identity.namespace) for group in removed),

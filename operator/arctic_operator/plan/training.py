@@ -11,8 +11,18 @@ from arctic_api.common import parse_duration
 from arctic_api.training import ArcticTrainingStatus, AttemptStatus
 from arctic_api.world import Label, Ports
 from arctic_operator.manifests.training import attempt_job, attempt_services
-from arctic_operator.observed import Job, Manifest, Pod, Training, TrainingSeen, format_time, parse_time
-from arctic_operator.plan.actions import Delete, Follow, Plan, sooner
+from arctic_operator.observed import (
+    GENERATION_ANNOTATION,
+    REVISION_ANNOTATION,
+    Job,
+    Manifest,
+    Pod,
+    Training,
+    TrainingSeen,
+    format_time,
+    parse_time,
+)
+from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, sooner
 from arctic_operator.plan.conditions import find, is_true, unreachable, until_unreachable, waiting_for
 from arctic_operator.plan.endings import Ending, judge
 from arctic_operator.plan.training_status import Outlook, gpu_hours, gpus_per_pod, training_status
@@ -134,6 +144,14 @@ def _is_outdated(case: _Case) -> bool:
     return job is not None and job.revision != case.training.revision and job.generation != case.training.generation
 
 
+def _stamps(case: _Case, job: Job) -> tuple[Mark, ...]:
+    """Note that a Job is up to date still: or else the next edit, or upgrade, would see two changes in one."""
+    wanted = {REVISION_ANNOTATION: case.training.revision, GENERATION_ANNOTATION: str(case.training.generation)}
+    if wanted == {REVISION_ANNOTATION: job.revision, GENERATION_ANNOTATION: str(job.generation)}:
+        return ()
+    return (Mark("Job", case.training.identity.namespace, job.name, job.uid, annotations=wanted),)
+
+
 def _during(case: _Case) -> Plan:
     """The world is starting, running or stopping."""
     spec, world, now = case.training.spec, case.world, case.now
@@ -141,8 +159,7 @@ def _during(case: _Case) -> Plan:
     if deadline:
         return Plan(delete=_stop(case), status=case.status(Outlook("Failed", failed=deadline)))
     job = world.job
-    stopping = job is None or job.deleting or spec.suspend or _is_outdated(case)
-    if stopping:
+    if job is None or job.deleting or spec.suspend or _is_outdated(case):
         outlook = Outlook("Suspending" if spec.suspend else "Stopping")
         return Plan(
             delete=_stop(case),
@@ -153,6 +170,7 @@ def _during(case: _Case) -> Plan:
         )
     return Plan(
         apply=tuple(attempt_services(case.training.identity, world.attempt, case.settings)),
+        mark=_stamps(case, job),
         delete=_leftovers(case),
         follow=_follow(case),
         status=case.status(Outlook("Running")),

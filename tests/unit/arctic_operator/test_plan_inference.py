@@ -27,7 +27,7 @@ class Cluster:
         self.groups, self.pods, self.status = {}, {}, {}
         self.nodes = {f"n{i}": Node(f"n{i}", True, build.start, False) for i in range(NODES)}
         self.busy, self.broken, self.told = set(), set(), set()
-        self.made, self.sizes, self.most = [], {}, 0
+        self.made, self.raw, self.most = [], {}, 0
 
     @property
     def serving(self):
@@ -35,7 +35,7 @@ class Cluster:
         return [name for name in self.groups if self.ready(name) and self.pods[name, 0].routed]
 
     def ready(self, name):
-        pods = [self.pods.get((name, index)) for index in range(self.sizes[name])]
+        pods = [self.pods.get((name, index)) for index in range(self.groups[name].size)]
         return all(pod and pod.ready_since for pod in pods)
 
     def live(self, name):
@@ -65,18 +65,20 @@ class Cluster:
         name = manifest["metadata"]["name"]
         assert name not in self.made, "a group's name was used twice"
         self.made.append(name)
-        stamped = manifest | {"metadata": manifest["metadata"] | {"uid": f"uid-{name}"}}
-        self.groups[name] = self.build.stateful_set_of(stamped)
+        self.raw[name] = manifest | {"metadata": manifest["metadata"] | {"uid": f"uid-{name}"}}
+        self.groups[name] = self.build.stateful_set_of(self.raw[name])
         free = [node.name for node in self.nodes.values() if node.ready and not node.unschedulable]
-        self.sizes[name] = manifest["spec"]["replicas"]
-        for index in range(self.sizes[name]):
+        for index in range(self.groups[name].size):
             node = free[(len(self.made) + index) % len(free)] if free else ""
             pod = self.build.pod(index, attempt=None, group=name, created=self.now, node=node)
             self.pods[name, index] = replace(pod, name=f"{name}-{index}", uid=f"{name}-{index}")
 
     def mark(self, mark):
         if mark.kind == "StatefulSet":
-            self.groups[mark.name] = replace(self.groups[mark.name], draining_since=self.now)
+            raw = self.raw[mark.name]
+            metadata = raw["metadata"] | {"annotations": raw["metadata"]["annotations"] | mark.annotations}
+            self.raw[mark.name] = raw | {"metadata": metadata}
+            self.groups[mark.name] = self.build.stateful_set_of(self.raw[mark.name])
         for key, pod in self.pods.items():
             if mark.kind == "Pod" and pod.uid == mark.uid:
                 self.pods[key] = replace(pod, routed=mark.labels[Label.ROUTING] == "on")
@@ -287,9 +289,16 @@ def test_an_upgrade_that_computes_revisions_otherwise_leaves_groups_alone(build)
     cluster = Cluster(build, build.inference(**fields(1, 1, 0)))
     cluster.run(30)
     before = set(cluster.groups)
-    cluster.inference = replace(cluster.inference, revision="computed-otherwise")
+    upgraded = replace(cluster.inference, revision="computed-otherwise")
+    harmless_edit = replace(upgraded, generation=2)
+    next_upgrade = replace(harmless_edit, revision="otherwise-again")
+    for inference in (upgraded, harmless_edit, next_upgrade):
+        cluster.inference = inference
+        cluster.run(30)
+        assert set(cluster.groups) == before
+    cluster.edit(build, 3, **fields(1, 1, 0, "two"))
     cluster.run(60)
-    assert set(cluster.groups) == before
+    assert not set(cluster.groups) & before
 
 
 def test_a_service_waits_for_the_weights_of_its_training_and_mounts_their_claim(build):
@@ -318,7 +327,7 @@ def test_no_group_goes_for_weights_that_are_not_there(build):
 @pytest.mark.parametrize(("lived", "code", "remade"), [(61, 1, True), (5, 1, False), (61, 64, False)])
 def test_a_pod_that_served_is_remade_at_once_instead_of_backing_off(build, lived, code, remade):
     name = "tiny-0a1b2-abc123-g0"
-    group = StatefulSet(name, "set-1", 1, "abc123", 2)
+    group = StatefulSet(name, "set-1", 1, "abc123", 2, "s1")
     crashed = build.pod(1, attempt=None, group=name, waiting="CrashLoopBackOff", exit_code=code)
     crashed = replace(crashed, finished=build.seconds(lived))
     seen = InferenceSeen([group], [build.pod(0, attempt=None, group=name), crashed])

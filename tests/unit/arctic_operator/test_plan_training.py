@@ -12,7 +12,7 @@ from arctic_api.common import BaseWeights, Resources
 from arctic_api.training import ArcticTrainingStatus
 from arctic_api.world import ExitCode, Label, TrainingWorld
 from arctic_operator.live import Live, Phase, StageSeen, TrainingObservation
-from arctic_operator.observed import Job, Node, TrainingSeen, read_status
+from arctic_operator.observed import GENERATION_ANNOTATION, REVISION_ANNOTATION, Job, Node, TrainingSeen, read_status
 from arctic_operator.plan.training import is_finished, plan_training
 
 
@@ -186,8 +186,19 @@ def test_an_edited_specification_stops_the_world_without_counting(build):
 
 
 def test_an_upgrade_that_computes_revisions_otherwise_leaves_a_world_alone(build):
-    training, seen = running(build, None)
-    assert plan_training(replace(training, revision="new"), seen, build.settings, build.start).delete == ()
+    training = build.training()
+    cluster = Cluster(build, training)
+    for _ in range(3):
+        cluster.reconcile()
+        cluster.tick()
+    upgraded = replace(training, revision="computed-otherwise")
+    harmless_edit = replace(upgraded, generation=2)
+    next_upgrade = replace(harmless_edit, revision="otherwise-again")
+    for cluster.training in (upgraded, harmless_edit, next_upgrade):
+        assert cluster.reconcile().delete == ()
+        cluster.tick()
+    cluster.training = replace(training, generation=3, revision="r3")
+    assert [d.kind for d in cluster.reconcile().delete] == ["Job"]
 
 
 def test_deadlines_fail_the_training_and_end_its_world(build):
@@ -261,6 +272,8 @@ class Cluster:
         plan = plan_training(training, self.seen(), self.build.settings, self.now)
         for manifest in plan.create:
             self.create(manifest)
+        for mark in plan.mark:
+            self.mark(mark)
         for delete in plan.delete:
             for name, found in list(self.jobs.items()):
                 if found.uid == delete.uid:
@@ -281,6 +294,14 @@ class Cluster:
             self.pods[attempt, index] = self.build.pod(
                 index, attempt, phase="Pending", started=None, created=self.now, node=f"n{index}"
             )
+
+    def mark(self, mark):
+        for attempt, found in self.jobs.items():
+            if found.uid == mark.uid:
+                generation = int(mark.annotations[GENERATION_ANNOTATION])
+                self.jobs[attempt] = replace(
+                    found, generation=generation, revision=mark.annotations[REVISION_ANNOTATION]
+                )
 
     def tick(self, seconds=5.0):
         """Let the controllers do their part, and time pass."""
