@@ -81,6 +81,13 @@ class Cache:
         if kind in CUSTOM_KINDS and key and self._custom.get(key) == uid:
             del self._custom[key]
 
+    def forget_children(self, owner: str, kind: str) -> None:
+        """Forget children that are not watched, without taking them for gone: they will be written anew."""
+        for manifest in list(self.children(owner, kind)):
+            uid = manifest["metadata"]["uid"]
+            del self._objects[kind][uid]
+            self._children[owner].discard((kind, uid))
+
     def replace_children(self, owner: str, kind: str, listing: Listing) -> None:
         """Set the children of a kind to what a list has shown."""
         self._replace(self.children(owner, kind), listing)

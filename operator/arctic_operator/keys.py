@@ -77,7 +77,10 @@ class Keys:
             known = await self._cluster.get("Secret", self._namespace, AUTHORITY_SECRET)
             if known is None:
                 raise ApiError(404, "NotFound", f"Secret {AUTHORITY_SECRET} was made and is gone again")
-        authority = Authority.from_secret(secret_data(known))
+        try:
+            authority = Authority.from_secret(secret_data(known))
+        except DamagedPEM as error:
+            raise DamagedPEM(f"Secret {self._namespace}/{AUTHORITY_SECRET}: {error}") from error
         advanced = authority.advance(now)
         if advanced is authority:
             return authority

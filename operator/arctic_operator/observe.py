@@ -137,6 +137,14 @@ class Observer:
         """Forget an object that is gone."""
         self._read.pop(uid, None)
 
+    def has_starting_pods(self, uid: str) -> bool:
+        """Whether a kubelet is about to start pods, for which it needs what they mount."""
+        return any(pod.node and pod.phase == "Pending" for pod in self._pods(uid))
+
+    def forget_unwatched(self, uid: str) -> None:
+        """Forget ConfigMaps, which nobody may list: they are written anew, whether they are there or not."""
+        self._cache.forget_children(uid, "ConfigMap")
+
     def training_seen(self, training: Training, live: Live | None) -> TrainingSeen:
         """Return all that is known about a training."""
         uid, source = training.identity.uid, training.spec.model.from_

@@ -47,11 +47,15 @@ PROGRESS_EVERY = 10.0
 PROGRESS_RATE = 20.0
 """Most writes of progress a second, over all objects."""
 PROGRESS_FIELDS = training_status.PROGRESS_FIELDS | inference_status.PROGRESS_FIELDS
-REFUSALS = (ApiError, OwnedByAnotherError)
+REFUSALS = (ApiError, OwnedByAnotherError, DamagedPEM)
 
 
 class PlanningError(Exception):
     """A fault of ours: planning has failed on what is observed of an object."""
+
+
+FAILURES = {PlanningError: "InternalError", DamagedPEM: "DamagedSecret"}
+"""Reasons of what has nothing to do with a child."""
 
 
 class Bucket:
@@ -137,7 +141,7 @@ class Reconciler:
         try:
             async with asyncio.timeout(RECONCILE_SECONDS_LIMIT):
                 again = await self._reconcile(key)
-        except (*REFUSALS, DamagedPEM) as error:
+        except REFUSALS as error:
             seconds = self._queue.retry(key)
             level = logging.DEBUG if is_expected(error) else logging.WARNING
             log.log(level, "%s %s/%s: %s (again in %.1f s)", *key, error, seconds)
@@ -160,6 +164,7 @@ class Reconciler:
         if subject is None:
             return None
         memory = self._memory.setdefault(key, _Memory(subject.identity.uid))
+        looked = memory.looked
         try:
             plan = await self._newest_plan(key, subject, memory)
         except PlanningError as error:
@@ -169,7 +174,7 @@ class Reconciler:
         if subject is None or subject.deleting:
             self._forget(key, memory)
             return None
-        failure = await self._carry_out(key, subject, plan, look=plan.needs_fresh)
+        failure = await self._carry_out(key, subject, plan, read=memory.looked != looked)
         waits = await self._write_status(key, subject, plan, memory, failure)
         if failure:
             raise failure
@@ -212,11 +217,17 @@ class Reconciler:
             return Plan(status=training_status.invalid_status(subject.status, subject.message, subject.generation, now))
         return Plan(status=inference_status.invalid_status(subject.status, subject.message, subject.generation, now))
 
-    async def _carry_out(self, key: Key, subject: Subject, plan: Plan, *, look: bool) -> Exception | None:
-        """Do what is planned, in order, up to the first refusal, which is returned: the status will tell of it."""
+    async def _carry_out(self, key: Key, subject: Subject, plan: Plan, *, read: bool) -> Exception | None:
+        """Do what is planned, in order, up to the first refusal, which is returned: the status will tell of it.
+
+        Secrets and ConfigMaps are not watched: they are seen to after a live read, and while pods wait for them.
+        """
         identity = subject.identity
+        look = read or self.observer.has_starting_pods(identity.uid)
+        if look:
+            self.observer.forget_unwatched(identity.uid)
         try:
-            if plan.create or plan.follow:
+            if plan.create or plan.apply or plan.follow:
                 await self._keys.ensure(identity, look=look)
             for manifest in plan.apply:
                 await self._apply(manifest, identity)
@@ -363,8 +374,7 @@ def with_failure(status: Manifest, failure: Exception, subject: Subject, now: da
     if isinstance(failure, ApiError) and (failure.code in (0, 429) or failure.code >= 500 or is_expected(failure)):
         return status
     conditions = Conditions(subject.status.conditions, subject.generation, now)
-    reason = "InternalError" if isinstance(failure, PlanningError) else "FailedCreate"
-    conditions.set("Degraded", True, reason, str(failure))
+    conditions.set("Degraded", True, FAILURES.get(type(failure), "FailedCreate"), str(failure))
     degraded = conditions.all()[0].wire()
     others = [condition for condition in status.get("conditions", ()) if condition["type"] != "Degraded"]
     return status | {"conditions": [*others, degraded]}

@@ -29,6 +29,15 @@ SERVICE = "answers"
 SECONDS = "20"  # that a training takes, undisturbed
 CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 CHILDREN = "jobs,statefulsets,services,secrets,networkpolicies,poddisruptionbudgets,configmaps,deployments"
+SERVICE_CHILDREN = {
+    "StatefulSet",
+    "Service",
+    "Secret",
+    "NetworkPolicy",
+    "PodDisruptionBudget",
+    "ConfigMap",
+    "Deployment",
+}
 PATIENCE = 240.0
 LOOK_SECONDS = 1.0
 
@@ -262,10 +271,16 @@ class Campaign:
             ("children of objects that are gone go too", self._no_orphans),
         ]
         for what, arrived in wanted:
-            try:
-                eventually(what, partial(self._insist, arrived), PATIENCE)
-            except AssertionError as error:
-                yield str(error)
+            yield from self._unreached(what, arrived)
+        # Secrets and ConfigMaps are not watched: they come back with the next look, and a new operator looks at once.
+        self._insist(self._kill_the_operator)
+        yield from self._unreached(f"{SERVICE} has children of every kind", self._has_every_child)
+
+    def _unreached(self, what: str, arrived: Callable[[], bool]) -> Iterator[str]:
+        try:
+            eventually(what, partial(self._insist, arrived), PATIENCE)
+        except AssertionError as error:
+            yield str(error)
 
     def _has_succeeded(self, name: str) -> bool:
         return self._objects.status("arctictraining", name).get("state") == "Succeeded"
@@ -278,6 +293,11 @@ class Campaign:
             self._replicas,
             2 * self._replicas,
         )
+
+    def _has_every_child(self) -> bool:
+        uid = self._objects.get("arcticinference", SERVICE)["metadata"]["uid"]
+        children = self._objects.labelled(CHILDREN, f"{Label.UID}={uid}")
+        return {child["kind"] for child in children} == SERVICE_CHILDREN
 
     def _no_orphans(self) -> bool:
         owners = json.loads(self._objects.kubectl("get", "arctic", "-o", "json"))["items"]

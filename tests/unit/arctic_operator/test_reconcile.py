@@ -189,3 +189,33 @@ async def test_a_fault_of_ours_is_told_in_the_status_and_is_over_when_it_is(oper
     await operator.reconcile(key)
     assert operator.condition(key, "Degraded")["status"] == "False"
     assert operator.server.of("Job", "StatefulSet") != []
+
+
+@pytest.mark.parametrize("seen", ["at the next look", "while pods wait for them"])
+async def test_children_that_are_not_watched_are_put_back(operator, monkeypatch, seen):
+    key = operator.add("ArcticInference")
+    await operator.reconcile(key)
+    unwatched = operator.server.of("ConfigMap", "Secret")
+    for manifest in unwatched:
+        if manifest["metadata"]["namespace"] == "team":
+            del operator.server.objects[manifest["kind"], "team", manifest["metadata"]["name"]]
+    if seen == "at the next look":
+        monkeypatch.setattr(reconcile, "LOOK_EVERY", 0)
+    else:
+        for pod in operator.pods("Pending"):
+            operator.cache.put(pod)
+    await operator.reconcile(key)
+    names = {manifest["metadata"]["name"] for manifest in operator.server.of("ConfigMap", "Secret")}
+    assert names == {manifest["metadata"]["name"] for manifest in unwatched}
+    assert {"tiny-0a1b2-gateway", "tiny-0a1b2-tls"} <= names
+
+
+async def test_a_damaged_authority_is_told_in_the_status_with_its_secrets_name(operator):
+    metadata = {"name": "arctic-ca", "namespace": "arctic"}
+    operator.server.put({"kind": "Secret", "metadata": metadata, "data": {"tls.crt": "ZGFtYWdlZA=="}})
+    key = operator.add("ArcticTraining")
+    await operator.reconcile(key)
+    degraded = operator.condition(key, "Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("True", "DamagedSecret")
+    assert degraded["message"].startswith("Secret arctic/arctic-ca: tls.crt")
+    assert operator.server.of("Job") == []
