@@ -165,6 +165,16 @@ class Cluster:
         """Return all nodes."""
         return _listing("Node", await self.request("GET", "/api/v1/nodes"))
 
+    async def refusal(self, namespace: str, uid: str) -> str:
+        """Return what a controller said last of pods that it can't make for an object; empty if it said nothing.
+
+        It says so in events alone. In the core API they can be selected by the object.
+        """
+        query = {"fieldSelector": f"involvedObject.uid={uid},reason=FailedCreate"}
+        answer = await self.request("GET", f"/api/v1/namespaces/{namespace}/events", query=query)
+        newest: Manifest = max(answer["items"], key=_said_at, default={})
+        return str(newest.get("message") or "")
+
     async def apply(self, manifest: Manifest, owner: str, known: Manifest | None) -> Manifest:
         """Apply a child, unless it already is as it should be; OwnedByAnotherError if it is someone else's.
 
@@ -344,6 +354,10 @@ def _path(kind: str, namespace: str, name: str = "") -> str:
     resource = RESOURCES[kind]
     root = "/api/v1" if resource.api_version == "v1" else f"/apis/{resource.api_version}"
     return f"{root}/namespaces/{namespace}/{resource.plural}" + (f"/{name}" if name else "")
+
+
+def _said_at(event: Manifest) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"])
 
 
 def _listing(kind: str, answer: Manifest) -> Listing:

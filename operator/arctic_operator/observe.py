@@ -1,7 +1,7 @@
 """From what the watches have shown to what planning reads; where that is not enough, from the API server itself."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -145,7 +145,7 @@ class Observer:
         """Forget ConfigMaps, which nobody may list: they are written anew, whether they are there or not."""
         self._cache.forget_children(uid, "ConfigMap")
 
-    def training_seen(self, training: Training, live: Live | None) -> TrainingSeen:
+    def training_seen(self, training: Training, live: Live | None, refusals: Mapping[str, str]) -> TrainingSeen:
         """Return all that is known about a training."""
         uid, source = training.identity.uid, training.spec.model.from_
         named = source.training if source else None
@@ -157,10 +157,13 @@ class Observer:
             live=live,
             base=base,
             lack=lack,
+            refusals=refusals,
             others=self._others(uid),
         )
 
-    def inference_seen(self, inference: Inference, live: Callable[[str], Live | None]) -> InferenceSeen:
+    def inference_seen(
+        self, inference: Inference, live: Callable[[str], Live | None], refusals: Mapping[str, str]
+    ) -> InferenceSeen:
         """Return all that is known about a service."""
         uid = inference.identity.uid
         groups = [stateful_set_of(child) for child in self._owned(uid, "StatefulSet")]
@@ -173,6 +176,7 @@ class Observer:
             live=known,
             base=base,
             lack=lack,
+            refusals=refusals,
             others=self._others(uid),
         )
 

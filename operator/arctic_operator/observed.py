@@ -92,6 +92,7 @@ class StatefulSet:
     """Number of pods that it was made for."""
     specification: str
     """Revision of the specification that it is known to agree with."""
+    created: datetime
     weights: str = ""
     """Folder of the exported weights that it was made with."""
     deleting: bool = False
@@ -162,6 +163,8 @@ class TrainingSeen:
     """Weights of the training that the specification names, as it has them now or had them while it was there."""
     lack: Trouble | None = None
     """Why there are no such weights, and will be none of themselves."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Why children have too few pods, by their names, where that was asked for."""
     others: Sequence[Manifest] = ()
     """Children of other kinds, whole."""
 
@@ -178,6 +181,8 @@ class InferenceSeen:
     """Weights of the training that the specification names, as it has them now or had them while it was there."""
     lack: Trouble | None = None
     """Why there are no such weights, and will be none of themselves."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Why children have too few pods, by their names, where that was asked for."""
     others: Sequence[Manifest] = ()
     """Children of other kinds, whole."""
 
@@ -253,6 +258,7 @@ def stateful_set_of(manifest: Manifest) -> StatefulSet:
         revision=metadata["labels"][Label.REVISION],
         size=manifest["spec"]["replicas"],
         specification=annotations.get(REVISION_ANNOTATION, ""),
+        created=datetime.fromisoformat(metadata["creationTimestamp"]),
         deleting="deletionTimestamp" in metadata,
         weights=annotations.get(WEIGHTS_ANNOTATION, ""),
         draining_since=parse_time(annotations.get(DRAINING_ANNOTATION)),

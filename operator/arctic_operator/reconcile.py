@@ -85,6 +85,7 @@ class _Memory:
     progress_written: float = float("-inf")
     followed: set[str] = field(default_factory=set)
     shapes: dict[str, object] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
 
 
 class Reconciler:
@@ -176,6 +177,7 @@ class Reconciler:
             return None
         failure = await self._carry_out(key, subject, plan, read=memory.looked != looked)
         waits = await self._write_status(key, subject, plan, memory, failure)
+        await self._ask(key, plan, memory)
         if failure:
             raise failure
         return sooner(plan.requeue_after, waits)
@@ -207,11 +209,14 @@ class Reconciler:
     def _decide(self, key: Key, subject: Subject, now: datetime) -> Plan:
         if subject.deleting:
             return Plan()
+        refusals = self._memory[key].refusals
         if isinstance(subject, Training):
-            seen = self.observer.training_seen(subject, self._followers.latest((key, "")))
+            seen = self.observer.training_seen(subject, self._followers.latest((key, "")), refusals)
             return plan_training(subject, seen, self._settings, now)
         if isinstance(subject, Inference):
-            services = self.observer.inference_seen(subject, lambda group: self._followers.latest((key, group)))
+            services = self.observer.inference_seen(
+                subject, lambda group: self._followers.latest((key, group)), refusals
+            )
             return plan_inference(subject, services, self._settings, now)
         if isinstance(subject.status, ArcticTrainingStatus):
             return Plan(status=training_status.invalid_status(subject.status, subject.message, subject.generation, now))
@@ -284,6 +289,18 @@ class Reconciler:
                 await self._followers.drain((key, group))
             except CommandError as error:
                 log.info("%s %s/%s: group %s was not told to drain: %s", *key, group, error)
+
+    async def _ask(self, key: Key, plan: Plan, memory: _Memory) -> None:
+        """Read why children have too few pods; what is news is planned with at once."""
+        try:
+            told = {child.name: await self._cluster.refusal(key.namespace, child.uid) for child in plan.short}
+        except ApiError as error:
+            log.warning("%s %s/%s: why pods are missing can't be read: %s", *key, error)
+            return
+        refusals = {name: sentence for name, sentence in told.items() if sentence}
+        if refusals != memory.refusals:
+            memory.refusals = refusals
+            self._queue.add(key)
 
     async def _write_status(
         self, key: Key, subject: Subject, plan: Plan, memory: _Memory, failure: Exception | None

@@ -75,6 +75,18 @@ def test_what_keeps_pods_from_running_is_told_in_the_status(objects: StandIns) -
     assert objects.status("arctictraining", "room")["state"] == "Unschedulable"
 
 
+def test_why_no_pods_are_made_is_told_and_over_when_they_are(objects: StandIns) -> None:
+    objects.kubectl("create", "quota", "none", "--hard=pods=0")
+    objects.train("tiny")
+    objects.serve("tiny")
+    for kind in ("arctictraining", "arcticinference"):
+        status = objects.state(kind, "tiny", "PodsNotCreated")
+        assert "exceeded quota: none" in condition(status, "Degraded")["message"]
+    objects.kubectl("delete", "quota", "none")
+    objects.state("arctictraining", "tiny", "Running")
+    assert condition(objects.status("arctictraining", "tiny"), "Degraded")["status"] == "False"
+
+
 def test_suspend_stops_the_world_and_resume_makes_the_next(objects: StandIns) -> None:
     objects.train("tiny")
     objects.running("tiny", 1)

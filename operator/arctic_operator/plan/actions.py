@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from arctic_operator.manifests.common import Manifest
+from arctic_operator.observed import Job, StatefulSet
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Plan:
     delete: tuple[Delete, ...] = ()
     follow: tuple[Follow, ...] = ()
     """All streams that should be open for this object."""
+    short: tuple[Job | StatefulSet, ...] = ()
+    """Children that have too few pods for too long: why must be asked for."""
     status: dict[str, Any] | None = None
     """The whole status; None leaves it alone."""
     requeue_after: float | None = None

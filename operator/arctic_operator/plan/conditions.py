@@ -12,6 +12,8 @@ IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName
 CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 UNREACHABLE_AFTER = timedelta(seconds=30)
 """How long a node is NotReady before its worlds are given up."""
+PODS_AFTER = timedelta(seconds=10)
+"""What a Job or StatefulSet gets to make its pods before it is asked why it has not."""
 ENDS = {"Degraded": "Recovered", "Ready": "NotReady", "Available": "NotAvailable", "Suspended": "Resumed"}
 """Conditions whose end is worth an event."""
 LONGEST_MESSAGE = 1024
@@ -79,6 +81,19 @@ def until_unreachable(pods: Iterable[Pod], nodes: Mapping[str, Node] | None, now
     silent = [node for pod in pods if nodes and (node := nodes.get(pod.node)) and not node.ready and node.ready_changed]
     left = [(n.ready_changed + UNREACHABLE_AFTER - now).total_seconds() for n in silent if n.ready_changed]
     return min((seconds for seconds in left if seconds > 0), default=None)
+
+
+def lacks_pods(created: datetime | None, pods: Sequence[Pod], wanted: int, now: datetime) -> bool:
+    """Whether a child has had the time to make all of its pods, and has not."""
+    return len(pods) < wanted and created is not None and now - created >= PODS_AFTER
+
+
+def refusal_of(name: str, refusals: Mapping[str, str]) -> Trouble | None:
+    """Return what keeps a child from making its pods: a quota, a LimitRange, a webhook."""
+    if name not in refusals:
+        return None
+    advice = "change what refuses them, or the manifest: they are made once they are admitted"
+    return Trouble("PodsNotCreated", f"{name} can't make its pods: {refusals[name]} ({advice})")
 
 
 def trouble_of(pods: Sequence[Pod]) -> Trouble | None:

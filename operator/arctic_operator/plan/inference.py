@@ -22,7 +22,7 @@ from arctic_operator.observed import (
     format_time,
 )
 from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, sooner
-from arctic_operator.plan.conditions import unreachable, until_unreachable, waiting_for
+from arctic_operator.plan.conditions import PODS_AFTER, lacks_pods, unreachable, until_unreachable, waiting_for
 from arctic_operator.plan.inference_status import WAITING, inference_status
 from arctic_operator.settings import Settings
 
@@ -199,6 +199,7 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
             *_crashed(staying, identity.namespace, now),
         ),
         follow=tuple(follow for group in staying for follow in _follow(group)),
+        short=tuple(g.set for g in staying if lacks_pods(g.set.created, g.pods, g.set.size, now)),
         status=inference_status(inference, seen, groups, revision, desired, waiting, now),
         requeue_after=sooner(_next_look(groups, now), until_unreachable(seen.pods, seen.nodes, now)),
         needs_fresh=bool(made) or any(group.lost for group in groups),
@@ -290,4 +291,5 @@ def _next_look(groups: Sequence[Group], now: datetime) -> float | None:
         (SETTLE - (now - g.ready_since)).total_seconds() for g in groups if g.ready_since and not g.settled(now)
     ]
     draining = [1.0 for group in groups if group.draining]
-    return sooner(LOOK_AGAIN_SECONDS, *settling, *draining)
+    lacking = [PODS_AFTER.total_seconds() for group in groups if len(group.pods) < group.set.size]
+    return sooner(LOOK_AGAIN_SECONDS, *settling, *draining, *lacking)

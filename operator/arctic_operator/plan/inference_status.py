@@ -1,6 +1,6 @@
 """What a service's status says: the state, the conditions, and the figures that its leaders report."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from arctic_operator.live import InferenceObservation, Live
 from arctic_operator.manifests.common import leader_selector
 from arctic_operator.manifests.gateway import service_url
 from arctic_operator.observed import Inference, InferenceSeen, Pod, Trouble
-from arctic_operator.plan.conditions import Conditions, find, is_true, trouble_of
+from arctic_operator.plan.conditions import Conditions, find, is_true, refusal_of, trouble_of
 from arctic_operator.plan.endings import report_of
 
 WAITING = "WaitingForTraining"
@@ -72,7 +72,7 @@ def inference_status(
         stale=len(groups) - sum(group.fresh for group in kept),
         enough=max(1, desired - unavailable),
     )
-    trouble = _trouble(kept)
+    trouble = _trouble(kept, seen.refusals)
     state = _state(inference, counts, trouble, waiting)
     identity = inference.identity
     status = ArcticInferenceStatus(
@@ -110,10 +110,12 @@ def _figures(seen: Sequence[InferenceObservation]) -> dict[str, Any]:
     }
 
 
-def _trouble(groups: Iterable[GroupView]) -> Trouble | None:
+def _trouble(groups: Iterable[GroupView], refusals: Mapping[str, str]) -> Trouble | None:
     """Return what keeps groups from being ready: what children say, then how a worker ended."""
-    pods = [pod for group in groups if group.ready_since is None for pod in group.pods]
-    known = trouble_of(pods)
+    unready = [group for group in groups if group.ready_since is None]
+    pods = [pod for group in unready for pod in group.pods]
+    refused = (refusal for group in unready if (refusal := refusal_of(group.name, refusals)))
+    known = next(refused, None) or trouble_of(pods)
     if known:
         return known
     for pod in pods:

@@ -23,7 +23,15 @@ from arctic_operator.observed import (
     parse_time,
 )
 from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, sooner
-from arctic_operator.plan.conditions import find, is_true, unreachable, until_unreachable, waiting_for
+from arctic_operator.plan.conditions import (
+    PODS_AFTER,
+    find,
+    is_true,
+    lacks_pods,
+    unreachable,
+    until_unreachable,
+    waiting_for,
+)
 from arctic_operator.plan.endings import Ending, judge
 from arctic_operator.plan.training_status import Outlook, gpu_hours, gpus_per_pod, training_status
 from arctic_operator.settings import Settings
@@ -173,9 +181,12 @@ def _during(case: _Case) -> Plan:
         mark=_stamps(case, job),
         delete=_leftovers(case),
         follow=_follow(case),
+        short=(job,) if lacks_pods(job.created, world.pods, spec.parallelism.nodes, now) else (),
         status=case.status(Outlook("Running")),
         requeue_after=sooner(
-            LOOK_AGAIN_SECONDS, _until_deadline(case, now), until_unreachable(world.pods, case.seen.nodes, now)
+            LOOK_AGAIN_SECONDS if len(world.pods) == spec.parallelism.nodes else PODS_AFTER.total_seconds(),
+            _until_deadline(case, now),
+            until_unreachable(world.pods, case.seen.nodes, now),
         ),
     )
 

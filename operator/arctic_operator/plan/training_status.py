@@ -12,7 +12,7 @@ from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, Export
 from arctic_api.world import Report
 from arctic_operator.live import Live, Phase, TrainingObservation
 from arctic_operator.observed import Job, Pod, Training, TrainingSeen, Trouble, format_time
-from arctic_operator.plan.conditions import Conditions, find, is_true, trouble_of
+from arctic_operator.plan.conditions import Conditions, find, is_true, refusal_of, trouble_of
 from arctic_operator.plan.endings import first_report
 
 PROGRESS_FIELDS = frozenset(
@@ -63,14 +63,15 @@ def training_status(
     report = first_report(pods)
     ended = bool(outlook.succeeded or outlook.failed)
     lack = seen.lack if outlook.state == "WaitingForTraining" else None
-    trouble = None if ended else lack or trouble_of(pods)
+    job = next((job for job in seen.jobs if job.attempt == attempt), None)
+    refusal = refusal_of(job.name, seen.refusals) if job else None
+    trouble = None if ended else lack or refusal or trouble_of(pods)
     running = len(pods) == spec.parallelism.nodes and all(pod.phase == "Running" for pod in pods)
     ready = running and all(pod.ready_since for pod in pods)
     unheard = "Running" if ready else "Finishing" if any(pod.phase == "Succeeded" for pod in pods) else "Starting"
     state = _state(outlook, unheard, trouble, observation if running else None)
     stages = _stages(spec, before, report, observation)
     checkpoint = _checkpoint(before, report, observation)
-    job = next((job for job in seen.jobs if job.attempt == attempt), None)
     hours = gpu_hours(training, gpus, job, pods, now)
     status = ArcticTrainingStatus(
         state=state,

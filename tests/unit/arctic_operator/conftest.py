@@ -81,6 +81,7 @@ class ApiServer(Cluster):
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.refusals: dict[str, str] = {}
         self.version = 0
 
     def put(self, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -125,6 +126,9 @@ class ApiServer(Cluster):
 
     async def delete(self, delete):
         self.objects.pop((delete.kind, delete.namespace, delete.name), None)
+
+    async def refusal(self, namespace, uid):
+        return self.refusals.get(uid, "")
 
     async def request(self, method, path, **_):
         return {}

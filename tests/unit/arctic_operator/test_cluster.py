@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arctic_operator.cluster import yaml_text
+from arctic_operator.cluster import Cluster, yaml_text
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -25,3 +25,29 @@ def test_a_picture_in_a_workers_last_words_is_no_pair_of_surrogates() -> None:
 def test_half_a_character_is_replaced() -> None:
     assert yaml.safe_load(yaml_text({"message": "\ud83c"})) == {"message": "\ufffd"}
     assert json.loads(yaml_text({"message": "plain"})) == {"message": "plain"}
+
+
+class Events(Cluster):
+    """An API server that has events of one object."""
+
+    def __init__(self, *events: dict[str, object]) -> None:
+        self.events, self.asked = events, {}
+
+    async def request(self, method, path, *, query, **_):
+        self.asked = {"path": path, **query}
+        return {"items": list(self.events)}
+
+
+async def test_the_newest_word_on_pods_that_are_refused_is_taken() -> None:
+    made = {"creationTimestamp": "2026-01-01T00:00:00Z"}
+    server = Events(
+        {"metadata": made, "message": "first", "lastTimestamp": "2026-01-01T00:00:10Z"},
+        {"metadata": made, "message": "last", "lastTimestamp": None, "eventTime": "2026-01-01T00:01:00.000000Z"},
+        {"metadata": made, "message": "second", "lastTimestamp": "2026-01-01T00:00:20Z"},
+    )
+    assert await server.refusal("team", "job-1") == "last"
+    assert server.asked == {
+        "path": "/api/v1/namespaces/team/events",
+        "fieldSelector": "involvedObject.uid=job-1,reason=FailedCreate",
+    }
+    assert await Events().refusal("team", "job-1") == ""

@@ -65,7 +65,9 @@ class Cluster:
         name = manifest["metadata"]["name"]
         assert name not in self.made, "a group's name was used twice"
         self.made.append(name)
-        self.raw[name] = manifest | {"metadata": manifest["metadata"] | {"uid": f"uid-{name}"}}
+        self.raw[name] = manifest | {
+            "metadata": manifest["metadata"] | {"uid": f"uid-{name}", "creationTimestamp": self.now.isoformat()}
+        }
         self.groups[name] = self.build.stateful_set_of(self.raw[name])
         free = [node.name for node in self.nodes.values() if node.ready and not node.unschedulable]
         for index in range(self.groups[name].size):
@@ -316,7 +318,9 @@ def test_no_group_goes_for_weights_that_are_not_there(build):
     old = BaseWeights(training="base", folder="/weights", claim_name="store")
     fields = {"model": {"training": "base"}, "rollout": {"maxSurge": 1, "maxUnavailable": 1}}
     made = plan_inference(build.inference(**fields), InferenceSeen(base=old), build.settings, build.start).create[0]
-    group = build.stateful_set_of(made | {"metadata": made["metadata"] | {"uid": "set-1"}})
+    group = build.stateful_set_of(
+        made | {"metadata": made["metadata"] | {"uid": "set-1", "creationTimestamp": "2026-01-01T00:00:00Z"}}
+    )
     pods = [build.pod(i, attempt=None, group=group.name, ready_since=build.start) for i in range(2)]
     edited = build.inference(generation=2, **fields | {"model": {"training": "other"}})
     plan = plan_inference(edited, InferenceSeen([group], pods), build.settings, build.seconds(60))
@@ -327,7 +331,7 @@ def test_no_group_goes_for_weights_that_are_not_there(build):
 @pytest.mark.parametrize(("lived", "code", "remade"), [(61, 1, True), (5, 1, False), (61, 64, False)])
 def test_a_pod_that_served_is_remade_at_once_instead_of_backing_off(build, lived, code, remade):
     name = "tiny-0a1b2-abc123-g0"
-    group = StatefulSet(name, "set-1", 1, "abc123", 2, "s1")
+    group = StatefulSet(name, "set-1", 1, "abc123", 2, "s1", build.start)
     crashed = build.pod(1, attempt=None, group=name, waiting="CrashLoopBackOff", exit_code=code)
     crashed = replace(crashed, finished=build.seconds(lived))
     seen = InferenceSeen([group], [build.pod(0, attempt=None, group=name), crashed])

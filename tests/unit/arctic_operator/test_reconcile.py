@@ -219,3 +219,20 @@ async def test_a_damaged_authority_is_told_in_the_status_with_its_secrets_name(o
     assert (degraded["status"], degraded["reason"]) == ("True", "DamagedSecret")
     assert degraded["message"].startswith("Secret arctic/arctic-ca: tls.crt")
     assert operator.server.of("Job") == []
+
+
+@pytest.mark.parametrize(("kind", "child"), [("ArcticTraining", "Job"), ("ArcticInference", "StatefulSet")])
+async def test_why_pods_are_refused_is_told_until_they_are_there(operator, kind, child):
+    key = operator.add(kind)
+    await operator.reconcile(key)
+    (made,) = operator.server.of(child)
+    operator.server.refusals = {made["metadata"]["uid"]: "exceeded quota: gpus"}
+    for _ in range(2):
+        await operator.reconcile(key)
+    degraded = operator.condition(key, "Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("True", "PodsNotCreated")
+    assert f"{made['metadata']['name']} can't make its pods: exceeded quota: gpus" in degraded["message"]
+    operator.server.refusals = {}
+    for _ in range(2):
+        await operator.reconcile(key)
+    assert operator.condition(key, "Degraded")["status"] == "False"
