@@ -25,22 +25,19 @@ from arctic_operator.observed import (
 from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, sooner
 from arctic_operator.plan.conditions import (
     PODS_AFTER,
-    find,
-    is_true,
     lacks_pods,
     unreachable,
     until_unreachable,
     waiting_for,
 )
 from arctic_operator.plan.endings import Ending, judge
-from arctic_operator.plan.training_status import Outlook, gpu_hours, gpus_per_pod, training_status
+from arctic_operator.plan.training_status import Outlook, gpu_hours, gpus_per_pod, is_finished, training_status
 from arctic_operator.settings import Settings
 
 KEPT_RECORDS = 5
 SHORT_LIFE = timedelta(seconds=10)
 """An interrupted attempt that lived no longer is followed by the next one only after the first backoff."""
 LOOK_AGAIN_SECONDS = 30.0
-INVALID_SPEC = "InvalidSpec"
 
 
 @dataclass(frozen=True)
@@ -99,13 +96,6 @@ def plan_training(training: Training, seen: TrainingSeen, settings: Settings, no
         ending = judge(training.spec, case.world.job, case.world.pods, seen.nodes, now)
         return _record(case, ending) if ending else _during(case)
     return _between(case)
-
-
-def is_finished(status: ArcticTrainingStatus) -> bool:
-    """Whether a training has ended for good; a specification that can't be read may still be corrected."""
-    failed = find(status.conditions, "Failed")
-    given_up = failed is not None and failed.status == "True" and failed.reason != INVALID_SPEC
-    return given_up or is_true(status.conditions, "Succeeded")
 
 
 def _record(case: _Case, ending: Ending) -> Plan:

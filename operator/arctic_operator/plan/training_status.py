@@ -43,9 +43,15 @@ class Outlook:
         """Return the outlook of a training that has ended, from its status."""
         failed, done = find(status.conditions, "Failed"), find(status.conditions, "Succeeded")
         if done and done.status == "True":
-            return cls("Succeeded", succeeded=done.message)
+            return cls("Succeeded", succeeded=done.message or done.reason)
         assert failed is not None
         return cls("Failed", failed=(failed.reason, failed.message))
+
+
+def is_finished(status: ArcticTrainingStatus) -> bool:
+    """Whether a training has ended for good: one whose specification can't be read may still be corrected."""
+    ended = is_true(status.conditions, "Succeeded") or is_true(status.conditions, "Failed")
+    return ended and status.completion_time is not None
 
 
 def training_status(
@@ -266,16 +272,14 @@ def _conditions(
     else:
         conditions.set("CheckpointReady", False, "NoCheckpoint", "no checkpoint is committed yet")
     _degraded(conditions, trouble, outlook)
-    conditions.set("Succeeded", bool(outlook.succeeded), *_ended(outlook.succeeded, "Succeeded", state))
-    if outlook.failed:
-        conditions.set("Failed", True, *outlook.failed)
-    else:
-        conditions.set("Failed", False, "NotFailed")
+    _set_end(conditions, outlook, state)
     return conditions.all()
 
 
-def _ended(message: str, reason: str, state: str) -> tuple[str, str]:
-    return (reason, message) if message else (state, "")
+def _set_end(conditions: Conditions, outlook: Outlook, state: str) -> None:
+    succeeded, failed = outlook.succeeded, outlook.failed
+    conditions.set("Succeeded", bool(succeeded), "Succeeded" if succeeded else state, succeeded)
+    conditions.set("Failed", bool(failed), *(failed or ("NotFailed", "")))
 
 
 def _scheduled(conditions: Conditions, pods: Sequence[Pod], nodes: int, state: str) -> None:
@@ -307,13 +311,19 @@ def _degraded(conditions: Conditions, trouble: Trouble | None, outlook: Outlook)
 
 
 def invalid_status(status: ArcticTrainingStatus, message: str, generation: int, now: datetime) -> dict[str, Any]:
-    """Return the status of a training whose specification can't be carried out; a running world is left alone."""
+    """Return the status of a training whose specification can't be carried out.
+
+    A running world is left alone, and an end stays what it was.
+    """
     conditions = Conditions(status.conditions, generation, now)
-    started = bool(status.attempt)
-    for kind in ("Suspended", "PodsScheduled", "WorkersConnected", "CheckpointReady", "Succeeded"):
+    for kind in ("Suspended", "PodsScheduled", "WorkersConnected", "CheckpointReady"):
         conditions.set(kind, is_true(status.conditions, kind), "InvalidSpec")
     conditions.set("Degraded", True, "InvalidSpec", message)
-    conditions.set("Failed", not started, "InvalidSpec", message)
+    if is_finished(status):
+        _set_end(conditions, Outlook.kept(status), "InvalidSpec")
+    else:
+        conditions.set("Succeeded", False, "InvalidSpec")
+        conditions.set("Failed", not status.attempt, "InvalidSpec", message)
     after = status.model_copy(
         update={"state": "InvalidSpec", "observed_generation": generation, "conditions": conditions.all()}
     )

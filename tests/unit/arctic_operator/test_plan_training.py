@@ -13,11 +13,16 @@ from arctic_api.training import ArcticTrainingStatus
 from arctic_api.world import ExitCode, Label, TrainingWorld
 from arctic_operator.live import Live, Phase, StageSeen, TrainingObservation
 from arctic_operator.observed import GENERATION_ANNOTATION, REVISION_ANNOTATION, Job, Node, TrainingSeen, read_status
-from arctic_operator.plan.training import is_finished, plan_training
+from arctic_operator.plan.training import plan_training
+from arctic_operator.plan.training_status import invalid_status, is_finished
+
+
+def condition_of(status, kind):
+    return next(c for c in status["conditions"] if c["type"] == kind)
 
 
 def condition(plan, kind):
-    return next(c for c in plan.status["conditions"] if c["type"] == kind)
+    return condition_of(plan.status, kind)
 
 
 ALL_CONDITIONS = [
@@ -433,6 +438,45 @@ def test_failures_beyond_the_limit_end_the_training_and_interruptions_never_do(b
     assert is_finished(final) == (failures > limit)
     assert final.restarts == min(failures, limit + 1)
     assert len(cluster.raw) <= 6 + min(failures, limit + 1)
+
+
+@pytest.mark.parametrize("reason", ["SourceEmpty", "InvalidSpec"])
+def test_a_training_whose_worker_refuses_its_input_has_one_attempt_whatever_the_reason(build, reason):
+    cluster = Cluster(build, build.training())
+    cluster.reconcile()
+    cluster.tick()
+    word = build.report("refused", reason=reason, message="books.jsonl is empty")
+    for key, pod in cluster.pods.items():
+        cluster.pods[key] = replace(pod, phase="Failed", exit_code=64, exit_message=word, finished=cluster.now)
+    for _ in range(8):
+        cluster.reconcile()
+        cluster.tick(60)
+    final = read_status(ArcticTrainingStatus, cluster.status)
+    assert (final.state, len(cluster.raw)) == ("Failed", 1)
+    assert next(c for c in final.conditions if c.type == "Failed").reason == reason
+
+
+@pytest.mark.parametrize(("end", "reason"), [("Succeeded", "Succeeded"), ("Failed", "RestartLimitExceeded")])
+def test_an_invalid_edit_and_its_correction_leave_an_end_what_it_was(build, end, reason):
+    when = "2026-01-01T00:00:00Z"
+    ended = {"type": end, "status": "True", "reason": reason, "message": "it did", "lastTransitionTime": when}
+    status = {"attempt": 3, "completionTime": when, "attempts": [record(3, counted=True)], "conditions": [ended]}
+    edited = invalid_status(build.training(status).status, "no such label", 2, build.seconds(60))
+    assert condition_of(edited, "Degraded")["message"] == "no such label"
+    corrected = build.training(edited, generation=3)
+    plan = plan_training(corrected, TrainingSeen(), build.settings, build.seconds(9000))
+    assert (plan.create, plan.status["state"], plan.status["completionTime"]) == ((), end, when)
+    for status in (edited, plan.status):
+        assert [c["type"] for c in status["conditions"]] == ALL_CONDITIONS
+        assert ended.items() <= condition_of(status, end).items()
+
+
+def test_a_specification_that_was_never_valid_starts_once_it_is_corrected(build):
+    status = invalid_status(build.training().status, "no such label", 1, build.start)
+    assert condition_of(status, "Failed")["status"] == "True"
+    plan = plan_training(build.training(status, generation=2), TrainingSeen(), build.settings, build.seconds(60))
+    assert len(plan.create) == 1
+    assert condition(plan, "Failed")["status"] == "False"
 
 
 def record(number, *, counted=False, start_time="2025-12-31T00:00:00Z"):
