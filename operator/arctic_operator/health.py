@@ -28,8 +28,9 @@ class Heartbeat:
 
     def __init__(self, cluster: Cluster, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._cluster, self._clock = cluster, clock
-        self._namespace, self.name = settings.heartbeat_namespace, f"{settings.pod_name}-heartbeat"
-        self._owner = self._owner_of(settings)
+        self._namespace, self._pod = settings.heartbeat_namespace, settings.pod_name
+        # One for all pods of an install: those of pods that are gone would stay.
+        self.name = f"{settings.lease_name}-heartbeat"
         self._unseen_since: float | None = None
         self._awaited = ""
 
@@ -45,13 +46,16 @@ class Heartbeat:
     async def beat(self) -> None:
         """Write one; only a write that succeeded is waited for."""
         now = micro_time(datetime.now(UTC))
-        metadata = {"name": self.name, "namespace": self._namespace, "labels": {Label.MANAGED.value: "true"}}
         await self._cluster.apply_own(
             {
                 "apiVersion": "coordination.k8s.io/v1",
                 "kind": "Lease",
-                "metadata": metadata | ({"ownerReferences": [self._owner]} if self._owner else {}),
-                "spec": {"holderIdentity": self.name, "renewTime": now},
+                "metadata": {
+                    "name": self.name,
+                    "namespace": self._namespace,
+                    "labels": {Label.MANAGED.value: "true"},
+                },
+                "spec": {"holderIdentity": self._pod, "renewTime": now},
             }
         )
         self._awaited = now
@@ -59,19 +63,13 @@ class Heartbeat:
             self._unseen_since = self._clock()
 
     def seen(self, manifest: Manifest) -> None:
-        """Take what the watch shows of Leases."""
+        """Take what the watch shows of Leases; another pod's beat proves as well that it works."""
         if manifest["metadata"]["name"] == self.name and manifest["spec"].get("renewTime", "") >= self._awaited:
             self._unseen_since = None
 
     def unseen(self) -> float:
         """Return the seconds since the first write that has not come back."""
         return self._clock() - self._unseen_since if self._unseen_since is not None else 0.0
-
-    @staticmethod
-    def _owner_of(settings: Settings) -> Manifest | None:
-        if not settings.pod_uid or settings.heartbeat_namespace != settings.namespace:
-            return None
-        return {"apiVersion": "v1", "kind": "Pod", "name": settings.pod_name, "uid": settings.pod_uid}
 
 
 class Health:

@@ -37,8 +37,6 @@ class Settings(BaseModel):
     """Namespace that the operator runs in: Lease and certificate authority are kept there."""
     pod_name: str = "arctic-operator"
     """Identity in the leader election."""
-    pod_uid: str = ""
-    """Owner of the heartbeat object; empty outside a pod."""
     watch_namespaces: Annotated[tuple[str, ...], BeforeValidator(_from_commas)] = ()
     """Namespaces whose objects are served; all if empty."""
     read_nodes: bool = False

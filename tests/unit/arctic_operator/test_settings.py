@@ -14,7 +14,7 @@ def test_variables_become_settings():
             "ARCTIC_WORKER_COMMAND": '["/opt/python3", "-u"]',
             "ARCTIC_WORKER_VOLUMES": '[{"claimName": "environment", "mountPath": "/opt"}]',
             "ARCTIC_WORKER_RESOURCES": '{"limits": {"nvidia.com/gpu": 8}}',
-            "ARCTIC_POD_UID": "",
+            "ARCTIC_POD_NAME": "",
             "PATH": "/bin",
         }
     )
