@@ -174,16 +174,35 @@ def test_a_namespaced_install_has_no_right_outside_its_namespaces(render: Render
     assert not any("nodes" in rule["resources"] for rule in rules(objects, "Role"))
 
 
-def test_a_cluster_wide_install_has_the_rights_of_a_namespaced_one_and_reads_nodes(render: Render) -> None:
-    def rights(found: list[Manifest]) -> set[tuple[str, str, str]]:
-        return {
-            (group, resource, verb)
-            for rule in found
-            for group in rule["apiGroups"]
-            for resource in rule["resources"]
-            for verb in rule["verbs"]
-        }
+def rights(found: list[Manifest]) -> set[tuple[str, str, str]]:
+    return {
+        (group, resource, verb)
+        for rule in found
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
 
+
+def test_only_what_plans_delete_may_be_deleted(render: Render) -> None:
+    (role,) = (each for each in of_kind(render(), "ClusterRole") if each["metadata"]["name"] == "arctic-operator")
+    assert {resource for _, resource, verb in rights(role["rules"]) if verb == "delete"} == {
+        *("arctictrainings", "jobs", "statefulsets", "pods", "services", "networkpolicies", "poddisruptionbudgets"),
+    }
+
+
+def test_events_are_read_where_they_can_be_selected_by_their_object_and_written_in_their_own_group(
+    render: Render,
+) -> None:
+    (role,) = (each for each in of_kind(render(), "ClusterRole") if each["metadata"]["name"] == "arctic-operator")
+    assert {right for right in rights(role["rules"]) if right[1] == "events"} == {
+        ("", "events", "list"),
+        ("events.k8s.io", "events", "create"),
+        ("events.k8s.io", "events", "patch"),
+    }
+
+
+def test_a_cluster_wide_install_has_the_rights_of_a_namespaced_one_and_reads_nodes(render: Render) -> None:
     (everywhere,) = (each for each in of_kind(render(), "ClusterRole") if each["metadata"]["name"] == "arctic-operator")
     (in_one,) = (each for each in of_kind(render(*NAMESPACED), "Role") if each["metadata"]["namespace"] == "team-a")
     nodes = {("", "nodes", verb) for verb in ("get", "list", "watch")}
