@@ -20,6 +20,7 @@ from arctic_api.common import (
     RopeScaling,
     SecretReference,
     Subdomain,
+    Timestamp,
     Uri,
     WorkerTemplate,
 )
@@ -241,6 +242,8 @@ class ArcticInferenceStatus(Resource):
     """Stable address of the service."""
     revision: str | None = None
     """The newest revision."""
+    start_time: Timestamp | None = None
+    """When a group was ready first."""
     requests_per_second: str | None = None
     """Requests answered a second, over all groups."""
     tokens_per_second: int | None = None

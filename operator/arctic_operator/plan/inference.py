@@ -176,7 +176,7 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
     # Without its weights no group of the wanted revision can be made: none goes in favour of it.
     paused = rollout.paused or waiting is not None
     moves = next_moves(groups, desired, rollout.max_surge, rollout.max_unavailable, now, paused=paused)
-    first = 1 + max((group_index(group.name) for group in seen.groups), default=-1)
+    first = 1 + max(map(group_index, _names(seen)), default=-1)
     made = [group_name(identity, revision, first + number) for number in range(0 if waiting else moves.create)]
     gone = [group for group in groups if group.draining and _is_idle(group, inference, seen, now)]
     removed = [*moves.remove, *gone]
@@ -204,6 +204,12 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
         requeue_after=sooner(_next_look(groups, now), until_unreachable(seen.pods, seen.nodes, now)),
         needs_fresh=bool(made) or any(group.lost for group in groups),
     )
+
+
+def _names(seen: InferenceSeen) -> Iterable[str]:
+    """Return the names of groups that are in use: a pod on a node that is gone keeps its name when its group is not."""
+    yield from (group.name for group in seen.groups)
+    yield from (pod.group for pod in seen.pods if pod.group)
 
 
 def _waiting(inference: Inference, seen: InferenceSeen) -> Trouble | None:

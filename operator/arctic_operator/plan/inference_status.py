@@ -11,8 +11,8 @@ from arctic_api.world import ExitCode
 from arctic_operator.live import InferenceObservation, Live
 from arctic_operator.manifests.common import leader_selector
 from arctic_operator.manifests.gateway import service_url
-from arctic_operator.observed import Inference, InferenceSeen, Pod, Trouble
-from arctic_operator.plan.conditions import Conditions, find, is_true, refusal_of, trouble_of
+from arctic_operator.observed import Inference, InferenceSeen, Pod, Trouble, format_time
+from arctic_operator.plan.conditions import Conditions, is_true, refusal_of, trouble_of
 from arctic_operator.plan.endings import report_of
 
 WAITING = "WaitingForTraining"
@@ -85,6 +85,7 @@ def inference_status(
         selector=",".join(f"{name}={value}" for name, value in leader_selector(identity).items()),
         url=service_url(identity, inference.spec),
         revision=revision,
+        start_time=inference.status.start_time or (format_time(now) if counts.ready else None),
         conditions=_conditions(inference, counts, trouble, state, waiting, now),
         weights=(seen.base or inference.status.weights) if inference.spec.model.training else None,
         **_figures([told for group in kept if (told := _observation(seen.live.get(group.name)))]),
@@ -168,7 +169,7 @@ def _conditions(
     moving = state in ("Starting", "RollingOut", "Scaling", "ScalingDown", "Suspending") or bool(trouble)
     held = inference.spec.rollout.paused and counts.stale > 0
     conditions.set("Progressing", moving and not held, "Paused" if held else state)
-    late = _start_deadline_passed(inference, now)
+    late = None if counts.ready else _start_deadline_passed(inference, now)
     if trouble:
         conditions.set("Degraded", True, trouble.reason, trouble.message)
     elif waiting and waiting.reason != WAITING:
@@ -183,9 +184,8 @@ def _conditions(
 
 
 def _start_deadline_passed(inference: Inference, now: datetime) -> str | None:
-    spec, ready = inference.spec, find(inference.status.conditions, "Ready")
-    never_ready = ready is None or (ready.status != "True" and inference.status.ready_replicas in (None, 0))
-    if not spec.start_deadline or spec.suspend or not never_ready:
+    spec = inference.spec
+    if not spec.start_deadline or spec.suspend or inference.status.start_time:
         return None
     if now - inference.created < timedelta(seconds=parse_duration(spec.start_deadline)):
         return None

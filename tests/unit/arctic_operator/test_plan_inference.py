@@ -339,6 +339,33 @@ def test_a_pod_that_served_is_remade_at_once_instead_of_backing_off(build, lived
     assert [d.uid for d in plan.delete if d.kind == "Pod"] == ([crashed.uid] if remade else [])
 
 
+def test_a_name_is_not_used_again_while_a_pod_has_it(build):
+    stuck = build.pod(0, attempt=None, group="tiny-0a1b2-abc123-g0", delete_requested=build.start)
+    plan = plan_inference(build.inference(), InferenceSeen(pods=[stuck]), build.settings, build.seconds(500))
+    assert [made["metadata"]["name"].rpartition("-")[2] for made in plan.create] == ["g1"]
+
+
+def test_a_service_that_was_ready_once_is_not_late_ever_after(build):
+    cluster = Cluster(build, build.inference(startDeadline="10m"))
+    cluster.run(30)
+    (name,) = cluster.groups
+    cluster.broken = {name}
+    cluster.pods = {key: replace(pod, ready_since=None) for key, pod in cluster.pods.items()}
+    cluster.run(700, step=30)
+    assert condition(cluster.status, "Ready")["status"] == "False"
+    assert condition(cluster.status, "Degraded")["status"] == "False"
+
+
+def test_a_service_that_is_not_ready_in_time_is_late(build):
+    cluster = Cluster(build, build.inference(startDeadline="10m"))
+    cluster.reconcile()
+    cluster.broken = set(cluster.groups)
+    cluster.run(590, step=10)
+    assert condition(cluster.status, "Degraded")["status"] == "False"
+    cluster.run(10)
+    assert condition(cluster.status, "Degraded")["reason"] == "StartDeadlineExceeded"
+
+
 def test_what_stood_beside_a_group_that_is_gone_is_deleted(build):
     labels = {Label.GROUP.value: "tiny-0a1b2-abc123-g0"}
     service = {"kind": "Service", "metadata": {"name": "x", "namespace": "team", "uid": "service-1", "labels": labels}}
