@@ -207,6 +207,16 @@ def test_a_service_is_ready_as_a_whole_heals_and_leaves_its_address_when_suspend
     assert objects.get("service", "tiny")["metadata"]["labels"][Label.NAME] == "tiny"
 
 
+def test_what_a_services_pods_mount_is_put_back_when_they_start(objects: StandIns) -> None:
+    objects.serve("tiny")
+    objects.state("arcticinference", "tiny", "Ready")
+    selector = f"{Label.NAME}=tiny"
+    objects.kubectl("delete", "secrets,configmaps", "-l", selector)
+    objects.kubectl("delete", "pods", "-l", selector, "--wait=false")
+    objects.eventually("they are back", lambda: len(objects.labelled("secrets,configmaps", selector)) == 2)
+    objects.state("arcticinference", "tiny", "Ready", limit=400)
+
+
 def test_an_address_that_is_someone_elses_is_left_alone_and_told(objects: StandIns) -> None:
     objects.kubectl("create", "service", "clusterip", "tiny", "--tcp=80")
     objects.serve("tiny")

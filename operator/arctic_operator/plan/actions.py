@@ -64,10 +64,10 @@ class Plan:
     delete: tuple[Delete, ...] = ()
     follow: tuple[Follow, ...] = ()
     """All streams that should be open for this object."""
-    short: tuple[Job | StatefulSet, ...] = ()
-    """Children that have too few pods for too long: why must be asked for."""
     status: dict[str, Any] | None = None
     """The whole status; None leaves it alone."""
+    short: tuple[Job | StatefulSet, ...] = ()
+    """Children that have too few pods for too long: why must be asked for."""
     requeue_after: float | None = None
     """Seconds after which to look again even if nothing happens."""
     needs_fresh: bool = False

@@ -236,3 +236,15 @@ async def test_why_pods_are_refused_is_told_until_they_are_there(operator, kind,
     for _ in range(2):
         await operator.reconcile(key)
     assert operator.condition(key, "Degraded")["status"] == "False"
+
+
+async def test_an_object_that_is_made_anew_during_a_read_is_not_taken_for_the_old_one(operator, monkeypatch):
+    key = operator.add("ArcticTraining")
+    old = operator.server.objects.pop(tuple(key))
+
+    async def get(*_):
+        operator.cache.put(operator.server.put(old | {"metadata": old["metadata"] | {"uid": "another"}}))
+
+    monkeypatch.setattr(operator.server, "get", get)
+    await operator.reconciler.observer.look(key)
+    assert operator.cache.custom(key)["metadata"]["uid"] == "another"
