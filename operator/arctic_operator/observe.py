@@ -12,7 +12,7 @@ from arctic_api.common import BaseWeights
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus
 from arctic_api.verdict import verdict
-from arctic_operator.cache import Cache, Key, Manifest
+from arctic_operator.cache import Cache, Key, Manifest, version_of
 from arctic_operator.cluster import CHILD_KINDS, Cluster
 from arctic_operator.live import Live
 from arctic_operator.manifests.common import revision_of
@@ -85,14 +85,20 @@ class Observer:
         self._cache.put(manifest)
         uid = manifest["metadata"]["uid"]
         await asyncio.gather(*(self._look_at_children(kind, key.namespace, uid) for kind in LOOKED_AT[key.kind]))
-        # After the Job that tells of them: how it ended is judged by pods that are not older.
-        await self._look_at_children("Pod", key.namespace, uid)
-        nodes = self._nodes() or {}
-        if any(pod.node and pod.node not in nodes for pod in self._pods(uid)):
-            await self.look_at_nodes()
+        # How a Job ended is judged by pods that are not older; again, if the watch has shown a newer Job meanwhile.
+        for _ in range(2):
+            pods_as_of = await self._look_at_children("Pod", key.namespace, uid)
+            nodes = self._nodes() or {}
+            if any(pod.node and pod.node not in nodes for pod in self._pods(uid)):
+                await self.look_at_nodes()
+            if all(version_of(job) <= pods_as_of for job in self._cache.children(uid, "Job")):
+                break
 
-    async def _look_at_children(self, kind: str, namespace: str, uid: str) -> None:
-        self._cache.replace_children(uid, kind, await self._cluster.list_children(kind, namespace, uid))
+    async def _look_at_children(self, kind: str, namespace: str, uid: str) -> int:
+        """Return the version that is known now."""
+        listing = await self._cluster.list_children(kind, namespace, uid)
+        self._cache.replace_children(uid, kind, listing)
+        return listing.version
 
     async def look_at_nodes(self) -> None:
         """Read all nodes from the API server, if that is allowed."""

@@ -92,17 +92,37 @@ def test_only_what_is_ours_is_watched_and_nobodys_object_is_written(build):
     assert list(registry._spawning.get_all_handlers()) == []
 
 
-async def test_a_job_whose_watch_is_ahead_of_its_pods_is_judged_by_pods_that_are_not_behind(operator, build):
+@pytest.mark.parametrize("during", ["nothing", "the read of the pods"])
+async def test_a_job_whose_watch_is_ahead_of_its_pods_is_judged_by_pods_that_are_not_behind(
+    operator, build, monkeypatch, during
+):
     key = operator.add("ArcticTraining")
     await operator.reconcile(key)
     for pod in operator.pods("Running"):
         operator.cache.put(pod)
     await operator.reconcile(key)
-    ended = {"exitCode": 0, "message": build.report(exportUri="file:///export"), "finishedAt": "2026-01-01T00:10:00Z"}
-    operator.pods("Succeeded", terminated=ended)
-    (job,) = operator.server.of("Job")
-    complete = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:10:00Z"}
-    operator.cache.put(operator.server.put(job | {"status": {"conditions": [complete]}}))
+
+    def complete():
+        message = build.report(exportUri="file:///export")
+        ended = {"exitCode": 0, "message": message, "finishedAt": "2026-01-01T00:10:00Z"}
+        operator.pods("Succeeded", terminated=ended)
+        (job,) = operator.server.of("Job")
+        condition = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:10:00Z"}
+        operator.cache.put(operator.server.put(job | {"status": {"conditions": [condition]}}))
+
+    if during == "nothing":
+        complete()
+    else:
+        real, pending = operator.server.list_children, [complete]
+
+        async def list_children(kind, namespace, owner):
+            answer = await real(kind, namespace, owner)
+            if kind == "Pod" and pending:
+                pending.pop()()
+            return answer
+
+        monkeypatch.setattr(operator.server, "list_children", list_children)
+        monkeypatch.setattr(reconcile, "LOOK_EVERY", 0)
     await operator.reconcile(key)
     assert (operator.status(key)["state"], operator.status(key)["restarts"]) == ("Succeeded", 0)
 
