@@ -147,10 +147,9 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     names = tensor_names(module)
     tensors: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
-        if len(names[name]) == 1:
-            tensors[names[name][0]] = parameter.data
-        else:
-            tensors |= dict(zip(names[name], parameter.data.unbind(), strict=True))
+        # Not by the number of names: a rank that holds one expert has it stacked too.
+        parts = parameter.data.unbind() if parameter.dim() == 3 else [parameter.data]
+        tensors |= dict(zip(names[name], parts, strict=True))
     return tensors
 
 

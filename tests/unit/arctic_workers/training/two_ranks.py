@@ -153,7 +153,7 @@ def reference_step(batches: list[Tensor], spec: ArcticTrainingSpec) -> dict[str,
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         names = hf_names(name, range(CONFIG.num_local_experts))
-        gradients |= dict(zip(names, parameter.grad.unbind() if len(names) > 1 else [parameter.grad], strict=True))
+        gradients |= dict(zip(names, parameter.grad.unbind() if parameter.dim() == 3 else [parameter.grad], strict=True))
     return {"gradients": gradients, "norm": float(norm)}
 
 
