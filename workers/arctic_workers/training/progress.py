@@ -2,15 +2,18 @@
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from arctic_api.common import parse_tokens
 from arctic_api.world import CheckpointReport, StageReport
 from arctic_rpc.control_pb2 import CheckpointState, StageState
 from arctic_workers.training.curriculum import Curriculum, StagePlan
+from arctic_workers.training.errors import Refused
 
 
 def now() -> str:
@@ -49,6 +52,42 @@ class Progress:
             for stage in self._curriculum.stages
             if stage.name in self._stages
         ]
+
+
+def trained_with(seed: int, stages: Iterable[StagePlan]) -> dict[str, Any]:
+    """Return what of a manifest may not change once these stages have begun, by field: it says which tokens came."""
+    fields: dict[str, Any] = {"seed": seed}
+    for stage in stages:
+        fields["batch.tokensPerStep"] = stage.tokens_per_step
+        fields |= {
+            f"curriculum.stages[{stage.index}].{field}": value
+            for field, value in (
+                ("name", stage.name),
+                ("tokens", parse_tokens(stage.spec.tokens)),
+                ("mixture", stage.weights),
+                ("sequenceLength", stage.spec.sequence_length),
+            )
+        }
+    return fields
+
+
+def check_same(kept: Mapping[str, Any], seed: int, curriculum: Curriculum, step: int) -> None:
+    """Refuse a manifest under which the first `step` steps would have been others than they were.
+
+    Args:
+        kept: what `trained_with` gave to the checkpoint of that step.
+        seed, curriculum: the manifest's now.
+        step: updates done.
+    """
+    fields = trained_with(seed, curriculum.stages)
+    for field, value in kept.items():
+        if fields.get(field) != value:
+            raise Refused(
+                "CheckpointMismatch",
+                f"the checkpoint of step {step} was trained with {field} {json.dumps(value)}, and the manifest says "
+                f"{json.dumps(fields.get(field))}: what has been trained can't be changed; write the old value again, "
+                "or make another training",
+            )
 
 
 def append_line(path: Path, entry: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from arctic_rpc.control_pb2 import CHECKPOINTING, DONE, EXPORTING, PAUSED, RUNNI
 from arctic_workers.evaluation import evaluate
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Position
 from arctic_workers.training.checkpoint.store import CheckpointStore
-from arctic_workers.training.checkpoint.zero import finish_restore, local_pieces
+from arctic_workers.training.checkpoint.zero import finish_restore, get_step, local_pieces
 from arctic_workers.training.curriculum import Curriculum, StagePlan
 from arctic_workers.training.data.batches import TrainingData, main_category
 from arctic_workers.training.data.streams import Stream
@@ -35,7 +35,15 @@ from arctic_workers.training.engine import (
 from arctic_workers.training.export import EXPORT, export
 from arctic_workers.training.files import write_json
 from arctic_workers.training.held_out import HeldOut
-from arctic_workers.training.progress import Progress, append_line, checkpoint_state, now, stage_state
+from arctic_workers.training.progress import (
+    Progress,
+    append_line,
+    check_same,
+    checkpoint_state,
+    now,
+    stage_state,
+    trained_with,
+)
 
 log = logging.getLogger(__name__)
 
@@ -244,6 +252,7 @@ class Trainer:
         if folder is None:
             return
         manifest = place.checkpointer.read(folder, local_pieces(place.engine, self._names))
+        check_same(manifest.progress.get("trained_with", {}), place.spec.seed, place.curriculum, manifest.step)
         finish_restore(place.engine, manifest.step)
         self.step = self._saved_step = manifest.step
         self._progress = Progress(place.curriculum, manifest.progress["stages"])
@@ -260,6 +269,9 @@ class Trainer:
             "stages": self._progress.to_json(),
             "evaluation": self._evaluation,
             "loss": self._measures.loss,
+            "trained_with": trained_with(
+                place.spec.seed, [stage for stage in place.curriculum.stages if stage.first_step < self.step]
+            ),
         }
         return Position(
             self.step, place.curriculum.tokens_done(self.step), stage.name, self.step == stage.end_step, progress

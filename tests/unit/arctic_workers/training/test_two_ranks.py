@@ -129,6 +129,13 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(folder: Path) -> None
     assert undamaged["outcome"] == "succeeded"
 
 
+def test_a_batch_that_was_edited_in_the_middle_of_a_run_is_refused_on_all_ranks(folder: Path) -> None:
+    refusal = read(folder, "edited")
+    assert refusal["reason"] == "CheckpointMismatch"
+    assert "batch.tokensPerStep 128, and the manifest says 256" in refusal["message"]
+    assert read(folder, "edited", 1) == refusal
+
+
 def test_the_reduced_loss_is_identical_on_all_ranks(folder: Path) -> None:
     for name in ("whole", "stopped", "resumed"):
         first, second = read(folder, name), read(folder, name, 1)

@@ -187,7 +187,7 @@ def runs() -> None:
     write("stopped", run("stopped", link=ScriptedLink({6: "stop"} if RANK == 1 else {})).wire())
     torch.distributed.barrier()
     if RANK == 0:
-        for name in ("damaged", "other-world"):
+        for name in ("damaged", "other-world", "edited"):
             shutil.copytree(FOLDER / "stopped", FOLDER / name)
         newest = max((FOLDER / "damaged" / "checkpoints").iterdir())
         shard = newest / "shard-00001-of-00002.safetensors"
@@ -197,6 +197,10 @@ def runs() -> None:
     torch.distributed.barrier()
     write("resumed", run("stopped", attempt=2).wire())
     write("undamaged", run("damaged", attempt=2).wire())
+    try:
+        run("edited", attempt=2, spec=spec_of(batch={"tokensPerStep": 256, "microBatchSize": 2}))
+    except Refused as error:
+        write("edited", {"reason": error.reason, "message": error.message})
 
 
 def commands() -> None:

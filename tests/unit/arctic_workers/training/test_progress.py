@@ -1,0 +1,52 @@
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from arctic_api.training import ArcticTrainingSpec
+from arctic_workers.training.curriculum import Curriculum
+from arctic_workers.training.errors import Refused
+from arctic_workers.training.progress import check_same, trained_with
+
+SpecOf = Callable[..., ArcticTrainingSpec]
+
+STAGES: list[dict[str, Any]] = [{"tokens": 64, "sequenceLength": 16}, {"tokens": 64, "sequenceLength": 16}]
+STEP = 3  # of four in the first stage
+
+
+@pytest.fixture
+def kept(spec_of: SpecOf) -> dict[str, Any]:
+    """What a checkpoint of step 3 keeps, as it is read back."""
+    stages = Curriculum.plan(spec_of(STAGES, 16)).stages
+    content: dict[str, Any] = json.loads(json.dumps(trained_with(7, stages[:1])))
+    return content
+
+
+def changed(**first: Any) -> list[dict[str, Any]]:
+    return [STAGES[0] | first, STAGES[1]]
+
+
+@pytest.mark.parametrize(
+    ("stages", "tokens_per_step", "seed", "says"),
+    [
+        (STAGES, 32, 7, "step 3 was trained with batch.tokensPerStep 16, and the manifest says 32"),
+        (STAGES, 16, 8, "seed 7, and the manifest says 8"),
+        (changed(name="renamed"), 16, 7, r'curriculum.stages\[0\].name "s0", and the manifest says "renamed"'),
+        (changed(tokens=128), 16, 7, r"curriculum.stages\[0\].tokens 64, and the manifest says 128"),
+        (changed(sequenceLength=8), 16, 7, r"curriculum.stages\[0\].sequenceLength 16, and the manifest says 8"),
+        (changed(mixture={"b": 1}), 16, 7, r'stages\[0\].mixture {"a": 1.0}, and the manifest says {"b": 1.0}'),
+    ],
+)
+def test_a_manifest_that_rewrites_what_was_trained_is_refused_with_the_field(
+    spec_of: SpecOf, kept: dict[str, Any], stages: list[dict[str, Any]], tokens_per_step: int, seed: int, says: str
+) -> None:
+    with pytest.raises(Refused, match=says) as refused:
+        check_same(kept, seed, Curriculum.plan(spec_of(stages, tokens_per_step)), STEP)
+    assert refused.value.reason == "CheckpointMismatch"
+
+
+def test_learning_rates_and_stages_to_come_may_change(spec_of: SpecOf, kept: dict[str, Any]) -> None:
+    later = {"name": "another", "tokens": 16, "sequenceLength": 8, "mixture": {"b": 1}}
+    stages = [changed(learningRate={"peak": 0.5}, mixture={"a": 2})[0], later, later | {"name": "more"}]
+    check_same(kept, 7, Curriculum.plan(spec_of(stages, 16)), STEP)
