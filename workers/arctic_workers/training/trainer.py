@@ -50,10 +50,12 @@ log = logging.getLogger(__name__)
 HOLD_SECONDS = 0.2
 LOG_SECONDS = 5.0
 RATE_STEPS = 20  # steps that tokens a second are averaged over
+MOST_SKIPPED = 10
+"""Updates in a row that may be left out because of infinite gradients: more are no accident of a batch."""
 
 
 class Diverged(Exception):  # noqa: N818 - names what happened
-    """The loss is no number any more."""
+    """The loss or its gradient is no finite number any more."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Trainer:
         self._last_checkpoint = time.monotonic()
         self._last_log = 0.0
         self._saved_step = 0
+        self._skipped = 0  # updates in a row
         self.step = 0
 
     def run(self) -> Report:
@@ -152,11 +155,26 @@ class Trainer:
             raise Diverged(
                 f"the loss is {loss_value} at step {self.step} of stage {stage.name}: lower its learning rate"
             )
+        self._count_skipped(stage)
         self._measures = Measures(loss_value, rate, float(engine.get_global_grad_norm() or 0.0))
         self._times.append(time.monotonic())
         self._publish(RUNNING)
         self._log(stage)
         return wishes
+
+    def _count_skipped(self, stage: StagePlan) -> None:
+        """Notice an update that DeepSpeed, on all ranks, left out: its tokens are spent, and nothing was learnt."""
+        if not self._place.engine.optimizer.overflow:
+            self._skipped = 0
+            return
+        self._skipped += 1
+        if self._place.ranks.leader:
+            log.warning("step %d: the gradient is not finite, the update is left out", self.step)
+        if self._skipped >= min(MOST_SKIPPED, stage.steps):
+            raise Diverged(
+                f"the gradient was not finite {self._skipped} times in a row, up to step {self.step} of stage "
+                f"{stage.name}: lower its learning rate"
+            )
 
     def _exchange(self, loss: float) -> tuple[float, Wishes]:
         """Return the mean loss and what any rank wishes, in one reduction, the same on all ranks."""
@@ -253,7 +271,7 @@ class Trainer:
             return
         manifest = place.checkpointer.read(folder, local_pieces(place.engine, self._names))
         check_same(manifest.progress.get("trained_with", {}), place.spec.seed, place.curriculum, manifest.step)
-        finish_restore(place.engine, manifest.step)
+        finish_restore(place.engine, manifest.progress.get("adam_step", manifest.step))
         self.step = self._saved_step = manifest.step
         self._progress = Progress(place.curriculum, manifest.progress["stages"])
         self._evaluation = manifest.progress["evaluation"]
@@ -269,6 +287,7 @@ class Trainer:
             "stages": self._progress.to_json(),
             "evaluation": self._evaluation,
             "loss": self._measures.loss,
+            "adam_step": get_step(place.engine),  # fewer than steps where updates were left out
             "trained_with": trained_with(
                 place.spec.seed, [stage for stage in place.curriculum.stages if stage.first_step < self.step]
             ),

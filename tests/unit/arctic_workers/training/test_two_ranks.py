@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(30):
             text = "\n".join(line.format(i * 7 + j, j) for j in range(12))
             (folder / "corpus" / name / f"{i:02}.txt").write_text(text)
-    finish(folder, start(folder, 2, "refusals", "one_step", "runs", "commands"))
+    finish(folder, start(folder, 2, "refusals", "one_step", "runs", "commands", "skipped_updates"))
     finish(folder, start(folder, 1, "other_world"))
     return folder
 
@@ -113,14 +113,14 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits_as_one_left_alone(folder
         assert_same_end(folder, name)
 
 
-def assert_same_end(folder: Path, name: str) -> None:
+def assert_same_end(folder: Path, name: str, other: str = "whole") -> None:
     final = Path("checkpoints") / "step-0000000008"
-    for shard in sorted((folder / "whole" / final).glob("*.safetensors")):
+    for shard in sorted((folder / other / final).glob("*.safetensors")):
         expected, found = load_file(shard), load_file(folder / name / final / shard.name)
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in expected)
     exported = Path("export") / "model.safetensors"
-    assert (folder / "whole" / exported).read_bytes() == (folder / name / exported).read_bytes()
+    assert (folder / other / exported).read_bytes() == (folder / name / exported).read_bytes()
 
 
 def test_a_damaged_checkpoint_costs_steps_and_nothing_else(folder: Path) -> None:
@@ -134,6 +134,18 @@ def test_a_batch_that_was_edited_in_the_middle_of_a_run_is_refused_on_all_ranks(
     assert refusal["reason"] == "CheckpointMismatch"
     assert "batch.tokensPerStep 128, and the manifest says 256" in refusal["message"]
     assert read(folder, "edited", 1) == refusal
+
+
+def test_an_update_that_was_left_out_is_left_out_after_a_restart_too(folder: Path) -> None:
+    whole, resumed = read(folder, "skipped"), read(folder, "skipped-resumed")
+    assert whole["loss"] == resumed["loss"] != read(folder, "whole")["loss"]
+    assert_same_end(folder, "skipped-stopped", "skipped")
+
+
+def test_a_stage_without_any_update_ends_a_run_as_diverged(folder: Path) -> None:
+    diverged = read(folder, "diverged")
+    assert diverged["message"].startswith("the gradient was not finite 4 times in a row, up to step 4 of stage first")
+    assert read(folder, "diverged", 1) == diverged
 
 
 def test_the_reduced_loss_is_identical_on_all_ranks(folder: Path) -> None:

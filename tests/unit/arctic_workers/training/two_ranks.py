@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from arctic_rpc.control_pb2 import WorkerState
 from arctic_workers.control.link import Command
 from arctic_workers.training import engine as engines
 from arctic_workers.training.checkpoint.zero import local_pieces
+from arctic_workers.training.curriculum import StagePlan
 from arctic_workers.training.engine import LossModule, Ranks, named_tensors, tensor_names
 from arctic_workers.training.errors import Refused
 from arctic_workers.training.experts import Exchange
 from arctic_workers.training.rank import train
+from arctic_workers.training.trainer import Diverged, Trainer, Wishes
 
 FOLDER = Path(sys.argv[1])
 RANK = int(os.environ["RANK"])
@@ -203,6 +206,42 @@ def runs() -> None:
         write("edited", {"reason": error.reason, "message": error.message})
 
 
+def skipped_updates() -> None:
+    """One infinite gradient: a run left alone, one that is stopped and goes on. Then a run that has no other."""
+    with infinite_gradients({2}):
+        write("skipped", run("skipped").wire())
+        run("skipped-stopped", link=ScriptedLink({6: "stop"} if RANK == 0 else {}))
+        torch.distributed.barrier()
+        write("skipped-resumed", run("skipped-stopped", attempt=2).wire())
+    with infinite_gradients(set(range(8))):
+        try:
+            run("diverged")
+        except Diverged as error:
+            write("diverged", {"message": str(error)})
+
+
+@contextmanager
+def infinite_gradients(steps: set[int]) -> Iterator[None]:
+    """Let the backward passes of these steps of a run overflow, on rank 1 alone."""
+    train_step = Trainer._train_step
+
+    def overflowing(self: Trainer, stage: StagePlan) -> Wishes:
+        if RANK != WORLD - 1 or self.step not in steps:
+            return train_step(self, stage)
+        parameter = next(iter(self._place.engine.module.parameters()))
+        hook = parameter.register_hook(lambda gradient: gradient * float("inf"))
+        try:
+            return train_step(self, stage)
+        finally:
+            hook.remove()
+
+    Trainer._train_step = overflowing  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Trainer._train_step = train_step  # type: ignore[method-assign]
+
+
 def commands() -> None:
     """A run that is paused, asked for a checkpoint meanwhile and for what it can't do, resumed, and asked again."""
     asked = {3: "pause", 4: "checkpoint", 5: "profile", 7: "resume", 9: "checkpoint"}
@@ -238,7 +277,6 @@ def other_world() -> None:
 
 
 if __name__ == "__main__":
-    for part in sys.argv[2:]:
-        {"commands": commands, "one_step": one_step, "runs": runs, "refusals": refusals, "other_world": other_world}[
-            part
-        ]()
+    parts = (commands, one_step, runs, refusals, skipped_updates, other_world)
+    for name in sys.argv[2:]:
+        next(part for part in parts if part.__name__ == name)()
