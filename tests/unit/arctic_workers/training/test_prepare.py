@@ -62,6 +62,15 @@ def test_damaged_streams_are_made_again(make_world: MakeWorld, tmp_path: Path) -
     assert (folder / "a.train.bin").read_bytes() == expected
 
 
+def test_a_source_that_the_curriculum_begins_to_use_is_prepared_too(make_world: MakeWorld, tmp_path: Path) -> None:
+    first = make_world().spec.curriculum.wire()["stages"]
+    first[0]["mixture"] = {"a": 1}
+    folder = prepare(make_world(curriculum={"stages": first}), tmp_path / "run")
+    assert set(open_streams(folder, "train")) == {"a"}
+    folder = prepare(make_world(), tmp_path / "run")
+    assert set(open_streams(folder, "train")) == {"a", "b"}
+
+
 def test_sources_for_validation_only_are_held_out_whole(make_world: MakeWorld, tmp_path: Path) -> None:
     (tmp_path / "judge").mkdir()
     (tmp_path / "judge" / "x.txt").write_text("judged by this")

@@ -1,6 +1,7 @@
 """What one rank does once for a run, before the first step: the tokenizer, then the token streams of all sources."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -87,8 +88,9 @@ def _given_tokenizer(world: TrainingWorld) -> Path:
 
 
 def _data_key(spec: ArcticTrainingSpec, tokenizer_folder: Path) -> str:
-    made_from = spec.data.model_dump_json(by_alias=True) + sha256(tokenizer_folder / "tokenizer.json")
-    return hashlib.sha256(made_from.encode()).hexdigest()[:16]
+    used = sorted(source_weights(spec))  # a stage to come may begin to draw from another source
+    made_from = [spec.data.wire(), used, sha256(tokenizer_folder / "tokenizer.json")]
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _make_streams(world: TrainingWorld, tokenizer_folder: Path, folder: Path) -> None:
