@@ -13,7 +13,7 @@ from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.data import tokenizer
 from arctic_workers.training.data.prepare import TOKENIZER_FOLDER
 from arctic_workers.training.engine import Ranks
-from arctic_workers.training.files import sync_file
+from arctic_workers.training.files import sync_files
 
 EXPORT = "export"
 DTYPE = torch.bfloat16  # as Arctic was published
@@ -50,8 +50,7 @@ def export(
     write_config(folder, config.replace(torch_dtype="bfloat16"))
     write_weights(folder, [TensorEntry(name, shape, DTYPE) for name, shape in shapes.items()], fetch)
     tokenizer.copy(store.run_folder / TOKENIZER_FOLDER, folder)
-    for file in folder.iterdir():
-        sync_file(file)
+    sync_files(folder)
     store.publish(EXPORT, store.run_folder / EXPORT)
 
 

@@ -25,6 +25,12 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_files(folder: Path) -> None:
+    """Make the content of all files in `folder` durable."""
+    for file in folder.iterdir():
+        sync_file(file)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path`: a reader sees the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")

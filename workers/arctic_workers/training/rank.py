@@ -90,7 +90,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
 
     def claim_and_prepare() -> str:
         store.claim(world.uid)
-        return str(prepare(world, store.run_folder))
+        return str(prepare(world, store))
 
     streams = Path(from_leader(ranks, claim_and_prepare))
     log.info("rank %d of %d: tokenizer and token streams are there", ranks.rank, ranks.world)

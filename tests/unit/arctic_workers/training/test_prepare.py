@@ -6,11 +6,24 @@ import pytest
 
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import TrainingWorld
+from arctic_workers.training.checkpoint.store import CheckpointStore
+from arctic_workers.training.data import prepare as module
 from arctic_workers.training.data.prepare import prepare, source_weights
 from arctic_workers.training.data.streams import open_streams
-from arctic_workers.training.errors import Refused
+from arctic_workers.training.errors import Fenced, Refused
 
 MakeWorld = Callable[..., TrainingWorld]
+
+
+def claimed(folder: Path, epoch: int = 1) -> CheckpointStore:
+    store = CheckpointStore(folder, epoch)
+    store.claim("uid")
+    return store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return claimed(tmp_path / "run")
 
 
 @pytest.fixture
@@ -19,7 +32,6 @@ def make_world(spec_of: Callable[..., ArcticTrainingSpec], tmp_path: Path) -> Ma
         (tmp_path / name).mkdir()
         for i in range(40):
             (tmp_path / name / f"{i:02}.txt").write_text(f"{name} says {i} and {i * i}\n" * 5)
-    (tmp_path / "run").mkdir()
 
     def make(**changes: Any) -> TrainingWorld:
         content = spec_of([{"tokens": 100, "mixture": {"a": 3, "b": 1}}], 4096).wire()
@@ -42,62 +54,85 @@ def make_world(spec_of: Callable[..., ArcticTrainingSpec], tmp_path: Path) -> Ma
     return make
 
 
-def test_tokenizer_and_streams_are_made_once(make_world: MakeWorld, tmp_path: Path) -> None:
-    folder = prepare(make_world(), tmp_path / "run")
+def test_tokenizer_and_streams_are_made_once(make_world: MakeWorld, store: CheckpointStore, tmp_path: Path) -> None:
+    folder = prepare(make_world(), store)
     files = sorted(path for path in (tmp_path / "run").rglob("*") if path.is_file())
     times = [path.stat().st_mtime_ns for path in files]
     assert set(open_streams(folder, "train")) == set(open_streams(folder, "held-out")) == {"a", "b"}
     for path in (tmp_path / "a").iterdir():
         path.unlink()  # what a run trains on does not change with its sources
-    assert prepare(make_world(), tmp_path / "run") == folder
+    assert prepare(make_world(), store) == folder
     assert [path.stat().st_mtime_ns for path in files] == times
     assert sorted(path for path in (tmp_path / "run").rglob("*") if path.is_file()) == files
 
 
-def test_damaged_streams_are_made_again(make_world: MakeWorld, tmp_path: Path) -> None:
-    folder = prepare(make_world(), tmp_path / "run")
+def test_damaged_streams_are_made_again(make_world: MakeWorld, store: CheckpointStore, tmp_path: Path) -> None:
+    folder = prepare(make_world(), store)
     expected = (folder / "a.train.bin").read_bytes()
     (folder / "a.train.bin").write_bytes(expected[:-2])
-    assert prepare(make_world(), tmp_path / "run") == folder
+    assert prepare(make_world(), store) == folder
     assert (folder / "a.train.bin").read_bytes() == expected
 
 
-def test_a_source_that_the_curriculum_begins_to_use_is_prepared_too(make_world: MakeWorld, tmp_path: Path) -> None:
+def test_a_source_that_the_curriculum_begins_to_use_is_prepared_too(
+    make_world: MakeWorld, store: CheckpointStore, tmp_path: Path
+) -> None:
     first = make_world().spec.curriculum.wire()["stages"]
     first[0]["mixture"] = {"a": 1}
-    folder = prepare(make_world(curriculum={"stages": first}), tmp_path / "run")
+    folder = prepare(make_world(curriculum={"stages": first}), store)
     assert set(open_streams(folder, "train")) == {"a"}
-    folder = prepare(make_world(), tmp_path / "run")
+    folder = prepare(make_world(), store)
     assert set(open_streams(folder, "train")) == {"a", "b"}
 
 
-def test_sources_for_validation_only_are_held_out_whole(make_world: MakeWorld, tmp_path: Path) -> None:
+def test_sources_for_validation_only_are_held_out_whole(
+    make_world: MakeWorld, store: CheckpointStore, tmp_path: Path
+) -> None:
     (tmp_path / "judge").mkdir()
     (tmp_path / "judge" / "x.txt").write_text("judged by this")
     content = make_world().spec.data.wire()
     content["validation"] = {"sources": [{"name": "a", "category": "math", "uri": "file:///corpus/judge"}]}
-    folder = prepare(make_world(data=content), tmp_path / "run")
+    folder = prepare(make_world(data=content), store)
     held_out = open_streams(folder, "held-out")
     assert [(stream.name, stream.category) for stream in held_out.values()] == [("validation.a", "math")]
     assert set(open_streams(folder, "train")) == {"a", "b"}
 
 
-def test_a_given_tokenizer_is_taken_over(make_world: MakeWorld, tmp_path: Path) -> None:
-    prepare(make_world(), tmp_path / "run")
-    (tmp_path / "second").mkdir()
-    prepare(make_world(tokenizer={"uri": "file:///corpus/run/tokenizer"}), tmp_path / "second")
+def test_a_given_tokenizer_is_taken_over(make_world: MakeWorld, store: CheckpointStore, tmp_path: Path) -> None:
+    prepare(make_world(), store)
+    prepare(make_world(tokenizer={"uri": "file:///corpus/run/tokenizer"}), claimed(tmp_path / "second"))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "second" / "tokenizer" / name).read_bytes() == (
             tmp_path / "run" / "tokenizer" / name
         ).read_bytes()
 
 
-def test_a_source_without_text_is_refused_and_nothing_half_made_stays(make_world: MakeWorld, tmp_path: Path) -> None:
+def test_a_source_without_text_is_refused_and_nothing_half_made_stays(
+    make_world: MakeWorld, store: CheckpointStore, tmp_path: Path
+) -> None:
     for path in (tmp_path / "b").iterdir():
         path.write_text("")
     with pytest.raises(Refused, match="source b: there is no text in file:///corpus/b"):
-        prepare(make_world(), tmp_path / "run")
+        prepare(make_world(), store)
     assert list((tmp_path / "run" / "data").iterdir()) == []
+    assert list((tmp_path / "run" / "staging" / "0000000001").iterdir()) == []
+
+
+def test_what_an_attempt_had_half_made_at_its_end_goes_with_the_next_claim(
+    make_world: MakeWorld, store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_streams = module._make_streams
+
+    def superseded(world: TrainingWorld, tokenizer_folder: Path, folder: Path) -> None:
+        (folder / "a.train.bin").write_bytes(b"half")
+        claimed(tmp_path / "run", 2)
+        make_streams(world, tokenizer_folder, folder)
+
+    monkeypatch.setattr(module, "_make_streams", superseded)
+    with pytest.raises(Fenced):
+        prepare(make_world(), store)
+    assert list((tmp_path / "run" / "data").iterdir()) == []
+    assert [folder.name for folder in (tmp_path / "run" / "staging").iterdir()] == ["0000000002"]
 
 
 def test_weights_of_sources_follow_the_stages(spec_of: Callable[..., ArcticTrainingSpec]) -> None:

@@ -78,6 +78,14 @@ def test_a_run_that_is_claimed_again_under_its_epoch_drops_what_was_half_written
     assert [path.name for path in commit(store, 2).iterdir() if path.name == "left-over"] == []
 
 
+def test_a_claim_removes_what_claims_before_it_left_behind(store: CheckpointStore) -> None:
+    left = store.run_folder / "staging" / ".fenced-0000000001-2"
+    left.mkdir()
+    (left / "shard").write_bytes(b"x")
+    CheckpointStore(store.run_folder, 3).claim("uid-1")
+    assert [folder.name for folder in (store.run_folder / "staging").iterdir()] == ["0000000003"]
+
+
 def test_a_folder_of_another_uid_is_refused(store: CheckpointStore) -> None:
     with pytest.raises(Refused, match="belongs to the ArcticTraining with uid uid-1, not to uid-2"):
         CheckpointStore(store.run_folder, 2).claim("uid-2")

@@ -114,6 +114,8 @@ class CheckpointStore:
                 raise Fenced(f"epoch {int(folder.name)} has claimed {self.run_folder}, this is epoch {self.epoch}")
             if folder.name < self._own.name:
                 self._move_away(folder)
+        for folder in self._staging.glob(".fenced-*"):  # of a claim that ended before it had removed it
+            shutil.rmtree(folder, ignore_errors=True)
         sync_folder(self._staging)
 
     def _take(self, uid: str) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,29 +9,34 @@ from pathlib import Path
 from arctic_api.common import parse_tokens
 from arctic_api.training import ArcticTrainingSpec, Source
 from arctic_api.world import TrainingWorld
+from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.data import streams, tokenizer
 from arctic_workers.training.data.sources import file_path, read_documents
 from arctic_workers.training.errors import Refused
-from arctic_workers.training.files import sha256, sync_folder
+from arctic_workers.training.files import sha256, sync_files
 
 TOKENIZER_FOLDER = "tokenizer"
 DATA_FOLDER = "data"
 
 
-def prepare(world: TrainingWorld, run_folder: Path) -> Path:
-    """Make what is missing of `run_folder`/tokenizer and the token streams, and return the folder of the streams.
+def prepare(world: TrainingWorld, store: CheckpointStore) -> Path:
+    """Make what is missing of the run's tokenizer and token streams, and return the folder of the streams.
 
     Streams are named by what they were made from, and stay as they are for the life of the run, even if a source's
-    files change. Raises `Refused` for a source or tokenizer that can't be used.
+    files change. Raises `Refused` for a source or tokenizer that can't be used, `Fenced` under a stale epoch.
+
+    Args:
+        world: what is trained.
+        store: of the run, claimed by this attempt.
     """
-    tokenizer_folder = run_folder / TOKENIZER_FOLDER
+    tokenizer_folder = store.run_folder / TOKENIZER_FOLDER
     if not (tokenizer_folder / "tokenizer.json").is_file():
-        _make_folder(tokenizer_folder, lambda folder: _make_tokenizer(world, folder))
-    folder = run_folder / DATA_FOLDER / _data_key(world.spec, tokenizer_folder)
+        _make_folder(store, tokenizer_folder, lambda folder: _make_tokenizer(world, folder))
+    folder = store.run_folder / DATA_FOLDER / _data_key(world.spec, tokenizer_folder)
     if not streams.is_whole(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(exist_ok=True)
-        _make_folder(folder, lambda target: _make_streams(world, tokenizer_folder, target))
+        _make_folder(store, folder, lambda target: _make_streams(world, tokenizer_folder, target))
     return folder
 
 
@@ -46,18 +50,17 @@ def source_weights(spec: ArcticTrainingSpec) -> dict[str, float]:
     return {name: total for name, total in totals.items() if total > 0}
 
 
-def _make_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a temporary folder and give it its name once it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+def _make_folder(store: CheckpointStore, path: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a staged folder, which the next claim removes if this attempt ends here, and name it once it is whole."""
+    staged = store.stage(path.name)
     try:
-        fill(temporary)
-        sync_folder(temporary)
-        temporary.rename(path)
-        sync_folder(path.parent)
+        fill(staged)
+        sync_files(staged)
+        store.publish(path.name, path)
+    except OSError as error:
+        raise store.explain(error) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _make_tokenizer(world: TrainingWorld, folder: Path) -> None:
