@@ -107,6 +107,13 @@ def test_a_given_tokenizer_is_taken_over(make_world: MakeWorld, store: Checkpoin
         ).read_bytes()
 
 
+def test_another_tokenizer_is_refused_once_the_run_has_one(make_world: MakeWorld, store: CheckpointStore) -> None:
+    prepare(make_world(), store)
+    with pytest.raises(Refused, match=r'"vocabSize": 300.*, and the manifest says .*"vocabSize": 400') as refused:
+        prepare(make_world(tokenizer={"train": {"vocabSize": 400}}), store)
+    assert refused.value.reason == "TokenizerMismatch"
+
+
 def test_a_source_without_text_is_refused_and_nothing_half_made_stays(
     make_world: MakeWorld, store: CheckpointStore, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from arctic_api.common import parse_tokens
 from arctic_api.training import ArcticTrainingSpec, Source
@@ -13,10 +14,12 @@ from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.data import streams, tokenizer
 from arctic_workers.training.data.sources import file_path, read_documents
 from arctic_workers.training.errors import Refused
-from arctic_workers.training.files import sha256, sync_files
+from arctic_workers.training.files import sha256, sync_files, write_json
 
 TOKENIZER_FOLDER = "tokenizer"
 DATA_FOLDER = "data"
+ORIGIN = "origin.json"
+"""What the tokenizer was made from, beside it."""
 
 
 def prepare(world: TrainingWorld, store: CheckpointStore) -> Path:
@@ -32,6 +35,7 @@ def prepare(world: TrainingWorld, store: CheckpointStore) -> Path:
     tokenizer_folder = store.run_folder / TOKENIZER_FOLDER
     if not (tokenizer_folder / "tokenizer.json").is_file():
         _make_folder(store, tokenizer_folder, lambda folder: _make_tokenizer(world, folder))
+    _check_origin(world.spec, tokenizer_folder)
     folder = store.run_folder / DATA_FOLDER / _data_key(world.spec, tokenizer_folder)
     if not streams.is_whole(folder):
         shutil.rmtree(folder, ignore_errors=True)
@@ -63,8 +67,28 @@ def _make_folder(store: CheckpointStore, path: Path, fill: Callable[[Path], None
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def _origin(spec: ArcticTrainingSpec) -> dict[str, Any]:
+    """Return what of a manifest says where the tokenizer comes from."""
+    if spec.tokenizer is not None:
+        return {"tokenizer": spec.tokenizer.wire()}
+    return {"model.from": None if spec.model.from_ is None else spec.model.from_.wire()}
+
+
+def _check_origin(spec: ArcticTrainingSpec, folder: Path) -> None:
+    """Refuse a manifest that asks for another tokenizer than the one that the run has."""
+    path = folder / ORIGIN
+    kept = json.loads(path.read_bytes()) if path.is_file() else _origin(spec)
+    if kept != _origin(spec):
+        raise Refused(
+            "TokenizerMismatch",
+            f"the run's tokenizer was made from {json.dumps(kept)}, and the manifest says {json.dumps(_origin(spec))}: "
+            "a run keeps its tokenizer; write the old one again, or make another training",
+        )
+
+
 def _make_tokenizer(world: TrainingWorld, folder: Path) -> None:
     spec = world.spec
+    write_json(folder / ORIGIN, _origin(spec))
     if spec.tokenizer is not None and spec.tokenizer.train is not None:
         vocab_size = spec.tokenizer.train.vocab_size
         by_name = {source.name: source for source in spec.data.sources}
