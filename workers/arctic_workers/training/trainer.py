@@ -65,6 +65,8 @@ class Wishes:
     stop: bool
     pause: bool
     checkpoint: bool
+    busy: bool
+    """Whether a checkpoint is still being written."""
 
 
 @dataclass
@@ -111,6 +113,7 @@ class Trainer:
         self._last_checkpoint = time.monotonic()
         self._last_log = 0.0
         self._saved_step = 0
+        self._put_off = False  # a checkpoint that was due while the one before it was being written
         self._skipped = 0  # updates in a row
         self.step = 0
 
@@ -125,8 +128,8 @@ class Trainer:
             wishes = self._train_step(stage)
             if self.step == stage.end_step:
                 self._end(stage)
-            elif wishes.checkpoint or self._is_due():
-                self._start_checkpoint()
+            elif wishes.checkpoint or self._put_off or self._is_due():
+                self._start_checkpoint_unless(wishes.busy)
             if wishes.pause:
                 wishes = self._hold()
             if wishes.stop and self.step < place.curriculum.steps:
@@ -184,10 +187,10 @@ class Trainer:
         desk.look()
         self._answer_checkpoints()
         timed = place.ranks.leader and self._interval_is_over()
-        mean, stop, pause, checkpoint = mean_over_ranks(
-            [loss, desk.stop, desk.pause, desk.checkpoint or timed], place.ranks.device
+        mean, *wishes = mean_over_ranks(
+            [loss, desk.stop, desk.pause, desk.checkpoint or timed, place.checkpointer.busy], place.ranks.device
         )
-        return mean, Wishes(stop > 0, pause > 0, checkpoint > 0)
+        return mean, Wishes(*(wish > 0 for wish in wishes))
 
     def _hold(self) -> Wishes:
         """Wait while somebody wants a pause, still writing checkpoints that are asked for."""
@@ -196,7 +199,7 @@ class Trainer:
             time.sleep(HOLD_SECONDS)
             _, wishes = self._exchange(self._measures.loss)
             if wishes.checkpoint:
-                self._start_checkpoint()
+                self._start_checkpoint_unless(wishes.busy)
             if wishes.stop or not wishes.pause:
                 self._times.clear()
                 return wishes
@@ -296,10 +299,20 @@ class Trainer:
             self.step, place.curriculum.tokens_done(self.step), stage.name, self.step == stage.end_step, progress
         )
 
+    def _start_checkpoint_unless(self, busy: bool) -> None:
+        """Begin a checkpoint, or put it off: a rank that waited here for its last one would keep all others waiting."""
+        if not busy:
+            self._start_checkpoint()
+            return
+        if not self._put_off and self._place.ranks.leader:
+            log.warning("the checkpoint of step %d is put off: the one before it is still being written", self.step)
+        self._put_off = True
+
     def _start_checkpoint(self) -> None:
         """Begin to write a checkpoint of this step, unless that is done or under way."""
         place = self._place
         place.desk.promise_checkpoint(self.step)
+        self._put_off = False
         if self._saved_step == self.step:
             return
         self._saved_step = self.step

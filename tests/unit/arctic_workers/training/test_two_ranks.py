@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(30):
             text = "\n".join(line.format(i * 7 + j, j) for j in range(12))
             (folder / "corpus" / name / f"{i:02}.txt").write_text(text)
-    finish(folder, start(folder, 2, "refusals", "one_step", "runs", "commands", "skipped_updates"))
+    finish(folder, start(folder, 2, "refusals", "one_step", "runs", "commands", "skipped_updates", "slow_commit"))
     finish(folder, start(folder, 1, "other_world"))
     return folder
 
@@ -146,6 +146,12 @@ def test_a_stage_without_any_update_ends_a_run_as_diverged(folder: Path) -> None
     diverged = read(folder, "diverged")
     assert diverged["message"].startswith("the gradient was not finite 4 times in a row, up to step 4 of stage first")
     assert read(folder, "diverged", 1) == diverged
+
+
+def test_a_checkpoint_that_takes_longer_than_the_time_to_the_next_holds_nobody_up(folder: Path) -> None:
+    assert read(folder, "slow-commit")["outcome"] == "succeeded"
+    assert "step 2 is put off" in (folder / "log.refusals.0").read_text()
+    assert_same_end(folder, "slow-commit")
 
 
 def test_the_reduced_loss_is_identical_on_all_ranks(folder: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from arctic_model.names import hf_names
 from arctic_rpc.control_pb2 import WorkerState
 from arctic_workers.control.link import Command
 from arctic_workers.training import engine as engines
+from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Position
 from arctic_workers.training.checkpoint.zero import local_pieces
 from arctic_workers.training.curriculum import StagePlan
 from arctic_workers.training.engine import LossModule, Ranks, named_tensors, tensor_names
@@ -156,7 +158,9 @@ def reference_step(batches: list[Tensor], spec: ArcticTrainingSpec) -> dict[str,
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         names = hf_names(name, range(CONFIG.num_local_experts))
-        gradients |= dict(zip(names, parameter.grad.unbind() if parameter.dim() == 3 else [parameter.grad], strict=True))
+        gradients |= dict(
+            zip(names, parameter.grad.unbind() if parameter.dim() == 3 else [parameter.grad], strict=True)
+        )
     return {"gradients": gradients, "norm": float(norm)}
 
 
@@ -242,6 +246,27 @@ def infinite_gradients(steps: set[int]) -> Iterator[None]:
         Trainer._train_step = train_step  # type: ignore[method-assign]
 
 
+def slow_commit() -> None:
+    """A checkpoint is due at every step, and the commit of the first takes until rank 0 has made its third step."""
+    third_step = threading.Event()
+    commit, train_step = Checkpointer._commit, Trainer._train_step
+
+    def slow(self: Checkpointer, position: Position) -> None:
+        assert third_step.wait(60), "the training waits for the commit"
+        commit(self, position)
+
+    def noted(self: Trainer, stage: StagePlan) -> Wishes:
+        wishes = train_step(self, stage)
+        if self.step == 3:
+            third_step.set()
+        return wishes
+
+    Checkpointer._commit, Trainer._train_step = slow, noted  # type: ignore[method-assign]
+    checkpoint = spec_of().checkpoint.wire() | {"every": {"steps": 1}}
+    write("slow-commit", run("slow-commit", spec=spec_of(checkpoint=checkpoint)).wire())
+    Checkpointer._commit, Trainer._train_step = commit, train_step  # type: ignore[method-assign]
+
+
 def commands() -> None:
     """A run that is paused, asked for a checkpoint meanwhile and for what it can't do, resumed, and asked again."""
     asked = {3: "pause", 4: "checkpoint", 5: "profile", 7: "resume", 9: "checkpoint"}
@@ -277,6 +302,6 @@ def other_world() -> None:
 
 
 if __name__ == "__main__":
-    parts = (commands, one_step, runs, refusals, skipped_updates, other_world)
+    parts = (commands, one_step, runs, refusals, skipped_updates, slow_commit, other_world)
     for name in sys.argv[2:]:
         next(part for part in parts if part.__name__ == name)()
