@@ -48,7 +48,7 @@ def test_every_document_is_in_one_stream_whole_and_in_order(written: Path, encod
 def test_a_copy_of_a_held_out_document_is_held_out_too(tmp_path: Path, encoder: tokenizer.TextEncoder) -> None:
     held_out = next(text for text in TEXTS if is_held_out(text, 0.1))
     StreamWriter(tmp_path, encoder).write("s", "code", [*TEXTS, held_out, held_out], 0.1)
-    ids = encoder.encode_documents([held_out])[0]
+    [ids] = encoder.encode_documents([held_out])
     train = np.fromfile(tmp_path / "s.train.bin", "<u2").tolist()
     assert not any(train[i : i + len(ids)] == ids for i in range(len(train)))
 
@@ -61,6 +61,51 @@ def test_small_sources_keep_text_on_both_sides(
     streams_of = {part: open_streams(tmp_path, part) for part in ("train", "held-out")}
     assert len(decoded(encoder, streams_of["train"]["s"])) == count - held_out
     assert bool(streams_of["held-out"]) == bool(held_out)
+
+
+@pytest.mark.parametrize("end_of_line", ["\n", ""])
+def test_a_long_document_is_encoded_in_pieces_and_stays_one_document(
+    tmp_path: Path, encoder: tokenizer.TextEncoder, monkeypatch: pytest.MonkeyPatch, end_of_line: str
+) -> None:
+    text = "".join(f"line {i} of a long file 漢{end_of_line}" for i in range(200))
+    [whole] = encoder.encode_documents([text])
+    monkeypatch.setattr(tokenizer, "PIECE", 100)
+    assert len(list(encoder.encode_documents([text]))) > 30
+    write_index(tmp_path, {"s": StreamWriter(tmp_path, encoder).write("s", "code", [text, "short"], 0.0)})
+    stream = open_streams(tmp_path, "train")["s"]
+    assert decoded(encoder, stream) == [text, "short"]
+    assert stream.tokens.tolist().count(encoder.eos) == stream.tokens.tolist().count(encoder.bos) == 2
+    if end_of_line:  # cut there, the tokens are those of the whole
+        assert stream.tokens[: len(whole)].tolist() == whole
+
+
+@pytest.mark.parametrize("document", ["", "x", "y" * 100, "z" * 101, "a\n" * 50, "a\n" * 51])
+def test_documents_of_any_length_have_one_beginning_and_one_end(
+    encoder: tokenizer.TextEncoder, monkeypatch: pytest.MonkeyPatch, document: str
+) -> None:
+    monkeypatch.setattr(tokenizer, "PIECE", 100)
+    ids = [token for part in encoder.encode_documents([document]) for token in part]
+    assert (ids[0], ids.count(encoder.bos), ids[-1], ids.count(encoder.eos)) == (encoder.bos, 1, encoder.eos, 1)
+    assert encoder.tokenizer.decode(ids) == document
+
+
+def test_batches_are_bounded_in_number_and_in_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "BATCH", 3)
+    monkeypatch.setattr(tokenizer, "BATCH_CHARACTERS", 10)
+    long, short = "x" * 20, "y"
+    assert list(tokenizer.batches([long, short, long, short, short, short, short], len, least=2)) == [
+        [long, short],
+        [long],
+        [short, short, short],
+        [short],
+    ]
+
+
+def test_large_documents_are_held_out_too(tmp_path: Path, encoder: tokenizer.TextEncoder) -> None:
+    documents = ["".join(TEXTS[i::3]) * 50 for i in range(3)]
+    write_index(tmp_path, {"s": StreamWriter(tmp_path, encoder).write("s", "code", documents, 1e-6)})
+    assert len(decoded(encoder, open_streams(tmp_path, "held-out")["s"])) == 1
+    assert len(decoded(encoder, open_streams(tmp_path, "train")["s"])) == 2
 
 
 def test_damage_is_noticed(written: Path) -> None:

@@ -4,18 +4,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from arctic_workers.training.data.tokenizer import TextEncoder
+from arctic_workers.training.data.tokenizer import TextEncoder, batches
 from arctic_workers.training.files import sha256, sync_file, write_json
 
 INDEX = "index.json"
-_BATCH = 256  # documents that the tokenizer encodes at once, in its own threads
 
 Tokens = npt.NDArray[np.uint16 | np.uint32]
 
@@ -66,14 +64,14 @@ class StreamWriter:
         """
         files = {part: self._folder / f"{name}.{part}.bin" for part in ("train", "held-out")}
         counts = dict.fromkeys(files, 0)
-        documents = iter(documents)
+        groups = batches(documents, len, least=2)  # of one document none could be chosen
         with files["train"].open("wb") as train, files["held-out"].open("wb") as held_out:
             if fraction:
-                first = list(islice(documents, _BATCH))
+                first = next(groups, [])
                 chosen = _chosen(first, fraction)
                 counts["held-out"] += self._append(held_out, [first[i] for i in sorted(chosen)])
                 counts["train"] += self._append(train, [text for i, text in enumerate(first) if i not in chosen])
-            while batch := list(islice(documents, _BATCH)):
+            for batch in groups:
                 kept = [text for text in batch if not is_held_out(text, fraction)]
                 counts["train"] += self._append(train, kept)
                 counts["held-out"] += self._append(held_out, [text for text in batch if is_held_out(text, fraction)])
@@ -84,9 +82,11 @@ class StreamWriter:
         }
 
     def _append(self, file: BinaryIO, texts: list[str]) -> int:
-        ids = [token for document in self._encoder.encode_documents([t for t in texts if t]) for token in document]
-        file.write(np.asarray(ids, dtype=self._dtype).tobytes())
-        return len(ids)
+        tokens = 0
+        for ids in self._encoder.encode_documents(text for text in texts if text):
+            file.write(np.asarray(ids, dtype=self._dtype).tobytes())
+            tokens += len(ids)
+        return tokens
 
 
 def _chosen(texts: list[str], fraction: float) -> set[int]:

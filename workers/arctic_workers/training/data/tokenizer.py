@@ -4,18 +4,25 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from arctic_workers.training.errors import Refused
 from arctic_workers.training.files import write_json
 
+T = TypeVar("T")
+
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 SAMPLE_BYTES_PER_ENTRY = 1024
 """Text that the vocabulary is trained on, for each of its entries: bounds time and memory whatever the corpus holds."""
 MAX_SAMPLE_PART = 16
 """No document gives more than this part of its source's sample: one long file must not be all that is seen."""
+BATCH, BATCH_CHARACTERS = 256, 1 << 20
+"""Most texts, and about the most text, that are encoded at once, in the library's threads: encoding takes more
+than a hundred times the memory of the text."""
+PIECE = 1 << 18
+"""Characters of a document that are encoded at once."""
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 CHAT_TEMPLATE = (
@@ -109,12 +116,49 @@ class TextEncoder:
         token = value.get("content") if isinstance(value, dict) else value
         return None if token is None else self.tokenizer.token_to_id(token)
 
-    def encode_documents(self, texts: list[str]) -> list[list[int]]:
-        """Return each text as BOS, its tokens, EOS (without BOS where the tokenizer has none)."""
+    def encode_documents(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Yield each text as BOS, its tokens, EOS (without BOS where the tokenizer has none); a long one in pieces."""
         start = [] if self.bos is None else [self.bos]
-        assert self.eos is not None
-        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [[*start, *encoding.ids, self.eos] for encoding in encodings]
+        pieces = (piece for text in texts for piece in _pieces(text))
+        for batch in batches(pieces, lambda piece: len(piece.text)):
+            encodings = self.tokenizer.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
+            for piece, encoding in zip(batch, encodings, strict=True):
+                yield [*(start if piece.first else []), *encoding.ids, *([self.eos] if piece.last else [])]
+
+
+class _Piece(NamedTuple):
+    """A part of a document that is encoded on its own."""
+
+    text: str
+    first: bool
+    last: bool
+
+
+def _pieces(text: str) -> Iterator[_Piece]:
+    """Cut a document: behind line ends where it has any, so that hardly a token differs from those of the whole."""
+    start = 0
+    while True:
+        end = start + PIECE
+        if end < len(text):
+            end = text.rfind("\n", start, end) + 1 or end
+        yield _Piece(text[start:end], start == 0, end >= len(text))
+        if end >= len(text):
+            return
+        start = end
+
+
+def batches(items: Iterable[T], size: Callable[[T], int], least: int = 1) -> Iterator[list[T]]:
+    """Yield items in lists that are bounded in number and in characters; the first has `least` if there are so many."""
+    batch: list[T] = []
+    room = BATCH_CHARACTERS
+    for item in items:
+        batch.append(item)
+        room -= size(item)
+        if len(batch) >= BATCH or (room <= 0 and len(batch) >= least):
+            yield batch
+            batch, room, least = [], BATCH_CHARACTERS, 1
+    if batch:
+        yield batch
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
