@@ -63,6 +63,13 @@ def test_small_sources_keep_text_on_both_sides(
     assert bool(streams_of["held-out"]) == bool(held_out)
 
 
+def test_text_that_looks_like_special_tokens_is_text(encoder: tokenizer.TextEncoder) -> None:
+    text = "price: <s>10</s> <pad>5"
+    [ids] = encoder.encode_documents([text])
+    assert [ids.count(token) for token in (encoder.bos, encoder.eos, encoder.pad)] == [1, 1, 0]
+    assert encoder.tokenizer.decode(ids[1:-1], skip_special_tokens=False) == text
+
+
 @pytest.mark.parametrize("end_of_line", ["\n", ""])
 def test_a_long_document_is_encoded_in_pieces_and_stays_one_document(
     tmp_path: Path, encoder: tokenizer.TextEncoder, monkeypatch: pytest.MonkeyPatch, end_of_line: str

@@ -99,6 +99,7 @@ class TextEncoder:
             self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises plain Exception
             raise Refused("TokenizerDamaged", f"tokenizer: {folder}/tokenizer.json can't be read: {error}") from error
+        self.tokenizer.encode_special_tokens = True  # as text: `<s>` in a document does not begin another one
         config = _read_config(folder)
         self.bos = self._token_id(config, "bos_token")
         self.eos = self._token_id(config, "eos_token")
