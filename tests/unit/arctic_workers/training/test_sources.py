@@ -1,5 +1,8 @@
+import errno
 import json
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -8,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from arctic_api.training import Source
+from arctic_workers.training.data import sources
 from arctic_workers.training.data.sources import file_path, read_documents
 from arctic_workers.training.errors import Refused
 
@@ -54,7 +58,8 @@ def test_other_uris_are_refused(uri: str) -> None:
         ("x.jsonl", b'{"text": "a"}\n{"txt": 1}\n', "jsonl", "line 2"),
         ("x.jsonl", b'{"text": 3}\n', "jsonl", "int, not a string"),
         ("x.jsonl", b"[]\n", "jsonl", "line 1"),
-        ("x.parquet", b"PAR1 no", "parquet", "not a Parquet file"),
+        ("x.jsonl", b'{"text":' + b"[" * 100_000, "jsonl", "line 1"),
+        ("x.parquet", b"PAR1 no", "parquet", "not whole parquet"),
         ("none", None, "hf", "save_to_disk"),
     ],
 )
@@ -66,6 +71,50 @@ def test_a_bad_source_is_refused_with_its_place(
     with pytest.raises(Refused, match=says) as caught:
         read(tmp_path / name, form)
     assert name in caught.value.message
+
+
+def test_a_parquet_file_with_a_damaged_page_is_refused_with_its_place(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": [f"hello world {i}" * 20 for i in range(3000)]})
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet", compression="snappy")
+    content = bytearray((tmp_path / "d.parquet").read_bytes())
+    for place in (20, 200, 1000):
+        damaged = content[:place] + b"\xff" * 8 + content[place + 8 :]
+        (tmp_path / "d.parquet").write_bytes(damaged)
+        with pytest.raises(Refused, match=r"source s: .*d\.parquet"):
+            read(tmp_path / "d.parquet", "parquet")
+
+
+def test_a_column_that_is_not_utf_8_is_refused_with_its_place(tmp_path: Path) -> None:
+    buffers = (pyarrow.py_buffer(bytes([0, 0, 0, 0, 2, 0, 0, 0])), pyarrow.py_buffer(b"\xff\xfe"))
+    column = pyarrow.StringArray.from_buffers(1, *buffers)
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "d.parquet")
+    with pytest.raises(Refused, match=r"source s: .*d\.parquet: not whole parquet .*utf-8"):
+        read(tmp_path / "d.parquet", "parquet")
+
+
+@pytest.mark.parametrize("form", ["text", "jsonl", "parquet"])
+@pytest.mark.parametrize(("number", "final"), [(errno.EACCES, True), (errno.EIO, False), (errno.ESTALE, False)])
+def test_only_errors_that_stay_are_final_and_all_name_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, number: int, final: bool
+) -> None:
+    def fail(_: Source, file: Path) -> Iterator[str]:
+        raise OSError(number, os.strerror(number), str(file))
+        yield
+
+    monkeypatch.setitem(sources._READERS, form, fail)
+    file = tmp_path / "f"
+    file.write_text("x")
+    with pytest.raises(Refused if final else OSError, match="source s: ") as caught:
+        read(file, form)
+    assert str(file) in str(caught.value)
+    assert os.strerror(number) in str(caught.value)
+
+
+def test_marks_and_halves_of_characters_do_not_stop_a_source(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a \\ud83d b \\ud83e\\udd8a"}\n')
+    assert read(tmp_path / "d.jsonl", "jsonl") == ["a \N{REPLACEMENT CHARACTER} b \N{FOX FACE}"]
+    (tmp_path / "d.txt").write_bytes(b"\xef\xbb\xbfplain")
+    assert read(tmp_path / "d.txt") == ["plain"]
 
 
 def test_a_parquet_file_without_text_is_refused_with_the_columns_that_it_has(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,34 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(Refused, match="can't be read"):
         tokenizer.TextEncoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("[]", "is not a JSON object"),
+        ('"x"', "is not a JSON object"),
+        ('{"eos_token": 3}', "eos_token in .* is 3, not a text"),
+        ('{"eos_token": "</s>", "bos_token": ["x"]}', r"bos_token in .* is \['x'\], not a text"),
+        ('{"eos_token": "no such"}', "names no known eos_token"),
+    ],
+)
+def test_a_tokenizer_with_a_configuration_of_another_shape_is_refused(
+    tmp_path: Path, encoder: tokenizer.TextEncoder, config: str, says: str
+) -> None:
+    tokenizer.copy(encoder.folder, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(Refused, match=says):
+        tokenizer.TextEncoder(tmp_path)
+
+
+def test_ids_with_gaps_fit_the_vocabulary(tmp_path: Path, encoder: tokenizer.TextEncoder) -> None:
+    tokenizer.copy(encoder.folder, tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    last = max(content["model"]["vocab"], key=content["model"]["vocab"].get)
+    content["model"]["vocab"][last] = 70_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert tokenizer.TextEncoder(tmp_path).vocab_size == 70_001
 
 
 def test_the_sample_takes_from_each_source_its_share_and_no_document_is_most_of_it() -> None:

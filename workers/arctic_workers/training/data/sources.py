@@ -1,8 +1,10 @@
 """Documents of a source, in an order that depends on nothing but the source: files, folders, globs on file systems."""
 
+import errno
 import glob
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -13,6 +15,12 @@ from arctic_workers.training.errors import Refused
 Locate = Callable[[str], str]
 """Where a path of the manifest really is (`TrainingWorld.locate`)."""
 
+_FAULTS = (ValueError, LookupError, TypeError, NotImplementedError, RecursionError)
+"""What the libraries raise for content that they can't read."""
+_LASTING = (None, errno.EACCES, errno.EPERM)
+"""Errors (without a number: pyarrow's own) that another attempt would meet again; others are the file system's."""
+
+_ENCODING = "utf-8-sig"  # what Windows tools write before a text is none of it
 _SUFFIX = {"text": "*", "jsonl": "*.jsonl", "parquet": "*.parquet"}
 
 
@@ -27,12 +35,24 @@ def file_path(uri: str, locate: Locate, what: str) -> Path:
 def read_documents(source: Source, locate: Locate) -> Iterator[str]:
     """Yield the texts of a source; `Refused` says which file is missing or unreadable and why."""
     path = file_path(source.uri, locate, f"source {source.name}")
-    reader = _READERS[source.format]
-    if source.format == "hf":
-        yield from reader(source, path)
-        return
-    for file in _files(source, path):
-        yield from reader(source, file)
+    with _explained(source, path):
+        files = [path] if source.format == "hf" else _files(source, path)
+    for file in files:
+        with _explained(source, file):
+            yield from _READERS[source.format](source, file)
+
+
+@contextmanager
+def _explained(source: Source, file: Path) -> Iterator[None]:
+    """Let whatever a library raises name the source and the file: `Refused`, unless another attempt may help."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _LASTING:
+            raise _unreadable(source, str(file), error.strerror or error) from error
+        raise OSError(error.errno, f"source {source.name}: {error.strerror}", str(file)) from error
+    except _FAULTS as error:
+        raise _unreadable(source, str(file), f"not whole {source.format} ({error})") from error
 
 
 def _files(source: Source, path: Path) -> list[Path]:
@@ -59,21 +79,18 @@ def _unreadable(source: Source, place: str, why: object) -> Refused:
     return Refused("SourceUnreadable", f"source {source.name}: {place}: {why}")
 
 
-def _read_text(source: Source, file: Path) -> Iterator[str]:
-    try:
-        yield file.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise _unreadable(source, str(file), error.strerror) from error
+def _read_text(source: Source, file: Path) -> Iterator[str]:  # noqa: ARG001 - as all readers
+    yield file.read_text(encoding=_ENCODING, errors="replace")
 
 
 def _read_jsonl(source: Source, file: Path) -> Iterator[str]:
-    with file.open(encoding="utf-8", errors="replace") as lines:
+    with file.open(encoding=_ENCODING, errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise _unreadable(
                     source, f"{file}, line {number}", 'each line must be a JSON object with a "text"'
                 ) from error
@@ -81,18 +98,14 @@ def _read_jsonl(source: Source, file: Path) -> Iterator[str]:
 
 
 def _read_parquet(source: Source, file: Path) -> Iterator[str]:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-        if "text" not in table.schema_arrow.names:
-            raise _unreadable(source, str(file), f'no column "text" (found {", ".join(table.schema_arrow.names)})')
-        for batch in table.iter_batches(columns=["text"]):
-            for text in batch.column(0).to_pylist():
-                yield _checked(source, text, str(file))
-    except pyarrow.ArrowInvalid as error:
-        raise _unreadable(source, str(file), f"not a Parquet file ({error})") from error
+    table = pyarrow.parquet.ParquetFile(file)
+    if "text" not in table.schema_arrow.names:
+        raise _unreadable(source, str(file), f'no column "text" (found {", ".join(table.schema_arrow.names)})')
+    for batch in table.iter_batches(columns=["text"]):
+        for text in batch.column(0).to_pylist():
+            yield _checked(source, text, str(file))
 
 
 def _read_datasets_folder(source: Source, folder: Path) -> Iterator[str]:
@@ -116,6 +129,10 @@ def _read_datasets_folder(source: Source, folder: Path) -> Iterator[str]:
 def _checked(source: Source, text: object, place: str) -> str:
     if not isinstance(text, str):
         raise _unreadable(source, place, f'"text" is {type(text).__name__}, not a string')
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 can't
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 

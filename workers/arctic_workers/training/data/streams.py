@@ -45,7 +45,7 @@ def is_held_out(text: str, fraction: float) -> bool:
 
 
 def _place(text: str) -> float:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 class StreamWriter:

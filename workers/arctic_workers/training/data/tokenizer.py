@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -107,15 +108,21 @@ class TextEncoder:
         if self.eos is None:
             raise Refused("TokenizerDamaged", f"tokenizer: {folder}/tokenizer_config.json names no known eos_token")
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Entries, special tokens included."""
-        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+        """Rows that an embedding needs: one more than the highest id, special tokens included; ids may have gaps."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def _token_id(self, config: dict[str, Any], name: str) -> int | None:
         value = config.get(name)
         token = value.get("content") if isinstance(value, dict) else value
-        return None if token is None else self.tokenizer.token_to_id(token)
+        if token is None:
+            return None
+        if not isinstance(token, str):
+            raise Refused(
+                "TokenizerDamaged", f"tokenizer: {name} in {self.folder}/tokenizer_config.json is {token!r}, not a text"
+            )
+        return self.tokenizer.token_to_id(token)
 
     def encode_documents(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """Yield each text as BOS, its tokens, EOS (without BOS where the tokenizer has none); a long one in pieces."""
@@ -170,4 +177,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         loaded = json.loads(path.read_text())
     except ValueError as error:
         raise Refused("TokenizerDamaged", f"tokenizer: {path} is not JSON: {error}") from error
-    return dict(loaded)
+    if not isinstance(loaded, dict):
+        raise Refused("TokenizerDamaged", f"tokenizer: {path} is not a JSON object")
+    return loaded
