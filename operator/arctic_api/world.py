@@ -32,7 +32,7 @@ class ExitCode(IntEnum):
     BAD_INPUT = 64
     """Never tried again (EX_USAGE)."""
     INTERRUPTED = 75
-    """Stopped on SIGTERM after a checkpoint; not counted (EX_TEMPFAIL)."""
+    """Stopped on SIGTERM, after a checkpoint unless no step was made; not counted (EX_TEMPFAIL)."""
 
 
 class Label(StrEnum):

@@ -110,7 +110,7 @@ def _disruptions(
         elif pod.delete_requested and not ignore_deletion:
             yield Ending("PodDeleted", f"pod {pod.name} was deleted", pod.delete_requested)
         if pod.exit_code == ExitCode.INTERRUPTED:
-            yield Ending("Interrupted", f"pod {pod.name} was interrupted and wrote a checkpoint", pod.finished or now)
+            yield Ending("Interrupted", f"pod {pod.name} was interrupted and ended in order", pod.finished or now)
         if not pod.ended and unreachable(pod, nodes, now):
             yield Ending(NODE_LOST, f"node {pod.node} of pod {pod.name} can't be reached", now)
 

@@ -1,9 +1,10 @@
 """The wire between a pod's supervisor and the rank that speaks for it: JSON lines over a unix socket, nothing else.
 
-The rank sends `{"state": {...}}`, `{"id": I, "answer": {...}}` and `{"id": I, "refusal": "..."}`; the supervisor sends
-`{"id": I, "command": "pause", "arguments": {...}}`. Either side may come late, go, and come back: on each connection
-the rank sends its newest state again, and the supervisor every command that has no answer yet, which the rank tells
-from new ones by their ids. Whoever may open the socket is obeyed: its folder is private and its mode 0600.
+The rank sends `{"begun": true}` once it looks at commands, `{"state": {...}}`, `{"id": I, "answer": {...}}` and
+`{"id": I, "refusal": "..."}`; the supervisor sends `{"id": I, "command": "pause", "arguments": {...}}`. Either side may
+come late, go, and come back: on each connection the rank says again that it has begun and sends its newest state, and
+the supervisor every command that has no answer yet, which the rank tells from new ones by their ids. Whoever may open
+the socket is obeyed: its folder is private and its mode 0600.
 """
 
 import asyncio
@@ -40,6 +41,9 @@ def _encode(message: Message) -> bytes:
     return json.dumps(message).encode() + b"\n"
 
 
+_BEGUN = _encode({"begun": True})
+
+
 class LinkServer:
     """The supervisor's end, from its making to `close` or for a with-statement."""
 
@@ -48,6 +52,8 @@ class LinkServer:
         self._on_state = on_state
         self._pending: dict[str, tuple[bytes, Future[Message]]] = {}
         self._writers: set[asyncio.StreamWriter] = set()
+        self.begun = False
+        """Whether the rank has said that it looks at commands."""
         self._folder = Path(tempfile.mkdtemp(prefix="arctic-link-"))  # mode 0700
         self.path = str(self._folder / "link")
         self._thread = LoopThread("link")
@@ -133,6 +139,9 @@ class LinkServer:
             writer.close()
 
     def _take(self, message: Message) -> None:
+        if "begun" in message:
+            self.begun = True
+            return
         if "state" in message:
             self._on_state(json_format.ParseDict(message["state"], WorkerState()))
             return
@@ -207,6 +216,7 @@ class LinkClient:
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._replies: dict[str, bytes | None] = {}  # of every command taken; None until it is answered
         self._state: bytes | None = None
+        self._begun = False
         self._outbox: list[bytes] = []
         self._news = asyncio.Event()
         self._all_sent = asyncio.Event()
@@ -219,6 +229,10 @@ class LinkClient:
         """Return the client of the link that the environment names, None where there is no supervisor."""
         path = os.environ.get(LINK_VARIABLE)
         return cls(path) if path else None
+
+    def begin(self) -> None:
+        """Say that commands are looked at from now on."""
+        self._soon(self._take_begin)
 
     def publish(self, state: WorkerState) -> None:
         """Send a state; one that is not sent yet is replaced by a newer one."""
@@ -240,6 +254,10 @@ class LinkClient:
     def _soon(self, callback: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):  # closed: a late word of a rank that ends
             self._thread.loop.call_soon_threadsafe(callback, *arguments)
+
+    def _take_begin(self) -> None:
+        self._begun = True
+        self._put(_BEGUN)
 
     def _take_state(self, line: bytes) -> None:
         self._state, replaced = line, self._state
@@ -276,6 +294,8 @@ class LinkClient:
             except OSError:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
+            if self._begun and _BEGUN not in self._outbox:
+                self._put(_BEGUN)
             if self._state is not None and self._state not in self._outbox:
                 self._put(self._state)
             transmitting = asyncio.create_task(self._transmit(writer))

@@ -2,7 +2,10 @@
 
 import sys
 
-from arctic_workers.training.supervisor import main
+from arctic_workers.control.signals import StopFlag
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stop = StopFlag().install()  # before imports that take a second or more: a SIGTERM meanwhile would be lost, or kill
+    from arctic_workers.training.supervisor import main
+
+    sys.exit(main(stop))

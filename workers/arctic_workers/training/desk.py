@@ -22,6 +22,11 @@ class Desk:
     _checkpoints: list[Command] = field(default_factory=list)
     _promised: list[tuple[int, Command]] = field(default_factory=list)
 
+    def begin(self) -> None:
+        """Let the supervisor know that this rank looks from now on."""
+        if self.link:
+            self.link.begin()
+
     def look(self) -> None:
         """Take in what has come since the last look."""
         for command in self.link.poll() if self.link else []:

@@ -1,7 +1,8 @@
 """PID 1 of a training pod: starts the ranks, lets the world talk to them, and turns their end into the pod's. No torch.
 
 It keeps SIGTERM to itself. torchrun would answer it by killing the ranks; here it becomes a wish that reaches them over
-the link, which all ranks of the world agree on at the end of their step.
+the link, which all ranks of the world agree on at the end of their step. Before their first step they have nothing to
+lose, and are ended at once.
 """
 
 import logging
@@ -48,10 +49,9 @@ class BadWorld(Exception):  # noqa: N818 - a refusal
     """The environment does not hold a world that this pod could be part of; the text says why."""
 
 
-def main() -> int:
+def main(stop: StopFlag) -> int:
     """Run this pod's part of a world to its end; return the exit code, after the report is written."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    stop = StopFlag().install()
     try:
         world, node_rank = read_world(os.environ)
     except BadWorld as error:
@@ -117,10 +117,12 @@ def run(world: TrainingWorld, node_rank: int, stop: StopFlag) -> Report:
         stack.enter_context(ProbeServer(world, registry, alive=heartbeat.alive, ready=lambda: link.connected))
         if not _wait_for_name(world.hosts[0], stop, heartbeat):
             return _failure(world, "HostUnknown", f"{world.hosts[0]} does not resolve")
+        if stop.requested.is_set():
+            return _stopped_early(world)
         environment = rank_environment(world, os.environ) | link.environment | {OUTCOME_VARIABLE: str(folder)}
         process = subprocess.Popen(launch_command(world, node_rank), env=environment, start_new_session=True)
         code = _watch(process, stop, heartbeat, parse_duration(world.spec.checkpoint.grace_period), link)
-        report = conclude(world, code, stop.requested.is_set(), read_outcomes(folder))
+        report = conclude(world, code, read_outcomes(folder), stopped=stop.requested.is_set(), begun=link.begun)
         return with_progress(report, board.latest.training)
 
 
@@ -179,11 +181,14 @@ def _watch(
     """Wait until the ranks have ended and return torchrun's exit code.
 
     Once a stop is asked for, the ranks are told, and get their share of the grace period: ranks that wait for a peer
-    that is gone can't write a checkpoint, and are ended then.
+    that is gone can't write a checkpoint, and are ended then. Ranks that have not begun to train are ended at once.
     """
     told: float | None = None
     while (code := reap(process)) is None:
         heartbeat.beat()
+        if stop.requested.is_set() and not link.begun:
+            log.info("asked to stop before the first step: the ranks are ended")
+            return _end_process(process, heartbeat)
         if stop.requested.is_set() and told is None:
             told = time.monotonic()
             log.info("asked to stop: the ranks write a checkpoint at the end of their step")
@@ -221,17 +226,22 @@ def _end_process(process: "subprocess.Popen[bytes]", heartbeat: Heartbeat) -> in
     return FAILED
 
 
-def conclude(world: TrainingWorld, code: int, stopped: bool, outcomes: Sequence[Report]) -> Report:
+def conclude(world: TrainingWorld, code: int, outcomes: Sequence[Report], *, stopped: bool, begun: bool) -> Report:
     """Return how the pod ended, from torchrun's exit code and the reports that its ranks left (the first rank's first).
 
     A refusal of any rank is the pod's, then a failure, of which one that only follows from another rank's comes last.
-    Without reports the ranks were killed.
+    Without reports the ranks were killed: by a stop, if one was asked for before they had `begun` to train.
     """
     faults = [report for report in outcomes if report.outcome in ("refused", "failed")]
-    if faults:
-        return min(faults, key=lambda report: (report.outcome != "refused", report.reason == PEER_LOST))
+    causes = [report for report in faults if report.reason != PEER_LOST]
+    if causes:
+        return min(causes, key=lambda report: report.outcome != "refused")
     if code == 0 and outcomes:
         return outcomes[0]
+    if stopped and not begun:
+        return _stopped_early(world)
+    if faults:
+        return faults[0]
     if stopped:
         return _failure(world, "StopTimedOut", "the ranks wrote no checkpoint within the grace period, and were ended")
     return _failure(world, "RanksLost", f"the ranks ended without a report (torchrun's exit code is {code})")
@@ -242,6 +252,11 @@ def with_progress(report: Report, latest: TrainingState) -> Report:
     if report.step or not latest.step:
         return report
     return report.model_copy(update={"step": latest.step, "tokens": latest.tokens, "loss": latest.loss})
+
+
+def _stopped_early(world: TrainingWorld) -> Report:
+    message = "stopped before this attempt's first step: nothing is lost"
+    return Report(outcome="interrupted", reason="Interrupted", message=message, epoch=world.epoch)
 
 
 def _failure(world: TrainingWorld, reason: str, message: str) -> Report:

@@ -121,6 +121,7 @@ class Trainer:
         """Train to the end, or until somebody asks to stop; returns how it ended."""
         self._restore()
         place = self._place
+        place.desk.begin()
         while self.step < place.curriculum.steps:
             stage = place.curriculum.stage_at(self.step)
             if self.step == stage.first_step:

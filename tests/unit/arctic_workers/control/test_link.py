@@ -76,6 +76,19 @@ def start_rank(link: LinkServer) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", RANK], env={**os.environ, **link.environment})
 
 
+def test_the_rank_says_on_every_line_that_it_has_begun(states: States, tmp_path: Path) -> None:
+    with LinkServer(on_state=states) as first:
+        client = LinkClient(first.path)
+        client.publish(WorkerState())
+        states.wait_for(1)
+        assert not first.begun
+        client.begin()
+        client.publish(WorkerState(message="later"))
+        states.wait_for(2)
+        assert first.begun
+        client.close()
+
+
 def command_of(client: LinkClient) -> Command:
     """Return the next command that a rank is asked for."""
     for _ in range(int(SECONDS * 100)):

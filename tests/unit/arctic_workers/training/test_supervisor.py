@@ -47,6 +47,19 @@ def world(spec_of: Callable[..., ArcticTrainingSpec], tmp_path: Path) -> Trainin
     )
 
 
+STOP_DURING_IMPORTS = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+
+class Finder(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "arctic_workers.training.supervisor":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
 def report_of(outcome: Any, message: str = "") -> Report:
     return Report(outcome=outcome, message=message)
 
@@ -98,30 +111,43 @@ def test_local_ranks_talk_over_loopback_and_what_the_pod_sets_wins(world: Traini
 
 
 @pytest.mark.parametrize(
-    ("code", "stopped", "outcomes", "ends"),
+    ("code", "stopped", "begun", "outcomes", "ends"),
     [
-        (0, False, ["succeeded", "succeeded"], ExitCode.DONE),
-        (0, True, ["interrupted", "interrupted"], ExitCode.INTERRUPTED),
-        (0, False, ["interrupted"], ExitCode.INTERRUPTED),
-        (1, False, ["refused"], ExitCode.BAD_INPUT),
-        (1, False, ["failed", "refused"], ExitCode.BAD_INPUT),
-        (1, False, ["failed"], 1),
-        (1, True, ["interrupted", "failed"], 1),
-        (1, False, ["succeeded"], 1),
-        (0, False, [], 1),
-        (-9, True, [], 1),
+        (0, False, True, ["succeeded", "succeeded"], ExitCode.DONE),
+        (0, True, True, ["interrupted", "interrupted"], ExitCode.INTERRUPTED),
+        (0, False, True, ["interrupted"], ExitCode.INTERRUPTED),
+        (1, False, False, ["refused"], ExitCode.BAD_INPUT),
+        (1, False, True, ["failed", "refused"], ExitCode.BAD_INPUT),
+        (1, False, True, ["failed"], 1),
+        (1, True, True, ["interrupted", "failed"], 1),
+        (1, False, True, ["succeeded"], 1),
+        (0, False, True, [], 1),
+        (-9, True, True, [], 1),
+        (-9, False, False, [], 1),
+        (-15, True, False, [], ExitCode.INTERRUPTED),
+        (1, True, False, ["failed"], 1),
+        (1, True, False, ["refused"], ExitCode.BAD_INPUT),
     ],
 )
 def test_the_pods_exit_code_is_what_its_ranks_say(
-    world: TrainingWorld, code: int, stopped: bool, outcomes: list[str], ends: int
+    world: TrainingWorld, code: int, stopped: bool, begun: bool, outcomes: list[str], ends: int
 ) -> None:
-    assert exit_code(conclude(world, code, stopped, [report_of(outcome) for outcome in outcomes])) == ends
+    reports = [report_of(outcome) for outcome in outcomes]
+    assert exit_code(conclude(world, code, reports, stopped=stopped, begun=begun)) == ends
+
+
+def test_a_peer_that_is_gone_is_no_failure_of_a_pod_that_was_stopped_before_its_first_step(
+    world: TrainingWorld,
+) -> None:
+    followed = Report(outcome="failed", reason="PeerLost", message="rank 0: Connection closed by peer")
+    assert conclude(world, 1, [followed], stopped=True, begun=False).outcome == "interrupted"
+    assert conclude(world, 1, [followed], stopped=True, begun=True) == followed
 
 
 def test_the_cause_is_reported_rather_than_what_followed_from_it(world: TrainingWorld) -> None:
     followed = Report(outcome="failed", reason="PeerLost", message="rank 0: Connection closed by peer")
     cause = Report(outcome="failed", reason="TrainingFailed", message="rank 1: OSError: no space left")
-    assert conclude(world, 1, False, [followed, cause]) == cause
+    assert conclude(world, 1, [followed, cause], stopped=False, begun=True) == cause
 
 
 def test_a_failure_says_how_far_the_run_was() -> None:
@@ -158,6 +184,7 @@ def test_ranks_that_do_not_stop_within_the_grace_period_are_ended(monkeypatch: p
     ):
         assert ranks.stdout is not None
         ranks.stdout.readline()  # it ignores SIGTERM from here on
+        link.begun = True
         stop = StopFlag()
         stop.request()
         heartbeat = Heartbeat(30)
@@ -174,6 +201,9 @@ def test_a_stop_reaches_the_ranks_over_the_link_and_not_as_a_signal(monkeypatch:
         monkeypatch.setenv(*next(iter(link.environment.items())))
         client = LinkClient.from_environment()
         assert client is not None
+        client.begin()
+        while not link.begun:
+            time.sleep(0.02)
         assert ranks.stdin is not None
         stdin = ranks.stdin
 
@@ -196,10 +226,43 @@ def test_a_stop_reaches_the_ranks_over_the_link_and_not_as_a_signal(monkeypatch:
     assert received == ["stop"]
 
 
+def test_ranks_that_have_not_begun_to_train_are_ended_by_a_stop_at_once() -> None:
+    with (
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as ranks,
+        LinkServer(on_state=lambda _: None) as link,
+    ):
+        stop = StopFlag()
+        stop.request()
+        assert supervisor._watch(ranks, stop, Heartbeat(30), 1e9, link) == -signal.SIGTERM
+
+
+def test_a_stop_before_the_ranks_are_started_starts_none(world: TrainingWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "launch_command", lambda *_: pytest.fail("ranks were started"))
+    stop = StopFlag()
+    stop.request()
+    unknown = world.model_copy(update={"hosts": ["no-such-host.invalid"]})
+    report = supervisor.run(unknown, 0, stop)
+    assert (report.outcome, report.epoch) == ("interrupted", 3)
+    assert report.message == "stopped before this attempt's first step: nothing is lost"
+
+
+def test_a_signal_during_the_imports_is_taken_as_a_stop(world: TrainingWorld, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STOP_DURING_IMPORTS)
+    done = subprocess.run(
+        [sys.executable, "-m", "arctic_workers.training"],
+        env=os.environ | environment_of(world) | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == ExitCode.INTERRUPTED, done.stderr[-3000:]
+
+
 def test_a_bad_world_leaves_a_report_and_exits_with_bad_input(tmp_path: Path) -> None:
     program = (
         "import sys; from arctic_workers.training import supervisor;"
-        "supervisor.TERMINATION_MESSAGE = sys.argv[1]; sys.exit(supervisor.main())"
+        "from arctic_workers.control.signals import StopFlag;"
+        "supervisor.TERMINATION_MESSAGE = sys.argv[1]; sys.exit(supervisor.main(StopFlag()))"
     )
     path = tmp_path / "termination-log"
     environment = {key: value for key, value in os.environ.items() if key != WORLD_VARIABLE}

@@ -102,6 +102,9 @@ class ScriptedLink:
         self.replies: list[Any] = []
         self.states: list[WorkerState] = []
 
+    def begin(self) -> None:
+        """Nobody waits for it."""
+
     def poll(self) -> list[Command]:
         self._polls += 1
         name = self._script.get(self._polls)
