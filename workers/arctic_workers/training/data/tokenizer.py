@@ -103,10 +103,11 @@ class TextEncoder:
         self.tokenizer.encode_special_tokens = True  # as text: `<s>` in a document does not begin another one
         config = _read_config(folder)
         self.bos = self._token_id(config, "bos_token")
-        self.eos = self._token_id(config, "eos_token")
         self.pad = self._token_id(config, "pad_token")
-        if self.eos is None:
+        eos = self._token_id(config, "eos_token")
+        if eos is None:
             raise Refused("TokenizerDamaged", f"tokenizer: {folder}/tokenizer_config.json names no known eos_token")
+        self.eos = eos
 
     @cached_property
     def vocab_size(self) -> int:
