@@ -131,6 +131,25 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
     assert newest(world) == tmp_path / "r" / "checkpoints" / CheckpointStore.name(1)
 
 
+@pytest.mark.parametrize("next_step", [2, 4, 6])
+def test_after_a_fall_back_new_checkpoints_stay_and_the_damaged_ones_go(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, next_step: int
+) -> None:
+    world = world_of(tmp_path / "r", 1, keep=3)
+    pieces = pieces_of([], blank=False)
+    for step in (1, 3, 4):
+        write(world, pieces, step)
+    folder = tmp_path / "r" / "checkpoints"
+    for step in (3, 4):
+        (folder / CheckpointStore.name(step) / module.shard_name(0, 1)).write_bytes(b"damaged")
+    world = world_of(tmp_path / "r", 1, epoch=2)
+    assert newest(world) == folder / CheckpointStore.name(1)
+    assert [record.args for record in caplog.records] == [(folder / CheckpointStore.name(step),) for step in (4, 3)]
+    write(world, pieces, next_step)
+    assert sorted(path.name for path in folder.iterdir()) == [CheckpointStore.name(step) for step in (1, next_step)]
+    assert newest(world) == folder / CheckpointStore.name(next_step)
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused_not_begun_again(tmp_path: Path) -> None:
     world = world_of(tmp_path / "r", 1)
     assert newest(world) is None

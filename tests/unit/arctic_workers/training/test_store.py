@@ -1,8 +1,10 @@
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
+from arctic_workers.training.checkpoint import store as module
 from arctic_workers.training.checkpoint.store import CheckpointStore, Manifest, is_whole
 from arctic_workers.training.errors import Fenced, Refused
 from arctic_workers.training.files import sha256
@@ -107,6 +109,19 @@ def test_any_damage_to_any_file_is_noticed(store: CheckpointStore, file: str) ->
     assert not is_whole(folder)
     (folder / file).write_bytes(whole)
     assert is_whole(folder)
+
+
+def test_a_file_that_can_not_be_read_now_is_not_taken_for_damaged(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = commit(store, 1)
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr(module, "sha256", fail)
+    with pytest.raises(OSError, match="Stale file handle"):
+        is_whole(folder)
 
 
 def test_the_newest_and_the_last_of_each_stage_are_kept(store: CheckpointStore) -> None:

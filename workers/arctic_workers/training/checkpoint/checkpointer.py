@@ -1,6 +1,7 @@
 """Writes and reads the checkpoints of a run: all ranks in parallel, off the critical path, whole or not at all."""
 
 import json
+import logging
 import threading
 import time
 from collections import defaultdict
@@ -22,6 +23,8 @@ from arctic_workers.training.checkpoint.store import CheckpointStore, Manifest, 
 from arctic_workers.training.checkpoint.zero import KINDS, Piece
 from arctic_workers.training.errors import Refused
 from arctic_workers.training.files import sha256, sync_file, write_json
+
+log = logging.getLogger(__name__)
 
 RNG = "rng"
 _POLL_SECONDS = 0.05
@@ -68,6 +71,7 @@ class Checkpointer:
         self._uri = uri
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._passed_over: set[Path] = set()  # damaged checkpoints, newer than the one that the attempt began from
         self.last: CheckpointReport | None = None
         """The newest checkpoint that this attempt knows as committed; on rank 0 alone."""
 
@@ -125,9 +129,11 @@ class Checkpointer:
             files=self._collect(folder),
             progress=position.progress,
         )
-        self._store.commit(manifest)
+        committed = self._store.commit(manifest)
         self.last = self.report(manifest)
-        self._store.thin_out(self._keep)
+        # By their names damaged ones may be newer than this one, which would be deleted in their favour.
+        self._store.thin_out(self._keep, damaged=self._passed_over - {committed})
+        self._passed_over.clear()
 
     def _collect(self, folder: Path) -> dict[str, dict[str, Any]]:
         """Wait for the receipts of all ranks, and take them in."""
@@ -182,6 +188,9 @@ class Checkpointer:
         for folder in candidates:
             if agree(is_whole(folder, self._rank, self._world)):
                 return folder
+            self._passed_over.add(folder)
+            if self._rank == 0:
+                log.warning("%s is damaged: a file is missing, or not as it was written; it is passed over", folder)
         if candidates:
             raise Refused(
                 "CheckpointDamaged",

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,12 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
-        """Return the manifest of a folder, or None if it is missing or damaged."""
+        """Return the manifest of a folder, or None if it is missing or damaged; OSError if that can't be told."""
         try:
             content = json.loads((folder / MANIFEST).read_bytes())
             body = content["manifest"]
             return cls(**body) if content["sha256"] == _digest(body) else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
 
@@ -63,7 +64,10 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def is_whole(folder: Path, part: int = 0, parts: int = 1) -> bool:
-    """Return whether a checkpoint's files are as they were written; looks at every `parts`-th file from `part` on."""
+    """Return whether a checkpoint's files are as they were written; looks at every `parts`-th file from `part` on.
+
+    An OSError says that it can't be told now: a file that can't be read need not be damaged.
+    """
     manifest = Manifest.read(folder)
     if manifest is None:
         return False
@@ -72,7 +76,7 @@ def is_whole(folder: Path, part: int = 0, parts: int = 1) -> bool:
             file, expected = folder / name, manifest.files[name]
             if file.stat().st_size != expected["size"] or sha256(file) != expected["sha256"]:
                 return False
-    except OSError:
+    except FileNotFoundError:
         return False
     return True
 
@@ -200,8 +204,10 @@ class CheckpointStore:
         """Return the folders of committed checkpoints, the newest first; they may be damaged."""
         return sorted(self._checkpoints.glob("step-[0-9]*"), reverse=True)
 
-    def thin_out(self, keep: int) -> None:
-        """Delete all checkpoints but the newest `keep` and the last of each stage."""
+    def thin_out(self, keep: int, damaged: Collection[Path] = ()) -> None:
+        """Delete `damaged` checkpoints, and of the others all but the newest `keep` and the last of each stage."""
+        for folder in damaged:
+            shutil.rmtree(folder, ignore_errors=True)
         for folder in self.candidates()[keep:]:
             manifest = Manifest.read(folder)
             if manifest is None or not manifest.stage_end:

@@ -110,11 +110,11 @@ def write_index(folder: Path, sources: dict[str, Any]) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether a folder's streams are all there and as they were written."""
+    """Return whether a folder's streams are all there and as they were written; OSError if that can't be told."""
     try:
         parts = list(_parts(folder))
         return all(sha256(folder / part["file"]) == part["sha256"] for _, _, part in parts)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
 
 
