@@ -1,5 +1,6 @@
 """The tokens of a step: a function of (seed, stage, tokens consumed) and of nothing else."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,6 +114,8 @@ def held_out_windows(streams: Mapping[str, Stream], category: str, length: int, 
 
 
 def main_category(stage: StagePlan, categories: Mapping[str, str]) -> str:
-    """Return the category of the source with the highest weight, the first in the alphabet among equals."""
-    weights = stage.weights
-    return categories[max(sorted(weights), key=lambda name: weights[name])]
+    """Return the category whose sources have the most weight together, the first in the alphabet among equals."""
+    totals: dict[str, float] = defaultdict(float)
+    for name, weight in stage.weights.items():
+        totals[categories[name]] += weight
+    return max(sorted(totals), key=lambda category: totals[category])
