@@ -24,15 +24,25 @@ Suite = Callable[[Subject], dict[str, float]]
 
 def perplexity(subject: Subject) -> dict[str, float]:
     """Return exp(mean cross-entropy) on held-out text of each category."""
-    return {f"perplexity/{category}": math.exp(subject.held_out_loss(category)) for category in subject.categories}
+    return {f"perplexity/{category}": _exp(subject.held_out_loss(category)) for category in subject.categories}
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 SUITES: dict[str, Suite] = {"perplexity": perplexity}
 
 
 def evaluate(suites: Sequence[str], subject: Subject) -> dict[str, float]:
-    """Run suites by their names, which the resource's rules have checked, and return all figures."""
+    """Run suites by their names, which the resource's rules have checked, and return all figures.
+
+    What is no finite number is left out: JSON, in which figures travel, has none.
+    """
     figures: dict[str, float] = {}
     for suite in suites:
         figures |= SUITES[suite](subject)
-    return figures
+    return {name: figure for name, figure in figures.items() if math.isfinite(figure)}
