@@ -19,7 +19,8 @@ def learning_rate(rate: LearningRate, tokens: int, total: int) -> float:
     """Return the learning rate of the step that ends `tokens` tokens into a stage of `total` tokens.
 
     Linear warm-up from zero to `peak` over `warmup_tokens`; then `constant`, or `cosine` (Loshchilov and Hutter, 2017)
-    or `wsd` (warm-up, stable, decay: Hu et al., 2024) down to `final`, which the stage's last step has exactly.
+    or `wsd` (warm-up, stable, decay: Hu et al., 2024) down to `final`, which the stage's last step has exactly. A
+    warm-up that takes the whole stage leaves nothing to decay: the last step has what it has come to, at most `peak`.
     """
     warmup = parse_tokens(rate.warmup_tokens)
     if tokens < warmup:

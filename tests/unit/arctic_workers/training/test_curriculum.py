@@ -69,3 +69,9 @@ def test_learning_rate_stays_between_zero_and_peak(schedule: str, warmup: int, t
 def test_learning_rate_has_the_shape_of_its_schedule(schedule: str, tokens: int, expected: float) -> None:
     rate = LearningRate.model_validate({"peak": 1.0, "final": 0.2, "warmupTokens": 100, "schedule": schedule})
     assert math.isclose(learning_rate(rate, tokens, 1000), expected)
+
+
+@pytest.mark.parametrize(("warmup", "last"), [(1000, 1.0), (2000, 0.5)])
+def test_a_warm_up_that_takes_the_whole_stage_is_not_followed_by_a_decay(warmup: int, last: float) -> None:
+    rate = LearningRate.model_validate({"peak": 1.0, "final": 0.2, "warmupTokens": warmup})
+    assert learning_rate(rate, 1000, 1000) == last

@@ -53,7 +53,10 @@ def train(sample: Iterable[str], vocab_size: int) -> Tokenizer:
 def sample_texts(
     weights: dict[str, float], documents: Callable[[str], Iterable[str]], sample_bytes: int
 ) -> Iterator[str]:
-    """Yield about `sample_bytes` of text, from each source its share by weight."""
+    """Yield at most `sample_bytes` characters, from each source its share by weight, or less if its documents are few.
+
+    One document gives at most a sixteenth of the share (`MAX_SAMPLE_PART`).
+    """
     total = sum(weights.values())
     for name, weight in weights.items():
         left = int(sample_bytes * weight / total)
