@@ -1,6 +1,7 @@
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,38 @@ def test_a_claim_removes_what_claims_before_it_left_behind(store: CheckpointStor
     (left / "shard").write_bytes(b"x")
     CheckpointStore(store.run_folder, 3).claim("uid-1")
     assert [folder.name for folder in (store.run_folder / "staging").iterdir()] == ["0000000003"]
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_rather_than_taken_for_damaged(store: CheckpointStore) -> None:
+    folder = commit(store, 1)
+    path = folder / "manifest.json"
+    body = json.loads(path.read_text())["manifest"]
+    assert body.pop("format") == 1
+    rewrite(path, body)
+    assert is_whole(folder)  # as the first versions wrote it
+    rewrite(path, body | {"format": 2, "what": "nobody knows yet"})
+    with pytest.raises(Refused, match="has format 2, and these workers read up to 1: use the image that wrote it"):
+        is_whole(folder)
+
+
+def rewrite(path: Path, body: dict[str, Any]) -> None:
+    path.write_text(json.dumps({"sha256": module._digest(body), "manifest": body}))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_volume_is_named_with_what_to_do(store: CheckpointStore, error: Exception) -> None:
+    explained = str(store.explain(error))
+    assert str(store.run_folder) in explained
+    assert "make the claim of checkpoint.volume larger" in explained
+    other = OSError(errno.EIO, "Input/output error")
+    assert store.explain(other) is other
 
 
 def test_a_folder_of_another_uid_is_refused(store: CheckpointStore) -> None:

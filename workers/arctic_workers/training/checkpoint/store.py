@@ -19,6 +19,7 @@ from arctic_workers.training.files import sha256, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 OWNER = "owner.json"
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Manifest:
     """`size` and `sha256` of every file, by its name."""
     progress: dict[str, Any]
     """What else the run needs to go on: reports of its stages."""
+    format: int = FORMAT
+    """Of the folder and its shards; manifests without it have the first one."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the file's content, with its own digest."""
@@ -50,13 +53,29 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
-        """Return the manifest of a folder, or None if it is missing or damaged; OSError if that can't be told."""
+        """Return the manifest of a folder, or None if it is missing or damaged; OSError if that can't be told.
+
+        Raises `Refused` for one that a newer version wrote: that is no damage to fall back from.
+        """
         try:
             content = json.loads((folder / MANIFEST).read_bytes())
             body = content["manifest"]
-            return cls(**body) if content["sha256"] == _digest(body) else None
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            if content["sha256"] != _digest(body):
+                return None
+            if (version := body.get("format", 1)) <= FORMAT:
+                return cls(**body)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
+        raise Refused(
+            "CheckpointTooNew",
+            f"{folder} has format {version}, and these workers read up to {FORMAT}: use the image that wrote it, or a "
+            "newer one",
+        )
+
+
+def _means(error: BaseException, number: int) -> bool:
+    """Return whether an error is one of the operating system, which safetensors hands on as text only."""
+    return (isinstance(error, OSError) and error.errno == number) or f"(os error {number})" in str(error)
 
 
 def _digest(body: dict[str, Any]) -> str:
@@ -177,8 +196,16 @@ class CheckpointStore:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def explain(self, error: BaseException) -> BaseException:
-        """Return what is behind an error of a write: `Fenced` if the files are gone because a newer epoch took over."""
-        return error if self._own.exists() else self._fenced()
+        """Return what is behind an error of a write: `Fenced` if a newer epoch took over, or a full volume."""
+        if not self._own.exists():
+            return self._fenced()
+        if full := next((number for number in (errno.ENOSPC, errno.EDQUOT) if _means(error, number)), None):
+            return OSError(
+                full,
+                f"{os.strerror(full)} for {self.run_folder}: make the claim of checkpoint.volume larger, remove what "
+                "is not needed there, or lower checkpoint.keep",
+            )
+        return error
 
     def _fenced(self) -> Fenced:
         return Fenced(f"a newer attempt has claimed {self.run_folder}: epoch {self.epoch} can't commit any more")
