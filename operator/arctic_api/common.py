@@ -221,6 +221,38 @@ class Toleration(Resource):
     """Seconds that a taint with the effect NoExecute is tolerated; for ever if unset."""
 
 
+Term = Annotated[dict[str, Any], Field(json_schema_extra=OPAQUE)]
+
+
+class NodeAffinity(Resource):
+    """Which nodes take the workers, by the labels of the nodes."""
+
+    required_during_scheduling_ignored_during_execution: Term | None = None
+    """What must hold: an object with `nodeSelectorTerms`."""
+    preferred_during_scheduling_ignored_during_execution: list[Term] | None = None
+    """What is preferred: terms with weights."""
+
+
+class PodAffinity(Resource):
+    """Which nodes take the workers, by the pods that are there."""
+
+    required_during_scheduling_ignored_during_execution: list[Term] | None = None
+    """Terms that must hold."""
+    preferred_during_scheduling_ignored_during_execution: list[Term] | None = None
+    """What is preferred: terms with weights."""
+
+
+class Affinity(Resource):
+    """A Pod's affinity: typed as far as the operator reads it, as it adds a term of its own; the terms verbatim."""
+
+    node_affinity: NodeAffinity | None = None
+    """By the labels of nodes."""
+    pod_affinity: PodAffinity | None = None
+    """Beside which pods."""
+    pod_anti_affinity: PodAffinity | None = None
+    """Apart from which pods; that a node takes one pod of a world is added."""
+
+
 class WorkerTemplate(Resource):
     """What a manifest may say about its pods.
 
@@ -231,8 +263,8 @@ class WorkerTemplate(Resource):
     """Labels that a node must have."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = None
     """Taints that the workers tolerate."""
-    affinity: dict[str, Any] | None = Field(None, json_schema_extra=OPAQUE)
-    """A Pod's `affinity`, verbatim."""
+    affinity: Affinity | None = None
+    """A Pod's `affinity`."""
     labels: Annotated[dict[str, LabelValue], Field(max_length=32)] | None = None
     """Extra labels; those under `arctic.dev/` are the operator's."""
     annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] | None = None

@@ -142,6 +142,25 @@ def _qualified_names(where: type[Resource], field: str, judge: Judge) -> Rule:
     )
 
 
+def _whole_devices(field: str) -> Rule:
+    """Refuse what Kubernetes calls an extended resource, told by the `/` in its name, in parts or with a unit."""
+
+    def parts(node: Resources) -> list[str]:
+        amounts: dict[str, int | str] = getattr(node, field) or {}
+        return [name for name, amount in amounts.items() if "/" in name and not re.fullmatch("[0-9]+", str(amount))]
+
+    amount = f"self.{field}[name]"
+    return Rule(
+        Resources,
+        f"!has(self.{field}) || self.{field}.all(name, !name.contains('/') || "
+        f"type({amount}) == int || {amount}.matches('^[0-9]+$'))",
+        lambda node: not parts(node),
+        "devices such as nvidia.com/gpu can't be shared out: write a whole number",
+        f".{field}",
+        detail=lambda node: f"write a whole number of {', '.join(parts(node))}: devices can't be shared out",
+    )
+
+
 def _unchanged(field: str, *, optional: bool) -> Rule:
     attribute = _attribute(ArcticTrainingSpec, field)
     same = f"self.{field} == oldSelf.{field}"
@@ -209,6 +228,8 @@ COMMON_RULES = (
     _qualified_names(WorkerTemplate, "nodeSelector", Judge.OPERATOR),
     _qualified_names(Resources, "requests", Judge.OPERATOR),
     _qualified_names(Resources, "limits", Judge.OPERATOR),
+    _whole_devices("requests"),
+    _whole_devices("limits"),
     _without_prefix(WorkerTemplate, "labels"),
     _without_prefix(WorkerTemplate, "annotations"),
     Rule(

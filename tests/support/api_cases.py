@@ -174,6 +174,17 @@ CASES = [
     ),
     *(
         _inference(
+            Resources,
+            f".{field}",
+            "a whole number",
+            {"spec.resources": {field: {"nvidia.com/gpu": amount}}},
+            {"spec.resources": {field: {"nvidia.com/gpu": "8", "amd.com/gpu": 1, "cpu": "500m"}}},
+        )
+        for field in ("requests", "limits")
+        for amount in ("500m", "1k", "8Gi", "0.5")
+    ),
+    *(
+        _inference(
             WorkerTemplate,
             f".{field}",
             "under arctic.dev/",

@@ -51,6 +51,11 @@ def objects(
     return st.fixed_dictionaries(fields, optional=optionals or {})
 
 
+affinity_terms = st.sampled_from([[], [{"weight": 1, "thing": None}]])
+pod_affinities = optional(
+    requiredDuringSchedulingIgnoredDuringExecution=affinity_terms,
+    preferredDuringSchedulingIgnoredDuringExecution=affinity_terms,
+)
 templates = optional(
     nodeSelector=label_maps,
     labels=label_maps,
@@ -64,7 +69,14 @@ templates = optional(
         ),
         max_size=2,
     ),
-    affinity=st.sampled_from([{}, {"nodeAffinity": {"any": [{"thing": None}]}}]),
+    affinity=optional(
+        nodeAffinity=optional(
+            requiredDuringSchedulingIgnoredDuringExecution=st.just({"nodeSelectorTerms": [{"thing": None}]}),
+            preferredDuringSchedulingIgnoredDuringExecution=affinity_terms,
+        ),
+        podAffinity=pod_affinities,
+        podAntiAffinity=pod_affinities,
+    ),
     environment=st.lists(
         objects(name=st.sampled_from(["HF_HOME", "_x", "OMP_NUM_THREADS"]), value=st.text("ab", max_size=3)),
         max_size=2,
@@ -80,8 +92,9 @@ templates = optional(
         unique_by=lambda item: item["mountPath"],
     ),
 )
-quantities = st.dictionaries(
-    st.sampled_from(["cpu", "memory", "nvidia.com/gpu"]), st.sampled_from([0, 8, "500m", "16Gi", "1.5"]), max_size=3
+quantities = optional(
+    **dict.fromkeys(["cpu", "memory"], st.sampled_from([0, 8, "500m", "16Gi", "1.5"])),
+    **{"nvidia.com/gpu": st.sampled_from([0, 8, "8"])},
 )
 pod_fields = {
     "suspend": st.booleans(),

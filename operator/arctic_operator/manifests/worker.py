@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arctic_api.common import ClaimVolume, Resources, WorkerTemplate
+from arctic_api.common import Affinity, ClaimVolume, Resources, WorkerTemplate
 from arctic_api.world import NODE_RANK_VARIABLE, TLS_FOLDER, WORLD_VARIABLE, InferenceGroup, Ports, TrainingWorld
 from arctic_operator.manifests.common import (
     CONTAINER_SECURITY,
@@ -87,7 +87,7 @@ def worker_template(
             "enableServiceLinks": False,
             "securityContext": POD_SECURITY,
             "terminationGracePeriodSeconds": grace_seconds,
-            "affinity": _one_a_node(template.affinity, selector),
+            "affinity": _one_a_node(template.affinity or Affinity(), selector),
             "nodeSelector": dict(template.node_selector or {}),
             "tolerations": [toleration.wire() for toleration in template.tolerations or ()],
             "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
@@ -124,14 +124,14 @@ def _probes(ports: Ports) -> Manifest:
     }
 
 
-def _one_a_node(affinity: Mapping[str, Any] | None, selector: Mapping[str, str]) -> Manifest:
+def _one_a_node(affinity: Affinity, selector: Mapping[str, str]) -> Manifest:
     """Add to a manifest's own affinity that no node takes two pods of one world."""
-    merged = dict(affinity or {})
-    anti = dict(merged.get("podAntiAffinity") or {})
+    merged = affinity.wire()
+    anti = merged.setdefault("podAntiAffinity", {})
     required = "requiredDuringSchedulingIgnoredDuringExecution"
     term = {"labelSelector": {"matchLabels": dict(selector)}, "topologyKey": HOSTNAME_TOPOLOGY}
-    anti[required] = [*(anti.get(required) or ()), term]
-    return merged | {"podAntiAffinity": anti}
+    anti[required] = [*anti.get(required, ()), term]
+    return merged
 
 
 def network_policy(

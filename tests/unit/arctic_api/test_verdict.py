@@ -13,6 +13,7 @@ from arctic_api.verdict import settle, verdict
 from arctic_model.config import PRESETS
 
 STAGE = "spec.curriculum.stages.0"
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
 def broken(case: Case, manifest: dict[str, Any]) -> bool:
@@ -82,6 +83,11 @@ def test_every_problem_names_a_field_and_says_something(manifest: dict[str, Any]
         ({"spec.parallelism.nodes": 0}, "spec.parallelism.nodes", "must be greater than or equal to 1"),
         ({"spec.parallelism.zeroStage": True}, "spec.parallelism.zeroStage", "write a whole number"),
         ({"spec.suspend": "yes"}, "spec.suspend", "write true or false"),
+        ({"spec.resources": {"limits": {"nvidia.com/gpu": "500m"}}}, "spec.resources.limits", "number of nvidia.com/gpu:"),
+        ({"spec.template": {"affinity": {"podAntiAffinity": "x"}}}, "spec.template.affinity", "write an object"),
+        ({"spec.template": {"affinity": {"podAntiAffinity": {REQUIRED: 5}}}}, "spec.template.affinity", "write a list"),
+        ({"spec.template": {"affinity": {"podAffinity": {REQUIRED: [5]}}}}, "spec.template.affinity", "an object"),
+        ({"spec.template": {"affinity": {"nodeAffinity": {REQUIRED: []}}}}, "spec.template.affinity", "an object"),
         ({"spec.pricePerGPUHour": 2.5}, "spec.pricePerGPUHour", "write text: a number or a boolean needs quotes"),
         ({"spec.model.preset": "arctic-tinny"}, "spec.model.preset", "did you mean arctic-tiny?"),
         ({"spec.model.preset": "arctic-tinny"}, "spec.model.preset", "arctic, arctic-466m, arctic-small, arctic-tiny"),
