@@ -117,8 +117,20 @@ class ArcticConfig(BaseModel):
                 "parallel_attn_mlp_res or use_residual is false: experts without the residual MLP beside them are not "
                 "an Arctic; write true for both"
             )
+        self._check_foreign_keys(self.model_extra or {})
         self.rope  # noqa: B018  parsing it is the check
         return self
+
+    def _check_foreign_keys(self, extra: dict[str, Any]) -> None:
+        """Refuse keys of Hugging Face's that would make it another model: kept like unknown ones, they did nothing."""
+        for key in ("attention_bias", "mlp_bias"):
+            if extra.get(key):
+                raise ValueError(f"{key} is true, and an Arctic has no biases: this checkpoint cannot be loaded")
+        head_dim = extra.get("head_dim")
+        if head_dim not in (None, self.head_dim):
+            raise ValueError(f"head_dim ({head_dim}) times the heads is not hidden_size; an Arctic needs that")
+        if extra.get("quantization_config") is not None:
+            raise ValueError("quantization_config is set: save the checkpoint unquantised, without it")
 
     @property
     def head_dim(self) -> int:
@@ -230,16 +242,9 @@ def _llama(data: dict[str, Any], source: str) -> dict[str, Any]:
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         if key not in data:
             raise ValueError(f"{source} misses {key}: write it")
-    for key in ("attention_bias", "mlp_bias"):
-        if data.get(key):
-            raise ValueError(f"{source}: {key} is true, and an Arctic has no biases: this checkpoint cannot be loaded")
-    heads = data["num_attention_heads"]
-    head_dim = data.get("head_dim")
-    if head_dim is not None and head_dim * heads != data["hidden_size"]:
-        raise ValueError(f"{source}: head_dim ({head_dim}) times the heads is not hidden_size; an Arctic needs that")
     experts = {"num_local_experts": 1, "num_experts_per_tok": 1, "moe_layer_frequency": data["num_hidden_layers"] + 1}
     # Llama's own defaults, where its file says nothing.
-    llama = {"num_key_value_heads": heads, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
+    llama = {"num_key_value_heads": data["num_attention_heads"], "rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
     arctic = {"model_type": "arctic", "architectures": ["ArcticForCausalLM"], "tie_word_embeddings": False}
     return {**llama, **experts, **data, **arctic}
 

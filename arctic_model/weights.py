@@ -83,18 +83,25 @@ class Checkpoint:
             )
 
     def tensor(self, hf_name: str, shape: tuple[int, ...]) -> Tensor:
-        """Read one tensor. Raises CheckpointError where it is missing, has another shape, or its file is damaged."""
+        """Read one tensor. Raises CheckpointError where it is missing, of another shape, quantised, or damaged."""
         name = self.stored_name(hf_name)
         if name not in self._files:
             raise CheckpointError(f"{self.folder} has no tensor {name}: copy the checkpoint again, whole")
         file = self._files[name]
         handle = self._file(file)
         try:
-            found = tuple(handle.get_slice(name).get_shape())
+            stored = handle.get_slice(name)
+            found, dtype = tuple(stored.get_shape()), stored.get_dtype()
             if found != shape:
                 raise CheckpointError(
                     f"{self.folder / file}: {name} has the shape {list(found)} where the model has {list(shape)}: "
                     "its config.json is not that of these weights"
+                )
+            if dtype not in _DTYPE_NAMES.values():  # quantised: the numbers mean nothing without their scales
+                *others, last = _DTYPE_NAMES.values()
+                raise CheckpointError(
+                    f"{self.folder / file}: {name} is stored as {dtype}: save it unquantised, as {', '.join(others)} "
+                    f"or {last}"
                 )
             return cast("Tensor", handle.get_tensor(name))
         except SafetensorError as error:
@@ -212,8 +219,11 @@ def save_model(model: ArcticModel, folder: Path, *, max_shard_bytes: int = DEFAU
 
 
 def write_config(folder: Path, config: ArcticConfig) -> None:
-    """Write `config.json` into a folder that exists."""
-    text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    """Write `config.json` into a folder that exists.
+
+    Never as tied: the output matrix is a tensor of its own beside it, whatever the weights were started from.
+    """
+    text = json.dumps(config.replace(tie_word_embeddings=False).to_dict(), indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 

@@ -294,6 +294,13 @@ TRAINING_RULES = (
         "write a divisor of num_local_experts in model.config",
         ".parallelism.expertParallel",
     ),
+    Rule(
+        TrainingModel,
+        Judge.OPERATOR,
+        lambda model: not (model.config or {}).get("tie_word_embeddings"),
+        "tie_word_embeddings is true, and an Arctic's output matrix is its own: write false, or leave it out",
+        ".config",
+    ),
     _unchanged("model", optional=False),
     _unchanged("tokenizer", optional=True),
     _unchanged("seed", optional=False),

@@ -259,6 +259,13 @@ CASES = [
         {"spec.model": {"config": {"num_local_experts": 3}}, "spec.parallelism.expertParallel": 2},
         {"spec.model": {"config": {"num_local_experts": 4}}, "spec.parallelism.expertParallel": 2},
     ),
+    _training(
+        TrainingModel,
+        ".config",
+        "tie_word_embeddings",
+        {"spec.model": {"config": {"tie_word_embeddings": True}}},
+        {"spec.model": {"config": {"tie_word_embeddings": False}}},
+    ),
     _update(ArcticTrainingSpec, ".model", {}, {"spec.model": {"preset": "arctic"}}),
     _update(
         ArcticTrainingSpec,

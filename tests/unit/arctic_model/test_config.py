@@ -118,11 +118,21 @@ def test_layers_have_experts_by_frequency():
             "rope_scaling: factor is 0.5; write a number of at least 1",
         ),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling: factor: Field required"),
+        ({"attention_bias": True}, "attention_bias is true, and an Arctic has no biases"),
+        ({"mlp_bias": True}, "mlp_bias is true, and an Arctic has no biases"),
+        ({"head_dim": 64}, r"head_dim \(64\) times the heads is not hidden_size"),
+        ({"head_dim": "x"}, "times the heads is not hidden_size"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "save the checkpoint unquantised"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         ArcticConfig.from_dict({**ArcticConfig().to_dict(), **changes})
+
+
+def test_keys_that_say_what_an_arctic_is_anyway_are_accepted():
+    same = {"attention_bias": False, "mlp_bias": None, "head_dim": 128, "quantization_config": None}
+    assert ArcticConfig.from_dict({**ArcticConfig().to_dict(), **same}).to_dict() == {**ArcticConfig().to_dict(), **same}
 
 
 def test_keys_whose_absence_is_ambiguous_are_asked_for():
@@ -171,6 +181,7 @@ def test_positions_are_read_from_newer_files_too():
     [
         ({"attention_bias": True}, "an Arctic has no biases"),
         ({"head_dim": 100}, "times the heads is not hidden_size"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "save the checkpoint unquantised"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
         ({"model_type": "qwen3"}, "model_type is 'qwen3'"),
     ],

@@ -263,6 +263,27 @@ def test_a_llama_checkpoint_loads_as_an_arctic(tmp_path, tied):
     load_weights(on_meta(ArcticConfig.from_folder(tmp_path / "arctic")), tmp_path / "arctic")
 
 
+def test_what_is_written_is_never_tied(tmp_path, config):
+    """The two matrices are trained apart: a reader that believed in a tie would drop one of them."""
+    tied = ArcticModel(config.replace(tie_word_embeddings=True))
+    init_weights(tied, seed=3)
+    save_model(tied, tmp_path / "saved")
+    assert ArcticConfig.from_folder(tmp_path / "saved").tie_word_embeddings is False
+    loaded = on_meta(config)
+    load_weights(loaded, tmp_path / "saved")
+    assert equal(tied, loaded)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "bool", "float8_e4m3fn", "float64"])
+def test_weights_that_are_stored_in_another_form_are_refused(tmp_path, config, dtype):
+    model = ArcticModel(config)
+    save_model(model, tmp_path / "saved")
+    file = tmp_path / "saved" / SINGLE_FILE
+    save_file({name: tensor.to(getattr(torch, dtype)) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(CheckpointError, match=r"is stored as [A-Z0-9_]+: save it unquantised, as F32, BF16 or F16"):
+        load_weights(on_meta(config), tmp_path / "saved")
+
+
 def test_every_parameter_gets_memory(config, model):
     loaded = on_meta(config)
     init_weights(loaded, seed=3)
