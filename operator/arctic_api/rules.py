@@ -58,6 +58,8 @@ RESERVED_VARIABLES = "ARCTIC_"
 RESERVED_FOLDERS = ("/etc/arctic", "/opt/arctic", "/var/lib/arctic/store")
 PRESET_EXPERTS = {"arctic": 128, "arctic-466m": 16, "arctic-small": 12, "arctic-tiny": 8}
 """Experts in each layer of a preset."""
+PRESET_POSITIONS = {"arctic": 4096, "arctic-466m": 4096, "arctic-small": 2048, "arctic-tiny": 1024}
+"""Longest sequence that a preset takes."""
 QUALIFIED_NAME = re.compile(
     r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 )
@@ -209,6 +211,18 @@ def _experts_fit(experts: object, spec: ArcticTrainingSpec) -> bool:
     return not isinstance(experts, int) or experts % spec.parallelism.expert_parallel == 0
 
 
+def _long_stages(spec: ArcticTrainingSpec) -> list[str]:
+    """Return what is wrong with the stages whose sequences have more tokens than the model has positions."""
+    model = spec.model
+    limit = PRESET_POSITIONS[model.preset] if model.preset else (model.config or {}).get("max_position_embeddings")
+    return [
+        f"stage {stage.name!r} has a sequenceLength of {stage.sequence_length}, and the model {limit} positions: "
+        f"write at most {limit}"
+        for stage in spec.curriculum.stages
+        if isinstance(limit, int) and stage.sequence_length > limit
+    ]
+
+
 _ROUND = "stage.sequenceLength * self.batch.microBatchSize * self.parallelism.nodes * self.parallelism.processesPerNode"
 
 COMMON_RULES = (
@@ -278,6 +292,24 @@ TRAINING_RULES = (
         "write a multiple of sequenceLength x microBatchSize x ranks / sequenceParallel for every stage",
         ".batch.tokensPerStep",
         detail=_suggest_step,
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        "!has(self.model.preset) || self.curriculum.stages.all(stage, "
+        f"stage.sequenceLength <= {PRESET_POSITIONS}[self.model.preset])",
+        lambda spec: spec.model.preset is None or not _long_stages(spec),
+        "write a sequenceLength of at most the preset's positions: "
+        + ", ".join(f"{positions} of {preset}" for preset, positions in PRESET_POSITIONS.items()),
+        ".curriculum.stages",
+        detail=lambda spec: "; ".join(_long_stages(spec)),
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        Judge.OPERATOR,
+        lambda spec: spec.model.config is None or not _long_stages(spec),
+        "write a sequenceLength of at most max_position_embeddings in model.config",
+        ".curriculum.stages",
+        detail=lambda spec: "; ".join(_long_stages(spec)),
     ),
     Rule(
         ArcticTrainingSpec,

@@ -236,7 +236,7 @@ CASES = [
         {"spec.tokenizer": ABSENT},
         {"spec.tokenizer": ABSENT, "spec.model": {"from": {"training": "a"}}},
     ),
-    _training(ArcticTrainingSpec, ".curriculum.stages", "", {f"{STAGE}.mixture.code": 1}),
+    _training(ArcticTrainingSpec, ".curriculum.stages", "names of sources", {f"{STAGE}.mixture.code": 1}),
     _training(
         ArcticTrainingSpec,
         ".batch.tokensPerStep",
@@ -245,6 +245,23 @@ CASES = [
         {"spec.batch.tokensPerStep": "4.096k"},
     ),
     _training(ArcticTrainingSpec, ".batch.tokensPerStep", "", {"spec.parallelism.nodes": 3}),
+    *(
+        _training(
+            ArcticTrainingSpec,
+            ".curriculum.stages",
+            "of arctic-tiny",
+            {f"{STAGE}.sequenceLength": bad, "spec.model.preset": preset, "spec.batch.tokensPerStep": 8192},
+            {f"{STAGE}.sequenceLength": good, "spec.model.preset": preset, "spec.batch.tokensPerStep": 8192},
+        )
+        for preset, bad, good in [("arctic-tiny", ABSENT, 1024), ("arctic-small", 4096, 2048)]
+    ),
+    _training(
+        ArcticTrainingSpec,
+        ".curriculum.stages",
+        "max_position_embeddings",
+        {f"{STAGE}.sequenceLength": 128, "spec.model": {"config": {"max_position_embeddings": 127}}},
+        {f"{STAGE}.sequenceLength": 128, "spec.model": {"config": {"max_position_embeddings": 128}}},
+    ),
     _training(
         ArcticTrainingSpec,
         ".parallelism.expertParallel",

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from arctic_api import API_VERSION
-from arctic_api.rules import PRESET_EXPERTS
+from arctic_api.rules import PRESET_EXPERTS, PRESET_POSITIONS
 
 Manifest = dict[str, Any]
 
@@ -153,11 +153,11 @@ def stages(draw: st.DrawFn, name: str, source_names: list[str], length: int) -> 
 
 
 @st.composite
-def curricula(draw: st.DrawFn, experts: int) -> Manifest:
+def curricula(draw: st.DrawFn, experts: int, positions: int) -> Manifest:
     """The parts of a training that depend on each other: data, curriculum, batch, parallelism."""
     source_names = draw(st.lists(names, min_size=1, max_size=4, unique=True))
     stage_names = draw(st.lists(names, min_size=1, max_size=3, unique=True))
-    lengths = [draw(st.sampled_from([8, 128, 4096])) for _ in stage_names]
+    lengths = [draw(st.sampled_from([n for n in (8, 128, 4096) if n <= positions])) for _ in stage_names]
     nodes, processes, micro = draw(st.integers(1, 6)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
     ranks = nodes * processes
     step = max(lengths) * micro * ranks * draw(st.integers(1, 1000))
@@ -224,8 +224,9 @@ def _manifest(kind: str, name: str, spec: Manifest) -> Manifest:
 def right_trainings(draw: st.DrawFn) -> Manifest:
     """An ArcticTraining that is right by construction."""
     model = draw(models)
-    experts = PRESET_EXPERTS.get(model.get("preset", ""), 720720)  # which every degree up to 16 divides
-    spec = draw(curricula(experts)) | {"model": model, "checkpoint": draw(checkpoints)}
+    preset = model.get("preset", "")
+    experts = PRESET_EXPERTS.get(preset, 720720)  # which every degree up to 16 divides
+    spec = draw(curricula(experts, PRESET_POSITIONS.get(preset, 4096))) | {"model": model, "checkpoint": draw(checkpoints)}
     if "from" not in spec["model"] or draw(st.booleans()):
         spec["tokenizer"] = draw(tokenizers)
     spec |= draw(

@@ -7,7 +7,7 @@ from api_cases import ABSENT, CASES, INFERENCE, TRAINING, Case, apply_changes
 from generated_manifests import changed_manifests, right_manifests
 from hypothesis import HealthCheck, given, settings
 
-from arctic_api.rules import NOT_YET_SUPPORTED, PRESET_EXPERTS, RULES, Judge
+from arctic_api.rules import NOT_YET_SUPPORTED, PRESET_EXPERTS, PRESET_POSITIONS, RULES, Judge
 from arctic_api.training import Preset
 from arctic_api.verdict import settle, verdict
 from arctic_model.config import PRESETS
@@ -48,6 +48,7 @@ def test_what_only_the_operator_refuses_is_short() -> None:
         ".requests",
         ".limits",
         ".config",
+        ".curriculum.stages",
         ".parallelism.expertParallel",
     }
 
@@ -55,6 +56,7 @@ def test_what_only_the_operator_refuses_is_short() -> None:
 def test_the_presets_are_those_of_the_model() -> None:
     assert set(get_args(Preset)) == set(PRESETS)
     assert {name: config.num_local_experts for name, config in PRESETS.items()} == PRESET_EXPERTS
+    assert {name: config.max_position_embeddings for name, config in PRESETS.items()} == PRESET_POSITIONS
 
 
 @settings(max_examples=100, suppress_health_check=list(HealthCheck), deadline=None)
@@ -93,6 +95,7 @@ def test_every_problem_names_a_field_and_says_something(manifest: dict[str, Any]
         ({"spec.model.preset": "arctic-tinny"}, "spec.model.preset", "did you mean arctic-tiny?"),
         ({"spec.model.preset": "arctic-tinny"}, "spec.model.preset", "arctic, arctic-466m, arctic-small, arctic-tiny"),
         ({f"{STAGE}.mixture.bookz": 1}, "spec.curriculum.stages", "stage 'general' draws from 'bookz'"),
+        ({f"{STAGE}.sequenceLength": 2048}, "spec.curriculum.stages", "stage 'general' has a sequenceLength of 2048"),
         ({f"{STAGE}.mixture.books": -1}, "spec.curriculum.stages[0].mixture[books]", "greater than or equal to 0"),
         ({f"{STAGE}.tokens": -1}, "spec.curriculum.stages[0].tokens", "is not a number of tokens"),
         ({"spec.startDeadline": "20min"}, "spec.startDeadline", "write a duration such as"),

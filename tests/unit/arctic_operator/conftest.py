@@ -25,7 +25,15 @@ TRAINING_SPEC: dict[str, Any] = {
     "tokenizer": {"train": {"vocabSize": 512}},
     "data": {"sources": [{"name": "books", "category": "general", "uri": "file:///books"}]},
     "curriculum": {
-        "stages": [{"name": "general", "tokens": "1M", "mixture": {"books": 1}, "learningRate": {"peak": 0.001}}]
+        "stages": [
+            {
+                "name": "general",
+                "tokens": "1M",
+                "mixture": {"books": 1},
+                "learningRate": {"peak": 0.001},
+                "sequenceLength": 128,
+            }
+        ]
     },
     "batch": {"tokensPerStep": 8192},
     "parallelism": {"nodes": 2},
