@@ -4,6 +4,7 @@ The processes get the same world documents as pods do, with loopback for a netwo
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,8 +13,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,8 +39,13 @@ from arctic_cli.manifest import load_one
 from arctic_cli.ports import LOOPBACK, free_ports
 from arctic_cluster.image import USER
 from arctic_cluster.paths import default_volumes
+from arctic_workers.control import lifeline
+from arctic_workers.control.signals import StopFlag
 
 DEFAULT_NAMESPACE = "default"
+TRAINING_MODULE = "arctic_workers.training"
+INFERENCE_MODULE = "arctic_workers.inference"
+_POLL_SECONDS = 0.2
 
 
 def local_uid(namespace: str, name: str) -> str:
@@ -172,7 +178,7 @@ class Processes:
         manifest_environment = {item.name: item.value for item in (template.environment if template else None) or []}
         contract = {WORLD_VARIABLE: world.model_dump_json(by_alias=True), NODE_RANK_VARIABLE: str(rank)}
         child = subprocess.Popen(
-            [sys.executable, "-m", module],
+            lifeline.command(module),
             env={**os.environ, **manifest_environment, **contract},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -183,48 +189,38 @@ class Processes:
         threading.Thread(target=_relay, args=(child.stdout, rank), daemon=True).start()
         return child
 
-    def wait(self, grace: float) -> list[int]:
-        """Return the exit codes once all have ended; when one fails, the others get `grace` seconds."""
-        while (codes := [child.poll() for child in self._children]) and None in codes:
+    def wait(self, grace: float, stop: StopFlag) -> list[int]:
+        """Return the exit codes once all have ended; they are asked to as often as `stop` is.
+
+        When one fails the others are asked too, and get `grace` seconds.
+        """
+        asked, deadline = 0, math.inf
+        while None in (codes := [child.poll() for child in self._children]):
+            wishes = stop.requested.is_set() + stop.now.is_set()
             if any(code not in (None, 0) for code in codes):
-                self.terminate()
-                return self._finish(grace)
-            time.sleep(0.2)
-        return [child.wait() for child in self._children]
-
-    def terminate(self) -> None:
-        """Ask all to end in order."""
-        for child in self._children:
-            if child.poll() is None:
-                child.terminate()
-
-    def _finish(self, grace: float) -> list[int]:
-        end = time.monotonic() + grace
-        for child in self._children:
-            try:
-                child.wait(max(0.1, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
+                wishes, deadline = max(wishes, 1), min(deadline, time.monotonic() + grace)
+            running = [child for child, code in zip(self._children, codes, strict=True) if code is None]
+            if asked < wishes:
+                asked += 1
+                for child in running:
+                    child.terminate()
+            if time.monotonic() > deadline:
+                for child in running:
+                    os.killpg(child.pid, signal.SIGKILL)
+            time.sleep(_POLL_SECONDS)
         return [child.wait() for child in self._children]
 
 
 def _relay(lines: IO[str], rank: int) -> None:
     for line in lines:
-        click.echo(f"[{rank}] {line.rstrip()}")
+        with suppress(OSError):  # the terminal may be gone; who stopped reading would stop the process too
+            click.echo(f"[{rank}] {line.rstrip()}")
 
 
-@contextmanager
-def _forward_signals(processes: Processes, stopped: threading.Event) -> Iterator[None]:
-    def stop(_number: int, _frame: object) -> None:
-        stopped.set()
-        processes.terminate()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def stop_flag() -> StopFlag:
+    """Take over, before any process starts, the signals that ask `arctic` to end; nohup(1) keeps its own."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return StopFlag().install(*([] if ignored else [signal.SIGHUP]))
 
 
 def _read_report(path: Path) -> Report | None:
@@ -239,18 +235,16 @@ def _backoff_seconds(restart: Restart, failures: int) -> float:
     return min(parse_duration(backoff.initial) * float(backoff.factor) ** (failures - 1), parse_duration(backoff.max))
 
 
-def run_training(manifest: dict[str, Any], volumes: Path) -> int:
+def run_training(manifest: dict[str, Any], volumes: Path, stop: StopFlag) -> int:
     """Run attempts until the training is done, refused, interrupted or out of restarts; return the exit code."""
     failures = 0
-    stopped = threading.Event()
     while True:
         with tempfile.TemporaryDirectory(prefix="arctic-train-") as scratch:
             worlds = training_worlds(manifest, volumes, failures + 1, Path(scratch))
-            processes = Processes("arctic_workers.training", worlds)
-            with _forward_signals(processes, stopped):
-                codes = processes.wait(parse_duration(worlds[0].spec.checkpoint.grace_period))
+            processes = Processes(TRAINING_MODULE, worlds)
+            codes = processes.wait(parse_duration(worlds[0].spec.checkpoint.grace_period), stop)
             reports = [_read_report(Path(world.termination_message)) for world in worlds]
-        if _is_final(codes, stopped):
+        if _is_final(codes, stop):
             return _conclude(codes, reports)
         failures += 1
         restart = worlds[0].spec.restart
@@ -259,12 +253,12 @@ def run_training(manifest: dict[str, Any], volumes: Path) -> int:
             return 1
         wait = _backoff_seconds(restart, failures)
         click.echo(f"attempt {failures} ended with {codes}; the next one starts in {wait:.0f} s", err=True)
-        if stopped.wait(wait):
+        if stop.requested.wait(wait):
             return ExitCode.INTERRUPTED
 
 
-def _is_final(codes: list[int], stopped: threading.Event) -> bool:
-    return stopped.is_set() or ExitCode.BAD_INPUT in codes or all(code == ExitCode.DONE for code in codes)
+def _is_final(codes: list[int], stop: StopFlag) -> bool:
+    return stop.requested.is_set() or ExitCode.BAD_INPUT in codes or all(code == ExitCode.DONE for code in codes)
 
 
 def _conclude(codes: list[int], reports: list[Report | None]) -> int:
@@ -273,6 +267,7 @@ def _conclude(codes: list[int], reports: list[Report | None]) -> int:
         click.echo(f"{report.outcome}: {report.message}" if report.message else report.outcome)
         if report.export_uri:
             click.echo(f"weights: {report.export_uri}")
+    codes = [ExitCode.INTERRUPTED if code == -signal.SIGTERM else code for code in codes]  # it had not yet begun
     final = (ExitCode.BAD_INPUT, ExitCode.INTERRUPTED, *codes)
     return next(code for code in final if code in codes)
 
@@ -298,7 +293,7 @@ _volumes_option = click.option(
 @_volumes_option
 def train(file: Path, volumes: Path | None) -> None:
     """Run an ArcticTraining as local processes, and resume it if it ran before."""
-    sys.exit(run_training(load_one(file, "ArcticTraining"), volumes or default_volumes()))
+    sys.exit(run_training(load_one(file, "ArcticTraining"), volumes or default_volumes(), stop_flag()))
 
 
 @click.command()
@@ -307,13 +302,12 @@ def train(file: Path, volumes: Path | None) -> None:
 def serve(file: Path, volumes: Path | None) -> None:
     """Run one group of an ArcticInference as local processes, on loopback."""
     manifest = load_one(file, "ArcticInference")
-    stopped = threading.Event()
+    stop = stop_flag()
     with tempfile.TemporaryDirectory(prefix="arctic-serve-") as scratch:
         groups = inference_groups(manifest, volumes or default_volumes(), Path(scratch))
         click.echo(f"OpenAI-compatible API: http://{LOOPBACK}:{groups[0].ports.http}/v1 (once ready)")
-        processes = Processes("arctic_workers.inference", groups)
-        with _forward_signals(processes, stopped):
-            codes = processes.wait(parse_duration(groups[0].spec.rollout.drain_timeout))
+        processes = Processes(INFERENCE_MODULE, groups)
+        codes = processes.wait(parse_duration(groups[0].spec.rollout.drain_timeout), stop)
         for report in filter(None, (_read_report(Path(group.termination_message)) for group in groups)):
             click.echo(f"{report.outcome}: {report.message}", err=True)
     sys.exit(max(codes, key=abs))

@@ -226,7 +226,10 @@ def right_trainings(draw: st.DrawFn) -> Manifest:
     model = draw(models)
     preset = model.get("preset", "")
     experts = PRESET_EXPERTS.get(preset, 720720)  # which every degree up to 16 divides
-    spec = draw(curricula(experts, PRESET_POSITIONS.get(preset, 4096))) | {"model": model, "checkpoint": draw(checkpoints)}
+    spec = draw(curricula(experts, PRESET_POSITIONS.get(preset, 4096))) | {
+        "model": model,
+        "checkpoint": draw(checkpoints),
+    }
     if "from" not in spec["model"] or draw(st.booleans()):
         spec["tokenizer"] = draw(tokenizers)
     spec |= draw(

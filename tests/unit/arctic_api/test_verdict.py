@@ -86,7 +86,11 @@ def test_every_problem_names_a_field_and_says_something(manifest: dict[str, Any]
         ({"spec.parallelism.nodes": 0}, "spec.parallelism.nodes", "must be greater than or equal to 1"),
         ({"spec.parallelism.zeroStage": True}, "spec.parallelism.zeroStage", "write a whole number"),
         ({"spec.suspend": "yes"}, "spec.suspend", "write true or false"),
-        ({"spec.resources": {"limits": {"nvidia.com/gpu": "500m"}}}, "spec.resources.limits", "number of nvidia.com/gpu:"),
+        (
+            {"spec.resources": {"limits": {"nvidia.com/gpu": "500m"}}},
+            "spec.resources.limits",
+            "number of nvidia.com/gpu:",
+        ),
         ({"spec.template": {"affinity": {"podAntiAffinity": "x"}}}, "spec.template.affinity", "write an object"),
         ({"spec.template": {"affinity": {"podAntiAffinity": {REQUIRED: 5}}}}, "spec.template.affinity", "write a list"),
         ({"spec.template": {"affinity": {"podAffinity": {REQUIRED: [5]}}}}, "spec.template.affinity", "an object"),

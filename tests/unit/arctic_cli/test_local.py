@@ -67,6 +67,7 @@ def test_serving_finds_the_export_of_a_local_training(training: dict, inference:
         ([64, 1], ExitCode.BAD_INPUT),
         ([75, 75], ExitCode.INTERRUPTED),
         ([75, 0], ExitCode.INTERRUPTED),
+        ([-15, -15], ExitCode.INTERRUPTED),
     ],
 )
 def test_the_exit_code_of_a_run_is_the_gravest_of_its_nodes(codes: list[int], exit_code: int) -> None:

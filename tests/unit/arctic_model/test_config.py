@@ -132,7 +132,10 @@ def test_a_bad_value_is_refused_with_its_name(changes, sentence):
 
 def test_keys_that_say_what_an_arctic_is_anyway_are_accepted():
     same = {"attention_bias": False, "mlp_bias": None, "head_dim": 128, "quantization_config": None}
-    assert ArcticConfig.from_dict({**ArcticConfig().to_dict(), **same}).to_dict() == {**ArcticConfig().to_dict(), **same}
+    assert ArcticConfig.from_dict({**ArcticConfig().to_dict(), **same}).to_dict() == {
+        **ArcticConfig().to_dict(),
+        **same,
+    }
 
 
 def test_keys_whose_absence_is_ambiguous_are_asked_for():

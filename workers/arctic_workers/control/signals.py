@@ -19,14 +19,14 @@ class StopFlag:
         """Ask for an end, as a signal does; asked again by a signal only, it becomes urgent."""
         self.requested.set()
 
-    def install(self) -> "StopFlag":
-        """Take SIGTERM and SIGINT over from now on; main thread only.
+    def install(self, *others: signal.Signals) -> "StopFlag":
+        """Take SIGTERM, SIGINT and `others` over from now on; main thread only.
 
         The handler may interrupt the main thread while it holds the lock of one of the events, where setting it would
         deadlock. So the handler only puts into a queue whose `put` is reentrant, and a thread sets the events.
         """
         threading.Thread(target=self._serve, name="signals", daemon=True).start()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *others):
             signal.signal(number, self._handle)
         return self
 

@@ -2,7 +2,7 @@
 
 from torch.distributed.run import main
 
-from arctic_workers.training.lifeline import die_with_parent
+from arctic_workers.control.lifeline import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent()

@@ -14,6 +14,7 @@ from arctic_api.world import WORLD_VARIABLE, ExitCode, Report, TrainingWorld
 from arctic_model.config import ArcticConfig
 from arctic_model.names import tensor_shapes
 from arctic_model.parallel import plan_training
+from arctic_workers.control.lifeline import die_with_parent
 from arctic_workers.control.link import LinkClient
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer
 from arctic_workers.training.checkpoint.store import CheckpointStore
@@ -33,7 +34,6 @@ from arctic_workers.training.engine import (
     wait_for_peers_at_most,
 )
 from arctic_workers.training.errors import Fenced, Refused
-from arctic_workers.training.lifeline import die_with_parent
 from arctic_workers.training.outcome import PEER_LOST, write_outcome
 from arctic_workers.training.trainer import Diverged, Trainer, Workplace
 

@@ -1,0 +1,139 @@
+"""How local processes begin and end: with `arctic` itself, whatever ends it."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from api_cases import TRAINING, apply_changes
+
+from arctic_api.world import ExitCode
+
+WORKER = """
+import os, signal, sys, threading
+stopped = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+print("up", os.getpid(), flush=True)
+if os.environ.get("FAILS"):
+    sys.exit(1)
+stopped.wait()
+open(f"{os.environ['PLACE']}/asked-{os.environ['ARCTIC_NODE_RANK']}", "w").close()
+sys.exit(75)
+"""
+ARCTIC = """
+import json, os, sys
+from pathlib import Path
+from arctic_cli import local
+manifest, place = json.loads(sys.argv[1]), Path(sys.argv[2])
+local.TRAINING_MODULE = "worker"
+sys.exit(local.run_training(manifest, place / "volumes", local.stop_flag()))
+"""
+"""`arctic train` with another worker."""
+
+Start = Callable[..., "Arctic"]
+
+
+class Arctic:
+    """A running `arctic train` of two nodes."""
+
+    def __init__(self, place: Path, changes: dict, **environment: str) -> None:
+        (place / "worker.py").write_text(WORKER)
+        self.place = place
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ARCTIC, json.dumps(apply_changes(TRAINING, changes)), str(place)],
+            env={**os.environ, "PYTHONPATH": str(place), "PLACE": str(place), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def line(self, words: str) -> str:
+        """The next line with the words."""
+        assert self.process.stdout is not None
+        return next(line for line in self.process.stdout if words in line)
+
+    def workers(self) -> list[int]:
+        """The pids of both workers, once they are up."""
+        return [int(self.line("up").split()[-1]) for _ in range(2)]
+
+    def asked(self) -> list[str]:
+        return sorted(path.name for path in self.place.glob("asked-*"))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Arctic] = []
+
+    def begin(changes: dict | None = None, **environment: str) -> Arctic:
+        started.append(Arctic(tmp_path, changes or {}, **environment))
+        return started[-1]
+
+    yield begin
+    for arctic in started:
+        arctic.process.kill()
+        arctic.process.communicate()
+
+
+def ended(pid: int) -> bool:
+    """Wait until a process that is no child of ours has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], 60)[0])
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_ends_arctic_ends_its_workers_in_order(start: Start, number: signal.Signals) -> None:
+    arctic = start()
+    workers = arctic.workers()
+    arctic.process.send_signal(number)
+    assert arctic.process.wait(60) == ExitCode.INTERRUPTED
+    assert arctic.asked() == ["asked-0", "asked-1"]
+    assert all(map(ended, workers))
+
+
+def test_workers_are_asked_to_end_when_arctic_is_killed(start: Start) -> None:
+    arctic = start()
+    workers = arctic.workers()
+    arctic.process.kill()
+    assert all(map(ended, workers))
+    assert arctic.asked() == ["asked-0", "asked-1"]
+
+
+def test_a_closed_terminal_that_is_to_be_ignored_is_ignored(start: Start) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup(1) does
+    try:
+        arctic = start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    arctic.workers()
+    arctic.process.send_signal(signal.SIGHUP)
+    assert arctic.asked() == []
+    arctic.process.send_signal(signal.SIGTERM)
+    assert arctic.process.wait(60) == ExitCode.INTERRUPTED
+
+
+def test_arctic_ends_at_once_while_it_waits_for_the_next_attempt(start: Start) -> None:
+    arctic = start({"spec.restart": {"backoff": {"initial": "10h", "max": "10h"}}}, FAILS="1")
+    arctic.line("the next one starts in")
+    arctic.process.send_signal(signal.SIGTERM)
+    assert arctic.process.wait(60) == ExitCode.INTERRUPTED
+
+
+def test_one_failed_worker_ends_the_others(start: Start) -> None:
+    arctic = start({"spec.restart": {"limit": 0}})
+    victim, other = arctic.workers()
+    os.kill(victim, signal.SIGKILL)
+    assert "gave up after 1 failed attempts" in arctic.line("gave up")
+    assert arctic.process.wait(60) == 1
+    assert ended(other)
+    assert len(arctic.asked()) == 1
