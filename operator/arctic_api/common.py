@@ -15,8 +15,11 @@ NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 SUBDOMAIN_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 LABEL_VALUE_PATTERN = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
-MOUNT_PATH_PATTERN = r"^/[^:]+$"
-FOLDER_PATTERN = r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$"
+# A segment of a path that is neither empty nor `.` nor `..`, in which RE2 has no way to say "not".
+_MOUNT_SEGMENT = r"([^:/.]|\.[^:/.]|\.\.[^:/])[^:/]*"
+_FOLDER_SEGMENT = r"([A-Za-z0-9_-]|\.[A-Za-z0-9_-]|\.\.[A-Za-z0-9._-])[A-Za-z0-9._-]*"
+MOUNT_PATH_PATTERN = rf"^(/{_MOUNT_SEGMENT})+$"
+FOLDER_PATTERN = rf"^{_FOLDER_SEGMENT}(/{_FOLDER_SEGMENT})*$"
 PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 REASON_PATTERN = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
 NUMBER_PATTERN = r"^[0-9]+(\.[0-9]+)?$"
@@ -30,8 +33,8 @@ HINTS = {
     SUBDOMAIN_PATTERN: "write the name of an object: lower-case letters, digits, '-' and '.'",
     LABEL_VALUE_PATTERN: "write letters, digits, '-', '_' and '.', beginning and ending with a letter or digit",
     VARIABLE_PATTERN: "write letters, digits and '_', not beginning with a digit",
-    MOUNT_PATH_PATTERN: "write an absolute path without ':'",
-    FOLDER_PATTERN: "write a relative path such as runs/first",
+    MOUNT_PATH_PATTERN: "write an absolute path without ':', '//', '.' and '..', and no '/' at its end",
+    FOLDER_PATTERN: "write a relative path such as runs/first, without '.' and '..'",
     PERCENT_PATTERN: "write a percentage from 0% to 100%",
     NUMBER_PATTERN: 'write a decimal number as text, such as "2.50"',
 }

@@ -55,11 +55,21 @@ from arctic_api.training import (
 
 RESERVED_PREFIX = "arctic.dev/"
 RESERVED_VARIABLES = "ARCTIC_"
-RESERVED_FOLDERS = ("/etc/arctic", "/opt/arctic", "/var/lib/arctic/store")
+RESERVED_FOLDERS = (
+    "/dev",
+    "/etc/arctic",
+    "/home/arctic",
+    "/opt/arctic",
+    "/tmp",  # noqa: S108  the workers' own
+    "/var/lib/arctic/base",
+    "/var/lib/arctic/store",
+)
+"""Where every worker has something mounted already."""
 PRESET_EXPERTS = {"arctic": 128, "arctic-466m": 16, "arctic-small": 12, "arctic-tiny": 8}
 """Experts in each layer of a preset."""
 PRESET_POSITIONS = {"arctic": 4096, "arctic-466m": 4096, "arctic-small": 2048, "arctic-tiny": 1024}
 """Longest sequence that a preset takes."""
+DNS_LABEL = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 QUALIFIED_NAME = re.compile(
     r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 )
@@ -234,6 +244,13 @@ COMMON_RULES = (
         ),
         "write a name of lower-case letters, digits and '-' that begins with a letter and does not end with '-', "
         f"at most {MAX_OBJECT_NAME} characters",
+    ),
+    Rule(
+        Metadata,
+        Judge.API_SERVER,
+        lambda node: not node.namespace or bool(DNS_LABEL.fullmatch(node.namespace)),
+        "write the name of a namespace: lower-case letters, digits and '-', at most 63 characters",
+        ".namespace",
     ),
     _qualified_names(Metadata, "labels", Judge.API_SERVER),
     _qualified_names(Metadata, "annotations", Judge.API_SERVER),

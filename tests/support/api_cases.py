@@ -150,6 +150,10 @@ CASES = [
     _inference(Manifest, "", "write a name", {"metadata.name": "3g"}, {"metadata.name": "a" * 40}),
     _inference(Manifest, "", "write a name", {"metadata.name": "a" * 41}, {"metadata.name": "a"}),
     _inference(Manifest, "", "write a name", {"metadata.name": "a.b"}, {"metadata.name": "a-b"}),
+    *(
+        _inference(Metadata, ".namespace", "", {"metadata.namespace": bad}, {"metadata.namespace": good})
+        for bad, good in [("../../escaped", "default"), ("a.b", ""), ("Bad", None), ("a" * 64, "default")]
+    ),
     _inference(Metadata, ".labels", "", {"metadata.labels": {"a b": "x"}}, {"metadata.labels": {"a.b/c_D": "x"}}),
     _inference(Metadata, ".annotations", "", {"metadata.annotations": {"": "x"}}, {"metadata.annotations": {"a": " "}}),
     *(
@@ -208,7 +212,14 @@ CASES = [
             {"spec.template": {"volumes": [{"claimName": "a", "mountPath": bad}]}},
             {"spec.template": {"volumes": [{"claimName": "a", "mountPath": good}]}},
         )
-        for bad, good in [("/etc/arctic", "/etc"), ("/var/lib/arctic/store/a", "/var/lib/arctic/storey")]
+        for bad, good in [
+            ("/etc/arctic", "/etc"),
+            ("/var/lib/arctic/store/a", "/var/lib/arctic/storey"),
+            ("/var/lib/arctic/base", "/var/lib/arctic/corpus"),
+            ("/tmp", "/tmpfs"),
+            ("/home/arctic", "/home"),
+            ("/dev/shm", "/data"),
+        ]
     ),
     _training(TrainingModel, "", "exactly one", {"spec.model": {}}, {"spec.model": {"config": {}}}),
     _training(TrainingModel, "", "exactly one", {"spec.model.config": {}}, {"spec.model": {"from": {"training": "a"}}}),

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from arctic_api.common import (
     DURATION_PATTERN,
+    FOLDER_PATTERN,
     HINTS,
     LABEL_VALUE_PATTERN,
     MAX_WHOLE,
+    MOUNT_PATH_PATTERN,
     NAME_PATTERN,
     TOKENS_PATTERN,
     parse_duration,
@@ -57,6 +59,18 @@ def test_durations_are_gos(text: str, seconds: float) -> None:
 def test_other_durations_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write a duration such as"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize("path", ["a", "runs/first", ".hidden", "..a/...", "a.b/_-", "a/.b"])
+def test_a_folder_stays_within_its_claim(path: str) -> None:
+    assert re.search(FOLDER_PATTERN, path)
+    assert re.search(MOUNT_PATH_PATTERN, f"/{path}")
+
+
+@pytest.mark.parametrize("path", ["", ".", "..", "a/..", "../up", "a/./b", "a//b", "a/", "/a"])
+def test_a_path_that_leads_elsewhere_is_refused(path: str) -> None:
+    assert not re.search(FOLDER_PATTERN, path)
+    assert not re.search(MOUNT_PATH_PATTERN, f"/{path}")
 
 
 def test_a_name_of_a_child_stays_a_label() -> None:

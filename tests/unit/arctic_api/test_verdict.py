@@ -95,6 +95,8 @@ def test_every_problem_names_a_field_and_says_something(manifest: dict[str, Any]
         ({"spec.template": {"affinity": {"podAntiAffinity": {REQUIRED: 5}}}}, "spec.template.affinity", "write a list"),
         ({"spec.template": {"affinity": {"podAffinity": {REQUIRED: [5]}}}}, "spec.template.affinity", "an object"),
         ({"spec.template": {"affinity": {"nodeAffinity": {REQUIRED: []}}}}, "spec.template.affinity", "an object"),
+        ({"spec.checkpoint.volume.path": "../../up"}, "spec.checkpoint.volume.path", "without '.' and '..'"),
+        ({"metadata.namespace": "../up"}, "metadata.namespace", "write the name of a namespace"),
         ({"spec.pricePerGPUHour": 2.5}, "spec.pricePerGPUHour", "write text: a number or a boolean needs quotes"),
         ({"spec.model.preset": "arctic-tinny"}, "spec.model.preset", "did you mean arctic-tiny?"),
         ({"spec.model.preset": "arctic-tinny"}, "spec.model.preset", "arctic, arctic-466m, arctic-small, arctic-tiny"),

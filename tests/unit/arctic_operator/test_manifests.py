@@ -2,9 +2,11 @@
 
 import pytest
 
+from arctic_api.rules import RESERVED_FOLDERS
 from arctic_api.world import InferenceGroup, TrainingWorld
 from arctic_operator.manifests.inference import group_services, group_set
 from arctic_operator.manifests.training import attempt_job, attempt_services
+from arctic_operator.observed import Exported
 
 ENVIRONMENT = {"environment": [{"name": "DEBUG", "value": "1"}]}
 
@@ -54,6 +56,15 @@ def test_workers_find_memory_certificates_and_places_to_write(pod):
         assert not mounts[place].get("readOnly")
     assert variables["DEBUG"] == "1"
     assert [v["emptyDir"] for v in spec["volumes"] if v["name"] == "shm"] == [{"medium": "Memory"}]
+
+
+def test_no_author_mounts_over_what_every_worker_has(build):
+    elsewhere = Exported("/var/lib/arctic/store/old/export", "other")
+    training = build.training(model={"from": {"training": "old"}})
+    (container,) = attempt_job(training, 1, build.settings, elsewhere, 0.0)["spec"]["template"]["spec"]["containers"]
+    folders = {mount["mountPath"] for mount in container["volumeMounts"]}
+    reserved = {folder for folder in folders if (folder + "/").startswith(tuple(f"{own}/" for own in RESERVED_FOLDERS))}
+    assert folders == reserved
 
 
 def test_an_author_adds_to_the_operators_labels_and_affinity_and_takes_nothing_away(build, pod):
