@@ -70,6 +70,7 @@ def training_worlds(manifest: dict[str, Any], volumes: Path, attempt: int, scrat
     store = _local_store(spec, namespace, volumes)
     weights = spec.model.from_.training if spec.model.from_ else None
     rendezvous, *ports = free_ports(1 + 2 * spec.parallelism.nodes)
+    epoch = int(time.time())
     return [
         TrainingWorld(
             namespace=namespace,
@@ -82,7 +83,7 @@ def training_worlds(manifest: dict[str, Any], volumes: Path, attempt: int, scrat
             mounts=local_mounts(spec.template, volumes),
             spec=spec,
             attempt=attempt,
-            epoch=int(time.time()),
+            epoch=epoch,
             run_folder=run_folder(str(store), namespace, name, uid),
             weights_folder=str(_export_of(weights, namespace, volumes)) if weights else None,
         )
@@ -125,7 +126,7 @@ def inference_groups(manifest: dict[str, Any], volumes: Path, scratch: Path) -> 
 
 def _identity(manifest: dict[str, Any]) -> tuple[str, str]:
     metadata = manifest["metadata"]
-    return metadata.get("namespace", DEFAULT_NAMESPACE), metadata["name"]
+    return metadata.get("namespace") or DEFAULT_NAMESPACE, metadata["name"]
 
 
 def _local_store(spec: ArcticTrainingSpec, namespace: str, volumes: Path) -> Path:

@@ -1,5 +1,6 @@
 """World documents for local processes, and what a local run concludes."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -29,6 +30,14 @@ def test_nodes_of_a_local_world_share_the_rendezvous_and_nothing_else(training: 
     assert first.ports.rendezvous == second.ports.rendezvous
     assert len({first.ports.control, first.ports.metrics, second.ports.control, second.ports.metrics}) == 4
     assert first.termination_message != second.termination_message
+
+
+def test_nodes_of_a_local_world_claim_the_store_with_one_epoch(
+    training: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local.time, "time", itertools.count(100).__next__)
+    first, second = local.training_worlds(training, tmp_path, 1, tmp_path)
+    assert first.epoch == second.epoch
 
 
 def test_claims_are_folders_and_paths_of_the_manifest_lead_there(training: dict, tmp_path: Path) -> None:
