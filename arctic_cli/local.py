@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -170,17 +170,20 @@ def _export_of(training: str, namespace: str, volumes: Path) -> Path:
 class Processes:
     """The local processes of one world, which start and end as one."""
 
-    def __init__(self, module: str, worlds: Sequence[TrainingWorld | InferenceGroup]) -> None:
-        self._children = [self._start(module, rank, world) for rank, world in enumerate(worlds)]
+    def __init__(
+        self, module: str, worlds: Sequence[TrainingWorld | InferenceGroup], template: WorkerTemplate | None
+    ) -> None:
+        environment = {item.name: item.value for item in (template.environment if template else None) or []}
+        self._children = [self._start(module, rank, world, environment) for rank, world in enumerate(worlds)]
 
     @staticmethod
-    def _start(module: str, rank: int, world: TrainingWorld | InferenceGroup) -> subprocess.Popen[str]:
-        template = world.spec.template
-        manifest_environment = {item.name: item.value for item in (template.environment if template else None) or []}
+    def _start(
+        module: str, rank: int, world: TrainingWorld | InferenceGroup, environment: Mapping[str, str]
+    ) -> subprocess.Popen[str]:
         contract = {WORLD_VARIABLE: world.model_dump_json(by_alias=True), NODE_RANK_VARIABLE: str(rank)}
         child = subprocess.Popen(
             lifeline.command(module),
-            env={**os.environ, **manifest_environment, **contract},
+            env={**os.environ, **environment, **contract},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -238,21 +241,21 @@ def _backoff_seconds(restart: Restart, failures: int) -> float:
 
 def run_training(manifest: dict[str, Any], volumes: Path, stop: StopFlag) -> int:
     """Run attempts until the training is done, refused, interrupted or out of restarts; return the exit code."""
+    spec = ArcticTrainingSpec.model_validate(manifest["spec"])
     failures = 0
     while True:
         with tempfile.TemporaryDirectory(prefix="arctic-train-") as scratch:
             worlds = training_worlds(manifest, volumes, failures + 1, Path(scratch))
-            processes = Processes(TRAINING_MODULE, worlds)
-            codes = processes.wait(parse_duration(worlds[0].spec.checkpoint.grace_period), stop)
+            processes = Processes(TRAINING_MODULE, worlds, spec.template)
+            codes = processes.wait(parse_duration(spec.checkpoint.grace_period), stop)
             reports = [_read_report(Path(world.termination_message)) for world in worlds]
         if _is_final(codes, stop):
             return _conclude(codes, reports)
         failures += 1
-        restart = worlds[0].spec.restart
-        if failures > restart.limit:
-            click.echo(f"gave up after {failures} failed attempts (spec.restart.limit: {restart.limit})", err=True)
+        if failures > spec.restart.limit:
+            click.echo(f"gave up after {failures} failed attempts (spec.restart.limit: {spec.restart.limit})", err=True)
             return 1
-        wait = _backoff_seconds(restart, failures)
+        wait = _backoff_seconds(spec.restart, failures)
         click.echo(f"attempt {failures} ended with {codes}; the next one starts in {wait:.0f} s", err=True)
         if stop.requested.wait(wait):
             return ExitCode.INTERRUPTED
@@ -303,12 +306,13 @@ def train(file: Path, volumes: Path | None) -> None:
 def serve(file: Path, volumes: Path | None) -> None:
     """Run one group of an ArcticInference as local processes, on loopback."""
     manifest = load_one(file, "ArcticInference")
+    spec = ArcticInferenceSpec.model_validate(manifest["spec"])
     stop = stop_flag()
     with tempfile.TemporaryDirectory(prefix="arctic-serve-") as scratch:
         groups = inference_groups(manifest, volumes or default_volumes(), Path(scratch))
         click.echo(f"OpenAI-compatible API: http://{LOOPBACK}:{groups[0].ports.http}/v1 (once ready)")
-        processes = Processes(INFERENCE_MODULE, groups)
-        codes = processes.wait(parse_duration(groups[0].spec.rollout.drain_timeout), stop)
+        processes = Processes(INFERENCE_MODULE, groups, spec.template)
+        codes = processes.wait(parse_duration(spec.rollout.drain_timeout), stop)
         for report in filter(None, (_read_report(Path(group.termination_message)) for group in groups)):
             click.echo(f"{report.outcome}: {report.message}", err=True)
     sys.exit(max(codes, key=abs))

@@ -174,7 +174,8 @@ def _rule_problems(node: Resource, old: Resource | None, field: str) -> Iterator
             continue
         if not (rule.predicate(node, old) if rule.transition else rule.predicate(node)):
             message = rule.detail(node) if rule.detail else rule.message
-            yield Problem(field + rule.field_path or "metadata.name", message)  # of the root, CEL sees the name alone
+            place = (field + rule.field_path).lstrip(".")
+            yield Problem(place or "metadata.name", message)  # of the root, CEL sees the name alone
     for name, info in type(node).model_fields.items():
         path = ".".join(filter(None, [field, info.alias or name]))
         value = getattr(node, name)

@@ -6,13 +6,15 @@ its revision was computed from. `arctic train` and `arctic serve` make the same 
 """
 
 from enum import IntEnum, StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from arctic_api.common import Resource
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_api.training import ArcticTrainingSpec
+
+Spec = TypeVar("Spec", ArcticTrainingSpec, ArcticInferenceSpec)
 
 WORLD_VARIABLE = "ARCTIC_WORLD"
 NODE_RANK_VARIABLE = "ARCTIC_NODE_RANK"
@@ -100,11 +102,19 @@ class _World(BaseModel):
         return next((place for place in found if place is not None), path)
 
 
+def _without_pods(spec: Spec) -> Spec:
+    """Return a specification without what is said of its pods, which no worker reads.
+
+    It may be longer than everything else, and Linux takes no variable of more than 128 KiB.
+    """
+    return spec.model_copy(update={"template": None, "resources": None})
+
+
 class TrainingWorld(_World):
     """One attempt."""
 
     kind: Literal["ArcticTraining"] = "ArcticTraining"
-    spec: ArcticTrainingSpec
+    spec: Annotated[ArcticTrainingSpec, AfterValidator(_without_pods)]
     attempt: Annotated[int, Field(ge=1)]
     epoch: Annotated[int, Field(ge=1)]
     """Grows with each attempt; a checkpoint commits only under the store's newest epoch."""
@@ -121,7 +131,7 @@ class InferenceGroup(_World):
     """One replica."""
 
     kind: Literal["ArcticInference"] = "ArcticInference"
-    spec: ArcticInferenceSpec
+    spec: Annotated[ArcticInferenceSpec, AfterValidator(_without_pods)]
     group: str
     """Name of the group, which is its StatefulSet's."""
     revision: str

@@ -21,6 +21,7 @@ from arctic_api.inference import (
 )
 from arctic_api.rules import RULES, Rule
 from arctic_api.training import (
+    ArcticTraining,
     ArcticTrainingSpec,
     Backoff,
     Batch,
@@ -77,6 +78,7 @@ INFERENCE: dict[str, Any] = {
 STAGE = "spec.curriculum.stages.0"
 SCALING = {"max": 4, "target": {"queuedPerReplica": 4}}
 SECRET = {"secretName": "keys"}
+LONG = [{"name": f"LONG_{number}", "value": "x" * 32768} for number in range(4)]
 STRETCHED = {"type": "yarn", "factor": 2}
 
 
@@ -220,6 +222,20 @@ CASES = [
             ("/home/arctic", "/home"),
             ("/dev/shm", "/data"),
         ]
+    ),
+    _training(
+        ArcticTraining,
+        ".spec",
+        "too long",
+        {"spec.model": {"config": {"notes": "é" * 60_000}}},
+        {"spec.model": {"config": {"notes": "é" * 50_000}}, "spec.template": {"environment": LONG}},
+    ),
+    _training(
+        ArcticTraining,
+        ".spec",
+        "too long",
+        {"spec.parallelism.nodes": 4096, "spec.batch.tokensPerStep": "524.288k"},
+        {"spec.parallelism.nodes": 1024, "spec.batch.tokensPerStep": "524.288k"},
     ),
     _training(TrainingModel, "", "exactly one", {"spec.model": {}}, {"spec.model": {"config": {}}}),
     _training(TrainingModel, "", "exactly one", {"spec.model.config": {}}, {"spec.model": {"from": {"training": "a"}}}),

@@ -47,6 +47,7 @@ def test_what_only_the_operator_refuses_is_short() -> None:
         ".nodeSelector",
         ".requests",
         ".limits",
+        ".spec",
         ".config",
         ".curriculum.stages",
         ".parallelism.expertParallel",

@@ -3,13 +3,15 @@
 from typing import Any
 
 import pytest
-from api_cases import INFERENCE
+from api_cases import INFERENCE, LONG, TRAINING, apply_changes
 from generated_manifests import right_trainings
 from hypothesis import HealthCheck, given, settings
 
 from arctic_api.inference import ArcticInferenceSpec
+from arctic_api.rules import ADDRESS_BYTES, MAX_WORLD_BYTES
 from arctic_api.training import ArcticTrainingSpec
-from arctic_api.world import InferenceGroup, Mount, Report, TrainingWorld, run_folder
+from arctic_api.verdict import verdict
+from arctic_api.world import WORLD_VARIABLE, InferenceGroup, Mount, Report, TrainingWorld, run_folder
 
 IDENTITY: dict[str, Any] = {"namespace": "default", "name": "tiny", "uid": "0a1b2c3d-0000", "hosts": ["a", "b"]}
 
@@ -27,6 +29,35 @@ def test_an_inference_group_survives_its_way_through_a_variable() -> None:
     spec = ArcticInferenceSpec.model_validate(INFERENCE["spec"])
     group = InferenceGroup(**IDENTITY, spec=spec, group="tiny-g0", revision="1", model_folder="/export")
     assert InferenceGroup.model_validate_json(group.model_dump_json(by_alias=True)) == group
+
+
+def test_a_world_that_the_rules_accept_fits_a_variable() -> None:
+    """128 KiB, name and end included; names and addresses are as long as they can be."""
+    name, namespace, nodes = "n" * 40, "s" * 63, 512
+    config = {"notes": "x" * (MAX_WORLD_BYTES - nodes * (2 * len(name) + len(namespace) + ADDRESS_BYTES) - 2000)}
+    changes = {
+        "metadata": {"name": name, "namespace": namespace},
+        "spec.model": {"config": config},
+        "spec.parallelism.nodes": nodes,
+        "spec.batch.tokensPerStep": 128 * nodes,
+        "spec.template": {"environment": LONG},
+    }
+    manifest = apply_changes(TRAINING, changes)
+    assert verdict(manifest) == []
+    pod = f"{name}-0a1b2-a99999"
+    hosts = [f"{pod}-{index}.{pod}.{namespace}.svc" for index in range(nodes)]
+    spec = ArcticTrainingSpec.model_validate(manifest["spec"])
+    identity = IDENTITY | {"hosts": hosts, "name": name, "namespace": namespace}
+    world = TrainingWorld(**identity, spec=spec, attempt=99999, epoch=10**10, run_folder="/" * 512)
+    assert len(f"{WORLD_VARIABLE}={world.model_dump_json(by_alias=True)}\0") <= 128 * 1024
+
+
+def test_workers_are_told_nothing_of_their_pods() -> None:
+    changes = {"spec.template": {"environment": LONG}, "spec.resources": {"limits": {"cpu": 1}}}
+    spec = ArcticInferenceSpec.model_validate(apply_changes(INFERENCE, changes)["spec"])
+    group = InferenceGroup(**IDENTITY, spec=spec, group="g", revision="1", model_folder="/export")
+    assert (group.spec.template, group.spec.resources) == (None, None)
+    assert len(group.model_dump_json(by_alias=True)) < 4096
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,12 @@ Start = Callable[..., "Arctic"]
 class Arctic:
     """A running `arctic train` of two nodes."""
 
-    def __init__(self, place: Path, changes: dict, **environment: str) -> None:
+    def __init__(self, place: Path, changes: dict) -> None:
         (place / "worker.py").write_text(WORKER)
         self.place = place
         self.process = subprocess.Popen(
             [sys.executable, "-c", ARCTIC, json.dumps(apply_changes(TRAINING, changes)), str(place)],
-            env={**os.environ, "PYTHONPATH": str(place), "PLACE": str(place), **environment},
+            env={**os.environ, "PYTHONPATH": str(place), "PLACE": str(place)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -69,8 +69,8 @@ class Arctic:
 def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Arctic] = []
 
-    def begin(changes: dict | None = None, **environment: str) -> Arctic:
-        started.append(Arctic(tmp_path, changes or {}, **environment))
+    def begin(changes: dict | None = None) -> Arctic:
+        started.append(Arctic(tmp_path, changes or {}))
         return started[-1]
 
     yield begin
@@ -123,7 +123,8 @@ def test_a_closed_terminal_that_is_to_be_ignored_is_ignored(start: Start) -> Non
 
 
 def test_arctic_ends_at_once_while_it_waits_for_the_next_attempt(start: Start) -> None:
-    arctic = start({"spec.restart": {"backoff": {"initial": "10h", "max": "10h"}}}, FAILS="1")
+    fails = {"environment": [{"name": "FAILS", "value": "1"}]}
+    arctic = start({"spec.restart": {"backoff": {"initial": "10h", "max": "10h"}}, "spec.template": fails})
     arctic.line("the next one starts in")
     arctic.process.send_signal(signal.SIGTERM)
     assert arctic.process.wait(60) == ExitCode.INTERRUPTED
