@@ -13,8 +13,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +35,7 @@ from arctic_api.world import (
     TrainingWorld,
     run_folder,
 )
-from arctic_cli.manifest import load_one
+from arctic_cli.manifest import ManifestError, load_one
 from arctic_cli.ports import LOOPBACK, free_ports
 from arctic_cluster.image import USER
 from arctic_cluster.paths import default_volumes
@@ -45,7 +45,27 @@ from arctic_workers.control.signals import StopFlag
 DEFAULT_NAMESPACE = "default"
 TRAINING_MODULE = "arctic_workers.training"
 INFERENCE_MODULE = "arctic_workers.inference"
+_FAILED = 1
 _POLL_SECONDS = 0.2
+_ONLY_ON_A_CLUSTER = (
+    "startDeadline",
+    "ttlAfterFinished",
+    "pricePerGPUHour",
+    "priorityClassName",
+    "image",
+    "engine.image",
+    "resources",
+    "replicas",
+    "rollout.maxSurge",
+    "rollout.maxUnavailable",
+    "rollout.paused",
+    "template.nodeSelector",
+    "template.tolerations",
+    "template.affinity",
+    "template.labels",
+    "template.annotations",
+)
+"""Fields of both kinds that say nothing about local processes."""
 
 
 def local_uid(namespace: str, name: str) -> str:
@@ -240,8 +260,38 @@ def _backoff_seconds(restart: Restart, failures: int) -> float:
 
 
 def run_training(manifest: dict[str, Any], volumes: Path, stop: StopFlag) -> int:
-    """Run attempts until the training is done, refused, interrupted or out of restarts; return the exit code."""
+    """Run attempts until the training is done, refused, interrupted, late or out of restarts; return the exit code."""
     spec = ArcticTrainingSpec.model_validate(manifest["spec"])
+    with _active_deadline(spec.active_deadline, stop) as late:
+        code = _run_attempts(manifest, spec, volumes, stop)
+    if late.is_set() and code == ExitCode.INTERRUPTED:
+        click.echo(f"ActiveDeadlineExceeded: was not done within {spec.active_deadline} of its start", err=True)
+        return _FAILED
+    return code
+
+
+@contextmanager
+def _active_deadline(duration: str | None, stop: StopFlag) -> Iterator[threading.Event]:
+    """Ask for an end once the time is over; the event says that it is."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        stop.request()
+
+    if duration is None:
+        yield late
+        return
+    timer = threading.Timer(parse_duration(duration), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+
+
+def _run_attempts(manifest: dict[str, Any], spec: ArcticTrainingSpec, volumes: Path, stop: StopFlag) -> int:
     failures = 0
     while True:
         with tempfile.TemporaryDirectory(prefix="arctic-train-") as scratch:
@@ -254,7 +304,7 @@ def run_training(manifest: dict[str, Any], volumes: Path, stop: StopFlag) -> int
         failures += 1
         if failures > spec.restart.limit:
             click.echo(f"gave up after {failures} failed attempts (spec.restart.limit: {spec.restart.limit})", err=True)
-            return 1
+            return _FAILED
         wait = _backoff_seconds(spec.restart, failures)
         click.echo(f"attempt {failures} ended with {codes}; the next one starts in {wait:.0f} s", err=True)
         if stop.requested.wait(wait):
@@ -274,6 +324,27 @@ def _conclude(codes: list[int], reports: list[Report | None]) -> int:
     codes = [ExitCode.INTERRUPTED if code == -signal.SIGTERM else code for code in codes]  # it had not yet begun
     final = (ExitCode.BAD_INPUT, ExitCode.INTERRUPTED, *codes)
     return next(code for code in final if code in codes)
+
+
+def passed_over(manifest: dict[str, Any]) -> list[str]:
+    """Return the fields of a manifest that only a cluster carries out."""
+    found = {path: _field(manifest["spec"], path) for path in _ONLY_ON_A_CLUSTER}
+    return [f"spec.{path}" for path, value in found.items() if value is not None and (path, value) != ("replicas", 1)]
+
+
+def _field(spec: Any, path: str) -> Any:
+    for step in path.split("."):
+        spec = spec.get(step) if isinstance(spec, dict) else None
+    return spec
+
+
+def _load_to_run(file: Path, kind: str) -> dict[str, Any]:
+    manifest = load_one(file, kind)
+    if manifest["spec"].get("suspend"):
+        raise ManifestError(f"{file}: spec.suspend: it is suspended: write false, or leave it out, to run it")
+    if fields := passed_over(manifest):
+        click.echo(f"only a cluster carries out {', '.join(fields)}", err=True)
+    return manifest
 
 
 _file_option = click.option(
@@ -297,7 +368,7 @@ _volumes_option = click.option(
 @_volumes_option
 def train(file: Path, volumes: Path | None) -> None:
     """Run an ArcticTraining as local processes, and resume it if it ran before."""
-    sys.exit(run_training(load_one(file, "ArcticTraining"), volumes or default_volumes(), stop_flag()))
+    sys.exit(run_training(_load_to_run(file, "ArcticTraining"), volumes or default_volumes(), stop_flag()))
 
 
 @click.command()
@@ -305,7 +376,7 @@ def train(file: Path, volumes: Path | None) -> None:
 @_volumes_option
 def serve(file: Path, volumes: Path | None) -> None:
     """Run one group of an ArcticInference as local processes, on loopback."""
-    manifest = load_one(file, "ArcticInference")
+    manifest = _load_to_run(file, "ArcticInference")
     spec = ArcticInferenceSpec.model_validate(manifest["spec"])
     stop = stop_flag()
     with tempfile.TemporaryDirectory(prefix="arctic-serve-") as scratch:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import click
 import pytest
+from api_cases import INFERENCE, TRAINING, apply_changes
+from click.testing import CliRunner
 
 from arctic_api.world import ExitCode, Report, TrainingWorld
 from arctic_cli import local
-from arctic_cli.manifest import load_one
+from arctic_cli.manifest import load, load_one
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -119,3 +121,37 @@ def test_a_run_as_root_leaves_the_namespaces_folder_to_the_stores_owner(training
 def test_a_folder_of_weights_is_handed_on_as_a_path(inference: dict, tmp_path: Path) -> None:
     inference["spec"]["model"] = {"uri": "file:///weights"}
     assert local.inference_groups(inference, tmp_path, tmp_path)[0].model_folder == "/weights"
+
+
+@pytest.mark.parametrize(("command", "manifest"), [(local.train, TRAINING), (local.serve, INFERENCE)])
+def test_what_is_suspended_is_not_run(command: click.Command, manifest: dict, tmp_path: Path) -> None:
+    file = tmp_path / "manifest.yaml"
+    file.write_text(json.dumps(apply_changes(manifest, {"spec.suspend": True})))
+    result = CliRunner().invoke(command, ["-f", str(file), "--volumes", str(tmp_path)])
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert "spec.suspend: it is suspended: write false, or leave it out, to run it" in result.output
+
+
+def test_fields_that_mean_something_only_on_a_cluster_are_named() -> None:
+    changes = {
+        "spec.startDeadline": "1h",
+        "spec.activeDeadline": "1h",
+        "spec.image": "arctic:1",
+        "spec.template": {"nodeSelector": {"gpu": "h100"}, "environment": []},
+    }
+    fields = ["spec.startDeadline", "spec.image", "spec.template.nodeSelector"]
+    assert local.passed_over(apply_changes(TRAINING, changes)) == fields
+    changes = {"spec.engine": {"image": "arctic:1"}, "spec.rollout": {"maxSurge": 2, "drainTimeout": "1m"}}
+    assert local.passed_over(apply_changes(INFERENCE, changes | {"spec.replicas": 2})) == [
+        "spec.engine.image",
+        "spec.replicas",
+        "spec.rollout.maxSurge",
+    ]
+    assert local.passed_over(apply_changes(INFERENCE, {"spec.replicas": 0})) == ["spec.replicas"]
+    assert local.passed_over(apply_changes(INFERENCE, {"spec.replicas": 1})) == []
+
+
+@pytest.mark.parametrize("name", ["tiny-training.yaml", "tiny-inference.yaml"])
+def test_examples_mean_all_that_they_say(name: str) -> None:
+    (document,) = load(EXAMPLES / name)
+    assert local.passed_over(document.content) == []

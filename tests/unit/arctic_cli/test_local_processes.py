@@ -130,6 +130,13 @@ def test_arctic_ends_at_once_while_it_waits_for_the_next_attempt(start: Start) -
     assert arctic.process.wait(60) == ExitCode.INTERRUPTED
 
 
+def test_a_training_that_is_not_done_within_its_active_deadline_fails_in_order(start: Start) -> None:
+    arctic = start({"spec.activeDeadline": "3s"})
+    assert "ActiveDeadlineExceeded: was not done within 3s" in arctic.line("within")
+    assert arctic.process.wait(60) == 1
+    assert arctic.asked() == ["asked-0", "asked-1"]
+
+
 def test_one_failed_worker_ends_the_others(start: Start) -> None:
     arctic = start({"spec.restart": {"limit": 0}})
     victim, other = arctic.workers()
