@@ -147,15 +147,20 @@ def _without_prefix(where: type[Resource], field: str) -> Rule:
 
 def _qualified_names(where: type[Resource], field: str, judge: Judge) -> Rule:
     attribute = _attribute(where, field)
+
+    def others(node: Resource) -> list[str]:
+        keys: Iterable[str] = getattr(node, attribute) or ()
+        # Kubernetes does not mind the case of an annotation's name, even before the slash.
+        return [key for key in keys if not QUALIFIED_NAME.fullmatch(key.lower() if field == "annotations" else key)]
+
     return Rule(
         where,
         judge,
-        lambda node: all(map(QUALIFIED_NAME.fullmatch, getattr(node, attribute) or ())),
+        lambda node: not others(node),
         "write names such as app or example.com/app",
         f".{field}",
         detail=lambda node: (
-            "write names such as app or example.com/app instead of "
-            + ", ".join(repr(key) for key in getattr(node, attribute) if not QUALIFIED_NAME.fullmatch(key))
+            "write names such as app or example.com/app instead of " + ", ".join(map(repr, others(node)))
         ),
     )
 

@@ -4,7 +4,7 @@ Pure, on plain dictionaries: `arctic` asks it before it starts local processes, 
 problems that the API server lets pass (`Judge.OPERATOR`) and for the exact names in its conditions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -16,6 +16,9 @@ from arctic_api import API_VERSION
 from arctic_api.common import HINTS, Manifest, Resource
 from arctic_api.crd import KINDS, Schema, schema_of
 from arctic_api.rules import rules_of
+
+MAX_DEPTH = 100
+"""Levels of objects and lists in a specification."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ def verdict(manifest: dict[str, Any], old: dict[str, Any] | None = None) -> list
 
     The rules are tried only on a manifest whose fields are right, as the API server does.
     """
-    if problems := _identity_problems(manifest):
+    if problems := _identity_problems(manifest) + _depth_problems(manifest.get("spec")):
         return problems
     model = KINDS[manifest["kind"]].model
     parsed = _parse(manifest, model)
@@ -52,6 +55,18 @@ def _identity_problems(manifest: dict[str, Any]) -> list[Problem]:
     if manifest.get("kind") not in list(KINDS):
         problems.append(Problem("kind", f"write {' or '.join(KINDS)}{_did_you_mean(manifest.get('kind'), KINDS)}"))
     return problems
+
+
+def _depth_problems(spec: Any) -> list[Problem]:
+    """Refuse what the API server takes, and whoever goes through it by recursion does not."""
+    level = [spec]
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in _children(node)]
+    return [Problem("spec", f"is nested too deeply: write at most {MAX_DEPTH} levels")] if level else []
+
+
+def _children(node: Any) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
 
 
 def settle(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -158,6 +158,27 @@ CASES = [
     ),
     _inference(Metadata, ".labels", "", {"metadata.labels": {"a b": "x"}}, {"metadata.labels": {"a.b/c_D": "x"}}),
     _inference(Metadata, ".annotations", "", {"metadata.annotations": {"": "x"}}, {"metadata.annotations": {"a": " "}}),
+    _inference(
+        Metadata,
+        ".annotations",
+        "",
+        {"metadata.annotations": {"a b": "x"}},
+        {"metadata.annotations": {"Example.com/app": "x"}},
+    ),
+    _inference(
+        Metadata,
+        ".labels",
+        "",
+        {"metadata.labels": {"Example.com/a": "x"}},
+        {"metadata.labels": {"example.com/A": "x"}},
+    ),
+    _inference(
+        WorkerTemplate,
+        ".annotations",
+        "write names such as",
+        {"spec.template": {"annotations": {"a b": "x"}}},
+        {"spec.template": {"annotations": {"Example.com/app": "x"}}},
+    ),
     *(
         _inference(
             WorkerTemplate,

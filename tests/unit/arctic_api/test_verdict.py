@@ -145,6 +145,14 @@ def test_null_is_kept_where_the_schema_does_not_look() -> None:
     assert settle(written)["spec"]["model"]["config"] == {"rope_scaling": None}
 
 
+def test_what_is_nested_without_end_is_refused() -> None:
+    nested: list[Any] = []
+    for _ in range(3000):
+        nested = [nested]
+    (problem,) = verdict(apply_changes(TRAINING, {"spec.model": {"config": {}}}) | {"spec": {"model": nested}})
+    assert str(problem) == "spec: is nested too deeply: write at most 100 levels"
+
+
 def test_a_status_is_not_judged() -> None:
     assert verdict(INFERENCE | {"status": {"anything": 1}}) == []
 
