@@ -18,6 +18,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
 
+from arctic_api import GROUP
+from arctic_api.crd import KINDS
 from arctic_api.verdict import Problem, settle, verdict
 from arctic_api.world import ExitCode
 
@@ -46,6 +48,12 @@ class Document:
     lines: dict[str, int] = field(default_factory=dict)
     """Line of each field, from 1, by its path as in `spec.curriculum.stages[0].tokens`."""
 
+    @property
+    def ours(self) -> bool:
+        """Whether it is of our group, or means to be."""
+        group = str(self.content.get("apiVersion", GROUP)).partition("/")[0]
+        return group == GROUP or self.content.get("kind") in list(KINDS)
+
     def line_of(self, path: str) -> int:
         """Return the line of a field, or of the nearest one around it that is there."""
         while path and path not in self.lines:
@@ -64,6 +72,9 @@ def load(file: Path) -> list[Document]:
     try:
         with file.open(encoding="utf-8") as stream:
             nodes = [node for node in yaml.compose_all(stream) if node is not None]
+        return [_Reader(file).document(node) for node in nodes if _value_tag(node) != "null"]
+    except RecursionError:
+        raise ManifestError(f"{file}: is nested too deeply to be read: write fewer levels") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ManifestError(
@@ -73,7 +84,6 @@ def load(file: Path) -> list[Document]:
         raise ManifestError(f"{file}: not YAML: {error}") from error
     except OSError as error:
         raise ManifestError(f"{file}: {error.strerror}") from error
-    return [_Reader(file).document(node) for node in nodes if _value_tag(node) != "null"]
 
 
 def load_one(file: Path, kind: str) -> dict[str, Any]:

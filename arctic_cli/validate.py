@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from arctic_api import GROUP
 from arctic_api.world import ExitCode
 from arctic_cli.manifest import ManifestError, describe, load
 
@@ -20,19 +21,30 @@ from arctic_cli.manifest import ManifestError, describe, load
 )
 def validate(files: tuple[Path, ...]) -> None:
     """Check manifests; print each problem with its file, line and field, and exit 64 if there is any."""
-    failed = False
-    for file in files:
-        try:
-            documents = load(file)
-        except ManifestError as error:
-            click.echo(error.message, err=True)
-            failed = True
-            continue
-        lines = [describe(file, document, problem) for document in documents for problem in document.problems()]
-        for line in lines:
-            click.echo(line, err=True)
-        if not lines:
-            click.echo(f"{file}: ok ({len(documents)} manifest{'' if len(documents) == 1 else 's'})")
-        failed = failed or bool(lines)
-    if failed:
+    right = [_is_right(file) for file in files]
+    if not all(right):
         raise SystemExit(ExitCode.BAD_INPUT)
+
+
+def _is_right(file: Path) -> bool:
+    """Judge the manifests of ours in a file, and print what is to be said of them."""
+    try:
+        documents = load(file)
+    except ManifestError as error:
+        click.echo(error.message, err=True)
+        return False
+    ours = [document for document in documents if document.ours]
+    lines = [describe(file, document, problem) for document in ours for problem in document.problems()]
+    if not ours:
+        lines.append(f"{file}: no manifest of {GROUP}: write one, or name another file")
+    for line in lines:
+        click.echo(line, err=True)
+    if not lines:
+        others = len(documents) - len(ours)
+        told = f"; {_count(others, 'other')} not judged" if others else ""
+        click.echo(f"{file}: ok ({_count(len(ours), 'manifest')}{told})")
+    return not lines
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

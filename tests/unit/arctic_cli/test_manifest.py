@@ -92,6 +92,11 @@ def test_what_can_not_be_read_is_refused_with_its_line(tmp_path: Path, text: str
     assert error.value.exit_code == 64
 
 
+def test_what_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="is nested too deeply to be read: write fewer levels"):
+        load(written(tmp_path, "a: " + "[" * 3000 + "]" * 3000))
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "manifest.yaml"
     file.write_bytes(b"kind: \xff\xfe\n")
@@ -150,3 +155,25 @@ def test_validate_prints_every_problem_of_every_file_and_exits_64(tmp_path: Path
     assert "spec.bach: unknown field; did you mean batch?" in result.stderr
     assert "other.yaml:1: not YAML" in result.stderr
     assert result.stdout == f"{EXAMPLES[0]}: ok (1 manifest)\n"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n---\n", "apiVersion: v1\nkind: List\nitems: []\n"])
+def test_a_file_without_a_manifest_of_ours_is_no_right_one(tmp_path: Path, text: str) -> None:
+    result = CliRunner().invoke(validate, ["-f", str(written(tmp_path, text))])
+    assert result.exit_code == 64
+    assert result.stderr.startswith(f"{tmp_path}/manifest.yaml: no manifest of arctic.dev")
+
+
+def test_other_objects_of_a_file_are_left_to_others(tmp_path: Path) -> None:
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "store"}}
+    file = written(tmp_path, "\n---\n".join(map(json.dumps, (claim, TRAINING, claim))))
+    result = CliRunner().invoke(validate, ["-f", str(file)])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"{file}: ok (1 manifest; 2 others not judged)\n"
+
+
+@pytest.mark.parametrize("identity", [{"apiVersion": "v1"}, {"kind": "ArcticTrainer"}, {"apiVersion": "arctic.dev/v1"}])
+def test_a_manifest_of_ours_that_is_misnamed_is_judged(tmp_path: Path, identity: dict[str, str]) -> None:
+    result = CliRunner().invoke(validate, ["-f", str(written(tmp_path, json.dumps(TRAINING | identity)))])
+    assert result.exit_code == 64
+    assert ": write " in result.stderr
