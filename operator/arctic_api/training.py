@@ -157,7 +157,7 @@ class Stage(Resource):
     learning_rate: LearningRate
     """Learning rate of this stage."""
     sequence_length: Annotated[int, Field(ge=8, le=1_048_576)] = 4096
-    """Tokens a sequence."""
+    """Tokens a sequence, at most as many as the model has positions."""
 
 
 class Curriculum(Resource):
