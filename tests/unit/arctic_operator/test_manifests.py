@@ -2,11 +2,11 @@
 
 import pytest
 
+from arctic_api.common import BaseWeights
 from arctic_api.rules import RESERVED_FOLDERS
 from arctic_api.world import InferenceGroup, TrainingWorld
 from arctic_operator.manifests.inference import group_services, group_set
 from arctic_operator.manifests.training import attempt_job, attempt_services
-from arctic_operator.observed import Exported
 
 ENVIRONMENT = {"environment": [{"name": "DEBUG", "value": "1"}]}
 
@@ -59,7 +59,7 @@ def test_workers_find_memory_certificates_and_places_to_write(pod):
 
 
 def test_no_author_mounts_over_what_every_worker_has(build):
-    elsewhere = Exported("/var/lib/arctic/store/old/export", "other")
+    elsewhere = BaseWeights(training="old", folder="/var/lib/arctic/store/old/export", claim_name="other")
     training = build.training(model={"from": {"training": "old"}})
     (container,) = attempt_job(training, 1, build.settings, elsewhere, 0.0)["spec"]["template"]["spec"]["containers"]
     folders = {mount["mountPath"] for mount in container["volumeMounts"]}
