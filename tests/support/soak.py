@@ -27,6 +27,7 @@ BAD: list[tuple[int, Any]] = [
     (400, {"model": "tiny", "prompt": "x", "max_tokens": -1}),
     (400, {"model": "tiny", "prompt": "x", "temperature": "warm"}),
     (400, {"model": "tiny", "prompt": "x", "wings": 2}),
+    (400, {"model": "tiny", "prompt": "x", "top_k": 2**63}),
 ]
 
 

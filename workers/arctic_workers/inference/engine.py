@@ -15,7 +15,7 @@ class Sampling:
     max_tokens: int
     """Most tokens to generate; at least 1."""
     temperature: float = 1.0
-    """0 is greedy."""
+    """0 is greedy, and so is what is hardly more."""
     top_p: float = 1.0
     """Share of the probability that candidates cover, 0 < top_p <= 1; the one that crosses it is among them."""
     top_k: int = 0

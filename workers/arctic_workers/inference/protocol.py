@@ -95,7 +95,7 @@ class CommonRequest(_Request):
     max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     """Not OpenAI's, but what every open server has; 0 and -1 are no limit."""
     seed: Seed | None = None
     stop: str | list[str] | None = None

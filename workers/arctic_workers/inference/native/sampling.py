@@ -10,13 +10,17 @@ from torch import Tensor
 from arctic_workers.inference.native.step import Draw, Drawn
 
 
+GREEDY = 1e-6
+"""Below this temperature the likeliest token is certain, and logits divided by it may overflow."""
+
+
 def draw_tokens(logits_SV: Tensor, draws: Sequence[tuple[Draw, int]]) -> list[Drawn]:
     """Choose a token for each row; `draws` are how, and the position that the token will have."""
     return [_draw(logits_V, how, position) for logits_V, (how, position) in zip(logits_SV, draws, strict=True)]
 
 
 def _draw(logits_V: Tensor, how: Draw, position: int) -> Drawn:
-    if how.temperature == 0:
+    if how.temperature < GREEDY:
         token = int(logits_V.argmax())
     else:
         token = _sample(logits_V.double() / how.temperature, how, uniform(how.seed, position))

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from arctic_workers.inference.native.sampling import draw_tokens, uniform
@@ -42,6 +43,14 @@ def test_greedy_takes_the_likeliest_and_reports_the_models_own_logprobs() -> Non
     [hot] = draw_tokens(LOGITS[None], [(how(temperature=2.0, logprobs=0), 7)])
     assert math.isclose(hot.logprob or 0, float(LOGITS[hot.token]), rel_tol=1e-5)
     assert hot.top == ()
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-300, 1e-7])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_temperature_of_almost_nothing_is_greedy(temperature: float, top_p: float) -> None:
+    """Dividing by it would overflow, and the likeliest token would be lost among NaNs."""
+    [one] = draw_tokens(LOGITS[None], [(how(temperature=temperature, top_p=top_p), 7)])
+    assert one.token == 1
 
 
 def test_chance_is_a_function_of_seed_and_position() -> None:

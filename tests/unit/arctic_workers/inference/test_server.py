@@ -1,0 +1,99 @@
+"""The HTTP API by itself, over an engine that answers with what the test says."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from arctic_workers.inference.engine import Output, Request, Stats
+from arctic_workers.inference.metrics import Metrics
+from arctic_workers.inference.native.step import Draw, Part, decode_parts, encode_parts
+from arctic_workers.inference.server import Api, Gate
+from arctic_workers.inference.text import Text
+
+
+class Scripted:
+    """An `Engine` that answers every request with the same outputs, and keeps what it was asked."""
+
+    ready = True
+    max_length = 256
+
+    def __init__(self, outputs: Sequence[Output] = (Output(2, finish_reason="length"),)) -> None:
+        self.outputs = outputs
+        self.asked: list[Request] = []
+
+    async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
+        self.asked.append(request)
+        for output in self.outputs:
+            yield output
+
+    def stats(self) -> Stats:
+        return Stats()
+
+    async def start(self) -> None:
+        pass
+
+    async def drain(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
+def serve(text: Text, engine: Scripted, most_waiting: int = 8) -> Api:
+    metrics = Metrics(CollectorRegistry(), engine.stats)
+    return Api(engine, text, metrics, Gate(), model="tiny", vocabulary=300, most_waiting=most_waiting)
+
+
+async def post(api: Api, path: str, **asked: Any) -> httpx.Response:
+    transport = httpx.ASGITransport(app=api.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://tiny") as client:
+        return await client.post(path, content=json.dumps({"model": "tiny"} | asked).encode())
+
+
+@pytest.fixture(scope="module")
+def text(model_folder: Path) -> Text:
+    return Text(model_folder)
+
+
+NUMBERS = st.integers() | st.sampled_from([2**31 - 1, 2**31, 2**63 - 1, 2**63, -(2**63)])
+REALS = st.floats() | st.sampled_from([0.0, 5e-324, 1e-320, 1e-6, 1.0, 2.0])
+ASKED = {
+    "max_tokens": NUMBERS,
+    "temperature": REALS,
+    "top_p": REALS,
+    "top_k": NUMBERS,
+    "seed": NUMBERS,
+    "logprobs": NUMBERS,
+}
+PROMPTS = st.text(min_size=1, max_size=4) | st.lists(st.integers(0, 299) | NUMBERS, max_size=4)
+
+
+def test_what_is_taken_survives_the_way_through_the_ranks(text: Text) -> None:
+    """A number that does not fit into the tensor of a step would end the whole group."""
+
+    @settings(max_examples=150, deadline=None)
+    @given(asked=st.fixed_dictionaries({"prompt": PROMPTS}, optional=ASKED))
+    def check(asked: dict[str, Any]) -> None:
+        engine = Scripted()
+        answer = asyncio.run(post(serve(text, engine), "/v1/completions", **asked))
+        assert answer.status_code == (200 if engine.asked else 400), answer.text
+        for request in engine.asked:
+            part = Part(0, request.prompt, (0,), Draw.of(request.sampling))
+            assert decode_parts(torch.tensor(encode_parts([part])).tolist()) == [part]
+
+    check()
+
+
+@pytest.mark.parametrize("top_k", [2**31, 2**63])
+def test_a_number_too_large_for_a_tensor_is_refused(text: Text, top_k: int) -> None:
+    answer = asyncio.run(post(serve(text, Scripted()), "/v1/completions", prompt="x", top_k=top_k))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "top_k")
