@@ -16,11 +16,13 @@ from arctic_cluster import Cluster
 from arctic_cluster.image import STABLE
 from arctic_operator.manifests.common import CONTAINER_SECURITY, POD_SECURITY, gateway_name, leader_selector
 from arctic_operator.observed import Identity, identity_of
+from arctic_workers.inference.leader import LINGER
 
-# Answers as a leader does; told to stop, it is not ready any more, serves on, and ends when it is sure to be left out.
+# Answers as a leader does; told to stop, it is not ready any more, serves all that comes for as long as a leader does,
+# then turns away what still comes.
 LEADER = """
 import http.server, os, signal, threading, time
-stopping = threading.Event()
+stopping, closed = threading.Event(), threading.Event()
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def log_message(self, *_): pass
@@ -33,12 +35,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(503 if stopping.is_set() else 200)
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.answer(200, os.environ["HOSTNAME"])
+        self.answer(503 if closed.is_set() else 200, os.environ["HOSTNAME"])
 for port in (HTTP, METRICS):
     threading.Thread(target=http.server.ThreadingHTTPServer(("", port), Handler).serve_forever, daemon=True).start()
 signal.signal(signal.SIGTERM, lambda *_: stopping.set())
 stopping.wait()
-time.sleep(8)
+time.sleep(LINGER)
+closed.set()
+time.sleep(4)
 """
 
 # Asks on, over connections that it keeps, until told to stop; then prints who answered and what went wrong.
@@ -108,7 +112,11 @@ class Service:
 
     def add_leader(self, name: str) -> None:
         ports = Ports()
-        code = LEADER.replace("HTTP,", f"{ports.http},").replace("METRICS", str(ports.metrics))
+        code = (
+            LEADER.replace("HTTP,", f"{ports.http},")
+            .replace("METRICS", str(ports.metrics))
+            .replace("LINGER", str(LINGER))
+        )
         leader = pod(name, self.namespace, leader_selector(self.identity), code)
         leader["spec"]["containers"][0]["readinessProbe"] = {
             "httpGet": {"path": "/readyz", "port": ports.metrics},

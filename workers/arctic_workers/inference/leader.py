@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 QUEUE_FACTOR = 4
 """So many times `maxSequences` requests may wait."""
-LINGER = 2.0
-"""Seconds that a leader goes on serving at least once it drains: those who send to it need time to hear of it."""
+LINGER = 4.0
+"""Seconds that a leader goes on serving all that comes once it drains: more than the two checks of the gateway, one a
+second, after which it sends nothing here any more."""
 LAST_ANSWERS = 5.0
 """Seconds for the last bytes of answers to leave."""
 _POLL = 0.1
@@ -62,8 +63,9 @@ class Leader(Commands):
             )
         )
         self._drain_timeout = parse_duration(spec.rollout.drain_timeout)
-        self._drain_begun = 0.0
-        pod.ready = lambda: engine.ready
+        # Told to stop, it is for the gateway to leave out. A drain over gRPC changes nothing: the operator has taken
+        # the leader out of the routing before, and deletes at once what drains and is not ready.
+        pod.ready = lambda: engine.ready and not pod.stop.requested.is_set()
 
     def drain(self, timeout: float) -> None:  # noqa: ARG002
         """See `Commands`."""
@@ -102,20 +104,29 @@ class Leader(Commands):
         if self._gate.draining:
             return
         log.info("Draining")
-        self._drain_begun = time.monotonic()
-        clients = (getattr(connection, "client", None) for connection in self._server.server_state.connections)
-        self._gate.drain(frozenset(tuple(client) for client in clients if client is not None))
+        self._gate.drain()
+        self._loop.call_later(LINGER, self._close_gate)
         self._pod.publish(DRAINING, self._state())
 
+    def _close_gate(self) -> None:
+        clients = (getattr(connection, "client", None) for connection in self._server.server_state.connections)
+        self._gate.close(frozenset(tuple(client) for client in clients if client is not None))
+
     async def _drained(self) -> None:
-        """Wait until no request is left, but not longer than the manifest or a second signal allows."""
+        """Wait until the gate is closed and no request is left: then not longer than the manifest allows.
+
+        A second signal ends it at once.
+        """
         deadline = time.monotonic() + self._drain_timeout
-        while time.monotonic() < deadline and not self._pod.stop.now.is_set():
-            if time.monotonic() > self._drain_begun + LINGER:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._engine.drain(), _POLL)
-                    return
-            await asyncio.sleep(_POLL)
+        while not self._pod.stop.now.is_set():
+            if not self._gate.closed:
+                await asyncio.sleep(_POLL)
+                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._engine.drain(), _POLL)
+                return
+            if time.monotonic() >= deadline:
+                break
         log.warning("Requests are left that did not end in time; they are cancelled")
 
     async def _tell(self) -> None:
@@ -126,7 +137,7 @@ class Leader(Commands):
     def _state(self) -> InferenceState:
         stats = self._engine.stats()
         return InferenceState(
-            ready=self._engine.ready,
+            ready=self._pod.ready(),
             draining=self._gate.draining,
             running=stats.running,
             waiting=stats.waiting,

@@ -35,7 +35,7 @@ class Pod:
         self.heartbeat = Heartbeat(STEP_LIMIT)
         self.registry = CollectorRegistry()
         self.ready: Callable[[], bool] = lambda: False
-        """Whether the whole group has loaded and a real pass went through it."""
+        """Whether the whole group has loaded, a real pass went through it, and nobody told it to stop."""
         self._board = StateBoard(group)
         self._ending = threading.Lock()
 
@@ -44,7 +44,7 @@ class Pod:
         """Serve probes, metrics and control. TLSFolderError or OSError if that can't be."""
 
         def alive() -> bool:
-            # Loading beats no heart, and how long it takes is not for us to say.
+            # Loading beats no heart, and how long it takes is not for us to say; an end has a time limit of its own.
             return not self.ready() or self.heartbeat.alive()
 
         def ready() -> bool:

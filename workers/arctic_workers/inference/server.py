@@ -34,22 +34,32 @@ RETRY_AFTER_DRAINING = 5
 
 
 class Gate:
-    """Who may still come in: while draining, only connections that were open when it began, and each is closed by its
-    next answer. Nobody who holds an open connection is turned away, because a proxy may have sent a request already.
+    """Who may still come in while the server ends: at first everybody, since those who send need time to hear of it.
+
+    Once closed, only connections that were open then: a proxy may have sent a request on one already. From the
+    beginning on each connection is closed by its next answer.
     """
 
     def __init__(self) -> None:
         self.draining = False
-        self._open: frozenset[tuple[str, int]] = frozenset()
+        self._open: frozenset[tuple[str, int]] | None = None
 
-    def drain(self, open_connections: frozenset[tuple[str, int]]) -> None:
-        """Begin to drain; connections are named by the client's address and port."""
-        self._open = open_connections
+    @property
+    def closed(self) -> bool:
+        """Whether new connections are turned away."""
+        return self._open is not None
+
+    def drain(self) -> None:
+        """Begin to drain."""
         self.draining = True
+
+    def close(self, open_connections: frozenset[tuple[str, int]]) -> None:
+        """Turn new connections away; those that are open are named by the client's address and port."""
+        self._open = open_connections
 
     def admits(self, client: tuple[str, int] | None) -> bool:
         """Tell whether a request of that client is served."""
-        return not self.draining or (client is not None and tuple(client) in self._open)
+        return self._open is None or (client is not None and tuple(client) in self._open)
 
 
 class Api:

@@ -11,6 +11,7 @@ import grpc
 import httpx
 import openai
 import pytest
+from gateways import run_gateway
 from groups import Group, until
 from openai.types import Completion
 from soak import Soak
@@ -232,18 +233,15 @@ async def test_a_group_that_drains_finishes_what_it_has_and_ends_well(group: Gro
         assert (await http.get("/health")).status_code == 200
         answer = asyncio.create_task(http.post("/v1/completions", json=slow))
 
-        turned: list[httpx.Response] = []
-
         async def draining() -> bool:
-            turned.append(await new.post("/v1/completions", json=slow | {"max_tokens": 1}))
-            return turned[-1].status_code != 200
+            turned = await new.post("/v1/completions", json=slow | {"max_tokens": 1})
+            assert turned.status_code == 200, "who sends has had no time to hear of it"
+            return turned.headers.get("connection") == "close"
 
         await until_busy(group)
         group.processes[1].send_signal(signal.SIGTERM)
         await until(draining)
-        assert turned[-1].status_code == 503
-        assert (turned[-1].headers["connection"], turned[-1].headers["retry-after"]) == ("close", "5")
-        assert turned[-1].json()["error"]["code"] == "draining"
+        assert not group.ready(0), "the gateway leaves it out"
         finished = await answer
         assert finished.status_code == 200
         assert finished.json()["usage"]["completion_tokens"] == 200
@@ -251,22 +249,65 @@ async def test_a_group_that_drains_finishes_what_it_has_and_ends_well(group: Gro
     assert codes == [0, 0], group.logs()
 
 
-def test_a_draining_leader_serves_connections_that_are_open(groups: list[Group]) -> None:
+async def test_a_draining_leader_serves_everybody_for_a_while_and_then_connections_that_are_open(
+    groups: list[Group],
+) -> None:
     """A proxy may have sent a request before it heard: none is lost, and the connection is then closed."""
     group, asked = groups[1], {"model": "tiny", "prompt": "x", "max_tokens": 2}
-    with (
-        httpx.Client(base_url=group.url) as client,
-        grpc.insecure_channel(f"127.0.0.1:{group.worlds[0].ports.control}") as channel,
+    async with (
+        httpx.AsyncClient(base_url=group.url) as client,
+        httpx.AsyncClient(base_url=group.url) as kept,
+        grpc.aio.insecure_channel(f"127.0.0.1:{group.worlds[0].ports.control}") as channel,
     ):
-        assert client.post("/v1/completions", json=asked).headers.get("connection") != "close"
+        for one in (client, kept):
+            assert (await one.post("/v1/completions", json=asked)).headers.get("connection") != "close"
         control = control_pb2_grpc.ControlStub(channel)
-        control.Drain(control_pb2.DrainRequest())
-        states = control.Watch(control_pb2.WatchRequest())
-        assert next(state for state in states if state.inference.draining).phase == control_pb2.DRAINING
-        served = client.post("/v1/completions", json=asked)
-        assert (served.status_code, served.headers["connection"]) == (200, "close")
-        assert client.post("/v1/completions", json=asked).status_code == 503
-        assert group.ready(0)
+        await control.Drain(control_pb2.DrainRequest())
+        async for state in control.Watch(control_pb2.WatchRequest()):
+            if state.inference.draining:
+                assert state.phase == control_pb2.DRAINING
+                break
+        answers = [await client.post("/v1/completions", json=asked) for _ in range(2)]
+        assert [(served.status_code, served.headers["connection"]) for served in answers] == [(200, "close")] * 2
+
+        async def turned_away() -> bool:
+            answers.append(await client.post("/v1/completions", json=asked))
+            return answers[-1].status_code != 200
+
+        await until(turned_away)
+        assert (answers[-1].status_code, answers[-1].json()["error"]["code"]) == (503, "draining")
+        assert (answers[-1].headers["connection"], answers[-1].headers["retry-after"]) == ("close", "5")
+        assert (await kept.post("/v1/completions", json=asked)).status_code == 200
+        assert group.ready(0), "the operator deletes at once what drains and is not ready"
+
+
+def test_no_request_is_lost_when_a_leader_behind_a_gateway_is_told_to_stop(
+    make_group: MakeGroup, tmp_path: Path
+) -> None:
+    """As when its pod is evicted: nobody but the leader itself tells the gateway."""
+    asked = {"model": "tiny", "prompt": "x", "max_tokens": 1}
+    leader = Group(make_group(1))
+    try:
+        leader.wait_until_ready()
+        with run_gateway(tmp_path, leaders=1, beside=leader.worlds[0].ports) as gateway:
+            stand_in = gateway.leaders[0].address
+            answers: list[httpx.Response] = []
+
+            def ask() -> bool:
+                """Whether it was the real one that answered."""
+                answers.append(gateway.post("/v1/completions", json=asked, content=None))
+                return answers[-1].text != stand_in
+
+            while not ask():
+                pass
+            leader.processes[0].send_signal(signal.SIGTERM)
+            while leader.processes[0].poll() is None:
+                ask()
+            assert not ask()
+            assert {answer.status_code for answer in answers} == {200}, [answer.text for answer in answers]
+        assert leader.processes[0].wait() == 0, leader.logs()
+    finally:
+        leader.end()
 
 
 def test_a_lost_peer_ends_the_group(groups: list[Group]) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from arctic_workers.inference.native.step import Draw, Drawn
 
-
 GREEDY = 1e-6
 """Below this temperature the likeliest token is certain, and logits divided by it may overflow."""
 

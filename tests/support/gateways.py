@@ -1,0 +1,246 @@
+"""A real HAProxy with the gateway's configuration, stand-in leaders on loopback, and a name server."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from arctic_api.world import Ports
+from arctic_cli.ports import free_ports
+from arctic_operator.manifests import gateway
+from arctic_operator.manifests.gateway import GatewayShape, gateway_command, haproxy_config
+
+PATIENCE = 20.0
+HOST = "demo-leaders.default.svc.cluster.local"
+
+
+class Leader:
+    """A replica's leader as the gateway sees it: an API and a health port on an address of its own."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.ready = True
+        self.health_seconds = 0.0
+        self.checks = 0
+        self.requests: list[bytes] = []
+        self.next_chunk = threading.Event()
+        self.release = threading.Event()
+        self.servers: list[ThreadingHTTPServer] = []
+
+    def start(self, api_port: int, health_port: int) -> None:
+        for port, handler in ((api_port, self._api()), (health_port, self._health())):
+            server = ThreadingHTTPServer((self.address, port), handler)
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+            self.servers.append(server)
+
+    def stop(self) -> None:
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
+        self.servers.clear()
+
+    def _health(leader) -> type[BaseHTTPRequestHandler]:  # noqa: N805
+        class Health(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                time.sleep(leader.health_seconds)
+                self.send_response(200 if leader.ready and self.path == "/readyz" else 503)
+                self.end_headers()
+                leader.checks += 1
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        return Health
+
+    def _api(leader) -> type[BaseHTTPRequestHandler]:  # noqa: N805
+        class Api(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                leader.requests.append(body)
+                getattr(self, self.path.strip("/"), self.answer)()
+
+            def answer(self) -> None:
+                content = leader.address.encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def held(self) -> None:
+                leader.release.wait(PATIENCE)
+                self.answer()
+
+            def stream(self) -> None:
+                self.send_response(200)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                for word in ("one", "two"):
+                    self.wfile.write(f"{len(word):x}\r\n{word}\r\n".encode())
+                    leader.next_chunk.wait(PATIENCE)
+                self.wfile.write(b"0\r\n\r\n")
+
+            def vanish(self) -> None:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        return Api
+
+
+class Dns:
+    """A name server that answers A questions with the addresses it holds (RFC 1035, no more than HAProxy asks)."""
+
+    def __init__(self) -> None:
+        self.addresses: list[str] = []
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            query, client = self._socket.recvfrom(4096)
+            if not query:
+                return
+            end = query.index(b"\0", 12) + 5
+            name = self._name(query[12 : end - 5])
+            wants_a = struct.unpack(">H", query[end - 4 : end - 2])[0] == 1
+            found = self.addresses if wants_a and name == HOST else []
+            records = b"".join(b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 5, 4) + socket.inet_aton(a) for a in found)
+            header = query[:2] + struct.pack(">HHHHH", 0x8580, 1, len(found), 0, 0)
+            self._socket.sendto(header + query[12:end] + records, client)
+
+    @staticmethod
+    def _name(encoded: bytes) -> str:
+        labels, at = [], 0
+        while at < len(encoded):
+            labels.append(encoded[at + 1 : at + 1 + encoded[at]].decode().lower())
+            at += 1 + encoded[at]
+        return ".".join(labels)
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stopper:
+            stopper.sendto(b"", ("127.0.0.1", self.port))
+        self._thread.join()
+        self._socket.close()
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen"
+        time.sleep(0.02)
+
+
+class Gateway:
+    """A running HAProxy, its leaders and its name server."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, health_port: int, leaders: list[Leader]) -> None:
+        self.process = process
+        self.url = f"http://127.0.0.1:{port}"
+        self.metrics_url = f"http://127.0.0.1:{health_port}"
+        self.leaders = leaders
+
+    def post(self, path: str, **arguments: Any) -> httpx.Response:
+        return httpx.post(self.url + path, timeout=PATIENCE, **({"content": b"{}"} | arguments))
+
+    def queued(self) -> int:
+        """Return how many requests wait, be it for any leader or for one."""
+        values = re.findall(r"^haproxy_(?:backend|server)_current_queue\{.*\} (\d+)$", self.metrics(), re.MULTILINE)
+        return sum(map(int, values))
+
+    def metrics(self) -> str:
+        return httpx.get(f"{self.metrics_url}/metrics").text
+
+    def up(self) -> int:
+        """Return how many leaders HAProxy has found and holds for healthy."""
+        lines = self.metrics().splitlines()
+        return sum(
+            line.startswith("haproxy_server_status{") and 'state="UP"' in line and line.endswith(" 1") for line in lines
+        )
+
+
+def find_haproxy() -> str:
+    found = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    assert found, "HAProxy is missing: apt-get install --no-install-recommends haproxy"
+    return found
+
+
+@contextmanager
+def run_gateway(
+    folder: Path, *, leaders: int, requests_per_leader: int = 100, beside: Ports | None = None
+) -> Iterator[Gateway]:
+    """Run the configuration as it is built, but for its ports, its name server and shorter times.
+
+    `beside` are the ports of a real leader on 127.0.0.1, which is found too; the times of checks are then as built.
+    """
+    find_haproxy()
+    port, metrics_port, *ports = free_ports(4)
+    api_port, health_port = (beside.http, beside.metrics) if beside else ports
+    made = [Leader(f"127.0.0.{2 + index}") for index in range(leaders)]
+    config = haproxy_config(GatewayShape(HOST, api_port, health_port, 16, requests_per_leader, 30))
+    with ExitStack() as stack:
+        dns = Dns()
+        stack.callback(dns.close)
+        for here, there in (
+            (f"bind :{gateway.HTTP_PORT}", f"bind 127.0.0.1:{port}"),
+            (f"bind :{health_port}", f"bind 127.0.0.1:{metrics_port}"),
+            ("parse-resolv-conf", f"nameserver test 127.0.0.1:{dns.port}"),
+            (f"grace {gateway.GRACE_SECONDS}s", "grace 1s"),
+            ("timeout resolve 1s", "timeout resolve 100ms"),
+            ("inter 1s", "inter 1s" if beside else "inter 100ms"),
+        ):
+            assert config.count(here) == 1
+            config = config.replace(here, there)
+        path = folder / "haproxy.cfg"
+        path.write_text(config)
+        for leader in made:
+            leader.start(api_port, health_port)
+            stack.callback(leader.stop)
+        dns.addresses = [*(["127.0.0.1"] if beside else []), *(leader.address for leader in made)]
+        log = stack.enter_context((folder / "haproxy.log").open("w"))
+        process = subprocess.Popen(
+            gateway_command(str(path)), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        stack.callback(kill_session, process)
+        running = Gateway(process, port, metrics_port, made)
+        wait_until(lambda: answers(running.metrics_url + "/healthz"), "the gateway's start")
+        wait_until(lambda: running.up() == len(dns.addresses), "the discovery of all leaders")
+        for leader in made:
+            wait_until(lambda leader=leader: leader.checks > 0, "a check")
+        yield running
+        for leader in made:
+            leader.release.set()
+            leader.next_chunk.set()
+
+
+def kill_session(process: subprocess.Popen[bytes]) -> None:
+    """End the command at once, with what it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
