@@ -142,6 +142,18 @@ def test_tensors_that_are_not_the_model_s_are_named(config, folder, change, sent
         load_weights(on_meta(config), folder)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_tensor_with_a_number_that_is_none_is_named(config, folder, value):
+    name = "model.layers.1.self_attn.q_proj.weight"
+
+    def spoil(tensors):
+        tensors[name][3, 1] = value
+
+    rewrite(folder, spoil)
+    with pytest.raises(CheckpointError, match=f"{name} holds NaN or infinity"):
+        load_weights(on_meta(config), folder)
+
+
 def test_a_file_cut_short_is_named(config, folder):
     file = sorted(folder.glob("*.safetensors"))[1]
     file.write_bytes(file.read_bytes()[:-10])
