@@ -102,7 +102,7 @@ class Attention(Resource):
     sinks: Annotated[int, Field(ge=0, le=1024)] = 0
     """First tokens that attention always keeps (StreamingLLM, Xiao et al., 2023)."""
     max_length: Length = 4096
-    """Most tokens of a request, prompt and answer together."""
+    """Most tokens of a request, prompt and answer together; the default gives way to a model with fewer positions."""
     rope_scaling: RopeScaling | None = None
     """Stretch rotary positions."""
 

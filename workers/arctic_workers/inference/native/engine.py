@@ -157,6 +157,7 @@ class NativeEngine:
         self._blocks = BlockManager(rank.blocks, BLOCK_SIZE)
         self._scheduler = Scheduler(self._blocks, token_budget=plan.token_budget, max_sequences=plan.max_sequences)
         self._max_length = min(plan.max_length, self._blocks.capacity)
+        log.info("A request has at most %d tokens, prompt and answer together", self._max_length)
         self._ping()
         self._pipeline.announce(Kind.READY)
         return rank.heartbeats

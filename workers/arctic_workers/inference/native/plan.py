@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from arctic_api.inference import Attention
 from arctic_api.world import InferenceGroup
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import LayerSlice, plan_inference
@@ -76,8 +77,26 @@ def plan_group(group: InferenceGroup) -> Plan:
         slices=shared.slices,
         weights=spec.quantization.weights,
         kv_cache=spec.quantization.kv_cache,
-        max_length=min(int(spec.attention.max_length), config.max_position_embeddings),
+        max_length=_max_length(spec.attention, config),
         max_sequences=spec.batching.max_sequences,
         token_budget=spec.batching.token_budget,
         memory_fraction=spec.batching.kv_cache.memory_fraction,
     )
+
+
+def _max_length(attention: Attention, config: ArcticConfig) -> int:
+    """Most tokens of a request. Raises Refused where the model does not reach as far as was asked for."""
+    asked, positions, window = int(attention.max_length), config.max_position_embeddings, config.sliding_window
+    # A manifest comes with the default filled in, so nobody can tell whether it was written: it gives way.
+    if asked > positions and asked != Attention().max_length:
+        raise Refused(
+            f"attention.maxLength is {asked} and the model has {positions} positions; "
+            f"write attention.maxLength: {positions} or less"
+        )
+    length = min(asked, positions)
+    if window is not None and window < length:
+        raise Refused(
+            f"the model's sliding_window {window} is not yet supported by the native engine; "
+            f"write attention.maxLength: {window} or less"
+        )
+    return length

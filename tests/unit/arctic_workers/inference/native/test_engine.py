@@ -1,9 +1,11 @@
 """The engine in one process, its thread and all, over a random model."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,3 +142,26 @@ def test_what_is_not_yet_supported_is_refused_by_name(make_group: MakeGroup, spe
 def test_a_pipeline_longer_than_the_model_is_refused(make_group: MakeGroup) -> None:
     with pytest.raises(Refused, match="pipeline is 5 and the model has 4 layers"):
         plan_group(make_group(5)[0])
+
+
+def changed(group: InferenceGroup, folder: Path, **config: object) -> InferenceGroup:
+    """The group with another model: its config.json alone."""
+    written = json.loads((Path(group.model_folder) / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | config))
+    return group.model_copy(update={"model_folder": str(folder)})
+
+
+def test_more_than_the_models_positions_is_refused_and_the_default_gives_way(make_group: MakeGroup) -> None:
+    assert plan_group(make_group(1)[0]).max_length == 256
+    assert plan_group(make_group(1, attention={"maxLength": 256})[0]).max_length == 256
+    with pytest.raises(Refused, match=r"the model has 256 positions; write attention\.maxLength: 256 or less"):
+        plan_group(make_group(1, attention={"maxLength": 257})[0])
+
+
+def test_a_window_of_the_model_is_refused_where_a_request_could_outgrow_it(
+    make_group: MakeGroup, tmp_path: Path
+) -> None:
+    [group], [short] = make_group(1), make_group(1, attention={"maxLength": 64})
+    with pytest.raises(Refused, match=r"sliding_window 64 is not yet supported.*attention\.maxLength: 64 or less"):
+        plan_group(changed(group, tmp_path, sliding_window=64))
+    assert plan_group(changed(short, tmp_path, sliding_window=64)).max_length == 64
