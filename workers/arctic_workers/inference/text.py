@@ -10,6 +10,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
+_SETTINGS_FILE = "tokenizer_config.json"
+_TEMPLATE_FILE = "chat_template.jinja"
 _CONFIG_FILES = ("config.json", "generation_config.json")
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
@@ -35,22 +37,25 @@ class Text:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more precise
             raise TextError(f"{path} cannot be read as a tokenizer: {error}") from None
-        settings = _read_json(folder / "tokenizer_config.json")
+        settings = _read_json(folder / _SETTINGS_FILE)
         self._special = {
-            name: _content(settings.get(name)) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+            name: _content(folder, settings, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
         }
         self._template = _chat_template(folder, settings)
         """None if the model has none."""
         self.stop_tokens = self._stop_tokens(folder)
-        self.vocabulary: int = self._tokenizer.get_vocab_size()
-        """Tokens that the tokenizer knows."""
+        self.vocabulary: int = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+        """All of the tokenizer's tokens are less than this; there may be gaps among them."""
 
     def _stop_tokens(self, folder: Path) -> frozenset[int]:
         """Every token that any of the model's files calls an end."""
         found: set[int] = set()
         for name in _CONFIG_FILES:
             value = _read_json(folder / name).get("eos_token_id")
-            found.update(value if isinstance(value, list) else [] if value is None else [value])
+            tokens = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(type(token) is int for token in tokens):
+                raise TextError(f"{folder / name}: eos_token_id is {value!r}; write a token's number or a list of them")
+            found.update(tokens)
         eos = self._special["eos_token"]
         identity = self._tokenizer.token_to_id(eos) if eos else None
         return frozenset(found if identity is None else found | {identity})
@@ -86,21 +91,35 @@ def _to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-def _content(token: Any) -> str | None:
+def _content(folder: Path, settings: dict[str, Any], name: str) -> str | None:
     """A special token is written as text, or as an object around it."""
+    token = settings.get(name)
     content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
+    if token is not None and not isinstance(content, str):
+        raise TextError(f"{folder / _SETTINGS_FILE}: {name} is {token!r}; write the token's text")
+    return content
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
+    file = folder / _TEMPLATE_FILE
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TextError(f"{file} cannot be read as text in UTF-8: {error}") from None
     template = settings.get("chat_template")
-    if isinstance(template, list):  # several, each with a name
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    if isinstance(template, list) and all(map(_is_named_template, template)):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    if template is not None and not isinstance(template, str):
+        raise TextError(
+            f"{folder / _SETTINGS_FILE}: chat_template is {template!r}; write the template's text, or a list of "
+            'objects with "name" and "template"'
+        )
+    return template
+
+
+def _is_named_template(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "template"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

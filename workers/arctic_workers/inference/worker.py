@@ -75,7 +75,8 @@ def _serve(group: InferenceGroup, rank: int) -> None:
         raise Refused(str(error)) from None
     if text.vocabulary > plan.config.vocab_size:
         raise Refused(
-            f"{plan.folder}: the tokenizer has {text.vocabulary} tokens and the model {plan.config.vocab_size}; "
+            f"{plan.folder}: the tokenizer's tokens go up to {text.vocabulary - 1} and the model's to "
+            f"{plan.config.vocab_size - 1}; "
             "they are not of one model"
         )
     engine = NativeEngine(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from arctic_workers.inference.text import Detokenizer, StopStrings, Text, TextError
 
@@ -14,6 +14,14 @@ from arctic_workers.inference.text import Detokenizer, StopStrings, Text, TextEr
 @pytest.fixture(scope="module")
 def text(model_folder: Path) -> Text:
     return Text(model_folder)
+
+
+@pytest.fixture
+def folder(model_folder: Path, tmp_path: Path) -> Path:
+    """A model's folder without its weights, to be changed."""
+    for name in ("tokenizer.json", "config.json"):
+        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
+    return tmp_path
 
 
 def test_text_comes_back_in_whole_characters(text: Text) -> None:
@@ -76,15 +84,13 @@ def test_text_ends_before_the_first_stop_string_however_it_is_cut(pieces: list[s
         assert shown == whole
 
 
-def test_chat_uses_the_models_template_in_a_sandbox(text: Text, model_folder: Path, tmp_path: Path) -> None:
-    for name in ("tokenizer.json", "config.json"):
-        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
+def test_chat_uses_the_models_template_in_a_sandbox(text: Text, folder: Path) -> None:
     messages = [{"role": "user", "content": "hi"}]
 
     def template(source: str) -> Text:
         settings = {"chat_template": source, "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-        return Text(tmp_path)
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        return Text(folder)
 
     own = template("{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
     assert own.decode(own.encode_chat(messages), special=True) == "<s>[user]hi"
@@ -94,6 +100,49 @@ def test_chat_uses_the_models_template_in_a_sandbox(text: Text, model_folder: Pa
     with pytest.raises(TextError, match="refuses"):
         template("{{ messages.__class__.__mro__ }}").encode_chat(messages)
     assert text.decode(text.encode_chat(messages)) == "user: hi\nassistant:"
+
+
+@pytest.mark.parametrize("value", [[[1]], {}, "</s>", [1, "</s>"], 1.5, True])
+def test_an_end_token_that_is_no_number_is_named(folder: Path, value: object) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(TextError, match=r"generation_config\.json: eos_token_id is .*write a token's number"):
+        Text(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("chat_template", 5),
+        ("chat_template", {"default": "x"}),
+        ("chat_template", [{"name": "default"}]),
+        ("chat_template", [5, {"name": "default", "template": "own"}]),
+        ("chat_template", [{"name": "default", "template": None}]),
+        ("eos_token", 2),
+        ("bos_token", {"text": "<s>"}),
+    ],
+)
+def test_tokenizer_settings_of_a_wrong_shape_are_named(folder: Path, key: str, value: object) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(TextError, match=rf"tokenizer_config\.json: {key} is .*; write"):
+        Text(folder)
+
+
+def test_a_template_named_default_is_found_among_others(folder: Path) -> None:
+    several = [{"name": "tools", "template": "y"}, {"name": "default", "template": "own"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
+    own = Text(folder)
+    assert own.decode(own.encode_chat([])) == "own"
+
+
+def test_a_template_that_is_no_text_is_named(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(TextError, match=r"chat_template\.jinja cannot be read as text in UTF-8"):
+        Text(folder)
+
+
+def test_a_vocabulary_with_gaps_reaches_to_its_highest_token(folder: Path) -> None:
+    Tokenizer(models.WordLevel({"a": 0, "b": 70_000, "?": 2}, unk_token="?")).save(str(folder / "tokenizer.json"))
+    assert Text(folder).vocabulary == 70_001
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Exit codes and termination messages of pods that can't serve."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, InferenceGroup
 from arctic_workers.inference.worker import run
@@ -46,3 +48,16 @@ def test_a_pod_that_was_told_nothing_is_bad_input(caplog: pytest.LogCaptureFixtu
     assert run({WORLD_VARIABLE: "{}", NODE_RANK_VARIABLE: "0"}) == 64
     assert "ARCTIC_WORLD must be set" in caplog.text
     assert "ARCTIC_WORLD is not an InferenceGroup: namespace" in caplog.text
+
+
+def test_a_tokenizer_that_reaches_beyond_the_model_is_bad_input(
+    make_group: MakeGroup, model_folder: Path, tmp_path: Path
+) -> None:
+    """However few tokens it has: one of them would end the group."""
+    shutil.copytree(model_folder, tmp_path / "sparse")
+    sparse = Tokenizer(models.WordLevel({"a": 0, "b": 70_000, "?": 2}, unk_token="?"))
+    sparse.save(str(tmp_path / "sparse" / "tokenizer.json"))
+    [group] = make_group(1)
+    odd = group.model_copy(update={"model_folder": str(tmp_path / "sparse")})
+    assert run(environment(odd)) == 64
+    assert "the tokenizer's tokens go up to 70000" in report(odd)["message"]
