@@ -186,7 +186,12 @@ def find_haproxy() -> str:
 
 @contextmanager
 def run_gateway(
-    folder: Path, *, leaders: int, requests_per_leader: int = 100, beside: Ports | None = None
+    folder: Path,
+    *,
+    leaders: int,
+    requests_per_leader: int = 100,
+    queue_timeout: str = "60s",
+    beside: Ports | None = None,
 ) -> Iterator[Gateway]:
     """Run the configuration as it is built, but for its ports, its name server and shorter times.
 
@@ -206,6 +211,7 @@ def run_gateway(
             ("parse-resolv-conf", f"nameserver test 127.0.0.1:{dns.port}"),
             (f"grace {gateway.GRACE_SECONDS}s", "grace 1s"),
             ("timeout resolve 1s", "timeout resolve 100ms"),
+            ("timeout queue 60s", f"timeout queue {queue_timeout}"),
             ("inter 1s", "inter 1s" if beside else "inter 100ms"),
         ):
             assert config.count(here) == 1

@@ -41,10 +41,13 @@ _ERRORS = {
     413: ("invalid_request_error", "request_too_large", f"The request body is larger than {MAX_BODY_BYTES >> 20} MiB."),
     500: ("server_error", "internal_error", "The gateway failed: send the request again."),
     502: ("server_error", "bad_gateway", "The replica went away before it answered."),
-    503: ("server_error", "service_unavailable", "No replica of this model is ready: try again in a few seconds."),
+    503: ("server_error", "overloaded", "All replicas are busy, or went away: try again in a few seconds."),
     504: ("server_error", "gateway_timeout", "The replica did not answer in time."),
 }
-_RETRY_AFTER_SECONDS = {502: 1, 503: 5}
+_RETRY_AFTER_SECONDS = {502: 1, 503: 5, 429: 1}
+_LENGTH_REQUIRED = ("invalid_request_error", "length_required", "Send the request with a Content-Length.")
+_UNREADY = ("server_error", "service_unavailable", "No replica of this model is ready: try again in a few seconds.")
+_QUEUE_FULL = ("rate_limit_error", "queue_full", "Too many requests wait already: try again later.")
 
 
 class GatewayShape(NamedTuple):
@@ -70,8 +73,7 @@ def leader_slots(most_groups: int) -> int:
 
 def haproxy_config(shape: GatewayShape) -> str:
     """Return HAProxy's configuration (2.6 or newer)."""
-    errors = "\n    ".join(f"http-error {_error(status)}" for status in _ERRORS)
-    length_required = _json_error("invalid_request_error", "length_required", "Send the request with a Content-Length.")
+    errors = "\n    ".join(f"http-error {_answer(status, error)}" for status, error in _ERRORS.items())
     return f"""\
 global
     log stdout format raw local0 notice
@@ -92,6 +94,12 @@ defaults
     option http-server-close
     option http-no-delay
     option abortonclose
+    # A leader whose node is gone without a word is given up after 25 s, whether it owed an answer or an acknowledgement
+    # (`tcp-ut` below).
+    option srvtcpka
+    srvtcpka-idle 10s
+    srvtcpka-intvl 5s
+    srvtcpka-cnt 3
     # Only what was never sent is tried again, at another leader.
     retries 3
     retry-on conn-failure
@@ -124,19 +132,25 @@ frontend api
     bind :{HTTP_PORT}
     monitor-uri /healthz
     monitor fail if {{ stopping }}
-    http-request return status 411 content-type application/json string '{length_required}' \
-if {{ req.hdr(transfer-encoding) -m found }}
+    http-request return {_answer(411, _LENGTH_REQUIRED)} if {{ req.hdr(transfer-encoding) -m found }}
     http-request deny deny_status 413 if {{ req.hdr_val(content-length) gt {MAX_BODY_BYTES} }}
+    # A leader gets a request once it is here, so that slow senders fill no queue. `option http-buffer-request` would
+    # wait before the size is looked at.
+    http-request wait-for-body time 30s
     http-after-response set-header Connection close if {{ stopping }}
     default_backend leaders
 
 backend leaders
+    # Here, not in the frontend, so that the backend's metrics count them.
+    http-request return {_answer(503, _UNREADY)} if {{ nbsrv eq 0 }}
+    # As many may wait as run: more would only wait until `timeout queue`.
+    http-request return {_answer(429, _QUEUE_FULL)} if {{ avg_queue ge {shape.requests_per_leader} }}
     balance leastconn
     option httpchk GET /readyz
     http-check expect status 200
     # Above `inter`, which is the time to connect: a leader that is busy for a moment answers late, and is well.
     timeout check 5s
-    default-server check port {shape.health_port} inter 1s fall 2 rise 1 maxconn {shape.requests_per_leader}
+    default-server check port {shape.health_port} inter 1s fall 2 rise 1 maxconn {shape.requests_per_leader} tcp-ut 25s
     server-template leader 1-{shape.slots} {shape.leaders_host}:{shape.leaders_port} \
 resolvers cluster resolve-prefer ipv4 init-addr none
 
@@ -148,10 +162,10 @@ frontend observability
 """
 
 
-def _error(status: int) -> str:
-    """Return the `http-error` arguments of a status: a body as the OpenAI API has it."""
+def _answer(status: int, error: tuple[str, str, str]) -> str:
+    """Return the arguments of HAProxy's answers of its own: a body as the OpenAI API has it."""
     retry = f" hdr Retry-After {_RETRY_AFTER_SECONDS[status]}" if status in _RETRY_AFTER_SECONDS else ""
-    return f"status {status} content-type application/json string '{_json_error(*_ERRORS[status])}'{retry}"
+    return f"status {status} content-type application/json string '{_json_error(*error)}'{retry}"
 
 
 def _json_error(kind: str, code: str, message: str) -> str:

@@ -58,6 +58,7 @@ def test_requests_with_no_ready_leader_get_503_in_the_openai_form(tmp_path: Path
         assert answer.headers["Retry-After"] == "5"
         assert answer.headers["Content-Type"] == "application/json"
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        assert answer.json()["error"]["code"] == "service_unavailable"
         assert answers(running.url + "/healthz"), "the gateway itself is well"
 
 
@@ -131,20 +132,61 @@ def test_a_request_that_reached_a_leader_is_never_sent_twice(tmp_path: Path) -> 
 
 
 def test_requests_beyond_what_a_leader_takes_wait_for_it(tmp_path: Path) -> None:
-    with run_gateway(tmp_path, leaders=1, requests_per_leader=1) as running:
+    with run_gateway(tmp_path, leaders=1, requests_per_leader=2) as running:
         leader = running.leaders[0]
         statuses: list[int] = []
         clients = [
-            threading.Thread(target=lambda: statuses.append(running.post("/held").status_code)) for _ in range(3)
+            threading.Thread(target=lambda: statuses.append(running.post("/held").status_code)) for _ in range(4)
         ]
         for client in clients:
             client.start()
         wait_until(lambda: running.queued() == 2, "queueing")
-        assert len(leader.requests) == 1
+        assert len(leader.requests) == 2
         leader.release.set()
         for client in clients:
             client.join(PATIENCE)
-        assert statuses == [200, 200, 200]
+        assert statuses == [200] * 4
+
+
+def test_requests_beyond_the_queue_are_refused_at_once(tmp_path: Path) -> None:
+    with run_gateway(tmp_path, leaders=1, requests_per_leader=1) as running:
+        held = [threading.Thread(target=running.post, args=("/held",)) for _ in range(2)]
+        for client in held:
+            client.start()
+        wait_until(lambda: running.queued() == 1, "queueing")
+        refused = running.post("/answer")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert refused.headers["Retry-After"] == "1"
+        running.leaders[0].release.set()
+        for client in held:
+            client.join(PATIENCE)
+        assert running.post("/answer").status_code == 200
+
+
+def test_a_request_that_waited_in_vain_hears_that_all_are_busy(tmp_path: Path) -> None:
+    with run_gateway(tmp_path, leaders=1, requests_per_leader=1, queue_timeout="100ms") as running:
+        client = threading.Thread(target=running.post, args=("/held",))
+        client.start()
+        wait_until(lambda: bool(running.leaders[0].requests), "the leader's request")
+        late = running.post("/answer")
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "overloaded")
+        assert "busy" in late.json()["error"]["message"]
+        running.leaders[0].release.set()
+        client.join(PATIENCE)
+
+
+def test_a_leader_hears_of_a_request_once_it_is_whole(tmp_path: Path) -> None:
+    with run_gateway(tmp_path, leaders=1, requests_per_leader=1) as running:
+        host, _, port = running.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), PATIENCE) as slow:
+            slow.sendall(b"POST /answer HTTP/1.1\r\nHost: demo\r\nContent-Length: 2\r\n\r\n{")
+            assert running.post("/answer").status_code == 200, "the slow one took the leader's only place"
+            slow.sendall(b"}")
+            answer = http.client.HTTPResponse(slow)
+            answer.begin()
+            assert answer.status == 200
+            answer.close()
 
 
 def test_a_gateway_told_to_stop_finishes_its_streams_and_loses_no_request(tmp_path: Path) -> None:
