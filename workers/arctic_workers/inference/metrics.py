@@ -24,22 +24,31 @@ class Recent:
         self.window = window
         self._clock = clock
         self._entries: deque[tuple[float, float]] = deque()
+        self._sum = 0.0
 
     def add(self, value: float) -> None:
         """Take a value of now."""
         self._entries.append((self._clock(), value))
-        self.values()
+        self._sum += value
+        self._forget()
 
     def values(self) -> list[float]:
-        """Return those that are young enough, and forget the others."""
-        oldest = self._clock() - self.window
-        while self._entries and self._entries[0][0] < oldest:
-            self._entries.popleft()
+        """Return those that are young enough."""
+        self._forget()
         return [value for _, value in self._entries]
 
     def rate(self) -> float:
         """Return their sum a second."""
-        return sum(self.values()) / self.window
+        self._forget()
+        return self._sum / self.window
+
+    def _forget(self) -> None:
+        """Each value is taken and forgotten once, so that a token costs the same however many came before it."""
+        oldest = self._clock() - self.window
+        while self._entries and self._entries[0][0] < oldest:
+            self._sum -= self._entries.popleft()[1]
+        if not self._entries:
+            self._sum = 0.0  # what rounding has left
 
 
 class Metrics:
