@@ -1,8 +1,9 @@
 """The OpenAI API's answers as JSON: one class for each of the two endpoints, for whole answers and for streams."""
 
+import codecs
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from arctic_workers.inference.answer import Piece
@@ -56,6 +57,8 @@ class CompletionForm(_Envelope):
         self._logprobs = logprobs
         self._echo = echo
         self._offset = len(echo)
+        # Of the text so far: tokens may be parts of characters.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def opening(self) -> list[dict[str, Any]]:
         """See `Form`."""
@@ -76,18 +79,40 @@ class CompletionForm(_Envelope):
         return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def _some_logprobs(self, outputs: Sequence[Output]) -> dict[str, Any]:
-        tokens = [self._text.decode([output.token], special=True) for output in outputs]
+        raw = [self._text.token_bytes(output.token) for output in outputs]
         offsets = []
-        for token in tokens:
+        for token in raw:
             offsets.append(self._offset)
-            self._offset += len(token)
-        tops = [{self._text.decode([t], special=True): value for t, value in output.top} for output in outputs]
+            self._offset += len(self._decoder.decode(token))
+        tops = [_by_name((self._text.token_bytes(token), value) for token, value in output.top) for output in outputs]
         return {
-            "tokens": tokens,
+            "tokens": [_name(token) for token in raw],
             "token_logprobs": [output.logprob for output in outputs],
             "top_logprobs": tops,
             "text_offset": offsets,
         }
+
+
+def _by_name(values: Iterable[tuple[bytes, float]]) -> dict[str, float]:
+    """Two tokens may have one text (a byte of its own, and the character): the less likely goes by its bytes."""
+    named: dict[str, float] = {}
+    for token, value in values:
+        name = _name(token)
+        named.setdefault(_escaped(token) if name in named else name, value)
+    return named
+
+
+def _name(token: bytes) -> str:
+    """A token's text, or its bytes where they are no text."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return _escaped(token)
+
+
+def _escaped(token: bytes) -> str:
+    """As OpenAI writes it."""
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
 
 
 class ChatForm(_Envelope):
@@ -137,5 +162,5 @@ class ChatForm(_Envelope):
         }
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self._text.decode([token], special=True)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        raw = self._text.token_bytes(token)
+        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}

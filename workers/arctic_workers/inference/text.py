@@ -9,6 +9,8 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from arctic_workers.inference.token_bytes import TokenBytes
+
 TOKENIZER_FILE = "tokenizer.json"
 _SETTINGS_FILE = "tokenizer_config.json"
 _TEMPLATE_FILE = "chat_template.jinja"
@@ -37,6 +39,7 @@ class Text:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more precise
             raise TextError(f"{path} cannot be read as a tokenizer: {error}") from None
+        self._bytes = TokenBytes(self._tokenizer)
         settings = _read_json(folder / _SETTINGS_FILE)
         self._special = {
             name: _content(folder, settings, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -67,6 +70,10 @@ class Text:
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Turn tokens into text, special ones left out unless asked for."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=not special))
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return what a token stands for, which may be a part of a character."""
+        return self._bytes.of(token)
 
     def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
         """Turn a conversation into the tokens of a prompt for the next answer. TextError if the template refuses it."""

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from tokenizers import Tokenizer, decoders, models
 
 from arctic_workers.inference.engine import Output, Request, Stats
 from arctic_workers.inference.metrics import Metrics
@@ -91,6 +92,44 @@ def test_what_is_taken_survives_the_way_through_the_ranks(text: Text) -> None:
             assert decode_parts(torch.tensor(encode_parts([part])).tolist()) == [part]
 
     check()
+
+
+def told(text: Text, answer: str) -> list[Output]:
+    """The outputs that say so, each with the next as another candidate."""
+    tokens = text.encode(answer)
+    others = [*tokens[1:], tokens[0]]
+    pairs = [((token, -0.5), (other, -1.0)) for token, other in zip(tokens, others, strict=True)]
+    return [*(Output(pair[0][0], -0.5, pair) for pair in pairs[:-1]), Output(tokens[-1], -0.5, pairs[-1], "length")]
+
+
+async def test_the_bytes_of_a_chats_tokens_make_up_its_text(text: Text) -> None:
+    api = serve(text, Scripted(told(text, "Größe, 世界 🏔")))
+    messages = [{"role": "user", "content": "x"}]
+    answer = await post(api, "/v1/chat/completions", messages=messages, logprobs=True, top_logprobs=2)
+    [choice] = answer.json()["choices"]
+    content = choice["logprobs"]["content"]
+    assert choice["message"]["content"] == "Größe, 世界 🏔"
+    assert bytes(byte for token in content for byte in token["bytes"]).decode() == "Größe, 世界 🏔"
+    assert any("\ufffd" in token["token"] for token in content), "some are parts of characters"
+    assert all(bytes(top["bytes"]) for token in content for top in token["top_logprobs"])
+
+
+async def test_a_completions_tokens_have_names_of_their_own_and_their_place_in_the_text(text: Text) -> None:
+    api = serve(text, Scripted(told(text, "aß世b")))
+    [choice] = (await post(api, "/v1/completions", prompt="x", logprobs=2)).json()["choices"]
+    logprobs = choice["logprobs"]
+    assert logprobs["tokens"] == ["a", r"bytes:\xc3", r"bytes:\x9f", "世", "b"]
+    assert logprobs["text_offset"] == [0, 1, 1, 2, 3]
+    assert all(len(top) == 2 for top in logprobs["top_logprobs"])
+
+
+async def test_candidates_with_one_text_are_told_apart(tmp_path: Path) -> None:
+    made = Tokenizer(models.BPE({f"<0x{byte:02X}>": byte for byte in range(256)} | {"A": 256}, [], byte_fallback=True))
+    made.decoder = decoders.ByteFallback()
+    made.save(str(tmp_path / "tokenizer.json"))
+    output = Output(256, -0.1, ((256, -0.1), (0x41, -2.5)), "length")
+    answer = await post(serve(Text(tmp_path), Scripted([output])), "/v1/completions", prompt="A", logprobs=2)
+    assert answer.json()["choices"][0]["logprobs"]["top_logprobs"] == [{"A": -0.1, r"bytes:\x41": -2.5}]
 
 
 @pytest.mark.parametrize("top_k", [2**31, 2**63])
