@@ -1,8 +1,8 @@
 """The OpenAI API's requests, checked, and its errors. Only what can be done is taken; all else is refused by name."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 MOST_LOGPROBS = 20
 MOST_STOPS = 4
@@ -31,6 +31,16 @@ _WITHOUT_EFFECT = ("user", "metadata", "store", "service_tier", "safety_identifi
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+def _check_empty(value: Any) -> Any:
+    if value:
+        raise ValueError("tools are not supported; leave it out")
+    return value
+
+
+Unsupported = Annotated[Any, AfterValidator(_check_empty)]
+"""A part of a message that may be there as long as nothing is in it."""
 
 
 class ApiError(Exception):
@@ -112,6 +122,12 @@ class CommonRequest(_Request):
             raise ValueError(f"a stop string has 1 to {_LONGEST_STOP} characters")
         return value
 
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("'stream_options' needs 'stream': true")
+        return self
+
     @property
     def stops(self) -> list[str]:
         """The stop strings."""
@@ -146,13 +162,16 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     role: Annotated[str, Field(min_length=1)]
-    content: str | list[TextPart] | None = None
+    content: str | list[TextPart]
     name: str | None = None
+    tool_calls: Unsupported = None
+    tool_call_id: Unsupported = None
+    function_call: Unsupported = None
 
     def plain(self) -> dict[str, str]:
         """Return what a chat template reads."""
         content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content or [])
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
         return {"role": self.role, "content": text} | ({"name": self.name} if self.name else {})
 
 

@@ -133,9 +133,10 @@ class Api:
         asked = parse(ChatRequest, await _read(request))
         self._check_model(asked.model)
         try:
-            prompt = self._text.encode_chat([message.plain() for message in asked.messages])
+            text = self._text.render_chat([message.plain() for message in asked.messages])
         except TextError as error:
             raise ApiError(400, str(error), param="messages") from None
+        prompt = self._text.encode(text, special=not self._text.chat_is_marked)
         most = asked.max_completion_tokens or asked.max_tokens or self._room(prompt)
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         sampling = self._sampling(asked, len(prompt), most, logprobs)

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
@@ -44,8 +47,10 @@ class Text:
         self._special = {
             name: _content(folder, settings, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
         }
-        self._template = _chat_template(folder, settings)
-        """None if the model has none."""
+        source, place = _chat_template(folder, settings)
+        self._template = _compile(source, place)
+        self.chat_is_marked = source is not None
+        """Whether rendered chats have their special tokens already: a model's own template writes them itself."""
         self.stop_tokens = self._stop_tokens(folder)
         self.vocabulary: int = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         """All of the tokenizer's tokens are less than this; there may be gaps among them."""
@@ -75,19 +80,40 @@ class Text:
         """Return what a token stands for, which may be a part of a character."""
         return self._bytes.of(token)
 
-    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Turn a conversation into the tokens of a prompt for the next answer. TextError if the template refuses it."""
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise
-        environment.filters["tojson"] = _to_json
+    def render_chat(self, messages: list[dict[str, Any]]) -> str:
+        """Turn a conversation into the text of a prompt for the next answer. TextError if the template refuses it."""
+        special = {name: token for name, token in self._special.items() if token}
         try:
-            text = environment.from_string(self._template or DEFAULT_CHAT_TEMPLATE).render(
-                messages=messages, add_generation_prompt=True, **{k: v for k, v in self._special.items() if v}
+            return self._template.render(
+                messages=messages, add_generation_prompt=True, tools=None, documents=None, **special
             )
         except (TemplateError, TypeError, KeyError, ValueError, OverflowError) as error:
             raise TextError(f"the model's chat template refuses these messages: {error}") from None
-        # A model's own template writes its special tokens itself.
-        return self.encode(text, special=self._template is None)
+
+
+def _compile(source: str | None, place: str) -> Template:
+    """Make a template of what a model comes with, in the environment that Hugging Face gives it."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)  # noqa: DTZ005 - as there
+    environment.filters["tojson"] = _to_json
+    try:
+        return environment.from_string(DEFAULT_CHAT_TEMPLATE if source is None else source)
+    except TemplateError as error:
+        raise TextError(f"{place} is no template: {error}") from None
+
+
+class _Generation(Extension):
+    """`{% generation %}`, which marks for training what an assistant said; it changes no text."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the base has it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Return what is inside."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _raise(message: str) -> None:
@@ -107,22 +133,23 @@ def _content(folder: Path, settings: dict[str, Any], name: str) -> str | None:
     return content
 
 
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+def _chat_template(folder: Path, settings: dict[str, Any]) -> tuple[str | None, str]:
+    """The template's source, None if the model has none, and where it is."""
     file = folder / _TEMPLATE_FILE
     if file.is_file():
         try:
-            return file.read_text(encoding="utf-8")
+            return file.read_text(encoding="utf-8"), str(file)
         except (OSError, UnicodeDecodeError) as error:
             raise TextError(f"{file} cannot be read as text in UTF-8: {error}") from None
     template = settings.get("chat_template")
     if isinstance(template, list) and all(map(_is_named_template, template)):
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    place = f"{folder / _SETTINGS_FILE}: chat_template"
     if template is not None and not isinstance(template, str):
         raise TextError(
-            f"{folder / _SETTINGS_FILE}: chat_template is {template!r}; write the template's text, or a list of "
-            'objects with "name" and "template"'
+            f'{place} is {template!r}; write the template\'s text, or a list of objects with "name" and "template"'
         )
-    return template
+    return template, place
 
 
 def _is_named_template(entry: Any) -> bool:

@@ -26,9 +26,10 @@ COMPLETION = {"model": "m", "prompt": "hi"}
         ({"prompt": {"a": 1}}, "prompt", "valid"),
         ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
         ({"seed": 2**63}, "seed", "less than"),
+        ({"stream_options": {"include_usage": True}}, None, "'stream_options' needs 'stream': true"),
     ],
 )
-def test_a_parameter_that_cannot_be_done_is_named(change: dict[str, Any], param: str, sentence: str) -> None:
+def test_a_parameter_that_cannot_be_done_is_named(change: dict[str, Any], param: str | None, sentence: str) -> None:
     with pytest.raises(ApiError, match=sentence) as caught:
         parse(CompletionRequest, json.dumps(COMPLETION | change).encode())
     assert caught.value.status == 400
@@ -46,6 +47,35 @@ def test_content_in_parts_is_joined() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     request = parse(ChatRequest, json.dumps(CHAT | {"messages": [{"role": "user", "content": parts}]}).encode())
     assert request.messages[0].plain() == {"role": "user", "content": "ab"}
+
+
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "sentence"),
+    [
+        ({"role": "assistant", "content": "", "tool_calls": [CALL]}, "messages.0.tool_calls", "not supported"),
+        ({"role": "tool", "content": "42", "tool_call_id": "a"}, "messages.0.tool_call_id", "not supported"),
+        ({"role": "assistant", "content": "", "function_call": {"name": "f"}}, "messages.0.function_call", "leave it"),
+        ({"role": "user"}, "messages.0.content", "required"),
+        ({"role": "assistant", "content": None}, "messages.0.content", "valid"),
+    ],
+)
+def test_a_message_that_would_be_read_without_a_part_of_it_is_refused(
+    message: dict[str, Any], param: str, sentence: str
+) -> None:
+    with pytest.raises(ApiError, match=sentence) as caught:
+        parse(ChatRequest, json.dumps(CHAT | {"messages": [message]}).encode())
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_what_clients_send_back_of_an_answer_is_taken() -> None:
+    answer = {"role": "assistant", "content": "hi", "refusal": None, "tool_calls": None, "function_call": None}
+    assert parse(ChatRequest, json.dumps(CHAT | {"messages": [answer]}).encode()).messages[0].plain() == {
+        "role": "assistant",
+        "content": "hi",
+    }
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model": "m"}', b"\xff"])

@@ -93,13 +93,15 @@ def test_chat_uses_the_models_template_in_a_sandbox(text: Text, folder: Path) ->
         return Text(folder)
 
     own = template("{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
-    assert own.decode(own.encode_chat(messages), special=True) == "<s>[user]hi"
+    assert own.render_chat(messages) == "<s>[user]hi"
+    assert own.chat_is_marked
     assert 1 in own.stop_tokens
     with pytest.raises(TextError, match="roles must alternate"):
-        template("{{ raise_exception('roles must alternate') }}").encode_chat(messages)
+        template("{{ raise_exception('roles must alternate') }}").render_chat(messages)
     with pytest.raises(TextError, match="refuses"):
-        template("{{ messages.__class__.__mro__ }}").encode_chat(messages)
-    assert text.decode(text.encode_chat(messages)) == "user: hi\nassistant:"
+        template("{{ messages.__class__.__mro__ }}").render_chat(messages)
+    assert text.render_chat(messages) == "user: hi\nassistant:"
+    assert not text.chat_is_marked
 
 
 @pytest.mark.parametrize("value", [[[1]], {}, "</s>", [1, "</s>"], 1.5, True])
@@ -131,7 +133,24 @@ def test_a_template_named_default_is_found_among_others(folder: Path) -> None:
     several = [{"name": "tools", "template": "y"}, {"name": "default", "template": "own"}]
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
     own = Text(folder)
-    assert own.decode(own.encode_chat([])) == "own"
+    assert own.render_chat([]) == "own"
+
+
+def test_templates_have_what_hugging_face_gives_them(folder: Path) -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+        "{{ tools is none }} {{ strftime_now('%Y') | length }}"
+    )
+    (folder / "chat_template.jinja").write_text(source)
+    messages = [{"role": "system", "content": "no"}, {"role": "user", "content": "hi "}]
+    assert Text(folder).render_chat(messages) == "hi True 4"
+
+
+def test_a_template_that_does_not_compile_is_named_at_the_start(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{% for %}"}))
+    with pytest.raises(TextError, match=r"tokenizer_config\.json: chat_template is no template"):
+        Text(folder)
 
 
 def test_a_template_that_is_no_text_is_named(folder: Path) -> None:
