@@ -230,8 +230,7 @@ def run_gateway(
         running = Gateway(process, port, metrics_port, made)
         wait_until(lambda: answers(running.metrics_url + "/healthz"), "the gateway's start")
         wait_until(lambda: running.up() == len(dns.addresses), "the discovery of all leaders")
-        for leader in made:
-            wait_until(lambda leader=leader: leader.checks > 0, "a check")
+        wait_until(lambda: all(leader.checks for leader in made), "a check of each leader")
         yield running
         for leader in made:
             leader.release.set()
