@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 MOST_BODY_BYTES = 4 * 1024 * 1024
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for `max_tokens` of completions; chats may fill the context."""
+BODY_SECONDS = 30.0
+"""Time for a request's body to arrive: until then it counts as waiting."""
+LARGE_TEXT = 8192
+"""Characters from which on tokenizing takes so long that other answers would stop for it."""
 RETRY_AFTER_BUSY = 1
 RETRY_AFTER_DRAINING = 5
 
@@ -119,7 +123,7 @@ class Api:
     async def _completions(self, request: Request) -> Response:
         asked = parse(CompletionRequest, await _read(request))
         self._check_model(asked.model)
-        prompt = self._prompt(asked)
+        prompt = await self._prompt(asked)
         if asked.echo and asked.logprobs is not None:
             raise ApiError(400, "'echo' with 'logprobs' is not supported; leave one of them out", param="echo")
         sampling = self._sampling(
@@ -136,7 +140,7 @@ class Api:
             text = self._text.render_chat([message.plain() for message in asked.messages])
         except TextError as error:
             raise ApiError(400, str(error), param="messages") from None
-        prompt = self._text.encode(text, special=not self._text.chat_is_marked)
+        prompt = await self._encode(text, "messages", special=not self._text.chat_is_marked)
         most = asked.max_completion_tokens or asked.max_tokens or self._room(prompt)
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         sampling = self._sampling(asked, len(prompt), most, logprobs)
@@ -152,20 +156,37 @@ class Api:
                 code="model_not_found",
             )
 
-    def _prompt(self, asked: CompletionRequest) -> list[int]:
+    async def _prompt(self, asked: CompletionRequest) -> list[int]:
         prompt = asked.prompt
         if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
             if len(prompt) > 1:
                 raise ApiError(400, f"{len(prompt)} prompts in one request; send one request each", param="prompt")
             prompt = prompt[0]
         if isinstance(prompt, str):
-            return self._text.encode(prompt)
+            return await self._encode(prompt, "prompt", special=True)
         tokens = [token for token in prompt if isinstance(token, int)]
         if wrong := [token for token in tokens if not 0 <= token < self._vocabulary]:
             raise ApiError(
                 400, f"token {wrong[0]} is not one of the model's {self._vocabulary}: 0 to less", param="prompt"
             )
         return tokens
+
+    async def _encode(self, text: str, param: str, *, special: bool) -> list[int]:
+        """Turn text into tokens without holding up other answers; what is far too long is not even tried."""
+        least = self._text.least_tokens(text)
+        if least > self._engine.max_length:
+            raise self._too_long(param, f"the prompt alone has at least {least}; make it shorter")
+        if len(text) < LARGE_TEXT:
+            return self._text.encode(text, special=special)
+        return await asyncio.to_thread(self._text.encode, text, special=special)
+
+    def _too_long(self, param: str, sentence: str) -> ApiError:
+        return ApiError(
+            400,
+            f"This model's maximum context length is {self._engine.max_length} tokens, and {sentence}",
+            param=param,
+            code="context_length_exceeded",
+        )
 
     def _room(self, prompt: list[int]) -> int:
         """Tokens that may follow a prompt; at least 1, which a prompt that is too long is then refused for."""
@@ -175,12 +196,10 @@ class Api:
         if not prompt:
             raise ApiError(400, "the prompt is empty; write at least one token", param="prompt")
         if prompt + most > self._engine.max_length:
-            raise ApiError(
-                400,
-                f"This model's maximum context length is {self._engine.max_length} tokens, and {prompt + most} were "
-                f"asked for: {prompt} in the prompt and {most} in the answer; make one of them shorter",
-                param="messages" if isinstance(asked, ChatRequest) else "prompt",
-                code="context_length_exceeded",
+            raise self._too_long(
+                "messages" if isinstance(asked, ChatRequest) else "prompt",
+                f"{prompt + most} were asked for: {prompt} in the prompt and {most} in the answer; make one of them "
+                "shorter",
             )
         return Sampling(
             max_tokens=most,
@@ -269,12 +288,19 @@ async def _read(request: Request) -> bytes:
     """Return the body, at most `MOST_BODY_BYTES` of it."""
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MOST_BODY_BYTES:
-                raise ApiError(
-                    413, f"The request's body is larger than {MOST_BODY_BYTES} bytes; make it smaller", code="too_large"
-                )
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MOST_BODY_BYTES:
+                    raise ApiError(
+                        413,
+                        f"The request's body is larger than {MOST_BODY_BYTES} bytes; make it smaller",
+                        code="too_large",
+                    )
+    except TimeoutError:
+        raise ApiError(
+            408, f"The request's body did not arrive within {BODY_SECONDS:.0f} s; send it again", code="request_timeout"
+        ) from None
     except ClientDisconnect:
         raise ApiError(400, "The client left before its request was whole") from None
     return bytes(body)
@@ -282,6 +308,8 @@ async def _read(request: Request) -> bytes:
 
 async def _refuse(request: Request, error: ApiError) -> Response:  # noqa: ARG001
     headers = {} if error.retry is None else {"Retry-After": str(error.retry)}
+    if error.status == 408:
+        headers["Connection"] = "close"  # the rest of the body could be taken for a request
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 

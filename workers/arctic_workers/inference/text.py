@@ -72,6 +72,11 @@ class Text:
         """Turn text into tokens; with `special`, those that the tokenizer puts around every text are there."""
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
 
+    def least_tokens(self, text: str) -> int:
+        """Return how many tokens text takes at least, without the work of finding them."""
+        longest = self._bytes.longest
+        return 0 if longest is None else -(-len(text.encode()) // longest)
+
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Turn tokens into text, special ones left out unless asked for."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=not special))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer, decoders, models
 
+from arctic_workers.inference import server
 from arctic_workers.inference.engine import Output, Request, Stats
 from arctic_workers.inference.metrics import Metrics
 from arctic_workers.inference.native.step import Draw, Part, decode_parts, encode_parts
@@ -92,6 +94,57 @@ def test_what_is_taken_survives_the_way_through_the_ranks(text: Text) -> None:
             assert decode_parts(torch.tensor(encode_parts([part])).tolist()) == [part]
 
     check()
+
+
+async def test_a_prompt_that_is_far_too_long_is_refused_without_the_work(
+    text: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "encode", lambda *_, **__: pytest.fail("it was tokenized"))
+    api, long = serve(text, Scripted()), "a" * 4_000_000
+    for path, asked in (
+        ("/v1/completions", {"prompt": long}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": long}]}),
+    ):
+        refused = await post(api, path, **asked)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert "at least" in refused.json()["error"]["message"]
+
+
+async def test_a_large_prompt_is_tokenized_beside_other_answers(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, loops = text.encode, []
+
+    def watched(prompt: str, *, special: bool) -> list[int]:
+        loops.append(threading.get_ident() == here)
+        return encode(prompt, special=special)
+
+    here = threading.get_ident()
+    monkeypatch.setattr(text, "encode", watched)
+    monkeypatch.setattr(server, "LARGE_TEXT", 8)
+    engine = Scripted()
+    for prompt in ("small", "large enough"):
+        assert (await post(serve(text, engine), "/v1/completions", prompt=prompt)).status_code == 200
+    assert loops == [True, False]
+    assert [text.decode(request.prompt) for request in engine.asked] == ["small", "large enough"]
+
+
+async def test_a_request_that_does_not_arrive_gives_its_place_back(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "BODY_SECONDS", 1.0)
+    api, sent = serve(text, Scripted(), most_waiting=1), asyncio.Event()
+
+    async def half() -> AsyncGenerator[bytes, None]:
+        yield b'{"model": "tiny", '
+        sent.set()
+        await asyncio.Event().wait()
+
+    transport = httpx.ASGITransport(app=api.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://tiny") as client:
+        slow = asyncio.create_task(client.post("/v1/completions", content=half()))
+        await sent.wait()
+        assert (await post(api, "/v1/completions", prompt="x")).status_code == 429, "it takes the only place"
+        refused = await slow
+    assert (refused.status_code, refused.json()["error"]["code"]) == (408, "request_timeout")
+    assert refused.headers["connection"] == "close"
+    assert (await post(api, "/v1/completions", prompt="x")).status_code == 200
 
 
 def told(text: Text, answer: str) -> list[Output]:
