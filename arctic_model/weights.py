@@ -83,7 +83,7 @@ class Checkpoint:
             )
 
     def tensor(self, hf_name: str, shape: tuple[int, ...]) -> Tensor:
-        """Read one tensor. Raises CheckpointError where it is missing, quantised, not finite, of another shape, or damaged."""
+        """Read one tensor. CheckpointError where it is missing, of another shape, quantised, damaged, or not finite."""
         name = self.stored_name(hf_name)
         if name not in self._files:
             raise CheckpointError(f"{self.folder} has no tensor {name}: copy the checkpoint again, whole")
