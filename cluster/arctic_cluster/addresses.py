@@ -74,9 +74,14 @@ class Addresses:
         raise ClusterError(f"cluster {self.name} has no node {which!r}: name one of {names}, or its number")
 
 
+def is_name(name: str) -> bool:
+    """Whether interfaces, cgroups and node names can be made from a cluster's name."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> None:
     """Refuse a cluster name from which interfaces, cgroups and node names cannot be made."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ClusterError(
             f"the cluster name {name!r} does not do: take at most 20 of a-z, 0-9 and '-', "
             "starting with a letter and not ending with '-'"

@@ -59,30 +59,31 @@ class Cluster:
         """Start the cluster; what is left of a broken one is removed first.
 
         Returns False when it runs already: then only its Python environment is brought up to date. `volumes` is the
-        host folder whose `arctic-corpus` and `arctic-store` the claims mount. What is not given is as it runs, else
+        host folder whose `arctic-corpus` and `arctic-store` the claims mount. What is not given is as it was, else
         by default.
         """
-        wanted = DEFAULT_NODES if nodes is None else nodes
-        addresses.plan(self.name, 0, wanted)
-        before = self._running(nodes, volumes)
-        progress, environment = prepare(further_steps=0 if before else _STEPS_OF_A_START)
+        known = state.load(self.name)
+        before = (known.nodes, known.volumes) if known else (DEFAULT_NODES, default_volumes())
+        wanted = before[0] if nodes is None else nodes, (volumes or before[1]).absolute()
+        addresses.plan(self.name, 0, wanted[0])
+        running = self._running(wanted)
+        progress, environment = prepare(further_steps=0 if running else _STEPS_OF_A_START)
         with locked(_LOCK):
             # Asked again: preparing takes its time, and another command may have started or ended the cluster.
-            if self._running(nodes, volumes):
+            if self._running(wanted):
                 self._link_environment(environment)
                 return False
             self._remove()
             requirements.check_space(CLUSTERS, _NEEDED_FOR_A_CLUSTER)
-            planned = self._plan(wanted, (volumes or default_volumes()).absolute())
-            self._start(planned, environment, Progress(_STEPS_OF_A_START) if before else progress)
+            self._start(self._plan(*wanted), environment, Progress(_STEPS_OF_A_START) if running else progress)
         return True
 
-    def _running(self, nodes: int | None, volumes: Path | None) -> bool:
-        """Whether it runs; raises when it runs otherwise than asked for."""
+    def _running(self, wanted: tuple[int, Path]) -> bool:
+        """Whether it runs; raises when it runs with other nodes or volumes than wanted."""
         found = state.load(self.name)
         if found is None or not found.running():
             return False
-        if (nodes or found.nodes, (volumes or found.volumes).absolute()) != (found.nodes, found.volumes):
+        if wanted != (found.nodes, found.volumes):
             raise ClusterError(
                 f"cluster {self.name} runs with {found.nodes} nodes and the volumes in {found.volumes}; "
                 f"to change that, take it down first (`arctic cluster down --name {self.name}`)"

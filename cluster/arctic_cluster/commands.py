@@ -22,7 +22,7 @@ def cluster() -> None:
 
 @cluster.command()
 @_name
-@click.option("--nodes", type=int, help=f"How many nodes [as it runs, else {DEFAULT_NODES}].")
+@click.option("--nodes", type=int, help=f"How many nodes [as it was, else {DEFAULT_NODES}].")
 @click.option(
     "--volumes",
     type=click.Path(path_type=Path),
@@ -41,9 +41,16 @@ def up(name: str, nodes: int | None, volumes: Path | None) -> None:
 @click.option("--all", "every", is_flag=True, help="All of this machine's clusters.")
 def down(name: str, every: bool) -> None:
     """End a cluster and remove everything of it but its volumes."""
+    failures = []
     for each in (every and state.names()) or [name]:
-        ended = Cluster(each).down()
-        click.echo(f"cluster {each} is gone" if ended else f"there is no cluster {each}")
+        try:
+            ended = Cluster(each).down()
+        except ClusterError as error:
+            failures.append(f"cluster {each}: {error}")
+        else:
+            click.echo(f"cluster {each} is gone" if ended else f"there is no cluster {each}")
+    if failures:
+        raise ClusterError("\n".join(failures))
 
 
 @cluster.command()

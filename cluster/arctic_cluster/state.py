@@ -88,4 +88,4 @@ def load(name: str) -> State | None:
 
 def names() -> list[str]:
     """The clusters that there are on this machine, running or not, and what a crash left of one."""
-    return sorted(folder.name for folder in CLUSTERS.glob("*"))
+    return sorted(entry.name for entry in CLUSTERS.glob("*") if entry.is_dir() and addresses.is_name(entry.name))

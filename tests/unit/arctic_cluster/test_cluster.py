@@ -88,6 +88,18 @@ def test_an_up_that_names_nothing_keeps_what_runs(machine: Machine) -> None:
     assert machine.started == [3]
 
 
+def test_an_up_that_names_nothing_makes_a_broken_cluster_as_it_was(machine: Machine) -> None:
+    Cluster().up(nodes=3, volumes=machine.folder / "volumes")
+    broken = state.load("demo")
+    assert broken
+    broken.ready = False
+    broken.save()
+    assert Cluster().up()
+    made = state.load("demo")
+    assert made
+    assert (made.nodes, made.volumes) == (3, machine.folder / "volumes")
+
+
 def test_an_up_that_names_something_else_than_runs_is_refused(machine: Machine) -> None:
     Cluster().up(nodes=3)
     with pytest.raises(ClusterError, match="runs with 3 nodes"):

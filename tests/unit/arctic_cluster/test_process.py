@@ -32,6 +32,20 @@ def test_a_spawned_process_runs_in_a_session_of_its_own_and_writes_to_its_log(tm
     assert not process.alive(identity)
 
 
+def test_a_spawned_process_makes_what_everybody_can_read_under_a_strict_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        identity = spawn(tmp_path, "sh", "-c", "umask; exec sleep 60")
+    finally:
+        os.umask(before)
+    try:
+        while not (said := (tmp_path / "log").read_text()):
+            assert process.alive(identity)
+    finally:
+        process.kill([identity])
+    assert said == "0022\n"
+
+
 def test_a_process_with_a_recycled_pid_is_not_killed(tmp_path: Path) -> None:
     identity = spawn(tmp_path, "sleep", "60")
     process.kill([dataclasses.replace(identity, started=identity.started - 1)])
