@@ -6,6 +6,7 @@ Python standard library (PSF), `mariadb-test-data` (GPL-2), `metamath-databases`
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import click
 
+from arctic_cluster import apt
+from arctic_cluster.errors import ClusterError
 from arctic_cluster.files import locked
 from arctic_cluster.paths import CORPUS, default_volumes
 
@@ -65,12 +68,11 @@ def _unpack_packages(scratch: Path) -> Path:
         raise click.ClickException(
             "the corpus comes from Debian packages: run this where apt-get is, on Debian or Ubuntu"
         )
-    for command in (["apt-get", "download", *PACKAGES], ["apt-get", "update"], ["apt-get", "download", *PACKAGES]):
-        result = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
-        if result.returncode == 0 and "download" in command:
-            break
-    else:
-        raise click.ClickException(f"apt-get download {' '.join(PACKAGES)} failed: {result.stderr.strip()}")
+    try:
+        apt.get("download", *PACKAGES, env=os.environ, cwd=scratch)
+    except ClusterError:  # the package lists are missing, or older than the packages
+        apt.get("update", env=os.environ)
+        apt.get("download", *PACKAGES, env=os.environ, cwd=scratch)
     for package in sorted(scratch.glob("*.deb")):
         subprocess.run(["dpkg-deb", "-x", package.name, "unpacked"], cwd=scratch, check=True)
     return scratch / "unpacked"

@@ -179,5 +179,5 @@ The cluster keeps running. To look further:
   kubectl logs -n {OPERATOR_NAMESPACE} deployment/arctic-operator
   kubectl port-forward service/tiny 8000                  # then: curl http://127.0.0.1:8000/v1/models
   kubectl get --raw "/api/v1/namespaces/default/pods/POD:9441/proxy/metrics"   # metrics of a worker
-  make clean                                              # ends it; what was trained stays"""
+  make clean                                              # ends this machine's clusters; what was trained stays"""
     )

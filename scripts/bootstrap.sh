@@ -9,10 +9,22 @@ case "${XDG_CACHE_HOME:-}" in
     /*) cache="$XDG_CACHE_HOME/arctic" ;;
     *) cache="$HOME/.cache/arctic" ;;
 esac
-needed_gib=18
+needed_gib=8
 tools="$cache/tools/uv-$uv_version"
 
 say() { echo "bootstrap: $*" >&2; }
+
+# As arctic_cluster.apt: upgrades that the machine makes by itself hold the locks for minutes.
+apt_get() {
+    local said deadline=$((SECONDS + 600))
+    until said=$(LC_ALL=C DEBIAN_FRONTEND=noninteractive apt-get "$@" 2>&1); do
+        if [[ ! $said =~ "Could not get lock"|"Unable to lock" || $SECONDS -gt $deadline ]]; then
+            echo "$said" >&2
+            exit 1
+        fi
+        sleep 2
+    done
+}
 
 if ! command -v python3 >/dev/null; then
     echo "bootstrap: python3 is missing: install Python 3.11 or 3.12" >&2
@@ -31,18 +43,16 @@ if [ ! -x "$tools/bin/uv" ]; then
 fi
 # Asked again: whoever held the lock may have done it.
 if [ ! -x "$tools/bin/uv" ]; then
-    # The environment takes 6, the builds 6, a cluster 3, the rest is room: said before all that and not in its midst.
+    # The environment and the corpus, which come next and first; what a cluster needs besides, it asks for itself.
     free=$(df --output=avail -BG "$cache" | tail -n 1 | tr -dc 0-9)
-    if [ "$free" -lt "$needed_gib" ]; then
+    if [ -z "$(ls "$cache/tools")" ] && [ "$free" -lt "$needed_gib" ]; then
         echo "bootstrap: $cache has $free GiB free and $needed_gib are needed: free some on its disk" >&2
         exit 1
     fi
     if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
         say "installing python3-venv"
-        # Upgrades that the machine makes by itself hold dpkg's lock for minutes; without this apt-get fails at once.
-        wait_for_lock="DPkg::Lock::Timeout=600"
-        apt-get -o "$wait_for_lock" update -qq >&2
-        DEBIAN_FRONTEND=noninteractive apt-get -o "$wait_for_lock" install -y -qq --no-install-recommends python3-venv >&2
+        apt_get update -qq
+        apt_get install -y -qq --no-install-recommends python3-venv
     fi
     say "installing uv $uv_version"
     rm -rf "$cache"/tools/*.partial

@@ -1,6 +1,17 @@
-"""How long the seeded campaigns are: short in `make test`, long in `make chaos` and `make soak`."""
+"""How long the seeded campaigns are: short in `make test`, long in `make chaos` and `make soak`. And no proxy between
+tests and what they start.
+"""
+
+import os
 
 import pytest
+
+_HERE = ("127.0.0.1", "127.0.0.2", "localhost")
+
+
+def pytest_configure() -> None:
+    """What tests start is on this machine, whatever proxy it needs for the rest."""
+    os.environ["no_proxy"] = ",".join([*_HERE, *filter(None, [os.environ.get("no_proxy")])])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -75,7 +75,7 @@ def _dependencies(python: str) -> Path:
 
 def _space_needed(folder: Path) -> int:
     store = Path(shell.run(shell.uv(), "cache", "dir").strip())
-    linked = store.exists() and store.stat().st_dev == folder.stat().st_dev
+    linked = any(store.glob("archive-v*/*")) and store.stat().st_dev == folder.stat().st_dev
     return _NEEDED_LINKED if linked else _NEEDED_COPIED
 
 

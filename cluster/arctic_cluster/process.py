@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Joins the cgroups named before `--`, then becomes the program: pid and start time stay the shell's. What containerd makes
-# is the root of containers, whose user must get in, whatever the umask of whoever starts it.
+# Joins the cgroups named before `--`, then becomes the program: pid and start time stay the shell's. What containerd
+# makes is the root of containers, whose user must get in, whatever the umask of whoever starts it.
 _JOIN = 'umask 022 && cd / && while [ "$1" != -- ]; do echo $$ >"$1" || exit 1; shift; done; shift; exec "$@"'
 _PROC = Path("/proc")
 

@@ -11,12 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from arctic_cluster import shell
+from arctic_cluster import apt, shell
 from arctic_cluster.config import CNI_BINARIES
 from arctic_cluster.errors import ClusterError
 
-# Upgrades that the machine makes by itself hold dpkg's lock for minutes; without this apt-get fails at once.
-_APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=600")
 PYTHON = Path("/usr/bin/python3")
 # torch and deepspeed have no wheels for others.
 _PYTHONS = ((3, 11), (3, 12))
@@ -95,9 +93,9 @@ def install(packages: list[str]) -> None:
     """Install Debian packages without starting the services that they bring."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     if _lists_are_old():
-        shell.run(*_APT_GET, "update", env=env)
+        apt.get("update", env=env)
     with _no_service_starts():
-        shell.run(*_APT_GET, "install", "-y", "--no-install-recommends", *packages, env=env)
+        apt.get("install", "-y", "--no-install-recommends", *packages, env=env)
 
 
 @contextlib.contextmanager

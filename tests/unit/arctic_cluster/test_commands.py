@@ -26,9 +26,7 @@ def test_all_clusters_can_be_ended_by_one_command(monkeypatch: pytest.MonkeyPatc
     assert CliRunner().invoke(cluster, ["down", "--all"]).output == "cluster demo is gone\ncluster test is gone\n"
 
 
-def test_one_cluster_that_can_not_be_ended_keeps_no_other_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_cluster_that_can_not_be_ended_keeps_no_other_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "demo_old").mkdir()  # somebody's copy
     (tmp_path / "notes.txt").touch()
     ended = []

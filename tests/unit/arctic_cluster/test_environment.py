@@ -27,12 +27,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_environment_needs_its_whole_space_where_uv_cannot_link(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shell, "run", lambda *command: f"{cache / 'no-cache-of-uv'}\n")
+    (cache / "emptied-cache-of-uv").mkdir()
+    monkeypatch.setattr(shell, "run", lambda *command: f"{cache / 'emptied-cache-of-uv'}\n")
     with pytest.raises(ClusterError, match=r"has 3\.0 GiB free and 6 are needed"):
         environment._dependencies("python3.11")
 
 
 def test_an_environment_of_links_needs_little(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cache / "archive-v0" / "torch").mkdir(parents=True)
     monkeypatch.setattr(shell, "run", lambda *command: f"{cache}\n")
     assert environment._dependencies("python3.11").is_dir()
 

@@ -54,20 +54,6 @@ def test_a_module_that_can_be_loaded_is(machine: Path, monkeypatch: pytest.Monke
     assert loaded == [("modprobe", "br_netfilter")]
 
 
-def test_packages_are_installed_once_whoever_else_installs_is_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(requirements, "_POLICY", tmp_path / "policy-rc.d")
-    monkeypatch.setattr(requirements, "_lists_are_old", lambda: True)
-    monkeypatch.setattr(shell, "run", lambda *command, env: said.append(" ".join(command)))
-    requirements.install(["runc"])
-    assert said == [
-        "apt-get -o DPkg::Lock::Timeout=600 update",
-        "apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends runc",
-    ]
-
-
 def test_the_policy_against_starts_goes_even_where_a_killed_run_left_it_and_the_machines_own_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

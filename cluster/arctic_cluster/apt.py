@@ -1,0 +1,29 @@
+"""apt-get, which shares its locks with the upgrades that a machine makes by itself."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from arctic_cluster import shell
+from arctic_cluster.errors import ClusterError
+
+_LOCKED = ("Could not get lock", "Unable to lock")
+_PATIENCE_SECONDS = 600.0
+_POLL_SECONDS = 2.0
+
+
+def get(*arguments: str, env: Mapping[str, str], cwd: Path | None = None) -> None:
+    """Run apt-get with `env`; while somebody else holds one of its locks, wait for up to ten minutes.
+
+    Its own option for that, DPkg::Lock::Timeout, is heeded for dpkg's lock and not for that of the package lists.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            shell.run("apt-get", *arguments, env={**env, "LC_ALL": "C"}, cwd=cwd)
+        except ClusterError as error:
+            if not any(words in str(error) for words in _LOCKED) or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
