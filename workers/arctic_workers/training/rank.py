@@ -22,7 +22,7 @@ from arctic_workers.training.curriculum import Curriculum
 from arctic_workers.training.data.batches import TrainingData
 from arctic_workers.training.data.prepare import TOKENIZER_FOLDER, prepare
 from arctic_workers.training.data.sources import file_path
-from arctic_workers.training.data.streams import open_streams
+from arctic_workers.training.data.streams import Prepared, open_streams
 from arctic_workers.training.data.tokenizer import TextEncoder
 from arctic_workers.training.desk import Desk
 from arctic_workers.training.engine import (
@@ -88,11 +88,11 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     check_degrees(world, curriculum, config)
     store = CheckpointStore(Path(world.locate(world.run_folder)), world.epoch)
 
-    def claim_and_prepare() -> str:
+    def claim_and_prepare() -> list[Prepared]:
         store.claim(world.uid)
-        return str(prepare(world, store))
+        return prepare(world, store)
 
-    streams = Path(from_leader(ranks, claim_and_prepare))
+    sources = from_leader(ranks, claim_and_prepare)
     log.info("rank %d of %d: tokenizer and token streams are there", ranks.rank, ranks.world)
     wait_for_peers_at_most(STEP_TIMEOUT)
     config = fit_vocabulary(world, config, TextEncoder(store.run_folder / TOKENIZER_FOLDER))
@@ -114,8 +114,8 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         ranks=ranks,
         config=config,
         curriculum=curriculum,
-        data=TrainingData(curriculum, open_streams(streams, "train"), world.spec.seed),
-        held_out=open_streams(streams, "held-out"),
+        data=TrainingData(curriculum, open_streams(sources, "train"), world.spec.seed),
+        held_out=open_streams(sources, "held-out"),
         engine=start_engine(model, world.spec),
         store=store,
         checkpointer=checkpointer,

@@ -9,7 +9,8 @@ from arctic_api.world import TrainingWorld
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.data import prepare as module
 from arctic_workers.training.data.prepare import prepare, source_weights
-from arctic_workers.training.data.streams import open_streams
+from arctic_workers.training.data.streams import Prepared, open_streams
+from arctic_workers.training.data.tokenizer import TextEncoder
 from arctic_workers.training.errors import Fenced, Refused
 
 MakeWorld = Callable[..., TrainingWorld]
@@ -54,35 +55,77 @@ def make_world(spec_of: Callable[..., ArcticTrainingSpec], tmp_path: Path) -> Ma
     return make
 
 
+def trained_bytes(prepared: list[Prepared]) -> dict[str, bytes]:
+    return {source.name: (source.folder / "train.bin").read_bytes() for source in prepared}
+
+
 def test_tokenizer_and_streams_are_made_once(make_world: MakeWorld, store: CheckpointStore, tmp_path: Path) -> None:
-    folder = prepare(make_world(), store)
+    prepared = prepare(make_world(), store)
     files = sorted(path for path in (tmp_path / "run").rglob("*") if path.is_file())
     times = [path.stat().st_mtime_ns for path in files]
-    assert set(open_streams(folder, "train")) == set(open_streams(folder, "held-out")) == {"a", "b"}
+    assert set(open_streams(prepared, "train")) == set(open_streams(prepared, "held-out")) == {"a", "b"}
     for path in (tmp_path / "a").iterdir():
         path.unlink()  # what a run trains on does not change with its sources
-    assert prepare(make_world(), store) == folder
+    assert prepare(make_world(), store) == prepared
     assert [path.stat().st_mtime_ns for path in files] == times
     assert sorted(path for path in (tmp_path / "run").rglob("*") if path.is_file()) == files
 
 
 def test_damaged_streams_are_made_again(make_world: MakeWorld, store: CheckpointStore, tmp_path: Path) -> None:
-    folder = prepare(make_world(), store)
-    expected = (folder / "a.train.bin").read_bytes()
-    (folder / "a.train.bin").write_bytes(expected[:-2])
-    assert prepare(make_world(), store) == folder
-    assert (folder / "a.train.bin").read_bytes() == expected
+    prepared = prepare(make_world(), store)
+    expected = trained_bytes(prepared)
+    (prepared[0].folder / "train.bin").write_bytes(expected["a"][:-2])
+    assert prepare(make_world(), store) == prepared
+    assert trained_bytes(prepared) == expected
 
 
-def test_a_source_that_the_curriculum_begins_to_use_is_prepared_too(
+def test_a_source_that_the_curriculum_begins_to_use_is_prepared_too_and_the_others_keep_their_text(
     make_world: MakeWorld, store: CheckpointStore, tmp_path: Path
 ) -> None:
     first = make_world().spec.curriculum.wire()["stages"]
     first[0]["mixture"] = {"a": 1}
-    folder = prepare(make_world(curriculum={"stages": first}), store)
-    assert set(open_streams(folder, "train")) == {"a"}
-    folder = prepare(make_world(), store)
-    assert set(open_streams(folder, "train")) == {"a", "b"}
+    before = prepare(make_world(curriculum={"stages": first}), store)
+    assert set(open_streams(before, "train")) == {"a"}
+    expected = trained_bytes(before)["a"]
+    for path in (tmp_path / "a").iterdir():
+        path.unlink()
+    prepared = prepare(make_world(), store)
+    assert set(open_streams(prepared, "train")) == set(open_streams(prepared, "held-out")) == {"a", "b"}
+    assert trained_bytes(prepared)["a"] == expected
+    assert len(list((tmp_path / "run" / "data").iterdir())) == 2
+
+
+def test_an_edit_that_is_taken_back_finds_the_text_as_it_was(
+    make_world: MakeWorld, store: CheckpointStore, tmp_path: Path
+) -> None:
+    before = prepare(make_world(), store)
+    expected = trained_bytes(before)
+    moved = make_world().spec.data.wire()
+    moved["sources"][0]["uri"] = "file:///corpus/b"
+    assert trained_bytes(prepare(make_world(data=moved), store)) == {"a": expected["b"], "b": expected["b"]}
+    for path in (tmp_path / "a").iterdir():
+        path.write_text("quite another text")
+    assert prepare(make_world(), store) == before
+    assert trained_bytes(before) == expected
+
+
+def test_another_category_leaves_the_text_as_it_was(
+    make_world: MakeWorld, store: CheckpointStore, tmp_path: Path
+) -> None:
+    before = prepare(make_world(), store)
+    sources = make_world().spec.data.wire()["sources"]
+    sources[0]["category"] = "math"
+    prepared = prepare(make_world(data={"sources": sources}), store)
+    assert [source.folder for source in prepared] == [source.folder for source in before]
+    assert open_streams(prepared, "held-out")["a"].category == "math"
+
+
+def test_what_is_held_out_of_a_source_decides_on_its_streams(make_world: MakeWorld, store: CheckpointStore) -> None:
+    few = prepare(make_world(), store)
+    data = make_world().spec.data.wire() | {"validation": {"fraction": 0.5}}
+    half = prepare(make_world(data=data), store)
+    lengths = [len(open_streams(prepared, "held-out")["a"].tokens) for prepared in (few, half)]
+    assert lengths[0] < lengths[1]
 
 
 def test_sources_for_validation_only_are_held_out_whole(
@@ -92,10 +135,21 @@ def test_sources_for_validation_only_are_held_out_whole(
     (tmp_path / "judge" / "x.txt").write_text("judged by this")
     content = make_world().spec.data.wire()
     content["validation"] = {"sources": [{"name": "a", "category": "math", "uri": "file:///corpus/judge"}]}
-    folder = prepare(make_world(data=content), store)
-    held_out = open_streams(folder, "held-out")
+    prepared = prepare(make_world(data=content), store)
+    held_out = open_streams(prepared, "held-out")
     assert [(stream.name, stream.category) for stream in held_out.values()] == [("validation.a", "math")]
-    assert set(open_streams(folder, "train")) == {"a", "b"}
+    assert len(held_out["validation.a"].tokens) > 2
+    assert set(open_streams(prepared, "train")) == {"a", "b"}
+
+
+def test_a_source_for_validation_without_text_is_refused(
+    make_world: MakeWorld, store: CheckpointStore, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").write_text("")
+    content = make_world().spec.data.wire()
+    content["validation"] = {"sources": [{"name": "v", "category": "math", "uri": "file:///corpus/empty"}]}
+    with pytest.raises(Refused, match="source v: there is no text in file:///corpus/empty"):
+        prepare(make_world(data=content), store)
 
 
 def test_a_given_tokenizer_is_taken_over(make_world: MakeWorld, store: CheckpointStore, tmp_path: Path) -> None:
@@ -121,7 +175,7 @@ def test_a_source_without_text_is_refused_and_nothing_half_made_stays(
         path.write_text("")
     with pytest.raises(Refused, match="source b: there is no text in file:///corpus/b"):
         prepare(make_world(), store)
-    assert list((tmp_path / "run" / "data").iterdir()) == []
+    assert [folder.name[:2] for folder in (tmp_path / "run" / "data").iterdir()] == ["a-"]
     assert list((tmp_path / "run" / "staging" / "0000000001").iterdir()) == []
 
 
@@ -130,10 +184,10 @@ def test_what_an_attempt_had_half_made_at_its_end_goes_with_the_next_claim(
 ) -> None:
     make_streams = module._make_streams
 
-    def superseded(world: TrainingWorld, tokenizer_folder: Path, folder: Path) -> None:
-        (folder / "a.train.bin").write_bytes(b"half")
+    def superseded(world: TrainingWorld, text: module._Text, encoder: TextEncoder, folder: Path) -> None:
+        (folder / "train.bin").write_bytes(b"half")
         claimed(tmp_path / "run", 2)
-        make_streams(world, tokenizer_folder, folder)
+        make_streams(world, text, encoder, folder)
 
     monkeypatch.setattr(module, "_make_streams", superseded)
     with pytest.raises(Fenced):

@@ -4,8 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arctic_workers.training.data import streams, tokenizer
-from arctic_workers.training.data.streams import Stream, StreamWriter, is_held_out, is_whole, open_streams, write_index
+from arctic_workers.training.data import tokenizer
+from arctic_workers.training.data.streams import (
+    Prepared,
+    Stream,
+    is_held_out,
+    is_whole,
+    open_streams,
+    write_streams,
+)
 from arctic_workers.training.errors import Refused
 
 TEXTS = [f"document {i}: the quick brown fox jumps over {i * 37} lazy dogs\n" for i in range(700)]
@@ -20,9 +27,12 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> tokenizer.TextEncoder:
 
 @pytest.fixture
 def written(tmp_path: Path, encoder: tokenizer.TextEncoder) -> Path:
-    writer = StreamWriter(tmp_path, encoder)
-    write_index(tmp_path, {"s": writer.write("s", "code", TEXTS, 0.1)})
+    write_streams(tmp_path, encoder, TEXTS, 0.1)
     return tmp_path
+
+
+def opened(folder: Path, part: str) -> dict[str, Stream]:
+    return open_streams([Prepared("s", "code", folder)], part)
 
 
 def decoded(encoder: tokenizer.TextEncoder, stream: Stream) -> list[str]:
@@ -39,8 +49,8 @@ def test_the_tokenizer_gives_any_text_back_and_marks_its_beginning(encoder: toke
 
 
 def test_every_document_is_in_one_stream_whole_and_in_order(written: Path, encoder: tokenizer.TextEncoder) -> None:
-    train = decoded(encoder, open_streams(written, "train")["s"])
-    held_out = decoded(encoder, open_streams(written, "held-out")["s"])
+    train = decoded(encoder, opened(written, "train")["s"])
+    held_out = decoded(encoder, opened(written, "held-out")["s"])
     assert train == [text for text in TEXTS if not is_held_out(text, 0.1)]
     assert held_out == [text for text in TEXTS if is_held_out(text, 0.1)]
     assert 30 < len(held_out) < 140
@@ -48,9 +58,9 @@ def test_every_document_is_in_one_stream_whole_and_in_order(written: Path, encod
 
 def test_a_copy_of_a_held_out_document_is_held_out_too(tmp_path: Path, encoder: tokenizer.TextEncoder) -> None:
     held_out = next(text for text in TEXTS if is_held_out(text, 0.1))
-    StreamWriter(tmp_path, encoder).write("s", "code", [*TEXTS, held_out, held_out], 0.1)
+    write_streams(tmp_path, encoder, [*TEXTS, held_out, held_out], 0.1)
     [ids] = encoder.encode_documents([held_out])
-    train = np.fromfile(tmp_path / "s.train.bin", "<u2").tolist()
+    train = np.fromfile(tmp_path / "train.bin", "<u2").tolist()
     assert not any(train[i : i + len(ids)] == ids for i in range(len(train)))
 
 
@@ -58,10 +68,19 @@ def test_a_copy_of_a_held_out_document_is_held_out_too(tmp_path: Path, encoder: 
 def test_small_sources_keep_text_on_both_sides(
     tmp_path: Path, encoder: tokenizer.TextEncoder, count: int, held_out: int
 ) -> None:
-    write_index(tmp_path, {"s": StreamWriter(tmp_path, encoder).write("s", "code", TEXTS[:count], 1e-6)})
-    streams_of = {part: open_streams(tmp_path, part) for part in ("train", "held-out")}
+    write_streams(tmp_path, encoder, TEXTS[:count], 1e-6)
+    streams_of = {part: opened(tmp_path, part) for part in ("train", "held-out")}
     assert len(decoded(encoder, streams_of["train"]["s"])) == count - held_out
     assert bool(streams_of["held-out"]) == bool(held_out)
+
+
+@pytest.mark.parametrize(("fraction", "part", "other"), [(0.0, "train", "held-out"), (1.0, "held-out", "train")])
+def test_a_source_may_be_all_for_training_or_all_for_validation(
+    tmp_path: Path, encoder: tokenizer.TextEncoder, fraction: float, part: str, other: str
+) -> None:
+    write_streams(tmp_path, encoder, TEXTS, fraction)
+    assert decoded(encoder, opened(tmp_path, part)["s"]) == TEXTS
+    assert opened(tmp_path, other) == {}
 
 
 def test_text_that_looks_like_special_tokens_is_text(encoder: tokenizer.TextEncoder) -> None:
@@ -79,8 +98,8 @@ def test_a_long_document_is_encoded_in_pieces_and_stays_one_document(
     [whole] = encoder.encode_documents([text])
     monkeypatch.setattr(tokenizer, "PIECE", 100)
     assert len(list(encoder.encode_documents([text]))) > 30
-    write_index(tmp_path, {"s": StreamWriter(tmp_path, encoder).write("s", "code", [text, "short"], 0.0)})
-    stream = open_streams(tmp_path, "train")["s"]
+    write_streams(tmp_path, encoder, [text, "short"], 0.0)
+    stream = opened(tmp_path, "train")["s"]
     assert decoded(encoder, stream) == [text, "short"]
     assert stream.tokens.tolist().count(encoder.eos) == stream.tokens.tolist().count(encoder.bos) == 2
     if end_of_line:  # cut there, the tokens are those of the whole
@@ -111,14 +130,14 @@ def test_batches_are_bounded_in_number_and_in_text(monkeypatch: pytest.MonkeyPat
 
 def test_large_documents_are_held_out_too(tmp_path: Path, encoder: tokenizer.TextEncoder) -> None:
     documents = ["".join(TEXTS[i::3]) * 50 for i in range(3)]
-    write_index(tmp_path, {"s": StreamWriter(tmp_path, encoder).write("s", "code", documents, 1e-6)})
-    assert len(decoded(encoder, open_streams(tmp_path, "held-out")["s"])) == 1
-    assert len(decoded(encoder, open_streams(tmp_path, "train")["s"])) == 2
+    write_streams(tmp_path, encoder, documents, 1e-6)
+    assert len(decoded(encoder, opened(tmp_path, "held-out")["s"])) == 1
+    assert len(decoded(encoder, opened(tmp_path, "train")["s"])) == 2
 
 
 def test_damage_is_noticed(written: Path) -> None:
     assert is_whole(written)
-    file = written / "s.train.bin"
+    file = written / "train.bin"
     content = bytearray(file.read_bytes())
     content[100] ^= 1
     file.write_bytes(content)
@@ -183,6 +202,5 @@ def test_large_vocabularies_take_wider_tokens(tmp_path: Path, encoder: tokenizer
     class Wide(tokenizer.TextEncoder):
         vocab_size = 70_000
 
-    entry = streams.StreamWriter(tmp_path, Wide(encoder.folder)).write("s", "code", TEXTS[:3], 0.0)
-    write_index(tmp_path, {"s": entry})
-    assert open_streams(tmp_path, "train")["s"].tokens.dtype == np.uint32
+    write_streams(tmp_path, Wide(encoder.folder), TEXTS[:3], 0.0)
+    assert opened(tmp_path, "train")["s"].tokens.dtype == np.uint32

@@ -4,6 +4,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from arctic_api.common import parse_tokens
 from arctic_api.training import ArcticTrainingSpec, Source
 from arctic_api.world import TrainingWorld
 from arctic_workers.training.checkpoint.store import CheckpointStore
-from arctic_workers.training.data import streams, tokenizer
+from arctic_workers.training.data import tokenizer
 from arctic_workers.training.data.sources import file_path, read_documents
+from arctic_workers.training.data.streams import Prepared, is_whole, write_streams
+from arctic_workers.training.data.tokenizer import TextEncoder
 from arctic_workers.training.errors import Refused
 from arctic_workers.training.files import sha256, sync_files, write_json
 
@@ -22,11 +26,27 @@ ORIGIN = "origin.json"
 """What the tokenizer was made from, beside it."""
 
 
-def prepare(world: TrainingWorld, store: CheckpointStore) -> Path:
-    """Make what is missing of the run's tokenizer and token streams, and return the folder of the streams.
+@dataclass(frozen=True)
+class _Text:
+    """What streams are made from."""
 
-    Streams are named by what they were made from, and stay as they are for the life of the run, even if a source's
-    files change. Raises `Refused` for a source or tokenizer that can't be used, `Fenced` under a stale epoch.
+    name: str
+    source: Source
+    fraction: float
+    """Of its documents that is held out."""
+
+    def folder_name(self, tokenizer_digest: str) -> str:
+        """Return a name that says all that the tokens follow from, and nothing else of the manifest."""
+        made_from = [self.source.uri, self.source.format, self.fraction, tokenizer_digest]
+        return f"{self.name}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]}"
+
+
+def prepare(world: TrainingWorld, store: CheckpointStore) -> list[Prepared]:
+    """Make what is missing of the run's tokenizer and token streams, and return where the streams are.
+
+    Each source has a folder, named by what it was made from, which stays as it is for the life of the run, even if the
+    source's files change or the manifest uses it no more: an edit that is taken back must find the tokens that the run
+    has trained on. Raises `Refused` for a source or tokenizer that can't be used, `Fenced` under a stale epoch.
 
     Args:
         world: what is trained.
@@ -36,12 +56,17 @@ def prepare(world: TrainingWorld, store: CheckpointStore) -> Path:
     if not (tokenizer_folder / "tokenizer.json").is_file():
         _make_folder(store, tokenizer_folder, lambda folder: _make_tokenizer(world, folder))
     _check_origin(world.spec, tokenizer_folder)
-    folder = store.run_folder / DATA_FOLDER / _data_key(world.spec, tokenizer_folder)
-    if not streams.is_whole(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(exist_ok=True)
-        _make_folder(store, folder, lambda target: _make_streams(world, tokenizer_folder, target))
-    return folder
+    encoder = TextEncoder(tokenizer_folder)
+    digest = sha256(tokenizer_folder / "tokenizer.json")
+    data_folder = store.run_folder / DATA_FOLDER
+    data_folder.mkdir(exist_ok=True)
+    prepared = []
+    for text in _texts(world.spec):
+        folder = data_folder / text.folder_name(digest)
+        if not is_whole(folder):
+            _make_folder(store, folder, partial(_make_streams, world, text, encoder))
+        prepared.append(Prepared(text.name, text.source.category, folder))
+    return prepared
 
 
 def source_weights(spec: ArcticTrainingSpec) -> dict[str, float]:
@@ -114,33 +139,19 @@ def _given_tokenizer(world: TrainingWorld) -> Path:
     raise Refused("TokenizerNotFound", "tokenizer: write tokenizer.train or tokenizer.uri")
 
 
-def _data_key(spec: ArcticTrainingSpec, tokenizer_folder: Path) -> str:
-    used = sorted(source_weights(spec))  # a stage to come may begin to draw from another source
-    made_from = [spec.data.wire(), used, sha256(tokenizer_folder / "tokenizer.json")]
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+def _texts(spec: ArcticTrainingSpec) -> list[_Text]:
+    """Return what streams the run needs: of the sources that it trains on, and of those that are only for validation.
+
+    The latter are held out whole, and may have the name of a source that is trained on.
+    """
+    used = source_weights(spec)  # of all stages: one to come may begin to draw from another source
+    validation = spec.data.validation
+    trained_on = [_Text(s.name, s, validation.fraction or 0.0) for s in spec.data.sources if s.name in used]
+    return trained_on + [_Text(f"validation.{s.name}", s, 1.0) for s in validation.sources or []]
 
 
-def _make_streams(world: TrainingWorld, tokenizer_folder: Path, folder: Path) -> None:
-    data = world.spec.data
-    writer = streams.StreamWriter(folder, tokenizer.TextEncoder(tokenizer_folder))
-    used = source_weights(world.spec)
-    entries = {}
-    for source in data.sources:
-        if source.name in used:
-            fraction = data.validation.fraction or 0.0
-            entries[source.name] = writer.write(
-                source.name, source.category, read_documents(source, world.locate), fraction
-            )
-            if not entries[source.name]["parts"]["train"]["tokens"]:
-                raise _empty(source)
-    for source in data.validation.sources or []:
-        # Text that is only for validation: everything is held out, and its name may be that of a training source.
-        entry = writer.write(f"validation.{source.name}", source.category, read_documents(source, world.locate), 0.0)
-        if not entry["parts"]["train"]["tokens"]:
-            raise _empty(source)
-        entries[f"validation.{source.name}"] = entry | {"parts": {"held-out": entry["parts"]["train"]}}
-    streams.write_index(folder, entries)
-
-
-def _empty(source: Source) -> Refused:
-    return Refused("SourceEmpty", f"source {source.name}: there is no text in {source.uri}")
+def _make_streams(world: TrainingWorld, text: _Text, encoder: TextEncoder, folder: Path) -> None:
+    source = text.source
+    tokens = write_streams(folder, encoder, read_documents(source, world.locate), text.fraction)
+    if not tokens["train" if text.fraction < 1 else "held-out"]:
+        raise Refused("SourceEmpty", f"source {source.name}: there is no text in {source.uri}")

@@ -19,6 +19,15 @@ Tokens = npt.NDArray[np.uint16 | np.uint32]
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A source whose streams are written, and where."""
+
+    name: str
+    category: str
+    folder: Path
+
+
+@dataclass(frozen=True)
 class Stream:
     """The tokens of one source, document after document."""
 
@@ -48,45 +57,42 @@ def _place(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
-class StreamWriter:
-    """Writes the streams of one source: trained on, and held out."""
+def write_streams(folder: Path, encoder: TextEncoder, documents: Iterable[str], fraction: float) -> dict[str, int]:
+    """Write the streams of one source and their index into an existing folder; returns the tokens of each part.
 
-    def __init__(self, folder: Path, encoder: TextEncoder) -> None:
-        self._folder = folder
-        self._encoder = encoder
-        self._dtype = np.dtype("<u2") if encoder.vocab_size <= 2**16 else np.dtype("<u4")
+    `fraction` of the documents, by their content, are held out. Between 0 and 1 at least one is where there are two or
+    more, so that every such source can be judged.
+    """
+    dtype = np.dtype("<u2") if encoder.vocab_size <= 2**16 else np.dtype("<u4")
+    files = {part: folder / f"{part}.bin" for part in ("train", "held-out")}
+    counts = dict.fromkeys(files, 0)
+    with files["train"].open("wb") as train, files["held-out"].open("wb") as held_out:
+        for kept, chosen in _divided(documents, fraction):
+            counts["train"] += _append(train, kept, encoder, dtype)
+            counts["held-out"] += _append(held_out, chosen, encoder, dtype)
+    parts = {part: _describe(path, counts[part]) for part, path in files.items()}
+    write_json(folder / INDEX, {"version": 1, "dtype": dtype.str, "parts": parts})
+    return counts
 
-    def write(self, name: str, category: str, documents: Iterable[str], fraction: float) -> dict[str, Any]:
-        """Write one source and return its entry for the index.
 
-        `fraction` of the documents, by their content, are held out: at least one where there are two or more, so that
-        every such source can be judged; none with a fraction of 0.
-        """
-        files = {part: self._folder / f"{name}.{part}.bin" for part in ("train", "held-out")}
-        counts = dict.fromkeys(files, 0)
-        groups = batches(documents, len, least=2)  # of one document none could be chosen
-        with files["train"].open("wb") as train, files["held-out"].open("wb") as held_out:
-            if fraction:
-                first = next(groups, [])
-                chosen = _chosen(first, fraction)
-                counts["held-out"] += self._append(held_out, [first[i] for i in sorted(chosen)])
-                counts["train"] += self._append(train, [text for i, text in enumerate(first) if i not in chosen])
-            for batch in groups:
-                kept = [text for text in batch if not is_held_out(text, fraction)]
-                counts["train"] += self._append(train, kept)
-                counts["held-out"] += self._append(held_out, [text for text in batch if is_held_out(text, fraction)])
-        return {
-            "category": category,
-            "dtype": self._dtype.str,
-            "parts": {part: _describe(path, counts[part]) for part, path in files.items()},
-        }
+def _divided(documents: Iterable[str], fraction: float) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield batch after batch the documents that are trained on, and those that are held out."""
+    groups = batches(documents, len, least=2)  # of one document none could be chosen
+    if 0 < fraction < 1:
+        first = next(groups, [])
+        chosen = _chosen(first, fraction)
+        yield [text for i, text in enumerate(first) if i not in chosen], [first[i] for i in sorted(chosen)]
+    for batch in groups:
+        kept = [text for text in batch if not is_held_out(text, fraction)]
+        yield kept, [text for text in batch if is_held_out(text, fraction)]
 
-    def _append(self, file: BinaryIO, texts: list[str]) -> int:
-        tokens = 0
-        for ids in self._encoder.encode_documents(text for text in texts if text):
-            file.write(np.asarray(ids, dtype=self._dtype).tobytes())
-            tokens += len(ids)
-        return tokens
+
+def _append(file: BinaryIO, texts: list[str], encoder: TextEncoder, dtype: "np.dtype[Any]") -> int:
+    tokens = 0
+    for ids in encoder.encode_documents(text for text in texts if text):
+        file.write(np.asarray(ids, dtype=dtype).tobytes())
+        tokens += len(ids)
+    return tokens
 
 
 def _chosen(texts: list[str], fraction: float) -> set[int]:
@@ -104,32 +110,26 @@ def _describe(path: Path, tokens: int) -> dict[str, Any]:
     return {"file": path.name, "tokens": tokens, "sha256": sha256(path)}
 
 
-def write_index(folder: Path, sources: dict[str, Any]) -> None:
-    """Write what the streams of a folder are."""
-    write_json(folder / INDEX, {"version": 1, "sources": sources})
-
-
 def is_whole(folder: Path) -> bool:
     """Return whether a folder's streams are all there and as they were written; OSError if that can't be told."""
     try:
-        parts = list(_parts(folder))
-        return all(sha256(folder / part["file"]) == part["sha256"] for _, _, part in parts)
+        return all(sha256(folder / part["file"]) == part["sha256"] for part in _index(folder)["parts"].values())
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
 
 
-def open_streams(folder: Path, part: str) -> dict[str, Stream]:
-    """Return the streams of a folder that are not empty, by source, mapped into memory; `part`: train or held-out."""
+def open_streams(sources: Iterable[Prepared], part: str) -> dict[str, Stream]:
+    """Return the streams that are not empty, by source, mapped into memory; `part`: train or held-out."""
     streams = {}
-    for name, entry, content in _parts(folder):
-        if content["tokens"] and content is entry["parts"].get(part):
-            tokens = np.memmap(folder / content["file"], dtype=np.dtype(entry["dtype"]), mode="r")
-            streams[name] = Stream(name, entry["category"], tokens)
+    for source in sources:
+        index = _index(source.folder)
+        content = index["parts"][part]
+        if content["tokens"]:
+            tokens = np.memmap(source.folder / content["file"], dtype=np.dtype(index["dtype"]), mode="r")
+            streams[source.name] = Stream(source.name, source.category, tokens)
     return streams
 
 
-def _parts(folder: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    index = json.loads((folder / INDEX).read_text())
-    for name, entry in index["sources"].items():
-        for content in entry["parts"].values():
-            yield name, entry, content
+def _index(folder: Path) -> dict[str, Any]:
+    index: dict[str, Any] = json.loads((folder / INDEX).read_text())
+    return index
