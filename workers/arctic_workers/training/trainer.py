@@ -194,12 +194,12 @@ class Trainer:
         return mean, Wishes(*(wish > 0 for wish in wishes))
 
     def _hold(self) -> Wishes:
-        """Wait while somebody wants a pause, still writing checkpoints that are asked for."""
+        """Wait while somebody wants a pause, still writing checkpoints that are asked for or were put off."""
         self._publish(PAUSED)
         while True:
             time.sleep(HOLD_SECONDS)
             _, wishes = self._exchange(self._measures.loss)
-            if wishes.checkpoint:
+            if wishes.checkpoint or self._put_off:
                 self._start_checkpoint_unless(wishes.busy)
             if wishes.stop or not wishes.pause:
                 self._times.clear()

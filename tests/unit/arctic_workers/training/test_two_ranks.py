@@ -61,7 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(30):
             text = "\n".join(line.format(i * 7 + j, j) for j in range(12))
             (folder / "corpus" / name / f"{i:02}.txt").write_text(text)
-    finish(folder, start(folder, 2, "refusals", "one_step", "runs", "commands", "skipped_updates", "slow_commit"))
+    parts = ("refusals", "one_step", "runs", "commands", "skipped_updates", "slow_commit", "pause_when_put_off")
+    finish(folder, start(folder, 2, *parts))
     finish(folder, start(folder, 1, "other_world"))
     return folder
 
@@ -152,6 +153,11 @@ def test_a_checkpoint_that_takes_longer_than_the_time_to_the_next_holds_nobody_u
     assert read(folder, "slow-commit")["outcome"] == "succeeded"
     assert "step 2 is put off" in (folder / "log.refusals.0").read_text()
     assert_same_end(folder, "slow-commit")
+
+
+def test_a_checkpoint_that_was_put_off_is_written_during_a_pause(folder: Path) -> None:
+    assert read(folder, "put-off") == {"committed": True, "replies": [{"answer": {}}] * 2}
+    assert_same_end(folder, "put-off")
 
 
 def test_the_reduced_loss_is_identical_on_all_ranks(folder: Path) -> None:

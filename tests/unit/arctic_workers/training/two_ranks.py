@@ -24,10 +24,11 @@ from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 from arctic_model.names import hf_names
-from arctic_rpc.control_pb2 import WorkerState
+from arctic_rpc.control_pb2 import PAUSED, WorkerState
 from arctic_workers.control.link import Command
 from arctic_workers.training import engine as engines
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Position
+from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.checkpoint.zero import local_pieces
 from arctic_workers.training.curriculum import StagePlan
 from arctic_workers.training.engine import LossModule, Ranks, named_tensors, tensor_names
@@ -249,14 +250,30 @@ def infinite_gradients(steps: set[int]) -> Iterator[None]:
         Trainer._train_step = train_step  # type: ignore[method-assign]
 
 
+@contextmanager
+def commits_held_until(event: threading.Event) -> Iterator[None]:
+    """Let no checkpoint be committed before `event`."""
+    commit = Checkpointer._commit
+
+    def slow(self: Checkpointer, position: Position) -> None:
+        assert event.wait(60), "the training waits for the commit"
+        commit(self, position)
+
+    Checkpointer._commit = slow  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Checkpointer._commit = commit  # type: ignore[method-assign]
+
+
+def spec_with_a_checkpoint_at_every_step() -> ArcticTrainingSpec:
+    return spec_of(checkpoint=spec_of().checkpoint.wire() | {"every": {"steps": 1}})
+
+
 def slow_commit() -> None:
     """A checkpoint is due at every step, and the commit of the first takes until rank 0 has made its third step."""
     third_step = threading.Event()
-    commit, train_step = Checkpointer._commit, Trainer._train_step
-
-    def slow(self: Checkpointer, position: Position) -> None:
-        assert third_step.wait(60), "the training waits for the commit"
-        commit(self, position)
+    train_step = Trainer._train_step
 
     def noted(self: Trainer, stage: StagePlan) -> Wishes:
         wishes = train_step(self, stage)
@@ -264,10 +281,40 @@ def slow_commit() -> None:
             third_step.set()
         return wishes
 
-    Checkpointer._commit, Trainer._train_step = slow, noted  # type: ignore[method-assign]
-    checkpoint = spec_of().checkpoint.wire() | {"every": {"steps": 1}}
-    write("slow-commit", run("slow-commit", spec=spec_of(checkpoint=checkpoint)).wire())
-    Checkpointer._commit, Trainer._train_step = commit, train_step  # type: ignore[method-assign]
+    Trainer._train_step = noted  # type: ignore[method-assign]
+    with commits_held_until(third_step):
+        write("slow-commit", run("slow-commit", spec=spec_with_a_checkpoint_at_every_step()).wire())
+    Trainer._train_step = train_step  # type: ignore[method-assign]
+
+
+class PausingLink(ScriptedLink):
+    """Pauses a run at its second step; resumes it once that step is committed, or when it plainly will not be."""
+
+    def __init__(self, checkpoint: Path, paused: threading.Event) -> None:
+        super().__init__({2: "pause", 200: "resume"})
+        self._checkpoint = checkpoint
+        self._paused = paused
+        self.committed = False
+
+    def poll(self) -> list[Command]:
+        if not self.committed and self._checkpoint.exists():
+            self.committed = True
+            self._script = {self._polls + 1: "resume"}
+        return super().poll()
+
+    def publish(self, state: WorkerState) -> None:
+        super().publish(state)
+        if state.phase == PAUSED:
+            self._paused.set()
+
+
+def pause_when_put_off() -> None:
+    """A run that is paused when the checkpoint of its step is put off, as the one before is committed only then."""
+    paused = threading.Event()
+    link = PausingLink(FOLDER / "put-off" / "checkpoints" / CheckpointStore.name(2), paused)
+    with commits_held_until(paused):
+        run("put-off", link=link if RANK == 0 else None, spec=spec_with_a_checkpoint_at_every_step())
+    write("put-off", {"committed": link.committed, "replies": link.replies})
 
 
 def commands() -> None:
@@ -305,6 +352,6 @@ def other_world() -> None:
 
 
 if __name__ == "__main__":
-    parts = (commands, one_step, runs, refusals, skipped_updates, slow_commit, other_world)
+    parts = (commands, one_step, runs, refusals, skipped_updates, slow_commit, pause_when_put_off, other_world)
     for name in sys.argv[2:]:
         next(part for part in parts if part.__name__ == name)()
