@@ -37,6 +37,14 @@ class ExitCode(IntEnum):
     """Stopped on SIGTERM, after a checkpoint unless no step was made; not counted (EX_TEMPFAIL)."""
 
 
+CHECKPOINT_MISMATCH = "CheckpointMismatch"
+"""The manifest asks for another past, or another model, than the run's checkpoints have."""
+TOKENIZER_MISMATCH = "TokenizerMismatch"
+"""The manifest asks for another tokenizer than the one that the run has."""
+CORRECTABLE = frozenset({CHECKPOINT_MISMATCH, TOKENIZER_MISMATCH})
+"""Reasons of refusals that another edit of the manifest can mend: nothing of the run is lost by such an edit."""
+
+
 class Label(StrEnum):
     """Labels of every child object."""
 

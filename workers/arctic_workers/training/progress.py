@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from arctic_api.common import parse_tokens
-from arctic_api.world import CheckpointReport, StageReport
+from arctic_api.world import CHECKPOINT_MISMATCH, CheckpointReport, StageReport
 from arctic_rpc.control_pb2 import CheckpointState, StageState
 from arctic_workers.training.curriculum import Curriculum, StagePlan
 from arctic_workers.training.errors import Refused
@@ -83,7 +83,7 @@ def check_same(kept: Mapping[str, Any], seed: int, curriculum: Curriculum, step:
     for field, value in kept.items():
         if fields.get(field) != value:
             raise Refused(
-                "CheckpointMismatch",
+                CHECKPOINT_MISMATCH,
                 f"the checkpoint of step {step} was trained with {field} {json.dumps(value)}, and the manifest says "
                 f"{json.dumps(fields.get(field))}: what has been trained can't be changed; write the old value again, "
                 "or make another training",

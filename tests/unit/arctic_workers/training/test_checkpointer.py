@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from arctic_api.world import CORRECTABLE
 from arctic_workers.training.checkpoint import checkpointer as module
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Position
 from arctic_workers.training.checkpoint.store import CheckpointStore
@@ -162,8 +163,18 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_not_begun_again(tmp_
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     write(world_of(tmp_path / "r", 1), pieces_of([], blank=False))
     other = Checkpointer(CheckpointStore(tmp_path / "r", 1), 0, 1, SHAPES | {"b": [8]}, 1, str)
-    with pytest.raises(Refused, match="another shape"):
+    with pytest.raises(Refused, match="another shape") as refused:
         other.read(tmp_path / "r" / "checkpoints" / CheckpointStore.name(4), [])
+    assert refused.value.reason in CORRECTABLE
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_as_damaged_which_no_edit_mends(tmp_path: Path) -> None:
+    world = world_of(tmp_path / "r", 1)
+    [pieces] = pieces_of([], blank=False)
+    write(world, [pieces[1:]])
+    with pytest.raises(Refused, match=r"the checkpoint lacks 15 elements of the .* of a$") as refused:
+        world[0].read(tmp_path / "r" / "checkpoints" / CheckpointStore.name(4), [pieces[0]])
+    assert refused.value.reason == "CheckpointDamaged"
 
 
 def test_a_rank_that_writes_nothing_keeps_the_checkpoint_from_being_committed(

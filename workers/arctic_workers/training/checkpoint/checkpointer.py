@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from arctic_api.world import CheckpointReport
+from arctic_api.world import CHECKPOINT_MISMATCH, CheckpointReport
 from arctic_workers.training.checkpoint.store import CheckpointStore, Manifest, is_whole
 from arctic_workers.training.checkpoint.zero import KINDS, Piece
 from arctic_workers.training.errors import Refused
@@ -165,7 +165,7 @@ class Checkpointer:
         manifest = Manifest.read(folder)
         assert manifest is not None, "read() wants a folder that newest_whole() found"
         if manifest.tensors != self._shapes:
-            raise Refused("CheckpointMismatch", f"{folder} holds a model of another shape than the manifest's")
+            raise Refused(CHECKPOINT_MISMATCH, f"{folder} holds a model of another shape than the manifest's")
         with ExitStack() as stack:
             files = {
                 name: stack.enter_context(safe_open(folder / name, framework="pt")) for name in sorted(manifest.files)
@@ -253,4 +253,4 @@ def _fill(target: Tensor, start: int, stored: Sequence[_Stored], what: str) -> N
             target[low - start : high - start].copy_(piece.read(low - piece.start, high - piece.start))
             done += high - low
     if done != target.numel():
-        raise Refused("CheckpointMismatch", f"the checkpoint lacks {target.numel() - done} elements of the {what}")
+        raise Refused("CheckpointDamaged", f"the checkpoint lacks {target.numel() - done} elements of the {what}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from arctic_api.common import parse_tokens
 from arctic_api.training import ArcticTrainingSpec, Source
-from arctic_api.world import TrainingWorld
+from arctic_api.world import TOKENIZER_MISMATCH, TrainingWorld
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.data import tokenizer
 from arctic_workers.training.data.sources import file_path, read_documents
@@ -105,7 +105,7 @@ def _check_origin(spec: ArcticTrainingSpec, folder: Path) -> None:
     kept = json.loads(path.read_bytes()) if path.is_file() else _origin(spec)
     if kept != _origin(spec):
         raise Refused(
-            "TokenizerMismatch",
+            TOKENIZER_MISMATCH,
             f"the run's tokenizer was made from {json.dumps(kept)}, and the manifest says {json.dumps(_origin(spec))}: "
             "a run keeps its tokenizer; write the old one again, or make another training",
         )
