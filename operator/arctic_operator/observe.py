@@ -155,9 +155,12 @@ class Observer:
         """Return all that is known about a training."""
         uid, source = training.identity.uid, training.spec.model.from_
         named = source.training if source else None
-        base, lack = self._base(training.identity.namespace, named, training.status.weights)
+        jobs = [job_of(child) for child in self._owned(uid, "Job")]
+        # What has begun goes on from the weights that it began with, whatever the named training exports now.
+        begun = bool(jobs or training.status.attempt)
+        base, lack = self._base(training.identity.namespace, named, training.status.weights, keep=begun)
         return TrainingSeen(
-            jobs=[job_of(child) for child in self._owned(uid, "Job")],
+            jobs=jobs,
             pods=[pod for pod in self._pods(uid) if pod.attempt is not None],
             nodes=self._nodes(),
             live=live,
@@ -174,7 +177,8 @@ class Observer:
         uid = inference.identity.uid
         groups = [stateful_set_of(child) for child in self._owned(uid, "StatefulSet")]
         known = {group.name: seen for group in groups if (seen := live(group.name))}
-        base, lack = self._base(inference.identity.namespace, inference.spec.model.training, inference.status.weights)
+        named = inference.spec.model.training
+        base, lack = self._base(inference.identity.namespace, named, inference.status.weights, keep=False)
         return InferenceSeen(
             groups=groups,
             pods=[pod for pod in self._pods(uid) if pod.group is not None],
@@ -218,13 +222,16 @@ class Observer:
         return {node.name: node for node in map(node_of, self._cache.all("Node"))}
 
     def _base(
-        self, namespace: str, name: str | None, before: BaseWeights | None
+        self, namespace: str, name: str | None, before: BaseWeights | None, *, keep: bool
     ) -> tuple[BaseWeights | None, Trouble | None]:
-        """Return the weights of a training that is named, or why it has none. Weights outlive their training."""
+        """Return the weights of a training that is named, or why it has none. Weights outlive their training.
+
+        `keep` prefers those that were used before to those that it has exported since.
+        """
         if name is None:
             return None, None
         manifest = self._cache.custom(Key(training_api.KIND, namespace, name))
-        found = exported_by(manifest) if manifest else None
-        if found is None and before and before.training == name:
-            found = before
+        known = before if before and before.training == name else None
+        newest = exported_by(manifest) if manifest else None
+        found = (known or newest) if keep else (newest or known)
         return found, None if found else lack_of(manifest, namespace, name)

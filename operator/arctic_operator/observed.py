@@ -160,7 +160,7 @@ class TrainingSeen:
     nodes: Mapping[str, Node] | None = None
     live: Live | None = None
     base: BaseWeights | None = None
-    """Weights of the training that the specification names, as it has them now or had them while it was there."""
+    """Weights of the training that the specification names: those that this one began with, before it the newest."""
     lack: Trouble | None = None
     """Why there are no such weights, and will be none of themselves."""
     refusals: Mapping[str, str] = field(default_factory=dict)

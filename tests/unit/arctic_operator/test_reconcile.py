@@ -128,6 +128,7 @@ async def test_a_job_whose_watch_is_ahead_of_its_pods_is_judged_by_pods_that_are
 
 
 FOLDER = "/var/lib/arctic/store/team/base-12345/export"
+NEWEST = "/var/lib/arctic/store/team/base-98765/export"
 
 
 def weights_of(manifest):
@@ -152,6 +153,36 @@ async def test_a_fine_tuning_goes_on_from_its_weights_when_the_training_that_mad
     (job,) = operator.server.of("Job")
     assert job["metadata"]["name"].endswith("-a2")
     assert weights_of(job) == (FOLDER, {"store"})
+
+
+@pytest.mark.parametrize("seen", ["the attempt", "only its job"])
+async def test_a_fine_tuning_goes_on_from_its_weights_when_that_name_exports_others(operator, seen):
+    base = operator.add("ArcticTraining", "base")
+    operator.set_status(base, export={"uri": f"file://{FOLDER}"})
+    key = operator.add("ArcticTraining", model={"from": {"training": "base"}})
+    for _ in range(2 if seen == "the attempt" else 1):
+        await operator.reconcile(key)
+    operator.set_status(base, export={"uri": f"file://{NEWEST}"})
+    if seen == "only its job":
+        await operator.reconcile(key)
+    (job,) = operator.server.of("Job")
+    operator.remove("Job", job["metadata"]["name"])
+    for _ in range(3):
+        await operator.reconcile(key)
+    (job,) = operator.server.of("Job")
+    assert job["metadata"]["name"].endswith("-a2")
+    assert weights_of(job) == (FOLDER, {"store"})
+
+
+async def test_a_service_follows_the_newest_export_of_that_name(operator):
+    base = operator.add("ArcticTraining", "base")
+    operator.set_status(base, export={"uri": f"file://{FOLDER}"})
+    key = operator.add("ArcticInference", model={"training": "base"})
+    await operator.reconcile(key)
+    operator.set_status(base, export={"uri": f"file://{NEWEST}"})
+    await operator.reconcile(key)
+    (group,) = operator.server.of("StatefulSet")
+    assert weights_of(group) == (NEWEST, {"store"})
 
 
 async def test_a_service_scales_with_its_weights_when_the_training_that_made_them_is_deleted(operator):
