@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from typing import Any
@@ -28,6 +29,10 @@ WATCHER_TASK = "watcher for "
 LOOK_SECONDS = 2.0
 STOP_SECONDS = 5.0
 """Time that the watches get to end; what they hold is not worth waiting for."""
+RECURSION_LIMIT = 21_000
+"""The API server takes JSON of 10,000 levels, and kopf copies what it has read with two calls a level."""
+STACK_BYTES = 96 * 2**20
+"""So many calls take at most 52 MB of the C stack, where each goes through `sorted`: a fault of ours stays an error."""
 
 
 class Operator:
@@ -134,6 +139,17 @@ class Operator:
         return f"{missing} of {self._most_watchers} watches have ended" if missing else ""
 
 
+def allow_deep_objects() -> None:
+    """Let an object be read however deeply it is nested: kopf ends a watch, for everybody, on one that can't be.
+
+    The main thread's stack grows up to what is allowed at that moment.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+    sys.setrecursionlimit(RECURSION_LIMIT)
+
+
 async def _main(settings: Settings) -> None:
     async with await connect() as api:
         await Operator(Cluster(api), settings).run()
@@ -150,6 +166,7 @@ def main() -> int:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    allow_deep_objects()
     uvloop.run(_main(settings))
     return 0
 
