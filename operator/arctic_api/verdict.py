@@ -38,14 +38,24 @@ def verdict(manifest: dict[str, Any], old: dict[str, Any] | None = None) -> list
 
     The rules are tried only on a manifest whose fields are right, as the API server does.
     """
+    read = _read(manifest)
+    if isinstance(read, list):
+        return read
+    before = _parse(old, type(read)) if old is not None else None
+    return list(_rule_problems(read, None if isinstance(before, list) else before, ""))
+
+
+def field_problems(manifest: dict[str, Any]) -> list[Problem]:
+    """Return the problems of a manifest's fields alone: of one that was judged before, by other rules perhaps."""
+    read = _read(manifest)
+    return read if isinstance(read, list) else []
+
+
+def _read(manifest: dict[str, Any]) -> Manifest | list[Problem]:
+    """Return a manifest of one of our kinds as its type, or why it is none."""
     if problems := _identity_problems(manifest) + _depth_problems(manifest.get("spec")):
         return problems
-    model = KINDS[manifest["kind"]].model
-    parsed = _parse(manifest, model)
-    if isinstance(parsed, list):
-        return parsed
-    before = _parse(old, model) if old is not None else None
-    return list(_rule_problems(parsed, None if isinstance(before, list) else before, ""))
+    return _parse(manifest, KINDS[manifest["kind"]].model)
 
 
 def _identity_problems(manifest: dict[str, Any]) -> list[Problem]:

@@ -11,12 +11,13 @@ from arctic_api import training as training_api
 from arctic_api.common import BaseWeights
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus
-from arctic_api.verdict import verdict
+from arctic_api.verdict import field_problems, verdict
 from arctic_operator.cache import Cache, Key, Manifest, version_of
 from arctic_operator.cluster import CHILD_KINDS, Cluster
 from arctic_operator.live import Live
 from arctic_operator.manifests.common import revision_of
 from arctic_operator.observed import (
+    INVALID_SPEC,
     Identity,
     Inference,
     InferenceSeen,
@@ -128,12 +129,17 @@ class Observer:
         return Invalid(identity, generation, deleting, read_status(ArcticInferenceStatus, raw), spec)
 
     def _spec(self, manifest: Manifest, generation: int) -> ArcticTrainingSpec | ArcticInferenceSpec | str:
-        """Return the specification as its type, or what is wrong with it; read once a generation."""
+        """Return the specification as its type, or what is wrong with it; read once a generation.
+
+        What was accepted at this generation stays accepted: stricter rules of a newer version are for the next edit.
+        """
         uid = manifest["metadata"]["uid"]
         known = self._read.get(uid)
         if known and known[0] == generation:
             return known[1]
-        problems = verdict(manifest)
+        status = manifest.get("status") or {}
+        accepted = status.get("observedGeneration") == generation and status.get("state") != INVALID_SPEC
+        problems = field_problems(manifest) if accepted else verdict(manifest)
         model = ArcticTrainingSpec if manifest["kind"] == training_api.KIND else ArcticInferenceSpec
         read: Any = "; ".join(map(str, problems)) if problems else model.model_validate(manifest["spec"])
         self._read[uid] = (generation, read)

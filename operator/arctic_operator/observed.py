@@ -23,6 +23,8 @@ DRAINING_ANNOTATION = "arctic.dev/draining-since"
 WEIGHTS_ANNOTATION = "arctic.dev/weights"
 POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
+INVALID_SPEC = "InvalidSpec"
+"""State, and reason of the conditions, of an object whose specification can't be carried out."""
 
 
 @dataclass(frozen=True)

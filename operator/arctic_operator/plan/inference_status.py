@@ -11,7 +11,7 @@ from arctic_api.world import ExitCode
 from arctic_operator.live import InferenceObservation, Live
 from arctic_operator.manifests.common import leader_selector
 from arctic_operator.manifests.gateway import service_url
-from arctic_operator.observed import Inference, InferenceSeen, Pod, Trouble, format_time
+from arctic_operator.observed import INVALID_SPEC, Inference, InferenceSeen, Pod, Trouble, format_time
 from arctic_operator.plan.conditions import Conditions, is_true, refusal_of, trouble_of
 from arctic_operator.plan.endings import report_of
 
@@ -196,7 +196,7 @@ def invalid_status(status: ArcticInferenceStatus, message: str, generation: int,
     """Return the status of a service whose specification can't be carried out; groups that serve are left alone."""
     conditions = Conditions(status.conditions, generation, now)
     for kind in ("Ready", "Available", "Progressing"):
-        conditions.set(kind, is_true(status.conditions, kind) and kind == "Available", "InvalidSpec")
-    conditions.set("Degraded", True, "InvalidSpec", message)
-    after = {"state": "InvalidSpec", "observed_generation": generation, "conditions": conditions.all()}
+        conditions.set(kind, is_true(status.conditions, kind) and kind == "Available", INVALID_SPEC)
+    conditions.set("Degraded", True, INVALID_SPEC, message)
+    after = {"state": INVALID_SPEC, "observed_generation": generation, "conditions": conditions.all()}
     return status.model_copy(update=after).wire()

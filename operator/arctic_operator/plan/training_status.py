@@ -11,7 +11,7 @@ from arctic_api.common import Condition, Resources, parse_tokens
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, Export, LastCheckpoint, StageStatus
 from arctic_api.world import Report
 from arctic_operator.live import Live, Phase, TrainingObservation
-from arctic_operator.observed import Job, Pod, Training, TrainingSeen, Trouble, format_time
+from arctic_operator.observed import INVALID_SPEC, Job, Pod, Training, TrainingSeen, Trouble, format_time
 from arctic_operator.plan.conditions import Conditions, find, is_true, refusal_of, trouble_of
 from arctic_operator.plan.endings import first_report
 
@@ -317,14 +317,14 @@ def invalid_status(status: ArcticTrainingStatus, message: str, generation: int, 
     """
     conditions = Conditions(status.conditions, generation, now)
     for kind in ("Suspended", "PodsScheduled", "WorkersConnected", "CheckpointReady"):
-        conditions.set(kind, is_true(status.conditions, kind), "InvalidSpec")
-    conditions.set("Degraded", True, "InvalidSpec", message)
+        conditions.set(kind, is_true(status.conditions, kind), INVALID_SPEC)
+    conditions.set("Degraded", True, INVALID_SPEC, message)
     if is_finished(status):
-        _set_end(conditions, Outlook.kept(status), "InvalidSpec")
+        _set_end(conditions, Outlook.kept(status), INVALID_SPEC)
     else:
-        conditions.set("Succeeded", False, "InvalidSpec")
-        conditions.set("Failed", not status.attempt, "InvalidSpec", message)
+        conditions.set("Succeeded", False, INVALID_SPEC)
+        conditions.set("Failed", not status.attempt, INVALID_SPEC, message)
     after = status.model_copy(
-        update={"state": "InvalidSpec", "observed_generation": generation, "conditions": conditions.all()}
+        update={"state": INVALID_SPEC, "observed_generation": generation, "conditions": conditions.all()}
     )
     return after.wire()

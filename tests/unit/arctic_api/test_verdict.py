@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 from arctic_api.rules import NOT_YET_SUPPORTED, PRESET_EXPERTS, PRESET_POSITIONS, RULES, Judge
 from arctic_api.training import Preset
-from arctic_api.verdict import settle, verdict
+from arctic_api.verdict import field_problems, settle, verdict
 from arctic_model.config import PRESETS
 
 STAGE = "spec.curriculum.stages.0"
@@ -170,3 +170,8 @@ def test_what_the_api_server_adds_to_metadata_is_no_problem() -> None:
 def test_an_update_is_judged_beside_the_old_object() -> None:
     assert verdict(apply_changes(TRAINING, {"spec.seed": 1}), TRAINING)
     assert verdict(apply_changes(TRAINING, {"spec.suspend": True}), TRAINING) == []
+
+
+def test_fields_are_judged_without_the_rules() -> None:
+    assert field_problems(apply_changes(TRAINING, {"spec.curriculum.stages.0.mixture": {"nowhere": 1}})) == []
+    assert [p.field for p in field_problems(apply_changes(TRAINING, {"spec.seed": "one"}))] == ["spec.seed"]

@@ -146,8 +146,8 @@ class Operator:
     """A reconciler with a cache that shows what its test lets it see, besides its own writes and looks."""
 
     def __init__(self, settings: Settings) -> None:
-        self.server, self.cache = ApiServer(), Cache()
-        self.reconciler = Reconciler(self.server, self.cache, WorkQueue(), settings)
+        self.server, self.settings = ApiServer(), settings
+        self.restart()
 
     def add(self, kind: str, name: str = "tiny", generation: int = 1, **spec: Any) -> Key:
         """Make or edit a custom resource, and show it."""
@@ -191,6 +191,13 @@ class Operator:
 
     def condition(self, key: Key, kind: str) -> dict[str, Any]:
         return next(c for c in self.status(key)["conditions"] if c["type"] == kind)
+
+    def restart(self) -> None:
+        """Begin anew with what is remembered nowhere but in the cluster."""
+        self.cache = Cache()
+        self.reconciler = Reconciler(self.server, self.cache, WorkQueue(), self.settings)
+        for manifest in self.server.objects.values():
+            self.cache.put(manifest)
 
     async def reconcile(self, key: Key) -> None:
         await self.reconciler._attempt(key)

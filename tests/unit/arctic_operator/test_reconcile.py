@@ -5,6 +5,9 @@ from itertools import islice
 
 import pytest
 
+from arctic_api import rules
+from arctic_api.rules import Judge, Rule
+from arctic_api.training import ArcticTrainingSpec
 from arctic_operator import reconcile
 from arctic_operator.cluster import ApiError, contains
 from arctic_operator.handlers import LONGEST_WAIT, EndlessBackoff, build_registry, kopf_settings, watched
@@ -125,6 +128,30 @@ async def test_a_job_whose_watch_is_ahead_of_its_pods_is_judged_by_pods_that_are
         monkeypatch.setattr(reconcile, "LOOK_EVERY", 0)
     await operator.reconcile(key)
     assert (operator.status(key)["state"], operator.status(key)["restarts"]) == ("Succeeded", 0)
+
+
+async def test_a_world_that_stricter_rules_of_an_upgrade_would_refuse_runs_to_its_end(operator, build, monkeypatch):
+    key = operator.add("ArcticTraining")
+    await operator.reconcile(key)
+    for pod in operator.pods("Running"):
+        operator.cache.put(pod)
+    await operator.reconcile(key)
+    forbidden = Rule(ArcticTrainingSpec, Judge.OPERATOR, lambda spec: False, "may not be trained any more")
+    monkeypatch.setattr(rules, "RULES", (*rules.RULES, forbidden))
+    message = build.report(exportUri="file:///export")
+    operator.pods("Succeeded", terminated={"exitCode": 0, "message": message, "finishedAt": "2026-01-01T00:10:00Z"})
+    (job,) = operator.server.of("Job")
+    condition = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:10:00Z"}
+    operator.server.put(job | {"status": {"conditions": [condition]}})
+    operator.restart()
+    await operator.reconcile(key)
+    assert operator.status(key)["state"] == "Succeeded"
+    operator.add("ArcticTraining", generation=2, suspend=True)
+    for _ in range(2):
+        await operator.reconcile(key)
+        assert operator.status(key)["state"] == "InvalidSpec"
+        assert "may not be trained any more" in operator.condition(key, "Degraded")["message"]
+        operator.restart()
 
 
 FOLDER = "/var/lib/arctic/store/team/base-12345/export"
