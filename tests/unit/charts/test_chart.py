@@ -1,5 +1,6 @@
 """What the chart renders to, with values of each kind, by the real helm."""
 
+import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from pod_security import violations
 
+from arctic_api.common import ClaimVolume, KeyValue, Resources
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_operator.manifests.gateway import gateway_children
 from arctic_operator.metrics import REGISTRY
@@ -294,6 +296,23 @@ def test_a_bad_value_is_refused_with_its_place_and_what_is_wanted(
     assert refused.returncode != 0
     assert f"at '{where}': " in refused.stderr
     assert what in refused.stderr
+
+
+LIMITS = ("pattern", "maxLength", "minimum", "maximum")
+"""What a schema says of a text or a number besides its type."""
+
+
+def limits_of(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: {limit: field[limit] for limit in LIMITS if limit in field} for name, field in fields.items()}
+
+
+def test_the_chart_takes_of_the_workers_what_the_operator_takes() -> None:
+    chart = json.loads((CHART / "values.schema.json").read_text())["$defs"]
+    for name, model in (("volumes", ClaimVolume), ("environment", KeyValue)):
+        wanted = model.model_json_schema(by_alias=True)["properties"]
+        assert limits_of(chart[name]["items"]["properties"]) == limits_of(wanted)
+    amounts = Resources.model_json_schema(by_alias=True)["properties"]["requests"]["anyOf"][0]["additionalProperties"]
+    assert limits_of({"amount": chart["quantities"]["additionalProperties"]}) == limits_of({"amount": amounts})
 
 
 def test_the_notes_say_what_is_served_and_what_is_left_out(run_helm: Helm) -> None:
