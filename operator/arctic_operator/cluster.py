@@ -59,6 +59,9 @@ CHILD_KINDS = ("Job", "StatefulSet", "Deployment", "Pod", "Service", "NetworkPol
 NAMESPACE_ENDS = "NamespaceTerminating"
 """Reason of a refusal that nobody needs to hear of: all objects of the namespace are about to go."""
 
+POD_REFUSED, POD_MADE = "FailedCreate", "SuccessfulCreate"
+"""Reasons of the events in which a controller tells of an object's pods."""
+
 
 class ApiError(Exception):
     """The API server's refusal."""
@@ -166,14 +169,15 @@ class Cluster:
         return _listing("Node", await self.request("GET", "/api/v1/nodes"))
 
     async def refusal(self, namespace: str, uid: str) -> str:
-        """Return what a controller said last of pods that it can't make for an object; empty if it said nothing.
+        """Return why a controller can't make pods for an object; empty if it has made one since, or said nothing.
 
         It says so in events alone. In the core API they can be selected by the object.
         """
-        query = {"fieldSelector": f"involvedObject.uid={uid},reason=FailedCreate"}
+        query = {"fieldSelector": f"involvedObject.uid={uid}"}
         answer = await self.request("GET", f"/api/v1/namespaces/{namespace}/events", query=query)
-        newest: Manifest = max(answer["items"], key=_said_at, default={})
-        return str(newest.get("message") or "")
+        told = [event for event in answer["items"] if event.get("reason") in (POD_REFUSED, POD_MADE)]
+        newest: Manifest = max(told, key=lambda event: (_said_at(event), event["reason"] == POD_MADE), default={})
+        return str(newest.get("message") or "") if newest.get("reason") == POD_REFUSED else ""
 
     async def apply(self, manifest: Manifest, owner: str, known: Manifest | None) -> Manifest:
         """Apply a child, unless it already is as it should be; OwnedByAnotherError if it is someone else's.

@@ -49,6 +49,11 @@ class Group:
     """Since when all of its pods are ready, None while they are not."""
 
     @property
+    def lacks_pods(self) -> bool:
+        """Whether it has fewer pods than it was made for."""
+        return len(self.pods) < self.set.size
+
+    @property
     def draining(self) -> bool:
         """Whether it takes no new requests."""
         return self.set.draining_since is not None
@@ -297,5 +302,5 @@ def _next_look(groups: Sequence[Group], now: datetime) -> float | None:
         (SETTLE - (now - g.ready_since)).total_seconds() for g in groups if g.ready_since and not g.settled(now)
     ]
     draining = [1.0 for group in groups if group.draining]
-    lacking = [PODS_AFTER.total_seconds() for group in groups if len(group.pods) < group.set.size]
+    lacking = [PODS_AFTER.total_seconds() for group in groups if group.lacks_pods]
     return sooner(LOOK_AGAIN_SECONDS, *settling, *draining, *lacking)

@@ -28,6 +28,8 @@ class GroupView(Protocol):
     @property
     def pods(self) -> tuple[Pod, ...]: ...  # noqa: D102
     @property
+    def lacks_pods(self) -> bool: ...  # noqa: D102
+    @property
     def fresh(self) -> bool: ...  # noqa: D102
     @property
     def lost(self) -> bool: ...  # noqa: D102
@@ -115,7 +117,7 @@ def _trouble(groups: Iterable[GroupView], refusals: Mapping[str, str]) -> Troubl
     """Return what keeps groups from being ready: what children say, then how a worker ended."""
     unready = [group for group in groups if group.ready_since is None]
     pods = [pod for group in unready for pod in group.pods]
-    refused = (refusal for group in unready if (refusal := refusal_of(group.name, refusals)))
+    refused = (refusal for group in unready if group.lacks_pods and (refusal := refusal_of(group.name, refusals)))
     known = next(refused, None) or trouble_of(pods)
     if known:
         return known

@@ -70,7 +70,7 @@ def training_status(
     ended = bool(outlook.succeeded or outlook.failed)
     lack = seen.lack if outlook.state == "WaitingForTraining" else None
     job = next((job for job in seen.jobs if job.attempt == attempt), None)
-    refusal = refusal_of(job.name, seen.refusals) if job else None
+    refusal = refusal_of(job.name, seen.refusals) if job and len(pods) < spec.parallelism.nodes else None
     trouble = None if ended else lack or refusal or trouble_of(pods)
     running = len(pods) == spec.parallelism.nodes and all(pod.phase == "Running" for pod in pods)
     ready = running and all(pod.ready_since for pod in pods)

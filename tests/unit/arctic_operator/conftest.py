@@ -89,7 +89,7 @@ class ApiServer(Cluster):
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
-        self.refusals: dict[str, str] = {}
+        self.events: list[dict[str, Any]] = []
         self.version = 0
 
     def put(self, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -135,11 +135,16 @@ class ApiServer(Cluster):
     async def delete(self, delete):
         self.objects.pop((delete.kind, delete.namespace, delete.name), None)
 
-    async def refusal(self, namespace, uid):
-        return self.refusals.get(uid, "")
-
-    async def request(self, method, path, **_):
+    async def request(self, method, path, *, query=None, **_):
+        if method == "GET" and path.endswith("/events"):
+            asked = query["fieldSelector"].removeprefix("involvedObject.uid=")
+            return {"items": [event for event in self.events if event["involvedObject"]["uid"] == asked]}
         return {}
+
+    def tell(self, uid: str, reason: str, when: str, message: str = "") -> None:
+        """Let a controller tell an event of an object."""
+        event = {"involvedObject": {"uid": uid}, "reason": reason, "lastTimestamp": when, "message": message}
+        self.events.append(event)
 
 
 class Operator:
@@ -166,9 +171,11 @@ class Operator:
         """Delete an object, and show it."""
         self.cache.remove(self.server.objects.pop((kind, "team", name)))
 
-    def pods(self, phase: str, **container: Any) -> list[dict[str, Any]]:
-        """Set the two pods of attempt 1, unseen."""
-        labels = {Label.MANAGED: "true", Label.UID: UID, Label.KIND: "ArcticTraining", Label.NAME: "tiny"}
+    def pods(self, phase: str, group: str = "", **container: Any) -> list[dict[str, Any]]:
+        """Set the two pods of a group, or of attempt 1, unseen."""
+        attempt = {Label.KIND: "ArcticTraining", Label.ATTEMPT: "1"}
+        owner = {Label.KIND: "ArcticInference", Label.GROUP: group} if group else attempt
+        labels = {Label.MANAGED: "true", Label.UID: UID, Label.NAME: "tiny"} | owner
         return [
             self.server.put(
                 {
@@ -176,7 +183,7 @@ class Operator:
                     "metadata": {
                         "name": f"p{index}",
                         "namespace": "team",
-                        "labels": labels | {Label.ATTEMPT: "1"},
+                        "labels": labels,
                         "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
                     },
                     "spec": {"nodeName": f"n{index}"},

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,16 +39,27 @@ class Events(Cluster):
         return {"items": list(self.events)}
 
 
-async def test_the_newest_word_on_pods_that_are_refused_is_taken() -> None:
+def said(reason: str, message: str, when: str) -> dict[str, object]:
     made = {"creationTimestamp": "2026-01-01T00:00:00Z"}
+    return {"metadata": made, "reason": reason, "message": message, "lastTimestamp": when}
+
+
+async def test_the_newest_word_on_pods_that_are_refused_is_taken() -> None:
     server = Events(
-        {"metadata": made, "message": "first", "lastTimestamp": "2026-01-01T00:00:10Z"},
-        {"metadata": made, "message": "last", "lastTimestamp": None, "eventTime": "2026-01-01T00:01:00.000000Z"},
-        {"metadata": made, "message": "second", "lastTimestamp": "2026-01-01T00:00:20Z"},
+        said("FailedCreate", "first", "2026-01-01T00:00:10Z"),
+        said("FailedCreate", "last", "") | {"eventTime": "2026-01-01T00:01:00.000000Z"},
+        said("FailedCreate", "second", "2026-01-01T00:00:20Z"),
+        said("SomethingElse", "of something else", "2026-01-01T00:02:00Z"),
     )
     assert await server.refusal("team", "job-1") == "last"
-    assert server.asked == {
-        "path": "/api/v1/namespaces/team/events",
-        "fieldSelector": "involvedObject.uid=job-1,reason=FailedCreate",
-    }
+    assert server.asked == {"path": "/api/v1/namespaces/team/events", "fieldSelector": "involvedObject.uid=job-1"}
     assert await Events().refusal("team", "job-1") == ""
+
+
+@pytest.mark.parametrize(("made", "told"), [("09", "no quota"), ("10", ""), ("11", "")])
+async def test_a_refusal_is_over_when_a_pod_was_made_after_it(made: str, told: str) -> None:
+    server = Events(
+        said("SuccessfulCreate", "made", f"2026-01-01T00:00:{made}Z"),
+        said("FailedCreate", "no quota", "2026-01-01T00:00:10Z"),
+    )
+    assert await server.refusal("team", "job-1") == told

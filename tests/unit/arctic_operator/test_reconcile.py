@@ -304,16 +304,39 @@ async def test_why_pods_are_refused_is_told_until_they_are_there(operator, kind,
     key = operator.add(kind)
     await operator.reconcile(key)
     (made,) = operator.server.of(child)
-    operator.server.refusals = {made["metadata"]["uid"]: "exceeded quota: gpus"}
+    operator.server.tell(made["metadata"]["uid"], "FailedCreate", "2026-01-01T00:00:00Z", "exceeded quota: gpus")
     for _ in range(2):
         await operator.reconcile(key)
     degraded = operator.condition(key, "Degraded")
     assert (degraded["status"], degraded["reason"]) == ("True", "PodsNotCreated")
     assert f"{made['metadata']['name']} can't make its pods: exceeded quota: gpus" in degraded["message"]
-    operator.server.refusals = {}
-    for _ in range(2):
-        await operator.reconcile(key)
+    for pod in operator.pods("Pending", group=made["metadata"]["name"] if child == "StatefulSet" else ""):
+        operator.cache.put(pod)
+    await operator.reconcile(key)
     assert operator.condition(key, "Degraded")["status"] == "False"
+
+
+async def test_a_refusal_of_the_past_is_not_told_of_a_pod_that_is_remade(operator):
+    key = operator.add("ArcticInference")
+    await operator.reconcile(key)
+    (group,) = operator.server.of("StatefulSet")
+    uid, name = group["metadata"]["uid"], group["metadata"]["name"]
+    first, second = operator.pods("Running", group=name)
+    operator.server.tell(uid, "FailedCreate", "2026-01-01T00:00:05Z", "exceeded quota: gpus")
+    operator.server.tell(uid, "SuccessfulCreate", "2026-01-01T00:00:10Z")
+    operator.cache.put(first)
+    operator.cache.put(second)
+    told = []
+    for step in ("whole", "gone", "remade"):
+        if step == "gone":
+            operator.remove("Pod", second["metadata"]["name"])
+        if step == "remade":
+            again = second | {"metadata": second["metadata"] | {"uid": "another"}, "status": {"phase": "Pending"}}
+            operator.cache.put(operator.server.put(again))
+        for _ in range(2):
+            await operator.reconcile(key)
+            told.append(operator.condition(key, "Degraded")["reason"])
+    assert told == ["AsExpected"] * 6
 
 
 async def test_an_object_that_is_made_anew_during_a_read_is_not_taken_for_the_old_one(operator, monkeypatch):
