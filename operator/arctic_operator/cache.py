@@ -72,11 +72,7 @@ class Cache:
         if len(self._gone) > REMEMBERED_DELETIONS:
             self._gone.popitem(last=False)
         known = self._objects[kind].pop(uid, None) or manifest
-        owner = known["metadata"].get("labels", {}).get(Label.UID)
-        if owner in self._children:
-            self._children[owner].discard((kind, uid))
-            if not self._children[owner]:
-                del self._children[owner]
+        self._forget_child(known["metadata"].get("labels", {}).get(Label.UID), kind, uid)
         key = key_of(known)
         if kind in CUSTOM_KINDS and key and self._custom.get(key) == uid:
             del self._custom[key]
@@ -86,7 +82,13 @@ class Cache:
         for manifest in list(self.children(owner, kind)):
             uid = manifest["metadata"]["uid"]
             del self._objects[kind][uid]
+            self._forget_child(owner, kind, uid)
+
+    def _forget_child(self, owner: str | None, kind: str, uid: str) -> None:
+        if owner in self._children:
             self._children[owner].discard((kind, uid))
+            if not self._children[owner]:
+                del self._children[owner]
 
     def replace_children(self, owner: str, kind: str, listing: Listing) -> None:
         """Set the children of a kind to what a list has shown."""

@@ -335,6 +335,7 @@ class Reconciler:
             self._followers.unfollow((key, group))
         self._keys.forget(memory.uid)
         self.observer.forget(memory.uid)
+        self.observer.forget_unwatched(memory.uid)
         self._memory.pop(key, None)
 
     def _on_live_change(self, followed: Any) -> None:

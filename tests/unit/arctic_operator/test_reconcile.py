@@ -288,6 +288,16 @@ async def test_children_that_are_not_watched_are_put_back(operator, monkeypatch,
     assert {"tiny-0a1b2-gateway", "tiny-0a1b2-tls"} <= names
 
 
+async def test_nothing_of_a_service_that_is_gone_is_kept_in_memory(operator, build):
+    key = operator.add("ArcticInference")
+    await operator.reconcile(key)
+    for manifest in operator.server.of("StatefulSet", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"):
+        operator.remove(manifest["kind"], manifest["metadata"]["name"])
+    operator.remove(key.kind, key.name)
+    await operator.reconcile(key)
+    assert list(operator.cache.children(build.uid)) == []
+
+
 async def test_a_damaged_authority_is_told_in_the_status_with_its_secrets_name(operator):
     metadata = {"name": "arctic-ca", "namespace": "arctic"}
     operator.server.put({"kind": "Secret", "metadata": metadata, "data": {"tls.crt": "ZGFtYWdlZA=="}})
