@@ -337,6 +337,8 @@ class AttemptStatus(Resource):
     """What happened, for people."""
     counted: bool = False
     """Whether it counts towards `restart.limit`."""
+    refused: str | None = None
+    """Revision of the specification that its workers refused, where an edit can mend that: the next attempt waits."""
     start_time: Timestamp | None = None
     """When its world was made."""
     completion_time: Timestamp
@@ -424,7 +426,7 @@ class ArcticTrainingStatus(Resource):
     start_time: Timestamp | None = None
     """When the first attempt began to run."""
     completion_time: Timestamp | None = None
-    """When it succeeded or failed."""
+    """When it succeeded, or failed for good: unset while an edit can mend what its workers refused."""
     last_checkpoint: LastCheckpoint | None = None
     """The newest committed checkpoint."""
     export: Export | None = None

@@ -32,7 +32,7 @@ class ExitCode(IntEnum):
     DONE = 0
     """The curriculum is done, its final checkpoint and export are committed."""
     BAD_INPUT = 64
-    """Never tried again (EX_USAGE)."""
+    """Not tried again as it is (EX_USAGE)."""
     INTERRUPTED = 75
     """Stopped on SIGTERM, after a checkpoint unless no step was made; not counted (EX_TEMPFAIL)."""
 
@@ -42,7 +42,7 @@ CHECKPOINT_MISMATCH = "CheckpointMismatch"
 TOKENIZER_MISMATCH = "TokenizerMismatch"
 """The manifest asks for another tokenizer than the one that the run has."""
 CORRECTABLE = frozenset({CHECKPOINT_MISMATCH, TOKENIZER_MISMATCH})
-"""Reasons of refusals that another edit of the manifest can mend: nothing of the run is lost by such an edit."""
+"""Refusals that an edit of the manifest can mend: the training waits for it."""
 
 
 class Label(StrEnum):

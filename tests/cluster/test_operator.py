@@ -63,6 +63,17 @@ def test_failures_count_up_to_the_limit_and_bad_input_is_never_tried_again(objec
     assert status["attempt"] == 1
 
 
+def test_an_edit_that_was_refused_is_mended_by_the_next(objects: StandIns) -> None:
+    objects.train("tiny", {"SECONDS": "1", "EXIT_CODE": "64", "REASON": "CheckpointMismatch"})
+    status = objects.state("arctictraining", "tiny", "Failed")
+    assert condition(status, "Failed")["reason"] == "CheckpointMismatch"
+    assert "completionTime" not in status
+    objects.train("tiny", {"SECONDS": "1"})
+    objects.eventually("the next attempt", lambda: objects.status("arctictraining", "tiny").get("attempt") == 2)
+    status = objects.state("arctictraining", "tiny", "Succeeded")
+    assert (status["attempt"], status["restarts"]) == (2, 0)
+
+
 def test_what_keeps_pods_from_running_is_told_in_the_status(objects: StandIns) -> None:
     def told(name: str, kind: str) -> str:
         return str(condition(objects.status("arctictraining", name), kind).get("message"))

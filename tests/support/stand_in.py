@@ -14,7 +14,7 @@ FOLDER = "stand-in"
 CORPUS = "/var/lib/arctic/corpus"
 PATIENCE = 90.0
 
-# Serves the probes and the endpoint; a training's ends well after SECONDS, or with EXIT_CODE.
+# Serves the probes and the endpoint; a training's ends well after SECONDS, or with EXIT_CODE and REASON.
 WORKER = """
 import http.server, json, os, signal, socket, sys, threading, time
 
@@ -56,7 +56,8 @@ while not all(map(known, world["hosts"])):
 time.sleep(float(os.environ.get("SECONDS", "3600")))
 code = int(os.environ.get("EXIT_CODE", "0"))
 if code == 64:
-    report(outcome="refused", reason="UnknownColumn", message="books.jsonl has no column 'text'")
+    reason = os.environ.get("REASON", "UnknownColumn")
+    report(outcome="refused", reason=reason, message="books.jsonl has no column 'text'")
 elif code == 0 and rank == 0:
     report(outcome="succeeded", exportUri="file:///export", step=7, tokens=70, loss=1.25, epoch=world["epoch"])
 sys.exit(code)

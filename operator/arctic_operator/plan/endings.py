@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from arctic_api.common import REASON_PATTERN
 from arctic_api.training import ArcticTrainingSpec
-from arctic_api.world import ExitCode, Report
+from arctic_api.world import CORRECTABLE, ExitCode, Report
 from arctic_operator.observed import Job, Node, Pod
 from arctic_operator.plan.conditions import unreachable
 
@@ -20,13 +20,18 @@ UNCOUNTED_EXITS = (None, ExitCode.DONE, ExitCode.INTERRUPTED)
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of one attempt. `counted` ends move it towards the restart limit, `final` ones end the training."""
+    """The end of one attempt.
+
+    `counted` ends move it towards the restart limit, `final` ones end the training, and after `correctable` ones it
+    waits for an edit.
+    """
 
     reason: str
     message: str
     time: datetime
     counted: bool = False
     final: Literal["Succeeded", "Failed"] | None = None
+    correctable: bool = False
 
 
 def report_of(pod: Pod | None) -> Report | None:
@@ -97,6 +102,8 @@ def _refusal(pod: Pod, now: datetime) -> Ending:
     report = report_of(pod)
     message = report.message if report and report.message else _last_words(pod)
     reason = report.reason if report and report.reason else "BadInput"
+    if reason in CORRECTABLE:
+        return Ending(reason, message, pod.finished or now, correctable=True)
     return Ending(reason, message, pod.finished or now, final="Failed")
 
 

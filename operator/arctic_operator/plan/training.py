@@ -108,6 +108,7 @@ def _record(case: _Case, ending: Ending) -> Plan:
         reason=_stop_reason(case, ending),
         message=ending.message[:1024],
         counted=counted,
+        refused=_revision_of_world(case) if ending.correctable else None,
         start_time=format_time(created) if created else None,
         completion_time=format_time(case.now),
     )
@@ -122,6 +123,8 @@ def _record(case: _Case, ending: Ending) -> Plan:
     elif counted and restarts > spec.restart.limit:
         message = f"attempt {world.attempt} was failure {restarts} of at most {spec.restart.limit}: {ending.message}"
         outlook = Outlook("Failed", failed=("RestartLimitExceeded", message))
+    elif refusal := _refusal(case, entry):
+        outlook = refusal
     elif spec.suspend:
         outlook = Outlook("Suspended")
     # Each kind has a watch of its own, and the Job's may be ahead of the pods': they would be judged as they were.
@@ -140,6 +143,18 @@ def _is_outdated(case: _Case) -> bool:
     """Whether the user has changed what is trained. The generation keeps an upgrade of ours from looking like that."""
     job = case.world.job
     return job is not None and job.revision != case.training.revision and job.generation != case.training.generation
+
+
+def _revision_of_world(case: _Case) -> str:
+    """Return the revision of the specification that the newest world has: the user may have edited it since."""
+    return case.world.job.revision if case.world.job and _is_outdated(case) else case.training.revision
+
+
+def _refusal(case: _Case, record: AttemptStatus | None) -> Outlook | None:
+    """Return the outlook of a training whose workers have refused the specification that it still has."""
+    if record is None or record.refused != case.training.revision:
+        return None
+    return Outlook("Failed", failed=(record.reason, record.message), correctable=True)
 
 
 def _stamps(case: _Case, job: Job) -> tuple[Mark, ...]:
@@ -184,14 +199,17 @@ def _during(case: _Case) -> Plan:
 def _between(case: _Case) -> Plan:
     """No world that counts: clear away the last one, wait for what must be waited for, make the next."""
     spec, world, now = case.training.spec, case.world, case.now
+    refusal = _refusal(case, world.record)
     if world.alive:
-        state = "Suspending" if spec.suspend else "Restarting"
-        return Plan(delete=_stop(case), status=case.status(Outlook(state, waiting=_why(case))), requeue_after=5.0)
-    if spec.suspend:
+        outlook = refusal or Outlook("Suspending" if spec.suspend else "Restarting", waiting=_why(case))
+        return Plan(delete=_stop(case), status=case.status(outlook), requeue_after=5.0)
+    if spec.suspend and not refusal:
         return Plan(delete=_stop(case), status=case.status(Outlook("Suspended")))
     deadline = _deadline_passed(case)
     if deadline:
         return Plan(delete=_stop(case), status=case.status(Outlook("Failed", failed=deadline)))
+    if refusal:
+        return Plan(delete=_stop(case), status=case.status(refusal), requeue_after=_until_deadline(case, now))
     source = spec.model.from_
     if source and source.training and case.seen.base is None:
         outlook = Outlook("WaitingForTraining", waiting=waiting_for(source.training))

@@ -37,6 +37,8 @@ class Outlook:
     succeeded: str = ""
     failed: tuple[str, str] | None = None
     """Reason and message of the end."""
+    correctable: bool = False
+    """Whether an edit of the specification goes on from that end."""
 
     @classmethod
     def kept(cls, status: ArcticTrainingStatus) -> "Outlook":
@@ -49,7 +51,7 @@ class Outlook:
 
 
 def is_finished(status: ArcticTrainingStatus) -> bool:
-    """Whether a training has ended for good: one whose specification can't be read may still be corrected."""
+    """Whether a training has ended for good: a specification that can't be read, or was refused, may be corrected."""
     ended = is_true(status.conditions, "Succeeded") or is_true(status.conditions, "Failed")
     return ended and status.completion_time is not None
 
@@ -88,7 +90,7 @@ def training_status(
         restarts=before.restarts or 0,
         attempts=before.attempts,
         start_time=before.start_time or (format_time(now) if running else None),
-        completion_time=before.completion_time or (format_time(now) if ended else None),
+        completion_time=before.completion_time or (format_time(now) if ended and not outlook.correctable else None),
         last_checkpoint=checkpoint,
         export=Export(uri=report.export_uri) if report and report.export_uri else before.export,
         evaluation=_evaluation(report) or before.evaluation,

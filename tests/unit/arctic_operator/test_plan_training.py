@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from arctic_api.common import BaseWeights, Resources
 from arctic_api.training import ArcticTrainingStatus
-from arctic_api.world import ExitCode, Label, TrainingWorld
+from arctic_api.world import CORRECTABLE, ExitCode, Label, TrainingWorld
 from arctic_operator.live import Live, Phase, StageSeen, TrainingObservation
 from arctic_operator.observed import GENERATION_ANNOTATION, REVISION_ANNOTATION, Job, Node, TrainingSeen, read_status
 from arctic_operator.plan.training import plan_training
@@ -454,6 +454,75 @@ def test_a_training_whose_worker_refuses_its_input_has_one_attempt_whatever_the_
     final = read_status(ArcticTrainingStatus, cluster.status)
     assert (final.state, len(cluster.raw)) == ("Failed", 1)
     assert next(c for c in final.conditions if c.type == "Failed").reason == reason
+
+
+def refused(build, reason, **fields):
+    """Return the world of a training whose workers have refused what they were told."""
+    cluster = Cluster(build, build.training(**fields))
+    cluster.reconcile()
+    cluster.tick()
+    cluster.reconcile()
+    refuse(cluster, reason)
+    return cluster
+
+
+def refuse(cluster, reason):
+    word = cluster.build.report("refused", reason=reason, message="write the old value again")
+    for key, pod in cluster.pods.items():
+        if not pod.ended:
+            cluster.pods[key] = replace(pod, phase="Failed", exit_code=64, exit_message=word, finished=cluster.now)
+
+
+def pass_time(cluster, times=6):
+    for _ in range(times):
+        cluster.reconcile()
+        cluster.tick(60)
+    return read_status(ArcticTrainingStatus, cluster.status)
+
+
+@pytest.mark.parametrize("reason", sorted(CORRECTABLE))
+def test_a_refused_edit_waits_for_the_next_edit(build, reason):
+    cluster = refused(build, reason, ttlAfterFinished="1s")
+    for harmless in (cluster.training, replace(cluster.training, generation=2)):
+        cluster.training = harmless
+        status = pass_time(cluster)
+        assert (status.state, status.completion_time, len(cluster.raw)) == ("Failed", None, 1)
+        failed = condition_of(cluster.status, "Failed")
+        assert (failed["status"], failed["reason"], failed["message"]) == ("True", reason, "write the old value again")
+        assert cluster.reconcile().delete == ()
+    cluster.fault("suspend", 0)
+    assert pass_time(cluster).state == "Failed"
+    cluster.fault("resume", 0)
+    cluster.training = replace(cluster.training, generation=3, revision="r3")
+    assert pass_time(cluster).state == "Starting"
+    assert (len(cluster.raw), cluster.status["restarts"]) == (2, 0)
+    assert condition_of(cluster.status, "Failed")["status"] == "False"
+    refuse(cluster, reason)
+    assert (pass_time(cluster).state, len(cluster.raw)) == ("Failed", 2)
+
+
+def test_an_edit_that_comes_with_a_refusal_is_not_taken_for_what_was_refused(build):
+    cluster = refused(build, "CheckpointMismatch")
+    cluster.training = replace(cluster.training, generation=2, revision="r2")
+    pass_time(cluster)
+    assert len(cluster.raw) == 2
+
+
+def test_an_upgrade_that_comes_with_a_refusal_is_not_taken_for_a_correction(build):
+    cluster = refused(build, "CheckpointMismatch")
+    cluster.training = replace(cluster.training, revision="computed-otherwise")
+    assert (pass_time(cluster).state, len(cluster.raw)) == ("Failed", 1)
+
+
+def test_a_deadline_ends_a_training_that_waits_for_an_edit(build):
+    cluster = refused(build, "CheckpointMismatch", activeDeadline="10m")
+    assert not is_finished(pass_time(cluster, 2))
+    assert cluster.reconcile().requeue_after <= 600
+    assert is_finished(pass_time(cluster, 12))
+    assert condition_of(cluster.status, "Failed")["reason"] == "ActiveDeadlineExceeded"
+    cluster.training = replace(cluster.training, generation=2, revision="r2")
+    pass_time(cluster)
+    assert len(cluster.raw) == 1
 
 
 @pytest.mark.parametrize(("end", "reason"), [("Succeeded", "Succeeded"), ("Failed", "RestartLimitExceeded")])
