@@ -97,6 +97,13 @@ def test_why_no_pods_are_made_is_told_and_over_when_they_are(objects: StandIns) 
     objects.state("arctictraining", "tiny", "Running")
     assert condition(objects.status("arctictraining", "tiny"), "Degraded")["status"] == "False"
 
+    def told() -> bool:
+        events = json.loads(objects.kubectl("get", "events", "-o", "json"))["items"]
+        made = {event["involvedObject"]["kind"] for event in events if event["reason"] == "SuccessfulCreate"}
+        return made >= {"Job", "StatefulSet"}
+
+    objects.eventually("the controllers tell of the pods that they make", told)
+
 
 def test_suspend_stops_the_world_and_resume_makes_the_next(objects: StandIns) -> None:
     objects.train("tiny")
