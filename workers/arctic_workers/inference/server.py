@@ -7,7 +7,8 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,6 +26,7 @@ from arctic_workers.inference.protocol import ApiError, ChatRequest, CommonReque
 from arctic_workers.inference.text import Text, TextError
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 MOST_BODY_BYTES = 4 * 1024 * 1024
 DEFAULT_COMPLETION_TOKENS = 16
@@ -32,7 +34,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 BODY_SECONDS = 30.0
 """Time for a request's body to arrive: until then it counts as waiting."""
 LARGE_TEXT = 8192
-"""Characters from which on tokenizing takes so long that other answers would stop for it."""
+"""Characters of a prompt, or bytes of a chat, that take so long to be made tokens that other answers would stop."""
 RETRY_AFTER_BUSY = 1
 RETRY_AFTER_DRAINING = 5
 
@@ -134,10 +136,11 @@ class Api:
         return await self._answer(request, asked, prompt, sampling, form)
 
     async def _chat(self, request: Request) -> Response:
-        asked = parse(ChatRequest, await _read(request))
+        body = await _read(request)
+        asked = parse(ChatRequest, body)
         self._check_model(asked.model)
         try:
-            text = self._text.render_chat([message.plain() for message in asked.messages])
+            text = await _beside_others(len(body), partial(self._render, asked))
         except TextError as error:
             raise ApiError(400, str(error), param="messages") from None
         prompt = await self._encode(text, "messages", special=not self._text.chat_is_marked)
@@ -171,14 +174,15 @@ class Api:
             )
         return tokens
 
+    def _render(self, asked: ChatRequest) -> str:
+        return self._text.render_chat([message.plain() for message in asked.messages])
+
     async def _encode(self, text: str, param: str, *, special: bool) -> list[int]:
-        """Turn text into tokens without holding up other answers; what is far too long is not even tried."""
+        """Turn text into tokens; what is far too long is not even tried."""
         least = self._text.least_tokens(text)
         if least > self._engine.max_length:
             raise self._too_long(param, f"the prompt alone has at least {least}; make it shorter")
-        if len(text) < LARGE_TEXT:
-            return self._text.encode(text, special=special)
-        return await asyncio.to_thread(self._text.encode, text, special=special)
+        return await _beside_others(len(text), partial(self._text.encode, text, special=special))
 
     def _too_long(self, param: str, sentence: str) -> ApiError:
         return ApiError(
@@ -222,6 +226,11 @@ class Api:
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
             return StreamingResponse(events, media_type="text/event-stream", headers=headers)
         return await _whole(request, pieces, form, len(prompt))
+
+
+async def _beside_others(size: int, work: Callable[[], Result]) -> Result:
+    """Do work on a prompt of that size; where it is large, without holding up other answers."""
+    return work() if size < LARGE_TEXT else await asyncio.to_thread(work)
 
 
 async def _whole(request: Request, pieces: AsyncGenerator[Piece, None], form: Form, prompt: int) -> Response:

@@ -70,7 +70,9 @@ class Text:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Turn text into tokens; with `special`, those that the tokenizer puts around every text are there."""
-        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        # Of the library's calls only those for batches let other threads of the interpreter go on.
+        [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        return list(encoding.ids)
 
     def least_tokens(self, text: str) -> int:
         """Return how many tokens text takes at least, without the work of finding them."""

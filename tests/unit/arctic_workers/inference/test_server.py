@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-import threading
-from collections.abc import AsyncGenerator, Sequence
+import sys
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,21 +110,53 @@ async def test_a_prompt_that_is_far_too_long_is_refused_without_the_work(
         assert "at least" in refused.json()["error"]["message"]
 
 
-async def test_a_large_prompt_is_tokenized_beside_other_answers(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, loops = text.encode, []
+async def turns_during(call: str, text: Text, monkeypatch: pytest.MonkeyPatch, path: str, **asked: Any) -> int:
+    """Ask, and return how often the loop came round while the text's `call` was at work."""
+    real, turns, seen = getattr(text, call), 0, []
 
-    def watched(prompt: str, *, special: bool) -> list[int]:
-        loops.append(threading.get_ident() == here)
-        return encode(prompt, special=special)
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
 
-    here = threading.get_ident()
-    monkeypatch.setattr(text, "encode", watched)
-    monkeypatch.setattr(server, "LARGE_TEXT", 8)
+    def watched(*given: Any, **named: Any) -> Any:
+        before = turns
+        made = real(*given, **named)
+        seen.append(turns - before)
+        return made
+
+    monkeypatch.setattr(text, call, watched)
     engine = Scripted()
-    for prompt in ("small", "large enough"):
-        assert (await post(serve(text, engine), "/v1/completions", prompt=prompt)).status_code == 200
-    assert loops == [True, False]
-    assert [text.decode(request.prompt) for request in engine.asked] == ["small", "large enough"]
+    engine.max_length = 10_000_000
+    turning = asyncio.create_task(turn())
+    answer = await post(serve(text, engine), path, **asked)
+    turning.cancel()
+    assert answer.status_code == 200, answer.text
+    [during] = seen
+    return during
+
+
+@pytest.fixture
+def no_forced_switch() -> Iterator[None]:
+    """Threads hand the interpreter on only where they let go of it themselves."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(600)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("no_forced_switch")
+async def test_other_answers_go_on_while_a_large_prompt_is_tokenized(
+    text: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread by itself does not help: some of the tokenizer's calls keep the interpreter until they are done."""
+    assert await turns_during("encode", text, monkeypatch, "/v1/completions", prompt="The operator " * 40_000)
+
+
+async def test_other_answers_go_on_while_a_large_chat_is_rendered(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = [{"role": "user", "content": "x"}] * 50_000
+    assert await turns_during("render_chat", text, monkeypatch, "/v1/chat/completions", messages=messages)
 
 
 async def test_a_request_that_does_not_arrive_gives_its_place_back(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
