@@ -29,6 +29,10 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _WITHOUT_EFFECT = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Parameters that never change an answer."""
 
+FIRST_FAULT = Field(fail_fast=True)
+"""For lists: only the first fault is told, and to look for more of them can take seconds in which all else stops."""
+Strings = Annotated[list[str], FIRST_FAULT]
+Tokens = Annotated[list[int], FIRST_FAULT]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -108,7 +112,7 @@ class CommonRequest(_Request):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     """Not OpenAI's, but what every open server has; 0 and -1 are no limit."""
     seed: Seed | None = None
-    stop: str | list[str] | None = None
+    stop: str | Strings | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 
@@ -142,7 +146,7 @@ class CommonRequest(_Request):
 class CompletionRequest(CommonRequest):
     """`POST /v1/completions`."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | Tokens | Strings | Annotated[list[Tokens], FIRST_FAULT]
     echo: bool | None = False
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
@@ -162,7 +166,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     role: Annotated[str, Field(min_length=1)]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], FIRST_FAULT]
     name: str | None = None
     tool_calls: Unsupported = None
     tool_call_id: Unsupported = None
@@ -178,7 +182,7 @@ class Message(BaseModel):
 class ChatRequest(CommonRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1), FIRST_FAULT]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None

@@ -1,11 +1,13 @@
 """What the API takes, and how it names what it does not."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from arctic_workers.inference.protocol import ApiError, ChatRequest, CompletionRequest, parse
+from arctic_workers.inference.protocol import ApiError, ChatRequest, CommonRequest, CompletionRequest, parse
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETION = {"model": "m", "prompt": "hi"}
@@ -35,6 +37,29 @@ def test_a_parameter_that_cannot_be_done_is_named(change: dict[str, Any], param:
     assert caught.value.status == 400
     assert caught.value.body()["error"]["type"] == "invalid_request_error"
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("kind", "whole", "faulty"),
+    [
+        (ChatRequest, CHAT, lambda many: {"messages": [{}] * many}),
+        (ChatRequest, CHAT, lambda many: {"messages": [{"role": "user", "content": [{}] * many}]}),
+        (CompletionRequest, COMPLETION, lambda many: {"prompt": [{}] * many}),
+        (CompletionRequest, COMPLETION, lambda many: {"prompt": [[{}] * many]}),
+        (CompletionRequest, COMPLETION, lambda many: {"stop": [{}] * many}),
+    ],
+)
+def test_faults_are_looked_for_until_one_is_found(
+    kind: type[CommonRequest], whole: dict[str, Any], faulty: Callable[[int], dict[str, Any]]
+) -> None:
+    """A body has room for a million, which would take seconds in which all else stops."""
+
+    def found(many: int) -> int:
+        with pytest.raises(ValidationError) as caught:
+            kind.model_validate(whole | faulty(many))
+        return caught.value.error_count()
+
+    assert found(1000) == found(1)
 
 
 def test_values_that_change_nothing_are_taken() -> None:
