@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import uvicorn
 
@@ -14,7 +15,7 @@ from arctic_api.world import InferenceGroup
 from arctic_rpc.control_pb2 import DONE, DRAINING, RUNNING, InferenceState
 from arctic_workers.control.commands import Commands, NotNow
 from arctic_workers.control.loop import in_thread
-from arctic_workers.inference.engine import Engine
+from arctic_workers.inference.engine import Engine, Stats
 from arctic_workers.inference.metrics import Metrics
 from arctic_workers.inference.pod import Pod
 from arctic_workers.inference.server import Api, Gate
@@ -40,7 +41,7 @@ class Leader(Commands):
         self._engine = engine
         self._gate = Gate()
         spec = pod.group.spec
-        self._metrics = Metrics(pod.registry, engine.stats)
+        self._metrics = Metrics(pod.registry, self._stats)
         api = Api(
             engine,
             text,
@@ -113,20 +114,20 @@ class Leader(Commands):
         self._gate.close(frozenset(tuple(client) for client in clients if client is not None))
 
     async def _drained(self) -> None:
-        """Wait until the gate is closed and no request is left: then not longer than the manifest allows.
+        """Wait until the gate is closed and no request is left, be it in the engine or on its way to it or from it;
+        once it is closed not longer than the manifest allows.
 
         A second signal ends it at once.
         """
         deadline = time.monotonic() + self._drain_timeout
         while not self._pod.stop.now.is_set():
-            if not self._gate.closed:
-                await asyncio.sleep(_POLL)
-                continue
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._engine.drain(), _POLL)
-                return
-            if time.monotonic() >= deadline:
+            if self._gate.closed and not self._gate.inside:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._engine.drain(), _POLL)
+                    return
+            if self._gate.closed and time.monotonic() >= deadline:
                 break
+            await asyncio.sleep(_POLL)
         log.warning("Requests are left that did not end in time; they are cancelled")
 
     async def _tell(self) -> None:
@@ -134,8 +135,13 @@ class Leader(Commands):
             self._pod.publish(DRAINING if self._gate.draining else RUNNING, self._state())
             await asyncio.sleep(1)
 
-    def _state(self) -> InferenceState:
+    def _stats(self) -> Stats:
+        """What the engine does, and what the gate knows of that it does not."""
         stats = self._engine.stats()
+        return replace(stats, waiting=self._gate.waiting(stats))
+
+    def _state(self) -> InferenceState:
+        stats = self._stats()
         return InferenceState(
             ready=self._pod.ready(),
             draining=self._gate.draining,

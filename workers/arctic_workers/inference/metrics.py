@@ -61,7 +61,7 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"arctic_inference_{name}", text, registry=registry, buckets=buckets)
 
-        gauge("requests_waiting", "Requests that wait for room.", lambda now: now.waiting)
+        gauge("requests_waiting", "Requests that are still being read, or wait for room.", lambda now: now.waiting)
         gauge("requests_running", "Requests that are being computed.", lambda now: now.running)
         gauge("kv_cache_utilization", "Share of the cache's blocks in use.", lambda now: now.kv_cache_utilization)
         self._ttft = histogram("time_to_first_token_seconds", "From a request's arrival to its first token.", _TTFT)

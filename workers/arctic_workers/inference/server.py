@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arctic_workers.inference import engine as engines
 from arctic_workers.inference.answer import Answers, Piece
-from arctic_workers.inference.engine import Engine, EngineError, Sampling
+from arctic_workers.inference.engine import Engine, EngineError, Sampling, Stats
 from arctic_workers.inference.forms import ChatForm, CompletionForm, Form, usage
 from arctic_workers.inference.metrics import Metrics
 from arctic_workers.inference.protocol import ApiError, ChatRequest, CommonRequest, CompletionRequest, parse
@@ -40,7 +40,8 @@ RETRY_AFTER_DRAINING = 5
 
 
 class Gate:
-    """Who may still come in while the server ends: at first everybody, since those who send need time to hear of it.
+    """How many are inside, and who may still come in while the server ends: at first everybody, since those who send
+    need time to hear of it.
 
     Once closed, only connections that were open then: a proxy may have sent a request on one already. From the
     beginning on each connection is closed by its next answer.
@@ -48,12 +49,18 @@ class Gate:
 
     def __init__(self) -> None:
         self.draining = False
+        self.inside = 0
+        """Requests for answers, from their first byte until all of their answer is sent."""
         self._open: frozenset[tuple[str, int]] | None = None
 
     @property
     def closed(self) -> bool:
         """Whether new connections are turned away."""
         return self._open is not None
+
+    def waiting(self, stats: Stats) -> int:
+        """Return how many wait; the engine, which has these `stats`, has not heard of all of them yet."""
+        return max(self.inside - stats.running, stats.waiting)
 
     def drain(self) -> None:
         """Begin to drain."""
@@ -342,7 +349,6 @@ class _Doorkeeper:
         self._gate = gate
         self._engine = engine
         self._most_waiting = most_waiting
-        self._inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -361,18 +367,18 @@ class _Doorkeeper:
             await response(scope, receive, send_closing)
             return
         generates = scope["method"] == "POST"
-        self._inside += generates
+        self._gate.inside += generates
         try:
             await self._app(scope, receive, send_closing)
         finally:
-            self._inside -= generates
+            self._gate.inside -= generates
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         if not self._gate.admits(scope.get("client")):
             return ApiError(
                 503, "This server is ending; the request was not begun", code="draining", retry=RETRY_AFTER_DRAINING
             )
-        if scope["method"] == "POST" and self._inside - self._engine.stats().running >= self._most_waiting:
+        if scope["method"] == "POST" and self._gate.waiting(self._engine.stats()) >= self._most_waiting:
             return ApiError(
                 429, "Too many requests wait already; try again later", code="queue_full", retry=RETRY_AFTER_BUSY
             )

@@ -3,52 +3,25 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
+from engines import Scripted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer, decoders, models
 
 from arctic_workers.inference import server
-from arctic_workers.inference.engine import Output, Request, Stats
+from arctic_workers.inference.engine import Output
 from arctic_workers.inference.metrics import Metrics
 from arctic_workers.inference.native.step import Draw, Part, decode_parts, encode_parts
 from arctic_workers.inference.server import Api, Gate
 from arctic_workers.inference.text import Text
-
-
-class Scripted:
-    """An `Engine` that answers every request with the same outputs, and keeps what it was asked."""
-
-    ready = True
-    max_length = 256
-
-    def __init__(self, outputs: Sequence[Output] = (Output(2, finish_reason="length"),)) -> None:
-        self.outputs = outputs
-        self.asked: list[Request] = []
-
-    async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
-        self.asked.append(request)
-        for output in self.outputs:
-            yield output
-
-    def stats(self) -> Stats:
-        return Stats()
-
-    async def start(self) -> None:
-        pass
-
-    async def drain(self) -> None:
-        pass
-
-    async def stop(self) -> None:
-        pass
 
 
 def serve(text: Text, engine: Scripted, most_waiting: int = 8) -> Api:
