@@ -80,6 +80,8 @@ global
     # Fixed, since HAProxy otherwise sizes itself by the node's processors and its limit of open files.
     maxconn 4096
     nbthread 4
+    # `wait-for-body` waits for so much. The pod's memory limit has room for two such buffers a connection.
+    tune.bufsize 65536
     # While stopping it still accepts, and answers "Connection: close": no client is cut off in between two requests.
     grace {GRACE_SECONDS}s
     hard-stop-after {GRACE_SECONDS + shape.drain_seconds}s
@@ -134,8 +136,8 @@ frontend api
     monitor fail if {{ stopping }}
     http-request return {_answer(411, _LENGTH_REQUIRED)} if {{ req.hdr(transfer-encoding) -m found }}
     http-request deny deny_status 413 if {{ req.hdr_val(content-length) gt {MAX_BODY_BYTES} }}
-    # A leader gets a request once it is here, so that slow senders fill no queue. `option http-buffer-request` would
-    # wait before the size is looked at.
+    # A leader gets a request once it is here, so that slow senders fill no queue: the whole of it up to
+    # `tune.bufsize`, of a longer one that much. `option http-buffer-request` would wait before the size is looked at.
     http-request wait-for-body time 30s
     http-after-response set-header Connection close if {{ stopping }}
     default_backend leaders
@@ -271,7 +273,7 @@ def _container(shape: GatewayShape, settings: Settings) -> Manifest:
         ],
         "readinessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 2},
         "livenessProbe": {"httpGet": {"path": "/healthz", "port": "metrics"}, "periodSeconds": 10},
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "768Mi"}},
         "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}],
     }

@@ -176,13 +176,15 @@ def test_a_request_that_waited_in_vain_hears_that_all_are_busy(tmp_path: Path) -
         client.join(PATIENCE)
 
 
-def test_a_leader_hears_of_a_request_once_it_is_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [2, 40_000])
+def test_a_leader_hears_of_a_request_once_it_is_whole(tmp_path: Path, size: int) -> None:
     with run_gateway(tmp_path, leaders=1, requests_per_leader=1) as running:
         host, _, port = running.url.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), PATIENCE) as slow:
-            slow.sendall(b"POST /answer HTTP/1.1\r\nHost: demo\r\nContent-Length: 2\r\n\r\n{")
+            head = f"POST /answer HTTP/1.1\r\nHost: demo\r\nContent-Length: {size}\r\n\r\n"
+            slow.sendall(head.encode() + b"x" * (size - 1))
             assert running.post("/answer").status_code == 200, "the slow one took the leader's only place"
-            slow.sendall(b"}")
+            slow.sendall(b"x")
             answer = http.client.HTTPResponse(slow)
             answer.begin()
             assert answer.status == 200
@@ -242,6 +244,17 @@ def test_the_leaders_service_does_not_select_the_gateway() -> None:
         not selector.items()
         <= built["Deployment", "demo-0a1b2-gateway"]["spec"]["template"]["metadata"]["labels"].items()
     )
+
+
+def test_the_pod_has_memory_for_the_buffers_of_all_connections() -> None:
+    built = children()
+    config = built["ConfigMap", "demo-0a1b2-gateway"]["data"][gateway.CONFIG_FILE]
+    connections, bytes_each = (
+        int(re.findall(rf"^ +{key} (\d+)$", config, re.M)[0]) for key in ("maxconn", "tune.bufsize")
+    )
+    pod = built["Deployment", "demo-0a1b2-gateway"]["spec"]["template"]["spec"]
+    limit = pod["containers"][0]["resources"]["limits"]["memory"]
+    assert int(limit.removesuffix("Mi")) << 20 > 2 * connections * bytes_each
 
 
 def test_a_changed_configuration_rolls_the_gateway_and_nothing_else_does() -> None:
