@@ -127,7 +127,7 @@ class Checkpoint:
 
 def _is_finite(tensor: Tensor) -> bool:
     # A NaN is both the least and the greatest. torch.isfinite on the whole takes forty times as long.
-    extremes = torch.stack(torch.aminmax(tensor.float() if tensor.itemsize == 1 else tensor))
+    extremes = torch.stack(torch.aminmax(tensor))
     return bool(extremes.isfinite().all())
 
 
