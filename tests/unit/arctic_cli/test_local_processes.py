@@ -41,7 +41,7 @@ Start = Callable[..., "Arctic"]
 class Arctic:
     """A running `arctic train` of two nodes."""
 
-    def __init__(self, place: Path, changes: dict) -> None:
+    def __init__(self, place: Path, changes: dict, hangup: signal.Handlers) -> None:
         (place / "worker.py").write_text(WORKER)
         self.place = place
         self.process = subprocess.Popen(
@@ -50,6 +50,7 @@ class Arctic:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),  # whatever the tests themselves were started with
         )
 
     def line(self, words: str) -> str:
@@ -75,8 +76,8 @@ class Arctic:
 def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Arctic] = []
 
-    def begin(changes: dict | None = None) -> Arctic:
-        started.append(Arctic(tmp_path, changes or {}))
+    def begin(changes: dict | None = None, hangup: signal.Handlers = signal.SIG_DFL) -> Arctic:
+        started.append(Arctic(tmp_path, changes or {}, hangup))
         return started[-1]
 
     yield begin
@@ -116,11 +117,7 @@ def test_workers_are_asked_to_end_when_arctic_is_killed(start: Start) -> None:
 
 
 def test_a_closed_terminal_that_is_to_be_ignored_is_ignored(start: Start) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup(1) does
-    try:
-        arctic = start()
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    arctic = start(hangup=signal.SIG_IGN)  # as nohup(1) does
     arctic.workers()
     assert signal.SIGHUP in arctic.ignored()
     arctic.process.send_signal(signal.SIGTERM)
