@@ -80,10 +80,14 @@ def judge(
     if causes:
         return min(causes, key=lambda ending: (ending.time, not ending.counted))
     if job.failed and len(pods) < spec.parallelism.nodes:
-        return Ending("PodLost", "a pod of the world is gone and left no word", job.ended or now)
+        return _pod_lost(job.ended or now)
     if job.failed:
         return Ending(job.reason or "JobFailed", job.message or "the Job failed", job.ended or now, counted=True)
     return None
+
+
+def _pod_lost(time: datetime) -> Ending:
+    return Ending("PodLost", "a pod of the world is gone and left no word", time)
 
 
 def _completion(spec: ArcticTrainingSpec, pods: Sequence[Pod], causes: list[Ending], now: datetime) -> Ending:
@@ -94,6 +98,8 @@ def _completion(spec: ArcticTrainingSpec, pods: Sequence[Pod], causes: list[Endi
         )
     if causes:
         return min(causes, key=lambda ending: ending.time)
+    if not any(pod.index == 0 for pod in pods):
+        return _pod_lost(now)
     message = "all workers ended with exit code 0, but no final checkpoint was committed"
     return Ending("NoFinalCheckpoint", message, now, counted=True)
 

@@ -127,8 +127,9 @@ def _record(case: _Case, ending: Ending) -> Plan:
         outlook = refusal
     elif spec.suspend:
         outlook = Outlook("Suspended")
-    # Each kind has a watch of its own, and the Job's may be ahead of the pods': they would be judged as they were.
-    return Plan(status=case.status(outlook, after), requeue_after=0.1, needs_fresh=True)
+    # Each kind has a watch of its own, and the Job's may be ahead of the pods': they would be judged as they were. What
+    # a pod said for good is not looked at again: the pod may be gone by then, and its word with it.
+    return Plan(status=case.status(outlook, after), requeue_after=0.1, needs_fresh=ending.final is None)
 
 
 def _stop_reason(case: _Case, ending: Ending) -> str:

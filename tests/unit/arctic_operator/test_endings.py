@@ -31,6 +31,12 @@ def test_pods_that_exit_with_0_in_mid_run_are_a_lost_attempt_and_no_success(buil
     assert ending.counted
 
 
+def test_a_complete_world_whose_first_pod_is_gone_is_lost_and_not_charged(build):
+    peer = build.pod(1, phase="Succeeded", exit_code=0)
+    ending = judge(build.training().spec, COMPLETE, [peer], None, build.start)
+    assert (ending.reason, ending.counted, ending.final) == ("PodLost", False, None)
+
+
 def test_without_an_export_the_final_checkpoint_is_the_marker(build):
     checkpoint = {"step": 5, "tokens": 9, "uri": "file:///c", "time": "2026-01-01T00:00:00Z"}
     spec = build.training(checkpoint={"volume": {"claimName": "store"}, "export": "none"}).spec

@@ -220,6 +220,14 @@ def test_deadlines_fail_the_training_and_end_its_world(build):
     assert condition(plan, "Failed")["reason"] == "ActiveDeadlineExceeded"
 
 
+def test_a_success_that_a_pod_has_told_stands_though_the_pod_may_be_gone_by_the_next_look(build):
+    word = build.report(exportUri="file:///export")
+    pods = [build.pod(i, phase="Succeeded", exit_code=0, exit_message=word) for i in range(2)]
+    seen = TrainingSeen(jobs=[replace(job(build), complete=True)], pods=pods)
+    plan = plan_training(build.training({"attempt": 1}), seen, build.settings, build.start)
+    assert (plan.status["state"], plan.needs_fresh) == ("Succeeded", False)
+
+
 def test_an_ended_training_is_deleted_after_its_time(build):
     status = {
         "completionTime": "2026-01-01T00:00:00Z",
