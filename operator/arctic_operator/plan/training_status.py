@@ -21,8 +21,8 @@ PROGRESS_FIELDS = frozenset(
 """What changes all the time: written less often than a change of state."""
 GPU_RESOURCES = r"(nvidia\.com/(gpu|mig-.+)|amd\.com/gpu|gpu\.intel\.com/(i915|xe)|habana\.ai/gaudi)"
 """Names of extended resources by which vendors count their accelerators."""
-DECIMAL_UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-UNITS = DECIMAL_UNITS | {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
+UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+UNITS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
 """Suffixes of quantities."""
 ETA_GRAIN = timedelta(seconds=30)
 

@@ -166,44 +166,47 @@ def weights_of(manifest):
     return world.get("weightsFolder") or world["modelFolder"], claims
 
 
-async def test_a_fine_tuning_goes_on_from_its_weights_when_the_training_that_made_them_is_deleted(operator):
+def add_exported(operator):
+    """Add the training that others name, done, and return its key."""
     base = operator.add("ArcticTraining", "base")
     operator.set_status(base, export={"uri": f"file://{FOLDER}"})
-    key = operator.add("ArcticTraining", model={"from": {"training": "base"}})
-    for _ in range(2):
-        await operator.reconcile(key)
-    operator.remove("ArcticTraining", "base")
+    return base
+
+
+async def next_attempt(operator, key):
+    """Lose the only Job, and return the one that follows."""
     (job,) = operator.server.of("Job")
     operator.remove("Job", job["metadata"]["name"])
     for _ in range(3):
         await operator.reconcile(key)
     (job,) = operator.server.of("Job")
     assert job["metadata"]["name"].endswith("-a2")
-    assert weights_of(job) == (FOLDER, {"store"})
+    return job
+
+
+async def test_a_fine_tuning_goes_on_from_its_weights_when_the_training_that_made_them_is_deleted(operator):
+    add_exported(operator)
+    key = operator.add("ArcticTraining", model={"from": {"training": "base"}})
+    for _ in range(2):
+        await operator.reconcile(key)
+    operator.remove("ArcticTraining", "base")
+    assert weights_of(await next_attempt(operator, key)) == (FOLDER, {"store"})
 
 
 @pytest.mark.parametrize("seen", ["the attempt", "only its job"])
 async def test_a_fine_tuning_goes_on_from_its_weights_when_that_name_exports_others(operator, seen):
-    base = operator.add("ArcticTraining", "base")
-    operator.set_status(base, export={"uri": f"file://{FOLDER}"})
+    base = add_exported(operator)
     key = operator.add("ArcticTraining", model={"from": {"training": "base"}})
     for _ in range(2 if seen == "the attempt" else 1):
         await operator.reconcile(key)
     operator.set_status(base, export={"uri": f"file://{NEWEST}"})
     if seen == "only its job":
         await operator.reconcile(key)
-    (job,) = operator.server.of("Job")
-    operator.remove("Job", job["metadata"]["name"])
-    for _ in range(3):
-        await operator.reconcile(key)
-    (job,) = operator.server.of("Job")
-    assert job["metadata"]["name"].endswith("-a2")
-    assert weights_of(job) == (FOLDER, {"store"})
+    assert weights_of(await next_attempt(operator, key)) == (FOLDER, {"store"})
 
 
 async def test_a_service_follows_the_newest_export_of_that_name(operator):
-    base = operator.add("ArcticTraining", "base")
-    operator.set_status(base, export={"uri": f"file://{FOLDER}"})
+    base = add_exported(operator)
     key = operator.add("ArcticInference", model={"training": "base"})
     await operator.reconcile(key)
     operator.set_status(base, export={"uri": f"file://{NEWEST}"})
@@ -213,8 +216,7 @@ async def test_a_service_follows_the_newest_export_of_that_name(operator):
 
 
 async def test_a_service_scales_with_its_weights_when_the_training_that_made_them_is_deleted(operator):
-    base = operator.add("ArcticTraining", "base")
-    operator.set_status(base, export={"uri": f"file://{FOLDER}"})
+    add_exported(operator)
     key = operator.add("ArcticInference", model={"training": "base"})
     await operator.reconcile(key)
     operator.remove("ArcticTraining", "base")
