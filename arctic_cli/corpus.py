@@ -6,7 +6,6 @@ Python standard library (PSF), `mariadb-test-data` (GPL-2), `metamath-databases`
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -69,10 +68,10 @@ def _unpack_packages(scratch: Path) -> Path:
             "the corpus comes from Debian packages: run this where apt-get is, on Debian or Ubuntu"
         )
     try:
-        apt.get("download", *PACKAGES, env=os.environ, cwd=scratch)
+        apt.get("download", *PACKAGES, cwd=scratch)
     except ClusterError:  # the package lists are missing, or older than the packages
-        apt.get("update", env=os.environ)
-        apt.get("download", *PACKAGES, env=os.environ, cwd=scratch)
+        apt.get("update")
+        apt.get("download", *PACKAGES, cwd=scratch)
     for package in sorted(scratch.glob("*.deb")):
         subprocess.run(["dpkg-deb", "-x", package.name, "unpacked"], cwd=scratch, check=True)
     return scratch / "unpacked"

@@ -91,11 +91,10 @@ def missing_packages() -> list[str]:
 
 def install(packages: list[str]) -> None:
     """Install Debian packages without starting the services that they bring."""
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     if _lists_are_old():
-        apt.get("update", env=env)
+        apt.get("update")
     with _no_service_starts():
-        apt.get("install", "-y", "--no-install-recommends", *packages, env=env)
+        apt.get("install", "-y", "--no-install-recommends", *packages)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """apt-get itself, with lists and lock in a folder of the test's own: nothing of the machine is touched."""
 
 import fcntl
-import os
 import shutil
 import threading
 from pathlib import Path
@@ -26,7 +25,7 @@ def update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_lock_that_somebody_holds_is_waited_for(update: list[str], tmp_path: Path) -> None:
     with (tmp_path / "lists" / "lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        waiting = threading.Thread(target=apt.get, args=update, kwargs={"env": os.environ})
+        waiting = threading.Thread(target=apt.get, args=update)
         waiting.start()
         waiting.join(1.0)
         assert waiting.is_alive()
@@ -40,9 +39,9 @@ def test_a_lock_that_is_held_for_too_long_is_told(
     with (tmp_path / "lists" / "lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         with pytest.raises(ClusterError, match="Could not get lock"):
-            apt.get(*update, env=os.environ)
+            apt.get(*update)
 
 
 def test_what_is_wrong_otherwise_is_told_at_once() -> None:
     with pytest.raises(ClusterError, match="Invalid operation"):
-        apt.get("no-such-operation", env=os.environ)
+        apt.get("no-such-operation")
