@@ -23,7 +23,6 @@ from arctic_cluster import Cluster
 from arctic_cluster.manifests import SYSTEM_NAMESPACE
 
 NAMESPACE = "default"
-OPERATOR_NAMESPACE = SYSTEM_NAMESPACE
 TRAINING_LIMIT_SECONDS = 900.0
 SERVING_LIMIT_SECONDS = 300.0
 ASKING_LIMIT_SECONDS = 60.0
@@ -140,7 +139,7 @@ def ask(address: str, model: str, prompt: str) -> str:
 def install_operator(cluster: Cluster) -> None:
     """Install or upgrade the chart with the values of the local cluster."""
     chart = ROOT / "charts" / "arctic"
-    release = ("upgrade", "--install", "arctic", str(chart), "-n", OPERATOR_NAMESPACE, "--create-namespace")
+    release = ("upgrade", "--install", "arctic", str(chart), "-n", SYSTEM_NAMESPACE, "--create-namespace")
     cluster.helm(*release, "-f", str(chart / "values-local.yaml"), *cluster.helm_values(), "--wait", "--timeout", "3m")
 
 
@@ -154,7 +153,7 @@ def demo() -> None:
         click.echo(cluster.kubectl("get", "nodes", "-o", "wide"))
     with steps.step("install the operator with Helm"):
         install_operator(cluster)
-        click.echo(cluster.kubectl("get", "pods", "-n", OPERATOR_NAMESPACE, "-o", "wide"))
+        click.echo(cluster.kubectl("get", "pods", "-n", SYSTEM_NAMESPACE, "-o", "wide"))
     with steps.step("train in three stages on two nodes: kubectl apply -f examples/tiny-training.yaml"):
         cluster.kubectl("apply", "-n", NAMESPACE, "-f", str(ROOT / "examples" / "tiny-training.yaml"))
         watch_training(cluster, "tiny")
@@ -176,7 +175,7 @@ The cluster keeps running. To look further:
   kubectl describe arctictraining tiny                    # stages, conditions, checkpoints
   kubectl explain arctictraining.spec.curriculum
   kubectl logs -l arctic.dev/name=tiny --prefix --tail=20 # of the workers
-  kubectl logs -n {OPERATOR_NAMESPACE} deployment/arctic-operator
+  kubectl logs -n {SYSTEM_NAMESPACE} deployment/arctic-operator
   kubectl port-forward service/tiny 8000                  # then: curl http://127.0.0.1:8000/v1/models
   kubectl get --raw "/api/v1/namespaces/default/pods/POD:9441/proxy/metrics"   # metrics of a worker
   make clean                                              # ends this machine's clusters; what was trained stays"""

@@ -26,7 +26,7 @@ def cluster() -> None:
 @click.option(
     "--volumes",
     type=click.Path(path_type=Path),
-    help=f"Folder of corpus and store [as it runs, else {default_volumes()}].",
+    help=f"Folder of corpus and store [as they were, else {default_volumes()}].",
 )
 def up(name: str, nodes: int | None, volumes: Path | None) -> None:
     """Start a cluster, building whatever is not built."""

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from objects import eventually
 
-from arctic_cli.demo import OPERATOR_NAMESPACE, ROOT, install_operator
+from arctic_cli.demo import ROOT, install_operator
 from arctic_cluster import Cluster
+from arctic_cluster.manifests import SYSTEM_NAMESPACE
 
 CHART = ROOT / "charts" / "arctic"
 LOCAL = ("-f", str(CHART / "values-local.yaml"))
@@ -53,7 +54,7 @@ def operator_logs(cluster: Cluster, namespace: str, since: str) -> str:
 @contextmanager
 def uninstalled(cluster: Cluster) -> Iterator[None]:
     """Take the session's operator away for a while."""
-    cluster.helm("uninstall", "arctic", "-n", OPERATOR_NAMESPACE, "--wait")
+    cluster.helm("uninstall", "arctic", "-n", SYSTEM_NAMESPACE, "--wait")
     try:
         yield
     finally:
@@ -70,26 +71,26 @@ def service(operator: Cluster, namespace: str) -> Iterator[str]:
 
 
 def test_the_release_passes_its_own_test(operator: Cluster) -> None:
-    tested = operator.helm("test", "arctic", "-n", OPERATOR_NAMESPACE)
+    tested = operator.helm("test", "arctic", "-n", SYSTEM_NAMESPACE)
     assert "Succeeded" in tested
 
 
 def test_its_rights_are_enough_to_serve_a_resource(operator: Cluster, since: str, service: str) -> None:
     (seen,) = listed(operator, "arcticinferences", service)
     assert seen["status"]["url"] == f"http://demo.{service}.svc:8000"
-    assert "is forbidden: User" not in operator_logs(operator, OPERATOR_NAMESPACE, since)
+    assert "is forbidden: User" not in operator_logs(operator, SYSTEM_NAMESPACE, since)
 
 
 def test_an_upgrade_renews_the_operator_and_leaves_worlds_alone(operator: Cluster, service: str) -> None:
     before = worlds(operator, service)
     changed = ("--set", "replicas=2", "--set", "workers.environment[0].name=NEW,workers.environment[0].value=yes")
-    release = ("upgrade", "arctic", str(CHART), "-n", OPERATOR_NAMESPACE, *LOCAL, *operator.helm_values())
+    release = ("upgrade", "arctic", str(CHART), "-n", SYSTEM_NAMESPACE, *LOCAL, *operator.helm_values())
     try:
         operator.helm(*release, *changed, "--wait", "--timeout", "3m")
-        assert "Succeeded" in operator.helm("test", "arctic", "-n", OPERATOR_NAMESPACE)
-        (deployment,) = listed(operator, "deployments", OPERATOR_NAMESPACE)
+        assert "Succeeded" in operator.helm("test", "arctic", "-n", SYSTEM_NAMESPACE)
+        (deployment,) = listed(operator, "deployments", SYSTEM_NAMESPACE)
         assert deployment["status"]["readyReplicas"] == 2
-        (budget,) = listed(operator, "poddisruptionbudgets", OPERATOR_NAMESPACE)
+        (budget,) = listed(operator, "poddisruptionbudgets", SYSTEM_NAMESPACE)
         assert budget["status"]["disruptionsAllowed"] == 1
         # What is put back shows that the new operator has looked at the service.
         operator.kubectl("delete", "poddisruptionbudgets", "-n", service, "-l", "arctic.dev/role=gateway")
@@ -102,7 +103,7 @@ def test_an_upgrade_renews_the_operator_and_leaves_worlds_alone(operator: Cluste
 def test_uninstalling_keeps_definitions_resources_and_what_runs(operator: Cluster, service: str) -> None:
     before = worlds(operator, service)
     with uninstalled(operator):
-        eventually("the end of the operator's pods", lambda: listed(operator, "pods", OPERATOR_NAMESPACE) == [])
+        eventually("the end of the operator's pods", lambda: listed(operator, "pods", SYSTEM_NAMESPACE) == [])
         assert {each["metadata"]["name"] for each in listed(operator, "crds", "default")} >= DEFINITIONS
         assert [each["metadata"]["name"] for each in listed(operator, "arcticinferences", service)] == ["demo"]
         assert worlds(operator, service) == before
@@ -128,9 +129,9 @@ def test_an_install_for_one_namespace_serves_that_one_alone(operator: Cluster, s
 
 
 def test_a_bad_value_is_refused_before_anything_is_changed(operator: Cluster) -> None:
-    release = ("upgrade", "arctic", str(CHART), "-n", OPERATOR_NAMESPACE, *LOCAL, "--set", "replicas=0")
-    before = operator.helm("history", "arctic", "-n", OPERATOR_NAMESPACE, "-o", "json")
+    release = ("upgrade", "arctic", str(CHART), "-n", SYSTEM_NAMESPACE, *LOCAL, "--set", "replicas=0")
+    before = operator.helm("history", "arctic", "-n", SYSTEM_NAMESPACE, "-o", "json")
     refused = subprocess.run(operator.command("helm", *release), capture_output=True, text=True, check=False)
     assert refused.returncode != 0
     assert "at '/replicas': minimum: got 0, want 1" in refused.stderr
-    assert operator.helm("history", "arctic", "-n", OPERATOR_NAMESPACE, "-o", "json") == before
+    assert operator.helm("history", "arctic", "-n", SYSTEM_NAMESPACE, "-o", "json") == before

@@ -10,8 +10,9 @@ from stand_in import StandIns
 
 from arctic_api.world import Label
 from arctic_cluster import Cluster
+from arctic_cluster.manifests import SYSTEM_NAMESPACE
 
-OPERATOR = ("-n", "arctic-system", "deployment/arctic-operator")
+OPERATOR = ("-n", SYSTEM_NAMESPACE, "deployment/arctic-operator")
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_the_operator_may_go_and_come_back_and_children_go_without_it(objects: S
     objects.cluster.kubectl("scale", *OPERATOR, "--replicas=0")
     try:
         objects.cluster.kubectl(
-            "wait", "-n", "arctic-system", "--for=delete", "pod", "-l", "app.kubernetes.io/name=arctic-operator"
+            "wait", "-n", SYSTEM_NAMESPACE, "--for=delete", "pod", "-l", "app.kubernetes.io/name=arctic-operator"
         )
         objects.kubectl("delete", "arctictraining", "other")
         objects.eventually("the pods are gone", lambda: objects.pods("other") == [])
@@ -179,7 +180,7 @@ def test_a_world_on_a_node_that_is_cut_off_goes_on_elsewhere_without_counting(ob
 def holder(cluster: Cluster) -> str:
     """Return who leads by the Lease."""
     return cluster.kubectl(
-        "get", "lease", "-n", "arctic-system", "arctic-operator", "-o", "jsonpath={.spec.holderIdentity}"
+        "get", "lease", "-n", SYSTEM_NAMESPACE, "arctic-operator", "-o", "jsonpath={.spec.holderIdentity}"
     )
 
 
@@ -187,7 +188,7 @@ def test_an_operator_that_lost_the_lease_leads_again(objects: StandIns) -> None:
     objects.train("tiny")
     objects.running("tiny", 1)
     stolen = '{"spec": {"holderIdentity": "another"}}'
-    objects.cluster.kubectl("patch", "lease", "-n", "arctic-system", "arctic-operator", "--type=merge", "-p", stolen)
+    objects.cluster.kubectl("patch", "lease", "-n", SYSTEM_NAMESPACE, "arctic-operator", "--type=merge", "-p", stolen)
     objects.kubectl("delete", "pod", objects.pods("tiny")[0]["metadata"]["name"], "--wait=false")
     objects.running("tiny", 2)
     objects.eventually("the operator leads", lambda: holder(objects.cluster) != "another")
@@ -198,7 +199,7 @@ def test_another_operator_leads_when_the_leader_is_gone(objects: StandIns) -> No
     try:
         objects.cluster.kubectl("rollout", "status", *OPERATOR)
         leader = holder(objects.cluster)
-        objects.cluster.kubectl("delete", "pod", "-n", "arctic-system", leader, "--grace-period=0", "--force")
+        objects.cluster.kubectl("delete", "pod", "-n", SYSTEM_NAMESPACE, leader, "--grace-period=0", "--force")
         objects.train("tiny")
         objects.running("tiny", 1)
         assert holder(objects.cluster) not in ("", leader)

@@ -21,10 +21,10 @@ from objects import Objects, eventually, example
 from safetensors import safe_open
 
 from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, uid5
-from arctic_cli.demo import OPERATOR_NAMESPACE, ask, forwarded
+from arctic_cli.demo import ask, forwarded
 from arctic_cli.local import inference_groups
 from arctic_cluster import Cluster
-from arctic_cluster.manifests import restricted_namespace
+from arctic_cluster.manifests import SYSTEM_NAMESPACE, restricted_namespace
 from arctic_cluster.paths import STORE
 
 pytestmark = pytest.mark.timeout(900)  # a test may wait for a whole training
@@ -61,7 +61,7 @@ def trained(objects: Objects) -> dict[str, Any]:
     objects.apply(training_manifest("whole", BUDGETS))
     eventually("first steps", lambda: objects.status("atr", "whole").get("step"), 180)
     before = {pod["metadata"]["uid"] for pod in objects.pods("whole")}
-    objects.cluster.kubectl("delete", "pod", "-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/name=arctic-operator")
+    objects.cluster.kubectl("delete", "pod", "-n", SYSTEM_NAMESPACE, "-l", "app.kubernetes.io/name=arctic-operator")
     objects.state("atr", "whole", "Succeeded", limit=300)
     assert {pod["metadata"]["uid"] for pod in objects.pods("whole")} == before, (
         "the operator's end disturbed the workers"
@@ -206,9 +206,9 @@ def live(pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def scale_operator(cluster: Cluster, replicas: int) -> None:
     """Take the operator down, or bring it back."""
-    cluster.kubectl("scale", "-n", OPERATOR_NAMESPACE, "deployment/arctic-operator", f"--replicas={replicas}")
+    cluster.kubectl("scale", "-n", SYSTEM_NAMESPACE, "deployment/arctic-operator", f"--replicas={replicas}")
     selector = ("-l", "app.kubernetes.io/name=arctic-operator")
-    pods = ("get", "pods", "-n", OPERATOR_NAMESPACE, *selector, "-o", "json")
+    pods = ("get", "pods", "-n", SYSTEM_NAMESPACE, *selector, "-o", "json")
     eventually("the operator's pods", lambda: len(json.loads(cluster.kubectl(*pods))["items"]) == replicas)
 
 

@@ -21,8 +21,8 @@ from objects import Objects, eventually
 from stand_in import StandIns
 
 from arctic_api.world import Label
-from arctic_cli.demo import OPERATOR_NAMESPACE
 from arctic_cluster.errors import ClusterError
+from arctic_cluster.manifests import SYSTEM_NAMESPACE
 
 TRAININGS = ("first", "second")
 SERVICE = "answers"
@@ -219,7 +219,7 @@ class Campaign:
     def _kill_the_operator(self) -> str:
         selector = ("-l", "app.kubernetes.io/name=arctic-operator")
         self._cluster.kubectl(
-            "delete", "pods", "-n", OPERATOR_NAMESPACE, *selector, "--grace-period=0", "--force", "--wait=false"
+            "delete", "pods", "-n", SYSTEM_NAMESPACE, *selector, "--grace-period=0", "--force", "--wait=false"
         )
         return "kill the operator"
 
@@ -240,9 +240,7 @@ class Campaign:
 
     def _steal_the_lease(self) -> str:
         patch = json.dumps({"spec": {"holderIdentity": "another"}})
-        self._cluster.kubectl(
-            "patch", "lease", "-n", OPERATOR_NAMESPACE, "arctic-operator", "--type=merge", "-p", patch
-        )
+        self._cluster.kubectl("patch", "lease", "-n", SYSTEM_NAMESPACE, "arctic-operator", "--type=merge", "-p", patch)
         return "steal the lease"
 
     def _suspend_or_resume(self) -> str:
