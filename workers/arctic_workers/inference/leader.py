@@ -16,10 +16,10 @@ from arctic_rpc.control_pb2 import DONE, DRAINING, RUNNING, InferenceState
 from arctic_workers.control.commands import Commands, NotNow
 from arctic_workers.control.loop import in_thread
 from arctic_workers.inference.engine import Engine, Stats
+from arctic_workers.inference.http.server import Api, Gate
+from arctic_workers.inference.http.text import Text
 from arctic_workers.inference.metrics import Metrics
 from arctic_workers.inference.pod import Pod
-from arctic_workers.inference.server import Api, Gate
-from arctic_workers.inference.text import Text
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ from arctic_api.world import (
 )
 from arctic_workers.control.report import write_report
 from arctic_workers.inference.engine import Refused
+from arctic_workers.inference.engines.native.engine import NativeEngine
+from arctic_workers.inference.engines.native.follower import Follower
+from arctic_workers.inference.engines.native.group import bring_up
+from arctic_workers.inference.engines.native.plan import plan_group
+from arctic_workers.inference.http.text import Text, TextError
 from arctic_workers.inference.leader import Leader
-from arctic_workers.inference.native.engine import NativeEngine
-from arctic_workers.inference.native.follower import Follower
-from arctic_workers.inference.native.group import bring_up
-from arctic_workers.inference.native.plan import plan_group
 from arctic_workers.inference.pod import FAILED, Pod
-from arctic_workers.inference.text import Text, TextError
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from soak import Soak
 from arctic_api.world import InferenceGroup
 from arctic_rpc import control_pb2, control_pb2_grpc
 from arctic_workers.inference.engine import Request, Sampling
-from arctic_workers.inference.native.engine import NativeEngine
-from arctic_workers.inference.native.group import bring_up
-from arctic_workers.inference.native.plan import plan_group
-from arctic_workers.inference.text import Text
+from arctic_workers.inference.engines.native.engine import NativeEngine
+from arctic_workers.inference.engines.native.group import bring_up
+from arctic_workers.inference.engines.native.plan import plan_group
+from arctic_workers.inference.http.text import Text
 
 MakeGroup = Callable[..., list[InferenceGroup]]
 PROMPTS = ["The operator", "Each pod is told everything; a group answers", "x", "Größe"]

@@ -16,9 +16,9 @@ from groups import until
 from arctic_api.world import InferenceGroup
 from arctic_workers.inference import leader
 from arctic_workers.inference.engine import Output, Request
+from arctic_workers.inference.http.text import Text
 from arctic_workers.inference.leader import Leader
 from arctic_workers.inference.pod import Pod
-from arctic_workers.inference.text import Text
 
 MakeGroup = Callable[..., list[InferenceGroup]]
 BODY = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 1}).encode()

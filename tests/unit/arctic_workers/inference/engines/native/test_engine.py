@@ -14,10 +14,10 @@ from arctic_api.world import InferenceGroup
 from arctic_model.model import ArcticModel
 from arctic_model.weights import load_weights
 from arctic_workers.inference.engine import EngineError, Output, Refused, Request, Sampling
-from arctic_workers.inference.native import group as groups
-from arctic_workers.inference.native.engine import NativeEngine
-from arctic_workers.inference.native.group import bring_up
-from arctic_workers.inference.native.plan import BLOCK_SIZE, plan_group
+from arctic_workers.inference.engines.native import group as groups
+from arctic_workers.inference.engines.native.engine import NativeEngine
+from arctic_workers.inference.engines.native.group import bring_up
+from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, plan_group
 
 MakeGroup = Callable[..., list[InferenceGroup]]
 Started = Callable[..., AbstractAsyncContextManager[NativeEngine]]

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arctic_workers.inference.native.step import (
+from arctic_workers.inference.engines.native.step import (
     Draw,
     Drawn,
     Part,

@@ -9,9 +9,9 @@ from arctic_model.config import ArcticConfig
 from arctic_model.fp8 import quantize_model
 from arctic_model.layers import MLP, RMSNorm
 from arctic_model.moe import MoE
-from arctic_workers.inference.native.cache import PagedAttend, PagedCache, attend
-from arctic_workers.inference.native.invariant import make_invariant
-from arctic_workers.inference.native.step import Part
+from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache, attend
+from arctic_workers.inference.engines.native.invariant import make_invariant
+from arctic_workers.inference.engines.native.step import Part
 
 CONFIG = ArcticConfig.preset("arctic-tiny").replace(hidden_size=96, num_attention_heads=6, intermediate_size=75)
 ROWS = 70

@@ -10,12 +10,12 @@ import torch
 
 from arctic_api.world import InferenceGroup
 from arctic_workers.inference.engine import Refused
-from arctic_workers.inference.native.cache import PagedCache
-from arctic_workers.inference.native.memory import affordable_blocks, available_cores, available_memory
-from arctic_workers.inference.native.pipeline import agree_on_least
-from arctic_workers.inference.native.plan import BLOCK_SIZE, Plan
-from arctic_workers.inference.native.rendezvous import Heartbeats, connect
-from arctic_workers.inference.native.runner import Runner, load_slice
+from arctic_workers.inference.engines.native.cache import PagedCache
+from arctic_workers.inference.engines.native.memory import affordable_blocks, available_cores, available_memory
+from arctic_workers.inference.engines.native.pipeline import agree_on_least
+from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, Plan
+from arctic_workers.inference.engines.native.rendezvous import Heartbeats, connect
+from arctic_workers.inference.engines.native.runner import Runner, load_slice
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
-from arctic_workers.inference.blocks import BlockManager
 from arctic_workers.inference.engine import EngineError, Output, Request, Stats
-from arctic_workers.inference.native.group import Rank
-from arctic_workers.inference.native.pipeline import Kind, Pipeline
-from arctic_workers.inference.native.plan import BLOCK_SIZE, Plan
-from arctic_workers.inference.native.rendezvous import Heartbeats
-from arctic_workers.inference.native.step import Draw, Drawn, Part
-from arctic_workers.inference.scheduler import Chunk, Scheduler
-from arctic_workers.inference.sequence import Sequence
+from arctic_workers.inference.engines.native.blocks import BlockManager
+from arctic_workers.inference.engines.native.group import Rank
+from arctic_workers.inference.engines.native.pipeline import Kind, Pipeline
+from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, Plan
+from arctic_workers.inference.engines.native.rendezvous import Heartbeats
+from arctic_workers.inference.engines.native.scheduler import Chunk, Scheduler
+from arctic_workers.inference.engines.native.sequence import Sequence
+from arctic_workers.inference.engines.native.step import Draw, Drawn, Part
 
 log = logging.getLogger(__name__)
 

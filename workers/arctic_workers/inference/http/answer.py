@@ -5,8 +5,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from arctic_workers.inference.engine import Engine, EngineError, FinishReason, Output, Request
+from arctic_workers.inference.http.text import Detokenizer, StopStrings, Text
 from arctic_workers.inference.metrics import Metrics
-from arctic_workers.inference.text import Detokenizer, StopStrings, Text
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from arctic_workers.inference.native.invariant import pad_rows
-from arctic_workers.inference.native.step import Part
+from arctic_workers.inference.engines.native.invariant import pad_rows
+from arctic_workers.inference.engines.native.step import Part
 
 QUERIES = 128
 """Most queries of one sequence that attend at once: bounds the memory of the scores."""

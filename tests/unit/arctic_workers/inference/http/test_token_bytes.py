@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from arctic_workers.inference.token_bytes import TokenBytes
+from arctic_workers.inference.http.token_bytes import TokenBytes
 
 BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 PIECES = BYTES | {"\u2581": 256, "a": 257, "\u2581a": 258, "<s>": 259, "A": 260}

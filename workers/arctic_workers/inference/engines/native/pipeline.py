@@ -13,8 +13,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor, distributed
 
-from arctic_workers.inference.native.runner import Runner
-from arctic_workers.inference.native.step import (
+from arctic_workers.inference.engines.native.runner import Runner
+from arctic_workers.inference.engines.native.step import (
     Drawn,
     Part,
     decode_drawn,

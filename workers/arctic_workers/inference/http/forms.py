@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from arctic_workers.inference.answer import Piece
 from arctic_workers.inference.engine import Output
-from arctic_workers.inference.text import Text
+from arctic_workers.inference.http.answer import Piece
+from arctic_workers.inference.http.text import Text
 
 
 def usage(prompt: int, generated: int) -> dict[str, int]:

@@ -3,10 +3,10 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arctic_workers.inference.blocks import BlockManager
 from arctic_workers.inference.engine import Request, Sampling
-from arctic_workers.inference.scheduler import Chunk, Scheduler
-from arctic_workers.inference.sequence import Sequence
+from arctic_workers.inference.engines.native.blocks import BlockManager
+from arctic_workers.inference.engines.native.scheduler import Chunk, Scheduler
+from arctic_workers.inference.engines.native.sequence import Sequence
 
 BLOCK = 4
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from arctic_workers.inference.protocol import ApiError, ChatRequest, CommonRequest, CompletionRequest, parse
+from arctic_workers.inference.http.protocol import ApiError, ChatRequest, CommonRequest, CompletionRequest, parse
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETION = {"model": "m", "prompt": "hi"}

@@ -8,9 +8,9 @@ always proceeds and none waits forever.
 from collections import deque
 from dataclasses import dataclass
 
-from arctic_workers.inference.blocks import BlockManager
 from arctic_workers.inference.engine import FinishReason
-from arctic_workers.inference.sequence import Sequence
+from arctic_workers.inference.engines.native.blocks import BlockManager
+from arctic_workers.inference.engines.native.sequence import Sequence
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from arctic_workers.inference.native.sampling import draw_tokens, uniform
-from arctic_workers.inference.native.step import Draw
+from arctic_workers.inference.engines.native.sampling import draw_tokens, uniform
+from arctic_workers.inference.engines.native.step import Draw
 
 LOGITS = torch.tensor([0.1, 2.0, -1.0, 1.0, 0.5]).log_softmax(-1)
 

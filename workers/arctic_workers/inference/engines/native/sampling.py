@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from arctic_workers.inference.native.step import Draw, Drawn
+from arctic_workers.inference.engines.native.step import Draw, Drawn
 
 GREEDY = 1e-6
 """Below this temperature the likeliest token is certain, and logits divided by it may overflow."""

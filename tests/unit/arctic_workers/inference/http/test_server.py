@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer, decoders, models
 
-from arctic_workers.inference import server
 from arctic_workers.inference.engine import Output
+from arctic_workers.inference.engines.native.step import Draw, Part, decode_parts, encode_parts
+from arctic_workers.inference.http import server
+from arctic_workers.inference.http.server import Api, Gate
+from arctic_workers.inference.http.text import Text
 from arctic_workers.inference.metrics import Metrics
-from arctic_workers.inference.native.step import Draw, Part, decode_parts, encode_parts
-from arctic_workers.inference.server import Api, Gate
-from arctic_workers.inference.text import Text
 
 
 def serve(text: Text, engine: Scripted, most_waiting: int = 8) -> Api:

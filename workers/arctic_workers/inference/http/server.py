@@ -18,12 +18,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arctic_workers.inference import engine as engines
-from arctic_workers.inference.answer import Answers, Piece
 from arctic_workers.inference.engine import Engine, EngineError, Sampling, Stats
-from arctic_workers.inference.forms import ChatForm, CompletionForm, Form, usage
+from arctic_workers.inference.http.answer import Answers, Piece
+from arctic_workers.inference.http.forms import ChatForm, CompletionForm, Form, usage
+from arctic_workers.inference.http.protocol import ApiError, ChatRequest, CommonRequest, CompletionRequest, parse
+from arctic_workers.inference.http.text import Text, TextError
 from arctic_workers.inference.metrics import Metrics
-from arctic_workers.inference.protocol import ApiError, ChatRequest, CommonRequest, CompletionRequest, parse
-from arctic_workers.inference.text import Text, TextError
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

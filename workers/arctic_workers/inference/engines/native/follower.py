@@ -6,10 +6,10 @@ import threading
 
 from arctic_rpc.control_pb2 import DONE, RUNNING, STARTING
 from arctic_workers.control.commands import Commands
-from arctic_workers.inference.native.group import bring_up
-from arctic_workers.inference.native.pipeline import Kind, follow
-from arctic_workers.inference.native.plan import Plan
-from arctic_workers.inference.native.rendezvous import Heartbeats
+from arctic_workers.inference.engines.native.group import bring_up
+from arctic_workers.inference.engines.native.pipeline import Kind, follow
+from arctic_workers.inference.engines.native.plan import Plan
+from arctic_workers.inference.engines.native.rendezvous import Heartbeats
 from arctic_workers.inference.pod import Pod
 
 log = logging.getLogger(__name__)

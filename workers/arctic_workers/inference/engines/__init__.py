@@ -1,0 +1,1 @@
+"""One room an engine, each behind the protocol of `arctic_workers.inference.engine`; none knows another."""
