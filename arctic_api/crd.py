@@ -13,7 +13,8 @@ from pydantic_core import core_schema
 
 from arctic_api import GROUP, VERSION, inference, training
 from arctic_api.common import Manifest
-from arctic_api.rules import Rule, rules_of
+from arctic_api.rule import Rule
+from arctic_api.rules import rules_of
 
 Schema = dict[str, Any]
 

@@ -7,7 +7,6 @@ from pydantic import BeforeValidator, Field
 from arctic_api.common import (
     MAP_BY_TYPE,
     MAX_COUNT,
-    OPAQUE,
     BaseWeights,
     Condition,
     Count,
@@ -24,6 +23,7 @@ from arctic_api.common import (
     Uri,
     WorkerTemplate,
 )
+from arctic_api.engine_options import EngineName, EngineOptions
 
 KIND = "ArcticInference"
 PLURAL = "arcticinferences"
@@ -53,12 +53,14 @@ Length = Annotated[
 
 
 class InferenceModel(Resource):
-    """Which weights are served: exactly one of `training` and `uri`."""
+    """Which weights are served: exactly one of `training`, `uri` and `inImage`."""
 
     training: ObjectName | None = None
     """An ArcticTraining in this namespace whose export is served."""
     uri: Uri | None = None
     """A folder in the Hugging Face layout: `file:///...` or `hf://owner/name`."""
+    in_image: Literal[True] | None = None
+    """The model that the engine's image brings with it: `nim` alone."""
     credentials: SecretReference | None = None
     """Secret with the keys to reach `uri`."""
     served_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
@@ -68,12 +70,16 @@ class InferenceModel(Resource):
 class Engine(Resource):
     """What runs the model in a group."""
 
-    name: Literal["tensorrt-llm", "vllm", "native"] = "native"
-    """`native` runs anywhere; the others need GPUs."""
+    name: EngineName = "native"
+    """`native` runs anywhere; `vllm`, `tensorrt-llm` and `nim` are for GPUs."""
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Image of the workers; the operator's default for the engine if unset."""
-    options: dict[str, Any] | None = Field(None, json_schema_extra=OPAQUE)
-    """Options handed to the engine as they are."""
+    """Image that runs the engine; the operator's default for the engine if unset. With `nim`, NVIDIA's container."""
+    options: EngineOptions | None = None
+    """Options handed to the engine under its own names."""
+    credentials: SecretReference | None = None
+    """Secret with the key `NGC_API_KEY`: `nim` alone."""
+    cache_claim: Subdomain | None = None
+    """PersistentVolumeClaim that keeps what the container downloads: `nim` alone; it is lost with the pod if unset."""
 
 
 class Quantization(Resource):

@@ -5,10 +5,7 @@ Nothing here but rules: who evaluates them is in `crd.py` (the API server, by th
 
 import json
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any
+from collections.abc import Iterable
 
 from arctic_api.common import (
     MAX_OBJECT_NAME,
@@ -23,19 +20,17 @@ from arctic_api.common import (
     parse_duration,
     parse_tokens,
 )
+from arctic_api.engine_rules import ENGINE_RULES
 from arctic_api.inference import (
     ArcticInferenceSpec,
     Attention,
     Autoscaling,
     AutoscalingTarget,
-    Batching,
-    Engine,
     InferenceModel,
-    InferenceParallelism,
-    Quantization,
     Rollout,
     Service,
 )
+from arctic_api.rule import Judge, Rule
 from arctic_api.training import (
     ArcticTraining,
     ArcticTrainingSpec,
@@ -79,35 +74,6 @@ DNS_LABEL = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 QUALIFIED_NAME = re.compile(
     r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 )
-
-
-class Judge(Enum):
-    """Who says on a cluster what no CEL rule of ours says."""
-
-    API_SERVER = "the API server refuses it by itself"
-    OPERATOR = (
-        "CEL can't say it within its cost budget: the object is accepted, and the operator refuses it in a condition"
-    )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule about every object of the type `where`."""
-
-    where: type[Resource]
-    """The type at whose node of the schema the rule stands."""
-    cel: str | Judge
-    """The rule for the API server, true where the object is right; or who else judges it there."""
-    predicate: Callable[..., bool]
-    """The same on the object; a transition rule gets the old object too."""
-    message: str
-    """What to write."""
-    field_path: str = ""
-    """The field at fault, from the node, as in `.warmupTokens`."""
-    transition: bool = False
-    """Whether it compares with the object before an update (`oldSelf` in CEL)."""
-    detail: Callable[[Any], str] | None = None
-    """The message with names and numbers in it, which CEL's cost budget forbids."""
 
 
 def cel_tokens(field: str) -> str:
@@ -464,7 +430,7 @@ TRAINING_RULES = (
 )
 
 INFERENCE_RULES = (
-    _exactly_one(InferenceModel, "training", "uri"),
+    _exactly_one(InferenceModel, "training", "uri", "inImage"),
     _exactly_one(AutoscalingTarget, "queuedPerReplica", "kvCacheUtilization", "ttft"),
     Rule(
         Autoscaling,
@@ -565,27 +531,13 @@ NOT_YET_SUPPORTED = (
     _unset(ArcticTrainingSpec, "queue"),
     _only_files(InferenceModel, optional=True),
     _unset(InferenceModel, "credentials"),
-    _only(Engine, "name", "native"),
-    _unset(Engine, "options"),
-    _only(Quantization, "kvCache", "bf16", "fp32"),
-    _only(InferenceParallelism, "tensor", 1),
-    _unset(Attention, "window"),
-    Rule(
-        Attention,
-        "type(self.maxLength) == int",
-        lambda attention: attention.max_length != "unlimited",
-        "maxLength unlimited is not yet supported: write a number of tokens",
-        ".maxLength",
-    ),
-    _unset(Attention, "ropeScaling"),
-    _only(Batching, "prefixCaching", False),
     _unset(ArcticInferenceSpec, "autoscaling"),
     _unset(Rollout, "canary"),
     _unset(Rollout, "toRevision"),
     _unset(Service, "auth"),
 )
 
-RULES = (*COMMON_RULES, *TRAINING_RULES, *INFERENCE_RULES, *NOT_YET_SUPPORTED)
+RULES = (*COMMON_RULES, *TRAINING_RULES, *INFERENCE_RULES, *ENGINE_RULES, *NOT_YET_SUPPORTED)
 
 
 def rules_of(where: type[Resource]) -> Iterable[Rule]:

@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 from arctic_api import API_VERSION
 from arctic_api.common import HINTS
 from arctic_api.crd import KINDS, Kind, Schema, crd, schema_of
-from arctic_api.rules import RULES, Judge
+from arctic_api.rule import Judge
+from arctic_api.rules import RULES
 
 REPOSITORY = Path(__file__).parents[1]
 CRD_FOLDER = Path("charts/arctic/templates/crds")

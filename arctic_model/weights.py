@@ -142,17 +142,19 @@ def load_weights(
     *,
     device: torch.device | str = "cpu",
     first_expert: int = 0,
+    progress: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Fill a model, or a slice of one, from a checkpoint folder; reads nothing that it does not need.
 
     Parameters keep their dtype; those on the meta device get their memory on `device`; those in FP8 are quantised as
-    they are read. `first_expert` is the first of the experts that this rank holds. Raises CheckpointError, and
-    ValueError where config.json is at fault.
+    they are read. `first_expert` is the first of the experts that this rank holds. `progress` is called with the share
+    of the parameters that are there, 0 to 1. Raises CheckpointError, and ValueError where config.json is at fault.
     """
     checkpoint = Checkpoint(folder)
     parameters = list(model.named_parameters())
     names = {name: hf_names(name, held_experts(parameter, first_expert)) for name, parameter in parameters}
     checkpoint.check_names([part for parts in names.values() for part in parts], model.config)
+    loaded, total = 0, sum(parameter.numel() for _, parameter in parameters)
     with torch.no_grad():
         for name, parameter in parameters:
             target = materialize(model, name, device)
@@ -161,6 +163,8 @@ def load_weights(
                 stacked = parameter.dim() == 3
                 tensor = checkpoint.tensor(part, tuple(parameter.shape[1:] if stacked else parameter.shape))
                 _fill(model, name, target, index if stacked else ..., tensor)
+                loaded += tensor.numel()
+                progress(loaded / total)
 
 
 def _fill(model: ArcticModel, name: str, target: Tensor, where: Any, tensor: Tensor) -> None:

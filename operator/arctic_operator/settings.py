@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from arctic_api.common import ClaimVolume, Duration, KeyValue, Resources, parse_duration
+from arctic_api.engine_options import EngineName
 
 PREFIX = "ARCTIC_"
 
@@ -26,6 +27,19 @@ def _from_json(value: Any) -> Any:
 
 def _from_commas(value: Any) -> Any:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+class EngineDefaults(BaseModel):
+    """How the workers of one engine run; what is unset is as for all workers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: Annotated[str, Field(min_length=1)] | None = None
+    """Image where a manifest names none."""
+    command: tuple[str, ...] | None = None
+    """What `-m arctic_workers.inference` is appended to."""
+    volumes: tuple[ClaimVolume, ...] = ()
+    """Claims mounted besides those of all workers; one at the same path takes the place of theirs."""
 
 
 class Settings(BaseModel):
@@ -51,6 +65,8 @@ class Settings(BaseModel):
     """Environment of every worker; a manifest's variables of the same name win."""
     worker_resources: Annotated[Resources | None, BeforeValidator(_from_json)] = None
     """Resources of a worker whose manifest names none."""
+    engines: Annotated[dict[EngineName, EngineDefaults], BeforeValidator(_from_json)] = {}
+    """What differs for the workers of an engine, by its name."""
     gateway_image: Annotated[str, Field(min_length=1)]
     """Image of the gateways."""
     cluster_domain: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] = "cluster.local"

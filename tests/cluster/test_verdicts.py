@@ -16,7 +16,7 @@ from kubernetes.client.exceptions import ApiException
 
 from arctic_api import GROUP, VERSION
 from arctic_api.crd import KINDS, crd
-from arctic_api.rules import Judge
+from arctic_api.rule import Judge
 from arctic_api.verdict import verdict
 from arctic_cli.manifest import ManifestError, load
 from arctic_cluster import Cluster

@@ -1,25 +1,24 @@
 """For each rule of the resources a manifest that keeps it and one that breaks it, one change apart."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from arctic_api import API_VERSION
 from arctic_api.common import ClaimVolume, KeyValue, Manifest, Metadata, Resource, Resources, WorkerTemplate
+from arctic_api.engine_rules import ENGINE_RULES
 from arctic_api.inference import (
     ArcticInferenceSpec,
     Attention,
     Autoscaling,
     AutoscalingTarget,
-    Batching,
-    Engine,
     InferenceModel,
-    InferenceParallelism,
-    Quantization,
     Rollout,
     Service,
 )
-from arctic_api.rules import RULES, Rule
+from arctic_api.rule import Rule
+from arctic_api.rules import RULES
 from arctic_api.training import (
     ArcticTraining,
     ArcticTrainingSpec,
@@ -108,7 +107,7 @@ def apply_changes(manifest: dict[str, Any], changes: Changes) -> dict[str, Any]:
         if value is ABSENT:
             node.pop(last, None)
         else:
-            node[int(last) if isinstance(node, list) else last] = value
+            node[int(last) if isinstance(node, list) else last] = copy.deepcopy(value)
     return manifest
 
 
@@ -144,6 +143,49 @@ def _inference(where: type[Resource], field: str, words: str, bad: Changes, good
 def _update(where: type[Resource], field: str, old: Changes, bad: Changes) -> Case:
     before = apply_changes(TRAINING, old)
     return _case(before, where, field, "can't change", bad, {"spec.suspend": True}, before)
+
+
+ENGINES: dict[str, Changes] = {
+    "native": {},
+    "vllm": {"spec.engine.name": "vllm"},
+    "tensorrt-llm": {"spec.engine.name": "tensorrt-llm"},
+    "nim": {
+        "spec.engine": {"name": "nim", "image": "nim:1"},
+        "spec.model": {"inImage": True},
+    },
+}
+"""What a manifest says to run on each engine."""
+WINDOW: Changes = {"spec.attention.window": 4096}
+BEYOND: dict[str, dict[str, Changes]] = {
+    ".quantization.weights": {"nim": {"spec.quantization.weights": "bf16"}, "": {"spec.quantization.weights": "fp32"}},
+    ".quantization.kvCache": {
+        "native": {"spec.quantization.kvCache": "fp8"},
+        "": {"spec.quantization.kvCache": "fp32"},
+    },
+    ".parallelism.tensor": {"": {"spec.parallelism.tensor": 2}},
+    ".parallelism.pipeline": {"": {"spec.parallelism.pipeline": 2}},
+    ".attention.window": {"": WINDOW},
+    ".attention.sinks": {"": WINDOW | {"spec.attention.sinks": 4}},
+    ".attention.maxLength": {"": {"spec.attention.maxLength": "unlimited"}},
+    ".attention.ropeScaling": {"": {"spec.attention.ropeScaling": STRETCHED}},
+    ".batching.prefixCaching": {"": {"spec.batching.prefixCaching": True}},
+    ".model.inImage": {"nim": {"spec.model": {"uri": "file:///b"}}, "": {"spec.model": {"inImage": True}}},
+    ".engine.image": {"": {"spec.engine.image": ABSENT}},
+    ".engine.credentials": {"": {"spec.engine.credentials": SECRET}},
+    ".engine.cacheClaim": {"": {"spec.engine.cacheClaim": "cache"}},
+}
+"""What breaks the rule about a field, for one engine or for all (the empty name)."""
+OPTIONS: dict[str, Any] = {"enforce_eager": True, "block_size": 16}
+"""A right value of each option of an engine."""
+
+
+def _engine_cases() -> Iterator[Case]:
+    for rule in ENGINE_RULES:
+        engine = next(name for name in ENGINES if f"engine {name}:" in rule.message)
+        beyond = BEYOND.get(rule.field_path, {})
+        option = rule.field_path.rpartition(".")[2]
+        bad = beyond.get(engine, beyond.get("")) or {f"spec.engine.options.{option}": OPTIONS[option]}
+        yield Case(rule, apply_changes(INFERENCE, ENGINES[engine]), apply_changes(INFERENCE, ENGINES[engine] | bad))
 
 
 NO = "not yet supported"
@@ -455,23 +497,9 @@ CASES = [
     _training(ArcticTrainingSpec, ".queue", NO, {"spec.queue": "team"}),
     _inference(InferenceModel, ".uri", NO, {"spec.model": {"uri": "hf://a/b"}}, {"spec.model": {"uri": "file:///b"}}),
     _inference(InferenceModel, ".credentials", NO, {"spec.model.credentials": SECRET}),
-    _inference(Engine, ".name", NO, {"spec.engine.name": "vllm"}),
-    _inference(Engine, ".options", NO, {"spec.engine.options": {"dtype": "auto"}}, {"spec.engine.image": "x"}),
-    _inference(Engine, ".name", NO, {"spec.engine.name": "tensorrt-llm"}, {"spec.engine.name": "native"}),
-    _inference(
-        Quantization,
-        ".kvCache",
-        NO,
-        {"spec.quantization.kvCache": "fp8"},
-        {"spec.quantization.kvCache": "fp32"},
-    ),
-    _inference(InferenceParallelism, ".tensor", NO, {"spec.parallelism.tensor": 2}, {"spec.parallelism.pipeline": 2}),
-    _inference(Attention, ".window", NO, {"spec.attention.window": 4096}),
-    _inference(Attention, ".maxLength", NO, {"spec.attention.maxLength": "unlimited"}, {"spec.attention.maxLength": 1}),
-    _inference(Attention, ".ropeScaling", NO, {"spec.attention.ropeScaling": STRETCHED}),
-    _inference(Batching, ".prefixCaching", NO, {"spec.batching.prefixCaching": True}),
     _inference(ArcticInferenceSpec, ".autoscaling", NO, {"spec.autoscaling": SCALING}),
     _inference(Rollout, ".canary", NO, {"spec.rollout.canary": {"weight": "10%"}}),
     _inference(Rollout, ".toRevision", NO, {"spec.rollout.toRevision": "abc"}),
     _inference(Service, ".auth", NO, {"spec.service.auth": SECRET}, {"spec.service.port": 80}),
+    *_engine_cases(),
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 
-from arctic_workers.inference.engine import Output, Request, Stats
+from arctic_workers.inference.engine import Output, Request, SamplingField, Stats
 
 
 class Scripted:
@@ -10,6 +10,7 @@ class Scripted:
 
     ready = True
     max_length = 256
+    cannot: frozenset[SamplingField] = frozenset()
 
     def __init__(self, outputs: Sequence[Output] = (Output(2, finish_reason="length"),)) -> None:
         self.outputs = outputs

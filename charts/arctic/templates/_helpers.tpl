@@ -23,6 +23,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- printf "%s:%s" $image.repository ($image.tag | default $root.Chart.AppVersion) }}
 {{- end }}
 
+{{/* What differs for the workers of each engine, as the operator reads it. */}}
+{{- define "arctic.engines" -}}
+{{- $root := . }}{{ $engines := dict }}
+{{- range $name, $engine := .Values.workers.engines }}
+{{- $entry := omit $engine "image" }}
+{{- with $engine.image }}{{ $entry = set $entry "image" (include "arctic.image" (list $root .)) }}{{ end }}
+{{- $engines = set $engines $name $entry }}
+{{- end }}
+{{- toJson $engines }}
+{{- end }}
+
 {{/* What every container may not do, after the restricted Pod Security standard. */}}
 {{- define "arctic.containerSecurity" -}}
 allowPrivilegeEscalation: false

@@ -57,6 +57,7 @@ def group_set(inference: Inference, revision: str, name: str, settings: Settings
         identity,
         settings,
         module=MODULE,
+        engine=spec.engine.name,
         world=_world(inference, revision, name, base),
         rank_field=f"metadata.labels['{POD_INDEX_LABEL}']",
         labels=object_labels(identity) | labels | {Label.ROUTING.value: "on"},

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from arctic_api.common import Affinity, ClaimVolume, Resources, WorkerTemplate
+from arctic_api.engine_options import EngineName
 from arctic_api.world import NODE_RANK_VARIABLE, TLS_FOLDER, WORLD_VARIABLE, InferenceGroup, Ports, TrainingWorld
 from arctic_operator.manifests.common import (
     CONTAINER_SECURITY,
@@ -14,7 +15,7 @@ from arctic_operator.manifests.common import (
     tls_name,
 )
 from arctic_operator.observed import Identity
-from arctic_operator.settings import Settings
+from arctic_operator.settings import EngineDefaults, Settings
 
 CONTAINER = "worker"
 HOME = "/home/arctic"
@@ -27,6 +28,7 @@ def worker_template(
     settings: Settings,
     *,
     module: str,
+    engine: EngineName | None = None,
     world: TrainingWorld | InferenceGroup,
     rank_field: str,
     labels: Mapping[str, str],
@@ -42,10 +44,13 @@ def worker_template(
 ) -> Manifest:
     """Return a pod template that meets the restricted Pod Security standard.
 
-    `selector` names the pods of the same world, of which a node takes one; `spec` is added to the pod's specification.
+    `engine` is what an inference group runs, `selector` names the pods of the same world, of which a node takes one,
+    and `spec` is added to the pod's specification.
     """
     template = template or WorkerTemplate()
-    mounted = {claim.mount_path: claim for claim in [*settings.worker_volumes, *claims, *(template.volumes or ())]}
+    defaults = settings.engines.get(engine, EngineDefaults()) if engine else EngineDefaults()
+    volumes = [*settings.worker_volumes, *defaults.volumes, *claims, *(template.volumes or ())]
+    mounted = {claim.mount_path: claim for claim in volumes}
     environment = {
         "HOME": HOME,
         "TMPDIR": TEMPORARY,
@@ -57,9 +62,9 @@ def worker_template(
     }
     container: Manifest = {
         "name": CONTAINER,
-        "image": image or settings.worker_image,
+        "image": image or defaults.image or settings.worker_image,
         "imagePullPolicy": settings.image_pull_policy,
-        "command": [*settings.worker_command, "-m", module],
+        "command": [*(defaults.command or settings.worker_command), "-m", module],
         "env": [
             *({"name": name, "value": value} for name, value in environment.items()),
             {"name": NODE_RANK_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": rank_field}}},

@@ -7,7 +7,8 @@ from api_cases import ABSENT, CASES, INFERENCE, TRAINING, Case, apply_changes
 from generated_manifests import changed_manifests, right_manifests
 from hypothesis import HealthCheck, given, settings
 
-from arctic_api.rules import NOT_YET_SUPPORTED, PRESET_EXPERTS, PRESET_POSITIONS, RULES, Judge
+from arctic_api.rule import Judge
+from arctic_api.rules import NOT_YET_SUPPORTED, PRESET_EXPERTS, PRESET_POSITIONS, RULES
 from arctic_api.training import Preset
 from arctic_api.verdict import field_problems, settle, verdict
 from arctic_model.config import PRESETS

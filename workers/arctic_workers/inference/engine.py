@@ -57,6 +57,11 @@ class Stats:
     waiting: int = 0
     kv_cache_utilization: float = 0.0
     """0 to 1."""
+    loaded: float = 0.0
+    """Share of this rank's weights that are in memory, 0 to 1, as far as the engine tells."""
+
+
+SamplingField = Literal["seed", "logprobs", "top_k"]
 
 
 class Refused(ValueError):  # noqa: N818 - a refusal of input, not a fault of ours
@@ -68,7 +73,10 @@ class EngineError(RuntimeError):
 
 
 class Engine(Protocol):
-    """What runs the model. Its coroutines are called on one event loop."""
+    """What runs the model. Its coroutines are called on one event loop.
+
+    An engine that breaks after it was ready tells whoever made it, which ends the pod (`Pod.lose`).
+    """
 
     @property
     def ready(self) -> bool:
@@ -78,6 +86,11 @@ class Engine(Protocol):
     @property
     def max_length(self) -> int:
         """Most tokens of a request, prompt and answer together."""
+        ...
+
+    @property
+    def cannot(self) -> frozenset[SamplingField]:
+        """Fields of `Sampling` that it does not honour: a request that asks for one is refused by name."""
         ...
 
     def generate(self, request: Request) -> AsyncGenerator[Output, None]:

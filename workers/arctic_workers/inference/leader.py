@@ -7,17 +7,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import uvicorn
 
 from arctic_api.common import parse_duration
 from arctic_api.world import InferenceGroup
-from arctic_rpc.control_pb2 import DONE, DRAINING, RUNNING, InferenceState
+from arctic_rpc.control_pb2 import DONE, DRAINING, RUNNING, STARTING, InferenceState, Phase
 from arctic_workers.control.commands import Commands, NotNow
 from arctic_workers.control.loop import in_thread
-from arctic_workers.inference.engine import Engine, Stats
+from arctic_workers.inference.engine import Engine, Refused, Stats
 from arctic_workers.inference.http.server import Api, Gate
-from arctic_workers.inference.http.text import Text
+from arctic_workers.inference.http.text import Text, TextError
 from arctic_workers.inference.metrics import Metrics
 from arctic_workers.inference.pod import Pod
 
@@ -31,6 +32,25 @@ second, after which it sends nothing here any more."""
 LAST_ANSWERS = 5.0
 """Seconds for the last bytes of answers to leave."""
 _POLL = 0.1
+
+
+def lead(pod: Pod, engine: Engine, folder: Path, vocabulary: int) -> None:
+    """Serve an engine until told to stop, with the tokenizer in `folder`. Raises Refused, EngineError, OSError.
+
+    `vocabulary` is the number of tokens that the model knows.
+    """
+    try:
+        text = Text(folder)
+    except TextError as error:
+        raise Refused(str(error)) from None
+    if text.vocabulary > vocabulary:
+        raise Refused(
+            f"{folder}: the tokenizer's tokens go up to {text.vocabulary - 1} and the model's to {vocabulary - 1}; "
+            "they are not of one model"
+        )
+    leader = Leader(pod, engine, text, vocabulary)
+    with pod.controlled(leader):
+        asyncio.run(leader.run())
 
 
 class Leader(Commands):
@@ -83,6 +103,7 @@ class Leader(Commands):
         self._loop = asyncio.get_running_loop()
         stopping = asyncio.create_task(in_thread("stopping", self._pod.stop.requested.wait))
         starting = asyncio.create_task(self._engine.start())
+        telling = asyncio.create_task(self._tell())
         await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             log.info("Stopped while loading")
@@ -90,7 +111,6 @@ class Leader(Commands):
         starting.result()
         with _listening(self._pod.group) as listener:
             serving = asyncio.create_task(self._server.serve(sockets=[listener]))
-            telling = asyncio.create_task(self._tell())
             log.info("Ready on port %d", listener.getsockname()[1])
             await asyncio.wait((stopping, serving), return_when=asyncio.FIRST_COMPLETED)
             self._begin_draining()
@@ -132,8 +152,13 @@ class Leader(Commands):
 
     async def _tell(self) -> None:
         while True:
-            self._pod.publish(DRAINING if self._gate.draining else RUNNING, self._state())
+            self._pod.publish(self._phase(), self._state())
             await asyncio.sleep(1)
+
+    def _phase(self) -> Phase:
+        if self._gate.draining:
+            return DRAINING
+        return RUNNING if self._engine.ready else STARTING
 
     def _stats(self) -> Stats:
         """What the engine does, and what the gate knows of that it does not."""
@@ -151,6 +176,7 @@ class Leader(Commands):
             tokens_per_second=self._metrics.recent_tokens.rate(),
             requests_per_second=self._metrics.recent_requests.rate(),
             ttft_p99_seconds=self._metrics.ttft_p99(),
+            loaded=stats.loaded,
         )
 
 

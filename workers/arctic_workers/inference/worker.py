@@ -1,12 +1,11 @@
 """From what a pod is told to its exit code: reading the world, choosing the role, and saying why it ended."""
 
-import asyncio
 import logging
 from collections.abc import Mapping
-from functools import partial
 
 from pydantic import ValidationError
 
+from arctic_api.engine_rules import engine_problems
 from arctic_api.world import (
     NODE_RANK_VARIABLE,
     TERMINATION_MESSAGE,
@@ -17,13 +16,8 @@ from arctic_api.world import (
 )
 from arctic_workers.control.report import write_report
 from arctic_workers.inference.engine import Refused
-from arctic_workers.inference.engines.native.engine import NativeEngine
-from arctic_workers.inference.engines.native.follower import Follower
-from arctic_workers.inference.engines.native.group import bring_up
-from arctic_workers.inference.engines.native.plan import plan_group
-from arctic_workers.inference.http.text import Text, TextError
-from arctic_workers.inference.leader import Leader
-from arctic_workers.inference.pod import FAILED, Pod
+from arctic_workers.inference.engines import room
+from arctic_workers.inference.pod import FAILED
 
 log = logging.getLogger(__name__)
 
@@ -62,32 +56,15 @@ def read_world(environment: Mapping[str, str]) -> tuple[InferenceGroup, int]:
 
 
 def _serve(group: InferenceGroup, rank: int) -> None:
-    plan = plan_group(group)
-    pod = Pod(group, rank)
-    if rank:
-        follower = Follower(pod, plan)
-        with pod.controlled(follower):
-            follower.run()
-        return
+    if problems := engine_problems(group.spec):
+        raise Refused("; ".join(problems))
+    name = group.spec.engine.name
     try:
-        text = Text(plan.folder)
-    except TextError as error:
-        raise Refused(str(error)) from None
-    if text.vocabulary > plan.config.vocab_size:
-        raise Refused(
-            f"{plan.folder}: the tokenizer's tokens go up to {text.vocabulary - 1} and the model's to "
-            f"{plan.config.vocab_size - 1}; "
-            "they are not of one model"
-        )
-    engine = NativeEngine(
-        plan,
-        partial(bring_up, plan, group, rank, on_loss=pod.lose, on_stop=pod.stop.request),
-        beat=pod.heartbeat.beat,
-        on_failure=lambda error: pod.lose(str(error)),
-    )
-    leader = Leader(pod, engine, text, plan.config.vocab_size)
-    with pod.controlled(leader):
-        asyncio.run(leader.run())
+        run_pod = room(name)
+    except ImportError as error:
+        sentence = f"engine.name: this image lacks what {name} needs ({error}): name its image in engine.image"
+        raise Refused(sentence) from None
+    run_pod(group, rank)
 
 
 def _end(message: str, code: int, report: Report) -> int:

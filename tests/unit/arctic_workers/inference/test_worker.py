@@ -6,8 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from api_cases import CASES
 from tokenizers import Tokenizer, models
 
+from arctic_api.engine_rules import ENGINE_RULES
+from arctic_api.inference import ArcticInferenceSpec
+from arctic_api.rule import Rule
 from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, InferenceGroup
 from arctic_workers.inference.worker import run
 
@@ -31,10 +35,19 @@ def test_a_model_folder_that_is_not_there_is_bad_input(make_group: MakeGroup, tm
     assert str(tmp_path / "nowhere" / "config.json") in report(lost)["message"]
 
 
-def test_what_is_not_supported_is_bad_input(make_group: MakeGroup) -> None:
-    [group] = make_group(1, attention={"window": 8})
+@pytest.mark.parametrize("rule", ENGINE_RULES, ids=lambda rule: f"{rule.message[:30]}{rule.field_path}")
+def test_a_worker_refuses_what_its_engine_cannot_do_as_the_api_server_does(make_group: MakeGroup, rule: Rule) -> None:
+    [case] = [case for case in CASES if case.rule is rule]
+    [group] = make_group(1)
+    bad = group.model_copy(update={"spec": ArcticInferenceSpec.model_validate(case.bad["spec"])})
+    assert run(environment(bad)) == 64
+    assert f"{rule.field_path[1:]}: {rule.message}" in report(bad)["message"]
+
+
+def test_an_image_without_the_engine_is_bad_input(make_group: MakeGroup) -> None:
+    [group] = make_group(1, engine={"name": "tensorrt-llm"})
     assert run(environment(group)) == 64
-    assert "attention.window" in report(group)["message"]
+    assert "name its image in engine.image" in report(group)["message"]
 
 
 @pytest.mark.parametrize("rank", ["1", "-1", "x"])

@@ -203,7 +203,15 @@ class Api:
         """Tokens that may follow a prompt; at least 1, which a prompt that is too long is then refused for."""
         return max(self._engine.max_length - len(prompt), 1)
 
+    def _check_abilities(self, asked: CommonRequest, logprobs: int | None) -> None:
+        given = {"seed": asked.seed is not None, "top_k": (asked.top_k or 0) > 0, "logprobs": logprobs is not None}
+        for field in sorted(self._engine.cannot):
+            if given[field]:
+                message = f"'{field}' is not supported by the engine that serves this model; leave it out"
+                raise ApiError(400, message, param=field, code="unsupported_parameter")
+
     def _sampling(self, asked: CommonRequest, prompt: int, most: int, logprobs: int | None) -> Sampling:
+        self._check_abilities(asked, logprobs)
         if not prompt:
             raise ApiError(400, "the prompt is empty; write at least one token", param="prompt")
         if prompt + most > self._engine.max_length:

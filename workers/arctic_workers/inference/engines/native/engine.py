@@ -8,9 +8,9 @@ import logging
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from arctic_workers.inference.engine import EngineError, Output, Request, Stats
+from arctic_workers.inference.engine import EngineError, Output, Request, SamplingField, Stats
 from arctic_workers.inference.engines.native.blocks import BlockManager
 from arctic_workers.inference.engines.native.group import Rank
 from arctic_workers.inference.engines.native.pipeline import Kind, Pipeline
@@ -49,12 +49,15 @@ class _Stop:
 
 
 class NativeEngine:
-    """An `Engine` over a pipeline; `bring_up` loads rank 0 and returns when all ranks have loaded."""
+    """An `Engine` over a pipeline.
+
+    `bring_up` loads rank 0, calling back with the share that is there, and returns when all ranks have loaded.
+    """
 
     def __init__(
         self,
         plan: Plan,
-        bring_up: Callable[[], Rank],
+        bring_up: Callable[[Callable[[float], None]], Rank],
         *,
         beat: Callable[[], None],
         on_failure: Callable[[Exception], None],
@@ -84,10 +87,15 @@ class NativeEngine:
         """See `Engine`; less than was asked for where the cache is smaller."""
         return self._max_length
 
+    @property
+    def cannot(self) -> frozenset[SamplingField]:
+        """See `Engine`: it honours all."""
+        return frozenset()
+
     def stats(self) -> Stats:
         """See `Engine`; requests that the thread has not seen yet count as waiting."""
         stats = self._stats
-        return Stats(stats.running, max(self._open - stats.running, 0), stats.kv_cache_utilization)
+        return replace(stats, waiting=max(self._open - stats.running, 0))
 
     async def start(self) -> None:
         """See `Engine`."""
@@ -151,7 +159,7 @@ class NativeEngine:
 
     def _load(self) -> Heartbeats | None:
         """Bring the group up, see a real pass go through all ranks, and tell them."""
-        rank = self._bring_up()
+        rank = self._bring_up(self._load_share)
         plan = self._plan
         self._pipeline = Pipeline(rank.runner, plan.ranks)
         self._blocks = BlockManager(rank.blocks, BLOCK_SIZE)
@@ -161,6 +169,9 @@ class NativeEngine:
         self._ping()
         self._pipeline.announce(Kind.READY)
         return rank.heartbeats
+
+    def _load_share(self, share: float) -> None:
+        self._stats = Stats(loaded=share)
 
     def _ping(self) -> None:
         """A real pass of one token; block 0 is nobody's now, and who gets it later writes before reading."""
@@ -210,7 +221,7 @@ class NativeEngine:
             self._loop.call_soon_threadsafe(_hand_out, outputs)
 
     def _publish(self) -> None:
-        self._stats = Stats(self._scheduler.running, self._scheduler.waiting, self._blocks.utilization)
+        self._stats = Stats(self._scheduler.running, self._scheduler.waiting, self._blocks.utilization, loaded=1.0)
 
 
 def _fail(streams: list[_Stream]) -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 
-from arctic_rpc.control_pb2 import DONE, RUNNING, STARTING
+from arctic_rpc.control_pb2 import DONE, RUNNING, STARTING, InferenceState
 from arctic_workers.control.commands import Commands
 from arctic_workers.inference.engines.native.group import bring_up
 from arctic_workers.inference.engines.native.pipeline import Kind, follow
@@ -33,9 +33,8 @@ class Follower(Commands):
         """Load, serve, and return when the group has ended in order. Raises Refused, PeerLost, RuntimeError."""
         pod, plan = self._pod, self._plan
         threading.Thread(target=self._pass_stop_on, name="stop", daemon=True).start()
-        rank = bring_up(plan, pod.group, pod.rank, on_loss=pod.lose, on_stop=lambda: None)
+        rank = bring_up(plan, pod.group, pod.rank, on_loss=pod.lose, on_stop=lambda: None, progress=self._load)
         self._heartbeats = rank.heartbeats
-        pod.publish(STARTING)
         for kind in follow(rank.runner, pod.rank, plan.ranks, plan.config.hidden_size):
             pod.heartbeat.beat()
             if kind is Kind.READY:
@@ -46,6 +45,9 @@ class Follower(Commands):
             rank.heartbeats.stop()
         self._ready = False
         pod.publish(DONE)
+
+    def _load(self, share: float) -> None:
+        self._pod.publish(STARTING, InferenceState(loaded=share))
 
     def _pass_stop_on(self) -> None:
         self._pod.stop.requested.wait()

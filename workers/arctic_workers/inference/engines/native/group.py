@@ -35,11 +35,17 @@ class Rank:
 
 
 def bring_up(
-    plan: Plan, group: InferenceGroup, rank: int, *, on_loss: Callable[[str], None], on_stop: Callable[[], None]
+    plan: Plan,
+    group: InferenceGroup,
+    rank: int,
+    *,
+    on_loss: Callable[[str], None],
+    on_stop: Callable[[], None],
+    progress: Callable[[float], None],
 ) -> Rank:
     """Return when all ranks have loaded. Raises Refused, PeerLost, or RuntimeError if a rank did not come.
 
-    `on_loss` and `on_stop` are as in `Heartbeats`.
+    `on_loss` and `on_stop` are as in `Heartbeats`, `progress` is as in `load_weights`.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(available_cores())
@@ -50,7 +56,7 @@ def bring_up(
         heartbeats = Heartbeats(store, rank=rank, ranks=plan.ranks, on_loss=on_loss, on_stop=on_stop)
     part = plan.slices[rank]
     try:
-        model = load_slice(plan.folder, plan.config, part, plan.weights)
+        model = load_slice(plan.folder, plan.config, part, plan.weights, progress)
     except ValueError as error:
         raise Refused(str(error)) from None
     blocks = affordable_blocks(

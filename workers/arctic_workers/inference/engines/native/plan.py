@@ -48,19 +48,6 @@ class Plan:
 def plan_group(group: InferenceGroup) -> Plan:
     """Check a group against this engine and its model. Raises Refused."""
     spec = group.spec
-    for field, wrong in {
-        "engine.name": spec.engine.name != "native",
-        "engine.options": bool(spec.engine.options),
-        "parallelism.tensor": spec.parallelism.tensor != 1,
-        "attention.window": spec.attention.window is not None,
-        "attention.sinks": spec.attention.sinks != 0,
-        "attention.ropeScaling": spec.attention.rope_scaling is not None,
-        "attention.maxLength: unlimited": spec.attention.max_length == "unlimited",
-        "batching.prefixCaching": spec.batching.prefix_caching,
-        "quantization.kvCache: fp8": spec.quantization.kv_cache == "fp8",
-    }.items():
-        if wrong:
-            raise Refused(f"{field} is not yet supported by the native engine; leave it out")
     if len(group.hosts) != spec.parallelism.pipeline:
         raise Refused(f"the group has {len(group.hosts)} hosts and parallelism.pipeline is {spec.parallelism.pipeline}")
     if "://" in group.model_folder:

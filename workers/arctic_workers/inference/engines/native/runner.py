@@ -40,10 +40,13 @@ class _WithoutInitialValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def load_slice(folder: Path, config: ArcticConfig, part: LayerSlice, weights: str) -> ArcticModel:
+def load_slice(
+    folder: Path, config: ArcticConfig, part: LayerSlice, weights: str, progress: Callable[[float], None]
+) -> ArcticModel:
     """Load some layers of a checkpoint with weights in `fp8`, `bf16` or `fp32`, ready to compute in fp32.
 
-    fp32 because not every CPU multiplies bf16 (Zen 3 does not). CheckpointError or ValueError with a sentence.
+    fp32 because not every CPU multiplies bf16 (Zen 3 does not). `progress` is as in `load_weights`. CheckpointError or
+    ValueError with a sentence.
     """
     with torch.device("meta"), _WithoutInitialValues():
         model = ArcticModel(config, part.layers, embed=part.embed, lm_head=part.lm_head)
@@ -51,7 +54,7 @@ def load_slice(folder: Path, config: ArcticConfig, part: LayerSlice, weights: st
     if weights == "fp8":
         quantize_model(model)
     model.requires_grad_(False)
-    load_weights(model, folder)
+    load_weights(model, folder, progress=progress)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     working_copy = 4 * parameters < available_memory() // 2
     make_invariant(model, working_copy=working_copy)

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,11 +28,21 @@ def started(make_group: MakeGroup) -> Started:
     async def start(**spec: object) -> AsyncIterator[NativeEngine]:
         [group] = make_group(1, **spec)
         plan = plan_group(group)
-        load = partial(bring_up, plan, group, 0, on_loss=pytest.fail, on_stop=pytest.fail)
+        shares: list[float] = []
+
+        def load(progress: Callable[[float], None]) -> groups.Rank:
+            def note(share: float) -> None:
+                shares.append(share)
+                progress(share)
+
+            return bring_up(plan, group, 0, on_loss=pytest.fail, on_stop=pytest.fail, progress=note)
+
         failures: list[Exception] = []
         engine = NativeEngine(plan, load, beat=lambda: None, on_failure=failures.append)
         await engine.start()
         assert engine.ready
+        assert shares == sorted(shares)
+        assert shares[-1] == engine.stats().loaded == 1
         try:
             yield engine
         finally:
@@ -113,7 +122,7 @@ async def test_what_is_wrong_with_a_model_is_told_at_the_start(make_group: MakeG
     [group] = make_group(1)
     plan = plan_group(group)
 
-    def refuse() -> groups.Rank:
+    def refuse(progress: Callable[[float], None]) -> groups.Rank:
         raise Refused("the weights are cut short")
 
     engine = NativeEngine(plan, refuse, beat=lambda: None, on_failure=lambda error: None)
@@ -121,22 +130,6 @@ async def test_what_is_wrong_with_a_model_is_told_at_the_start(make_group: MakeG
         await engine.start()
     with pytest.raises(EngineError, match="not ready"):
         await ask(engine, [1])
-
-
-@pytest.mark.parametrize(
-    ("spec", "field"),
-    [
-        ({"engine": {"name": "vllm"}}, r"engine\.name"),
-        ({"parallelism": {"pipeline": 1, "tensor": 2}}, r"parallelism\.tensor"),
-        ({"attention": {"window": 64}}, r"attention\.window"),
-        ({"attention": {"maxLength": "unlimited"}}, r"attention\.maxLength"),
-        ({"batching": {"prefixCaching": True}}, r"batching\.prefixCaching"),
-        ({"quantization": {"kvCache": "fp8"}}, r"quantization\.kvCache"),
-    ],
-)
-def test_what_is_not_yet_supported_is_refused_by_name(make_group: MakeGroup, spec: object, field: str) -> None:
-    with pytest.raises(Refused, match=field + ".*not yet supported"):
-        plan_group(make_group(1, **spec)[0])  # type: ignore[arg-type]
 
 
 def test_a_pipeline_longer_than_the_model_is_refused(make_group: MakeGroup) -> None:
