@@ -40,12 +40,16 @@ class Cluster:
 
     def live(self, name):
         running = int(name in self.busy)
-        seen = InferenceObservation("", Phase.RUNNING, "", None, running=running, draining=name in self.told)
+        ready = self.ready(name)
+        phase = Phase.RUNNING if ready else Phase.STARTING
+        seen = InferenceObservation(
+            "", phase, "", None, running=running, draining=name in self.told, loaded=1.0 if ready else 0.4
+        )
         return Live(seen, self.now, connected=True)
 
     def reconcile(self):
         inference = replace(self.inference, status=read_status(ArcticInferenceStatus, self.status))
-        live = {name: self.live(name) for name in self.groups if self.ready(name)}
+        live = {name: self.live(name) for name in self.groups}
         seen = InferenceSeen(tuple(self.groups.values()), tuple(self.pods.values()), self.nodes, live)
         plan = plan_inference(inference, seen, self.build.settings, self.now)
         for manifest in plan.create:
@@ -377,6 +381,15 @@ def test_names_of_groups_leave_room_for_what_the_stateful_set_appends(build):
     identity = replace(build.inference().identity, name="n" * 40)
     plan = plan_inference(replace(build.inference(), identity=identity), InferenceSeen(), build.settings, build.start)
     assert len(plan.create[0]["metadata"]["name"]) <= 52
+
+
+def test_a_group_that_loads_says_how_far_it_is(build):
+    cluster = Cluster(build, build.inference())
+    cluster.reconcile()
+    told = condition(cluster.reconcile().status, "Progressing")["message"]
+    assert told == "the leader has 40% of its weights in memory"
+    cluster.run(30)
+    assert condition(cluster.reconcile().status, "Progressing")["message"] == ""
 
 
 def test_figures_are_those_of_all_groups_together(build):
