@@ -17,8 +17,9 @@ from arctic_rpc.control_pb2 import DONE, DRAINING, RUNNING, STARTING, InferenceS
 from arctic_workers.control.commands import Commands, NotNow
 from arctic_workers.control.loop import in_thread
 from arctic_workers.inference.engine import Engine, Refused, Stats
+from arctic_workers.inference.http.chat import TextError
 from arctic_workers.inference.http.server import Api, Gate
-from arctic_workers.inference.http.text import Text, TextError
+from arctic_workers.inference.http.text import Text
 from arctic_workers.inference.metrics import Metrics
 from arctic_workers.inference.pod import Pod
 
