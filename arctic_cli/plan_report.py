@@ -70,7 +70,7 @@ def render_table(report: Report) -> str:
         *_aligned(_rank_rows(plan)),
         "",
         _conclusion(plan),
-        *(f"  write {_fields(change.fields)}: then {_room(change.plan)}" for change in report.changes),
+        *_advice(report),
         *_limits(plan),
     ]
     if report.others:
@@ -119,6 +119,14 @@ def _conclusion(plan: ServingPlan) -> str:
         return f"It does not fit: there is room for {plan.kv_tokens:,} tokens of keys and values, and {asked}."
     lacking = max(rank.used - rank.memory for rank in plan.ranks)
     return f"It does not fit: {max(lacking, 0) / GB:.3f} GB too much on a device, before any keys and values."
+
+
+def _advice(report: Report) -> list[str]:
+    if report.plan.fits:
+        return []
+    if not report.changes:
+        return ["  Nothing that the manifest may say makes it fit: take devices with more memory."]
+    return [f"  write {_fields(change.fields)}: then {_room(change.plan)}" for change in report.changes]
 
 
 def _room(plan: ServingPlan) -> str:

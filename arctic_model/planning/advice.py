@@ -40,8 +40,7 @@ def advise(plan: ServingPlan, allowed: Allowed = lambda _: True) -> list[Change]
 
 def _first(candidates: _Candidates, device: Device, allowed: Allowed) -> Change | None:
     for fields, serving in candidates:
-        plan = plan_serving(serving, device)
-        if plan.fits and allowed(fields):
+        if allowed(fields) and (plan := plan_serving(serving, device)).fits:
             return Change(fields, plan)
     return None
 
@@ -69,7 +68,7 @@ def _shorter(plan: ServingPlan) -> Iterator[tuple[Fields, Serving]]:
 def _layouts(serving: Serving, device: Device) -> Iterator[tuple[Fields, Serving]]:
     """Every tensor x pipeline that the model can be cut into: fewest nodes first, as a pod has a node, then devices."""
     most = min(serving.config.num_hidden_layers, MOST_PIPELINE_RANKS)
-    degrees = product(range(1, most + 1), _tensor_degrees(serving, device))
+    degrees = product(range(1, most + 1), _tensor_degrees(replace(serving, pipeline=most), device))
     whole = plan_serving(replace(serving, tensor=1, pipeline=1), device).ranks[0].weights.total()
     for pipeline, tensor in degrees:
         if whole < tensor * pipeline * device.memory:  # else it need not be tried
@@ -78,19 +77,20 @@ def _layouts(serving: Serving, device: Device) -> Iterator[tuple[Fields, Serving
 
 
 def _tensor_degrees(serving: Serving, device: Device) -> list[int]:
+    """Degrees that the model can be cut into and that fit, for a group of so many pipeline ranks."""
+
     def possible(tensor: int) -> bool:
         try:
-            plan_serving(replace(serving, tensor=tensor, pipeline=1), device)
+            return plan_serving(replace(serving, tensor=tensor), device).fits
         except ValueError:
             return False
-        return True
 
     return [tensor for tensor in range(1, device.per_node + 1) if possible(tensor)]
 
 
 def _narrower_layouts(serving: Serving, device: Device) -> Iterator[tuple[Fields, Serving]]:
     """Layouts with narrower weights, with narrower keys and values, with both."""
-    formats = product([({}, serving), *_weights(serving)], [({}, serving), *_kv_caches(serving)])
+    _, *formats = product([({}, serving), *_weights(serving)], [({}, serving), *_kv_caches(serving)])
     for (fields, narrow), (kv_fields, kv) in formats:
         for layout, candidate in _layouts(replace(narrow, kv_cache=kv.kv_cache), device):
             yield {**fields, **kv_fields, **layout}, candidate

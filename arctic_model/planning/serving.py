@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Literal
@@ -151,15 +152,18 @@ def plan_serving(serving: Serving, device: Device) -> ServingPlan:
             f"so write at most {device.per_node}, and more pipeline ranks"
         )
     shared = plan_inference(serving.config, tensor=serving.tensor, pipeline=serving.pipeline)
-    return ServingPlan(serving, device, tuple(_plan_rank(serving, device, part) for part in shared.slices))
+    pieces = _pieces_of_slices(serving.config, serving.tensor, shared.slices)
+    ranks = (_plan_rank(serving, device, *both) for both in zip(shared.slices, pieces, strict=True))
+    return ServingPlan(serving, device, tuple(ranks))
 
 
-def _plan_rank(serving: Serving, device: Device, part: LayerSlice) -> RankMemory:
-    weights, scales = _weights(serving, part, widened=False)
+def _plan_rank(serving: Serving, device: Device, part: LayerSlice, pieces: list[_Piece]) -> RankMemory:
+    weights, scales = _weights(serving, pieces, widened=False)
     free = device.memory - device.runtime - weights.total() - scales.total()
-    widened = serving.compute == "fp32" and 4 * _parameters(serving, part) < free // 2
+    wide = BYTES["fp32"] * sum(piece.elements for piece in pieces)
+    widened = serving.compute == "fp32" != serving.weights and wide < free // 2  # the native engine's own condition
     if widened:
-        weights, scales = _weights(serving, part, widened=True)
+        weights, scales = _weights(serving, pieces, widened=True)
     config = serving.config
     heads = config.num_key_value_heads // serving.tensor
     return RankMemory(
@@ -176,37 +180,47 @@ def _plan_rank(serving: Serving, device: Device, part: LayerSlice) -> RankMemory
     )
 
 
-def _weights(serving: Serving, part: LayerSlice, *, widened: bool) -> tuple[Counter[str], Counter[str]]:
-    """Bytes of weights and of scales on one tensor rank, by part."""
-    weights: Counter[str] = Counter()
-    scales: Counter[str] = Counter()
-    for name, shape, times in _tensors(serving.config, part):
-        piece = _piece(name, shape, serving.tensor)
-        kept = _kept_as(serving, name, widened=widened)
-        weights[_part(name)] += times * prod(piece) * BYTES[kept]
-        if _is_quantized(serving, name):
-            scales[_part(name)] += times * piece[0] * SCALE_BYTES
-    return weights, scales
+@dataclass(frozen=True)
+class _Piece:
+    """What a tensor rank has of a tensor, or of several alike."""
+
+    part: str
+    shape: tuple[int, ...]
+    times: int
+
+    @property
+    def elements(self) -> int:
+        return self.times * prod(self.shape)
 
 
-def _parameters(serving: Serving, part: LayerSlice) -> int:
-    return sum(
-        times * prod(_piece(name, shape, serving.tensor)) for name, shape, times in _tensors(serving.config, part)
-    )
-
-
-def _tensors(config: ArcticConfig, part: LayerSlice) -> list[tuple[str, tuple[int, ...], int]]:
-    """Name, shape and number of the tensors of a slice; a layer stands for all of its kind."""
+def _pieces_of_slices(config: ArcticConfig, tensor: int, slices: Sequence[LayerSlice]) -> list[list[_Piece]]:
+    kinds = {config.has_experts(layer): layer for layer in range(config.num_hidden_layers)}
+    of_kind = {kind: _pieces(layer_shapes(config, layer), config, tensor) for kind, layer in kinds.items()}
     ends = (config.vocab_size, config.hidden_size)
-    tensors: list[tuple[str, tuple[int, ...], int]] = []
-    if part.embed:
-        tensors.append(("model.embed_tokens.weight", ends, 1))
-    for kind in (False, True):
-        if alike := [layer for layer in part.layers if config.has_experts(layer) == kind]:
-            tensors += [(name, shape, len(alike)) for name, shape in layer_shapes(config, alike[0]).items()]
-    if part.lm_head:
-        tensors += [("model.norm.weight", ends[1:], 1), ("lm_head.weight", ends, 1)]
-    return tensors
+    embedding = _pieces({"model.embed_tokens.weight": ends}, config, tensor)
+    head = _pieces({"model.norm.weight": ends[1:], "lm_head.weight": ends}, config, tensor)
+
+    def pieces_of(part: LayerSlice) -> list[_Piece]:
+        layers = Counter(config.has_experts(layer) for layer in part.layers)
+        return [
+            *(embedding if part.embed else ()),
+            *(replace(piece, times=piece.times * count) for kind, count in layers.items() for piece in of_kind[kind]),
+            *(head if part.lm_head else ()),
+        ]
+
+    return [pieces_of(part) for part in slices]
+
+
+def _pieces(shapes: dict[str, tuple[int, ...]], config: ArcticConfig, tensor: int) -> list[_Piece]:
+    """One a tensor; the first expert stands for all of its layer."""
+    pieces = []
+    for name, shape in shapes.items():
+        part = _part(name)
+        if part != "experts":
+            pieces.append(_Piece(part, _cut(name, part, shape, tensor), 1))
+        elif ".experts.0." in name:
+            pieces.append(_Piece(part, _cut(name, part, shape, tensor), config.num_local_experts))
+    return pieces
 
 
 def _part(name: str) -> str:
@@ -223,25 +237,28 @@ def _part(name: str) -> str:
     return next(part for mark, part in marks.items() if mark in name)
 
 
-def _piece(name: str, shape: tuple[int, ...], tensor: int) -> tuple[int, ...]:
+def _cut(name: str, part: str, shape: tuple[int, ...], tensor: int) -> tuple[int, ...]:
     """The shape of one tensor rank's piece; rows of the vocabulary are padded to pieces alike."""
+    if part in ("norms", "router"):
+        return shape
     if name.endswith(("o_proj.weight", "w2.weight")):
         return (shape[0], shape[1] // tensor)
-    if _part(name) in ("norms", "router"):
-        return shape
-    return (-(-shape[0] // tensor), *shape[1:])
+    return (-(-shape[0] // tensor), shape[1])
 
 
-def _is_quantized(serving: Serving, name: str) -> bool:
-    return serving.weights == "fp8" and _part(name) not in ("norms", "router", "embedding")
-
-
-def _kept_as(serving: Serving, name: str, *, widened: bool) -> Format:
-    if widened and _part(name) not in ("norms", "embedding"):
-        return "fp32"
-    if serving.weights != "fp8" or _is_quantized(serving, name):
-        return serving.weights
-    return serving.compute
+def _weights(serving: Serving, pieces: Sequence[_Piece], *, widened: bool) -> tuple[Counter[str], Counter[str]]:
+    """Bytes of weights and of scales on one tensor rank, by part."""
+    weights: Counter[str] = Counter()
+    scales: Counter[str] = Counter()
+    for piece in pieces:
+        quantized = serving.weights == "fp8" and piece.part not in ("norms", "router", "embedding")
+        kept = serving.compute if serving.weights == "fp8" and not quantized else serving.weights
+        if widened and piece.part not in ("norms", "embedding"):
+            kept = "fp32"
+        weights[piece.part] += piece.elements * BYTES[kept]
+        if quantized:
+            scales[piece.part] += piece.times * piece.shape[0] * SCALE_BYTES
+    return weights, scales
 
 
 def _activations(serving: Serving, part: LayerSlice) -> int:
