@@ -9,6 +9,8 @@ from arctic_workers.inference.engines.native.memory import available_cores, avai
 
 _BUFFER_BYTES = 64 << 20
 """Of each of a core's two buffers: more than its share of any cache."""
+_ALL_BUFFERS_BYTES = 2 << 30
+"""Of all cores together: more than all caches of the largest machine."""
 _ROUNDS = 3
 _Buffer = ctypes.Array[ctypes.c_char]
 
@@ -20,24 +22,26 @@ def this_machine() -> Device:
 
 def _read_bandwidth(cores: int) -> float:
     """Return bytes a second that all cores together read; the best of a few rounds of comparing equal buffers."""
-    pairs = [(_filled(), _filled()) for _ in range(cores)]
+    size = min(_BUFFER_BYTES, _ALL_BUFFERS_BYTES // (2 * cores))
+    pairs = [(_filled(size), _filled(size)) for _ in range(cores)]
     with ThreadPoolExecutor(cores) as pool:
         seconds = min(_seconds(pool, pairs) for _ in range(_ROUNDS))
-    return 2 * _BUFFER_BYTES * cores / seconds
+    return 2 * size * cores / seconds
 
 
-def _filled() -> _Buffer:
+def _filled(size: int) -> _Buffer:
     # Untouched memory is one page of zeros, which the caches hold.
-    buffer = ctypes.create_string_buffer(_BUFFER_BYTES)
-    ctypes.memset(buffer, 1, _BUFFER_BYTES)
+    buffer = ctypes.create_string_buffer(size)
+    ctypes.memset(buffer, 1, size)
     return buffer
 
 
 def _seconds(pool: ThreadPoolExecutor, pairs: list[tuple[_Buffer, _Buffer]]) -> float:
-    # A foreign call runs without the interpreter's lock.
     compare = ctypes.CDLL(None).memcmp
     compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
     start = time.perf_counter()
-    differences = list(pool.map(lambda pair: compare(*pair, _BUFFER_BYTES), pairs))
+    # A foreign call runs without the interpreter's lock.
+    differences = list(pool.map(lambda pair: compare(*pair, len(pair[0])), pairs))
+    seconds = time.perf_counter() - start
     assert not any(differences), "the buffers are alike"
-    return time.perf_counter() - start
+    return seconds

@@ -58,6 +58,7 @@ class Models:
 
         A manifest that is at hand is believed before an export is looked for. Raises ValueError or ClickException.
         """
+        # Taken out, so that trainings which start from each other come to an end.
         if source.training and (training := self._trainings.pop((namespace, source.training), None)):
             return self._of_training(training)
         folder = weights_folder(source, namespace, self._volumes)

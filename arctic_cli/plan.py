@@ -62,6 +62,10 @@ def plan(
     """Say what an ArcticInference takes on a device; exit 1 where it doesn't fit, with what to change."""
     manifest = _one_inference(files)
     spec = ArcticInferenceSpec.model_validate(manifest.content["spec"])
+    if spec.engine.name == "nim":
+        raise ManifestError(
+            f"{manifest.file}: spec.engine.name: what nim loads is its container's, and can't be planned"
+        )
     if preset and config_file:
         raise ManifestError("--preset and --config both name the model: write one of them")
     if preset:

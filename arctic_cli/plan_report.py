@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from arctic_model.cost import count_parameters
@@ -35,26 +36,25 @@ class Report:
     def notes(self) -> list[str]:
         """What the figures rest on, or don't say, in this case."""
         plan, serving, device = self.plan, self.plan.serving, self.plan.device
-        found = {
-            "matrices are kept as fp32: the native engine does so where that takes less than half of what is free": any(
-                rank.widened for rank in plan.ranks
-            ),
-            f"{device.title} has no units for FP8: only an engine that multiplies such weights in bf16 runs there": (
-                serving.weights == "fp8" and device.bf16_flops is not None and device.fp8_flops is None
-            ),
-            "weights that small may stay in a processor's caches: then one request can be faster than the limit": (
-                max(rank.read_bytes for rank in plan.ranks) < CACHE_BYTES
-            ),
-            f"batching.maxSequences is {serving.max_sequences}: so many fit only while they are shorter, others wait": (
-                plan.fits and plan.sequences < serving.max_sequences
-            ),
-            "each pipeline rank is taken to have a machine like this one to itself": (
-                device.bf16_flops is None and serving.pipeline > 1
-            ),
-            "the native engine runs on CPUs only": self.engine == "native" and device.bf16_flops is not None,
-        }
-        refusals = [f"arctic validate refuses this manifest: {problem}" for problem in self.refused]
-        return [*refusals, *(note for note, true in found.items() if true)]
+        is_cpu = device.bf16_flops is None
+        notes = [f"arctic validate refuses this manifest: {problem}" for problem in self.refused]
+        if self.engine == "native" and not is_cpu:
+            notes.append("the native engine runs on CPUs only")
+        if is_cpu and serving.pipeline > 1:
+            notes.append("each pipeline rank is taken to have a machine like this one to itself")
+        if any(rank.widened for rank in plan.ranks):
+            notes.append(
+                "matrices are kept as fp32, as the native engine does where more than half of the memory stays free"
+            )
+        if serving.weights == "fp8" and not is_cpu and device.fp8_flops is None:
+            notes.append(f"{device.title} has no units for FP8: only an engine that multiplies in bf16 runs there")
+        if plan.fits and plan.sequences < serving.max_sequences:
+            notes.append(
+                f"batching.maxSequences is {serving.max_sequences:,}: so many have room only if they are shorter"
+            )
+        if max(rank.read_bytes for rank in plan.ranks) < CACHE_BYTES:
+            notes.append("weights that small may stay in a processor's caches, and the limit is none then")
+        return notes
 
 
 def render_table(report: Report) -> str:
@@ -81,13 +81,14 @@ def render_table(report: Report) -> str:
 
 
 def _rank_rows(plan: ServingPlan) -> list[list[str]]:
-    """One column a pipeline rank; parts that no rank has are left out."""
+    """One column for neighbouring pipeline ranks that are alike; parts that no rank has are left out."""
+    columns = _alike(plan.ranks)
+    ranks = [plan.ranks[column.start] for column in columns]
+    large = max(rank.weights.total() for rank in ranks) >= GB
+    unit, size = ("GB (1e9 bytes)", GB) if large else ("MB (1e6 bytes)", MB)
 
     def row(title: str, value: Callable[[RankMemory], str]) -> list[str]:
-        return [title, *map(value, plan.ranks)]
-
-    large = max(rank.weights.total() for rank in plan.ranks) >= GB
-    unit, size = ("GB (1e9 bytes)", GB) if large else ("MB (1e6 bytes)", MB)
+        return [title, *map(value, ranks)]
 
     def amount(title: str, value: Callable[[RankMemory], int]) -> list[str]:
         return row(title, lambda rank: f"{value(rank) / size:,.3f}")
@@ -95,11 +96,12 @@ def _rank_rows(plan: ServingPlan) -> list[list[str]]:
     def of_part(part: str) -> Callable[[RankMemory], int]:
         return lambda rank: rank.weights[part]
 
+    layers = [range(plan.ranks[each.start].layers.start, plan.ranks[each.stop - 1].layers.stop) for each in columns]
     return [
-        [f"{unit} on each device", *(f"rank {index}" for index in range(len(plan.ranks)))],
-        row("layers", lambda rank: f"{rank.layers.start}-{rank.layers.stop - 1}"),
-        *(amount(part, of_part(part)) for part in PARTS if any(rank.weights[part] for rank in plan.ranks)),
-        *([amount("scales", lambda rank: rank.scales.total())] if plan.ranks[0].scales else []),
+        [f"{unit} on each device", *(f"rank {_span(column)}" for column in columns)],
+        ["layers", *map(_span, layers)],
+        *(amount(part, of_part(part)) for part in PARTS if any(rank.weights[part] for rank in ranks)),
+        *([amount("scales", lambda rank: rank.scales.total())] if ranks[0].scales else []),
         amount("= weights", lambda rank: rank.weights.total() + rank.scales.total()),
         amount("activations of a step", lambda rank: rank.activations),
         amount("runtime", lambda rank: rank.runtime),
@@ -111,14 +113,28 @@ def _rank_rows(plan: ServingPlan) -> list[list[str]]:
     ]
 
 
+def _alike(ranks: Sequence[RankMemory]) -> list[range]:
+    """Return runs of pipeline ranks that differ in nothing but which layers they have."""
+    changes = [
+        index
+        for index, (before, rank) in enumerate(pairwise(ranks), start=1)
+        if replace(rank, layers=before.layers) != before
+    ]
+    return [range(start, stop) for start, stop in pairwise([0, *changes, len(ranks)])]
+
+
+def _span(indices: range) -> str:
+    return str(indices.start) if len(indices) == 1 else f"{indices.start}-{indices.stop - 1}"
+
+
 def _conclusion(plan: ServingPlan) -> str:
     if plan.fits:
         return f"It fits: {_room(plan)}."
-    if plan.kv_tokens:
-        asked = f"a request of {plan.serving.max_length:,} tokens takes {plan.serving.sequence_tokens:,}"
-        return f"It does not fit: there is room for {plan.kv_tokens:,} tokens of keys and values, and {asked}."
     lacking = max(rank.used - rank.memory for rank in plan.ranks)
-    return f"It does not fit: {max(lacking, 0) / GB:.3f} GB too much on a device, before any keys and values."
+    if lacking > 0:
+        return f"It does not fit: {lacking / GB:.3f} GB too much on a device, before any keys and values."
+    asked = f"a request of {plan.serving.max_length:,} takes {plan.serving.sequence_tokens:,}"
+    return f"It does not fit: there is room for {plan.kv_tokens:,} tokens of keys and values, and {asked}."
 
 
 def _advice(report: Report) -> list[str]:

@@ -77,7 +77,7 @@ DEVICES: dict[str, Device] = {
 
 def cpu(*, memory: int, bandwidth: float | None) -> Device:
     """A machine without GPUs as one device: its memory that is free, and how fast all cores together read it."""
-    # Python with torch imported takes 522 MB (measured on Debian 12, torch 2.9).
+    # Python with torch imported takes 522 MB (measured on Linux).
     return Device(
         title="CPU of this machine",
         memory=memory,

@@ -1,5 +1,6 @@
 """`arctic plan`: from files to figures, sentences and exit codes."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -71,6 +72,21 @@ def test_the_example_of_the_published_model_fits_on_two_nodes() -> None:
     assert "a limit, no measurement" in result.stdout
 
 
+def test_the_guide_shows_what_is_printed(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "guides" / "plan.md").read_text()
+    assert plan("-f", ARCTIC, "--preset", "arctic").stdout in guide
+    narrow = tmp_path / "fp8.yaml"
+    narrow.write_text(ARCTIC.read_text().replace("kvCache: bf16", "kvCache: fp8"))
+    content = planned("-f", narrow, "--preset", "arctic")
+    assert f"With `kvCache: fp8` it is {content['kvTokens']:,} tokens, {content['sequences']:,} requests." in guide
+
+
+def test_neighbouring_ranks_that_are_alike_share_a_column(tmp_path: Path) -> None:
+    file = written(tmp_path, {**GPU, "spec.parallelism": {"tensor": 8, "pipeline": 12}})
+    lines = plan("-f", file, "--preset", "arctic").stdout.splitlines()
+    assert [line.split()[-3:] for line in lines[4:6]] == [["1-10", "rank", "11"], ["0-1", "2-31", "32-34"]]
+
+
 def test_both_outputs_say_the_same() -> None:
     content = planned("-f", ARCTIC, "--preset", "arctic", "--device", "h200")
     text = plan("-f", ARCTIC, "--preset", "arctic", "--device", "h200").stdout
@@ -89,11 +105,12 @@ def test_what_does_not_fit_exits_1_and_the_advice_taken_fits(tmp_path: Path) -> 
     file = written(tmp_path, GPU)
     result = plan("-f", file, "--preset", "arctic")
     assert result.exit_code == 1
-    assert "It does not fit: 38.381 GB too much on a device, before any keys and values." in result.stdout
+    (rank,) = planned("-f", file, "--preset", "arctic")["ranks"]
+    assert f"It does not fit: {-rank['left'] / 1e9:.3f} GB too much on a device, before any keys" in result.stdout
     assert "write quantization.weights: fp8: then" in result.stdout
     for change in planned("-f", file, "--preset", "arctic")["changes"]:
         changed = {f"spec.{path}": value for path, value in change["fields"].items()}
-        again = planned("-f", written(tmp_path, {**GPU, **changed}), "--preset", "arctic")
+        again = planned("-f", written(tmp_path, copy.deepcopy(GPU) | changed), "--preset", "arctic")
         assert (again["fits"], again["kvTokens"]) == (True, change["kvTokens"])
 
 
@@ -171,6 +188,7 @@ def test_the_model_comes_from_a_configuration_file(tmp_path: Path) -> None:
         ({"spec.model": {"uri": "hf://a/b"}}, [], "spec.model: hf://a/b names no folder of this machine; or name the"),
         ({"spec.model": {"uri": "file:///no/such"}}, [], "/no/such/config.json is not there: name a folder"),
         ({"spec.model": {"training": "no"}}, [], "no export of 'no' under"),
+        ({"spec.engine": {"name": "nim"}}, [], "spec.engine.name: what nim loads is its container's"),
         ({"spec.modle": 1}, ["--preset", "arctic"], "spec.modle: unknown field; did you mean model?"),
         (GPU | {"spec.parallelism": {"tensor": 3}}, ["--preset", "arctic"], "tensor is 3 and does not divide"),
         (GPU | {"spec.parallelism": {"tensor": 16}}, ["--preset", "arctic"], "tensor is 16 and a node has 8 x H100"),
@@ -242,7 +260,7 @@ def test_a_plan_for_this_machine_is_what_the_native_engine_takes(
     }
     asked = serving_of(ArcticInferenceSpec.model_validate(apply_changes(INFERENCE, changes)["spec"]), config)
     for index, part in enumerate(plan_inference(config, pipeline=2).slices):
-        loaded = bytes_resident(runner.load_slice(tmp_path / "model", config, part, weights))
+        loaded = bytes_resident(runner.load_slice(tmp_path / "model", config, part, weights, lambda _: None))
         empty = plan_serving(asked, cpu(memory=0, bandwidth=None)).ranks[index]
         # The engine looks at what is free after loading, the plan at what is there before.
         memory = empty.runtime + empty.weights.total() + empty.scales.total() + free

@@ -201,11 +201,14 @@ def test_room_for_activations_is_at_least_what_a_step_holds_at_once(config, freq
     assert live.most <= rank.activations
 
 
-@given(servings(), st.integers(0, 200_000), st.integers(0, 200_000))
+@given(servings(), st.integers(0, 400_000), st.integers(0, 400_000))
 def test_more_memory_never_fits_less(serving, memory, more):
+    # With fp32 to compute in that is not so: the native engine may use more memory for wide matrices.
     few = plan_serving(serving, replace(LARGE, memory=memory))
     many = plan_serving(serving, replace(LARGE, memory=memory + more))
-    assert (few.kv_tokens, few.sequences, few.fits) <= (many.kv_tokens, many.sequences, many.fits)
+    assert few.kv_tokens <= many.kv_tokens
+    assert few.sequences <= many.sequences
+    assert few.fits <= many.fits
 
 
 @given(servings(), st.integers(0, 400_000))
