@@ -42,10 +42,6 @@ class Report:
             notes.append("the native engine runs on CPUs only")
         if is_cpu and serving.pipeline > 1:
             notes.append("each pipeline rank is taken to have a machine like this one to itself")
-        if any(rank.widened for rank in plan.ranks):
-            notes.append(
-                "matrices are kept as fp32, as the native engine does where more than half of the memory stays free"
-            )
         if serving.weights == "fp8" and not is_cpu and device.fp8_flops is None:
             notes.append(f"{device.title} has no units for FP8: only an engine that multiplies in bf16 runs there")
         if plan.fits and plan.sequences < serving.max_sequences:
@@ -238,7 +234,6 @@ def _rank_json(rank: RankMemory) -> dict[str, Any]:
         "kvBytes": rank.kv_bytes,
         "kvBytesPerToken": rank.kv_bytes_per_token,
         "kvTokens": rank.kv_tokens,
-        "widened": rank.widened,
     }
 
 

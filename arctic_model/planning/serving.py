@@ -72,8 +72,6 @@ class RankMemory:
     """By part, as they are kept; scales apart."""
     scales: Counter[str]
     """Of FP8 weights, by part."""
-    widened: bool
-    """Whether matrices are kept as fp32, whatever was asked for."""
     activations: int
     """What one step needs besides."""
     runtime: int
@@ -158,19 +156,13 @@ def plan_serving(serving: Serving, device: Device) -> ServingPlan:
 
 
 def _plan_rank(serving: Serving, device: Device, part: LayerSlice, pieces: list[_Piece]) -> RankMemory:
-    weights, scales = _weights(serving, pieces, widened=False)
-    free = device.memory - device.runtime - weights.total() - scales.total()
-    wide = BYTES["fp32"] * sum(piece.elements for piece in pieces)
-    widened = serving.compute == "fp32" != serving.weights and wide < free // 2  # the native engine's own condition
-    if widened:
-        weights, scales = _weights(serving, pieces, widened=True)
+    weights, scales = _weights(serving, pieces)
     config = serving.config
     heads = config.num_key_value_heads // serving.tensor
     return RankMemory(
         layers=part.layers,
         weights=weights,
         scales=scales,
-        widened=widened,
         activations=_activations(serving, part),
         runtime=device.runtime,
         memory=device.memory,
@@ -246,15 +238,13 @@ def _cut(name: str, part: str, shape: tuple[int, ...], tensor: int) -> tuple[int
     return (-(-shape[0] // tensor), shape[1])
 
 
-def _weights(serving: Serving, pieces: Sequence[_Piece], *, widened: bool) -> tuple[Counter[str], Counter[str]]:
+def _weights(serving: Serving, pieces: Sequence[_Piece]) -> tuple[Counter[str], Counter[str]]:
     """Bytes of weights and of scales on one tensor rank, by part."""
     weights: Counter[str] = Counter()
     scales: Counter[str] = Counter()
     for piece in pieces:
         quantized = serving.weights == "fp8" and piece.part not in ("norms", "router", "embedding")
         kept = serving.compute if serving.weights == "fp8" and not quantized else serving.weights
-        if widened and piece.part not in ("norms", "embedding"):
-            kept = "fp32"
         weights[piece.part] += piece.elements * BYTES[kept]
         if quantized:
             scales[piece.part] += piece.times * piece.shape[0] * SCALE_BYTES

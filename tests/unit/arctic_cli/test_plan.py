@@ -244,15 +244,12 @@ def bytes_resident(model: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize("weights", ["fp8", "bf16", "fp32"])
-@pytest.mark.parametrize("free", [200_000, 100_000_000])
-def test_a_plan_for_this_machine_is_what_the_native_engine_takes(
-    weights: str, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_for_this_machine_is_what_the_native_engine_takes(weights: str, tmp_path: Path) -> None:
     config = ArcticConfig.preset("arctic-tiny").replace(vocab_size=300, num_hidden_layers=3, moe_layer_frequency=2)
     model = ArcticModel(config)
     init_weights(model, seed=1)
     save_model(model.bfloat16(), tmp_path / "model")
-    monkeypatch.setattr(runner, "available_memory", lambda: free)
+    free = 100_000_000
     changes = {
         "spec.quantization": {"weights": weights, "kvCache": "fp32"},
         "spec.parallelism": {"pipeline": 2},
@@ -266,7 +263,6 @@ def test_a_plan_for_this_machine_is_what_the_native_engine_takes(
         memory = empty.runtime + empty.weights.total() + empty.scales.total() + free
         rank = plan_serving(asked, cpu(memory=memory, bandwidth=None)).ranks[index]
         assert rank.weights.total() + rank.scales.total() == loaded
-        assert rank.widened == (free == 100_000_000 and weights != "fp32")
         block_bytes = BLOCK_SIZE * rank.kv_bytes_per_token
         left = memory - rank.runtime - loaded
         blocks = affordable_blocks(left, fraction=0.9, block_bytes=block_bytes, most=1 << 40)
