@@ -381,6 +381,11 @@ def serve(file: Path, volumes: Path | None) -> None:
     """Run one group of an ArcticInference as local processes, on loopback."""
     manifest = _load_to_run(file, "ArcticInference")
     spec = ArcticInferenceSpec.model_validate(manifest["spec"])
+    if spec.engine.name == "nim":
+        raise ManifestError(
+            f"{file}: spec.engine.name: nim is a container of NVIDIA's, which needs a cluster: "
+            "kubectl apply it, or name another engine"
+        )
     stop = stop_flag()
     with tempfile.TemporaryDirectory(prefix="arctic-serve-") as scratch:
         groups = inference_groups(manifest, volumes or default_volumes(), Path(scratch))
