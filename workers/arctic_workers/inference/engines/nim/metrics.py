@@ -157,14 +157,16 @@ class History:
         self._clock = clock
         self._seen: deque[tuple[float, Figures]] = deque()
 
-    def add(self, figures: Figures) -> None:
-        """Take figures of now. Counters that went back are those of a container that began anew."""
+    def add(self, figures: Figures) -> bool:
+        """Take figures of now; return whether counters went back, as those of a container that began anew do."""
         now = self._clock()
-        if self._seen and (figures.generated_tokens or 0) < (self._seen[-1][1].generated_tokens or 0):
+        anew = bool(self._seen) and (figures.generated_tokens or 0) < (self._seen[-1][1].generated_tokens or 0)
+        if anew:
             self._seen.clear()
         self._seen.append((now, figures))
         while self._seen[0][0] < now - TTFT_WINDOW:
             self._seen.popleft()
+        return anew
 
     def tokens_per_second(self) -> float:
         """Return the tokens generated a second of late."""

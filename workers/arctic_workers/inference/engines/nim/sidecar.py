@@ -104,13 +104,15 @@ class Sidecar(Commands):
 
     def _read_figures(self) -> None:
         try:
-            self.figures = read(self._nim.metrics())
+            figures = read(self._nim.metrics())
         except (Silent, ValueError) as error:
             log.warning("The NIM's metrics can't be read: %s", error)
             self.figures, self._idle_looks = None, 0
             return
-        self._history.add(self.figures)
-        self._idle_looks = self._idle_looks + 1 if self.figures.idle and not self._lingers() else 0
+        if self._history.add(figures):  # it ended and began between two looks
+            self._forget()
+        self.figures = figures
+        self._idle_looks = self._idle_looks + 1 if figures.idle and not self._lingers() else 0
 
     def _forget(self) -> None:
         """The container is gone. When the kubelet starts it again it is to serve again, whatever its end was for."""

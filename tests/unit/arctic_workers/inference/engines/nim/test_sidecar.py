@@ -116,6 +116,16 @@ def test_a_container_that_began_anew_answers_a_token_before_it_is_ready_again(be
     assert len(again.asked) == 1
 
 
+def test_a_container_that_began_anew_between_two_looks_is_noticed_by_its_counters(beside: Beside) -> None:
+    nim = beside.start_nim()
+    beside.until_ready()
+    beside.until(lambda: beside.sidecar.figures is not None and beside.sidecar.figures.generated_tokens == 1)
+    assert beside.sidecar.drained()
+    nim.tokens = 0
+    beside.until(lambda: len(nim.asked) == 2)
+    beside.until_ready()
+
+
 def test_a_nim_that_serves_another_name_is_refused_in_words(beside: Beside) -> None:
     beside.start_nim(model="another")
     beside.thread.join()
