@@ -76,7 +76,7 @@ class Sidecar(Commands):
     def _begin_draining(self) -> None:
         if self._draining_since is None:
             log.info("Draining")
-            self._draining_since = time.monotonic()
+            self._draining_since, self._idle_looks = time.monotonic(), 0
 
     def _lingers(self) -> bool:
         return self._draining_since is not None and time.monotonic() - self._draining_since < LINGER
@@ -98,6 +98,7 @@ class Sidecar(Commands):
         except Silent as error:
             log.warning("The NIM does not answer: %s", error)
             self._misses += 1
+            self.figures, self._idle_looks = None, 0
         if self._ready and self._misses >= MISSES:
             log.error("The NIM is not ready any more")
             self._ready = False

@@ -1,5 +1,6 @@
 """The process beside a NIM, over a stand-in that speaks its HTTP: when it is ready, what it tells, how it drains."""
 
+import concurrent.futures
 import signal
 import threading
 import time
@@ -146,6 +147,21 @@ def test_what_runs_is_told_and_drained_before_the_container_may_end(beside: Besi
     request.join()
     assert beside.told[-1].draining
     assert beside.told[-1].running == 0
+
+
+def test_what_the_gateway_sends_before_it_knows_is_drained_too(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sidecar, "LINGER", 2.0)
+    nim = beside.start_nim()
+    beside.until_ready()
+    beside.until(lambda: beside.sidecar._idle_looks > sidecar.IDLE_LOOKS)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        drained = pool.submit(beside.sidecar.drained)
+        beside.until(lambda: not beside.pod.ready())
+        beside.ask(words=5)
+        assert drained.result()
+    assert (nim.running, nim.finished) == (0, 2)
 
 
 def test_the_operators_drain_leaves_it_ready_and_tells_when_nothing_is_left(beside: Beside) -> None:
