@@ -132,7 +132,7 @@ def test_a_nim_serves_drains_and_is_started_again_and_its_troubles_are_told(obje
         assert [each["metadata"]["uid"] for each in objects.pods("tiny", KIND)] == [pod["metadata"]["uid"]]
 
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            running = pool.submit(complete, address, 80)
+            running = pool.submit(complete, address, 50)
             objects.eventually("it is told that a request runs", lambda: runs(objects, pod))
             objects.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
             assert running.result() == 200
