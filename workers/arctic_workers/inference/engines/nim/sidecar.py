@@ -140,5 +140,5 @@ class Sidecar(Commands):
             tokens_per_second=self._history.tokens_per_second(),
             requests_per_second=self._history.requests_per_second(),
             ttft_p99_seconds=self._history.ttft_p99(),
-            loaded=float(self._ready),
+            loaded=1.0,  # a NIM does not tell what share it has loaded, and of a whole one nobody speaks
         )

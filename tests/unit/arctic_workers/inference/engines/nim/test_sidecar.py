@@ -149,9 +149,7 @@ def test_what_runs_is_told_and_drained_before_the_container_may_end(beside: Besi
     assert beside.told[-1].running == 0
 
 
-def test_what_the_gateway_sends_before_it_knows_is_drained_too(
-    beside: Beside, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_gateway_sends_before_it_knows_is_drained_too(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sidecar, "LINGER", 2.0)
     nim = beside.start_nim()
     beside.until_ready()
