@@ -136,7 +136,7 @@ def _trouble(groups: Iterable[GroupView], refusals: Mapping[str, str]) -> Troubl
     for pod in pods:
         if pod.waiting == "CrashLoopBackOff":
             return Trouble("CrashLoopBackOff", f"pod {pod.name} exited with code {pod.exit_code}: {_last_line(pod)}")
-    beside = ((pod.name, pod.beside) for pod in pods if pod.beside)
+    beside = ((pod.name, pod.beside) for pod in pods if pod.beside and pod.delete_requested is None)
     return next((Trouble(trouble.reason, f"pod {name}: {trouble.message}") for name, trouble in beside), None)
 
 

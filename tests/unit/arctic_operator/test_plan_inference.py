@@ -343,7 +343,7 @@ def test_a_pod_that_served_is_remade_at_once_instead_of_backing_off(build, lived
     assert [d.uid for d in plan.delete if d.kind == "Pod"] == ([crashed.uid] if remade else [])
 
 
-def beside(build, **nim):
+def beside(build, metadata=None, **nim):
     """Return the plan for a NIM's pod whose sidecar runs and whose other container is as told."""
     group = StatefulSet(
         "tiny-0a1b2-abc123-g0", "uid-g0", 1, "abc123", size=1, specification="s1-nim:1", created=build.start
@@ -355,6 +355,7 @@ def beside(build, **nim):
                 "uid": "uid-0",
                 "creationTimestamp": "2026-01-01T00:00:00Z",
                 "labels": {Label.GROUP: group.name},
+                **(metadata or {}),
             },
             "status": {
                 "phase": "Running",
@@ -402,6 +403,11 @@ def test_the_trouble_of_a_container_beside_the_worker_is_told_and_left_to_the_ku
     assert (degraded["status"], degraded["reason"], degraded["message"]) == ("True", reason, message)
     assert plan.status["state"] == reason
     assert plan.delete == ()
+
+
+def test_a_container_that_ends_with_its_pod_is_no_trouble(build):
+    deleted = {"deletionTimestamp": "2026-01-01T00:05:00Z", "deletionGracePeriodSeconds": 70}
+    assert beside(build, deleted, state=EXITED).status["state"] == "Starting"
 
 
 @pytest.mark.parametrize(
