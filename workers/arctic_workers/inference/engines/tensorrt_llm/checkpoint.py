@@ -68,7 +68,7 @@ def read_stored(folder: Path) -> Stored:
     if block != [BLOCK, BLOCK] or quantization.get("quant_method") != "fp8":
         raise Refused(
             f"{folder / CONFIG_FILE}: of quantization_config TensorRT-LLM takes quant_method fp8 with "
-            f"weight_block_size [{BLOCK}, {BLOCK}] alone; quantise the checkpoint so: {how_to_quantise(folder)}"
+            f"weight_block_size [{BLOCK}, {BLOCK}] alone; quantise the published one so: {how_to_quantise('FOLDER')}"
         )
     return Stored(folder, config, "fp8-block", None, quantization)
 
@@ -84,7 +84,7 @@ def _modelopt(content: Any, path: Path) -> tuple[Format, str | None]:
     return formats[algorithm], kv_cache
 
 
-def how_to_quantise(folder: Path) -> str:
+def how_to_quantise(folder: Path | str) -> str:
     """The command that makes FP8 weights by blocks of what is published."""
     return f"python3 -m {__package__}.quantize {folder} NEW_FOLDER"
 

@@ -83,6 +83,10 @@ def expected(model: ArcticModel, ids: Tensor) -> Tensor:
         return torch.cat([model(part[None])[0] for part in ids.split(LENGTHS)])
 
 
+def distance(one: Tensor, other: Tensor) -> float:
+    return (one - other).abs().max().item()
+
+
 def token_ids(config: ArcticConfig) -> Tensor:
     return torch.randint(0, config.vocab_size, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1))
 
@@ -101,7 +105,7 @@ def test_logits_are_those_of_the_plain_model(
     found = logits(tmp_path / "model", ids, Attention(), **degrees)
     wanted = expected(model, ids)
     assert wanted.std() > 0.5
-    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=2e-5)
+    assert distance(found, wanted) < 2e-5
 
 
 def test_the_manifests_window_reaches_attention(tmp_path: Path) -> None:
@@ -112,8 +116,8 @@ def test_the_manifests_window_reaches_attention(tmp_path: Path) -> None:
     found = logits(tmp_path / "model", ids, Attention(window=4), **one)
     whole = expected(model, ids)
     model.config = config.replace(sliding_window=4)
-    torch.testing.assert_close(found, expected(model, ids), atol=2e-5, rtol=2e-5)
-    assert not torch.allclose(found, whole, atol=1e-2)
+    assert distance(found, expected(model, ids)) < 2e-5
+    assert distance(found, whole) > 0.1
 
 
 @pytest.mark.parametrize(("tensor", "experts"), [(1, 1), (2, 2)])
@@ -132,8 +136,8 @@ def test_fp8_blocks_are_found_with_their_scales(tmp_path: Path, tensor: int, exp
             for matrix in parameter.unbind() if parameter.dim() == 3 else (parameter,):
                 values, scale = quantize_blocks(matrix)
                 matrix.copy_(stand_ins.matrix({"weight": values, "weight_scale_inv": scale}))
-    torch.testing.assert_close(found, expected(model, ids), atol=2e-4, rtol=2e-4)
-    assert not torch.allclose(found, exact, atol=1e-3)
+    assert distance(found, expected(model, ids)) < 2e-4
+    assert distance(found, exact) > 1e-2
 
 
 def test_fp8_a_tensor_is_found_with_its_scales(tmp_path: Path) -> None:
@@ -155,9 +159,8 @@ def test_fp8_a_tensor_is_found_with_its_scales(tmp_path: Path) -> None:
     for name, parameter in made.named_parameters():
         assert not parameter.isnan().any(), name
     expert = made.model.layers[1].block_sparse_moe.experts.w2[3]
-    torch.testing.assert_close(
-        expert, model.get_parameter("model.layers.1.block_sparse_moe.experts.w2")[3], atol=0.06, rtol=0.07
-    )
+    published = model.get_parameter("model.layers.1.block_sparse_moe.experts.w2")[3]
+    assert 0 < distance(expert, published) < published.abs().max() / 16
 
 
 def test_a_llamas_tensors_find_their_places(tmp_path: Path) -> None:
