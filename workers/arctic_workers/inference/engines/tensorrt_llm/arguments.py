@@ -7,6 +7,8 @@
 from math import gcd
 from typing import Any
 
+from pydantic import ValidationError
+
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_model.config import ArcticConfig
 from arctic_workers.inference.engine import Refused
@@ -76,7 +78,6 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     Raises Refused where they judge otherwise: the installed release is then not the one that this was written for.
     """
     import tensorrt_llm
-    from pydantic import ValidationError
     from tensorrt_llm.llmapi.llm_args import TorchLlmArgs
 
     try:

@@ -10,6 +10,9 @@ from safetensors.torch import load_file
 
 from arctic_api.inference import Attention
 from arctic_model.config import ArcticConfig
+from arctic_model.initialization import init_weights
+from arctic_model.model import ArcticModel
+from arctic_model.weights import save_model
 from arctic_workers.inference.engine import Refused
 from arctic_workers.inference.engines.tensorrt_llm.checkpoint import (
     Stored,
@@ -18,6 +21,18 @@ from arctic_workers.inference.engines.tensorrt_llm.checkpoint import (
     served_config,
 )
 from arctic_workers.inference.engines.tensorrt_llm.quantize import main, quantize_blocks
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint with weights, both kinds of layers in it, and sizes that are no multiples of a block."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    sizes = {"hidden_size": 144, "intermediate_size": 75, "num_attention_heads": 6}
+    model = ArcticModel(ArcticConfig.preset("arctic-tiny").replace(moe_layer_frequency=2, **sizes))
+    init_weights(model, seed=5)
+    save_model(model, path)
+    (path / "tokenizer.json").write_text("{}")
+    return path
 
 
 def folder(path: Path, quantization: Any = None, modelopt: Any = None) -> Path:
@@ -122,12 +137,12 @@ def test_blocks_have_scales_of_their_own_and_edges_are_kept() -> None:
     assert error.max() > 0
 
 
-def test_the_command_makes_a_folder_that_is_read_as_fp8_blocks(tmp_path: Path, model_folder: Path) -> None:
-    assert main([str(model_folder), str(tmp_path / "fp8")]) == 0
+def test_the_command_makes_a_folder_that_is_read_as_fp8_blocks(tmp_path: Path, published: Path) -> None:
+    assert main([str(published), str(tmp_path / "fp8")]) == 0
     made = tmp_path / "fp8"
     assert read_stored(made).weights == "fp8-block"
-    assert (made / "tokenizer.json").read_bytes() == (model_folder / "tokenizer.json").read_bytes()
-    before, after = load_file(model_folder / "model.safetensors"), load_file(made / "model.safetensors")
+    assert (made / "tokenizer.json").read_bytes() == (published / "tokenizer.json").read_bytes()
+    before, after = load_file(published / "model.safetensors"), load_file(made / "model.safetensors")
     quantised = {name for name, tensor in after.items() if tensor.dtype == torch.float8_e4m3fn}
     assert {
         name for name in before if name.endswith((".w1.weight", ".w2.weight", ".w3.weight", "_proj.weight"))
@@ -136,12 +151,12 @@ def test_the_command_makes_a_folder_that_is_read_as_fp8_blocks(tmp_path: Path, m
     assert {after[name].dtype for name in set(before) - quantised} == {torch.bfloat16}
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_is_wrong(tmp_path: Path, published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), str(tmp_path / "fp8")]) == 64
     assert "config.json is not there" in capsys.readouterr().err
-    assert main([str(model_folder), str(tmp_path)]) == 64
+    assert main([str(published), str(tmp_path)]) == 64
     assert "exists: name a new folder" in capsys.readouterr().err
-    assert main([str(model_folder), str(tmp_path / "fp8")]) == 0
+    assert main([str(published), str(tmp_path / "fp8")]) == 0
     assert main([str(tmp_path / "fp8"), str(tmp_path / "again")]) == 64
     assert "quantization_config" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
