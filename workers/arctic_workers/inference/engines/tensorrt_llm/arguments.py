@@ -9,6 +9,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from arctic_api.engine_options import (
+    OPTIONS_OF,
+    CudaGraphOptions,
+    EngineOptions,
+    KvCacheOptions,
+    MoeOptions,
+    SchedulerOptions,
+)
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_model.config import ArcticConfig
 from arctic_workers.inference.engine import Refused
@@ -19,15 +27,16 @@ from arctic_workers.inference.engines.tensorrt_llm.checkpoint import (
     longest,
     served_config,
 )
-from arctic_workers.inference.engines.tensorrt_llm.options import RELEASE, CudaGraphOptions, Options, read_options
 
+RELEASE = "1.2.1"
 WINDOWED_CHUNK = 256
 """Least tokens of a prompt's piece where attention has a window: one tile of its kernel."""
 
 
 def plan_arguments(spec: ArcticInferenceSpec, stored: Stored, folder: str) -> dict[str, Any]:
     """Say what `LLM` is made with for a checkpoint that lies in `folder`. Pure. Raises Refused."""
-    options = read_options(spec.engine.options)
+    options = spec.engine.options or EngineOptions()
+    cache, graphs = options.kv_cache_config or KvCacheOptions(), options.cuda_graph_config or CudaGraphOptions()
     served = served_config(stored, spec.attention)
     window, length = served["sliding_window"], longest(spec.attention, stored.config)
     _check_weights(spec, stored)
@@ -35,7 +44,7 @@ def plan_arguments(spec: ArcticInferenceSpec, stored: Stored, folder: str) -> di
     experts = _expert_parallel(spec.parallelism.tensor, stored.config, options)
     if stored.weights == "fp8-block":
         _check_blocks(spec.parallelism.tensor, spec.parallelism.tensor // experts, stored.config)
-    _check_batching(spec, options, window)
+    _check_batching(spec, cache, window)
     return {
         "model": folder,
         # Token ids go in and come out, and the tokenizer is the HTTP API's.
@@ -58,18 +67,22 @@ def plan_arguments(spec: ArcticInferenceSpec, stored: Stored, folder: str) -> di
             "dtype": "fp8" if spec.quantization.kv_cache == "fp8" else "auto",
             "enable_block_reuse": spec.batching.prefix_caching,
             "max_attention_window": None if window is None else [window],
-            **options.kv_cache_config.model_dump(),
+            **cache.model_dump(),
         },
-        "moe_config": options.moe_config.model_dump(),
-        "cuda_graph_config": _cuda_graphs(options.cuda_graph_config, spec.batching.max_sequences),
-        "scheduler_config": options.scheduler_config.model_dump(),
+        "moe_config": (options.moe_config or MoeOptions()).model_dump(),
+        "cuda_graph_config": {
+            "max_batch_size": graphs.max_batch_size or spec.batching.max_sequences,
+            "enable_padding": graphs.enable_padding,
+        },
+        "scheduler_config": (options.scheduler_config or SchedulerOptions()).model_dump(),
         # What get_stats() then tells is what our metrics come from.
         "enable_iter_perf_stats": True,
-        **options.model_dump(exclude=_GROUPS),
+        **options.model_dump(include=_PLAIN, exclude_none=True),
     }
 
 
-_GROUPS = {"moe_expert_parallel_size", "moe_config", "cuda_graph_config", "kv_cache_config", "scheduler_config"}
+_PLAIN = {name for name in OPTIONS_OF["tensorrt-llm"] if not name.endswith("_config") and not name.startswith("moe_")}
+"""Options that are arguments as they stand."""
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
@@ -135,7 +148,7 @@ def dense_layers(config: ArcticConfig) -> int:
     return config.num_hidden_layers - config.expert_layers
 
 
-def _expert_parallel(tensor: int, config: ArcticConfig, options: Options) -> int:
+def _expert_parallel(tensor: int, config: ArcticConfig, options: EngineOptions) -> int:
     """Ranks that share out the experts: as many as fit, as whole experts keep any scale and any kernel's tile whole."""
     experts, asked = config.num_local_experts, options.moe_expert_parallel_size
     fitting = [degree for degree in range(1, tensor + 1) if tensor % degree == 0 == experts % degree]
@@ -166,23 +179,15 @@ def _check_blocks(tensor: int, cut: int, config: ArcticConfig) -> None:
         )
 
 
-def _check_batching(spec: ArcticInferenceSpec, options: Options, window: int | None) -> None:
+def _check_batching(spec: ArcticInferenceSpec, cache: KvCacheOptions, window: int | None) -> None:
     if window is not None and spec.batching.prefix_caching:
         raise Refused(
             "batching.prefixCaching with a window: what left the window is gone from the cache, so no later prompt can "
             "share it; leave prefixCaching or attention.window out"
         )
-    least = max(options.kv_cache_config.tokens_per_block, WINDOWED_CHUNK if window is not None else 1)
+    least = max(cache.tokens_per_block, WINDOWED_CHUNK if window is not None else 1)
     if spec.batching.token_budget < least:
         raise Refused(
             f"batching.tokenBudget is {spec.batching.token_budget} and a prompt's piece has at least {least} tokens; "
             f"write {least} or more"
         )
-
-
-def _cuda_graphs(options: CudaGraphOptions | None, most: int) -> dict[str, Any] | None:
-    if options is None:
-        return None
-    if options.batch_sizes is not None:
-        return {"batch_sizes": options.batch_sizes, "enable_padding": options.enable_padding}
-    return {"max_batch_size": options.max_batch_size or most, "enable_padding": options.enable_padding}

@@ -10,12 +10,12 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from tensorrt_llm_arguments import TorchLlmArgs
 
+from arctic_api.engine_options import OPTIONS_OF, EngineOptions
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_model.config import ArcticConfig
 from arctic_workers.inference.engine import Refused
 from arctic_workers.inference.engines.tensorrt_llm.arguments import check_arguments, plan_arguments
 from arctic_workers.inference.engines.tensorrt_llm.checkpoint import Format, Stored
-from arctic_workers.inference.engines.tensorrt_llm.options import OWNED, Options
 
 PUBLISHED = ArcticConfig()
 
@@ -62,25 +62,14 @@ def test_the_published_model_in_fp8_on_two_nodes_of_eight() -> None:
             "max_attention_window": None,
             "tokens_per_block": 32,
             "host_cache_size": None,
-            "enable_partial_reuse": True,
-            "copy_on_partial_reuse": True,
         },
-        "moe_config": {"backend": "CUTLASS", "max_num_tokens": None, "disable_finalize_fusion": False},
+        "moe_config": {"backend": "CUTLASS", "max_num_tokens": None},
         "cuda_graph_config": {"max_batch_size": 128, "enable_padding": True},
         "scheduler_config": {
             "capacity_scheduler_policy": "GUARANTEED_NO_EVICT",
             "context_chunking_policy": "FIRST_COME_FIRST_SERVED",
         },
         "enable_iter_perf_stats": True,
-        "attn_backend": "TRTLLM",
-        "allreduce_strategy": "AUTO",
-        "disable_overlap_scheduler": False,
-        "enable_autotuner": True,
-        "garbage_collection_gen0_threshold": 20000,
-        "batch_wait_timeout_ms": 0.0,
-        "batch_wait_timeout_iters": 0,
-        "batch_wait_max_tokens_ratio": 0.0,
-        "print_iter_log": False,
     }
 
 
@@ -91,19 +80,19 @@ def test_what_options_say_takes_the_place_of_what_is_left_out() -> None:
             "name": "tensorrt-llm",
             "options": {
                 "moe_config": {"backend": "DEEPGEMM", "max_num_tokens": 8192},
-                "cuda_graph_config": {"batch_sizes": [1, 8, 32]},
+                "cuda_graph_config": {"max_batch_size": 32, "enable_padding": False},
                 "kv_cache_config": {"tokens_per_block": 64},
                 "moe_expert_parallel_size": 4,
-                "batch_wait_timeout_ms": 2.5,
+                "batch_wait_timeout_ms": 25,
             },
         },
         quantization={"weights": "bf16"},
         attention={"window": 1024},
     )
-    assert arguments["moe_config"] == {"backend": "DEEPGEMM", "max_num_tokens": 8192, "disable_finalize_fusion": False}
-    assert arguments["cuda_graph_config"] == {"batch_sizes": [1, 8, 32], "enable_padding": True}
+    assert arguments["moe_config"] == {"backend": "DEEPGEMM", "max_num_tokens": 8192}
+    assert arguments["cuda_graph_config"] == {"max_batch_size": 32, "enable_padding": False}
     assert (arguments["moe_expert_parallel_size"], arguments["moe_tensor_parallel_size"]) == (4, 2)
-    assert arguments["batch_wait_timeout_ms"] == 2.5
+    assert arguments["batch_wait_timeout_ms"] == 25
     assert arguments["kv_cache_config"]["tokens_per_block"] == 64
     assert arguments["kv_cache_config"]["max_attention_window"] == [1024]
     assert arguments["kv_cache_config"]["dtype"] == "auto"
@@ -157,30 +146,6 @@ def test_fp8_blocks_are_never_cut() -> None:
     assert plan(holds("fp8-tensor", num_attention_heads=64, hidden_size=8192), parallelism={"tensor": 16})
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"tensor_parallel_size": 2}, "engine.options.tensor_parallel_size follows from parallelism.tensor"),
-        ({"kv_cache_config": {"dtype": "fp8"}}, "kv_cache_config.dtype follows from quantization.kvCache"),
-        ({"speculative_config": {}}, "engine.options.speculative_config is not handed to TensorRT-LLM 1.2.1"),
-        ({"moe_config": {"load_balancer": "x"}}, "of backend, disable_finalize_fusion, max_num_tokens write"),
-        ({"moe_config": {"backend": "VANILLA"}}, "engine.options.moe_config.backend is 'VANILLA': input should be"),
-        ({"print_iter_log": "yes"}, "engine.options.print_iter_log is 'yes': input should be a valid boolean"),
-        ({"cuda_graph_config": {"batch_sizes": [1], "max_batch_size": 8}}, "say the same; write one of them"),
-        ({"cuda_graph_config": {"batch_sizes": [0]}}, "cuda_graph_config.batch_sizes.0 is 0"),
-        ({"batch_wait_max_tokens_ratio": 2.0}, "batch_wait_max_tokens_ratio is 2.0"),
-    ],
-)
-def test_an_option_is_known_and_of_its_type_or_refused(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(Refused, match=sentence):
-        plan(holds(), engine={"name": "tensorrt-llm", "options": options})
-
-
-def test_no_cuda_graphs_where_they_are_switched_off() -> None:
-    options = {"name": "tensorrt-llm", "options": {"cuda_graph_config": None}}
-    assert plan(holds(), engine=options)["cuda_graph_config"] is None
-
-
 def leaves(model: type[BaseModel], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     """Every option with its type, those in groups by their path."""
     found: dict[tuple[str, ...], Any] = {}
@@ -193,17 +158,19 @@ def leaves(model: type[BaseModel], path: tuple[str, ...] = ()) -> dict[tuple[str
 
 def test_every_choice_of_an_option_is_one_of_tensorrt_llms() -> None:
     facts = leaves(TorchLlmArgs)
-    for path, kind in leaves(Options).items():
+    for path, kind in leaves(EngineOptions).items():
+        if path[0] not in OPTIONS_OF["tensorrt-llm"]:
+            continue
         assert path in facts, path
-        for choice in get_args(kind) if get_origin(kind) is Literal else ():
-            TypeAdapter(facts[path]).validate_python(choice, strict=True)
-    assert all(tuple(name.split(".")) in facts for name in OWNED)
+        for part in (kind, *get_args(kind)):
+            for choice in get_args(part) if get_origin(part) is Literal else ():
+                TypeAdapter(facts[path]).validate_python(choice, strict=True)
 
 
 def test_arguments_are_of_tensorrt_llms_types() -> None:
     """As its two neighbours have them; the installed release judges for itself at the start."""
     windows: list[dict[str, Any]] = [{}, {"window": 512}, {"ropeScaling": {"type": "yarn", "factor": 4}}]
-    graphs: list[Any] = [None, {}, {"batch_sizes": [1, 2]}, {"max_batch_size": 8}]
+    graphs: list[Any] = [None, {}, {"max_batch_size": 8}]
     stores: list[tuple[str, Format]] = [("fp8", "fp8-block"), ("fp8", "fp8-tensor"), ("bf16", "plain")]
     for attention, graph, (weights, form), tensor in itertools.product(windows, graphs, stores, (1, 8)):
         arguments = plan(
