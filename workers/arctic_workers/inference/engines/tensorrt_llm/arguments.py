@@ -34,7 +34,7 @@ WINDOWED_CHUNK = 256
 
 
 def plan_arguments(spec: ArcticInferenceSpec, stored: Stored, folder: str) -> dict[str, Any]:
-    """Say what `LLM` is made with for a checkpoint that lies in `folder`. Pure. Raises Refused."""
+    """Say what `LLM` is made with, for a checkpoint that `prepare_folder` put into `folder`. Pure. Raises Refused."""
     options = spec.engine.options or EngineOptions()
     cache, graphs = options.kv_cache_config or KvCacheOptions(), options.cuda_graph_config or CudaGraphOptions()
     served = served_config(stored, spec.attention)
