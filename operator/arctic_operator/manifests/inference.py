@@ -3,12 +3,14 @@
 import math
 
 from arctic_api.common import BaseWeights, ClaimVolume, parse_duration
-from arctic_api.world import STORE_FOLDER, InferenceGroup, Label, Ports
+from arctic_api.inference import ArcticInferenceSpec
+from arctic_api.world import LOGIN_FOLDER, STORE_FOLDER, InferenceGroup, Label, Ports
 from arctic_operator.manifests.common import (
     Manifest,
     child_metadata,
     headless_service,
     hosts,
+    login_name,
     object_labels,
 )
 from arctic_operator.manifests.worker import network_policy, worker_template
@@ -25,6 +27,11 @@ from arctic_operator.settings import Settings
 MODULE = "arctic_workers.inference"
 MARGIN_SECONDS = 10
 """What a pod gets beyond the drain timeout, to end in order."""
+
+
+def needs_login(spec: ArcticInferenceSpec) -> bool:
+    """Whether the pods of a group log in to each other: MPI starts the ranks of TensorRT-LLM over SSH."""
+    return spec.engine.name == "tensorrt-llm" and spec.parallelism.pipeline > 1
 
 
 def group_services(identity: Identity, name: str, settings: Settings) -> list[Manifest]:
@@ -53,6 +60,7 @@ def group_set(inference: Inference, revision: str, name: str, settings: Settings
     selector = _selector(identity, name)
     labels = selector | {Label.REVISION.value: revision, Label.ROLE.value: "worker"}
     claim = base.claim_name if base else None
+    login = needs_login(spec)
     template = worker_template(
         identity,
         settings,
@@ -67,6 +75,7 @@ def group_set(inference: Inference, revision: str, name: str, settings: Settings
             "metrics": ports.metrics,
             "rendezvous": ports.rendezvous,
             "http": ports.http,
+            **({"login": ports.login} if login else {}),
         },
         image=spec.engine.image,
         claims=[ClaimVolume(claim_name=claim, mount_path=STORE_FOLDER)] if claim else [],
@@ -75,6 +84,7 @@ def group_set(inference: Inference, revision: str, name: str, settings: Settings
         priority_class=spec.priority_class_name,
         template=spec.template,
         spec={},
+        secrets={login_name(identity): LOGIN_FOLDER} if login else {},
     )
     return {
         "apiVersion": "apps/v1",
@@ -112,4 +122,5 @@ def _world(inference: Inference, revision: str, name: str, base: BaseWeights | N
         group=name,
         revision=revision,
         model_folder=uri.removeprefix("file://"),
+        login_folder=LOGIN_FOLDER if needs_login(spec) else None,
     )
