@@ -1,0 +1,181 @@
+"""Two pods as the kernel knows them, for groups whose ranks are started over SSH: namespaces, and programs from Debian.
+
+Each has its own network, host name, process ids with our program as the first, mounts and a user who is nobody outside:
+a link connects them. The programs (OpenSSH's server, Open MPI 4.1 and mpi4py) lie over `/usr`, as in an image.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, InferenceGroup
+from arctic_cluster import apt, shell
+from arctic_cluster.files import fresh_partial
+from arctic_cluster.paths import cache
+
+PACKAGES = ("openssh-server", "openmpi-bin")
+MPI4PY = "mpi4py==4.1.2"
+STAND_IN = Path(__file__).with_name("tensorrt_llm_launch")
+SUPPORT = Path(__file__).parent
+USER = 65532
+NETWORK = "10.213.77"
+PASSWD = f"root:x:0:0:root:/root:/bin/sh\narctic:x:{USER}:{USER}::/tmp:/bin/sh\n"
+
+
+def programs() -> Path:
+    """Return a folder with `usr` and `site-packages`: downloaded once, 8 MB, and kept."""
+    name = hashlib.sha256(repr((PACKAGES, MPI4PY)).encode()).hexdigest()[:12]
+    final = cache() / "mpi" / name
+    if not final.exists():
+        work = fresh_partial(final)
+        archives = work / "archives"
+        (archives / "partial").mkdir(parents=True)
+        options = ("--yes", "--no-install-recommends", "--reinstall", "--download-only")
+        apt.get("install", *options, "-o", f"Dir::Cache::archives={archives}", *PACKAGES)
+        for package in archives.glob("*.deb"):
+            shell.run("dpkg-deb", "--extract", str(package), str(work))
+        if (work / "lib").is_dir():  # where /lib is a link to /usr/lib
+            shell.run("cp", "--archive", f"{work}/lib/.", f"{work}/usr/lib")
+        (work / "usr" / "bin" / "mpirun").symlink_to("orterun")  # as Debian's package does when it is set up
+        target = work / "site-packages"
+        shell.run(shell.uv(), "pip", "install", "--python", sys.executable, "--no-deps", "--target", target, MPI4PY)
+        work.rename(final)
+    return final
+
+
+class MPIPod:
+    """One pod, from its making until `end`."""
+
+    def __init__(self, index: int, group: InferenceGroup, folder: Path, environment: Mapping[str, str]) -> None:
+        """Start our program as process 1 of what is numbered `index`; its log and its files are in `folder`."""
+        self.index = index
+        self.folder = folder
+        self.group = group
+        folder.mkdir()
+        (folder / "passwd").write_text(PASSWD)
+        own = {
+            "HOME": "/home/arctic",
+            "TMPDIR": "/tmp",
+            "PATH": f"{STAND_IN / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin",
+            "PYTHONPATH": f"{STAND_IN}:{SUPPORT}:{programs() / 'site-packages'}",
+            # Debian's Open MPI looks for InfiniBand and Infinipath, which nobody has here.
+            "OMPI_MCA_mca_base_component_show_load_errors": "0",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            WORLD_VARIABLE: group.model_dump_json(by_alias=True),
+            NODE_RANK_VARIABLE: str(index),
+            **environment,
+        }
+        setting = [
+            f"mount -t overlay overlay -o lowerdir={programs()}/usr:/usr /usr",
+            f"mount --bind {folder}/passwd /etc/passwd",
+            # Empty folders of its own where a pod has them, and no more: /tmp may hold what the test made.
+            "mkdir -p /home/arctic && mount -t tmpfs -o mode=1777 tmpfs /home/arctic",
+            "mount -t tmpfs -o mode=1777 tmpfs /dev/shm",
+            "mount -t proc proc /proc",
+            f"hostname pod-{index}",
+            f"exec unshare --user --map-user={USER} --map-group={USER} {sys.executable} -m arctic_workers.inference",
+        ]
+        command = ["ip", "netns", "exec", namespace(index), "unshare", "--mount", "--uts", "--ipc", "--pid", "--fork"]
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--kill-child", "sh", "-ec", "; ".join(setting)], env=own, stdout=log, stderr=log
+            )
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def first_process(self) -> int:
+        """Our program's process id out here."""
+        (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(child)
+
+    def signal(self, number: int) -> None:
+        """Send our program a signal, as a kubelet does."""
+        os.kill(self.first_process(), number)
+
+    def processes(self) -> list[str]:
+        """The command lines in the pod."""
+        inside = os.readlink(f"/proc/{self.first_process()}/ns/pid")
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if os.readlink(process / "ns/pid") == inside:
+                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip())
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        return found
+
+    def probe(self, path: str) -> int | None:
+        """The status that a probe gets, from inside the pod."""
+        url = f"http://127.0.0.1:{self.group.ports.metrics}{path}"
+        return self._status(url)
+
+    def _status(self, url: str) -> int | None:
+        enter = ["ip", "netns", "exec", namespace(self.index)]
+        fetch = ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", "--max-time", "5", url]
+        told = subprocess.run([*enter, *fetch], capture_output=True, text=True, check=False).stdout
+        return int(told) or None
+
+    def post(self, path: str, body: str) -> str:
+        """What the leader answers."""
+        url = f"http://127.0.0.1:{self.group.ports.http}{path}"
+        enter = ["ip", "netns", "exec", namespace(self.index)]
+        fetch = ["curl", "--silent", "--max-time", "60", "--header", "Content-Type: application/json", "--data", body]
+        return subprocess.run([*enter, *fetch, url], capture_output=True, text=True, check=True).stdout
+
+    def wait(self, limit: float = 60) -> int:
+        """The exit code."""
+        return self.process.wait(limit)
+
+    def end(self) -> None:
+        """Whatever it is doing."""
+        self.process.kill()
+        self.process.wait()
+
+
+def namespace(index: int) -> str:
+    """The name of a pod's network."""
+    return f"arctic-mpi-{os.getpid()}-{index}"
+
+
+def address(index: int) -> str:
+    """The address of a pod."""
+    return f"{NETWORK}.{index + 1}"
+
+
+@contextmanager
+def network() -> Iterator[None]:
+    """Two network namespaces with a link between them, for a while."""
+
+    def ip(*words: str) -> None:
+        shell.run("ip", *words)
+
+    pods = (0, 1)
+    try:
+        for index in pods:
+            ip("netns", "add", namespace(index))
+            ip("-n", namespace(index), "link", "set", "lo", "up")
+        ip("-n", namespace(0), "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", namespace(1))
+        for index in pods:
+            ip("-n", namespace(index), "address", "add", f"{address(index)}/24", "dev", "eth0")
+            ip("-n", namespace(index), "link", "set", "eth0", "up")
+        yield
+    finally:
+        for index in pods:
+            subprocess.run(["ip", "netns", "delete", namespace(index)], check=False)
+
+
+def eventually(what: str, holds: object, limit: float = 90) -> None:
+    """Wait for something in another process."""
+    assert callable(holds)
+    deadline = time.monotonic() + limit
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)

@@ -1,0 +1,26 @@
+"""TensorRT-LLM at its boundaries, for tests without a GPU: the LLM API, and the ranks behind `trtllm-llmapi-launch`.
+
+It has the published names, signatures and ways to say no, and computes nothing: what `LLM` answers is arithmetic on the
+prompt. Where it was launched, each pass really goes through all ranks, over MPI, and a report of each rank is kept in
+`LLM.ranks`. What models are made of is in `tensorrt_llm_stand_ins`, put in its places here.
+
+Source: `tensorrt_llm/llmapi/llm.py`, `tensorrt_llm/executor/result.py`, `tensorrt_llm/sampling_params.py`,
+`tensorrt_llm/llmapi/{trtllm-llmapi-launch,mgmn_leader_node.py,mgmn_worker_node.py}`.
+"""
+
+import sys
+
+import tensorrt_llm_stand_ins
+
+__version__ = "1.2.1"
+
+_own = sys.modules[__name__]
+_for_good = tensorrt_llm_stand_ins.installed()
+_for_good.__enter__()
+sys.modules[__name__] = _own
+for _name in ("functional", "_torch"):
+    setattr(_own, _name, sys.modules[f"{__name__}.{_name}"])
+
+from tensorrt_llm.llmapi.llm import LLM, SamplingParams  # noqa: E402
+
+__all__ = ["LLM", "SamplingParams"]
