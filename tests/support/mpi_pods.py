@@ -5,12 +5,13 @@ a link connects them. The programs (OpenSSH's server, Open MPI 4.1 and mpi4py) l
 """
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, InferenceGroup
@@ -51,7 +52,7 @@ def programs() -> Path:
 class MPIPod:
     """One pod, from its making until `end`."""
 
-    def __init__(self, index: int, group: InferenceGroup, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, index: int, group: InferenceGroup, folder: Path) -> None:
         """Start our program as process 1 of what is numbered `index`; its log and its files are in `folder`."""
         self.index = index
         self.folder = folder
@@ -66,10 +67,8 @@ class MPIPod:
             # Debian's Open MPI looks for InfiniBand and Infinipath, which nobody has here.
             "OMPI_MCA_mca_base_component_show_load_errors": "0",
             "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
             WORLD_VARIABLE: group.model_dump_json(by_alias=True),
             NODE_RANK_VARIABLE: str(index),
-            **environment,
         }
         setting = [
             f"mount -t overlay overlay -o lowerdir={programs()}/usr:/usr /usr",
@@ -100,37 +99,43 @@ class MPIPod:
         """Send our program a signal, as a kubelet does."""
         os.kill(self.first_process(), number)
 
-    def processes(self) -> list[str]:
-        """The command lines in the pod."""
+    def processes(self, words: str) -> list[int]:
+        """The ids out here of the pod's processes whose command lines have `words` in them."""
         inside = os.readlink(f"/proc/{self.first_process()}/ns/pid")
         found = []
         for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if os.readlink(process / "ns/pid") == inside:
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip())
-            except (FileNotFoundError, ProcessLookupError):
-                continue
+            with suppress(FileNotFoundError, ProcessLookupError):
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if words in command and os.readlink(process / "ns/pid") == inside:
+                    found.append(int(process.name))
         return found
+
+    def cut_off(self) -> None:
+        """Take its network away without a word."""
+        shell.run("ip", "-n", namespace(self.index), "link", "set", "eth0", "down")
+
+    @property
+    def report(self) -> dict[str, str]:
+        """Its termination message."""
+        content: dict[str, str] = json.loads(Path(self.group.termination_message).read_text())
+        return content
 
     def probe(self, path: str) -> int | None:
         """The status that a probe gets, from inside the pod."""
         url = f"http://127.0.0.1:{self.group.ports.metrics}{path}"
-        return self._status(url)
-
-    def _status(self, url: str) -> int | None:
-        enter = ["ip", "netns", "exec", namespace(self.index)]
-        fetch = ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", "--max-time", "5", url]
-        told = subprocess.run([*enter, *fetch], capture_output=True, text=True, check=False).stdout
+        told = self._curl("--output", "/dev/null", "--write-out", "%{http_code}", "--max-time", "5", url)
         return int(told) or None
 
     def post(self, path: str, body: str) -> str:
         """What the leader answers."""
         url = f"http://127.0.0.1:{self.group.ports.http}{path}"
-        enter = ["ip", "netns", "exec", namespace(self.index)]
-        fetch = ["curl", "--silent", "--max-time", "60", "--header", "Content-Type: application/json", "--data", body]
-        return subprocess.run([*enter, *fetch, url], capture_output=True, text=True, check=True).stdout
+        return self._curl("--max-time", "60", "--header", "Content-Type: application/json", "--data", body, url)
 
-    def wait(self, limit: float = 60) -> int:
+    def _curl(self, *words: str) -> str:
+        command = ["ip", "netns", "exec", namespace(self.index), "curl", "--silent", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+    def wait(self, limit: float = 120) -> int:
         """The exit code."""
         return self.process.wait(limit)
 
@@ -172,7 +177,7 @@ def network() -> Iterator[None]:
             subprocess.run(["ip", "netns", "delete", namespace(index)], check=False)
 
 
-def eventually(what: str, holds: object, limit: float = 90) -> None:
+def eventually(what: str, holds: object, limit: float = 300) -> None:
     """Wait for something in another process."""
     assert callable(holds)
     deadline = time.monotonic() + limit

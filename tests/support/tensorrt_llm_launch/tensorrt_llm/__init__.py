@@ -1,8 +1,8 @@
 """TensorRT-LLM at its boundaries, for tests without a GPU: the LLM API, and the ranks behind `trtllm-llmapi-launch`.
 
 It has the published names, signatures and ways to say no, and computes nothing: what `LLM` answers is arithmetic on the
-prompt. Where it was launched, each pass really goes through all ranks, over MPI, and a report of each rank is kept in
-`LLM.ranks`. What models are made of is in `tensorrt_llm_stand_ins`, put in its places here.
+prompt. Where it was launched, each pass really goes through all ranks, over MPI, and what each rank tells of itself is
+printed as a line that begins with RANKS. What models are made of is in `tensorrt_llm_stand_ins`, which is put in place.
 
 Source: `tensorrt_llm/llmapi/llm.py`, `tensorrt_llm/executor/result.py`, `tensorrt_llm/sampling_params.py`,
 `tensorrt_llm/llmapi/{trtllm-llmapi-launch,mgmn_leader_node.py,mgmn_worker_node.py}`.

@@ -1,7 +1,9 @@
 """The LLM API: see the package."""
 
 import asyncio
+import json
 import os
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -121,6 +123,7 @@ class LLM:
             key = bytes.fromhex(os.environ["TLLM_SPAWN_PROXY_PROCESS_IPC_HMAC_KEY"])
             self._session = _connected((host, int(port)), key)
             self.ranks = self._ask("load", model)
+            print("RANKS", json.dumps(self.ranks), file=sys.stderr, flush=True)
             assert len(self.ranks) == kwargs["tensor_parallel_size"] * kwargs["pipeline_parallel_size"]
 
     def _ask(self, task: str, argument: Any) -> Any:

@@ -128,7 +128,7 @@ class TensorRTEngine:
             if answer is not None and not finished:
                 answer.abort()
         if not finished:
-            raise EngineError("TensorRT-LLM ended an answer without a reason")
+            raise EngineError("TensorRT-LLM ended an answer without saying why")
 
     async def _pass(self) -> None:
         """Send a real pass of one token through all ranks. Raises EngineError."""
@@ -210,7 +210,9 @@ def new_outputs(completion: Any, count: int, sampling: Sampling) -> Sequence[Out
     if reason == "stop" and isinstance(stopped_by, int) and (not tokens or tokens[-1] != stopped_by):
         tokens.append(stopped_by)  # cut off after all
     outputs = [_output(token, completion, count + index, sampling) for index, token in enumerate(tokens)]
-    if reason is not None and outputs:
+    if reason is not None:
+        if not outputs:
+            raise EngineError(f"TensorRT-LLM ended an answer without a token ({reason})")
         last = outputs[-1]
         outputs[-1] = Output(last.token, last.logprob, last.top, reason)
     return outputs
