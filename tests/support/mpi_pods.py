@@ -7,6 +7,7 @@ a link connects them. The programs (OpenSSH's server, Open MPI 4.1 and mpi4py) l
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,8 +24,10 @@ PACKAGES = ("openssh-server", "openmpi-bin")
 MPI4PY = "mpi4py==4.1.2"
 STAND_IN = Path(__file__).with_name("tensorrt_llm_launch")
 SUPPORT = Path(__file__).parent
+MULTIARCH = f"{os.uname().machine}-linux-gnu"
 USER = 65532
 NETWORK = "10.213.77"
+_C_LIBRARY = ("libc.so", "libm.so", "libdl.so", "libpthread.so", "librt.so", "libutil.so", "libresolv.so")
 PASSWD = f"root:x:0:0:root:/root:/bin/sh\narctic:x:{USER}:{USER}::/tmp:/bin/sh\n"
 
 
@@ -41,12 +44,31 @@ def programs() -> Path:
         for package in archives.glob("*.deb"):
             shell.run("dpkg-deb", "--extract", str(package), str(work))
         if (work / "lib").is_dir():  # where /lib is a link to /usr/lib
-            shell.run("cp", "--archive", f"{work}/lib/.", f"{work}/usr/lib")
+            shutil.copytree(work / "lib", work / "usr" / "lib", symlinks=True, dirs_exist_ok=True)
+            shutil.rmtree(work / "lib")
         (work / "usr" / "bin" / "mpirun").symlink_to("orterun")  # as Debian's package does when it is set up
+        shutil.rmtree(work / "usr" / "lib" / MULTIARCH / "hwloc")  # ways to draw, with X11 and XML behind them
+        _copy_libraries(work / "usr", work / "lib")
         target = work / "site-packages"
         shell.run(shell.uv(), "pip", "install", "--python", sys.executable, "--no-deps", "--target", target, MPI4PY)
         work.rename(final)
     return final
+
+
+def _copy_libraries(tree: Path, target: Path) -> None:
+    """Copy what else programs in `tree` are linked with here, but for the C library: an image may lack it."""
+    target.mkdir()
+    own = {"LD_LIBRARY_PATH": ":".join(library_folders(tree))}
+    for program in ("sbin/sshd", "bin/ssh", "bin/orterun", "bin/orted"):
+        for line in shell.run("ldd", tree / program, env=os.environ | own).splitlines():
+            name, arrow, path = [*line.split(), "", ""][:3]
+            if arrow == "=>" and not path.startswith(str(tree)) and not name.startswith(_C_LIBRARY):
+                shutil.copy(path, target / name)
+
+
+def library_folders(usr: Path | str) -> list[str]:
+    """Where the programs' libraries are under what stands for /usr."""
+    return [f"{usr}/lib/{MULTIARCH}", f"{usr}/lib/{MULTIARCH}/openmpi/lib"]
 
 
 class MPIPod:
@@ -100,13 +122,13 @@ class MPIPod:
         os.kill(self.first_process(), number)
 
     def processes(self, words: str) -> list[int]:
-        """The ids out here of the pod's processes whose command lines have `words` in them."""
+        """The ids out here of the pod's processes whose command lines begin with `words`."""
         inside = os.readlink(f"/proc/{self.first_process()}/ns/pid")
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(FileNotFoundError, ProcessLookupError):
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if words in command and os.readlink(process / "ns/pid") == inside:
+                if command.startswith(words) and os.readlink(process / "ns/pid") == inside:
                     found.append(int(process.name))
         return found
 

@@ -6,6 +6,7 @@ What is shown is the launch and the ends of a group, on machines without a GPU; 
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,12 +118,12 @@ def test_ranks_run_in_their_pods_and_the_group_answers_and_ends_in_order(start: 
 
 
 def kill_rank(pods: list[MPIPod]) -> None:
-    (rank,) = pods[1].processes("-m tensorrt_llm.llmapi.mgmn_worker_node")
+    (rank,) = pods[1].processes("python3 -m tensorrt_llm.llmapi.mgmn_worker_node")
     os.kill(rank, signal.SIGKILL)
 
 
 def kill_leader(pods: list[MPIPod]) -> None:
-    told = pods[0].processes(" -m arctic_workers.inference")
+    told = pods[0].processes(f"{sys.executable} -m arctic_workers.inference")
     (leader,) = [process for process in told if b"ARCTIC_TENSORRT_LLM_LEADER=" in environment_of(process)]
     os.kill(leader, signal.SIGKILL)
 
