@@ -27,7 +27,7 @@ GREEDY = Sampling(max_tokens=4, temperature=0.0)
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module of the LLM API, in the place of the published one, without what models are made of."""
     package = types.ModuleType("tensorrt_llm")
-    package.__path__ = [str(STAND_IN / "tensorrt_llm")]
+    package.__path__ = [str(STAND_IN / "parts")]
     monkeypatch.setitem(sys.modules, "tensorrt_llm", package)
     llm = importlib.import_module("tensorrt_llm.llmapi.llm")
     vars(package).update(LLM=llm.LLM, SamplingParams=llm.SamplingParams, __version__="1.2.1")
