@@ -18,6 +18,7 @@ from tiny_model import save_tiny_model
 from arctic_api import API_VERSION
 from arctic_api.world import Ports
 from arctic_cluster import Cluster
+from arctic_cluster.image import STABLE
 from arctic_cluster.paths import CORPUS
 
 pytestmark = pytest.mark.timeout(1200)
@@ -66,7 +67,8 @@ def manifest(programs: str) -> dict[str, Any]:
         "metadata": {"name": NAME},
         "spec": {
             "model": {"uri": f"file://{programs}/model"},
-            "engine": {"name": "tensorrt-llm"},
+            # Not the default image of that engine, which is nowhere here.
+            "engine": {"name": "tensorrt-llm", "image": STABLE},
             "quantization": {"weights": "bf16", "kvCache": "bf16"},
             "parallelism": {"tensor": 2, "pipeline": 2},
             "rollout": {"drainTimeout": "20s"},

@@ -26,7 +26,7 @@ from arctic_workers.inference.pod import Pod
 
 log = logging.getLogger(__name__)
 
-PROGRAMS = {"ssh": "openssh-client", "mpirun": "Open MPI 4.1", "trtllm-llmapi-launch": "TensorRT-LLM 1.2.1"}
+PROGRAMS = {"mpirun": "Open MPI 4.1", "trtllm-llmapi-launch": "TensorRT-LLM 1.2.1"}
 """What starts the ranks, and what brings it."""
 MEETING = 1800.0
 """Seconds to wait for the later pods: those of a group may be scheduled, and images pulled, at different times."""
@@ -37,6 +37,7 @@ ENDING = 20.0
 GOODBYE = 5.0
 """Seconds that later pods get to hang up once they have heard that the group ends."""
 _RETRY = 1.0
+_LOOK = 0.5
 _POLL = 0.2
 
 
@@ -63,6 +64,7 @@ class FirstPod(Commands):
         for program, package in PROGRAMS.items():
             find_program(program, package)
         if group.login_folder is not None:
+            find_program("ssh", "openssh-client")
             write_login(place, group, group.login_folder)
         try:
             # The leader listens on the same ports, so these are given up before it starts.
@@ -128,7 +130,7 @@ class FirstPod(Commands):
                     raise EngineError(f"the leader did not start within {STARTING:.0f} s of mpirun; see the log")
             ranks.ask(int(stopping) + self._pod.stop.now.is_set())
             self._tell("ready" if self._answers() else "waiting")
-            time.sleep(_POLL)
+            time.sleep(_LOOK)
         self._conclude(ranks)
 
     def _conclude(self, ranks: Ranks) -> None:

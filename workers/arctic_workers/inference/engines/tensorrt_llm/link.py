@@ -37,8 +37,9 @@ class Link:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        for name, follow in (("link", self._follow), ("complaints", self._complain)):
-            threading.Thread(target=follow, name=name, daemon=True).start()
+        self._threads = [threading.Thread(target=follow, daemon=True) for follow in (self._follow, self._complain)]
+        for thread in self._threads:
+            thread.start()
 
     def tell(self, word: FromFirst) -> None:
         """Say a word; a line that is no more is `lost`, and says so by itself."""
@@ -52,6 +53,12 @@ class Link:
         self.lost.wait(patience)
         self._process.kill()
         self._process.wait()
+        for thread in self._threads:
+            thread.join()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert stream is not None
+            with suppress(OSError):  # what could not be said to one that is gone
+                stream.close()
 
     def _follow(self) -> None:
         assert self._process.stdout is not None
