@@ -22,8 +22,14 @@ NODE_RANK_VARIABLE = "ARCTIC_NODE_RANK"
 
 TERMINATION_MESSAGE = "/dev/termination-log"
 TLS_FOLDER = "/etc/arctic/tls"
+LOGIN_FOLDER = "/etc/arctic/login"
+"""Where the key is mounted with which the pods of a group log in to each other, if their engine needs that."""
 STORE_FOLDER = "/var/lib/arctic/store"
 """Where the checkpoint claim is mounted."""
+
+
+LOGIN_KEY = "id_ed25519"
+"""File of the private key in `LOGIN_FOLDER`; the public one's has `.pub` added."""
 
 
 class ExitCode(IntEnum):
@@ -72,6 +78,8 @@ class Ports(Resource):
     """torch.distributed."""
     http: int = 8000
     """OpenAI-compatible API, inference leaders only."""
+    login: int = 2222
+    """SSH among the pods of a group whose engine runs over MPI."""
 
 
 class Mount(Resource):
@@ -145,6 +153,8 @@ class InferenceGroup(_World):
     revision: str
     model_folder: str
     """Folder of the weights in the Hugging Face layout; `hf://` URIs stay as they are."""
+    login_folder: str | None = None
+    """Folder with the group's `LOGIN_KEY`; None where its pods have no need of it."""
 
     @property
     def served_name(self) -> str:

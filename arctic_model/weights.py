@@ -26,6 +26,8 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+# What is written and not read: quantised weights, for engines that take them so.
+_WRITTEN_NAMES = {**_DTYPE_NAMES, fp8.DTYPE: "F8_E4M3"}
 
 
 class CheckpointError(ValueError):
@@ -288,7 +290,7 @@ def _write_shard(path: Path, entries: Sequence[TensorEntry], fetch: Callable[[st
     offset = 0
     for entry in entries:
         offsets = [offset, offset + entry.nbytes]
-        header[entry.name] = {"dtype": _DTYPE_NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
+        header[entry.name] = {"dtype": _WRITTEN_NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
         offset += entry.nbytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)

@@ -1,4 +1,4 @@
-"""Keeps the certificates where they belong: the authority in the operator's namespace, a Secret beside each object."""
+"""Keeps keys where they belong: the authority in the operator's namespace, Secrets beside each object."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -15,7 +15,8 @@ from arctic_operator.certificates import (
     server_secret,
 )
 from arctic_operator.cluster import ApiError, Cluster, secret_data, secret_manifest
-from arctic_operator.manifests.common import child_metadata, tls_name
+from arctic_operator.logins import is_login, new_login
+from arctic_operator.manifests.common import child_metadata, login_name, tls_name
 from arctic_operator.observed import Identity
 from arctic_operator.settings import Settings
 
@@ -33,7 +34,7 @@ class Keys:
         self._authority: Authority | None = None
         self._authority_checked: datetime | None = None
         self._client: ClientTLS | None = None
-        self._checked: dict[str, tuple[datetime, bytes]] = {}
+        self._checked: dict[str, tuple[datetime, bytes, bool]] = {}
 
     async def client(self) -> ClientTLS:
         """Return what the operator proves itself with."""
@@ -44,18 +45,31 @@ class Keys:
         assert self._client is not None
         return self._client
 
-    async def ensure(self, identity: Identity, *, look: bool) -> None:
-        """See to an object's Secret. It is looked at now and then, whenever the authority changes, and on `look`."""
+    async def ensure(self, identity: Identity, *, look: bool, login: bool) -> None:
+        """See to an object's Secrets, with `login` to that of its pods' logins too.
+
+        They are looked at now and then, whenever the authority changes, and on `look`.
+        """
         authority, now = await self._current(), self._clock()
         checked = self._checked.get(identity.uid)
-        if not look and checked and checked[1] == authority.bundle and now - checked[0] < CHECK_EVERY:
+        if not look and checked and checked[1:] == (authority.bundle, login) and now - checked[0] < CHECK_EVERY:
             return
         name = tls_name(identity)
         known = await self._cluster.get("Secret", identity.namespace, name)
         if known is None or _is_due(secret_data(known), authority, now):
             data = server_secret(authority, identity.name, identity.namespace, now)
             await self._cluster.apply(secret_manifest(child_metadata(identity, name), data), identity.uid, known)
-        self._checked[identity.uid] = (now, authority.bundle)
+        if login:
+            await self._ensure_login(identity)
+        self._checked[identity.uid] = (now, authority.bundle, login)
+
+    async def _ensure_login(self, identity: Identity) -> None:
+        """Made once: pods of one group that had different keys could not meet. What is damaged is made anew."""
+        name = login_name(identity)
+        known = await self._cluster.get("Secret", identity.namespace, name)
+        if known is None or not is_login(secret_data(known)):
+            manifest = secret_manifest(child_metadata(identity, name), new_login())
+            await self._cluster.apply(manifest, identity.uid, known)
 
     def forget(self, uid: str) -> None:
         """Forget an object that is gone."""

@@ -16,6 +16,7 @@ from arctic_operator.cluster import NAMESPACE_ENDS, ApiError, Cluster, Events, O
 from arctic_operator.control import CommandError, Followers
 from arctic_operator.keys import Keys
 from arctic_operator.live import Live, TrainingObservation
+from arctic_operator.manifests.inference import needs_login
 from arctic_operator.metrics import (
     CHILD_WRITES,
     QUEUE_DEPTH,
@@ -233,7 +234,8 @@ class Reconciler:
             self.observer.forget_unwatched(identity.uid)
         try:
             if plan.create or plan.apply or plan.follow:
-                await self._keys.ensure(identity, look=look)
+                login = isinstance(subject, Inference) and needs_login(subject.spec)
+                await self._keys.ensure(identity, look=look, login=login)
             for manifest in plan.apply:
                 await self._apply(manifest, identity)
             for manifest in plan.create:

@@ -175,7 +175,19 @@ BEYOND: dict[str, dict[str, Changes]] = {
     ".engine.cacheClaim": {"": {"spec.engine.cacheClaim": "cache"}},
 }
 """What breaks the rule about a field, for one engine or for all (the empty name)."""
-OPTIONS: dict[str, Any] = {"enforce_eager": True, "block_size": 16}
+OPTIONS: dict[str, Any] = {
+    "enforce_eager": True,
+    "block_size": 16,
+    "moe_expert_parallel_size": 2,
+    "moe_config": {"backend": "DEEPGEMM"},
+    "cuda_graph_config": {"max_batch_size": 8},
+    "kv_cache_config": {"tokens_per_block": 64},
+    "scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
+    "attn_backend": "FLASHINFER",
+    "allreduce_strategy": "NCCL",
+    "disable_overlap_scheduler": True,
+    "batch_wait_timeout_ms": 5,
+}
 """A right value of each option of an engine."""
 
 

@@ -61,6 +61,11 @@ def tls_name(identity: Identity) -> str:
     return f"{base_name(identity)}-tls"
 
 
+def login_name(identity: Identity) -> str:
+    """Return the name of the Secret with the key by which the pods of a group log in to each other."""
+    return f"{base_name(identity)}-login"
+
+
 def leaders_name(identity: Identity) -> str:
     """Return the name of the headless Service of the ready leaders."""
     return f"{base_name(identity)}-leaders"

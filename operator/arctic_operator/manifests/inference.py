@@ -4,12 +4,14 @@ import math
 from functools import partial
 
 from arctic_api.common import BaseWeights, ClaimVolume, parse_duration
-from arctic_api.world import STORE_FOLDER, InferenceGroup, Label, Ports
+from arctic_api.inference import ArcticInferenceSpec
+from arctic_api.world import LOGIN_FOLDER, STORE_FOLDER, InferenceGroup, Label, Ports
 from arctic_operator.manifests.common import (
     Manifest,
     child_metadata,
     headless_service,
     hosts,
+    login_name,
     object_labels,
 )
 from arctic_operator.manifests.nim import SIDECAR_RESOURCES, nim_template
@@ -27,6 +29,11 @@ from arctic_operator.settings import Settings
 MODULE = "arctic_workers.inference"
 MARGIN_SECONDS = 10
 """What a pod gets beyond the drain timeout, to end in order."""
+
+
+def needs_login(spec: ArcticInferenceSpec) -> bool:
+    """Whether the pods of a group log in to each other: MPI starts the ranks of TensorRT-LLM over SSH."""
+    return spec.engine.name == "tensorrt-llm" and spec.parallelism.pipeline > 1
 
 
 def group_services(identity: Identity, name: str, settings: Settings) -> list[Manifest]:
@@ -104,12 +111,16 @@ def _template(
         resources = SIDECAR_RESOURCES
         worker = build(ports=control, image=None, claims=(), resources=resources, template=pod_alone)
         return nim_template(worker, group, spec, settings)
+    login = needs_login(spec)
     return build(
-        ports=control | {"rendezvous": ports.rendezvous, "http": ports.http},
+        ports=control
+        | {"rendezvous": ports.rendezvous, "http": ports.http}
+        | ({"login": ports.login} if login else {}),
         image=spec.engine.image,
         claims=[ClaimVolume(claim_name=claim, mount_path=STORE_FOLDER)] if claim else [],
         resources=spec.resources,
         template=spec.template,
+        secrets={login_name(identity): LOGIN_FOLDER} if login else {},
     )
 
 
@@ -125,4 +136,5 @@ def _world(inference: Inference, revision: str, name: str, base: BaseWeights | N
         group=name,
         revision=revision,
         model_folder=uri.removeprefix("file://"),
+        login_folder=LOGIN_FOLDER if needs_login(spec) else None,
     )

@@ -40,13 +40,18 @@ def worker_template(
     priority_class: str | None,
     template: WorkerTemplate | None,
     spec: Mapping[str, Any],
+    secrets: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Return a pod template that meets the restricted Pod Security standard.
 
     `engine` is what an inference group runs, `selector` names the pods of the same world, of which a node takes one,
-    and `spec` is added to the pod's specification.
+    and `spec` is added to the pod's specification. `secrets` says which Secrets, by name, are mounted whole in which
+    folders, besides the certificates.
     """
     template = template or WorkerTemplate()
+    folders = {"tls": (tls_name(identity), TLS_FOLDER)} | {
+        f"secret-{index}": pair for index, pair in enumerate((secrets or {}).items())
+    }
     defaults = settings.engines.get(engine, EngineDefaults()) if engine else EngineDefaults()
     volumes = [*settings.worker_volumes, *defaults.volumes, *claims, *(template.volumes or ())]
     mounted = {claim.mount_path: claim for claim in volumes}
@@ -73,7 +78,7 @@ def worker_template(
         "securityContext": CONTAINER_SECURITY,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
-            {"name": "tls", "mountPath": TLS_FOLDER, "readOnly": True},
+            *({"name": name, "mountPath": folder, "readOnly": True} for name, (_, folder) in folders.items()),
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  the container's own
             {"name": "home", "mountPath": HOME},
             {"name": "tmp", "mountPath": TEMPORARY},
@@ -98,7 +103,10 @@ def worker_template(
             **({"priorityClassName": priority_class} if priority_class else {}),
             "containers": [container],
             "volumes": [
-                {"name": "tls", "secret": {"secretName": tls_name(identity), "defaultMode": 0o440}},
+                *(
+                    {"name": name, "secret": {"secretName": secret, "defaultMode": 0o440}}
+                    for name, (secret, _) in folders.items()
+                ),
                 {"name": "shm", "emptyDir": {"medium": "Memory"}},
                 {"name": "home", "emptyDir": {}},
                 {"name": "tmp", "emptyDir": {}},

@@ -290,6 +290,22 @@ async def test_children_that_are_not_watched_are_put_back(operator, monkeypatch,
     assert {"tiny-0a1b2-gateway", "tiny-0a1b2-tls"} <= names
 
 
+async def test_the_key_of_pods_that_log_in_to_each_other_is_made_once_and_for_those_alone(operator, monkeypatch):
+    place = ("Secret", "team", "tiny-0a1b2-login")
+    key = operator.add("ArcticInference")
+    await operator.reconcile(key)
+    assert place not in operator.server.objects
+    operator.add("ArcticInference", generation=2, engine={"name": "tensorrt-llm"})
+    await operator.reconcile(key)
+    made = operator.server.objects[place]
+    monkeypatch.setattr(reconcile, "LOOK_EVERY", 0)
+    await operator.reconcile(key)
+    assert operator.server.objects[place] is made
+    operator.server.put(made | {"data": {}})
+    await operator.reconcile(key)
+    assert set(operator.server.objects[place]["data"]) == set(made["data"])
+
+
 async def test_nothing_of_a_service_that_is_gone_is_kept_in_memory(operator, build):
     key = operator.add("ArcticInference")
     await operator.reconcile(key)
