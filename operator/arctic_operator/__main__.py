@@ -13,11 +13,12 @@ import uvloop
 
 from arctic_api import training
 from arctic_operator.cache import CUSTOM_KINDS, Cache, Key, key_of
-from arctic_operator.cluster import ApiError, Cluster, connect
+from arctic_operator.cluster import NO_LEADER_WORKER_SETS, ApiError, Cluster, connect
 from arctic_operator.handlers import build_registry, kopf_settings
 from arctic_operator.health import Health, Heartbeat
 from arctic_operator.lease import Lease
 from arctic_operator.metrics import OBJECTS, WATCH_EVENTS
+from arctic_operator.observed import LEADER_WORKER_SET
 from arctic_operator.reconcile import Reconciler
 from arctic_operator.settings import Settings, SettingsError
 from arctic_operator.workqueue import WorkQueue
@@ -27,6 +28,7 @@ log = logging.getLogger("arctic_operator")
 WATCHER_TASK = "watcher for "
 """How kopf names the tasks that watch."""
 LOOK_SECONDS = 2.0
+LOOK_FOR_KIND_SECONDS = 15.0
 STOP_SECONDS = 5.0
 """Time that the watches get to end; what they hold is not worth waiting for."""
 RECURSION_LIMIT = 21_000
@@ -51,11 +53,15 @@ class Operator:
         """Run until told to stop by a signal; what fails for good ends the process."""
         port = await self._health.start()
         log.info("probes and metrics on port %d", port)
-        await self._until_served()
+        await self._until_served(*CUSTOM_KINDS, every=LOOK_SECONDS)
+        settings = self._settings
+        missing = settings.leader_worker_sets and not await self._serves(LEADER_WORKER_SET)
+        if missing:
+            settings = settings.model_copy(update={"leader_worker_sets": False})
         stop, ready = asyncio.Event(), asyncio.Event()
         watching = kopf.operator(
-            registry=build_registry(self._settings, self._on_event),
-            settings=kopf_settings(self._settings),
+            registry=build_registry(settings, self._on_event),
+            settings=kopf_settings(settings),
             standalone=True,
             clusterwide=not self._settings.watch_namespaces,
             namespaces=self._settings.watch_namespaces,
@@ -67,6 +73,7 @@ class Operator:
             asyncio.create_task(self._lead(ready, stop), name="leading"),
             asyncio.create_task(self._heartbeat.run(), name="heartbeat"),
             asyncio.create_task(stop.wait(), name="stopping"),
+            *([asyncio.create_task(self._await_leader_worker_sets(), name="missing a kind")] if missing else []),
         ]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -89,16 +96,32 @@ class Operator:
         self._health.ready = True
         await self._lease.lead(self._reconciler.run)
 
-    async def _until_served(self) -> None:
-        """Wait for the resource definitions: kopf looks for them once, at its start."""
+    async def _serves(self, *kinds: str) -> bool:
+        """Return whether the API server serves kinds, once it answers. kopf looks for them once, at its start."""
         while True:
             try:
-                if await self._cluster.serves_custom_resources():
-                    return
-                log.info("waiting for the CustomResourceDefinitions")
+                return await self._cluster.serves(*kinds)
             except ApiError as error:
                 log.warning("waiting for the API server: %s", error)
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _until_served(self, *kinds: str, every: float) -> None:
+        """Wait for the definitions of kinds."""
+        while True:
+            if await self._serves(*kinds):
+                return
+            log.info("waiting for the CustomResourceDefinitions of %s", " and ".join(kinds))
+            await asyncio.sleep(every)
+
+    async def _await_leader_worker_sets(self) -> None:
+        """Return, which ends the process, when there is one kind more to watch: it is started again, and does.
+
+        Until then all else goes on, and the status of a service that needs a group says what is missing.
+        """
+        if self._settings.inference_groups == LEADER_WORKER_SET:
+            log.warning("%s; everything else goes on", NO_LEADER_WORKER_SETS)
+        await self._until_served(LEADER_WORKER_SET, every=LOOK_FOR_KIND_SECONDS)
+        log.info("the cluster serves LeaderWorkerSets now: ending, to watch them when started again")
 
     def _on_event(self, kind: str, manifest: dict[str, Any]) -> None:
         """Take what a watch shows: keep it, and look at the object that it belongs to."""

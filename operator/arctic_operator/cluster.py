@@ -17,7 +17,7 @@ from arctic_api import API_VERSION, inference, training
 from arctic_api.world import Label, uid5
 from arctic_operator.cache import Listing, version_of
 from arctic_operator.cache import Manifest as Manifest
-from arctic_operator.observed import Identity
+from arctic_operator.observed import LEADER_WORKER_SET, STATEFUL_SET, Identity
 from arctic_operator.plan.actions import Delete, Event, Mark
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ RESOURCES = {
     training.KIND: Resource(API_VERSION, training.PLURAL),
     inference.KIND: Resource(API_VERSION, inference.PLURAL),
     "Job": Resource("batch/v1", "jobs"),
-    "StatefulSet": Resource("apps/v1", "statefulsets"),
+    STATEFUL_SET: Resource("apps/v1", "statefulsets"),
+    LEADER_WORKER_SET: Resource("leaderworkerset.x-k8s.io/v1", "leaderworkersets"),
     "Deployment": Resource("apps/v1", "deployments"),
     "Pod": Resource("v1", "pods"),
     "Service": Resource("v1", "services"),
@@ -53,11 +54,14 @@ RESOURCES = {
     "Event": Resource("events.k8s.io/v1", "events"),
 }
 CHILD_KINDS = ("Job", "StatefulSet", "Deployment", "Pod", "Service", "NetworkPolicy", "PodDisruptionBudget")
-"""Children that are watched. Secrets and ConfigMaps are written by name and never listed."""
+"""Children that are always watched. Secrets and ConfigMaps are written by name and never listed."""
 
 
 NAMESPACE_ENDS = "NamespaceTerminating"
 """Reason of a refusal that nobody needs to hear of: all objects of the namespace are about to go."""
+
+WEBHOOK_AWAY = "failed calling webhook"
+"""In the sentence of a refusal that stays until somebody sees to the webhook, though its code is a server's fault."""
 
 POD_REFUSED, POD_MADE = "FailedCreate", "SuccessfulCreate"
 """Reasons of the events in which a controller tells of an object's pods."""
@@ -73,9 +77,24 @@ class ApiError(Exception):
         self.reason = reason
         self.message = message
 
+    @property
+    def kind_unknown(self) -> bool:
+        """Whether nothing is served at that path: of an object or namespace that is missing the API says so itself."""
+        return self.code == 404 and not self.reason
+
 
 class OwnedByAnotherError(Exception):
     """An object of the wanted name is there and belongs to someone else."""
+
+
+class NotServedError(Exception):
+    """The API server does not know the kind of an object that is to be made."""
+
+
+NO_LEADER_WORKER_SETS = (
+    "the cluster serves no LeaderWorkerSets (leaderworkerset.x-k8s.io/v1), of which inference groups are to be made: "
+    "install LeaderWorkerSet, or set inference.groups to StatefulSet in the chart's values"
+)
 
 
 def yaml_text(body: Mapping[str, Any]) -> str:
@@ -139,16 +158,18 @@ class Cluster:
         answer: Manifest = json.loads(text) if text else {}
         return answer
 
-    async def serves_custom_resources(self) -> bool:
-        """Whether the CustomResourceDefinitions are there and established."""
-        try:
-            found = await self.request("GET", f"/apis/{API_VERSION}")
-        except ApiError as error:
-            if error.code == 404:
+    async def serves(self, *kinds: str) -> bool:
+        """Whether the definitions of custom kinds are there and established."""
+        for api_version, plural in map(RESOURCES.__getitem__, kinds):
+            try:
+                found = await self.request("GET", f"/apis/{api_version}")
+            except ApiError as error:
+                if error.code == 404:
+                    return False
+                raise
+            if plural not in {resource["name"] for resource in found["resources"]}:
                 return False
-            raise
-        served = {resource["name"] for resource in found["resources"]}
-        return {training.PLURAL, inference.PLURAL} <= served
+        return True
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """Return an object, None if there is none."""
@@ -160,9 +181,15 @@ class Cluster:
             raise
 
     async def list_children(self, kind: str, namespace: str, owner: str) -> Listing:
-        """Return the objects that carry an owner's uid, as the API server has them now."""
+        """Return the objects that carry an owner's uid, as the API server has them now; none of an unknown kind."""
         query = {"labelSelector": f"{Label.MANAGED}=true,{Label.UID}={owner}"}
-        return _listing(kind, await self.request("GET", _path(kind, namespace), query=query))
+        try:
+            return _listing(kind, await self.request("GET", _path(kind, namespace), query=query))
+        except ApiError as error:
+            if not error.kind_unknown:
+                raise
+            # Older than anything: what was seen of them is not taken for gone by an API server that only starts.
+            return Listing([], 0)
 
     async def list_nodes(self) -> Listing:
         """Return all nodes."""
@@ -205,13 +232,15 @@ class Cluster:
         return await self.request("PATCH", path, body=manifest, query=query, content=APPLY)
 
     async def create(self, manifest: Manifest) -> Manifest | None:
-        """Create an object; None if one of that name is there already."""
+        """Create an object; None if one of that name is there already, NotServedError if there is no such kind."""
         path = _path(manifest["kind"], manifest["metadata"]["namespace"])
         try:
             return await self.request("POST", path, body=manifest, query={"fieldManager": FIELD_MANAGER})
         except ApiError as error:
             if error.code == 409 and error.reason == "AlreadyExists":
                 return None
+            if error.kind_unknown and manifest["kind"] == LEADER_WORKER_SET:
+                raise NotServedError(NO_LEADER_WORKER_SETS) from error
             raise
 
     async def replace(self, manifest: Manifest) -> Manifest:

@@ -9,6 +9,7 @@ import kopf
 from arctic_api.world import Label
 from arctic_operator.cache import CUSTOM_KINDS
 from arctic_operator.cluster import CHILD_KINDS, RESOURCES
+from arctic_operator.observed import LEADER_WORKER_SET
 from arctic_operator.settings import Settings
 
 Watcher = Callable[[str, dict[str, Any]], None]
@@ -32,7 +33,8 @@ class EndlessBackoff:
 def watched(settings: Settings) -> dict[str, tuple[str, str, str]]:
     """Return group, version and plural of each watched kind."""
     kinds = {}
-    for kind in (*CUSTOM_KINDS, *CHILD_KINDS, "Lease"):
+    asked = (LEADER_WORKER_SET,) if settings.leader_worker_sets else ()
+    for kind in (*CUSTOM_KINDS, *CHILD_KINDS, *asked, "Lease"):
         group, _, version = RESOURCES[kind].api_version.rpartition("/")
         kinds[kind] = (group, version, RESOURCES[kind].plural)
     return kinds | ({"Node": NODES} if settings.read_nodes else {})

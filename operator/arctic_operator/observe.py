@@ -18,6 +18,8 @@ from arctic_operator.live import Live
 from arctic_operator.manifests.common import revision_of
 from arctic_operator.observed import (
     INVALID_SPEC,
+    LEADER_WORKER_SET,
+    STATEFUL_SET,
     Identity,
     Inference,
     InferenceSeen,
@@ -27,13 +29,13 @@ from arctic_operator.observed import (
     TrainingSeen,
     Trouble,
     exported_by,
+    group_set_of,
     identity_of,
     job_of,
     lack_of,
     node_of,
     pod_of,
     read_status,
-    stateful_set_of,
 )
 
 TRAINING_REVISION = (
@@ -46,12 +48,13 @@ INFERENCE_REVISION = (
     *("priorityClassName", "resources", "template"),
 )
 """What a group is made of."""
+GROUP_KINDS = (STATEFUL_SET, LEADER_WORKER_SET)
 LOOKED_AT = {
     training_api.KIND: ("Job", "Service", "NetworkPolicy"),
-    inference_api.KIND: ("StatefulSet", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"),
+    inference_api.KIND: (*GROUP_KINDS, "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"),
 }
 """Kinds of children besides pods, which both have."""
-REDUCED = frozenset({"Job", "StatefulSet", "Pod"})
+REDUCED = frozenset({"Job", "Pod", *GROUP_KINDS})
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ Subject = Training | Inference | Invalid
 class Observer:
     """Reads the cache, and fills it from the API server on demand."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, *, read_nodes: bool) -> None:
+    def __init__(self, cluster: Cluster, cache: Cache, *, read_nodes: bool, leader_worker_sets: bool = False) -> None:
         self._cluster, self._cache, self._read_nodes = cluster, cache, read_nodes
+        self._forbidden = () if leader_worker_sets else (LEADER_WORKER_SET,)
         self._read: dict[str, tuple[int, ArcticTrainingSpec | ArcticInferenceSpec | str]] = {}
 
     async def look(self, key: Key) -> None:
@@ -85,7 +89,8 @@ class Observer:
             return
         self._cache.put(manifest)
         uid = manifest["metadata"]["uid"]
-        await asyncio.gather(*(self._look_at_children(kind, key.namespace, uid) for kind in LOOKED_AT[key.kind]))
+        kinds = [kind for kind in LOOKED_AT[key.kind] if kind not in self._forbidden]
+        await asyncio.gather(*(self._look_at_children(kind, key.namespace, uid) for kind in kinds))
         # How a Job ended is judged by pods that are not older; again, if the watch has shown a newer Job meanwhile.
         for _ in range(2):
             pods_as_of = await self._look_at_children("Pod", key.namespace, uid)
@@ -181,7 +186,7 @@ class Observer:
     ) -> InferenceSeen:
         """Return all that is known about a service."""
         uid = inference.identity.uid
-        groups = [stateful_set_of(child) for child in self._owned(uid, "StatefulSet")]
+        groups = [group_set_of(child) for kind in GROUP_KINDS for child in self._owned(uid, kind)]
         known = {group.name: seen for group in groups if (seen := live(group.name))}
         named = inference.spec.model.training
         base, lack = self._base(inference.identity.namespace, named, inference.status.weights, keep=False)

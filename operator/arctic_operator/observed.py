@@ -24,7 +24,9 @@ WEIGHTS_ANNOTATION = "arctic.dev/weights"
 WORKER_CONTAINER = "worker"
 """The container of ours in a worker's pod, whose exit code says how the worker ended."""
 POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
+"""A pod's ordinal in its StatefulSet: the node rank in a LeaderWorkerSet too, which numbers workers from 1."""
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
+STATEFUL_SET, LEADER_WORKER_SET = "StatefulSet", "LeaderWorkerSet"
 INVALID_SPEC = "InvalidSpec"
 """State, and reason of the conditions, of an object whose specification can't be carried out."""
 
@@ -85,9 +87,10 @@ class Job:
 
 
 @dataclass(frozen=True)
-class StatefulSet:
-    """The StatefulSet of one inference group."""
+class GroupSet:
+    """What holds the pods of one inference group: a StatefulSet or a LeaderWorkerSet, as `kind` says."""
 
+    kind: str
     name: str
     uid: str
     generation: int
@@ -101,6 +104,20 @@ class StatefulSet:
     """Folder of the exported weights that it was made with."""
     deleting: bool = False
     draining_since: datetime | None = None
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """Names of the StatefulSets that make the pods for a LeaderWorkerSet: the leader's, then the workers'."""
+        return (self.name, f"{self.name}-0")[: self.size] if self.kind == LEADER_WORKER_SET else ()
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The controller that has made an object."""
+
+    kind: str
+    name: str
+    uid: str
 
 
 @dataclass(frozen=True)
@@ -122,6 +139,7 @@ class Pod:
     created: datetime
     attempt: int | None = None
     group: str | None = None
+    owner: Owner | None = None
     node: str = ""
     ip: str = ""
     ready_since: datetime | None = None
@@ -179,7 +197,7 @@ class TrainingSeen:
 class InferenceSeen:
     """Everything that is known about one inference at one moment. `live` is by group name."""
 
-    groups: Sequence[StatefulSet] = ()
+    groups: Sequence[GroupSet] = ()
     pods: Sequence[Pod] = ()
     nodes: Mapping[str, Node] | None = None
     live: Mapping[str, Live] = field(default_factory=dict)
@@ -253,16 +271,17 @@ def job_of(manifest: Manifest) -> Job:
     )
 
 
-def stateful_set_of(manifest: Manifest) -> StatefulSet:
-    """Reduce a StatefulSet."""
-    metadata = manifest["metadata"]
+def group_set_of(manifest: Manifest) -> GroupSet:
+    """Reduce the StatefulSet or LeaderWorkerSet of a group."""
+    kind, metadata, spec = manifest["kind"], manifest["metadata"], manifest["spec"]
     annotations = metadata.get("annotations", {})
-    return StatefulSet(
+    return GroupSet(
+        kind=kind,
         name=metadata["name"],
         uid=metadata["uid"],
         generation=int(annotations.get(GENERATION_ANNOTATION, 0)),
         revision=metadata["labels"][Label.REVISION],
-        size=manifest["spec"]["replicas"],
+        size=spec["leaderWorkerTemplate"]["size"] if kind == LEADER_WORKER_SET else spec["replicas"],
         specification=annotations.get(REVISION_ANNOTATION, ""),
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
         deleting="deletionTimestamp" in metadata,
@@ -292,6 +311,7 @@ def pod_of(manifest: Manifest) -> Pod:
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
         attempt=int(labels[Label.ATTEMPT]) if Label.ATTEMPT in labels else None,
         group=labels.get(Label.GROUP),
+        owner=_controller(metadata),
         node=manifest.get("spec", {}).get("nodeName", ""),
         ip=status.get("podIP", ""),
         ready_since=parse_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
@@ -327,6 +347,13 @@ def _mishap(container: Manifest) -> Trouble | None:
         lines = [line.strip() for line in ended.get("message", "").splitlines() if line.strip()]
         told.append(f"{name} exited with code {code}{f': {lines[-1]}' if lines else ''}")
     return Trouble(held or ended.get("reason") or "Error", "; ".join(told))
+
+
+def _controller(metadata: Manifest) -> Owner | None:
+    for reference in metadata.get("ownerReferences") or ():
+        if reference.get("controller"):
+            return Owner(reference["kind"], reference["name"], reference["uid"])
+    return None
 
 
 def _delete_requested(metadata: Manifest) -> datetime | None:

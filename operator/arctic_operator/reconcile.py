@@ -12,7 +12,15 @@ from arctic_api.common import Condition
 from arctic_api.training import ArcticTrainingStatus
 from arctic_operator.cache import Cache, Key, Manifest
 from arctic_operator.certificates import DamagedPEM, server_name
-from arctic_operator.cluster import NAMESPACE_ENDS, ApiError, Cluster, Events, OwnedByAnotherError
+from arctic_operator.cluster import (
+    NAMESPACE_ENDS,
+    WEBHOOK_AWAY,
+    ApiError,
+    Cluster,
+    Events,
+    NotServedError,
+    OwnedByAnotherError,
+)
 from arctic_operator.control import CommandError, Followers
 from arctic_operator.keys import Keys
 from arctic_operator.live import Live, TrainingObservation
@@ -26,7 +34,7 @@ from arctic_operator.metrics import (
     STATUS_WRITES,
 )
 from arctic_operator.observe import Observer, Subject
-from arctic_operator.observed import Identity, Inference, Training
+from arctic_operator.observed import STATEFUL_SET, GroupSet, Identity, Inference, Job, Training
 from arctic_operator.plan import inference_status, training_status
 from arctic_operator.plan.actions import Follow, Plan, sooner
 from arctic_operator.plan.conditions import Conditions, events_between
@@ -48,15 +56,19 @@ PROGRESS_EVERY = 10.0
 PROGRESS_RATE = 20.0
 """Most writes of progress a second, over all objects."""
 PROGRESS_FIELDS = training_status.PROGRESS_FIELDS | inference_status.PROGRESS_FIELDS
-REFUSALS = (ApiError, OwnedByAnotherError, DamagedPEM)
+REFUSALS = (ApiError, OwnedByAnotherError, NotServedError, DamagedPEM)
+
+
+ADMIT = "change what refuses them, or the manifest: they are made once they are admitted"
+NOT_MADE = "LeaderWorkerSet's controller has not made their StatefulSet: see that it runs, and what its log says"
 
 
 class PlanningError(Exception):
     """A fault of ours: planning has failed on what is observed of an object."""
 
 
-FAILURES = {PlanningError: "InternalError", DamagedPEM: "DamagedSecret"}
-"""Reasons of what has nothing to do with a child."""
+FAILURES = {PlanningError: "InternalError", DamagedPEM: "DamagedSecret", NotServedError: "NoLeaderWorkerSets"}
+"""Reasons of what has nothing to do with one child."""
 
 
 class Bucket:
@@ -94,7 +106,9 @@ class Reconciler:
 
     def __init__(self, cluster: Cluster, cache: Cache, queue: WorkQueue[Key], settings: Settings) -> None:
         self._cluster, self._cache, self._queue, self._settings = cluster, cache, queue, settings
-        self.observer = Observer(cluster, cache, read_nodes=settings.read_nodes)
+        self.observer = Observer(
+            cluster, cache, read_nodes=settings.read_nodes, leader_worker_sets=settings.leader_worker_sets
+        )
         self._keys = Keys(cluster, settings, _now)
         self._events = Events(cluster, settings.pod_name)
         self._followers = Followers(self._on_live_change)
@@ -295,7 +309,7 @@ class Reconciler:
     async def _ask(self, key: Key, plan: Plan, memory: _Memory) -> None:
         """Read why children have too few pods; what is news is planned with at once."""
         try:
-            told = {child.name: await self._cluster.refusal(key.namespace, child.uid) for child in plan.short}
+            told = {child.name: await self._refusal(key.namespace, child) for child in plan.short}
         except ApiError as error:
             log.warning("%s %s/%s: why pods are missing can't be read: %s", *key, error)
             return
@@ -303,6 +317,17 @@ class Reconciler:
         if refusals != memory.refusals:
             memory.refusals = refusals
             self._queue.add(key)
+
+    async def _refusal(self, namespace: str, child: Job | GroupSet) -> str:
+        """Return why a child has too few pods; a LeaderWorkerSet's are made by StatefulSets that nobody watches."""
+        makers = child.makers if isinstance(child, GroupSet) else ()
+        sets = [made for name in makers if (made := await self._cluster.get(STATEFUL_SET, namespace, name))]
+        uids = [made["metadata"]["uid"] for made in sets] if makers else [child.uid]
+        refusals = [await self._cluster.refusal(namespace, uid) for uid in uids]
+        refused = next(filter(None, refusals), "")
+        if refused:
+            return f"{refused} ({ADMIT})"
+        return NOT_MADE if len(sets) < len(makers) else ""
 
     async def _write_status(
         self, key: Key, subject: Subject, plan: Plan, memory: _Memory, failure: Exception | None
@@ -391,13 +416,18 @@ def _ordered(value: Any) -> Any:
 
 def with_failure(status: Manifest, failure: Exception, subject: Subject, now: datetime) -> Manifest:
     """Return a status that tells why an object can't be planned or a child can't be made."""
-    if isinstance(failure, ApiError) and (failure.code in (0, 429) or failure.code >= 500 or is_expected(failure)):
+    if isinstance(failure, ApiError) and (is_passing(failure) or is_expected(failure)):
         return status
     conditions = Conditions(subject.status.conditions, subject.generation, now)
     conditions.set("Degraded", True, FAILURES.get(type(failure), "FailedCreate"), str(failure))
     degraded = conditions.all()[0].wire()
     others = [condition for condition in status.get("conditions", ()) if condition["type"] != "Degraded"]
     return status | {"conditions": [*others, degraded]}
+
+
+def is_passing(failure: ApiError) -> bool:
+    """Whether the API server itself is away or busy, which is nothing that an object's owner could mend."""
+    return failure.code in (0, 429) or (failure.code >= 500 and WEBHOOK_AWAY not in failure.message)
 
 
 def is_expected(failure: Exception) -> bool:

@@ -69,6 +69,10 @@ class Settings(BaseModel):
     """What differs for the workers of an engine, by its name."""
     gateway_image: Annotated[str, Field(min_length=1)]
     """Image of the gateways."""
+    inference_groups: Literal["StatefulSet", "LeaderWorkerSet"] = "StatefulSet"
+    """Kind that new inference groups are made as; those that run stay what they are."""
+    leader_worker_sets: bool = False
+    """Whether LeaderWorkerSets may be read and written: to make groups of them, and for as long as there are some."""
     cluster_domain: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] = "cluster.local"
     """Domain of the cluster's DNS: gateways resolve whole names, without a search list."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
@@ -105,4 +109,9 @@ class Settings(BaseModel):
             raise SettingsError("the operator's environment is wrong:\n  " + "\n  ".join(lines)) from error
         if parse_duration(settings.lease_renew) * 2 > parse_duration(settings.lease_duration):
             raise SettingsError("ARCTIC_LEASE_RENEW must be at most half of ARCTIC_LEASE_DURATION")
+        if settings.inference_groups == "LeaderWorkerSet" and not settings.leader_worker_sets:
+            raise SettingsError(
+                "ARCTIC_LEADER_WORKER_SETS must be true where ARCTIC_INFERENCE_GROUPS is LeaderWorkerSet: "
+                "give the operator the rights to them, as the chart does"
+            )
         return settings

@@ -48,6 +48,12 @@ runAsGroup: 65532
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
+{{/* Whether the operator may read and write LeaderWorkerSets: where groups are made of them, and where the cluster serves them,
+     since groups that were made of them go on when others are to be StatefulSets again. */}}
+{{- define "arctic.leaderWorkerSets" -}}
+{{- if or (eq .Values.inference.groups "LeaderWorkerSet") (.Capabilities.APIVersions.Has "leaderworkerset.x-k8s.io/v1") }}true{{ end }}
+{{- end }}
+
 {{/* Whether Prometheus' kinds are served and wanted. */}}
 {{- define "arctic.monitoring" -}}
 {{- if and .Values.monitoring.enabled (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1") }}true{{ end }}

@@ -17,8 +17,11 @@ Manifest = dict[str, Any]
 WORKER_USER = 65532
 OPERATOR_LABELS = {"app.kubernetes.io/name": "arctic-operator"}
 
-MAX_GROUP_NAME = 52
-"""A StatefulSet's pods carry its name and ten more characters in a label, which ends at 63."""
+MAX_GROUP_NAME = 50
+"""A StatefulSet's pods carry its name and eleven more characters in a label, which ends at 63.
+
+A LeaderWorkerSet's workers are of one whose name has two more than the group's.
+"""
 
 POD_SECURITY: Manifest = {
     "runAsNonRoot": True,
@@ -46,7 +49,7 @@ def attempt_name(identity: Identity, attempt: int) -> str:
 
 
 def group_name(identity: Identity, revision: str, index: int) -> str:
-    """Return the name of a group's StatefulSet, Service, NetworkPolicy and PodDisruptionBudget; long names are cut."""
+    """Return the name of a group's set, Service, NetworkPolicy and PodDisruptionBudget; long names are cut."""
     suffix = f"-{uid5(identity.uid)}-{revision}-g{index}"
     return identity.name[: MAX_GROUP_NAME - len(suffix)].rstrip("-") + suffix
 

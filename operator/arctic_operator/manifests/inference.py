@@ -1,6 +1,10 @@
-"""The children of one inference group: a StatefulSet, its headless Service, NetworkPolicy and PodDisruptionBudget."""
+"""The children of one inference group: what holds its pods, headless Service, NetworkPolicy and PodDisruptionBudget.
+
+Pods are held by a StatefulSet, or by a LeaderWorkerSet (leaderworkerset.x-k8s.io/v1) of one replica.
+"""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 
 from arctic_api.common import BaseWeights, ClaimVolume, parse_duration
@@ -18,6 +22,7 @@ from arctic_operator.manifests.nim import SIDECAR_RESOURCES, nim_template
 from arctic_operator.manifests.worker import network_policy, worker_template
 from arctic_operator.observed import (
     GENERATION_ANNOTATION,
+    LEADER_WORKER_SET,
     POD_INDEX_LABEL,
     REVISION_ANNOTATION,
     WEIGHTS_ANNOTATION,
@@ -36,12 +41,15 @@ def needs_login(spec: ArcticInferenceSpec) -> bool:
     return spec.engine.name == "tensorrt-llm" and spec.parallelism.pipeline > 1
 
 
-def group_services(identity: Identity, name: str, settings: Settings) -> list[Manifest]:
-    """Return what stands beside a group's StatefulSet for as long as it lives."""
+def group_services(identity: Identity, name: str, kind: str, settings: Settings) -> list[Manifest]:
+    """Return what stands beside a group's set of that kind for as long as it lives.
+
+    A LeaderWorkerSet's controller makes the headless Service itself, under the same name.
+    """
     ports, selector = Ports(), _selector(identity, name)
     gateway = {Label.UID.value: identity.uid, Label.ROLE.value: "gateway"}
     return [
-        headless_service(identity, name, selector, ports.rendezvous),
+        *([] if kind == LEADER_WORKER_SET else [headless_service(identity, name, selector, ports.rendezvous)]),
         network_policy(identity, name, settings, selector, {ports.http: gateway}),
         {
             "apiVersion": "policy/v1",
@@ -56,15 +64,21 @@ def _selector(identity: Identity, name: str) -> dict[str, str]:
     return {Label.UID.value: identity.uid, Label.GROUP.value: name}
 
 
-def group_set(inference: Inference, revision: str, name: str, settings: Settings, base: BaseWeights | None) -> Manifest:
-    """Return a group's StatefulSet, made once and never changed."""
-    identity, spec = inference.identity, inference.spec
+def group_manifest(
+    inference: Inference, revision: str, name: str, settings: Settings, base: BaseWeights | None
+) -> Manifest:
+    """Return a group's set, of the kind that the settings ask for; made once and never changed."""
+    identity, kind, size = inference.identity, settings.inference_groups, inference.spec.parallelism.pipeline
     selector = _selector(identity, name)
     labels = selector | {Label.REVISION.value: revision, Label.ROLE.value: "worker"}
-    template = _template(inference, _world(inference, revision, name, base), labels, settings, base)
+    template = _template(inference, _world(inference, revision, name, kind, base), labels, settings, base)
+    if kind == LEADER_WORKER_SET:
+        api_version, body = "leaderworkerset.x-k8s.io/v1", _leader_worker_set(size, template)
+    else:
+        api_version, body = "apps/v1", _stateful_set(name, size, selector, template)
     return {
-        "apiVersion": "apps/v1",
-        "kind": "StatefulSet",
+        "apiVersion": api_version,
+        "kind": kind,
         "metadata": child_metadata(
             identity,
             name,
@@ -75,14 +89,7 @@ def group_set(inference: Inference, revision: str, name: str, settings: Settings
                 WEIGHTS_ANNOTATION: base.folder if base else "",
             },
         ),
-        "spec": {
-            "replicas": spec.parallelism.pipeline,
-            "serviceName": name,
-            "podManagementPolicy": "Parallel",
-            "updateStrategy": {"type": "OnDelete"},
-            "selector": {"matchLabels": selector},
-            "template": template,
-        },
+        "spec": body,
     }
 
 
@@ -124,14 +131,52 @@ def _template(
     )
 
 
-def _world(inference: Inference, revision: str, name: str, base: BaseWeights | None) -> InferenceGroup:
+def _stateful_set(name: str, size: int, selector: Mapping[str, str], template: Manifest) -> Manifest:
+    return {
+        "replicas": size,
+        "serviceName": name,
+        "podManagementPolicy": "Parallel",
+        "updateStrategy": {"type": "OnDelete"},
+        "selector": {"matchLabels": dict(selector)},
+        "template": template,
+    }
+
+
+def _leader_worker_set(size: int, template: Manifest) -> Manifest:
+    """Return the specification of one group, of which its controller decides as little as it lets us choose.
+
+    Workers end as one and the operator remakes what is held back: RecreateGroupOnPodRestart would replace the pods of a
+    group at its first exit, and with them what they have said. The partition keeps every update off the one replica:
+    the controller takes a specification that a newer release of it writes otherwise for an update.
+    """
+    return {
+        "replicas": 1,
+        "startupPolicy": "LeaderCreated",
+        "networkConfig": {"subdomainPolicy": "Shared"},
+        "rolloutStrategy": {
+            "type": "RollingUpdate",
+            "rollingUpdateConfiguration": {"partition": 1, "maxUnavailable": 1, "maxSurge": 0},
+        },
+        "leaderWorkerTemplate": {"size": size, "restartPolicy": "None", "workerTemplate": template},
+    }
+
+
+def _hosts(name: str, namespace: str, kind: str, size: int) -> list[str]:
+    """Return the address of each pod by pipeline rank: a LeaderWorkerSet names workers after the leader."""
+    if kind != LEADER_WORKER_SET:
+        return hosts(name, namespace, size)
+    pods = [f"{name}-0", *(f"{name}-0-{rank}" for rank in range(1, size))]
+    return [f"{pod}.{name}.{namespace}.svc" for pod in pods]
+
+
+def _world(inference: Inference, revision: str, name: str, kind: str, base: BaseWeights | None) -> InferenceGroup:
     identity, spec = inference.identity, inference.spec
     uri = base.folder if base else spec.model.uri or ""
     return InferenceGroup(
         namespace=identity.namespace,
         name=identity.name,
         uid=identity.uid,
-        hosts=hosts(name, identity.namespace, spec.parallelism.pipeline),
+        hosts=_hosts(name, identity.namespace, kind, spec.parallelism.pipeline),
         spec=spec,
         group=name,
         revision=revision,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from arctic_operator.manifests.common import Manifest
-from arctic_operator.observed import Job, StatefulSet
+from arctic_operator.observed import GroupSet, Job
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Plan:
     """All streams that should be open for this object."""
     status: dict[str, Any] | None = None
     """The whole status; None leaves it alone."""
-    short: tuple[Job | StatefulSet, ...] = ()
+    short: tuple[Job | GroupSet, ...] = ()
     """Children that have too few pods for too long: why must be asked for."""
     requeue_after: float | None = None
     """Seconds after which to look again even if nothing happens."""

@@ -92,8 +92,7 @@ def refusal_of(name: str, refusals: Mapping[str, str]) -> Trouble | None:
     """Return what keeps a child from making its pods: a quota, a LimitRange, a webhook."""
     if name not in refusals:
         return None
-    advice = "change what refuses them, or the manifest: they are made once they are admitted"
-    return Trouble("PodsNotCreated", f"{name} can't make its pods: {refusals[name]} ({advice})")
+    return Trouble("PodsNotCreated", f"{name} can't make its pods: {refusals[name]}")
 
 
 def trouble_of(pods: Sequence[Pod]) -> Trouble | None:

@@ -9,15 +9,15 @@ from arctic_api.world import ExitCode, Label, Ports
 from arctic_operator.live import InferenceObservation
 from arctic_operator.manifests.common import group_index, group_name, revision_of
 from arctic_operator.manifests.gateway import gateway_children
-from arctic_operator.manifests.inference import group_services, group_set
+from arctic_operator.manifests.inference import group_manifest, group_services
 from arctic_operator.observed import (
     DRAINING_ANNOTATION,
     GENERATION_ANNOTATION,
     REVISION_ANNOTATION,
+    GroupSet,
     Inference,
     InferenceSeen,
     Pod,
-    StatefulSet,
     Trouble,
     format_time,
 )
@@ -39,7 +39,7 @@ class Group:
 
     name: str
     index: int
-    set: StatefulSet
+    set: GroupSet
     pods: tuple[Pod, ...]
     fresh: bool
     """Of the wanted revision, on nodes that may keep it."""
@@ -75,7 +75,7 @@ def wanted_revision(inference: Inference, seen: InferenceSeen) -> str:
     return revision_of({"spec": inference.revision, "weights": seen.base.folder if seen.base else ""})
 
 
-def _agrees(group: StatefulSet, inference: Inference, seen: InferenceSeen) -> bool:
+def _agrees(group: GroupSet, inference: Inference, seen: InferenceSeen) -> bool:
     """Whether a group is what the specification asks for: nothing has been edited, or nothing that it is made of."""
     if group.generation != inference.generation and group.specification != inference.revision:
         return False
@@ -89,27 +89,27 @@ def _stamps(inference: Inference, seen: InferenceSeen) -> Iterable[Mark]:
     for group in seen.groups:
         known = {REVISION_ANNOTATION: group.specification, GENERATION_ANNOTATION: str(group.generation)}
         if not group.deleting and known != wanted and _agrees(group, inference, seen):
-            yield Mark("StatefulSet", inference.identity.namespace, group.name, group.uid, annotations=wanted)
+            yield Mark(group.kind, inference.identity.namespace, group.name, group.uid, annotations=wanted)
 
 
 def groups_of(seen: InferenceSeen, revision: str, now: datetime) -> list[Group]:
     """Return the groups that exist and are not being deleted, oldest first."""
     nodes = seen.nodes or {}
     groups = []
-    for stateful_set in seen.groups:
-        if stateful_set.deleting:
+    for group_set in seen.groups:
+        if group_set.deleting:
             continue
-        pods = tuple(pod for pod in seen.pods if pod.group == stateful_set.name)
+        pods = tuple(pod for pod in seen.pods if pod.group == group_set.name)
         cordoned = any(pod.node in nodes and nodes[pod.node].unschedulable for pod in pods)
         ready = [pod.ready_since for pod in pods if pod.ready_since and pod.delete_requested is None]
-        whole = len(ready) == len(pods) == stateful_set.size
+        whole = len(ready) == len(pods) == group_set.size
         groups.append(
             Group(
-                name=stateful_set.name,
-                index=group_index(stateful_set.name),
-                set=stateful_set,
+                name=group_set.name,
+                index=group_index(group_set.name),
+                set=group_set,
                 pods=pods,
-                fresh=stateful_set.revision == revision and not cordoned,
+                fresh=group_set.revision == revision and not cordoned,
                 lost=any(unreachable(pod, seen.nodes, now) for pod in pods),
                 ready_since=max(ready) if whole else None,
             )
@@ -186,13 +186,14 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
     gone = [group for group in groups if group.draining and _is_idle(group, inference, seen, now)]
     removed = [*moves.remove, *gone]
     staying = [group for group in groups if group not in removed]
-    names = [group.name for group in staying]
+    kinds = {group.name: group.set.kind for group in staying} | dict.fromkeys(made, settings.inference_groups)
+    left = tuple(_left_behind(seen, identity.namespace)) if settings.leader_worker_sets else ()
     return Plan(
         apply=(
             *gateway_children(identity, spec, settings),
-            *(child for name in (*names, *made) for child in group_services(identity, name, settings)),
+            *(child for name, kind in kinds.items() for child in group_services(identity, name, kind, settings)),
         ),
-        create=tuple(group_set(inference, revision, name, settings, seen.base) for name in made),
+        create=tuple(group_manifest(inference, revision, name, settings, seen.base) for name in made),
         mark=(
             *_stamps(inference, seen),
             *(mark for group in groups for mark in _marks(group, identity.namespace, group in moves.drain, now)),
@@ -201,13 +202,14 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
         delete=(
             *(_delete_set(group, identity.namespace) for group in removed),
             *_orphans(seen),
+            *left,
             *_crashed(staying, identity.namespace, now),
         ),
         follow=tuple(follow for group in staying for follow in _follow(group)),
         short=tuple(g.set for g in staying if lacks_pods(g.set.created, g.pods, g.set.size, now)),
         status=inference_status(inference, seen, groups, revision, desired, waiting, now),
         requeue_after=sooner(_next_look(groups, now), until_unreachable(seen.pods, seen.nodes, now)),
-        needs_fresh=bool(made) or any(group.lost for group in groups),
+        needs_fresh=bool(made or left) or any(group.lost for group in groups),
     )
 
 
@@ -226,7 +228,7 @@ def _waiting(inference: Inference, seen: InferenceSeen) -> Trouble | None:
 
 
 def _delete_set(group: Group, namespace: str) -> Delete:
-    return Delete("StatefulSet", namespace, group.name, group.set.uid)
+    return Delete(group.set.kind, namespace, group.name, group.set.uid)
 
 
 def _leader(group: Group) -> Pod | None:
@@ -238,7 +240,7 @@ def _marks(group: Group, namespace: str, begins: bool, now: datetime) -> Iterabl
     leader = _leader(group)
     if begins:
         since = {DRAINING_ANNOTATION: format_time(now)}
-        yield Mark("StatefulSet", namespace, group.name, group.set.uid, annotations=since)
+        yield Mark(group.set.kind, namespace, group.name, group.set.uid, annotations=since)
     if leader and leader.routed and (begins or group.draining or group.lost):
         yield Mark("Pod", namespace, leader.name, leader.uid, labels={Label.ROUTING: "off"})
 
@@ -288,6 +290,17 @@ def _orphans(seen: InferenceSeen) -> Iterable[Delete]:
         group = metadata.get("labels", {}).get(Label.GROUP)
         if group and group not in names:
             yield Delete(child["kind"], metadata["namespace"], metadata["name"], metadata["uid"])
+
+
+def _left_behind(seen: InferenceSeen, namespace: str) -> Iterable[Delete]:
+    """What still makes workers for a LeaderWorkerSet that is gone.
+
+    It belongs to the leader's pod: it would end after that one only, and never while that one's node is unreachable.
+    """
+    names = {group.name for group in seen.groups}
+    alive = (pod for pod in seen.pods if pod.group not in names and pod.delete_requested is None)
+    for owner in dict.fromkeys(pod.owner for pod in alive if pod.owner and pod.owner.name != pod.group):
+        yield Delete(owner.kind, namespace, owner.name, owner.uid)
 
 
 def _follow(group: Group) -> Iterable[Follow]:

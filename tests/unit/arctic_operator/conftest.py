@@ -12,7 +12,7 @@ from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus
 from arctic_api.world import Label, Report
 from arctic_operator.cache import Cache, Key, Listing
 from arctic_operator.cluster import Cluster
-from arctic_operator.observed import Identity, Inference, Pod, Training, job_of, pod_of, read_status, stateful_set_of
+from arctic_operator.observed import Identity, Inference, Pod, Training, group_set_of, job_of, pod_of, read_status
 from arctic_operator.reconcile import Reconciler
 from arctic_operator.settings import Settings
 from arctic_operator.workqueue import WorkQueue
@@ -74,9 +74,14 @@ class Build:
     def seconds(self, count: float) -> datetime:
         return START + timedelta(seconds=count)
 
+    @property
+    def lws_settings(self) -> Settings:
+        """Settings that ask for LeaderWorkerSets."""
+        return self.settings.model_copy(update={"inference_groups": "LeaderWorkerSet", "leader_worker_sets": True})
+
     job_of = staticmethod(job_of)
     pod_of = staticmethod(pod_of)
-    stateful_set_of = staticmethod(stateful_set_of)
+    group_set_of = staticmethod(group_set_of)
 
 
 @pytest.fixture(scope="session")
@@ -213,3 +218,9 @@ class Operator:
 @pytest.fixture
 def operator(build: Build) -> Operator:
     return Operator(build.settings)
+
+
+@pytest.fixture
+def operator_with() -> type[Operator]:
+    """Makes an operator with other settings."""
+    return Operator

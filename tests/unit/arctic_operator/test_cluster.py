@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arctic_operator.cluster import Cluster, yaml_text
+from arctic_operator.cluster import ApiError, Cluster, NotServedError, yaml_text
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -63,3 +63,32 @@ async def test_a_refusal_is_over_when_a_pod_was_made_after_it(made: str, told: s
         said("FailedCreate", "no quota", "2026-01-01T00:00:10Z"),
     )
     assert await server.refusal("team", "job-1") == told
+
+
+class Answers(Cluster):
+    """An API server that refuses everything in the same way."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        self.error = ApiError(code, reason, "404 page not found")
+
+    async def request(self, *_, **__):
+        raise self.error
+
+
+GROUP = {"kind": "LeaderWorkerSet", "metadata": {"namespace": "team", "name": "tiny-g0"}}
+
+
+async def test_a_kind_that_is_not_served_is_told_with_what_to_do_and_has_no_objects() -> None:
+    server = Answers(404, "")
+    with pytest.raises(NotServedError, match=r"install LeaderWorkerSet, or set inference\.groups to StatefulSet"):
+        await server.create(GROUP)
+    listing = await server.list_children("LeaderWorkerSet", "team", "owner")
+    assert (listing.items, listing.version) == ([], 0), "nothing that was seen is older than that"
+    assert not await server.serves("LeaderWorkerSet")
+
+
+async def test_a_namespace_that_is_gone_is_no_kind_that_is_not_served() -> None:
+    server = Answers(404, "NotFound")
+    for call in (server.create(GROUP), server.list_children("LeaderWorkerSet", "team", "owner")):
+        with pytest.raises(ApiError):
+            await call

@@ -1,17 +1,19 @@
 """What all worker pods have in common, whatever made them."""
 
+import copy
+
 import pytest
 
 from arctic_api.common import BaseWeights
 from arctic_api.rules import RESERVED_FOLDERS
 from arctic_api.world import InferenceGroup, TrainingWorld
-from arctic_operator.manifests.inference import group_services, group_set
+from arctic_operator.manifests.inference import group_manifest, group_services
 from arctic_operator.manifests.training import attempt_job, attempt_services
 
 ENVIRONMENT = {"environment": [{"name": "DEBUG", "value": "1"}]}
 
 
-@pytest.fixture(params=["training", "inference"])
+@pytest.fixture(params=["training", "inference", "inference of LeaderWorkerSets"])
 def children(build, request):
     template = ENVIRONMENT | {
         "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "rack"}]}},
@@ -23,13 +25,15 @@ def children(build, request):
         job = attempt_job(training, 1, build.settings, None, 0.0)
         return job, attempt_services(training.identity, 1, build.settings)
     inference = build.inference(template=template)
-    group = group_set(inference, "abc123", "tiny-g0", build.settings, None)
-    return group, group_services(inference.identity, "tiny-g0", build.settings)
+    settings = build.settings if request.param == "inference" else build.lws_settings
+    group = group_manifest(inference, "abc123", "tiny-g0", settings, None)
+    return group, group_services(inference.identity, "tiny-g0", group["kind"], build.settings)
 
 
 @pytest.fixture
 def pod(children):
-    return children[0]["spec"]["template"]
+    spec = children[0]["spec"]
+    return spec["leaderWorkerTemplate"]["workerTemplate"] if "leaderWorkerTemplate" in spec else spec["template"]
 
 
 def test_pods_meet_the_restricted_standard(pod):
@@ -92,7 +96,12 @@ def test_a_world_is_closed_to_strangers(build, children):
 
 
 def test_pods_have_names_before_they_are_ready(children):
-    (service,) = [child for child in children[1] if child["kind"] == "Service"]
+    world, beside = children
+    services = [child for child in beside if child["kind"] == "Service"]
+    if world["kind"] == "LeaderWorkerSet":
+        assert services == [], "its controller makes one of that name, and leaves one that is there alone"
+        return
+    (service,) = services
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"]
 
@@ -102,6 +111,48 @@ def test_the_world_document_reads_back_as_it_was_written(pod):
     (text,) = [item["value"] for item in container["env"] if item["name"] == "ARCTIC_WORLD"]
     model = TrainingWorld if '"ArcticTraining"' in text else InferenceGroup
     assert model.model_validate_json(text).model_dump_json(by_alias=True) == text
+
+
+def test_a_leader_worker_set_is_one_group_that_its_controller_never_updates_or_restarts(build):
+    inference = build.inference(parallelism={"pipeline": 3})
+    plain = group_manifest(inference, "abc123", "tiny-g0", build.settings, None)
+    group = group_manifest(inference, "abc123", "tiny-g0", build.lws_settings, None)
+    template = group["spec"]["leaderWorkerTemplate"].pop("workerTemplate")
+    assert group == {
+        "apiVersion": "leaderworkerset.x-k8s.io/v1",
+        "kind": "LeaderWorkerSet",
+        "metadata": plain["metadata"],
+        "spec": {
+            "replicas": 1,
+            "startupPolicy": "LeaderCreated",
+            "networkConfig": {"subdomainPolicy": "Shared"},
+            "rolloutStrategy": {
+                "type": "RollingUpdate",
+                "rollingUpdateConfiguration": {"partition": 1, "maxUnavailable": 1, "maxSurge": 0},
+            },
+            "leaderWorkerTemplate": {"size": 3, "restartPolicy": "None"},
+        },
+    }
+    hosts = [f"tiny-g0-{pod}.tiny-g0.team.svc" for pod in ("0", "0-1", "0-2")]
+    assert world_of(template).hosts == hosts
+    assert with_hosts(template, world_of(plain["spec"]["template"]).hosts) == plain["spec"]["template"]
+
+
+def variable(template, name):
+    (container,) = template["spec"]["containers"]
+    return next(item for item in container["env"] if item["name"] == name)
+
+
+def world_of(template):
+    return InferenceGroup.model_validate_json(variable(template, "ARCTIC_WORLD")["value"])
+
+
+def with_hosts(template, hosts):
+    """Return a pod template whose world has other hosts."""
+    world = world_of(template).model_copy(update={"hosts": hosts})
+    other = copy.deepcopy(template)
+    variable(other, "ARCTIC_WORLD")["value"] = world.model_dump_json(by_alias=True)
+    return other
 
 
 def test_a_job_is_one_try_of_all_pods_at_once(build):

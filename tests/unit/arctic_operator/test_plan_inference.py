@@ -11,7 +11,7 @@ from arctic_api.common import BaseWeights
 from arctic_api.inference import ArcticInferenceStatus
 from arctic_api.world import InferenceGroup, Label
 from arctic_operator.live import InferenceObservation, Live, Phase
-from arctic_operator.observed import InferenceSeen, Node, StatefulSet, read_status
+from arctic_operator.observed import LEADER_WORKER_SET, GroupSet, InferenceSeen, Node, Owner, read_status
 from arctic_operator.plan.inference import SETTLE, plan_inference
 
 NODES = 8
@@ -19,10 +19,10 @@ START_SECONDS = 7
 
 
 class Cluster:
-    """A StatefulSet controller, kubelets and nodes: just what they do to the groups of one service."""
+    """Controllers of group sets, kubelets and nodes: just what they do to the groups of one service."""
 
     def __init__(self, build, inference):
-        self.build, self.inference = build, inference
+        self.build, self.inference, self.settings = build, inference, build.settings
         self.now = build.start
         self.groups, self.pods, self.status = {}, {}, {}
         self.nodes = {f"n{i}": Node(f"n{i}", True, build.start, False) for i in range(NODES)}
@@ -51,14 +51,15 @@ class Cluster:
         inference = replace(self.inference, status=read_status(ArcticInferenceStatus, self.status))
         live = {name: self.live(name) for name in self.groups}
         seen = InferenceSeen(tuple(self.groups.values()), tuple(self.pods.values()), self.nodes, live)
-        plan = plan_inference(inference, seen, self.build.settings, self.now)
+        plan = plan_inference(inference, seen, self.settings, self.now)
         for manifest in plan.create:
             self.create(manifest)
         for mark in plan.mark:
             self.mark(mark)
         self.told.update(plan.drain)
         for delete in plan.delete:
-            if delete.kind == "StatefulSet":
+            if delete.name in self.groups:
+                assert (delete.kind, delete.uid) == (self.groups[delete.name].kind, f"uid-{delete.name}")
                 del self.groups[delete.name]
                 self.pods = {key: pod for key, pod in self.pods.items() if key[0] != delete.name}
         self.status = plan.status
@@ -72,7 +73,7 @@ class Cluster:
         self.raw[name] = manifest | {
             "metadata": manifest["metadata"] | {"uid": f"uid-{name}", "creationTimestamp": self.now.isoformat()}
         }
-        self.groups[name] = self.build.stateful_set_of(self.raw[name])
+        self.groups[name] = self.build.group_set_of(self.raw[name])
         free = [node.name for node in self.nodes.values() if node.ready and not node.unschedulable]
         for index in range(self.groups[name].size):
             node = free[(len(self.made) + index) % len(free)] if free else ""
@@ -80,11 +81,12 @@ class Cluster:
             self.pods[name, index] = replace(pod, name=f"{name}-{index}", uid=f"{name}-{index}")
 
     def mark(self, mark):
-        if mark.kind == "StatefulSet":
+        if mark.kind != "Pod":
+            assert mark.kind == self.groups[mark.name].kind
             raw = self.raw[mark.name]
             metadata = raw["metadata"] | {"annotations": raw["metadata"]["annotations"] | mark.annotations}
             self.raw[mark.name] = raw | {"metadata": metadata}
-            self.groups[mark.name] = self.build.stateful_set_of(self.raw[mark.name])
+            self.groups[mark.name] = self.build.group_set_of(self.raw[mark.name])
         for key, pod in self.pods.items():
             if mark.kind == "Pod" and pod.uid == mark.uid:
                 self.pods[key] = replace(pod, routed=mark.labels[Label.ROUTING] == "on")
@@ -322,7 +324,7 @@ def test_no_group_goes_for_weights_that_are_not_there(build):
     old = BaseWeights(training="base", folder="/weights", claim_name="store")
     fields = {"model": {"training": "base"}, "rollout": {"maxSurge": 1, "maxUnavailable": 1}}
     made = plan_inference(build.inference(**fields), InferenceSeen(base=old), build.settings, build.start).create[0]
-    group = build.stateful_set_of(
+    group = build.group_set_of(
         made | {"metadata": made["metadata"] | {"uid": "set-1", "creationTimestamp": "2026-01-01T00:00:00Z"}}
     )
     pods = [build.pod(i, attempt=None, group=group.name, ready_since=build.start) for i in range(2)]
@@ -335,7 +337,7 @@ def test_no_group_goes_for_weights_that_are_not_there(build):
 @pytest.mark.parametrize(("lived", "code", "remade"), [(61, 1, True), (5, 1, False), (61, 64, False)])
 def test_a_pod_that_served_is_remade_at_once_instead_of_backing_off(build, lived, code, remade):
     name = "tiny-0a1b2-abc123-g0"
-    group = StatefulSet(name, "set-1", 1, "abc123", 2, "s1", build.start)
+    group = GroupSet("StatefulSet", name, "set-1", 1, "abc123", 2, "s1", build.start)
     crashed = build.pod(1, attempt=None, group=name, waiting="CrashLoopBackOff", exit_code=code)
     crashed = replace(crashed, finished=build.seconds(lived))
     seen = InferenceSeen([group], [build.pod(0, attempt=None, group=name), crashed])
@@ -460,7 +462,8 @@ def test_what_stood_beside_a_group_that_is_gone_is_deleted(build):
 def test_names_of_groups_leave_room_for_what_the_stateful_set_appends(build):
     identity = replace(build.inference().identity, name="n" * 40)
     plan = plan_inference(replace(build.inference(), identity=identity), InferenceSeen(), build.settings, build.start)
-    assert len(plan.create[0]["metadata"]["name"]) <= 52
+    # A LeaderWorkerSet's second StatefulSet appends "-0", both a label's value of up to eleven more.
+    assert len(plan.create[0]["metadata"]["name"]) <= 63 - 11 - 2
 
 
 def test_a_group_that_loads_says_how_far_it_is(build):
@@ -482,3 +485,76 @@ def test_figures_are_those_of_all_groups_together(build):
     )
     status = cluster.reconcile().status
     assert (status["tokensPerSecond"], status["queued"], status["kvCacheUtilization"]) == (101, 6, "50%")
+
+
+def test_groups_that_run_stay_what_they_are_when_others_are_to_be_made(build):
+    kinds, images = ("StatefulSet", "LeaderWorkerSet", "StatefulSet"), ("one", "two", "three")
+    cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
+    before = {}
+    for generation, (kind, image) in enumerate(zip(kinds, images, strict=True), 1):
+        cluster.settings = build.lws_settings.model_copy(update={"inference_groups": kind})
+        cluster.run(60)
+        assert before in ({}, cluster.groups), "another kind replaces nothing"
+        cluster.edit(build, generation, **fields(2, 1, 0, image))
+        cluster.run(200)
+        assert {group.kind for group in cluster.groups.values()} == {kind}
+        assert cluster.status["state"] == "Ready"
+        before = dict(cluster.groups)
+    assert len(cluster.made) == len(set(cluster.made)) == 6
+
+
+@given(
+    replicas=st.integers(1, 3),
+    surge=st.integers(0, 2),
+    unavailable=st.integers(0, 2),
+    kinds=st.lists(st.sampled_from(["StatefulSet", "LeaderWorkerSet"]), min_size=30, max_size=30),
+)
+@settings(max_examples=30, deadline=None)
+def test_a_rollout_between_kinds_keeps_its_bounds(build, replicas, surge, unavailable, kinds):
+    surge = max(surge, int(unavailable == 0))
+    cluster = Cluster(build, build.inference(**fields(replicas, surge, unavailable)))
+    cluster.run(30)
+    cluster.edit(build, 2, **fields(replicas, surge, unavailable, "two"))
+    cluster.most, least = 0, []
+    for kind in kinds:
+        cluster.settings = build.lws_settings.model_copy(update={"inference_groups": kind})
+        cluster.run(8, watch=lambda it: least.append(len(it.serving)))
+    assert cluster.most <= replicas + surge
+    assert min(least) >= replicas - unavailable
+    assert cluster.status["state"] == "Ready"
+
+
+NAME = "tiny-0a1b2-abc123-g0"
+
+
+def worker(build, group=NAME, owner=f"{NAME}-0", **fields):
+    """A pod that a LeaderWorkerSet's second StatefulSet has made."""
+    return build.pod(1, attempt=None, group=group, owner=Owner("StatefulSet", owner, f"uid-{owner}"), **fields)
+
+
+def left_behind(build, pods, groups=(), settings=None):
+    plan = plan_inference(build.inference(), InferenceSeen(groups, pods), settings or build.lws_settings, build.start)
+    return [(d.kind, d.name, d.uid) for d in plan.delete], plan.needs_fresh
+
+
+def test_workers_end_with_their_leader_worker_set_though_the_leaders_node_is_unreachable(build):
+    gone = left_behind(build, [worker(build)])
+    assert gone == ([("StatefulSet", f"{NAME}-0", f"uid-{NAME}-0")], True)
+
+
+def test_workers_that_their_own_controllers_end_are_left_to_them(build):
+    group = GroupSet(LEADER_WORKER_SET, NAME, "set-1", 1, "abc123", 2, "s1", build.start)
+    assert left_behind(build, [worker(build)], [group])[0] == []
+    assert left_behind(build, [worker(build, delete_requested=build.start)])[0] == []
+    assert left_behind(build, [worker(build, owner=NAME)])[0] == []
+    assert left_behind(build, [worker(build)], settings=build.settings)[0] == [], "it may be there, unseen"
+
+
+def test_a_leader_worker_sets_pods_are_those_that_its_size_says(build):
+    manifest = plan_inference(build.inference(), InferenceSeen(), build.lws_settings, build.start).create[0]
+    stamps = {"uid": "set-1", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    group = build.group_set_of(manifest | {"metadata": manifest["metadata"] | stamps})
+    assert (group.kind, group.size, group.uid) == (LEADER_WORKER_SET, 2, "set-1")
+    assert group.makers == (group.name, f"{group.name}-0")
+    assert replace(group, size=1).makers == (group.name,)
+    assert replace(group, kind="StatefulSet").makers == ()

@@ -9,7 +9,7 @@ from arctic_api import rules
 from arctic_api.rules import Judge, Rule
 from arctic_api.training import ArcticTrainingSpec
 from arctic_operator import reconcile
-from arctic_operator.cluster import ApiError, contains
+from arctic_operator.cluster import NO_LEADER_WORKER_SETS, ApiError, NotServedError, contains
 from arctic_operator.handlers import LONGEST_WAIT, EndlessBackoff, build_registry, kopf_settings, watched
 from arctic_operator.observed import TrainingSeen
 from arctic_operator.plan.training import plan_training
@@ -61,6 +61,9 @@ def test_a_refused_child_shows_in_the_status_and_an_api_server_that_is_away_does
     assert len(told["conditions"]) == len(plain["conditions"])
     for code in (0, 429, 500, 503):
         assert with_failure(plain, ApiError(code, "", "away"), training, build.start) == plain
+    webhook = ApiError(500, "InternalError", 'Internal error occurred: failed calling webhook "m.kb.io": no endpoints')
+    told = with_failure(plain, webhook, training, build.start)
+    assert webhook.message in {c.get("message") for c in told["conditions"]}
     ending = ApiError(403, "NamespaceTerminating", "the namespace is being terminated")
     assert with_failure(plain, ending, training, build.start) == plain
 
@@ -90,6 +93,9 @@ def test_only_what_is_ours_is_watched_and_nobodys_object_is_written(build):
     assert set(selectors) == {"arctic.dev/managed=true"}
     assert len(selectors) == len(kinds) - 2
     assert "Node" in watched(build.settings.model_copy(update={"read_nodes": True}))
+    sets = watched(build.lws_settings)["LeaderWorkerSet"]
+    assert sets == ("leaderworkerset.x-k8s.io", "v1", "leaderworkersets")
+    assert kopf_settings(build.lws_settings).watching.label_selectors[sets] == "arctic.dev/managed=true"
     registry = build_registry(build.settings, lambda kind, manifest: None)
     assert list(registry._changing.get_all_handlers()) == []
     assert list(registry._spawning.get_all_handlers()) == []
@@ -377,3 +383,65 @@ async def test_an_object_that_is_made_anew_during_a_read_is_not_taken_for_the_ol
     monkeypatch.setattr(operator.server, "get", get)
     await operator.reconciler.observer.look(key)
     assert operator.cache.custom(key)["metadata"]["uid"] == "another"
+
+
+@pytest.fixture
+def lws_operator(build, operator_with):
+    return operator_with(build.lws_settings)
+
+
+async def test_a_cluster_without_leader_worker_sets_is_told_in_the_status_until_it_has_them(lws_operator, monkeypatch):
+    key = lws_operator.add("ArcticInference")
+    refused = ApiError(404, "", "404 page not found")
+
+    async def create(manifest):
+        raise NotServedError(NO_LEADER_WORKER_SETS) from refused
+
+    with monkeypatch.context() as lacking:
+        lacking.setattr(lws_operator.server, "create", create)
+        await lws_operator.reconcile(key)
+    degraded = lws_operator.condition(key, "Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("True", "NoLeaderWorkerSets")
+    assert "install LeaderWorkerSet, or set inference.groups to StatefulSet" in degraded["message"]
+    await lws_operator.reconcile(key)
+    assert lws_operator.condition(key, "Degraded")["status"] == "False"
+    assert len(lws_operator.server.of("LeaderWorkerSet")) == 1
+
+
+async def test_why_a_leader_worker_set_has_no_pods_is_asked_of_the_sets_that_make_them(lws_operator):
+    key = lws_operator.add("ArcticInference")
+    await lws_operator.reconcile(key)
+    (group,) = lws_operator.server.of("LeaderWorkerSet")
+    name = group["metadata"]["name"]
+
+    async def told():
+        for _ in range(2):
+            await lws_operator.reconcile(key)
+        return lws_operator.condition(key, "Degraded")
+
+    degraded = await told()
+    assert (degraded["reason"], degraded["status"]) == ("PodsNotCreated", "True")
+    assert "LeaderWorkerSet's controller has not made their StatefulSet: see that it runs" in degraded["message"]
+    for maker in (name, f"{name}-0"):
+        lws_operator.server.put({"kind": "StatefulSet", "metadata": {"name": maker, "namespace": "team", "uid": maker}})
+    assert (await told())["status"] == "False"
+    lws_operator.server.tell(f"{name}-0", "FailedCreate", "2026-01-01T00:00:00Z", "exceeded quota: gpus")
+    degraded = await told()
+    assert f"{name} can't make its pods: exceeded quota: gpus (change what refuses them" in degraded["message"]
+
+
+@pytest.mark.parametrize("asked", ["StatefulSet", "LeaderWorkerSet"])
+async def test_groups_of_both_kinds_are_found_after_a_restart_and_kept(build, operator_with, asked):
+    other = {"StatefulSet": "LeaderWorkerSet", "LeaderWorkerSet": "StatefulSet"}[asked]
+    operator = operator_with(build.lws_settings.model_copy(update={"inference_groups": other}))
+    key = operator.add("ArcticInference")
+    await operator.reconcile(key)
+    operator.settings = build.lws_settings.model_copy(update={"inference_groups": asked})
+    operator.restart()
+    for _ in range(2):
+        await operator.reconcile(key)
+    assert [len(operator.server.of(kind)) for kind in (asked, other)] == [0, 1]
+    operator.add("ArcticInference", generation=2, suspend=True)
+    for _ in range(2):
+        await operator.reconcile(key)
+    assert operator.server.of(asked, other) == []

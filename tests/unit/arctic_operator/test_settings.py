@@ -33,6 +33,8 @@ def test_variables_become_settings():
         ({"ARCTIC_WORKER_COMMAND": "[]"}, "ARCTIC_WORKER_COMMAND"),
         ({"ARCTIC_METRICS_PORT": "http"}, "ARCTIC_METRICS_PORT"),
         ({"ARCTIC_LEASE_DURATION": "soon"}, "ARCTIC_LEASE_DURATION"),
+        ({"ARCTIC_INFERENCE_GROUPS": "Deployment"}, "ARCTIC_INFERENCE_GROUPS: Input should be 'StatefulSet' or"),
+        ({"ARCTIC_INFERENCE_GROUPS": "LeaderWorkerSet"}, "ARCTIC_LEADER_WORKER_SETS must be true"),
         ({"ARCTIC_LEASE_RENEW": "3s"}, "ARCTIC_LEASE_RENEW must be at most half of ARCTIC_LEASE_DURATION"),
     ],
 )

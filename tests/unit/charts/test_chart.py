@@ -22,6 +22,8 @@ LOCAL = ("-f", str(CHART / "values-local.yaml"))
 NAMESPACED = ("--set", "watchNamespaces={team-a,team-b}")
 HIGHLY_AVAILABLE = ("--set", "replicas=2")
 MONITORED = ("--api-versions", "monitoring.coreos.com/v1")
+SERVED = ("--api-versions", "leaderworkerset.x-k8s.io/v1")
+LEADER_WORKER_SETS = ("--set", "inference.groups=LeaderWorkerSet")
 BARE = ("--set", "crds.enabled=false,networkPolicy.enabled=false,monitoring.enabled=false")
 VALUES = {
     "default": (),
@@ -30,7 +32,8 @@ VALUES = {
     "highly-available": HIGHLY_AVAILABLE,
     "monitored": MONITORED,
     "bare": BARE,
-    "everything": (*LOCAL, *NAMESPACED, *HIGHLY_AVAILABLE, *MONITORED),
+    "leader-worker-sets": LEADER_WORKER_SETS,
+    "everything": (*LOCAL, *NAMESPACED, *HIGHLY_AVAILABLE, *MONITORED, *LEADER_WORKER_SETS),
 }
 
 Manifest = dict[str, Any]
@@ -191,6 +194,25 @@ def test_only_what_plans_delete_may_be_deleted(render: Render) -> None:
     assert {resource for _, resource, verb in rights(role["rules"]) if verb == "delete"} == {
         *("arctictrainings", "jobs", "statefulsets", "pods", "services", "networkpolicies", "poddisruptionbudgets"),
     }
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "may"),
+    [
+        ((), "StatefulSet", False),
+        (SERVED, "StatefulSet", True),
+        (LEADER_WORKER_SETS, "LeaderWorkerSet", True),
+        ((*LEADER_WORKER_SETS, *NAMESPACED), "LeaderWorkerSet", True),
+    ],
+)
+def test_leader_worker_sets_are_the_operators_where_groups_are_of_them_or_may_have_been(
+    render: Render, values: tuple[str, ...], groups: str, may: bool
+) -> None:
+    objects = render(*values)
+    settings = settings_of(objects)
+    assert (settings.inference_groups, settings.leader_worker_sets) == (groups, may)
+    given = {verb for _, resource, verb in rights(rules(objects, "Role", "ClusterRole")) if "leaderwork" in resource}
+    assert given == ({"get", "list", "watch", "create", "patch", "delete"} if may else set())
 
 
 def test_events_are_read_where_they_can_be_selected_by_their_object_and_written_in_their_own_group(
