@@ -136,11 +136,13 @@ def ask(address: str, model: str, prompt: str) -> str:
             time.sleep(wait)
 
 
-def install_operator(cluster: Cluster) -> None:
-    """Install or upgrade the chart with the values of the local cluster."""
+def install_operator(cluster: Cluster, *values: str) -> None:
+    """Install or upgrade the chart with the values of the local cluster; `values` are arguments to helm."""
     chart = ROOT / "charts" / "arctic"
     release = ("upgrade", "--install", "arctic", str(chart), "-n", SYSTEM_NAMESPACE, "--create-namespace")
-    cluster.helm(*release, "-f", str(chart / "values-local.yaml"), *cluster.helm_values(), "--wait", "--timeout", "3m")
+    cluster.helm(
+        *release, "-f", str(chart / "values-local.yaml"), *cluster.helm_values(), *values, "--wait", "--timeout", "3m"
+    )
 
 
 @click.command()

@@ -1,5 +1,5 @@
-"""How long the seeded campaigns are: short in `make test`, long in `make chaos` and `make soak`. And no proxy between
-tests and what they start.
+"""What is short or left out in `make test`, and long or done by other words of the Makefile. And no proxy between tests
+and what they start.
 """
 
 import os
@@ -15,7 +15,10 @@ def pytest_configure() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The lengths, and what decides everything that is drawn."""
+    """The lengths, what decides everything that is drawn, and what takes long to build."""
     parser.addoption("--faults", type=int, default=10, help="faults that the campaign against the operator inflicts")
     parser.addoption("--requests", type=int, default=60, help="requests that an inference group is soaked in")
     parser.addoption("--seed", type=int, default=1, help="seed of both")
+    parser.addoption(
+        "--peers", action="store_true", help="test with other projects' controllers, which are built first"
+    )

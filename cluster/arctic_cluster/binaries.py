@@ -1,6 +1,6 @@
-"""Building the cluster's programs from pinned Go modules, once for each content of `cluster/modules`.
+"""Building programs from pinned Go modules, once for each content of their folders in `cluster/modules`.
 
-The modules' go.mod and go.sum say what is built; the cache is outside the tree, under the hash of that folder.
+The modules' go.mod and go.sum say what is built; the cache is outside the tree, under the hash of those files.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from arctic_cluster import shell
 from arctic_cluster.errors import ClusterError
-from arctic_cluster.files import files_under, fresh_partial, prune, tree_hash
+from arctic_cluster.files import files_under, fresh_partial, locked, prune, tree_hash
 from arctic_cluster.paths import MODULES, cache
 from arctic_cluster.progress import Progress
 
@@ -63,7 +63,8 @@ def folder() -> Path:
     """Where the programs of this checkout's modules are, or will be."""
     if not MODULES.is_dir():
         raise ClusterError(f"{MODULES} is missing: the local cluster works from a checkout of the repository")
-    return cache() / "bin" / tree_hash(MODULES, files_under(MODULES))
+    modules = {program.module for program in programs()}
+    return cache() / "bin" / tree_hash(MODULES, [file for module in modules for file in files_under(MODULES / module)])
 
 
 def build(progress: Progress) -> None:
@@ -77,6 +78,30 @@ def build(progress: Progress) -> None:
             options = ["-trimpath", "-ldflags", program.flags, "-o", str(partial / program.name)]
             shell.run(go, "build", *options, program.package, env=env, cwd=MODULES / program.module)
     partial.rename(target)
+
+
+@dataclass(frozen=True)
+class Controller:
+    """Another project's controller, which tests run beside ours and no cluster needs."""
+
+    program: Path
+    source: Path
+    """Folder of its module, which has its definitions."""
+
+
+def controller(module: str) -> Controller:
+    """Build the tool of a module unless it is there: minutes, the first time."""
+    at = MODULES / module
+    target = cache() / "controllers" / f"{module}-{tree_hash(MODULES, files_under(at))}"
+    go, env = _go()
+    with locked(target.with_suffix(".lock")):
+        if not target.exists():
+            partial = fresh_partial(target)
+            partial.mkdir()
+            shell.run(go, "build", "-trimpath", "-ldflags=-s -w", "-o", partial / module, "tool", env=env, cwd=at)
+            partial.rename(target)
+    source = shell.run(go, "list", "-f", "{{.Module.Dir}}", "tool", env=env, cwd=at).strip()
+    return Controller(target / module, Path(source))
 
 
 def _go() -> tuple[str, Mapping[str, str]]:

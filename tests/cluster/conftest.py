@@ -20,6 +20,11 @@ _CLUSTER = "test"
 _LONGEST_NAME = 40
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what needs other projects' controllers, unless they are asked for."""
+    return True if collection_path.name == "test_lws.py" and not config.getoption("--peers") else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the campaign of faults last: other tests shall not see what it leaves in logs and back-offs."""
     items.sort(key=lambda item: item.path.name == "test_chaos.py")
