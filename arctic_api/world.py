@@ -1,7 +1,7 @@
 """The contract between the operator and its workers: what a pod is told, what it reports, and the constants of both.
 
 A pod is told everything in one environment variable, `ARCTIC_WORLD`, holding a `TrainingWorld` or an `InferenceGroup`
-as JSON: it is part of the create-only Job or StatefulSet, so a world can't see another specification than the one that
+as JSON: it is part of the create-only Job or group, so a world can't see another specification than the one that
 its revision was computed from. `arctic train` and `arctic serve` make the same documents for local processes.
 """
 
@@ -18,7 +18,7 @@ Spec = TypeVar("Spec", ArcticTrainingSpec, ArcticInferenceSpec)
 
 WORLD_VARIABLE = "ARCTIC_WORLD"
 NODE_RANK_VARIABLE = "ARCTIC_NODE_RANK"
-"""Training: the Job's completion index. Inference: the pipeline rank, the StatefulSet's ordinal."""
+"""Training: the Job's completion index. Inference: the pipeline rank, the ordinal in its StatefulSet."""
 
 TERMINATION_MESSAGE = "/dev/termination-log"
 TLS_FOLDER = "/etc/arctic/tls"
@@ -149,7 +149,7 @@ class InferenceGroup(_World):
     kind: Literal["ArcticInference"] = "ArcticInference"
     spec: Annotated[ArcticInferenceSpec, AfterValidator(_without_pods)]
     group: str
-    """Name of the group, which is its StatefulSet's."""
+    """Name of the group, which is its StatefulSet's or LeaderWorkerSet's."""
     revision: str
     model_folder: str
     """Folder of the weights in the Hugging Face layout; `hf://` URIs stay as they are."""

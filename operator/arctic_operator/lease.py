@@ -124,7 +124,9 @@ def _now() -> float:
 
 
 async def _within(seconds: float, answer: Awaitable[bool]) -> bool:
+    # Not wait_for, which in Python 3.11 drops a cancellation that comes as the answer does: nothing would end us then.
     try:
-        return await asyncio.wait_for(answer, seconds)
+        async with asyncio.timeout(seconds):
+            return await answer
     except TimeoutError:
         return False

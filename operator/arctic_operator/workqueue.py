@@ -73,8 +73,10 @@ class WorkQueue(Generic[K]):
                 return key
             self._changed.clear()
             timeout = self._delayed[0][0] - asyncio.get_running_loop().time() if self._delayed else None
+            # Not wait_for, which in Python 3.11 drops a cancellation that comes as the answer does.
             try:
-                await asyncio.wait_for(self._changed.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self._changed.wait()
             except TimeoutError:
                 continue
 

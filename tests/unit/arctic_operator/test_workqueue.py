@@ -62,3 +62,22 @@ async def test_one_failing_key_does_not_hold_up_the_others():
     for number in range(100):
         queue.add(number)
     assert [await queue.get() for _ in range(100)] == list(range(100))
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_worker_ends_when_told_though_a_key_comes_at_that_moment(steps):
+    queue = WorkQueue()
+    queue.add_after("later", 3600)
+
+    async def work():
+        while True:
+            queue.done(await queue.get())
+
+    worker = asyncio.create_task(work())
+    await asyncio.sleep(0.01)
+    queue.add("now")
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    worker.cancel()
+    done, _ = await asyncio.wait([worker], timeout=5)
+    assert worker in done
