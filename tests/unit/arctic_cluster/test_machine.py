@@ -55,6 +55,18 @@ def test_the_kubernetes_programs_say_the_version_that_their_module_requires() ->
     assert "gitMinor=34" in flags["kube-apiserver"]
 
 
+def test_modules_that_no_cluster_runs_do_not_have_it_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(binaries.MODULES, tmp_path / "modules")
+    before = binaries.folder()
+    monkeypatch.setattr(binaries, "MODULES", tmp_path / "modules")
+    (tmp_path / "modules" / "lws" / "go.mod").write_text("other")
+    assert binaries.folder() == before
+    (tmp_path / "modules" / "etcd" / "go.mod").write_text("other")
+    assert binaries.folder() != before
+
+
 def test_a_trees_hash_follows_names_and_contents_and_not_the_place_or_what_python_compiled(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     (first / "package").mkdir(parents=True)

@@ -1,0 +1,24 @@
+"""From objects as the API server shows them to what plans need."""
+
+from arctic_operator.observed import Owner, pod_of
+
+
+def raw_pod(**metadata):
+    made = {"name": "tiny-g0-0-1", "uid": "pod-1", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    return {"kind": "Pod", "metadata": made | metadata}
+
+
+def test_a_leader_worker_sets_worker_has_the_rank_of_its_ordinal_and_another_owner_than_its_group():
+    labels = {
+        "arctic.dev/group": "tiny-g0",
+        "apps.kubernetes.io/pod-index": "1",
+        "leaderworkerset.sigs.k8s.io/name": "tiny-g0",
+        "leaderworkerset.sigs.k8s.io/worker-index": "1",
+    }
+    owner = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "tiny-g0-0", "uid": "set-2", "controller": True}
+    pod = pod_of(raw_pod(labels=labels, ownerReferences=[{"kind": "Other", "name": "x", "uid": "y"}, owner]))
+    assert (pod.index, pod.group, pod.owner) == (1, "tiny-g0", Owner("StatefulSet", "tiny-g0-0", "set-2"))
+
+
+def test_a_pod_that_nothing_controls_has_no_owner():
+    assert pod_of(raw_pod()).owner is None
