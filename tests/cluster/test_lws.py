@@ -105,12 +105,10 @@ def test_a_group_has_the_ranks_hosts_and_labels_of_every_group(objects: StandIns
         knows = objects.kubectl("exec", pod["metadata"]["name"], "--", python, "-c", KNOWS)
         assert json.loads(knows) == [str(rank), *addresses]
         assert pod["metadata"]["labels"][Label.GROUP] == name
-    (budget,) = [
-        each
-        for each in objects.labelled("poddisruptionbudgets", f"{Label.GROUP}={name}")
-        if each["metadata"]["name"] == name
-    ]
-    assert (budget["status"]["expectedPods"], budget["status"]["disruptionsAllowed"]) == (2, 0)
+    budget = objects.get("poddisruptionbudget", name)["status"]
+    assert (budget["expectedPods"], budget["disruptionsAllowed"]) == (2, 0)
+    available = condition(objects.get("leaderworkerset", name)["status"], "Available")
+    assert available["status"] == "True", "its own status is for those who look at nothing else"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
