@@ -64,9 +64,7 @@ def _selector(identity: Identity, name: str) -> dict[str, str]:
     return {Label.UID.value: identity.uid, Label.GROUP.value: name}
 
 
-def group_manifest(
-    inference: Inference, revision: str, name: str, settings: Settings, base: BaseWeights | None
-) -> Manifest:
+def group_set(inference: Inference, revision: str, name: str, settings: Settings, base: BaseWeights | None) -> Manifest:
     """Return a group's set, of the kind that the settings ask for; made once and never changed."""
     identity, kind, size = inference.identity, settings.inference_groups, inference.spec.parallelism.pipeline
     selector = _selector(identity, name)

@@ -9,7 +9,7 @@ from arctic_api.world import ExitCode, Label, Ports
 from arctic_operator.live import InferenceObservation
 from arctic_operator.manifests.common import group_index, group_name, revision_of
 from arctic_operator.manifests.gateway import gateway_children
-from arctic_operator.manifests.inference import group_manifest, group_services
+from arctic_operator.manifests.inference import group_services, group_set
 from arctic_operator.observed import (
     DRAINING_ANNOTATION,
     GENERATION_ANNOTATION,
@@ -96,20 +96,20 @@ def groups_of(seen: InferenceSeen, revision: str, now: datetime) -> list[Group]:
     """Return the groups that exist and are not being deleted, oldest first."""
     nodes = seen.nodes or {}
     groups = []
-    for group_set in seen.groups:
-        if group_set.deleting:
+    for held in seen.groups:
+        if held.deleting:
             continue
-        pods = tuple(pod for pod in seen.pods if pod.group == group_set.name)
+        pods = tuple(pod for pod in seen.pods if pod.group == held.name)
         cordoned = any(pod.node in nodes and nodes[pod.node].unschedulable for pod in pods)
         ready = [pod.ready_since for pod in pods if pod.ready_since and pod.delete_requested is None]
-        whole = len(ready) == len(pods) == group_set.size
+        whole = len(ready) == len(pods) == held.size
         groups.append(
             Group(
-                name=group_set.name,
-                index=group_index(group_set.name),
-                set=group_set,
+                name=held.name,
+                index=group_index(held.name),
+                set=held,
                 pods=pods,
-                fresh=group_set.revision == revision and not cordoned,
+                fresh=held.revision == revision and not cordoned,
                 lost=any(unreachable(pod, seen.nodes, now) for pod in pods),
                 ready_since=max(ready) if whole else None,
             )
@@ -193,7 +193,7 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
             *gateway_children(identity, spec, settings),
             *(child for name, kind in kinds.items() for child in group_services(identity, name, kind, settings)),
         ),
-        create=tuple(group_manifest(inference, revision, name, settings, seen.base) for name in made),
+        create=tuple(group_set(inference, revision, name, settings, seen.base) for name in made),
         mark=(
             *_stamps(inference, seen),
             *(mark for group in groups for mark in _marks(group, identity.namespace, group in moves.drain, now)),

@@ -7,7 +7,7 @@ import pytest
 from arctic_api.common import BaseWeights
 from arctic_api.rules import RESERVED_FOLDERS
 from arctic_api.world import InferenceGroup, TrainingWorld
-from arctic_operator.manifests.inference import group_manifest, group_services
+from arctic_operator.manifests.inference import group_services, group_set
 from arctic_operator.manifests.training import attempt_job, attempt_services
 
 ENVIRONMENT = {"environment": [{"name": "DEBUG", "value": "1"}]}
@@ -26,7 +26,7 @@ def children(build, request):
         return job, attempt_services(training.identity, 1, build.settings)
     inference = build.inference(template=template)
     settings = build.settings if request.param == "inference" else build.lws_settings
-    group = group_manifest(inference, "abc123", "tiny-g0", settings, None)
+    group = group_set(inference, "abc123", "tiny-g0", settings, None)
     return group, group_services(inference.identity, "tiny-g0", group["kind"], build.settings)
 
 
@@ -115,8 +115,8 @@ def test_the_world_document_reads_back_as_it_was_written(pod):
 
 def test_a_leader_worker_set_is_one_group_that_its_controller_never_updates_or_restarts(build):
     inference = build.inference(parallelism={"pipeline": 3})
-    plain = group_manifest(inference, "abc123", "tiny-g0", build.settings, None)
-    group = group_manifest(inference, "abc123", "tiny-g0", build.lws_settings, None)
+    plain = group_set(inference, "abc123", "tiny-g0", build.settings, None)
+    group = group_set(inference, "abc123", "tiny-g0", build.lws_settings, None)
     template = group["spec"]["leaderWorkerTemplate"].pop("workerTemplate")
     assert group == {
         "apiVersion": "leaderworkerset.x-k8s.io/v1",

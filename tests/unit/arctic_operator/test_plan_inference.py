@@ -347,8 +347,15 @@ def test_a_pod_that_served_is_remade_at_once_instead_of_backing_off(build, lived
 
 def beside(build, metadata=None, **nim):
     """Return the plan for a NIM's pod whose sidecar runs and whose other container is as told."""
-    group = StatefulSet(
-        "tiny-0a1b2-abc123-g0", "uid-g0", 1, "abc123", size=1, specification="s1-nim:1", created=build.start
+    group = GroupSet(
+        "StatefulSet",
+        "tiny-0a1b2-abc123-g0",
+        "uid-g0",
+        1,
+        "abc123",
+        size=1,
+        specification="s1-nim:1",
+        created=build.start,
     )
     pod = build.pod_of(
         {
