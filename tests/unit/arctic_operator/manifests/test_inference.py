@@ -56,7 +56,7 @@ def test_other_pods_have_no_key_and_listen_on_no_such_port(build, spec) -> None:
 
 
 def test_only_pods_of_the_same_group_reach_its_ssh(build) -> None:
-    services = group_services(build.inference(**OVER_PODS).identity, "tiny-g0", build.settings)
+    services = group_services(build.inference(**OVER_PODS).identity, "tiny-g0", "StatefulSet", build.settings)
     (policy,) = [service for service in services if service["kind"] == "NetworkPolicy"]
     open_to = [rule.get("from") for rule in policy["spec"]["ingress"] if not rule.get("ports")]
     assert open_to == [[{"podSelector": policy["spec"]["podSelector"]}]]
