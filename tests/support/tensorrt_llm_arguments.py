@@ -17,7 +17,8 @@ _CLOSED = ConfigDict(extra="forbid")
 
 def _model(name: str, **fields: Any) -> type[BaseModel]:
     """A model of optional fields, each of exactly its type where it is given."""
-    return create_model(name, __config__=_CLOSED, **{field: (kind, None) for field, kind in fields.items()})
+    given: dict[str, Any] = {field: (kind, None) for field, kind in fields.items()}
+    return create_model(name, __config__=_CLOSED, **given)
 
 
 KvCacheConfig = _model(

@@ -8,6 +8,9 @@ every degree. They show nothing of TensorRT-LLM itself: not its kernels, its pre
 Ranks are threads; their collectives are a barrier and queues (`Wires`). Quantised weights are dequantised as they load.
 """
 
+# mypy: ignore-errors
+# Its shapes are those of TensorRT-LLM's own, which has no types.
+
 import queue
 import sys
 import threading
