@@ -2,11 +2,11 @@
 
 Steps notice a broken connection by themselves; a rank that hangs, or whose node is away without a word, is noticed by
 heartbeats in the store of the rendezvous, which every rank writes from a thread of its own however long a step takes.
+No engine here: those of several pods meet like this, each with what its ranks then have among themselves.
 """
 
 import ipaddress
 import logging
-import os
 import socket
 import threading
 import time
@@ -14,29 +14,28 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-from torch import distributed
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 log = logging.getLogger(__name__)
 
+MEETING = timedelta(minutes=30)
+"""How long ranks wait for each other: pods of a group may be scheduled, and images pulled, at different times."""
 INTERVAL = 1.0
 """Seconds between heartbeats."""
 SILENCE = 20.0
 """Seconds without a heartbeat after which a rank is lost."""
-_NO_LIMIT = timedelta(days=365)
 _STOP = "stop"
 
 
-def connect(address: str, port: int, *, rank: int, ranks: int, timeout: timedelta) -> Store:
-    """Meet the other ranks and set up torch.distributed over gloo. RuntimeError if one has not come in time.
+def meet(address: str, port: int, *, rank: int, ranks: int, timeout: timedelta = MEETING) -> Store:
+    """Return the store of the group, which rank 0 keeps, when all ranks are there. RuntimeError if one is not in time.
 
-    Addresses on loopback keep all of the group's traffic there.
+    An address on loopback keeps it there.
     """
-    listener = None
-    if _is_loopback(address):
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        listener = socket.create_server((address, port)) if rank == 0 else None
-    store = TCPStore(
+    # torch listens on all addresses, whatever it is told.
+    local = rank == 0 and is_loopback(address)
+    listener = socket.create_server((address, port)) if local else None
+    return TCPStore(
         address,
         port,
         ranks,
@@ -45,13 +44,10 @@ def connect(address: str, port: int, *, rank: int, ranks: int, timeout: timedelt
         master_listen_fd=None if listener is None else listener.detach(),
         use_libuv=True,
     )
-    # Waiting for a step has no limit: heartbeats tell whether there is something to wait for.
-    group = PrefixStore("group", store)
-    distributed.init_process_group("gloo", store=group, rank=rank, world_size=ranks, timeout=_NO_LIMIT)
-    return store
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether a host of a group is this machine itself: a group of local processes."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
