@@ -7,6 +7,7 @@ the weights, which they are not where experts are shared out among ranks (vLLM 0
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.fused_moe import FusedMoEConfig, FusedMoEMethodBase, RoutedExperts, SharedExperts
 from vllm.model_executor.layers.fused_moe.config import FUSED_MOE_UNQUANTIZED_CONFIG, FusedMoEQuantConfig
 from vllm.model_executor.layers.quantization import QuantizationConfig
@@ -17,33 +18,57 @@ KERNEL_ALIGNMENT = 32
 """What divides the hidden size that vLLM's grouped kernel for CPUs takes."""
 
 
-def routed_experts_class() -> type[RoutedExperts] | None:
-    """The class that holds a layer's experts on this device; None for vLLM's own."""
-    return CPUExperts if current_platform.is_cpu() else None
-
-
-class CPUExperts(RoutedExperts):  # type: ignore[misc]  # vLLM is not typed where this is checked
-    """vLLM's experts, in plain torch where its kernel can't compute them.
+def routed_experts_class(hidden: int, quant_config: QuantizationConfig | None) -> type[RoutedExperts] | None:
+    """The class that holds a layer's experts on this device; None for vLLM's own.
 
     Raises NotImplementedError for quantised experts that are shared out among ranks: no kernel gets these right.
     """
+    if not current_platform.is_cpu():
+        return None
+    shared_out = get_current_vllm_config().parallel_config.enable_expert_parallel
+    if quant_config is None:
+        return TorchExperts if shared_out or hidden % KERNEL_ALIGNMENT else None
+    if shared_out:
+        raise NotImplementedError(
+            "vLLM's quantised experts cannot be shared out among ranks on CPUs: serve without expert parallelism"
+        )
+    return None
+
+
+class TorchExperts(RoutedExperts):  # type: ignore[misc]  # vLLM is not typed where this is checked
+    """vLLM's experts, computed in plain torch. Unquantised ones only: vLLM goes by the class's name for others."""
 
     def _get_quant_method(
-        self, prefix: str, quant_config: QuantizationConfig | None, moe_config: FusedMoEConfig
+        self,
+        prefix: str,  # noqa: ARG002
+        quant_config: QuantizationConfig | None,  # noqa: ARG002
+        moe_config: FusedMoEConfig,
     ) -> FusedMoEMethodBase:
-        shared_out = moe_config.moe_parallel_config.use_ep
-        if quant_config is None and (shared_out or moe_config.hidden_dim % KERNEL_ALIGNMENT):
-            return TorchMoEMethod(moe_config)
-        if shared_out:
-            raise NotImplementedError(
-                "vLLM's quantised experts cannot be shared out among ranks on CPUs: serve without expert parallelism"
-            )
-        method: FusedMoEMethodBase = super()._get_quant_method(prefix, quant_config, moe_config)
-        return method
+        return TorchMoEMethod(moe_config)
+
+
+@torch.library.custom_op("arctic::expert_sums", mutates_args=())
+def expert_sums(x_SD: Tensor, w13_EGD: Tensor, w2_EDF: Tensor, weights_SK: Tensor, held_SK: Tensor) -> Tensor:
+    """Return [S, D]: for each row the weighted sum of the experts that it chose, by their place here; -1 is elsewhere.
+
+    One operation to whoever traces the model: which rows an expert has depends on values. `G` is twice `F`.
+    """
+    y_SD = torch.zeros_like(x_SD)
+    for expert in sorted({*held_SK.flatten().tolist()} - {-1}):
+        rows_R, choices_R = (held_SK == expert).nonzero(as_tuple=True)
+        gate_RF, up_RF = functional.linear(x_SD[rows_R], w13_EGD[expert]).chunk(2, dim=-1)
+        out_RD = functional.linear(functional.silu(gate_RF) * up_RF, w2_EDF[expert])
+        y_SD.index_add_(0, rows_R, out_RD * weights_SK[rows_R, choices_R, None].to(x_SD.dtype))
+    return y_SD
+
+
+@expert_sums.register_fake
+def _(x_SD: Tensor, *_: Tensor) -> Tensor:
+    return torch.empty_like(x_SD)
 
 
 class TorchMoEMethod(FusedMoEMethodBase):  # type: ignore[misc]
-    """Experts one after another, each with the rows that chose it; these depend on values, so it can't be compiled."""
+    """Experts one after another, each with the rows that chose it."""
 
     def create_weights(
         self,
@@ -79,11 +104,5 @@ class TorchMoEMethod(FusedMoEMethodBase):  # type: ignore[misc]
     ) -> Tensor:
         """Return [S, D], the weighted sums of this rank's experts of `x` [S, D]; what was chosen is [S, K]."""
         held_SK = topk_ids if layer.expert_map is None else layer.expert_map[topk_ids]
-        y_SD = torch.zeros_like(x)
-        for expert in held_SK[held_SK >= 0].unique().tolist():
-            rows_R, choices_R = (held_SK == expert).nonzero(as_tuple=True)
-            gate_RF, up_RF = functional.linear(x[rows_R], layer.w13_weight[expert]).chunk(2, dim=-1)
-            out_RD = functional.linear(functional.silu(gate_RF) * up_RF, layer.w2_weight[expert])
-            weights_R1 = topk_weights[rows_R, choices_R, None].to(x.dtype)
-            y_SD.index_add_(0, rows_R, out_RD * weights_R1)
+        y_SD: Tensor = expert_sums(x, layer.w13_weight, layer.w2_weight, topk_weights, held_SK)
         return y_SD
