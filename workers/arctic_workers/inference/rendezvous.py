@@ -1,12 +1,14 @@
 """How the ranks of a group find each other, and how each notices that another is gone.
 
-Steps notice a broken connection by themselves; a rank that hangs, or whose node is away without a word, is noticed by
-heartbeats in the store of the rendezvous, which every rank writes from a thread of its own however long a step takes.
+A rank that ends is noticed at once: it has a line open to rank 0, over which nothing is said. One that hangs, or whose
+node is away without a word, is noticed by heartbeats in the store of the rendezvous, which every rank writes from a
+thread of its own however long a step takes.
 No engine here: those of several pods meet like this, each with what its ranks then have among themselves.
 """
 
 import ipaddress
 import logging
+import selectors
 import socket
 import threading
 import time
@@ -25,6 +27,7 @@ INTERVAL = 1.0
 SILENCE = 20.0
 """Seconds without a heartbeat after which a rank is lost."""
 _STOP = "stop"
+_LINE = "line"
 
 
 def meet(address: str, port: int, *, rank: int, ranks: int, timeout: timedelta = MEETING) -> Store:
@@ -55,16 +58,17 @@ def is_loopback(address: str) -> bool:
 
 
 class Heartbeats:
-    """Beats for this rank, and calls `on_loss` with a sentence, once, when another rank is silent or the store is gone.
+    """Beats for this rank, and calls `on_loss` with a sentence when another rank is silent or gone.
 
-    Later ranks watch the store, which is rank 0's; rank 0 watches all. `request_stop` on any rank makes rank 0 call
-    `on_stop` once.
+    Later ranks watch rank 0, at `address`, which has the store; rank 0 watches all. `request_stop` on any rank makes
+    rank 0 call `on_stop`.
     """
 
     def __init__(
         self,
         store: Store,
         *,
+        address: str,
         rank: int,
         ranks: int,
         on_loss: Callable[[str], None],
@@ -78,8 +82,10 @@ class Heartbeats:
         self._ended = threading.Event()
         self._stop_requested = threading.Event()
         self._seen = dict.fromkeys(self._others, (0, time.monotonic()))
-        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
-        self._thread.start()
+        self._lines = selectors.DefaultSelector()
+        self._open_line(address)
+        for target in (self._run, self._watch_lines):
+            threading.Thread(target=target, name="heartbeats", daemon=True).start()
 
     def request_stop(self) -> None:
         """Ask rank 0 to end the group in order."""
@@ -88,6 +94,33 @@ class Heartbeats:
     def stop(self) -> None:
         """Watch no more: the group ends in order."""
         self._ended.set()
+
+    def _open_line(self, address: str) -> None:
+        """As rank 0 listen for the others' lines, as another rank open its own; the data of each is who it is to."""
+        if self._rank == 0:
+            listener = _listener(address)
+            self._store.set(_LINE, str(listener.getsockname()[1]))
+            self._lines.register(listener, selectors.EVENT_READ)
+            return
+        line = socket.create_connection((address, int(self._store.get(_LINE))))
+        line.sendall(str(self._rank).encode())
+        self._lines.register(line, selectors.EVENT_READ, data=0)
+
+    def _watch_lines(self) -> None:
+        listeners = self._rank == 0
+        while True:
+            for key, _ in self._lines.select():
+                connection = key.fileobj
+                assert isinstance(connection, socket.socket)
+                if listeners and connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    self._lines.register(connection.accept()[0], selectors.EVENT_READ)
+                elif said := _said(connection):
+                    self._lines.modify(connection, selectors.EVENT_READ, data=int(said))
+                else:
+                    self._lines.unregister(connection)
+                    # Who never said which rank it is, is none.
+                    if key.data is not None and not self._ended.wait(INTERVAL):
+                        self._on_loss(f"the connection to rank {key.data} broke")
 
     def _run(self) -> None:
         # The store's calls have no time limit of their own where a node is away without a word.
@@ -120,3 +153,19 @@ class Heartbeats:
         requested = self._store.add(_STOP, int(self._stop_requested.is_set()))
         if requested and self._rank == 0:
             self._on_stop()
+
+
+def _listener(address: str) -> socket.socket:
+    if is_loopback(address):
+        return socket.create_server((address, 0))
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
+
+
+def _said(line: socket.socket) -> bytes:
+    """What came over a line; nothing where it is closed or broken."""
+    try:
+        return line.recv(16)
+    except OSError:
+        return b""

@@ -54,7 +54,9 @@ def bring_up(
     if plan.ranks > 1:
         log.info("Rank %d of %d waits for the others at %s", rank, plan.ranks, group.hosts[0])
         store = _connect(group.hosts[0], group.ports.rendezvous, rank=rank, ranks=plan.ranks)
-        heartbeats = Heartbeats(store, rank=rank, ranks=plan.ranks, on_loss=on_loss, on_stop=on_stop)
+        heartbeats = Heartbeats(
+            store, address=group.hosts[0], rank=rank, ranks=plan.ranks, on_loss=on_loss, on_stop=on_stop
+        )
     part = plan.slices[rank]
     try:
         model = load_slice(plan.folder, plan.config, part, plan.weights, progress)

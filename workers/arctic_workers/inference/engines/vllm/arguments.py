@@ -142,6 +142,15 @@ def _parallelism(group: InferenceGroup, rank: int) -> dict[str, Any]:
 def _on_cpu(group: InferenceGroup, config: ArcticConfig, cpu: CPU) -> dict[str, Any]:
     """Without a GPU: the size of a rank's cache, for which vLLM would take most of the machine, and no compiling."""
     spec = group.spec
+    execution: dict[str, Any] = {"enforce_eager": True}
+    if spec.parallelism.pipeline > 1:
+        # Run as it is all the same, but called compiled: else vLLM's workers for CPUs skip the pass that makes a later
+        # rank's buffers (0.32, 0.33).
+        execution = {"compilation_config": {"mode": "DYNAMO_TRACE_ONCE", "backend": "eager"}}
+        if spec.engine.options and spec.engine.options.enforce_eager:
+            raise Refused(
+                "engine.options.enforce_eager: vLLM on CPUs needs parallelism.pipeline: 1 for it: leave it out"
+            )
     pods = len(group.hosts) if is_loopback(group.hosts[0]) else 1
     ranks = spec.parallelism.tensor * spec.parallelism.pipeline
     weights = weight_bytes(config, bytes_per_parameter=_BYTES[spec.quantization.weights]) // ranks
@@ -151,7 +160,7 @@ def _on_cpu(group: InferenceGroup, config: ArcticConfig, cpu: CPU) -> dict[str, 
     left = cpu.memory // (pods * spec.parallelism.tensor) - weights
     fraction = spec.batching.kv_cache.memory_fraction
     blocks = affordable_blocks(max(left, 0), fraction=fraction, block_bytes=block, most=most)
-    return {"kv_cache_memory_bytes": blocks * block, "enforce_eager": True}
+    return {"kv_cache_memory_bytes": blocks * block, **execution}
 
 
 def _options(spec: ArcticInferenceSpec) -> dict[str, Any]:

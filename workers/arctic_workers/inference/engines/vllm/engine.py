@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 PING = 2.0
 """Seconds without work after which a pass of one token is made, to see that all ranks are there."""
 _WATCH = 0.5
+_ENDED = "vLLM's engine ended: a rank of it failed or is gone; the log says why"
 _PASS = Request((0,), Sampling(1, temperature=0.0))
+_FIRST_PASSES = (_PASS, Request((0,), Sampling(1, top_p=0.9, top_k=2, logprobs=1)))
+"""vLLM compiles how it draws, and how it finds logprobs, when that is asked for first: seconds that no client waits."""
 
 
 class VLLMEngine:
@@ -85,8 +88,9 @@ class VLLMEngine:
     async def start(self) -> None:
         """See `Engine`."""
         self._llm = await in_thread("vllm", self._bring_up)
-        async for _ in self._tokens(_PASS):
-            pass
+        for request in _FIRST_PASSES:
+            async for _ in self._tokens(request):
+                pass
         if self._peers is not None:
             self._peers.announce(Phase.READY)
         self._ready = True
@@ -151,7 +155,7 @@ class VLLMEngine:
                     yield output
         except EngineDeadError:
             self._lose()
-            raise EngineError("vLLM's engine ended") from None
+            raise EngineError(_ENDED) from None
         finally:
             await answer.aclose()
 
@@ -172,7 +176,7 @@ class VLLMEngine:
         """The engine is gone, unless it was told to go."""
         if self._ready:
             self._ready = False
-            self._on_loss("vLLM's engine ended: a rank of it failed or is gone; the log says why")
+            self._on_loss(_ENDED)
 
 
 class _Observer(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed where this is checked

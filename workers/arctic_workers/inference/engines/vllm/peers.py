@@ -72,5 +72,7 @@ def meet_peers(
 ) -> Peers:
     """Return when all pods of a group of several are there. `on_loss` and `on_stop` are as in `Heartbeats`."""
     ranks = len(group.hosts)
-    store = meet(group.hosts[0], group.ports.rendezvous, rank=rank, ranks=ranks)
-    return Peers(store, Heartbeats(store, rank=rank, ranks=ranks, on_loss=on_loss, on_stop=on_stop), ranks - 1)
+    address = group.hosts[0]
+    store = meet(address, group.ports.rendezvous, rank=rank, ranks=ranks)
+    heartbeats = Heartbeats(store, address=address, rank=rank, ranks=ranks, on_loss=on_loss, on_stop=on_stop)
+    return Peers(store, heartbeats, ranks - 1)
