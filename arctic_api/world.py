@@ -146,6 +146,19 @@ class InferenceGroup(_World):
     model_folder: str
     """Folder of the weights in the Hugging Face layout; `hf://` URIs stay as they are."""
 
+    @property
+    def served_name(self) -> str:
+        """Name under which clients ask for the model."""
+        return self.spec.model.served_name or self.name
+
+    @property
+    def drained_path(self) -> str:
+        """Path of a sidecar's metrics port that tells it to drain, and is answered once that is done.
+
+        Anyone may ask that port, and only who may read the pods knows the uid.
+        """
+        return f"/drained/{self.uid}"
+
 
 def uid5(uid: str) -> str:
     """Return the five hex digits of a uid that names of children and run folders carry."""

@@ -22,8 +22,8 @@ import click
 from pydantic import ValidationError
 
 from arctic_api.common import ClaimVolume, WorkerTemplate, parse_duration
-from arctic_api.inference import ArcticInferenceSpec
-from arctic_api.training import ArcticTrainingSpec, Restart
+from arctic_api.inference import ArcticInferenceSpec, InferenceModel
+from arctic_api.training import ArcticTrainingSpec, Restart, WeightsFrom
 from arctic_api.world import (
     NODE_RANK_VARIABLE,
     WORLD_VARIABLE,
@@ -118,11 +118,7 @@ def inference_groups(manifest: dict[str, Any], volumes: Path, scratch: Path) -> 
     pipeline = spec.parallelism.pipeline
     rendezvous, *ports = free_ports(1 + 2 * pipeline)
     mounts = local_mounts(spec.template, volumes)
-    folder = (
-        str(_export_of(spec.model.training, namespace, volumes))
-        if spec.model.training
-        else (spec.model.uri or "").removeprefix("file://")
-    )
+    folder = weights_folder(spec.model, namespace, volumes)
     return [
         InferenceGroup(
             namespace=namespace,
@@ -174,6 +170,13 @@ def _make_for_pods(folder: Path, claim: Path) -> None:
     if os.geteuid() == 0:
         around = folder.parent.stat()
         os.chown(folder, *((USER, USER) if folder == claim else (around.st_uid, around.st_gid)))
+
+
+def weights_folder(source: InferenceModel | WeightsFrom, namespace: str, volumes: Path) -> str:
+    """Return the folder of the weights that a manifest names: of a run here, or one that mounts may lead to."""
+    if source.training:
+        return str(_export_of(source.training, namespace, volumes))
+    return (source.uri or "").removeprefix("file://")
 
 
 def _export_of(training: str, namespace: str, volumes: Path) -> Path:
@@ -355,7 +358,7 @@ _file_option = click.option(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Manifest.",
 )
-_volumes_option = click.option(
+volumes_option = click.option(
     "--volumes",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
@@ -365,7 +368,7 @@ _volumes_option = click.option(
 
 @click.command()
 @_file_option
-@_volumes_option
+@volumes_option
 def train(file: Path, volumes: Path | None) -> None:
     """Run an ArcticTraining as local processes, and resume it if it ran before."""
     sys.exit(run_training(_load_to_run(file, "ArcticTraining"), volumes or default_volumes(), stop_flag()))
@@ -373,11 +376,16 @@ def train(file: Path, volumes: Path | None) -> None:
 
 @click.command()
 @_file_option
-@_volumes_option
+@volumes_option
 def serve(file: Path, volumes: Path | None) -> None:
     """Run one group of an ArcticInference as local processes, on loopback."""
     manifest = _load_to_run(file, "ArcticInference")
     spec = ArcticInferenceSpec.model_validate(manifest["spec"])
+    if spec.engine.name == "nim":
+        raise ManifestError(
+            f"{file}: spec.engine.name: nim is a container of NVIDIA's, which needs a cluster: "
+            "kubectl apply it, or name another engine"
+        )
     stop = stop_flag()
     with tempfile.TemporaryDirectory(prefix="arctic-serve-") as scratch:
         groups = inference_groups(manifest, volumes or default_volumes(), Path(scratch))

@@ -7,6 +7,7 @@ import click
 from arctic_cli.corpus import corpus
 from arctic_cli.demo import demo
 from arctic_cli.local import serve, train
+from arctic_cli.plan import plan
 from arctic_cli.validate import validate
 from arctic_cluster.commands import cluster
 from arctic_cluster.errors import ClusterError
@@ -28,5 +29,5 @@ def main() -> None:
     """Train and serve Arctic-class models, on a laptop or on Kubernetes."""
 
 
-for _command in (train, serve, validate, corpus, cluster, demo):
+for _command in (train, serve, validate, plan, corpus, cluster, demo):
     main.add_command(_command)

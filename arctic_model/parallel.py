@@ -117,7 +117,9 @@ def plan_inference(config: ArcticConfig, *, tensor: int = 1, pipeline: int = 1) 
     if pipeline > config.num_hidden_layers:
         layers = config.num_hidden_layers
         raise ValueError(f"pipeline is {pipeline} and the model has {layers} layers; write at most {layers}")
-    costs = [sum(map(prod, layer_shapes(config, layer).values())) for layer in range(config.num_hidden_layers)]
+    kinds = [config.has_experts(layer) for layer in range(config.num_hidden_layers)]
+    sizes = {kind: sum(map(prod, layer_shapes(config, kinds.index(kind)).values())) for kind in set(kinds)}
+    costs = [sizes[kind] for kind in kinds]
     # A token reads one row of the embedding and all of the output matrix, but both take the same memory.
     ends = config.vocab_size * config.hidden_size
     costs[0] += ends

@@ -36,6 +36,13 @@ if not (3, 11) <= sys.version_info[:2] <= (3, 12):
     sys.exit(f"bootstrap: Python {sys.version.split()[0]} found, 3.11 or 3.12 is needed (torch and deepspeed have no wheels for others)")
 CHECK
 
+# The native engine's code is compiled with the environment; without a compiler torch does its work, slowly.
+if ! command -v g++ >/dev/null && ! command -v c++ >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing g++"
+    apt_get update -qq
+    apt_get install -y -qq --no-install-recommends g++ libc6-dev
+fi
+
 if [ ! -x "$tools/bin/uv" ]; then
     mkdir -p "$cache/tools"
     exec 9>"$cache/bootstrap.lock"

@@ -245,6 +245,7 @@ def observation_of(state: control_pb2.WorkerState) -> Observation:
             tokens_per_second=_finite(figures.tokens_per_second) or 0.0,
             requests_per_second=_finite(figures.requests_per_second) or 0.0,
             ttft_p99_seconds=_finite(figures.ttft_p99_seconds) or 0.0,
+            loaded=_finite(figures.loaded) or 0.0,
         )
     raise ValueError(
         "the worker's state is neither a training's nor an inference's; its version is not this operator's"

@@ -79,6 +79,8 @@ class InferenceObservation:
     tokens_per_second: float = 0.0
     requests_per_second: float = 0.0
     ttft_p99_seconds: float = 0.0
+    loaded: float = 0.0
+    """Share of the leader's weights in memory."""
 
 
 Observation = TrainingObservation | InferenceObservation

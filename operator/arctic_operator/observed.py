@@ -21,6 +21,8 @@ GENERATION_ANNOTATION = "arctic.dev/generation"
 GPU_HOURS_ANNOTATION = "arctic.dev/gpu-hours-before"
 DRAINING_ANNOTATION = "arctic.dev/draining-since"
 WEIGHTS_ANNOTATION = "arctic.dev/weights"
+WORKER_CONTAINER = "worker"
+"""The container of ours in a worker's pod, whose exit code says how the worker ended."""
 POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 INVALID_SPEC = "InvalidSpec"
@@ -102,6 +104,14 @@ class StatefulSet:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """What keeps a world from running: a condition's reason and message."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Pod:
     """A worker's pod. Times that do not apply are None."""
 
@@ -128,6 +138,8 @@ class Pod:
     waiting: str = ""
     waiting_message: str = ""
     unschedulable: str = ""
+    beside: Trouble | None = None
+    """Why a container beside the worker's does not run, or began anew."""
 
     @property
     def ended(self) -> bool:
@@ -143,14 +155,6 @@ class Node:
     ready: bool
     ready_changed: datetime | None
     unschedulable: bool
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """What keeps a world from running: a condition's reason and message."""
-
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -268,10 +272,11 @@ def stateful_set_of(manifest: Manifest) -> StatefulSet:
 
 
 def pod_of(manifest: Manifest) -> Pod:
-    """Reduce a worker's pod, which has one container."""
+    """Reduce a worker's pod. What ended how is said of the worker's container alone; others may be beside it."""
     metadata, status = manifest["metadata"], manifest.get("status", {})
     labels, conditions = metadata.get("labels", {}), conditions_of(manifest)
-    container: Manifest = next(iter(status.get("containerStatuses") or ()), {})
+    containers = [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]
+    container: Manifest = next((each for each in containers if each["name"] == WORKER_CONTAINER), {})
     state = container.get("state", {})
     terminated = state.get("terminated") or container.get("lastState", {}).get("terminated") or {}
     waiting = state.get("waiting") or {}
@@ -303,7 +308,25 @@ def pod_of(manifest: Manifest) -> Pod:
         waiting=waiting.get("reason", ""),
         waiting_message=waiting.get("message", ""),
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+        beside=next((trouble for each in containers if each is not container and (trouble := _mishap(each))), None),
     )
+
+
+def _mishap(container: Manifest) -> Trouble | None:
+    """Return why a container does not run, or has begun anew, in the cluster's words; None if all is well."""
+    state = container.get("state", {})
+    waiting = state.get("waiting") or {}
+    ended = state.get("terminated") or container.get("lastState", {}).get("terminated") or {}
+    held = "" if waiting.get("reason") in (None, "ContainerCreating", "PodInitializing") else waiting["reason"]
+    code = ended.get("exitCode")
+    if not held and not code:
+        return None
+    name = f"container {container['name']}"
+    told = [f"{name}: {waiting.get('message') or held}"] if held else []
+    if code:
+        lines = [line.strip() for line in ended.get("message", "").splitlines() if line.strip()]
+        told.append(f"{name} exited with code {code}{f': {lines[-1]}' if lines else ''}")
+    return Trouble(held or ended.get("reason") or "Error", "; ".join(told))
 
 
 def _delete_requested(metadata: Manifest) -> datetime | None:

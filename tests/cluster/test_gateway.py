@@ -16,7 +16,7 @@ from arctic_cluster import Cluster
 from arctic_cluster.image import STABLE
 from arctic_operator.manifests.common import CONTAINER_SECURITY, POD_SECURITY, gateway_name, leader_selector
 from arctic_operator.observed import Identity, identity_of
-from arctic_workers.inference.leader import LINGER
+from arctic_workers.inference.pod import LINGER
 
 # Answers as a leader does; told to stop, it is not ready any more, serves all that comes for as long as a leader does,
 # then turns away what still comes.

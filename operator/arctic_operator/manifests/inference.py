@@ -1,6 +1,7 @@
 """The children of one inference group: a StatefulSet, its headless Service, NetworkPolicy and PodDisruptionBudget."""
 
 import math
+from functools import partial
 
 from arctic_api.common import BaseWeights, ClaimVolume, parse_duration
 from arctic_api.world import STORE_FOLDER, InferenceGroup, Label, Ports
@@ -11,6 +12,7 @@ from arctic_operator.manifests.common import (
     hosts,
     object_labels,
 )
+from arctic_operator.manifests.nim import SIDECAR_RESOURCES, nim_template
 from arctic_operator.manifests.worker import network_policy, worker_template
 from arctic_operator.observed import (
     GENERATION_ANNOTATION,
@@ -49,33 +51,10 @@ def _selector(identity: Identity, name: str) -> dict[str, str]:
 
 def group_set(inference: Inference, revision: str, name: str, settings: Settings, base: BaseWeights | None) -> Manifest:
     """Return a group's StatefulSet, made once and never changed."""
-    identity, spec, ports = inference.identity, inference.spec, Ports()
+    identity, spec = inference.identity, inference.spec
     selector = _selector(identity, name)
     labels = selector | {Label.REVISION.value: revision, Label.ROLE.value: "worker"}
-    claim = base.claim_name if base else None
-    template = worker_template(
-        identity,
-        settings,
-        module=MODULE,
-        engine=spec.engine.name,
-        world=_world(inference, revision, name, base),
-        rank_field=f"metadata.labels['{POD_INDEX_LABEL}']",
-        labels=object_labels(identity) | labels | {Label.ROUTING.value: "on"},
-        selector=selector,
-        ports={
-            "control": ports.control,
-            "metrics": ports.metrics,
-            "rendezvous": ports.rendezvous,
-            "http": ports.http,
-        },
-        image=spec.engine.image,
-        claims=[ClaimVolume(claim_name=claim, mount_path=STORE_FOLDER)] if claim else [],
-        resources=spec.resources,
-        grace_seconds=math.ceil(parse_duration(spec.rollout.drain_timeout)) + MARGIN_SECONDS,
-        priority_class=spec.priority_class_name,
-        template=spec.template,
-        spec={},
-    )
+    template = _template(inference, _world(inference, revision, name, base), labels, settings, base)
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
@@ -98,6 +77,40 @@ def group_set(inference: Inference, revision: str, name: str, settings: Settings
             "template": template,
         },
     }
+
+
+def _template(
+    inference: Inference, group: InferenceGroup, labels: dict[str, str], settings: Settings, base: BaseWeights | None
+) -> Manifest:
+    identity, spec, ports = inference.identity, inference.spec, Ports()
+    claim = base.claim_name if base else None
+    build = partial(
+        worker_template,
+        identity,
+        settings,
+        module=MODULE,
+        engine=spec.engine.name,
+        world=group,
+        rank_field=f"metadata.labels['{POD_INDEX_LABEL}']",
+        labels=object_labels(identity) | labels | {Label.ROUTING.value: "on"},
+        selector=_selector(identity, group.group),
+        grace_seconds=math.ceil(parse_duration(spec.rollout.drain_timeout)) + MARGIN_SECONDS,
+        priority_class=spec.priority_class_name,
+        spec={},
+    )
+    control = {"control": ports.control, "metrics": ports.metrics}
+    if spec.engine.name == "nim":
+        pod_alone = spec.template and spec.template.model_copy(update={"environment": None, "volumes": None})
+        resources = SIDECAR_RESOURCES
+        worker = build(ports=control, image=None, claims=(), resources=resources, template=pod_alone)
+        return nim_template(worker, group, spec, settings)
+    return build(
+        ports=control | {"rendezvous": ports.rendezvous, "http": ports.http},
+        image=spec.engine.image,
+        claims=[ClaimVolume(claim_name=claim, mount_path=STORE_FOLDER)] if claim else [],
+        resources=spec.resources,
+        template=spec.template,
+    )
 
 
 def _world(inference: Inference, revision: str, name: str, base: BaseWeights | None) -> InferenceGroup:

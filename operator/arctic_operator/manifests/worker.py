@@ -14,10 +14,9 @@ from arctic_operator.manifests.common import (
     child_metadata,
     tls_name,
 )
-from arctic_operator.observed import Identity
+from arctic_operator.observed import WORKER_CONTAINER, Identity
 from arctic_operator.settings import EngineDefaults, Settings
 
-CONTAINER = "worker"
 HOME = "/home/arctic"
 TEMPORARY = "/tmp"  # noqa: S108  the container's own
 HOSTNAME_TOPOLOGY = "kubernetes.io/hostname"
@@ -61,7 +60,7 @@ def worker_template(
         WORLD_VARIABLE: world.model_dump_json(by_alias=True),
     }
     container: Manifest = {
-        "name": CONTAINER,
+        "name": WORKER_CONTAINER,
         "image": image or defaults.image or settings.worker_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": [*(defaults.command or settings.worker_command), "-m", module],
@@ -78,7 +77,7 @@ def worker_template(
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  the container's own
             {"name": "home", "mountPath": HOME},
             {"name": "tmp", "mountPath": TEMPORARY},
-            *(_mount(index, claim) for index, claim in enumerate(mounted.values())),
+            *(claim_mount(f"claim-{index}", claim) for index, claim in enumerate(mounted.values())),
         ],
         **_probes(world.ports),
     }
@@ -103,20 +102,22 @@ def worker_template(
                 {"name": "shm", "emptyDir": {"medium": "Memory"}},
                 {"name": "home", "emptyDir": {}},
                 {"name": "tmp", "emptyDir": {}},
-                *(_claim(index, claim) for index, claim in enumerate(mounted.values())),
+                *(claim_volume(f"claim-{index}", claim) for index, claim in enumerate(mounted.values())),
             ],
             **spec,
         },
     }
 
 
-def _mount(index: int, claim: ClaimVolume) -> Manifest:
-    return {"name": f"claim-{index}", "mountPath": claim.mount_path, "readOnly": claim.read_only}
+def claim_mount(name: str, claim: ClaimVolume) -> Manifest:
+    """Return a container's mount of the volume of that name."""
+    return {"name": name, "mountPath": claim.mount_path, "readOnly": claim.read_only}
 
 
-def _claim(index: int, claim: ClaimVolume) -> Manifest:
+def claim_volume(name: str, claim: ClaimVolume) -> Manifest:
+    """Return a pod's volume of that name."""
     reference = {"claimName": claim.claim_name, "readOnly": claim.read_only}
-    return {"name": f"claim-{index}", "persistentVolumeClaim": reference}
+    return {"name": name, "persistentVolumeClaim": reference}
 
 
 def _probes(ports: Ports) -> Manifest:

@@ -75,6 +75,7 @@ def inference_status(
         enough=max(1, desired - unavailable),
     )
     trouble = _trouble(kept, seen.refusals)
+    told = {group.name: told for group in kept if (told := _observation(seen.live.get(group.name)))}
     state = _state(inference, counts, trouble, waiting)
     identity = inference.identity
     status = ArcticInferenceStatus(
@@ -88,9 +89,9 @@ def inference_status(
         url=service_url(identity, inference.spec),
         revision=revision,
         start_time=inference.status.start_time or (format_time(now) if counts.ready else None),
-        conditions=_conditions(inference, counts, trouble, state, waiting, now),
+        conditions=_conditions(inference, counts, trouble, state, waiting, _loading(kept, told), now),
         weights=(seen.base or inference.status.weights) if inference.spec.model.training else None,
-        **_figures([told for group in kept if (told := _observation(seen.live.get(group.name)))]),
+        **_figures(list(told.values())),
     )
     return status.wire()
 
@@ -113,6 +114,12 @@ def _figures(seen: Sequence[InferenceObservation]) -> dict[str, Any]:
     }
 
 
+def _loading(groups: Iterable[GroupView], told: Mapping[str, InferenceObservation]) -> str:
+    """Say how far the slowest of the leaders is that load."""
+    shares = [told[group.name].loaded for group in groups if group.ready_since is None and group.name in told]
+    return f"the leader has {min(shares):.0%} of its weights in memory" if shares and min(shares) < 1 else ""
+
+
 def _trouble(groups: Iterable[GroupView], refusals: Mapping[str, str]) -> Trouble | None:
     """Return what keeps groups from being ready: what children say, then how a worker ended."""
     unready = [group for group in groups if group.ready_since is None]
@@ -129,7 +136,8 @@ def _trouble(groups: Iterable[GroupView], refusals: Mapping[str, str]) -> Troubl
     for pod in pods:
         if pod.waiting == "CrashLoopBackOff":
             return Trouble("CrashLoopBackOff", f"pod {pod.name} exited with code {pod.exit_code}: {_last_line(pod)}")
-    return None
+    beside = ((pod.name, pod.beside) for pod in pods if pod.beside and pod.delete_requested is None)
+    return next((Trouble(trouble.reason, f"pod {name}: {trouble.message}") for name, trouble in beside), None)
 
 
 def _last_line(pod: Pod) -> str:
@@ -158,6 +166,7 @@ def _conditions(
     trouble: Trouble | None,
     state: str,
     waiting: Trouble | None,
+    loading: str,
     now: datetime,
 ) -> list[Condition]:
     """Return all conditions. Ready speaks of the wanted revision alone, Available of whether requests are answered."""
@@ -170,7 +179,7 @@ def _conditions(
     )
     moving = state in ("Starting", "RollingOut", "Scaling", "ScalingDown", "Suspending") or bool(trouble)
     held = inference.spec.rollout.paused and counts.stale > 0
-    conditions.set("Progressing", moving and not held, "Paused" if held else state)
+    conditions.set("Progressing", moving and not held, "Paused" if held else state, loading if moving else "")
     late = None if counts.ready else _start_deadline_passed(inference, now)
     if trouble:
         conditions.set("Degraded", True, trouble.reason, trouble.message)

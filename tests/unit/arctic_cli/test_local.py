@@ -132,6 +132,12 @@ def test_what_is_suspended_is_not_run(command: click.Command, manifest: dict, tm
     assert "spec.suspend: it is suspended: write false, or leave it out, to run it" in result.output
 
 
+def test_a_container_is_not_run_as_a_process(tmp_path: Path) -> None:
+    result = CliRunner().invoke(local.serve, ["-f", str(EXAMPLES / "nim-inference.yaml"), "--volumes", str(tmp_path)])
+    assert result.exit_code == ExitCode.BAD_INPUT
+    assert "spec.engine.name: nim is a container of NVIDIA's, which needs a cluster: kubectl apply it" in result.output
+
+
 def test_fields_that_mean_something_only_on_a_cluster_are_named() -> None:
     changes = {
         "spec.startDeadline": "1h",

@@ -187,7 +187,7 @@ class Operator:
                         "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
                     },
                     "spec": {"nodeName": f"n{index}"},
-                    "status": {"phase": phase, "containerStatuses": [{"state": container}]},
+                    "status": {"phase": phase, "containerStatuses": [{"name": "worker", "state": container}]},
                 }
             )
             for index in range(2)

@@ -39,7 +39,7 @@ def raw_pod(**status):
 
 
 def waiting(reason, message=""):
-    return {"containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}}]}
+    return {"containerStatuses": [{"name": "worker", "state": {"waiting": {"reason": reason, "message": message}}}]}
 
 
 def test_children_give_the_reason():
@@ -49,12 +49,23 @@ def test_children_give_the_reason():
         "ImagePullBackOff": waiting("ImagePullBackOff", "no such image"),
         "CreateContainerConfigError": waiting("CreateContainerConfigError", "secret not found"),
         "Unschedulable": {"conditions": [unschedulable]},
-        "OOMKilled": {"containerStatuses": [{"state": {"waiting": {}}, "lastState": {"terminated": killed}}]},
+        "OOMKilled": {
+            "containerStatuses": [{"name": "worker", "state": {"waiting": {}}, "lastState": {"terminated": killed}}]
+        },
         "Evicted": {"phase": "Failed", "reason": "Evicted", "message": "the node was low on memory"},
     }
     for reason, status in cases.items():
         assert trouble_of([pod_of(raw_pod(**status))]).reason == reason
     assert trouble_of([pod_of(raw_pod(**waiting("ContainerCreating")))]) is None
+
+
+def test_only_the_workers_container_says_how_a_worker_ended():
+    killed = {"name": "proxy", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}
+    worker = {"name": "worker", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+    for statuses in ([killed, worker], [worker, killed]):
+        pod = pod_of(raw_pod(phase="Failed", containerStatuses=statuses))
+        assert (pod.exit_code, pod.exit_reason) == (0, "Completed")
+    assert trouble_of([pod_of(raw_pod(containerStatuses=[killed]))]) is None
 
 
 def test_a_deletion_was_requested_the_grace_period_before_its_deadline(build):

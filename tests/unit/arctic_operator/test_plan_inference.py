@@ -40,12 +40,16 @@ class Cluster:
 
     def live(self, name):
         running = int(name in self.busy)
-        seen = InferenceObservation("", Phase.RUNNING, "", None, running=running, draining=name in self.told)
+        ready = self.ready(name)
+        phase = Phase.RUNNING if ready else Phase.STARTING
+        seen = InferenceObservation(
+            "", phase, "", None, running=running, draining=name in self.told, loaded=1.0 if ready else 0.4
+        )
         return Live(seen, self.now, connected=True)
 
     def reconcile(self):
         inference = replace(self.inference, status=read_status(ArcticInferenceStatus, self.status))
-        live = {name: self.live(name) for name in self.groups if self.ready(name)}
+        live = {name: self.live(name) for name in self.groups}
         seen = InferenceSeen(tuple(self.groups.values()), tuple(self.pods.values()), self.nodes, live)
         plan = plan_inference(inference, seen, self.build.settings, self.now)
         for manifest in plan.create:
@@ -339,6 +343,86 @@ def test_a_pod_that_served_is_remade_at_once_instead_of_backing_off(build, lived
     assert [d.uid for d in plan.delete if d.kind == "Pod"] == ([crashed.uid] if remade else [])
 
 
+def beside(build, metadata=None, **nim):
+    """Return the plan for a NIM's pod whose sidecar runs and whose other container is as told."""
+    group = StatefulSet(
+        "tiny-0a1b2-abc123-g0", "uid-g0", 1, "abc123", size=1, specification="s1-nim:1", created=build.start
+    )
+    pod = build.pod_of(
+        {
+            "metadata": {
+                "name": "tiny-0",
+                "uid": "uid-0",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+                "labels": {Label.GROUP: group.name},
+                **(metadata or {}),
+            },
+            "status": {
+                "phase": "Running",
+                "initContainerStatuses": [{"name": "worker", "state": {"running": {}}}],
+                "containerStatuses": [{"name": "nim", **nim}],
+            },
+        }
+    )
+    engine = {"name": "nim", "image": "nim:1"}
+    inference = build.inference(engine=engine, model={"inImage": True}, parallelism={})
+    return plan_inference(inference, InferenceSeen([group], [pod]), build.settings, build.seconds(500))
+
+
+EXITED = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": "loading\nout of memory\n"}}
+
+
+@pytest.mark.parametrize(
+    ("nim", "reason", "message"),
+    [
+        (
+            {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}},
+            "ImagePullBackOff",
+            "pod tiny-0: container nim: Back-off pulling image",
+        ),
+        (
+            {"state": {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "ngc" not found'}}},
+            "CreateContainerConfigError",
+            'pod tiny-0: container nim: secret "ngc" not found',
+        ),
+        (
+            {"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}}, "lastState": EXITED},
+            "CrashLoopBackOff",
+            "pod tiny-0: container nim: back-off 40s; container nim exited with code 137: out of memory",
+        ),
+        (
+            {"state": {"running": {}}, "lastState": EXITED},
+            "OOMKilled",
+            "pod tiny-0: container nim exited with code 137: out of memory",
+        ),
+    ],
+)
+def test_the_trouble_of_a_container_beside_the_worker_is_told_and_left_to_the_kubelet(build, nim, reason, message):
+    plan = beside(build, **nim)
+    degraded = condition(plan.status, "Degraded")
+    assert (degraded["status"], degraded["reason"], degraded["message"]) == ("True", reason, message)
+    assert plan.status["state"] == reason
+    assert plan.delete == ()
+
+
+def test_a_container_that_ends_with_its_pod_is_no_trouble(build):
+    deleted = {"deletionTimestamp": "2026-01-01T00:05:00Z", "deletionGracePeriodSeconds": 70}
+    assert beside(build, deleted, state=EXITED).status["state"] == "Starting"
+
+
+@pytest.mark.parametrize(
+    "nim",
+    [
+        {"state": {"waiting": {"reason": "PodInitializing"}}},
+        {"state": {"running": {}}},
+        {"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}},
+    ],
+)
+def test_a_container_beside_the_worker_may_start_and_end_well(build, nim):
+    status = beside(build, **nim).status
+    assert (status["state"], condition(status, "Degraded")["status"]) == ("Starting", "False")
+
+
 def test_a_name_is_not_used_again_while_a_pod_has_it(build):
     stuck = build.pod(0, attempt=None, group="tiny-0a1b2-abc123-g0", delete_requested=build.start)
     plan = plan_inference(build.inference(), InferenceSeen(pods=[stuck]), build.settings, build.seconds(500))
@@ -377,6 +461,15 @@ def test_names_of_groups_leave_room_for_what_the_stateful_set_appends(build):
     identity = replace(build.inference().identity, name="n" * 40)
     plan = plan_inference(replace(build.inference(), identity=identity), InferenceSeen(), build.settings, build.start)
     assert len(plan.create[0]["metadata"]["name"]) <= 52
+
+
+def test_a_group_that_loads_says_how_far_it_is(build):
+    cluster = Cluster(build, build.inference())
+    cluster.reconcile()
+    told = condition(cluster.reconcile().status, "Progressing")["message"]
+    assert told == "the leader has 40% of its weights in memory"
+    cluster.run(30)
+    assert condition(cluster.reconcile().status, "Progressing")["message"] == ""
 
 
 def test_figures_are_those_of_all_groups_together(build):

@@ -4,7 +4,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -67,10 +67,14 @@ class ProbeServer:
         *,
         alive: Callable[[], bool],
         ready: Callable[[], bool],
+        hooks: Mapping[str, Callable[[], bool]] | None = None,
     ) -> None:
-        """Prepare to serve on `world.ports.metrics` (0: a free one), on loopback only where the world has no TLS."""
+        """Prepare to serve on `world.ports.metrics` (0: a free one), on loopback only where the world has no TLS.
+
+        `hooks` are further paths, which the kubelet asks before it stops a container: each takes its time to answer.
+        """
         self._address = ("" if world.tls_folder is not None else "127.0.0.1", world.ports.metrics)
-        probes = {"/livez": alive, "/readyz": ready}
+        probes = {"/livez": alive, "/readyz": ready, **(hooks or {})}
 
         class Handler(BaseHTTPRequestHandler):
             timeout = 10

@@ -17,18 +17,16 @@ from arctic_rpc.control_pb2 import DONE, DRAINING, RUNNING, STARTING, InferenceS
 from arctic_workers.control.commands import Commands, NotNow
 from arctic_workers.control.loop import in_thread
 from arctic_workers.inference.engine import Engine, Refused, Stats
+from arctic_workers.inference.http.chat import TextError
 from arctic_workers.inference.http.server import Api, Gate
-from arctic_workers.inference.http.text import Text, TextError
+from arctic_workers.inference.http.text import Text
 from arctic_workers.inference.metrics import Metrics
-from arctic_workers.inference.pod import Pod
+from arctic_workers.inference.pod import LINGER, Pod
 
 log = logging.getLogger(__name__)
 
 QUEUE_FACTOR = 4
 """So many times `maxSequences` requests may wait."""
-LINGER = 4.0
-"""Seconds that a leader goes on serving all that comes once it drains: more than the two checks of the gateway, one a
-second, after which it sends nothing here any more."""
 LAST_ANSWERS = 5.0
 """Seconds for the last bytes of answers to leave."""
 _POLL = 0.1
@@ -67,7 +65,7 @@ class Leader(Commands):
             text,
             self._metrics,
             self._gate,
-            model=spec.model.served_name or pod.group.name,
+            model=pod.group.served_name,
             vocabulary=vocabulary,
             most_waiting=QUEUE_FACTOR * spec.batching.max_sequences,
         )

@@ -55,6 +55,8 @@ class Metrics:
     """Metrics of one leader; `stats` tells what the engine is doing now."""
 
     def __init__(self, registry: CollectorRegistry, stats: Callable[[], Stats]) -> None:
+        self.registry = registry
+
         def gauge(name: str, text: str, value: Callable[[Stats], float]) -> None:
             Gauge(f"arctic_inference_{name}", text, registry=registry).set_function(lambda: value(stats()))
 

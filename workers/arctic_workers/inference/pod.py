@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry
@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 FAILED = 1
 """Exit code of a failure, which the operator answers by remaking the group."""
+LINGER = 4.0
+"""Seconds that a leader goes on serving all that comes once it drains: more than the two checks of the gateway, one a
+second, after which it sends nothing here any more."""
 STEP_LIMIT = 300.0
 """Seconds without a turn of the main loop after which it counts as hung."""
 
@@ -40,8 +43,8 @@ class Pod:
         self._ending = threading.Lock()
 
     @contextmanager
-    def controlled(self, commands: Commands) -> Iterator[None]:
-        """Serve probes, metrics and control. TLSFolderError or OSError if that can't be."""
+    def controlled(self, commands: Commands, hooks: Mapping[str, Callable[[], bool]] | None = None) -> Iterator[None]:
+        """Serve probes, metrics, control and hooks (see `ProbeServer`). TLSFolderError or OSError if that can't be."""
 
         def alive() -> bool:
             # Loading beats no heart, and how long it takes is not for us to say; an end has a time limit of its own.
@@ -51,7 +54,7 @@ class Pod:
             return self.ready()
 
         with (
-            ProbeServer(self.group, self.registry, alive=alive, ready=ready),
+            ProbeServer(self.group, self.registry, alive=alive, ready=ready, hooks=hooks),
             ControlServer(self.group, self._board, commands, ready),
         ):
             yield

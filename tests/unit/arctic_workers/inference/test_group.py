@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import grpc
@@ -20,7 +19,7 @@ from arctic_api.world import InferenceGroup
 from arctic_rpc import control_pb2, control_pb2_grpc
 from arctic_workers.inference.engine import Request, Sampling
 from arctic_workers.inference.engines.native.engine import NativeEngine
-from arctic_workers.inference.engines.native.group import bring_up
+from arctic_workers.inference.engines.native.group import Rank, bring_up
 from arctic_workers.inference.engines.native.plan import plan_group
 from arctic_workers.inference.http.text import Text
 
@@ -57,7 +56,10 @@ async def one_process(make_group: MakeGroup, model_folder: Path) -> list[str]:
     """The same model in FP8 in this process, a prompt at a time."""
     [world] = make_group(1)
     plan = plan_group(world)
-    load = partial(bring_up, plan, world, 0, on_loss=pytest.fail, on_stop=pytest.fail)
+
+    def load(progress: Callable[[float], None]) -> Rank:
+        return bring_up(plan, world, 0, on_loss=pytest.fail, on_stop=pytest.fail, progress=progress)
+
     engine = NativeEngine(plan, load, beat=lambda: None, on_failure=lambda error: pytest.fail(str(error)))
     text = Text(model_folder)
     await engine.start()

@@ -1,6 +1,6 @@
 """The OpenAI API's requests, checked, and its errors. Only what can be done is taken; all else is refused by name."""
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -26,8 +26,22 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
 }
 """Parameters of the API that are not supported, with the values under which they change nothing."""
-_WITHOUT_EFFECT = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+_WITHOUT_EFFECT = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "cache_prompt",
+    "cache_salt",
+    "request_id",
+    "verbosity",
+)
 """Parameters that never change an answer."""
+_NOTHING: tuple[Any, ...] = (None, False, "", [], {})
+"""Values under which a parameter that nobody here knows asks for nothing."""
 
 FIRST_FAULT = Field(fail_fast=True)
 """For lists: only the first fault is told, and to look for more of them can take seconds in which all else stops."""
@@ -35,16 +49,6 @@ Strings = Annotated[list[str], FIRST_FAULT]
 Tokens = Annotated[list[int], FIRST_FAULT]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-
-
-def _check_empty(value: Any) -> Any:
-    if value:
-        raise ValueError("tools are not supported; leave it out")
-    return value
-
-
-Unsupported = Annotated[Any, AfterValidator(_check_empty)]
-"""A part of a message that may be there as long as nothing is in it."""
 
 
 class ApiError(Exception):
@@ -83,7 +87,8 @@ class _Request(BaseModel):
                     shown = next((value for value in neutral if value is not None), None)
                     raise UnsupportedParameter(key, f"'{key}' is not supported; leave it out or write {shown!r}")
                 del kept[key]
-        return kept
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {key: value for key, value in kept.items() if key in known or value not in _NOTHING}
 
 
 class UnsupportedParameter(Exception):  # noqa: N818 - becomes an ApiError; pydantic would wrap a ValueError
@@ -119,7 +124,7 @@ class CommonRequest(_Request):
     @field_validator("stop")
     @classmethod
     def _check_stop(cls, value: str | list[str] | None) -> str | list[str] | None:
-        strings = [value] if isinstance(value, str) else value or []
+        strings = value if isinstance(value, list) else [value] if value else []
         if len(strings) > MOST_STOPS:
             raise ValueError(f"{len(strings)} stop strings are too many; write at most {MOST_STOPS}")
         if any(not 0 < len(string) <= _LONGEST_STOP for string in strings):
@@ -135,7 +140,7 @@ class CommonRequest(_Request):
     @property
     def stops(self) -> list[str]:
         """The stop strings."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return self.stop if isinstance(self.stop, list) else [self.stop] if self.stop else []
 
     @property
     def includes_usage(self) -> bool:
@@ -151,35 +156,54 @@ class CompletionRequest(CommonRequest):
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
 
+def _check_text(kind: str) -> str:
+    if kind != "text":
+        raise ValueError(f"a part of type {kind} can't be read: this model reads text alone; write parts of type text")
+    return kind
+
+
 class TextPart(BaseModel):
     """A piece of a message's content."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    type: Literal["text"]
+    type: Annotated[str, AfterValidator(_check_text)]
     text: str
 
 
 class Message(BaseModel):
-    """One message of a conversation."""
+    """One message of a conversation, with whatever else clients keep of it: tool calls, names, reasons."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     role: Annotated[str, Field(min_length=1)]
-    content: str | Annotated[list[TextPart], FIRST_FAULT]
-    name: str | None = None
-    tool_calls: Unsupported = None
-    tool_call_id: Unsupported = None
-    function_call: Unsupported = None
+    content: str | Annotated[list[TextPart], FIRST_FAULT] | None = None
 
-    def plain(self) -> dict[str, str]:
-        """Return what a chat template reads."""
-        content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return {"role": self.role, "content": text} | ({"name": self.name} if self.name else {})
+    @model_validator(mode="after")
+    def _check_content(self) -> Self:
+        """An assistant's message may be tool calls alone."""
+        if self.content is None and self.role != "assistant":
+            raise ValueError("content is missing; write text, or a list of parts of type text")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """Return what a chat template reads: the message as it is."""
+        return self.model_dump(exclude_unset=True)
 
 
-class ChatRequest(CommonRequest):
+class Conversation(BaseModel):
+    """What a chat template is asked with; all but the messages is not OpenAI's, but what open servers have."""
+
+    messages: Annotated[list[Message], Field(min_length=1), FIRST_FAULT] | None = None
+    add_generation_prompt: bool = True
+    """Whether an answer begins after the messages."""
+    continue_final_message: bool = False
+    """Whether the answer goes on with the last message."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Further variables of the chat template."""
+
+
+class ChatRequest(CommonRequest, Conversation):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1), FIRST_FAULT]
@@ -194,6 +218,34 @@ class ChatRequest(CommonRequest):
         return self
 
 
+class TokenizeRequest(_Request, Conversation):
+    """`POST /tokenize`: a text under vLLM's name for it or llama.cpp's, or a conversation."""
+
+    model: str | None = None
+    prompt: str | None = None
+    content: str | None = None
+    add_special_tokens: bool = True
+    return_token_strs: bool | None = False
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if sum(given is not None for given in (self.prompt, self.content, self.messages)) != 1:
+            raise ValueError("write exactly one of 'prompt', 'content' and 'messages'")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The text, where it is no conversation."""
+        return self.prompt or self.content or ""
+
+
+class DetokenizeRequest(_Request):
+    """`POST /detokenize`."""
+
+    model: str | None = None
+    tokens: Tokens
+
+
 def parse(kind: type[RequestType], body: bytes) -> RequestType:
     """Read a request's body. ApiError 400 that names the first parameter that is wrong and says what to write."""
     try:
@@ -201,7 +253,11 @@ def parse(kind: type[RequestType], body: bytes) -> RequestType:
     except UnsupportedParameter as error:
         raise ApiError(400, str(error), param=error.param, code="unsupported_parameter") from None
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False)[0]
+        faults = error.errors(include_url=False, include_context=False)
+        # Of the alternatives of a type, the one that came furthest is what was meant.
+        fault = max(
+            (each for each in faults if each["loc"][:1] == faults[0]["loc"][:1]), key=lambda each: len(each["loc"])
+        )
         # The alternatives of a type stand in the place of a fault too, and clients know nothing of them.
         place = [str(step) for step in fault["loc"] if step != "str" and "[" not in str(step)]
         param = ".".join(place) or None

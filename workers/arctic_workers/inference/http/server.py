@@ -8,8 +8,10 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
+from importlib.metadata import version
 from typing import Any, TypeVar
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -20,9 +22,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from arctic_workers.inference import engine as engines
 from arctic_workers.inference.engine import Engine, EngineError, Sampling, Stats
 from arctic_workers.inference.http.answer import Answers, Piece
+from arctic_workers.inference.http.chat import TextError
 from arctic_workers.inference.http.forms import ChatForm, CompletionForm, Form, usage
-from arctic_workers.inference.http.protocol import ApiError, ChatRequest, CommonRequest, CompletionRequest, parse
-from arctic_workers.inference.http.text import Text, TextError
+from arctic_workers.inference.http.protocol import (
+    ApiError,
+    ChatRequest,
+    CommonRequest,
+    CompletionRequest,
+    Conversation,
+    DetokenizeRequest,
+    TokenizeRequest,
+    parse,
+)
+from arctic_workers.inference.http.text import Text
 from arctic_workers.inference.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -91,12 +103,17 @@ class Api:
     ) -> None:
         self._engine = engine
         self._text = text
+        self._metrics = metrics
         self._answers = Answers(engine, text, metrics)
         self._model = model
         self._created = int(time.time())
         self._vocabulary = vocabulary
         routes = [
             Route("/health", self._health),
+            Route("/version", self._version),
+            Route("/metrics", self._expose),
+            Route("/tokenize", self._tokenize, methods=["POST"]),
+            Route("/detokenize", self._detokenize, methods=["POST"]),
             Route("/v1/models", self._models),
             Route("/v1/models/{model:path}", self._one_model),
             Route("/v1/completions", self._completions, methods=["POST"]),
@@ -111,7 +128,33 @@ class Api:
         self.app: ASGIApp = _Doorkeeper(app, gate, engine, most_waiting)
 
     async def _health(self, request: Request) -> Response:  # noqa: ARG002
-        return Response(status_code=200 if self._engine.ready else 503)
+        self._check_ready()
+        return JSONResponse({"status": "ok"})
+
+    async def _version(self, request: Request) -> Response:  # noqa: ARG002
+        return JSONResponse({"version": version("arctic-kubernetes")})
+
+    async def _expose(self, request: Request) -> Response:  # noqa: ARG002
+        return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _tokenize(self, request: Request) -> Response:
+        body = await _read(request)
+        asked = parse(TokenizeRequest, body)
+        self._check_model(asked.model)
+        if asked.messages is None:
+            special = asked.add_special_tokens
+            tokens = await self._encode(asked.text, "prompt", special=special)
+        else:
+            tokens = await self._chat_tokens(asked, len(body))
+        answer = {"tokens": tokens, "count": len(tokens), "max_model_len": self._engine.max_length}
+        names = {"token_strs": [self._text.token_name(token) for token in tokens]} if asked.return_token_strs else {}
+        return JSONResponse({**answer, **names})
+
+    async def _detokenize(self, request: Request) -> Response:
+        asked = parse(DetokenizeRequest, await _read(request))
+        self._check_model(asked.model)
+        text = self._text.decode(self._known(asked.tokens, "tokens"), special=True)
+        return JSONResponse({"prompt": text, "content": text})
 
     async def _models(self, request: Request) -> Response:  # noqa: ARG002
         return JSONResponse({"object": "list", "data": [self._card()]})
@@ -146,19 +189,22 @@ class Api:
         body = await _read(request)
         asked = parse(ChatRequest, body)
         self._check_model(asked.model)
-        try:
-            text = await _beside_others(len(body), partial(self._render, asked))
-        except TextError as error:
-            raise ApiError(400, str(error), param="messages") from None
-        prompt = await self._encode(text, "messages", special=not self._text.chat_is_marked)
+        prompt = await self._chat_tokens(asked, len(body))
         most = asked.max_completion_tokens or asked.max_tokens or self._room(prompt)
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         sampling = self._sampling(asked, len(prompt), most, logprobs)
         form = ChatForm(self._model, self._text, logprobs=logprobs is not None)
         return await self._answer(request, asked, prompt, sampling, form)
 
-    def _check_model(self, name: str) -> None:
-        if name != self._model:
+    async def _chat_tokens(self, asked: Conversation, size: int) -> list[int]:
+        try:
+            text = await _beside_others(size, partial(self._render, asked))
+        except TextError as error:
+            raise ApiError(400, str(error), param="messages") from None
+        return await self._encode(text, "messages", special=not self._text.chat.is_marked)
+
+    def _check_model(self, name: str | None) -> None:
+        if name not in (None, self._model):
             raise ApiError(
                 404,
                 f"There is no model {name!r} here; write {self._model!r}",
@@ -174,15 +220,23 @@ class Api:
             prompt = prompt[0]
         if isinstance(prompt, str):
             return await self._encode(prompt, "prompt", special=True)
-        tokens = [token for token in prompt if isinstance(token, int)]
+        return self._known([token for token in prompt if isinstance(token, int)], "prompt")
+
+    def _known(self, tokens: list[int], param: str) -> list[int]:
+        """Return tokens, all of them the model's."""
         if wrong := [token for token in tokens if not 0 <= token < self._vocabulary]:
             raise ApiError(
-                400, f"token {wrong[0]} is not one of the model's {self._vocabulary}: 0 to less", param="prompt"
+                400, f"token {wrong[0]} is not one of the model's {self._vocabulary}: 0 to less", param=param
             )
         return tokens
 
-    def _render(self, asked: ChatRequest) -> str:
-        return self._text.render_chat([message.plain() for message in asked.messages])
+    def _render(self, asked: Conversation) -> str:
+        return self._text.chat.render(
+            [message.plain() for message in asked.messages or ()],
+            add_generation_prompt=asked.add_generation_prompt,
+            continue_final=asked.continue_final_message,
+            variables=asked.chat_template_kwargs,
+        )
 
     async def _encode(self, text: str, param: str, *, special: bool) -> list[int]:
         """Turn text into tokens; what is far too long is not even tried."""
@@ -230,11 +284,14 @@ class Api:
             stop_tokens=self._text.stop_tokens,
         )
 
+    def _check_ready(self) -> None:
+        if not self._engine.ready:
+            raise ApiError(503, "The engine is not ready", code="not_ready", retry=RETRY_AFTER_DRAINING)
+
     async def _answer(
         self, request: Request, asked: CommonRequest, prompt: list[int], sampling: Sampling, form: Form
     ) -> Response:
-        if not self._engine.ready:
-            raise ApiError(503, "The engine is not ready", code="not_ready", retry=RETRY_AFTER_DRAINING)
+        self._check_ready()
         pieces = self._answers.generate(engines.Request(tuple(prompt), sampling), asked.stops)
         if asked.stream:
             events = _events(pieces, form, len(prompt), includes_usage=asked.includes_usage)

@@ -1,34 +1,19 @@
-"""Between text and tokens: the tokenizer, its chat template, text from tokens as they come, and stop strings."""
+"""Between text and tokens: the tokenizer, text from tokens as they come, and stop strings."""
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from arctic_workers.inference.http.chat import SETTINGS_FILE, ChatTemplate, TextError
 from arctic_workers.inference.http.token_bytes import TokenBytes
 
 TOKENIZER_FILE = "tokenizer.json"
-_SETTINGS_FILE = "tokenizer_config.json"
-_TEMPLATE_FILE = "chat_template.jinja"
 _CONFIG_FILES = ("config.json", "generation_config.json")
-DEFAULT_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
-)
-"""For models that come without one: plain words, because such a model knows no special ones."""
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_HELD = 32
-
-
-class TextError(ValueError):
-    """A tokenizer that cannot be loaded, or a prompt that cannot be made; the message is for the client."""
 
 
 class Text:
@@ -43,14 +28,12 @@ class Text:
         except Exception as error:  # the library raises nothing more precise
             raise TextError(f"{path} cannot be read as a tokenizer: {error}") from None
         self._bytes = TokenBytes(self._tokenizer)
-        settings = _read_json(folder / _SETTINGS_FILE)
+        settings = _read_json(folder / SETTINGS_FILE)
         self._special = {
             name: _content(folder, settings, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
         }
-        source, place = _chat_template(folder, settings)
-        self._template = _compile(source, place)
-        self.chat_is_marked = source is not None
-        """Whether rendered chats have their special tokens already: a model's own template writes them itself."""
+        special = {name: token for name, token in self._special.items() if token}
+        self.chat = ChatTemplate.of(folder, settings, special)
         self.stop_tokens = self._stop_tokens(folder)
         self.vocabulary: int = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         """All of the tokenizer's tokens are less than this; there may be gaps among them."""
@@ -83,52 +66,13 @@ class Text:
         """Turn tokens into text, special ones left out unless asked for."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=not special))
 
+    def token_name(self, token: int) -> str:
+        """Return how the tokenizer's vocabulary writes a token."""
+        return str(self._tokenizer.id_to_token(token) or "")
+
     def token_bytes(self, token: int) -> bytes:
         """Return what a token stands for, which may be a part of a character."""
         return self._bytes.of(token)
-
-    def render_chat(self, messages: list[dict[str, Any]]) -> str:
-        """Turn a conversation into the text of a prompt for the next answer. TextError if the template refuses it."""
-        special = {name: token for name, token in self._special.items() if token}
-        try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=True, tools=None, documents=None, **special
-            )
-        except (TemplateError, TypeError, KeyError, ValueError, OverflowError) as error:
-            raise TextError(f"the model's chat template refuses these messages: {error}") from None
-
-
-def _compile(source: str | None, place: str) -> Template:
-    """Make a template of what a model comes with, in the environment that Hugging Face gives it."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)  # noqa: DTZ005 - as there
-    environment.filters["tojson"] = _to_json
-    try:
-        return environment.from_string(DEFAULT_CHAT_TEMPLATE if source is None else source)
-    except TemplateError as error:
-        raise TextError(f"{place} is no template: {error}") from None
-
-
-class _Generation(Extension):
-    """`{% generation %}`, which marks for training what an assistant said; it changes no text."""
-
-    tags = {"generation"}  # noqa: RUF012 - as the base has it
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Return what is inside."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _content(folder: Path, settings: dict[str, Any], name: str) -> str | None:
@@ -136,31 +80,8 @@ def _content(folder: Path, settings: dict[str, Any], name: str) -> str | None:
     token = settings.get(name)
     content = token.get("content") if isinstance(token, dict) else token
     if token is not None and not isinstance(content, str):
-        raise TextError(f"{folder / _SETTINGS_FILE}: {name} is {token!r}; write the token's text")
+        raise TextError(f"{folder / SETTINGS_FILE}: {name} is {token!r}; write the token's text")
     return content
-
-
-def _chat_template(folder: Path, settings: dict[str, Any]) -> tuple[str | None, str]:
-    """The template's source, None if the model has none, and where it is."""
-    file = folder / _TEMPLATE_FILE
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8"), str(file)
-        except (OSError, UnicodeDecodeError) as error:
-            raise TextError(f"{file} cannot be read as text in UTF-8: {error}") from None
-    template = settings.get("chat_template")
-    if isinstance(template, list) and all(map(_is_named_template, template)):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    place = f"{folder / _SETTINGS_FILE}: chat_template"
-    if template is not None and not isinstance(template, str):
-        raise TextError(
-            f'{place} is {template!r}; write the template\'s text, or a list of objects with "name" and "template"'
-        )
-    return template, place
-
-
-def _is_named_template(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "template"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

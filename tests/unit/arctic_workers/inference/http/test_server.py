@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer, decoders, models
 
-from arctic_workers.inference.engine import Output
+from arctic_workers.inference.engine import Output, SamplingField
 from arctic_workers.inference.engines.native.step import Draw, Part, decode_parts, encode_parts
 from arctic_workers.inference.http import server
 from arctic_workers.inference.http.server import Api, Gate
@@ -33,11 +34,6 @@ async def post(api: Api, path: str, **asked: Any) -> httpx.Response:
     transport = httpx.ASGITransport(app=api.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://tiny") as client:
         return await client.post(path, content=json.dumps({"model": "tiny"} | asked).encode())
-
-
-@pytest.fixture(scope="module")
-def text(model_folder: Path) -> Text:
-    return Text(model_folder)
 
 
 NUMBERS = st.integers() | st.sampled_from([2**31 - 1, 2**31, 2**63 - 1, 2**63, -(2**63)])
@@ -83,9 +79,11 @@ async def test_a_prompt_that_is_far_too_long_is_refused_without_the_work(
         assert "at least" in refused.json()["error"]["message"]
 
 
-async def turns_during(call: str, text: Text, monkeypatch: pytest.MonkeyPatch, path: str, **asked: Any) -> int:
-    """Ask, and return how often the loop came round while the text's `call` was at work."""
-    real, turns, seen = getattr(text, call), 0, []
+async def turns_during(
+    call: str, owner: object, text: Text, monkeypatch: pytest.MonkeyPatch, path: str, **asked: Any
+) -> int:
+    """Ask, and return how often the loop came round while the owner's `call` was at work."""
+    real, turns, seen = getattr(owner, call), 0, []
 
     async def turn() -> None:
         nonlocal turns
@@ -99,7 +97,7 @@ async def turns_during(call: str, text: Text, monkeypatch: pytest.MonkeyPatch, p
         seen.append(turns - before)
         return made
 
-    monkeypatch.setattr(text, call, watched)
+    monkeypatch.setattr(owner, call, watched)
     engine = Scripted()
     engine.max_length = 10_000_000
     turning = asyncio.create_task(turn())
@@ -124,12 +122,12 @@ async def test_other_answers_go_on_while_a_large_prompt_is_tokenized(
     text: Text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread by itself does not help: some of the tokenizer's calls keep the interpreter until they are done."""
-    assert await turns_during("encode", text, monkeypatch, "/v1/completions", prompt="The operator " * 40_000)
+    assert await turns_during("encode", text, text, monkeypatch, "/v1/completions", prompt="The operator " * 40_000)
 
 
 async def test_other_answers_go_on_while_a_large_chat_is_rendered(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
     messages = [{"role": "user", "content": "x"}] * 50_000
-    assert await turns_during("render_chat", text, monkeypatch, "/v1/chat/completions", messages=messages)
+    assert await turns_during("render", text.chat, text, monkeypatch, "/v1/chat/completions", messages=messages)
 
 
 async def test_a_request_that_does_not_arrive_gives_its_place_back(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,3 +192,79 @@ async def test_candidates_with_one_text_are_told_apart(tmp_path: Path) -> None:
 def test_a_number_too_large_for_a_tensor_is_refused(text: Text, top_k: int) -> None:
     answer = asyncio.run(post(serve(text, Scripted()), "/v1/completions", prompt="x", top_k=top_k))
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "top_k")
+
+
+async def get(api: Api, path: str) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=api.app), base_url="http://tiny") as client:
+        return await client.get(path)
+
+
+async def test_what_other_servers_answer_beside_the_api_is_there(text: Text) -> None:
+    engine = Scripted()
+    api = serve(text, engine)
+    assert (await get(api, "/health")).json() == {"status": "ok"}
+    assert re.fullmatch(r"[0-9.]+", (await get(api, "/version")).json()["version"])
+    measured = (await get(api, "/metrics")).text
+    assert "arctic_inference_requests_waiting 0.0" in measured
+    engine.ready = False
+    assert (await get(api, "/health")).status_code == 503
+
+
+@pytest.mark.parametrize("field", ["prompt", "content"])
+async def test_tokens_of_a_text_and_back(text: Text, field: str) -> None:
+    api = serve(text, Scripted())
+    said = (await post(api, "/tokenize", **{field: "The operator", "return_token_strs": True})).json()
+    assert said["tokens"] == text.encode("The operator")
+    assert (said["count"], said["max_model_len"]) == (len(said["tokens"]), 256)
+    assert "".join(said["token_strs"]).replace("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", " ") == "The operator"
+    back = (await post(api, "/detokenize", tokens=said["tokens"])).json()
+    assert back == {"prompt": "The operator", "content": "The operator"}
+
+
+async def test_tokens_of_a_conversation_are_those_that_a_chat_is_made_of(text: Text) -> None:
+    engine = Scripted()
+    api, messages = serve(text, engine), [{"role": "user", "content": "hi"}]
+    said = (await post(api, "/tokenize", messages=messages)).json()
+    await post(api, "/v1/chat/completions", messages=messages)
+    assert list(engine.asked[0].prompt) == said["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "sentence"),
+    [
+        ("/tokenize", {}, "exactly one of"),
+        ("/tokenize", {"prompt": "a", "content": "a"}, "exactly one of"),
+        ("/detokenize", {"tokens": [10**6]}, "is not one of the model's"),
+        ("/detokenize", {"tokens": "a"}, "valid array"),
+        ("/v1/chat/completions", {"messages": [{"role": "assistant", "content": None}], "continue_final_message": True},
+         "no text to continue"),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_tokenized_is_refused(text: Text, path: str, asked: dict[str, Any], sentence: str) -> None:
+    answer = await post(serve(text, Scripted()), path, **asked)
+    assert answer.status_code == 400
+    assert sentence in answer.json()["error"]["message"]
+
+
+async def test_a_fault_in_the_models_template_is_the_requests_fault(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}\n{{ 1 / (messages | length - 1) }}")
+    answer = await post(
+        serve(Text(folder), Scripted()), "/v1/chat/completions", messages=[{"role": "user", "content": "a"}]
+    )
+    assert answer.status_code == 400
+    assert "at its line 2" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("cannot", "asked"), [("seed", {"seed": 1}), ("top_k", {"top_k": 5}), ("logprobs", {"logprobs": 0})]
+)
+async def test_what_an_engine_cannot_do_is_refused_by_name(
+    text: Text, cannot: SamplingField, asked: dict[str, int]
+) -> None:
+    engine = Scripted()
+    api = serve(text, engine)
+    assert (await post(api, "/v1/completions", prompt="x", **asked)).status_code == 200
+    engine.cannot = frozenset({cannot})
+    refused = await post(api, "/v1/completions", prompt="x", **asked)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, cannot)
+    assert (await post(api, "/v1/completions", prompt="x")).status_code == 200

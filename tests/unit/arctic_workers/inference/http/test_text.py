@@ -1,4 +1,4 @@
-"""Text from tokens and back, stop strings and chat templates."""
+"""Text from tokens and back, and stop strings."""
 
 import json
 from pathlib import Path
@@ -8,20 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from arctic_workers.inference.http.text import Detokenizer, StopStrings, Text, TextError
-
-
-@pytest.fixture(scope="module")
-def text(model_folder: Path) -> Text:
-    return Text(model_folder)
-
-
-@pytest.fixture
-def folder(model_folder: Path, tmp_path: Path) -> Path:
-    """A model's folder without its weights, to be changed."""
-    for name in ("tokenizer.json", "config.json"):
-        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
-    return tmp_path
+from arctic_workers.inference.http.chat import TextError
+from arctic_workers.inference.http.text import Detokenizer, StopStrings, Text
 
 
 def test_text_comes_back_in_whole_characters(text: Text) -> None:
@@ -84,26 +72,6 @@ def test_text_ends_before_the_first_stop_string_however_it_is_cut(pieces: list[s
         assert shown == whole
 
 
-def test_chat_uses_the_models_template_in_a_sandbox(text: Text, folder: Path) -> None:
-    messages = [{"role": "user", "content": "hi"}]
-
-    def template(source: str) -> Text:
-        settings = {"chat_template": source, "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-        return Text(folder)
-
-    own = template("{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
-    assert own.render_chat(messages) == "<s>[user]hi"
-    assert own.chat_is_marked
-    assert 1 in own.stop_tokens
-    with pytest.raises(TextError, match="roles must alternate"):
-        template("{{ raise_exception('roles must alternate') }}").render_chat(messages)
-    with pytest.raises(TextError, match="refuses"):
-        template("{{ messages.__class__.__mro__ }}").render_chat(messages)
-    assert text.render_chat(messages) == "user: hi\nassistant:"
-    assert not text.chat_is_marked
-
-
 @pytest.mark.parametrize("value", [[[1]], {}, "</s>", [1, "</s>"], 1.5, True])
 def test_an_end_token_that_is_no_number_is_named(folder: Path, value: object) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
@@ -126,36 +94,6 @@ def test_an_end_token_that_is_no_number_is_named(folder: Path, value: object) ->
 def test_tokenizer_settings_of_a_wrong_shape_are_named(folder: Path, key: str, value: object) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({key: value}))
     with pytest.raises(TextError, match=rf"tokenizer_config\.json: {key} is .*; write"):
-        Text(folder)
-
-
-def test_a_template_named_default_is_found_among_others(folder: Path) -> None:
-    several = [{"name": "tools", "template": "y"}, {"name": "default", "template": "own"}]
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
-    own = Text(folder)
-    assert own.render_chat([]) == "own"
-
-
-def test_templates_have_what_hugging_face_gives_them(folder: Path) -> None:
-    source = (
-        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
-        "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
-        "{{ tools is none }} {{ strftime_now('%Y') | length }}"
-    )
-    (folder / "chat_template.jinja").write_text(source)
-    messages = [{"role": "system", "content": "no"}, {"role": "user", "content": "hi "}]
-    assert Text(folder).render_chat(messages) == "hi True 4"
-
-
-def test_a_template_that_does_not_compile_is_named_at_the_start(folder: Path) -> None:
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{% for %}"}))
-    with pytest.raises(TextError, match=r"tokenizer_config\.json: chat_template is no template"):
-        Text(folder)
-
-
-def test_a_template_that_is_no_text_is_named(folder: Path) -> None:
-    (folder / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(TextError, match=r"chat_template\.jinja cannot be read as text in UTF-8"):
         Text(folder)
 
 

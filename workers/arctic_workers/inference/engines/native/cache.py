@@ -33,6 +33,21 @@ class PagedCache:
         self._keys = torch.zeros(len(layers), heads, blocks * block_size, head_dim, dtype=dtype)
         self._values = torch.zeros_like(self._keys)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Format of what is kept."""
+        return self._keys.dtype
+
+    @property
+    def slots_of_a_head(self) -> int:
+        """Tokens that all blocks hold."""
+        return self._keys.shape[2]
+
+    def pointers(self, layer: int) -> tuple[int, int]:
+        """Return where the keys and values of a layer are, [G, slots, H] each."""
+        index = layer - self._first
+        return self._keys[index].data_ptr(), self._values[index].data_ptr()
+
     def slots(self, blocks: Sequence[int], start: int, end: int) -> list[int]:
         """Return the slots of positions `start` to `end` of a sequence with that block table."""
         size = self.block_size

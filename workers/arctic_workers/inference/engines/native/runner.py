@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from arctic_model.parallel import LayerSlice
 from arctic_model.weights import load_weights
 from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache
 from arctic_workers.inference.engines.native.invariant import make_invariant
+from arctic_workers.inference.engines.native.kernel.rank import kernel_rank
 from arctic_workers.inference.engines.native.sampling import draw_tokens
 from arctic_workers.inference.engines.native.step import Drawn, Part
 from arctic_workers.inference.memory import available_memory
@@ -56,10 +57,45 @@ def load_slice(
     model.requires_grad_(False)
     load_weights(model, folder, progress=progress)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    working_copy = 4 * parameters < available_memory() // 2
-    make_invariant(model, working_copy=working_copy)
     log.info("Loaded layers %d to %d, %d parameters", part.layers.start, part.layers.stop - 1, parameters)
     return model
+
+
+class Compute(Protocol):
+    """What does the arithmetic of a rank."""
+
+    def run(self, parts: Sequence[Part], x_TD: Tensor) -> Tensor:
+        """Return the hidden states [T, D] after this rank's layers; `x_TD` may be overwritten."""
+        ...
+
+    def logits(self, x_TD: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return the logits [R, V] of some rows."""
+        ...
+
+
+class TorchRank:
+    """Plain torch, where there is no compiled code for the machine, and the reference for it."""
+
+    def __init__(self, model: ArcticModel, cache: PagedCache) -> None:
+        self._model = model
+        self._cache = cache
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        make_invariant(model, working_copy=4 * parameters < available_memory() // 2)
+
+    def run(self, parts: Sequence[Part], x_TD: Tensor) -> Tensor:
+        """See `Compute`."""
+        positions_T = torch.cat([torch.arange(part.start, part.end) for part in parts])
+        x_BTD, _ = self._model.run_layers(x_TD[None], positions_T[None], PagedAttend(self._cache, parts))
+        return x_BTD[0]
+
+    def logits(self, x_TD: Tensor, rows: Sequence[int]) -> Tensor:
+        """See `Compute`."""
+        return self._model.logits(x_TD[list(rows)])
+
+
+def compute_of(model: ArcticModel, cache: PagedCache) -> Compute:
+    """Return the fastest that this machine has; it takes the model's weights over."""
+    return kernel_rank(model, cache, torch.get_num_threads()) or TorchRank(model, cache)
 
 
 class Runner:
@@ -67,16 +103,14 @@ class Runner:
 
     def __init__(self, model: ArcticModel, cache: PagedCache) -> None:
         self._model = model
-        self._cache = cache
+        self._compute = compute_of(model, cache)
 
     @torch.inference_mode()
     def run(self, parts: Sequence[Part], x_TD: Tensor | None) -> Tensor:
         """Return this slice's hidden states [T, D]; `x_TD` are those of the rank before, None on the first."""
         if x_TD is None:
             x_TD = self._model.embed(torch.tensor([token for part in parts for token in part.tokens])).float()
-        positions_T = torch.cat([torch.arange(part.start, part.end) for part in parts])
-        x_BTD, _ = self._model.run_layers(x_TD[None], positions_T[None], PagedAttend(self._cache, parts))
-        return x_BTD[0]
+        return self._compute.run(parts, x_TD)
 
     @torch.inference_mode()
     def sample(self, parts: Sequence[Part], x_TD: Tensor) -> list[Drawn]:
@@ -90,4 +124,4 @@ class Runner:
                 draws.append((part.draw, part.end))
         if not rows:
             return []
-        return draw_tokens(self._model.logits(x_TD[rows]), draws)
+        return draw_tokens(self._compute.logits(x_TD, rows), draws)

@@ -1,0 +1,248 @@
+"""How a plan is said: a table for people, JSON for programs. Pure."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from arctic_model.cost import count_parameters
+from arctic_model.planning.advice import Change, Fields
+from arctic_model.planning.serving import PARTS, RankMemory, ServingPlan
+
+GB, MB = 1e9, 1e6
+CACHE_BYTES = 128 * MB
+"""About as much as the largest of the table's devices has of cache for all of its cores."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A plan and what is said around it."""
+
+    name: str
+    engine: str
+    source: str
+    """Where the model's configuration was found."""
+    replicas: int
+    plan: ServingPlan
+    others: dict[str, ServingPlan]
+    """The same group on other devices."""
+    changes: list[Change]
+    """What would make it fit."""
+    refused: list[str]
+    """Why the API server would not take the manifest."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What the figures rest on, or don't say, in this case."""
+        plan, serving, device = self.plan, self.plan.serving, self.plan.device
+        is_cpu = device.bf16_flops is None
+        notes = [f"arctic validate refuses this manifest: {problem}" for problem in self.refused]
+        if self.engine == "native" and not is_cpu:
+            notes.append("the native engine runs on CPUs only")
+        if is_cpu and serving.pipeline > 1:
+            notes.append("each pipeline rank is taken to have a machine like this one to itself")
+        if serving.weights == "fp8" and not is_cpu and device.fp8_flops is None:
+            notes.append(f"{device.title} has no units for FP8: only an engine that multiplies in bf16 runs there")
+        if plan.fits and plan.sequences < serving.max_sequences:
+            notes.append(
+                f"batching.maxSequences is {serving.max_sequences:,}: so many have room only if they are shorter"
+            )
+        if max(rank.read_bytes for rank in plan.ranks) < CACHE_BYTES:
+            notes.append("weights that small may stay in a processor's caches, and the limit is none then")
+        return notes
+
+
+def render_table(report: Report) -> str:
+    """Return a report for people."""
+    plan, serving = report.plan, report.plan.serving
+    count = count_parameters(serving.config)
+    lines = [
+        f"{report.name} ({report.source}): {_billions(count.total)} parameters, a token uses {_billions(count.active)}",
+        f"weights {serving.weights}, keys and values {serving.kv_cache}, engine {report.engine}",
+        f"a group: tensor {serving.tensor} x pipeline {serving.pipeline} = {_count(plan.devices, 'device')} "
+        f"({plan.device.title}) on {_count(serving.pipeline, 'node')}; {_count(report.replicas, 'group')}",
+        "",
+        *_aligned(_rank_rows(plan)),
+        "",
+        _conclusion(plan),
+        *_advice(report),
+        *_limits(plan),
+    ]
+    if report.others:
+        lines += ["", *_aligned(_device_rows(report))]
+    if report.notes:
+        lines += ["", *(f"Note: {note}." for note in report.notes)]
+    return "\n".join(lines)
+
+
+def _rank_rows(plan: ServingPlan) -> list[list[str]]:
+    """One column for neighbouring pipeline ranks that are alike; parts that no rank has are left out."""
+    columns = _alike(plan.ranks)
+    ranks = [plan.ranks[column.start] for column in columns]
+    large = max(rank.weights.total() for rank in ranks) >= GB
+    unit, size = ("GB (1e9 bytes)", GB) if large else ("MB (1e6 bytes)", MB)
+
+    def row(title: str, value: Callable[[RankMemory], str]) -> list[str]:
+        return [title, *map(value, ranks)]
+
+    def amount(title: str, value: Callable[[RankMemory], int]) -> list[str]:
+        return row(title, lambda rank: f"{value(rank) / size:,.3f}")
+
+    def of_part(part: str) -> Callable[[RankMemory], int]:
+        return lambda rank: rank.weights[part]
+
+    layers = [range(plan.ranks[each.start].layers.start, plan.ranks[each.stop - 1].layers.stop) for each in columns]
+    return [
+        [f"{unit} on each device", *(f"rank {_span(column)}" for column in columns)],
+        ["layers", *map(_span, layers)],
+        *(amount(part, of_part(part)) for part in PARTS if any(rank.weights[part] for rank in ranks)),
+        *([amount("scales", lambda rank: rank.scales.total())] if ranks[0].scales else []),
+        amount("= weights", lambda rank: rank.weights.total() + rank.scales.total()),
+        amount("activations of a step", lambda rank: rank.activations),
+        amount("runtime", lambda rank: rank.runtime),
+        amount("memory", lambda rank: rank.memory),
+        amount("left", lambda rank: rank.memory - rank.used),
+        amount(f"for keys and values (x {plan.serving.memory_fraction:g})", lambda rank: rank.kv_bytes),
+        row("bytes of them a token", lambda rank: f"{rank.kv_bytes_per_token:,}"),
+        row("tokens", lambda rank: f"{rank.kv_tokens:,}"),
+    ]
+
+
+def _alike(ranks: Sequence[RankMemory]) -> list[range]:
+    """Return runs of pipeline ranks that differ in nothing but which layers they have."""
+    changes = [
+        index
+        for index, (before, rank) in enumerate(pairwise(ranks), start=1)
+        if replace(rank, layers=before.layers) != before
+    ]
+    return [range(start, stop) for start, stop in pairwise([0, *changes, len(ranks)])]
+
+
+def _span(indices: range) -> str:
+    return str(indices.start) if len(indices) == 1 else f"{indices.start}-{indices.stop - 1}"
+
+
+def _conclusion(plan: ServingPlan) -> str:
+    if plan.fits:
+        return f"It fits: {_room(plan)}."
+    lacking = max(rank.used - rank.memory for rank in plan.ranks)
+    if lacking > 0:
+        return f"It does not fit: {lacking / GB:.3f} GB too much on a device, before any keys and values."
+    asked = f"a request of {plan.serving.max_length:,} takes {plan.serving.sequence_tokens:,}"
+    return f"It does not fit: there is room for {plan.kv_tokens:,} tokens of keys and values, and {asked}."
+
+
+def _advice(report: Report) -> list[str]:
+    if report.plan.fits:
+        return []
+    if not report.changes:
+        return ["  Nothing that the manifest may say makes it fit: take devices with more memory."]
+    return [f"  write {_fields(change.fields)}: then {_room(change.plan)}" for change in report.changes]
+
+
+def _room(plan: ServingPlan) -> str:
+    requests = _count(plan.sequences, "request")
+    return f"{plan.kv_tokens:,} tokens of keys and values, {requests} of {plan.serving.max_length:,} tokens at once"
+
+
+def _limits(plan: ServingPlan) -> list[str]:
+    length = plan.serving.max_length
+    empty, full = plan.tokens_per_second_limit(), plan.tokens_per_second_limit(length)
+    if not plan.fits or empty is None or full is None or plan.device.bandwidth is None:
+        return []
+    read = sum(rank.read_bytes for rank in plan.ranks) / GB
+    return [
+        f"One request alone gets at most {empty:,.0f} tokens/s, {full:,.0f} after {length:,} tokens: "
+        "a limit, no measurement.",
+        f"  A token reads {read:.3f} GB of weights on one device of each rank, rank after rank, "
+        f"at {plan.device.bandwidth / GB:,.1f} GB/s.",
+    ]
+
+
+def _device_rows(report: Report) -> list[list[str]]:
+    rows = [["the same group on", "fits", "tokens of keys and values", "limit of one request, tokens/s"]]
+    for plan in report.others.values():
+        limit = plan.tokens_per_second_limit()
+        fits = "yes" if plan.fits else "no"
+        rows.append([plan.device.title, fits, f"{plan.kv_tokens:,}", f"{limit:,.0f}" if plan.fits and limit else "-"])
+    return rows
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first, *rest = widths
+    return [
+        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], rest, strict=True))])
+        for row in rows
+    ]
+
+
+def _billions(number: int) -> str:
+    return f"{number / 1e9:.1f}B" if number >= 1e8 else f"{number / 1e6:.1f}M"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _fields(fields: Fields) -> str:
+    return ", ".join(f"{path}: {value}" for path, value in fields.items())
+
+
+def render_json(report: Report) -> str:
+    """Return a report for programs: sizes in bytes, rates a second."""
+    plan, serving, device = report.plan, report.plan.serving, report.plan.device
+    count = count_parameters(serving.config)
+    content = {
+        "name": report.name,
+        "model": {"source": report.source, "parameters": count.total, "activeParameters": count.active},
+        "engine": report.engine,
+        "device": {
+            "title": device.title,
+            "memory": device.memory,
+            "bandwidth": device.bandwidth,
+            "bf16Flops": device.bf16_flops,
+            "fp8Flops": device.fp8_flops,
+            "perNode": device.per_node,
+        },
+        "group": {
+            "tensor": serving.tensor,
+            "pipeline": serving.pipeline,
+            "nodes": serving.pipeline,
+            "devices": plan.devices,
+        },
+        "replicas": report.replicas,
+        "ranks": [_rank_json(rank) for rank in plan.ranks],
+        **_outcome_json(plan),
+        "changes": [{"fields": change.fields, **_outcome_json(change.plan)} for change in report.changes],
+        "otherDevices": {name: _outcome_json(other) for name, other in report.others.items()},
+        "notes": report.notes,
+    }
+    return json.dumps(content, indent=2)
+
+
+def _rank_json(rank: RankMemory) -> dict[str, Any]:
+    return {
+        "layers": [rank.layers.start, rank.layers.stop - 1],
+        "weights": {part: rank.weights[part] for part in PARTS if rank.weights[part]},
+        "scales": rank.scales.total(),
+        "activations": rank.activations,
+        "runtime": rank.runtime,
+        "memory": rank.memory,
+        "left": rank.memory - rank.used,
+        "kvBytes": rank.kv_bytes,
+        "kvBytesPerToken": rank.kv_bytes_per_token,
+        "kvTokens": rank.kv_tokens,
+    }
+
+
+def _outcome_json(plan: ServingPlan) -> dict[str, Any]:
+    return {
+        "fits": plan.fits,
+        "kvTokens": plan.kv_tokens,
+        "maxLength": plan.serving.max_length,
+        "sequences": plan.sequences,
+        "tokensPerSecondLimit": plan.tokens_per_second_limit(),
+        "tokensPerSecondLimitAtMaxLength": plan.tokens_per_second_limit(plan.serving.max_length),
+    }

@@ -1,0 +1,89 @@
+"""The devices that plans are made for: what their vendor says of them, and what they leave to a program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device, and how many of it a node has. FLOPs are dense: vendors print twice as many, with sparsity."""
+
+    title: str
+    memory: int
+    """Bytes that a program can take, all in all."""
+    runtime: int
+    """Bytes of those that are gone before the first tensor."""
+    bandwidth: float | None
+    """Bytes a second that its memory can be read at; None where nobody knows."""
+    bf16_flops: float | None
+    """FLOPs a second; None where nobody knows."""
+    fp8_flops: float | None
+    """FLOPs a second; None where it has no units for FP8, or nobody knows."""
+    per_node: int
+    """Devices of a node, which is as far as tensor parallelism reaches."""
+
+
+# CUDA's context, kernels and workspaces of libraries, NCCL's buffers, captured graphs: an allowance, no measurement.
+_CUDA_RUNTIME = 3 * GIB
+
+# Memory is what CUDA reports as total, the least that was seen in PyTorch's out-of-memory messages: "80 GB" of a
+# datasheet are neither 80 GiB nor 80e9 bytes.
+DEVICES: dict[str, Device] = {
+    "a100": Device(
+        title="A100 80GB SXM",
+        memory=int(79.1 * GIB),
+        runtime=_CUDA_RUNTIME,
+        # NVIDIA A100 datasheet (80GB SXM): 2,039 GB/s; BFLOAT16 Tensor Core 312 TFLOPS; no FP8. HGX A100: 8 GPUs.
+        bandwidth=2.039e12,
+        bf16_flops=312e12,
+        fp8_flops=None,
+        per_node=8,
+    ),
+    "h100": Device(
+        title="H100 80GB SXM",
+        memory=int(79.1 * GIB),
+        runtime=_CUDA_RUNTIME,
+        # NVIDIA H100 datasheet (SXM): 3.35 TB/s; with sparsity BFLOAT16 1,979 and FP8 3,958 TFLOPS. HGX H100: 8 GPUs.
+        bandwidth=3.35e12,
+        bf16_flops=989.5e12,
+        fp8_flops=1979e12,
+        per_node=8,
+    ),
+    "h200": Device(
+        title="H200 141GB SXM",
+        memory=int(139.7 * GIB),
+        runtime=_CUDA_RUNTIME,
+        # NVIDIA H200 datasheet (SXM): 4.8 TB/s; with sparsity BFLOAT16 1,979 and FP8 3,958 TFLOPS. HGX H200: 8 GPUs.
+        bandwidth=4.8e12,
+        bf16_flops=989.5e12,
+        fp8_flops=1979e12,
+        per_node=8,
+    ),
+    "b200": Device(
+        title="B200 180GB SXM",
+        memory=int(178.3 * GIB),
+        runtime=_CUDA_RUNTIME,
+        # NVIDIA HGX B200 datasheet, 8 GPUs: 1.44 TB and up to 8 TB/s a GPU; with sparsity BF16 36 and FP8 72 PFLOPS.
+        bandwidth=8e12,
+        bf16_flops=2250e12,
+        fp8_flops=4500e12,
+        per_node=8,
+    ),
+}
+
+
+def cpu(*, memory: int, bandwidth: float | None) -> Device:
+    """A machine without GPUs as one device: its memory that is free, and how fast all cores together read it."""
+    # Python with torch imported takes 522 MB (measured on Linux).
+    return Device(
+        title="CPU of this machine",
+        memory=memory,
+        runtime=GIB // 2,
+        bandwidth=bandwidth,
+        bf16_flops=None,
+        fp8_flops=None,
+        per_node=1,
+    )

@@ -1,0 +1,285 @@
+"""`arctic plan`: from files to figures, sentences and exit codes."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from api_cases import INFERENCE, TRAINING, Changes, apply_changes
+from click.testing import CliRunner, Result
+
+from arctic_api.inference import ArcticInferenceSpec
+from arctic_api.world import run_folder
+from arctic_cli import machine
+from arctic_cli.local import local_uid
+from arctic_cli.main import main
+from arctic_cli.plan import serving_of
+from arctic_model.config import ArcticConfig
+from arctic_model.initialization import init_weights
+from arctic_model.model import ArcticModel
+from arctic_model.parallel import plan_inference
+from arctic_model.planning.devices import GIB, cpu
+from arctic_model.planning.serving import plan_serving
+from arctic_model.weights import save_model
+from arctic_workers.inference.engines.native import runner
+from arctic_workers.inference.engines.native.memory import affordable_blocks
+from arctic_workers.inference.engines.native.plan import BLOCK_SIZE
+
+ROOT = Path(__file__).parents[3]
+ARCTIC = ROOT / "examples" / "arctic-inference.yaml"
+
+
+@pytest.fixture(autouse=True)
+def machine_of_64_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arctic_cli.plan.this_machine", lambda: cpu(memory=64 * GIB, bandwidth=10e9))
+
+
+def plan(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["plan", *map(str, arguments)])
+
+
+def planned(*arguments: object) -> dict[str, Any]:
+    result = plan(*arguments, "-o", "json")
+    assert result.stderr == ""
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
+
+
+def written(folder: Path, changes: Changes, base: dict[str, Any] = INFERENCE) -> Path:
+    file = folder / f"{base['kind']}.yaml"
+    file.write_text(json.dumps(apply_changes(base, changes)))
+    return file
+
+
+GPU = {
+    "spec.engine": {"name": "tensorrt-llm"},
+    "spec.quantization": {"weights": "bf16"},
+    "spec.parallelism": {"tensor": 8, "pipeline": 1},
+}
+
+
+def test_the_example_of_the_published_model_fits_on_two_nodes() -> None:
+    result = plan("-f", ARCTIC, "--preset", "arctic")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "arctic (preset arctic): 478.6B parameters, a token uses 17.3B" in result.stdout
+    assert "tensor 8 x pipeline 2 = 16 devices (H100 80GB SXM) on 2 nodes" in result.stdout
+    assert "= weights                         29.190     30.876" in result.stdout
+    assert "It fits: 4,800,221 tokens of keys and values" in result.stdout
+    assert "a limit, no measurement" in result.stdout
+
+
+def test_the_guide_shows_what_is_printed(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "guides" / "plan.md").read_text()
+    assert plan("-f", ARCTIC, "--preset", "arctic").stdout in guide
+    narrow = tmp_path / "fp8.yaml"
+    narrow.write_text(ARCTIC.read_text().replace("kvCache: bf16", "kvCache: fp8"))
+    content = planned("-f", narrow, "--preset", "arctic")
+    assert f"With `kvCache: fp8` it is {content['kvTokens']:,} tokens, {content['sequences']:,} requests." in guide
+
+
+def test_neighbouring_ranks_that_are_alike_share_a_column(tmp_path: Path) -> None:
+    file = written(tmp_path, {**GPU, "spec.parallelism": {"tensor": 8, "pipeline": 12}})
+    lines = plan("-f", file, "--preset", "arctic").stdout.splitlines()
+    assert [line.split()[-3:] for line in lines[4:6]] == [["1-10", "rank", "11"], ["0-1", "2-31", "32-34"]]
+
+
+def test_both_outputs_say_the_same() -> None:
+    content = planned("-f", ARCTIC, "--preset", "arctic", "--device", "h200")
+    text = plan("-f", ARCTIC, "--preset", "arctic", "--device", "h200").stdout
+    assert f"It fits: {content['kvTokens']:,} tokens" in text
+    assert content["group"] == {"tensor": 8, "pipeline": 2, "nodes": 2, "devices": 16}
+    for rank in content["ranks"]:
+        assert f"{(sum(rank['weights'].values()) + rank['scales']) / 1e9:.3f}" in text
+        assert rank["kvTokens"] == rank["kvBytes"] // rank["kvBytesPerToken"]
+        used = sum(rank["weights"].values()) + rank["scales"] + rank["activations"] + rank["runtime"]
+        assert used + rank["left"] == rank["memory"]
+    assert content["kvTokens"] == min(rank["kvTokens"] for rank in content["ranks"])
+    assert set(content["otherDevices"]) == {"a100", "h100", "b200"}
+
+
+def test_what_does_not_fit_exits_1_and_the_advice_taken_fits(tmp_path: Path) -> None:
+    file = written(tmp_path, GPU)
+    result = plan("-f", file, "--preset", "arctic")
+    assert result.exit_code == 1
+    (rank,) = planned("-f", file, "--preset", "arctic")["ranks"]
+    assert f"It does not fit: {-rank['left'] / 1e9:.3f} GB too much on a device, before any keys" in result.stdout
+    assert "write quantization.weights: fp8: then" in result.stdout
+    for change in planned("-f", file, "--preset", "arctic")["changes"]:
+        changed = {f"spec.{path}": value for path, value in change["fields"].items()}
+        again = planned("-f", written(tmp_path, copy.deepcopy(GPU) | changed), "--preset", "arctic")
+        assert (again["fits"], again["kvTokens"]) == (True, change["kvTokens"])
+
+
+def test_where_nothing_helps_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arctic_cli.plan.this_machine", lambda: cpu(memory=8 * GIB, bandwidth=10e9))
+    result = plan("-f", written(tmp_path, {}), "--preset", "arctic")
+    assert result.exit_code == 1
+    assert "Nothing that the manifest may say makes it fit: take devices with more memory." in result.stdout
+
+
+def test_nothing_is_advised_that_validate_would_refuse(tmp_path: Path) -> None:
+    file = written(tmp_path, {"spec.engine": {"name": "native"}, "spec.quantization": {"kvCache": "fp32"}})
+    changes = planned("-f", file, "--preset", "arctic")["changes"]
+    assert changes
+    assert all(change["fields"].get("parallelism.tensor", 1) == 1 for change in changes)
+    assert all(change["fields"].get("quantization.kvCache") != "fp8" for change in changes)
+
+
+def test_refusals_of_validate_are_said_beside_the_plan(tmp_path: Path) -> None:
+    file = written(tmp_path, {"spec.batching": {"prefixCaching": True}})
+    content = planned("-f", file, "--preset", "arctic-tiny")
+    assert content["fits"]
+    assert any(
+        "arctic validate refuses this manifest: spec.batching.prefixCaching" in note for note in content["notes"]
+    )
+
+
+def test_the_model_comes_from_the_manifest_of_its_training(tmp_path: Path) -> None:
+    inference = written(tmp_path, {"spec.model": {"training": "tiny"}})
+    tokenizer = {"spec.tokenizer": {"train": {"vocabSize": 1000}}}
+    for changes, vocabulary in ((tokenizer, 1000), ({"spec.tokenizer": {"uri": "file:///t"}}, 8192)):
+        training = written(tmp_path, changes, TRAINING)
+        content = planned("-f", inference, "-f", training)
+        assert content["ranks"][0]["weights"]["embedding"] == vocabulary * 128 * 4
+        assert content["model"]["source"] == "preset arctic-tiny"
+    config = ArcticConfig.preset("arctic-tiny").replace(vocab_size=77).to_dict()
+    training = written(tmp_path, {"spec.model": {"config": config}}, TRAINING)
+    assert planned("-f", inference, "-f", training)["ranks"][0]["weights"]["embedding"] == 77 * 128 * 4
+
+
+def test_the_model_comes_from_the_export_of_a_local_training(tmp_path: Path) -> None:
+    run = run_folder("", "default", "tiny", local_uid("default", "tiny")).lstrip("/")
+    export = tmp_path / "volumes" / "store" / run / "export"
+    export.mkdir(parents=True)
+    (export / "config.json").write_text(json.dumps(ArcticConfig.preset("arctic-tiny").to_dict()))
+    file = written(tmp_path, {"spec.model": {"training": "tiny"}})
+    assert planned("-f", file, "--volumes", tmp_path / "volumes")["model"]["source"] == str(export)
+
+
+def test_the_model_comes_from_a_folder_of_a_claim(tmp_path: Path) -> None:
+    folder = tmp_path / "volumes" / "models" / "small"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(ArcticConfig.preset("arctic-small").to_dict()))
+    changes = {
+        "spec.model": {"uri": "file:///mnt/models/small"},
+        "spec.template": {"volumes": [{"claimName": "models", "mountPath": "/mnt/models"}]},
+    }
+    content = planned("-f", written(tmp_path, changes), "--volumes", tmp_path / "volumes")
+    assert (content["model"]["source"], content["model"]["parameters"]) == (str(folder), 96_530_944)
+
+
+def test_the_model_comes_from_a_configuration_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(ArcticConfig().to_dict()))
+    content = planned("-f", ARCTIC, "--config", file)
+    assert content["kvTokens"] == planned("-f", ARCTIC, "--preset", "arctic")["kvTokens"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "sentence"),
+    [
+        ({}, ["--preset", "arctic", "--device", "h300"], "'h300' is not one of 'a100', 'h100', 'h200', 'b200', 'cpu'"),
+        ({}, ["--preset", "arctic", "--config", __file__], "--preset and --config both name the model: write one"),
+        ({}, ["--config", __file__], "test_plan.py cannot be read as JSON"),
+        ({"spec.model": {"uri": "hf://a/b"}}, [], "spec.model: hf://a/b names no folder of this machine; or name the"),
+        ({"spec.model": {"uri": "file:///no/such"}}, [], "/no/such/config.json is not there: name a folder"),
+        ({"spec.model": {"training": "no"}}, [], "no export of 'no' under"),
+        ({"spec.engine": {"name": "nim"}}, [], "spec.engine.name: what nim loads is its container's"),
+        ({"spec.modle": 1}, ["--preset", "arctic"], "spec.modle: unknown field; did you mean model?"),
+        (GPU | {"spec.parallelism": {"tensor": 3}}, ["--preset", "arctic"], "tensor is 3 and does not divide"),
+        (GPU | {"spec.parallelism": {"tensor": 16}}, ["--preset", "arctic"], "tensor is 16 and a node has 8 x H100"),
+        (GPU, ["--preset", "arctic", "--devices-per-node", "4"], "tensor is 8 and a node has 4 x H100"),
+        ({}, ["--preset", "arctic-tiny", "--devices-per-node", "4"], "--devices-per-node is for GPUs"),
+        (
+            {"spec.attention": {"maxLength": "unlimited"}},
+            ["--preset", "arctic"],
+            "keys and values have no bound; write",
+        ),
+        ({"spec.attention": {"maxLength": 4097}}, ["--preset", "arctic"], "4097 and the model has 4096 positions"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_a_sentence(
+    changes: Changes, arguments: list[str], sentence: str, tmp_path: Path
+) -> None:
+    result = plan("-f", written(tmp_path, changes), "--volumes", tmp_path, *arguments)
+    assert result.exit_code in (2, 64)
+    assert sentence in " ".join(result.stderr.split())
+    assert result.stdout == ""
+
+
+def test_exactly_one_service_is_planned() -> None:
+    result = plan("-f", ROOT / "examples" / "tiny-training.yaml")
+    assert (result.exit_code, result.stderr.split(": ", 2)[2]) == (
+        64,
+        "has 0 manifests of the kind ArcticInference: write exactly one\n",
+    )
+
+
+def serving(config: ArcticConfig, **attention: Any) -> Any:
+    spec = apply_changes(INFERENCE, {"spec.attention": attention})["spec"]
+    return serving_of(ArcticInferenceSpec.model_validate(spec), config)
+
+
+def test_lengths_are_those_that_engines_take() -> None:
+    config = ArcticConfig.preset("arctic-tiny")
+    assert serving(config).max_length == 1024  # the default gives way
+    assert serving(config, maxLength=2048, ropeScaling={"type": "yarn", "factor": 2}).max_length == 2048
+    assert serving(config, maxLength="unlimited", window=100, sinks=4).max_length == 104
+    assert serving(config, window=100, sinks=4).visible == 104
+    assert serving(config.replace(sliding_window=64)).visible == 64
+
+
+def bytes_resident(model: torch.nn.Module) -> int:
+    """Bytes of all tensors that a model's modules have, wherever they keep them."""
+    held: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        kept = [vars(module), *(value for value in vars(module).values() if isinstance(value, dict))]
+        for tensor in (value for mapping in kept for value in mapping.values() if isinstance(value, torch.Tensor)):
+            held[id(tensor)] = tensor
+    return sum(tensor.nbytes for tensor in held.values())
+
+
+@pytest.mark.parametrize("weights", ["fp8", "bf16", "fp32"])
+def test_a_plan_for_this_machine_is_what_the_native_engine_takes(weights: str, tmp_path: Path) -> None:
+    config = ArcticConfig.preset("arctic-tiny").replace(vocab_size=300, num_hidden_layers=3, moe_layer_frequency=2)
+    model = ArcticModel(config)
+    init_weights(model, seed=1)
+    save_model(model.bfloat16(), tmp_path / "model")
+    free = 100_000_000
+    changes = {
+        "spec.quantization": {"weights": weights, "kvCache": "fp32"},
+        "spec.parallelism": {"pipeline": 2},
+        "spec.batching": {"tokenBudget": 1, "maxSequences": 1},
+    }
+    asked = serving_of(ArcticInferenceSpec.model_validate(apply_changes(INFERENCE, changes)["spec"]), config)
+    for index, part in enumerate(plan_inference(config, pipeline=2).slices):
+        loaded = bytes_resident(runner.load_slice(tmp_path / "model", config, part, weights, lambda _: None))
+        empty = plan_serving(asked, cpu(memory=0, bandwidth=None)).ranks[index]
+        # The engine looks at what is free after loading, the plan at what is there before.
+        memory = empty.runtime + empty.weights.total() + empty.scales.total() + free
+        rank = plan_serving(asked, cpu(memory=memory, bandwidth=None)).ranks[index]
+        assert rank.weights.total() + rank.scales.total() == loaded
+        block_bytes = BLOCK_SIZE * rank.kv_bytes_per_token
+        left = memory - rank.runtime - loaded
+        blocks = affordable_blocks(left, fraction=0.9, block_bytes=block_bytes, most=1 << 40)
+        # The engine pays for a step's activations with the share that keys and values don't get.
+        promised = blocks - rank.kv_tokens // BLOCK_SIZE
+        assert 0 <= promised <= rank.activations / block_bytes + 1
+
+
+def test_this_machine_has_memory_and_reads_it() -> None:
+    device = machine.this_machine()
+    assert device.memory > 2**28
+    assert device.bandwidth is not None
+    assert 1e8 < device.bandwidth < 1e13
+
+
+def test_a_plan_is_made_where_only_the_core_is_installed() -> None:
+    hidden = "import sys; sys.modules.update(dict.fromkeys(['cryptography', 'torch', 'numpy', 'kubernetes', 'grpc']))"
+    run = f"from arctic_cli.main import main; main(['plan', '-f', '{ARCTIC}', '--preset', 'arctic'])"
+    done = subprocess.run([sys.executable, "-c", f"{hidden}\n{run}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

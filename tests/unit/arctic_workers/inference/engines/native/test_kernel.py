@@ -1,0 +1,165 @@
+"""The compiled code against torch, and against itself in other company."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from arctic_model.config import ArcticConfig
+from arctic_model.fp8 import Fp8Linear, quantize_model
+from arctic_model.model import ArcticModel
+from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache
+from arctic_workers.inference.engines.native.kernel.library import library
+from arctic_workers.inference.engines.native.kernel.rank import KernelRank
+from arctic_workers.inference.engines.native.step import Part
+
+pytestmark = pytest.mark.skipif(library() is None, reason="this machine has no AVX2, or no C++ compiler")
+
+EVEN = ArcticConfig.preset("arctic-tiny").replace(
+    vocab_size=50,
+    hidden_size=96,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    intermediate_size=80,
+    num_hidden_layers=4,
+    moe_layer_frequency=2,
+    num_local_experts=5,
+)
+ODD = EVEN.replace(hidden_size=60, num_key_value_heads=3, intermediate_size=7, vocab_size=51, num_local_experts=3)
+"""Nothing is a multiple of 8."""
+BLOCKS = 40
+
+
+def random_model(config: ArcticConfig, weights: str) -> ArcticModel:
+    torch.manual_seed(0)
+    model = ArcticModel(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+        else:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    if weights == "bf16":
+        model.bfloat16()
+    if weights == "fp8":
+        quantize_model(model)
+    return model.requires_grad_(False)
+
+
+def empty_cache(config: ArcticConfig, dtype: torch.dtype, poison: float = 0.0) -> PagedCache:
+    heads, layers = config.num_key_value_heads, range(config.num_hidden_layers)
+    cache = PagedCache(layers, blocks=BLOCKS, block_size=16, heads=heads, head_dim=config.head_dim, dtype=dtype)
+    cache._keys.fill_(poison)
+    cache._values.fill_(poison)
+    return cache
+
+
+def kernel(model: ArcticModel, cache: PagedCache, threads: int = 2) -> KernelRank:
+    code = library()
+    assert code is not None
+    return KernelRank(code, copy.deepcopy(model), cache, threads)
+
+
+PARTS = [
+    Part(0, tuple(range(1, 30)), (3, 5), None),
+    Part(0, (7,), (9,), None),
+    Part(0, tuple(range(2, 42)), (11, 1, 20), None),
+]
+
+
+def embedded(model: ArcticModel, parts: list[Part]) -> Tensor:
+    return model.embed(torch.tensor([token for part in parts for token in part.tokens])).float()
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.mark.parametrize("config", [EVEN, ODD], ids=["even", "odd"])
+@pytest.mark.parametrize("weights", ["fp8", "bf16", "fp32"])
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+def test_it_computes_what_torch_computes(config: ArcticConfig, weights: str, kept: torch.dtype) -> None:
+    model = random_model(config, weights)
+    reference = copy.deepcopy(model).float() if weights == "bf16" else model
+    x = embedded(reference, PARTS)
+    positions = torch.cat([torch.arange(part.start, part.end) for part in PARTS])
+    attend = PagedAttend(empty_cache(config, kept), PARTS)
+    expected = reference.run_layers(x[None].clone(), positions[None], attend)[0][0]
+    rank = kernel(model, empty_cache(config, kept))
+    got = rank.run(PARTS, x.clone())
+    # Rounding to bf16 may fall the other way for a key that differs in its last bit.
+    tolerance = 1e-5 if kept == torch.float32 else 3e-3
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+    rows = [3, 0, len(got) - 1]
+    torch.testing.assert_close(rank.logits(got, rows), reference.logits(got[rows]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [EVEN, ODD], ids=["even", "odd"])
+@pytest.mark.parametrize("weights", ["fp8", "bf16", "fp32"])
+@pytest.mark.parametrize("piece", [1, 2, 5, 16])
+def test_a_row_has_the_same_bits_in_any_pieces_company_and_threads(
+    config: ArcticConfig, weights: str, piece: int
+) -> None:
+    model = random_model(config, weights)
+    x = embedded(model, PARTS)
+    together = kernel(model, empty_cache(config, torch.bfloat16)).run(PARTS, x.clone())
+    # What a freed block still holds reaches nobody.
+    alone = kernel(model, empty_cache(config, torch.bfloat16, torch.nan), threads=1)
+    row = 0
+    for part in PARTS:
+        for start in range(0, len(part.tokens), piece):
+            tokens = part.tokens[start : start + piece]
+            got = alone.run([Part(start, tokens, part.blocks, None)], x[row : row + len(tokens)].clone())
+            assert torch.equal(got, together[row : row + len(tokens)])
+            assert torch.equal(alone.logits(got, [0])[0], alone.logits(together, [row])[0])
+            row += len(tokens)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+def test_every_code_of_e4m3_is_decoded_exactly(rows: int) -> None:
+    """All 254 that are numbers, subnormals and -0 too, by each path of the product."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes[(codes & 0x7F) == 0x7F] = 0  # not a number
+    config = ODD.replace(vocab_size=256, num_hidden_layers=1)
+    model = random_model(config, "fp8")
+    head = model.lm_head
+    assert isinstance(head, Fp8Linear)
+    assert model.model.norm is not None
+    values = torch.zeros(256, config.hidden_size, dtype=torch.uint8)
+    values[:, 5] = codes
+    head.weight.copy_(values.view(torch.float8_e4m3fn))
+    head.weight_scale.fill_(1.0)
+    model.model.norm.weight.fill_(1.0)
+    rank = kernel(model, empty_cache(config, torch.bfloat16))
+    x = torch.zeros(rows, config.hidden_size)
+    x[:, 5] = 1.0
+    # The norm makes of the one input another number, the same for each code.
+    factor = float(model.model.norm(x)[0, 5])
+    expected = (codes.view(torch.float8_e4m3fn).float() * factor).expand(rows, -1)
+    torch.testing.assert_close(rank.logits(x, list(range(rows))), expected, rtol=3e-7, atol=0)
+
+
+def test_what_is_no_number_stays_with_its_own_row() -> None:
+    model = random_model(EVEN, "fp8")
+    x = embedded(model, PARTS)
+    clean = kernel(model, empty_cache(EVEN, torch.bfloat16)).run(PARTS, x.clone())
+    x[29] = torch.nan
+    got = kernel(model, empty_cache(EVEN, torch.bfloat16)).run(PARTS, x.clone())
+    assert torch.equal(got[:29], clean[:29])
+    assert torch.equal(got[30:], clean[30:])
+
+
+def test_a_rank_that_is_gone_ends_its_threads() -> None:
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = threads()
+    rank = kernel(random_model(EVEN, "fp8"), empty_cache(EVEN, torch.bfloat16), threads=3)
+    assert threads() == before + 2
+    del rank
+    assert threads() == before

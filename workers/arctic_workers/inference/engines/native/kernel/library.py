@@ -1,0 +1,92 @@
+"""The compiled code, if this machine has it: the structures that it is called with, and its functions."""
+
+import ctypes
+import logging
+from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+LIBRARY = Path(__file__).parent / "libkernel.so"
+"""Built with the distribution (`scripts/build_hook.py`)."""
+
+
+class Matrix(Structure):
+    """See kernel.cpp, as of all structures here."""
+
+    _fields_ = [
+        ("data", c_void_p),
+        ("scale", c_void_p),
+        ("format", c_int32),
+        ("outputs", c_int32),
+        ("inputs", c_int32),
+        ("unused", c_int32),
+    ]
+
+
+class LayerWeights(Structure):
+    """The weights of one layer, and its part of the cache."""
+
+    _fields_ = [
+        *((f"{name}_norm", c_void_p) for name in ("input", "post", "residual")),
+        *((name, Matrix) for name in ("q", "k", "v", "o", "residual_w1", "residual_w3", "residual_w2", "gate")),
+        *((name, POINTER(Matrix)) for name in ("w1", "w3", "w2")),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+    ]
+
+
+class Shape(Structure):
+    """The sizes of a rank."""
+
+    _fields_ = [
+        *(
+            (name, c_int32)
+            for name in (
+                "hidden",
+                "intermediate",
+                "heads",
+                "groups",
+                "head_size",
+                "experts",
+                "chosen",
+                "layers",
+                "cache_format",
+                "block_size",
+                "threads",
+            )
+        ),
+        ("eps", c_float),
+        ("slots", c_int64),
+    ]
+
+
+class Step(Structure):
+    """The rows of a step."""
+
+    _fields_ = [
+        ("rows", c_int64),
+        *((name, c_void_p) for name in ("positions", "offsets", "tables", "cosines", "sines")),
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled code, or None where it was not built or this processor can't run it."""
+    if not LIBRARY.is_file():
+        log.warning("The native engine's compiled code is not there (no C++ compiler at the set-up?): torch is slower")
+        return None
+    loaded = ctypes.CDLL(str(LIBRARY))
+    if not loaded.arctic_supported():
+        log.warning("This processor lacks AVX2 or FMA, which the native engine's compiled code needs: torch is slower")
+        return None
+    loaded.arctic_rank.argtypes = [POINTER(Shape), POINTER(LayerWeights), c_void_p, POINTER(Matrix)]
+    loaded.arctic_rank.restype = c_void_p
+    loaded.arctic_free.argtypes = [c_void_p]
+    loaded.arctic_free.restype = None
+    loaded.arctic_run.argtypes = [c_void_p, POINTER(Step), c_void_p]
+    loaded.arctic_run.restype = c_int
+    loaded.arctic_logits.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_void_p]
+    loaded.arctic_logits.restype = c_int
+    return loaded

@@ -1,0 +1,127 @@
+"""A loaded slice of the model, run by the compiled code: the layers of a step, and logits of some of its rows."""
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from arctic_model.layers import MLP
+from arctic_model.model import ArcticModel, DecoderLayer, DenseMLP
+from arctic_model.moe import MoE
+from arctic_workers.inference.engines.native.cache import PagedCache
+from arctic_workers.inference.engines.native.kernel.library import LayerWeights, Matrix, Shape, Step, library
+from arctic_workers.inference.engines.native.kernel.panels import FORMATS, Panels
+from arctic_workers.inference.engines.native.step import Part
+
+
+class KernelRank:
+    """Takes a model's weights over: the model can't compute with them any more.
+
+    Every result of a row has the same bits whatever shares its step, and however many threads there are.
+    """
+
+    def __init__(self, code: ctypes.CDLL, model: ArcticModel, cache: PagedCache, threads: int) -> None:
+        config = model.config
+        self._code = code
+        self._model = model
+        self._cache = cache
+        self._vocabulary = config.vocab_size
+        self._panels = Panels()
+        layers = model.layers
+        self._weights = (LayerWeights * len(layers))(*(self._layer(index, layer) for index, layer in layers.items()))
+        norm, head = model.model.norm, model.lm_head
+        self._norm = self._panels.pointer(norm.weight.float()) if norm is not None else None
+        self._head = self._linear(head) if head is not None else None
+        shape = Shape(
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.num_local_experts,
+            config.num_experts_per_tok,
+            len(layers),
+            FORMATS[cache.dtype],
+            cache.block_size,
+            threads,
+            config.rms_norm_eps,
+            cache.slots_of_a_head,
+        )
+        self._rank = code.arctic_rank(shape, self._weights, self._norm, self._head)
+        if not self._rank:
+            raise MemoryError("no memory for the native engine's threads")
+        weakref.finalize(self, code.arctic_free, self._rank)
+
+    def _layer(self, index: int, layer: DecoderLayer) -> LayerWeights:
+        attention, experts = layer.self_attn, layer.has_experts
+        made = LayerWeights()
+        made.input_norm = self._panels.pointer(layer.input_layernorm.weight.float())
+        made.post_norm = self._panels.pointer(layer.post_attention_layernorm.weight.float())
+        for name in ("q", "k", "v", "o"):
+            setattr(made, name, self._linear(getattr(attention, f"{name}_proj")))
+        if experts:
+            made.residual_norm = self._panels.pointer(layer.residual_layernorm.weight.float())
+            for name in ("w1", "w2", "w3"):
+                setattr(made, f"residual_{name}", self._linear(getattr(layer.residual_mlp, name)))
+            moe = cast("MoE", layer.block_sparse_moe)
+            made.gate = self._linear(moe.router.gate)
+            self._set_stacks(made, {name: self._stack(moe.experts, name) for name in ("w1", "w2", "w3")})
+        else:
+            mlp: MLP = cast("DenseMLP", layer.block_sparse_moe).mlp
+            self._set_stacks(made, {name: [self._linear(getattr(mlp, name))] for name in ("w1", "w2", "w3")})
+        made.keys, made.values = self._cache.pointers(index)
+        return made
+
+    def _set_stacks(self, made: LayerWeights, stacks: dict[str, list[Matrix]]) -> None:
+        for name, matrices in stacks.items():
+            setattr(made, name, (Matrix * len(matrices))(*matrices))  # ctypes keeps what a field points to
+
+    def _linear(self, module: nn.Module) -> Matrix:
+        return self._panels.matrix(module.get_parameter("weight").detach(), getattr(module, "weight_scale", None))
+
+    def _stack(self, module: nn.Module, name: str) -> list[Matrix]:
+        weights = module.get_parameter(name).detach()
+        scales = getattr(module, f"{name}_scale", None)
+        return [
+            self._panels.matrix(weight, None if scales is None else scales[expert])
+            for expert, weight in enumerate(weights)
+        ]
+
+    def run(self, parts: Sequence[Part], x_TD: Tensor) -> Tensor:
+        """Return the hidden states [T, D] after this rank's layers."""
+        x_TD = x_TD.contiguous()
+        positions = torch.cat([torch.arange(part.start, part.end) for part in parts])
+        rotation = self._model.rotary(positions)
+        cosines, sines = rotation.cos_BTH.contiguous(), rotation.sin_BTH.contiguous()
+        starts, start = [], 0
+        for part in parts:
+            starts += [start] * len(part.tokens)
+            start += len(part.blocks)
+        tables = torch.tensor([block for part in parts for block in part.blocks], dtype=torch.int32)
+        offsets = torch.tensor(starts, dtype=torch.int32)
+        small = positions.int()
+        step = Step(len(x_TD), *(tensor.data_ptr() for tensor in (small, offsets, tables, cosines, sines)))
+        self._check(self._code.arctic_run(self._rank, step, x_TD.data_ptr()))
+        return x_TD
+
+    def logits(self, x_TD: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return the logits [R, V] of some rows."""
+        out_RV = torch.empty(len(rows), self._vocabulary)
+        places = torch.tensor(rows)
+        self._check(
+            self._code.arctic_logits(self._rank, x_TD.data_ptr(), places.data_ptr(), len(rows), out_RV.data_ptr())
+        )
+        return out_RV
+
+    def _check(self, code: int) -> None:
+        if code:
+            raise MemoryError("no memory is left for a step; write a smaller batching.tokenBudget")
+
+
+def kernel_rank(model: ArcticModel, cache: PagedCache, threads: int) -> KernelRank | None:
+    """Return what runs a model's layers here, or None where torch has to."""
+    code = library()
+    return None if code is None else KernelRank(code, model, cache, threads)
