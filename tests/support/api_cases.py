@@ -162,6 +162,7 @@ BEYOND: dict[str, dict[str, Changes]] = {
         "native": {"spec.quantization.kvCache": "fp8"},
         "": {"spec.quantization.kvCache": "fp32"},
     },
+    ".quantization": {"": {"spec.quantization.kvCache": "fp32"}},
     ".parallelism.tensor": {"": {"spec.parallelism.tensor": 2}},
     ".parallelism.pipeline": {"": {"spec.parallelism.pipeline": 2}},
     ".attention.window": {"": WINDOW},
@@ -175,7 +176,22 @@ BEYOND: dict[str, dict[str, Changes]] = {
     ".engine.cacheClaim": {"": {"spec.engine.cacheClaim": "cache"}},
 }
 """What breaks the rule about a field, for one engine or for all (the empty name)."""
-OPTIONS: dict[str, Any] = {"enforce_eager": True, "block_size": 16}
+OPTIONS: dict[str, Any] = {
+    "enforce_eager": True,
+    "optimization_level": 1,
+    "performance_mode": "throughput",
+    "block_size": 16,
+    "kv_cache_memory_bytes": 1 << 33,
+    "cpu_offload_gb": 1.5,
+    "enable_expert_parallel": True,
+    "moe_backend": "triton",
+    "attention_backend": "FLASH_ATTN",
+    "disable_custom_all_reduce": True,
+    "async_scheduling": False,
+    "long_prefill_token_threshold": 512,
+    "safetensors_load_strategy": "prefetch",
+    "numa_bind": True,
+}
 """A right value of each option of an engine."""
 
 
