@@ -4,8 +4,10 @@ SHELL := /bin/bash
 UV = $(or $(shell scripts/bootstrap.sh),$(error the set-up failed: see above))
 RUN = $(UV) run --frozen
 PHASE = scripts/phase.sh
+# Python of vLLM's own environment, which is made when it is asked for.
+VLLM = $(shell $(RUN) arctic cluster environment vllm)/bin/python3
 
-.PHONY: help setup setup-local demo test lint types contracts unit cluster-tests chaos soak parity test-parity bench clean format
+.PHONY: help setup setup-local setup-engines demo test lint types contracts unit cluster-tests chaos soak parity test-parity bench clean format
 
 # Of the long campaigns: `make chaos SEED=7 FAULTS=50`.
 SEED ?= 1
@@ -21,6 +23,9 @@ setup-local: ## environment and corpus: all that `arctic train` and `arctic serv
 
 setup: setup-local ## the same, and cluster binaries and base image (done once, kept in the cache)
 	@$(PHASE) binaries $(RUN) arctic cluster build
+
+setup-engines: ## environments of the engines that have one of their own: vLLM's CPU build (done once, kept in the cache)
+	@$(PHASE) engine-environments $(RUN) arctic cluster environment vllm
 
 demo: setup ## train and serve a small Arctic on a two-node cluster on this machine
 	@$(RUN) arctic demo

@@ -26,6 +26,7 @@ from arctic_cluster import (
     state,
 )
 from arctic_cluster.config import Layout
+from arctic_cluster.environment import ENGINES, made_for_engines
 from arctic_cluster.errors import ClusterError
 from arctic_cluster.files import locked, write_atomically
 from arctic_cluster.paths import CLUSTERS, CORPUS, STORE, default_volumes
@@ -184,7 +185,7 @@ class Cluster:
         self.kubectl("delete", "persistentvolume", *volumes, *how)
 
     def _claims(self) -> list[manifests.Claim]:
-        return manifests.claims(self._run / "environment", self.volumes)
+        return manifests.claims(self._run / "environment", ENGINES, self.volumes)
 
     def load(self, archive: Path) -> None:
         """Import an image archive (docker save's form) on every node."""
@@ -335,12 +336,16 @@ class Cluster:
             time.sleep(0.3)
 
     def _link_environment(self, target: Path) -> None:
-        """Point the claims' folder at the environment of the sources as they are: new pods get that."""
-        link = self._run / "environment"
-        fresh = link.with_name(".environment.partial")
+        """Point the claims' folders at the environments of the sources as they are: new pods get those."""
+        self._link("environment", target)
+        for engine, folder in made_for_engines().items():
+            self._link(f"environment-{engine}", folder)
+
+    def _link(self, name: str, target: Path) -> None:
+        fresh = self._run / f".{name}.partial"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(target)
-        fresh.rename(link)
+        fresh.rename(self._run / name)
 
     # -- ending
 

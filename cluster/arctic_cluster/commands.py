@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from arctic_cluster import prepare, state
+from arctic_cluster import environment, prepare, state
 from arctic_cluster.cluster import DEFAULT_NAME, DEFAULT_NODES, Cluster
 from arctic_cluster.errors import ClusterError
 from arctic_cluster.paths import default_volumes
@@ -90,6 +90,16 @@ def logs(component: str | None, name: str) -> None:
 def build() -> None:
     """Build the programs and the image, without starting anything."""
     prepare.build()
+
+
+@cluster.command(name="environment")
+@click.argument("engine", type=click.Choice(environment.ENGINES))
+def environment_of(engine: str) -> None:
+    """Make the Python environment of an ENGINE that has one of its own, and print its folder.
+
+    `arctic cluster up` gives it to the cluster.
+    """
+    click.echo(prepare.prepare_engine(engine))
 
 
 @cluster.command()

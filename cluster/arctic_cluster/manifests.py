@@ -4,7 +4,7 @@ CoreDNS, namespaces that enforce the restricted Pod Security standard, and volum
 through which pods get at them (a restricted pod may mount a claim, and no host path).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,12 @@ class Claim:
     mode: str
 
 
-def claims(environment: Path, volumes: Path) -> list[Claim]:
-    """The claims of every namespace that runs workers."""
+def claims(environment: Path, engines: Iterable[str], volumes: Path) -> list[Claim]:
+    """The claims of every namespace that runs workers; the environment of an engine lies beside that of all."""
+    folders = {engine: environment.with_name(f"{environment.name}-{engine}") for engine in engines}
     return [
         Claim("arctic-environment", environment, "ReadOnlyMany"),
+        *(Claim(f"arctic-environment-{engine}", folder, "ReadOnlyMany") for engine, folder in folders.items()),
         Claim(CORPUS, volumes / CORPUS, "ReadOnlyMany"),
         Claim(STORE, volumes / STORE, "ReadWriteMany"),
     ]

@@ -33,6 +33,12 @@ def prepare(further_steps: int) -> tuple[Progress, Path]:
     return progress, folder
 
 
+def prepare_engine(engine: str) -> Path:
+    """Make the environment of an engine, one of `environment.ENGINES`; clusters that start later have it."""
+    with _at_work():
+        return environment.prepare_engine(engine)
+
+
 @contextlib.contextmanager
 def _at_work() -> Iterator[None]:
     """Hold the cache's lock, on a machine that has what is needed; what is made meanwhile, everybody can read."""

@@ -30,13 +30,13 @@ def test_an_environment_needs_its_whole_space_where_uv_cannot_link(
     (cache / "emptied-cache-of-uv").mkdir()
     monkeypatch.setattr(shell, "run", lambda *command: f"{cache / 'emptied-cache-of-uv'}\n")
     with pytest.raises(ClusterError, match=r"has 3\.0 GiB free and 6 are needed"):
-        environment._dependencies("python3.11")
+        environment._dependencies(cache / "environments", (), "python3.11")
 
 
 def test_an_environment_of_links_needs_little(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (cache / "archive-v0" / "torch").mkdir(parents=True)
     monkeypatch.setattr(shell, "run", lambda *command: f"{cache}\n")
-    assert environment._dependencies("python3.11").is_dir()
+    assert environment._dependencies(cache / "environments", (), "python3.11").is_dir()
 
 
 def test_old_environments_and_what_crashes_left_go_and_what_a_cluster_links_to_stays(
@@ -60,7 +60,7 @@ def test_old_environments_and_what_crashes_left_go_and_what_a_cluster_links_to_s
     (tmp_path / "clusters" / "demo").mkdir(parents=True)
     (tmp_path / "clusters" / "demo" / "environment").symlink_to(folder / "used-one")
     monkeypatch.setattr(environment, "CLUSTERS", tmp_path / "clusters")
-    environment._prune()
+    environment._prune(folder)
     assert {path.name for path in folder.iterdir()} == {"newest", "newer", "last", "used-one", "dependencies-2"}
 
 

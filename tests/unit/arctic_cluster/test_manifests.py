@@ -2,7 +2,7 @@ from pathlib import Path
 
 from arctic_cluster import manifests
 
-CLAIMS = manifests.claims(Path("/run/here/environment"), Path("/data"))
+CLAIMS = manifests.claims(Path("/run/here/environment"), ["vllm"], Path("/data"))
 
 
 def test_a_claim_is_bound_to_a_volume_of_its_namespace_on_the_host_folder() -> None:
@@ -19,9 +19,15 @@ def test_only_the_store_can_be_claimed_for_writing() -> None:
     modes = {claim.name: claim.mode for claim in CLAIMS}
     assert modes == {
         "arctic-environment": "ReadOnlyMany",
+        "arctic-environment-vllm": "ReadOnlyMany",
         "arctic-corpus": "ReadOnlyMany",
         "arctic-store": "ReadWriteMany",
     }
+
+
+def test_the_environment_of_an_engine_lies_beside_that_of_all() -> None:
+    folders = {claim.name: claim.folder for claim in CLAIMS}
+    assert folders["arctic-environment-vllm"] == Path("/run/here/environment-vllm")
 
 
 def test_two_namespaces_share_folders_and_no_volume() -> None:

@@ -155,6 +155,14 @@ def test_on_the_local_cluster_operator_and_workers_run_from_the_mounted_environm
     assert container["image"] == settings.worker_image == settings.gateway_image
 
 
+def test_on_the_local_cluster_the_environment_of_vllm_takes_the_place_of_the_workers(render: Render) -> None:
+    settings = settings_of(render(*LOCAL))
+    vllm = settings.engines["vllm"]
+    (claim,), (common,) = vllm.volumes, settings.worker_volumes
+    assert (claim.claim_name, claim.mount_path, claim.read_only) == ("arctic-environment-vllm", common.mount_path, True)
+    assert (vllm.image, vllm.command) == (settings.worker_image, None)
+
+
 def rules(objects: list[Manifest], *kinds: str) -> list[Manifest]:
     return [rule for role in of_kind(objects, *kinds) for rule in role["rules"]]
 
