@@ -1,0 +1,89 @@
+"""Experts where vLLM has no kernel that computes them: on CPUs, some. On GPUs vLLM's own are always used.
+
+vLLM's grouped kernel for CPUs wants a hidden size that 32 divides, and takes the experts' global indices for places in
+the weights, which they are not where experts are shared out among ranks (vLLM 0.32 and 0.33).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from vllm.model_executor.layers.fused_moe import FusedMoEConfig, FusedMoEMethodBase, RoutedExperts, SharedExperts
+from vllm.model_executor.layers.fused_moe.config import FUSED_MOE_UNQUANTIZED_CONFIG, FusedMoEQuantConfig
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.utils import set_weight_attrs
+from vllm.platforms import current_platform
+
+KERNEL_ALIGNMENT = 32
+"""What divides the hidden size that vLLM's grouped kernel for CPUs takes."""
+
+
+def routed_experts_class() -> type[RoutedExperts] | None:
+    """The class that holds a layer's experts on this device; None for vLLM's own."""
+    return CPUExperts if current_platform.is_cpu() else None
+
+
+class CPUExperts(RoutedExperts):
+    """vLLM's experts, in plain torch where its kernel can't compute them.
+
+    Raises NotImplementedError for quantised experts that are shared out among ranks: no kernel gets these right.
+    """
+
+    def _get_quant_method(
+        self, prefix: str, quant_config: QuantizationConfig | None, moe_config: FusedMoEConfig
+    ) -> FusedMoEMethodBase:
+        shared_out = moe_config.moe_parallel_config.use_ep
+        if quant_config is None and (shared_out or moe_config.hidden_dim % KERNEL_ALIGNMENT):
+            return TorchMoEMethod(moe_config)
+        if shared_out:
+            raise NotImplementedError(
+                "vLLM's quantised experts cannot be shared out among ranks on CPUs: serve without expert parallelism"
+            )
+        method: FusedMoEMethodBase = super()._get_quant_method(prefix, quant_config, moe_config)
+        return method
+
+
+class TorchMoEMethod(FusedMoEMethodBase):
+    """Experts one after another, each with the rows that chose it. The choice depends on values: it can't be compiled."""
+
+    def create_weights(
+        self,
+        layer: nn.Module,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size_per_partition: int,
+        params_dtype: torch.dtype,
+        **attributes: object,
+    ) -> None:
+        """Give the layer its stacked weights by vLLM's names, and them the loader of vLLM's that fills them."""
+        shapes = {
+            "w13_weight": (num_experts, 2 * intermediate_size_per_partition, hidden_size),
+            "w2_weight": (num_experts, hidden_size, intermediate_size_per_partition),
+        }
+        for name, shape in shapes.items():
+            weight = nn.Parameter(torch.empty(shape, dtype=params_dtype), requires_grad=False)
+            layer.register_parameter(name, weight)
+            set_weight_attrs(weight, attributes)
+
+    def get_fused_moe_quant_config(self, layer: RoutedExperts) -> FusedMoEQuantConfig:  # noqa: ARG002
+        """Nothing is quantised."""
+        return FUSED_MOE_UNQUANTIZED_CONFIG
+
+    def apply(
+        self,
+        layer: RoutedExperts,
+        x: Tensor,
+        topk_weights: Tensor,
+        topk_ids: Tensor,
+        shared_experts: SharedExperts | None,  # noqa: ARG002  vLLM has run it
+        shared_experts_input: Tensor | None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return [S, D], the weighted sums of this rank's experts; the arguments are vLLM's, [S, D] and twice [S, K]."""
+        held_SK = topk_ids if layer.expert_map is None else layer.expert_map[topk_ids]
+        y_SD = torch.zeros_like(x)
+        for expert in held_SK[held_SK >= 0].unique().tolist():
+            rows_R, choices_R = (held_SK == expert).nonzero(as_tuple=True)
+            gate_RF, up_RF = functional.linear(x[rows_R], layer.w13_weight[expert]).chunk(2, dim=-1)
+            out_RD = functional.linear(functional.silu(gate_RF) * up_RF, layer.w2_weight[expert])
+            weights_R1 = topk_weights[rows_R, choices_R, None].to(x.dtype)
+            y_SD.index_add_(0, rows_R, out_RD * weights_R1)
+        return y_SD
