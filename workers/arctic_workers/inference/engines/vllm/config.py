@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig  # type: ignore[import-not-found]  # comes with vLLM alone
 
 from arctic_model.config import ArcticConfig as Architecture
 
 PUBLISHED = Architecture.preset("arctic")
 
 
-class ArcticConfig(PreTrainedConfig):
+class ArcticConfig(PreTrainedConfig):  # type: ignore[misc]
     """What vLLM reads of a `config.json` with `model_type` `arctic`, checked by the rules of `arctic_model.config`.
 
     Raises ValueError where the file is not an Arctic's, or where vLLM would compute another model from it.
@@ -53,7 +53,7 @@ class ArcticConfig(PreTrainedConfig):
         architecture = Architecture.from_dict({key: value for key, value in values.items() if value is not None})
         if architecture.rope is not None and architecture.rope.type == "dynamic":
             raise ValueError(
-                "rope_scaling: vLLM gives `dynamic` one base for all lengths, which is another model; write `linear` or "
-                "`yarn`, or serve this checkpoint with the native engine"
+                "rope_scaling: vLLM gives `dynamic` one base for all lengths, which is another model; write `linear` "
+                "or `yarn`, or serve this checkpoint with the native engine"
             )
         return architecture

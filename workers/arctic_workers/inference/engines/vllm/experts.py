@@ -22,7 +22,7 @@ def routed_experts_class() -> type[RoutedExperts] | None:
     return CPUExperts if current_platform.is_cpu() else None
 
 
-class CPUExperts(RoutedExperts):
+class CPUExperts(RoutedExperts):  # type: ignore[misc]  # vLLM is not typed where this is checked
     """vLLM's experts, in plain torch where its kernel can't compute them.
 
     Raises NotImplementedError for quantised experts that are shared out among ranks: no kernel gets these right.
@@ -42,8 +42,8 @@ class CPUExperts(RoutedExperts):
         return method
 
 
-class TorchMoEMethod(FusedMoEMethodBase):
-    """Experts one after another, each with the rows that chose it. The choice depends on values: it can't be compiled."""
+class TorchMoEMethod(FusedMoEMethodBase):  # type: ignore[misc]
+    """Experts one after another, each with the rows that chose it; these depend on values, so it can't be compiled."""
 
     def create_weights(
         self,
@@ -77,7 +77,7 @@ class TorchMoEMethod(FusedMoEMethodBase):
         shared_experts: SharedExperts | None,  # noqa: ARG002  vLLM has run it
         shared_experts_input: Tensor | None,  # noqa: ARG002
     ) -> Tensor:
-        """Return [S, D], the weighted sums of this rank's experts; the arguments are vLLM's, [S, D] and twice [S, K]."""
+        """Return [S, D], the weighted sums of this rank's experts of `x` [S, D]; what was chosen is [S, K]."""
         held_SK = topk_ids if layer.expert_map is None else layer.expert_map[topk_ids]
         y_SD = torch.zeros_like(x)
         for expert in held_SK[held_SK >= 0].unique().tolist():

@@ -1,8 +1,8 @@
 """The Arctic model in vLLM's layers: tensor, pipeline and expert parallel, quantised where vLLM's layers are.
 
-vLLM shipped this model until 0.28.0. The arithmetic is that of `arctic_model.model`; this is its tensors' names in vLLM:
-queries, keys and values are one matrix (`qkv_proj`), the two input matrices of an MLP are one (`w13`), experts are
-stacked by vLLM itself. Names of tensors end in their shape, by the legend of `arctic_model.layers`.
+vLLM shipped this model until 0.28.0. The arithmetic is that of `arctic_model.model`. Here queries, keys and values are
+one matrix (`qkv_proj`), the two input matrices of an MLP are one (`w13`), and vLLM itself stacks the experts. Names of
+tensors end in their shape, by the legend of `arctic_model.layers`.
 """
 
 # No `from __future__ import annotations`: vLLM reads those of `ArcticModel.forward` to find the dynamic dimensions.
@@ -62,7 +62,7 @@ class MLP(nn.Module):
     def forward(self, x_SD: Tensor) -> Tensor:
         """Return [S, D]: this rank's part of the sum where results are not reduced."""
         gated_up, _ = self.w13(x_SD)
-        y_SD, _ = self.w2(self.act_fn(gated_up))
+        y_SD: Tensor = self.w2(self.act_fn(gated_up))[0]
         return y_SD
 
 
@@ -133,8 +133,8 @@ class ArcticAttention(nn.Module):
         ranks = get_tensor_model_parallel_world_size()
         if heads % ranks or (groups % ranks and ranks % groups):
             raise ValueError(
-                f"{heads} heads and {groups} key-value heads cannot be shared out among {ranks} tensor ranks: ask for a "
-                "number that divides both, or for a multiple of the key-value heads that divides the heads"
+                f"{heads} heads and {groups} key-value heads cannot be shared out among {ranks} tensor ranks: ask for "
+                "a number that divides both, or for a multiple of the key-value heads that divides the heads"
             )
         self.qkv_proj = QKVParallelLinear(
             config.hidden_size,
@@ -172,7 +172,7 @@ class ArcticAttention(nn.Module):
         qkv, _ = self.qkv_proj(x_SD)
         q, k, v = qkv.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
         q, k = self.rotary_emb(positions_S, q, k)
-        y_SD, _ = self.o_proj(self.attn(q, k, v))
+        y_SD: Tensor = self.o_proj(self.attn(q, k, v))[0]
         return y_SD
 
 
@@ -192,6 +192,7 @@ class ArcticDecoderLayer(nn.Module):
         self.self_attn = ArcticAttention(config, cache_config, quant_config, f"{prefix}.self_attn")
         self.input_layernorm = RMSNorm(hidden, eps=eps)
         self.post_attention_layernorm = RMSNorm(hidden, eps=eps)
+        self.block_sparse_moe: nn.Module
         if not self.has_experts:
             self.block_sparse_moe = DenseMLP(config, quant_config, f"{prefix}.block_sparse_moe")
             return
@@ -203,11 +204,14 @@ class ArcticDecoderLayer(nn.Module):
         """Return the layer's output [S, D]; `x_SD` is used up (vLLM's norms add in place)."""
         experts_SD = self.post_attention_layernorm(x_SD) if self.has_experts else None
         attended_SD = self.self_attn(positions_S, self.input_layernorm(x_SD))
+        y_SD: Tensor
         if experts_SD is None:
             normed_SD, h_SD = self.post_attention_layernorm(attended_SD, x_SD)
-            return h_SD + self.block_sparse_moe(normed_SD)
-        normed_SD, h_SD = self.residual_layernorm(attended_SD, x_SD)
-        return h_SD + self.block_sparse_moe(experts_SD, normed_SD)
+            y_SD = h_SD + self.block_sparse_moe(normed_SD)
+        else:
+            normed_SD, h_SD = self.residual_layernorm(attended_SD, x_SD)
+            y_SD = h_SD + self.block_sparse_moe(experts_SD, normed_SD)
+        return y_SD
 
 
 @support_torch_compile
@@ -247,19 +251,23 @@ class ArcticModel(nn.Module):
 
         The arguments are vLLM's own, by name: on the first rank tokens or their embeddings, on others what came.
         """
-        if get_pp_group().is_first_rank:
-            x_SD = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
-        else:
-            assert intermediate_tensors is not None
+        x_SD: Tensor
+        if intermediate_tensors is not None and not get_pp_group().is_first_rank:
             x_SD = intermediate_tensors["hidden_states"]
+        elif inputs_embeds is not None:
+            x_SD = inputs_embeds
+        else:
+            assert input_ids is not None, "vLLM gives the first pipeline rank tokens, and others hidden states"
+            x_SD = self.embed_input_ids(input_ids)
         for layer in islice(self.layers, self.start_layer, self.end_layer):
             x_SD = layer(positions, x_SD)
         if not get_pp_group().is_last_rank:
             return IntermediateTensors({"hidden_states": x_SD})
-        return self.norm(x_SD)
+        x_SD = self.norm(x_SD)
+        return x_SD
 
 
-class ArcticForCausalLM(nn.Module, SupportsPP):
+class ArcticForCausalLM(nn.Module, SupportsPP):  # type: ignore[misc]  # vLLM is not typed where this is checked
     """The whole model, as vLLM's registry wants it."""
 
     packed_modules_mapping: ClassVar[dict[str, list[str]]] = {

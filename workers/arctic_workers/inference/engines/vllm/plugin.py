@@ -11,7 +11,7 @@ def register() -> None:
 
     The model goes by its name alone: importing it would initialise CUDA in a process that vLLM means to fork.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig  # type: ignore[import-not-found]  # comes with vLLM alone
     from vllm import ModelRegistry
 
     from arctic_workers.inference.engines.vllm.config import ArcticConfig
