@@ -42,8 +42,28 @@ class CPUExperts(RoutedExperts):  # type: ignore[misc]  # vLLM is not typed wher
         return method
 
 
+@torch.library.custom_op("arctic::expert_sums", mutates_args=())
+def expert_sums(x_SD: Tensor, w13_EGD: Tensor, w2_EDF: Tensor, weights_SK: Tensor, held_SK: Tensor) -> Tensor:
+    """Return [S, D]: for each row the weighted sum of the experts that it chose, by their place here; -1 is elsewhere.
+
+    One operation to whoever traces the model: which rows an expert has depends on values. `G` is twice `F`.
+    """
+    y_SD = torch.zeros_like(x_SD)
+    for expert in sorted({*held_SK.flatten().tolist()} - {-1}):
+        rows_R, choices_R = (held_SK == expert).nonzero(as_tuple=True)
+        gate_RF, up_RF = functional.linear(x_SD[rows_R], w13_EGD[expert]).chunk(2, dim=-1)
+        out_RD = functional.linear(functional.silu(gate_RF) * up_RF, w2_EDF[expert])
+        y_SD.index_add_(0, rows_R, out_RD * weights_SK[rows_R, choices_R, None].to(x_SD.dtype))
+    return y_SD
+
+
+@expert_sums.register_fake
+def _(x_SD: Tensor, *_: Tensor) -> Tensor:
+    return torch.empty_like(x_SD)
+
+
 class TorchMoEMethod(FusedMoEMethodBase):  # type: ignore[misc]
-    """Experts one after another, each with the rows that chose it; these depend on values, so it can't be compiled."""
+    """Experts one after another, each with the rows that chose it."""
 
     def create_weights(
         self,
@@ -79,11 +99,5 @@ class TorchMoEMethod(FusedMoEMethodBase):  # type: ignore[misc]
     ) -> Tensor:
         """Return [S, D], the weighted sums of this rank's experts of `x` [S, D]; what was chosen is [S, K]."""
         held_SK = topk_ids if layer.expert_map is None else layer.expert_map[topk_ids]
-        y_SD = torch.zeros_like(x)
-        for expert in held_SK[held_SK >= 0].unique().tolist():
-            rows_R, choices_R = (held_SK == expert).nonzero(as_tuple=True)
-            gate_RF, up_RF = functional.linear(x[rows_R], layer.w13_weight[expert]).chunk(2, dim=-1)
-            out_RD = functional.linear(functional.silu(gate_RF) * up_RF, layer.w2_weight[expert])
-            weights_R1 = topk_weights[rows_R, choices_R, None].to(x.dtype)
-            y_SD.index_add_(0, rows_R, out_RD * weights_R1)
+        y_SD: Tensor = expert_sums(x, layer.w13_weight, layer.w2_weight, topk_weights, held_SK)
         return y_SD
