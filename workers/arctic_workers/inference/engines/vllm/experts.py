@@ -7,6 +7,7 @@ the weights, which they are not where experts are shared out among ranks (vLLM 0
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.fused_moe import FusedMoEConfig, FusedMoEMethodBase, RoutedExperts, SharedExperts
 from vllm.model_executor.layers.fused_moe.config import FUSED_MOE_UNQUANTIZED_CONFIG, FusedMoEQuantConfig
 from vllm.model_executor.layers.quantization import QuantizationConfig
@@ -17,29 +18,33 @@ KERNEL_ALIGNMENT = 32
 """What divides the hidden size that vLLM's grouped kernel for CPUs takes."""
 
 
-def routed_experts_class() -> type[RoutedExperts] | None:
-    """The class that holds a layer's experts on this device; None for vLLM's own."""
-    return CPUExperts if current_platform.is_cpu() else None
-
-
-class CPUExperts(RoutedExperts):  # type: ignore[misc]  # vLLM is not typed where this is checked
-    """vLLM's experts, in plain torch where its kernel can't compute them.
+def routed_experts_class(hidden: int, quant_config: QuantizationConfig | None) -> type[RoutedExperts] | None:
+    """The class that holds a layer's experts on this device; None for vLLM's own.
 
     Raises NotImplementedError for quantised experts that are shared out among ranks: no kernel gets these right.
     """
+    if not current_platform.is_cpu():
+        return None
+    shared_out = get_current_vllm_config().parallel_config.enable_expert_parallel
+    if quant_config is None:
+        return TorchExperts if shared_out or hidden % KERNEL_ALIGNMENT else None
+    if shared_out:
+        raise NotImplementedError(
+            "vLLM's quantised experts cannot be shared out among ranks on CPUs: serve without expert parallelism"
+        )
+    return None
+
+
+class TorchExperts(RoutedExperts):  # type: ignore[misc]  # vLLM is not typed where this is checked
+    """vLLM's experts, computed in plain torch. Unquantised ones only: vLLM goes by the class's name for others."""
 
     def _get_quant_method(
-        self, prefix: str, quant_config: QuantizationConfig | None, moe_config: FusedMoEConfig
+        self,
+        prefix: str,  # noqa: ARG002
+        quant_config: QuantizationConfig | None,  # noqa: ARG002
+        moe_config: FusedMoEConfig,
     ) -> FusedMoEMethodBase:
-        shared_out = moe_config.moe_parallel_config.use_ep
-        if quant_config is None and (shared_out or moe_config.hidden_dim % KERNEL_ALIGNMENT):
-            return TorchMoEMethod(moe_config)
-        if shared_out:
-            raise NotImplementedError(
-                "vLLM's quantised experts cannot be shared out among ranks on CPUs: serve without expert parallelism"
-            )
-        method: FusedMoEMethodBase = super()._get_quant_method(prefix, quant_config, moe_config)
-        return method
+        return TorchMoEMethod(moe_config)
 
 
 @torch.library.custom_op("arctic::expert_sums", mutates_args=())

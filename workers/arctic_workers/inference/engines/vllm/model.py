@@ -89,7 +89,7 @@ class SparseMoE(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.experts",
             ckpt_names=("w1", "w2", "w3"),
-            routed_experts_cls=routed_experts_class(),
+            routed_experts_cls=routed_experts_class(config.hidden_size, quant_config),
         )
 
     def forward(self, x_SD: Tensor, residual_SD: Tensor) -> Tensor:
