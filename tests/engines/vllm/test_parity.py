@@ -3,9 +3,6 @@
 Run in the environment of vLLM (its CPU build, or on a GPU): each case is a vLLM of its own, in processes of its own.
 """
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +11,8 @@ import numpy as np
 import pytest
 from parity import checkpoint_of, logits_of, prompt_of
 
-RUNNER = Path(__file__).with_name("vllm_runner.py")
 NEAR_TOP = 1e-3
 """How far below our top logit the token may be, by our logits, that vLLM finds likeliest."""
-GREEDY_TOKENS = 24
 
 # Heads are of the sizes that vLLM's attention for CPUs has: 32, 64, 80, 96 and some larger ones.
 THREE_GROUPS = {
@@ -59,29 +54,15 @@ CASES = {
 }
 
 
-@pytest.fixture
-def ask(tmp_path: Path) -> Callable[[Path, list[int], dict[str, Any]], dict[str, Any]]:
-    """Asks vLLM about a checkpoint."""
-
-    def run(checkpoint: Path, prompt: list[int], arguments: dict[str, Any]) -> dict[str, Any]:
-        np.save(tmp_path / "prompt.npy", prompt)
-        out = tmp_path / "out.npz"
-        files = [str(checkpoint), str(tmp_path / "prompt.npy"), str(GREEDY_TOKENS), str(out)]
-        subprocess.run([sys.executable, str(RUNNER), *files, json.dumps(arguments)], check=True)
-        return dict(np.load(out))
-
-    return run
-
-
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("case", CASES)
 def test_vllm_finds_the_tokens_likeliest_that_we_do(
-    case: str, ask: Callable[[Path, list[int], dict[str, Any]], dict[str, Any]], tmp_path: Path
+    case: str, ask: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     sizes, arguments = CASES[case]
     model = checkpoint_of(sizes, tmp_path / "checkpoint")
     prompt = prompt_of(model)
-    theirs = ask(tmp_path / "checkpoint", prompt, arguments)
+    theirs = ask(tmp_path / "checkpoint", prompt, **arguments)
     # What vLLM goes on with is forced upon our model too: one near-tie must not decide about all that follows it.
     ours_TV = logits_of(model, prompt + theirs["greedy"].tolist())[:-1]
     chosen_T = np.concatenate((theirs["logprobs"].argmax(-1), theirs["greedy"]))

@@ -27,11 +27,18 @@ def execution(pipeline: int) -> dict[str, object]:
     return {"enforce_eager": True}
 
 
+def processes(more: dict[str, int]) -> None:
+    """One rank is run in this process: three would import all of vLLM. Several ranks have their own."""
+    if more.get("tensor_parallel_size", 1) * more.get("pipeline_parallel_size", 1) == 1:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+
 def main(folder: Path, prompt: Path, count: int, out: Path, arguments: str = "{}") -> None:
     """See the module's docstring."""
+    more = json.loads(arguments)
+    processes(more)
     from vllm import LLM, SamplingParams
 
-    more = json.loads(arguments)
     tokens = np.load(prompt).tolist()
     vocab = json.loads((folder / "config.json").read_text())["vocab_size"]
     model = LLM(

@@ -49,8 +49,9 @@ class ArcticConfig(PreTrainedConfig):  # type: ignore[misc]
     def architecture(self) -> Architecture:
         """The same configuration as our own class holds it."""
         # vLLM has quantised layers of its own: that checkpoints are stored unquantised is a rule for our model alone.
-        values = {key: value for key, value in self.to_dict().items() if key != "quantization_config"}
-        architecture = Architecture.from_dict({key: value for key, value in values.items() if value is not None})
+        # transformers has None for a name that is not set.
+        values = {k: v for k, v in self.to_dict().items() if k not in ("quantization_config", "architectures")}
+        architecture = Architecture.from_dict(values)
         if architecture.rope is not None and architecture.rope.type == "dynamic":
             raise ValueError(
                 "rope_scaling: vLLM gives `dynamic` one base for all lengths, which is another model; write `linear` "

@@ -124,6 +124,8 @@ class VLLMEngine:
         assert self._llm is not None, "it has started"
         if self._peers is not None:
             self._peers.announce(Phase.ENDING)
+        if self._llm.output_handler is not None:  # it would take the end for a failure
+            self._llm.output_handler.cancel()
         await in_thread("vllm-end", self._llm.shutdown)
         if self._peers is not None:
             await in_thread("vllm-peers", self._peers.wait_for_goodbyes)

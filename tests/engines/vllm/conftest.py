@@ -1,0 +1,34 @@
+"""vLLM, asked about a checkpoint in processes of its own: those of the environment that the tests run in."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+RUNNER = Path(__file__).with_name("vllm_runner.py")
+GREEDY_TOKENS = 24
+
+
+def pytest_collection_modifyitems() -> None:
+    if find_spec("vllm") is None:
+        raise pytest.UsageError("tests/engines/vllm runs in an environment with vLLM: `make test-engines`")
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Asks what follows the prompt in a checkpoint, and how likely all tokens are on the way; see `vllm_runner.py`."""
+
+    def run(checkpoint: Path, prompt: list[int], **arguments: Any) -> dict[str, Any]:
+        np.save(tmp_path / "prompt.npy", prompt)
+        out = tmp_path / "out.npz"
+        files = [str(checkpoint), str(tmp_path / "prompt.npy"), str(GREEDY_TOKENS), str(out)]
+        subprocess.run([sys.executable, str(RUNNER), *files, json.dumps(arguments)], check=True)
+        return dict(np.load(out))
+
+    return run
