@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from groups_of_vllm import write_model_for_vllm
 
 RUNNER = Path(__file__).with_name("vllm_runner.py")
 GREEDY_TOKENS = 24
@@ -18,6 +19,14 @@ GREEDY_TOKENS = 24
 def pytest_collection_modifyitems() -> None:
     if find_spec("vllm") is None:
         raise pytest.UsageError("tests/engines/vllm runs in an environment with vLLM: `make test-engines`")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Arctic with its tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_model_for_vllm(folder)
+    return folder
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any
 
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import SchedulerStats
 
@@ -30,10 +31,7 @@ _FIRST_PASSES = (_PASS, Request((0,), Sampling(1, top_p=0.9, top_k=2, logprobs=1
 
 
 class VLLMEngine:
-    """An `Engine` over the ranks of a group, of which this pod has the first.
-
-    What it is sure of at one time: a request that a client waits for is open, whether vLLM runs it yet or not.
-    """
+    """An `Engine` over the ranks of a group, of which this pod has the first."""
 
     def __init__(
         self,
@@ -124,6 +122,8 @@ class VLLMEngine:
         assert self._llm is not None, "it has started"
         if self._peers is not None:
             self._peers.announce(Phase.ENDING)
+        if self._llm.output_handler is not None:  # it would take the end for a failure
+            self._llm.output_handler.cancel()
         await in_thread("vllm-end", self._llm.shutdown)
         if self._peers is not None:
             await in_thread("vllm-peers", self._peers.wait_for_goodbyes)
@@ -156,6 +156,8 @@ class VLLMEngine:
         except EngineDeadError:
             self._lose()
             raise EngineError(_ENDED) from None
+        except EngineGenerateError as error:
+            raise EngineError(f"vLLM failed on a request: {error.__cause__ or error}") from error
         finally:
             await answer.aclose()
 
@@ -168,8 +170,9 @@ class VLLMEngine:
             quiet = 0.0 if self._open else quiet + _WATCH
             if quiet >= PING:
                 quiet = 0.0
-                async for _ in self._tokens(_PASS):
-                    pass
+                with suppress(EngineError):  # the group is lost then
+                    async for _ in self._tokens(_PASS):
+                        pass
         self._lose()
 
     def _lose(self) -> None:

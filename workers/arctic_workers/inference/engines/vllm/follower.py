@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
@@ -49,7 +50,8 @@ class Follower(Commands):
         self._follow(self._peers)
         self._ready = False
         executor.shutdown()
-        self._peers.say_goodbye()
+        with suppress(EngineError):  # a leader that waited in vain is gone
+            self._peers.say_goodbye()
         pod.publish(DONE)
 
     def _follow(self, peers: Peers) -> None:

@@ -10,6 +10,7 @@ from enum import IntEnum
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from arctic_api.world import InferenceGroup
+from arctic_workers.inference.engine import EngineError
 from arctic_workers.inference.rendezvous import Heartbeats, meet
 
 POLL = 0.5
@@ -30,7 +31,7 @@ class Phase(IntEnum):
 
 
 class Peers:
-    """One pod's view of the others. RuntimeError where the connection to the leader broke."""
+    """One pod's view of the others. EngineError where the connection to the leader broke."""
 
     def __init__(self, store: Store, heartbeats: Heartbeats, others: int) -> None:
         self._store = store
@@ -40,14 +41,14 @@ class Peers:
 
     def announce(self, phase: Phase) -> None:
         """As the leader, say where the group is; phases come in their order."""
-        self._store.add(_PHASE, phase - self._phase)
+        self._add(_PHASE, phase - self._phase)
         self._phase = phase
         if phase is Phase.ENDING:
             self._heartbeats.stop()
 
     def phase(self) -> Phase:
         """Where the leader says that the group is."""
-        phase = Phase(self._store.add(_PHASE, 0))
+        phase = Phase(self._add(_PHASE, 0))
         if phase is Phase.ENDING:
             self._heartbeats.stop()
         return phase
@@ -58,13 +59,19 @@ class Peers:
 
     def say_goodbye(self) -> None:
         """As a follower, tell the leader that this pod's ranks have ended."""
-        self._store.add(_ENDED, 1)
+        self._add(_ENDED, 1)
 
     def wait_for_goodbyes(self) -> None:
         """As the leader, wait until the others have ended, or for some seconds."""
         deadline = time.monotonic() + LAST_WORDS
-        while self._store.add(_ENDED, 0) < self._others and time.monotonic() < deadline:
+        while self._add(_ENDED, 0) < self._others and time.monotonic() < deadline:
             time.sleep(POLL)
+
+    def _add(self, key: str, amount: int) -> int:
+        try:
+            return int(self._store.add(key, amount))
+        except RuntimeError as error:
+            raise EngineError(f"the connection to rank 0 broke: {error}") from None
 
 
 def meet_peers(
