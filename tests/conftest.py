@@ -1,10 +1,12 @@
-"""How long the seeded campaigns are: short in `make test`, long in `make chaos` and `make soak`. And no proxy between
-tests and what they start.
+"""How long the seeded campaigns are: short in `make test`, long in `make chaos` and `make soak`; which engines the
+conformance suite runs on. And no proxy between tests and what they start.
 """
 
 import os
 
 import pytest
+
+pytest.register_assert_rewrite("conformance")
 
 _HERE = ("127.0.0.1", "127.0.0.2", "localhost")
 
@@ -19,3 +21,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, default=10, help="faults that the campaign against the operator inflicts")
     parser.addoption("--requests", type=int, default=60, help="requests that an inference group is soaked in")
     parser.addoption("--seed", type=int, default=1, help="seed of both")
+    parser.addoption(
+        "--engine",
+        dest="engines",
+        action="append",
+        choices=("native", "vllm"),
+        help="engine that the conformance suite runs on, may be given again; all of them by default",
+    )
