@@ -24,7 +24,7 @@ def bad_requests(model: str) -> list[tuple[int, bytes]]:
         (400, []),
         (400, {"model": model}),
         (404, {"model": "other", "prompt": "x"}),
-        (400, {"model": model, "prompt": ""}),
+        (400, {"model": model, "prompt": []}),
         (400, {"model": model, "prompt": "x" * 4000}),
         (400, {"model": model, "prompt": [999_999]}),
         (400, {"model": model, "prompt": "x", "max_tokens": -1}),
