@@ -88,7 +88,14 @@ ENGINE_RULES = (
     _unset("native", "model.inImage", "the image brings no model"),
     _unset("native", "engine.credentials"),
     _unset("native", "engine.cacheClaim"),
-    _only("vllm", "quantization.kvCache", "bf16", "fp8"),
+    _rule(
+        "vllm",
+        "quantization",
+        "(self.quantization.kvCache == 'fp8' || "
+        "(self.quantization.kvCache == 'fp32') == (self.quantization.weights == 'fp32'))",
+        lambda formats: formats.kv_cache == "fp8" or (formats.kv_cache == "fp32") == (formats.weights == "fp32"),
+        "kvCache is fp8 or the format that is computed in: write fp32 with weights fp32, bf16 with others",
+    ),
     _unset("vllm", "attention.window"),
     _bounded("vllm"),
     _unset("vllm", "attention.ropeScaling"),

@@ -1,6 +1,7 @@
 """Random checkpoints of unusual sizes, and what another implementation, llama.cpp, makes of some of them.
 
-`make parity` compares all of them with llama.cpp itself; two of its answers are kept here for `make test`.
+`make parity` compares all of them with llama.cpp itself; two of its answers are kept here for `make test`. vLLM, which
+can't take all of these sizes, is compared on sizes of its own.
 """
 
 import json
@@ -58,8 +59,13 @@ ROUNDING = 2e-5
 
 
 def random_checkpoint(case: str, folder: Path) -> ArcticModel:
+    """Write random weights of one of the cases, and read them back."""
+    return checkpoint_of(CASES[case], folder)
+
+
+def checkpoint_of(sizes: dict[str, Any], folder: Path) -> ArcticModel:
     """Write random weights, norms away from 1 so that each one's place matters, and read them back."""
-    config = ArcticConfig.from_dict({**ArcticConfig().to_dict(), **COMMON, **CASES[case]})
+    config = ArcticConfig.from_dict({**ArcticConfig().to_dict(), **COMMON, **sizes})
     model = ArcticModel(config)
     init_weights(model, seed=7)
     generator = torch.Generator().manual_seed(8)

@@ -26,8 +26,8 @@ from arctic_model.planning.devices import GIB, cpu
 from arctic_model.planning.serving import plan_serving
 from arctic_model.weights import save_model
 from arctic_workers.inference.engines.native import runner
-from arctic_workers.inference.engines.native.memory import affordable_blocks
 from arctic_workers.inference.engines.native.plan import BLOCK_SIZE
+from arctic_workers.inference.memory import affordable_blocks
 
 ROOT = Path(__file__).parents[3]
 ARCTIC = ROOT / "examples" / "arctic-inference.yaml"

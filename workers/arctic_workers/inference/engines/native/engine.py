@@ -15,10 +15,10 @@ from arctic_workers.inference.engines.native.blocks import BlockManager
 from arctic_workers.inference.engines.native.group import Rank
 from arctic_workers.inference.engines.native.pipeline import Kind, Pipeline
 from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, Plan
-from arctic_workers.inference.engines.native.rendezvous import Heartbeats
 from arctic_workers.inference.engines.native.scheduler import Chunk, Scheduler
 from arctic_workers.inference.engines.native.sequence import Sequence
 from arctic_workers.inference.engines.native.step import Draw, Drawn, Part
+from arctic_workers.inference.rendezvous import Heartbeats
 
 log = logging.getLogger(__name__)
 

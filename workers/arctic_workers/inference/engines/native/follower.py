@@ -9,8 +9,8 @@ from arctic_workers.control.commands import Commands
 from arctic_workers.inference.engines.native.group import bring_up
 from arctic_workers.inference.engines.native.pipeline import Kind, follow
 from arctic_workers.inference.engines.native.plan import Plan
-from arctic_workers.inference.engines.native.rendezvous import Heartbeats
 from arctic_workers.inference.pod import Pod
+from arctic_workers.inference.rendezvous import Heartbeats
 
 log = logging.getLogger(__name__)
 

@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+from torch import distributed
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from arctic_api.world import InferenceGroup
 from arctic_workers.inference.engine import Refused
 from arctic_workers.inference.engines.native.cache import PagedCache
-from arctic_workers.inference.engines.native.memory import affordable_blocks, available_cores, available_memory
 from arctic_workers.inference.engines.native.pipeline import agree_on_least
 from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, Plan
-from arctic_workers.inference.engines.native.rendezvous import Heartbeats, connect
 from arctic_workers.inference.engines.native.runner import Runner, load_slice
+from arctic_workers.inference.memory import affordable_blocks, available_cores, available_memory
+from arctic_workers.inference.rendezvous import Heartbeats, is_loopback, meet
 
 log = logging.getLogger(__name__)
 
-MEETING = timedelta(minutes=30)
-"""How long ranks wait for each other: pods of a group may be scheduled, and images pulled, at different times."""
+_NO_LIMIT = timedelta(days=365)
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,10 @@ def bring_up(
     heartbeats = None
     if plan.ranks > 1:
         log.info("Rank %d of %d waits for the others at %s", rank, plan.ranks, group.hosts[0])
-        store = connect(group.hosts[0], group.ports.rendezvous, rank=rank, ranks=plan.ranks, timeout=MEETING)
-        heartbeats = Heartbeats(store, rank=rank, ranks=plan.ranks, on_loss=on_loss, on_stop=on_stop)
+        store = _connect(group.hosts[0], group.ports.rendezvous, rank=rank, ranks=plan.ranks)
+        heartbeats = Heartbeats(
+            store, address=group.hosts[0], rank=rank, ranks=plan.ranks, on_loss=on_loss, on_stop=on_stop
+        )
     part = plan.slices[rank]
     try:
         model = load_slice(plan.folder, plan.config, part, plan.weights, progress)
@@ -76,3 +79,17 @@ def bring_up(
     )
     log.info("The cache has %d blocks of %d tokens", blocks, BLOCK_SIZE)
     return Rank(Runner(model, cache), blocks, heartbeats)
+
+
+def _connect(address: str, port: int, *, rank: int, ranks: int) -> Store:
+    """Meet the other ranks and set up torch.distributed over gloo. RuntimeError if one has not come in time.
+
+    Addresses on loopback keep all of the group's traffic there.
+    """
+    if is_loopback(address):
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = meet(address, port, rank=rank, ranks=ranks)
+    # Waiting for a step has no limit: heartbeats tell whether there is something to wait for.
+    group = PrefixStore("group", store)
+    distributed.init_process_group("gloo", store=group, rank=rank, world_size=ranks, timeout=_NO_LIMIT)
+    return store

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from arctic_api.inference import Attention
 from arctic_api.world import InferenceGroup
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import LayerSlice, plan_inference
 from arctic_workers.inference.engine import Refused
+from arctic_workers.inference.model import QUANTIZATION, max_length, read_model
 
 BLOCK_SIZE = 16
 """Tokens of a block of the cache."""
@@ -48,39 +48,28 @@ class Plan:
 def plan_group(group: InferenceGroup) -> Plan:
     """Check a group against this engine and its model. Raises Refused."""
     spec = group.spec
-    if len(group.hosts) != spec.parallelism.pipeline:
-        raise Refused(f"the group has {len(group.hosts)} hosts and parallelism.pipeline is {spec.parallelism.pipeline}")
-    if "://" in group.model_folder:
-        raise Refused(f"{group.model_folder} is not yet supported; write model.uri: file:///FOLDER of a claim")
-    folder = Path(group.locate(group.model_folder))
+    model = read_model(group)
+    if model.quantized:
+        raise Refused(f"{model.folder}: {QUANTIZATION} is set: save the checkpoint unquantised, without it")
     try:
-        config = ArcticConfig.from_folder(folder)
-        shared = plan_inference(config, pipeline=spec.parallelism.pipeline)
+        shared = plan_inference(model.config, pipeline=spec.parallelism.pipeline)
     except ValueError as error:
         raise Refused(str(error)) from None
     return Plan(
-        folder=folder,
-        config=config,
+        folder=model.folder,
+        config=model.config,
         slices=shared.slices,
         weights=spec.quantization.weights,
         kv_cache=spec.quantization.kv_cache,
-        max_length=_max_length(spec.attention, config),
+        max_length=_within_window(max_length(spec.attention, model.config), model.config),
         max_sequences=spec.batching.max_sequences,
         token_budget=spec.batching.token_budget,
         memory_fraction=spec.batching.kv_cache.memory_fraction,
     )
 
 
-def _max_length(attention: Attention, config: ArcticConfig) -> int:
-    """Most tokens of a request. Raises Refused where the model does not reach as far as was asked for."""
-    asked, positions, window = int(attention.max_length), config.max_position_embeddings, config.sliding_window
-    # A manifest comes with the default filled in, so nobody can tell whether it was written: it gives way.
-    if asked > positions and asked != Attention().max_length:
-        raise Refused(
-            f"attention.maxLength is {asked} and the model has {positions} positions; "
-            f"write attention.maxLength: {positions} or less"
-        )
-    length = min(asked, positions)
+def _within_window(length: int, config: ArcticConfig) -> int:
+    window = config.sliding_window
     if window is not None and window < length:
         raise Refused(
             f"the model's sliding_window {window} is not yet supported by the native engine; "

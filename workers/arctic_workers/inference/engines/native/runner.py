@@ -17,9 +17,9 @@ from arctic_model.weights import load_weights
 from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache
 from arctic_workers.inference.engines.native.invariant import make_invariant
 from arctic_workers.inference.engines.native.kernel.rank import kernel_rank
-from arctic_workers.inference.engines.native.memory import available_memory
 from arctic_workers.inference.engines.native.sampling import draw_tokens
 from arctic_workers.inference.engines.native.step import Drawn, Part
+from arctic_workers.inference.memory import available_memory
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from arctic_workers.inference.engines.native import memory
+from arctic_workers.inference import memory
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
