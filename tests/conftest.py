@@ -1,10 +1,12 @@
-"""What is short or left out in `make test`, and long or done by other words of the Makefile. And no proxy between tests
-and what they start.
+"""What is short or left out in `make test`, and long or done by other words of the Makefile; on which engines the
+conformance suite runs. And no proxy between tests and what they start.
 """
 
 import os
 
 import pytest
+
+pytest.register_assert_rewrite("conformance")
 
 _HERE = ("127.0.0.1", "127.0.0.2", "localhost")
 
@@ -21,4 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=1, help="seed of both")
     parser.addoption(
         "--peers", action="store_true", help="test with other projects' controllers, which are built first"
+    )
+    parser.addoption(
+        "--engine",
+        dest="engines",
+        action="append",
+        choices=("native", "vllm"),
+        help="engine that the conformance suite runs on, may be given again; all of them by default",
     )

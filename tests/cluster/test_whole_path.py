@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
+import conformance
 import pytest
 from objects import Objects, eventually, example
 from safetensors import safe_open
@@ -117,15 +117,10 @@ def test_a_group_lies_over_two_nodes(objects: Objects, served: dict[str, Any]) -
     assert len({pod["spec"]["nodeName"] for pod in objects.pods("answers", "ArcticInference")}) == 2
 
 
-def test_the_endpoint_streams(objects: Objects, served: dict[str, Any]) -> None:
-    with forwarded_service(objects) as address:
-        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=5)
-        asked: dict[str, Any] = {"model": "answers", "prompt": "import", "max_tokens": 8, "temperature": 0}
-        pieces = [piece.choices[0].text for piece in client.completions.create(**asked, stream=True)]
-        whole = client.completions.create(**asked).choices[0].text
-        client.close()
-    assert len(pieces) > 2
-    assert "".join(pieces) == whole
+@pytest.mark.parametrize("check", conformance.SHORT, ids=lambda check: check.__name__)
+async def test_the_endpoint_conforms(objects: Objects, served: dict[str, Any], check: conformance.Check) -> None:
+    """The short part of what `make test-engines` asks of every engine."""
+    await check(conformance.Endpoint(objects, "answers"))
 
 
 def test_greedy_output_over_two_nodes_equals_that_of_one_process(
@@ -139,20 +134,7 @@ def test_greedy_output_over_two_nodes_equals_that_of_one_process(
 
 
 def test_a_lost_pod_ends_and_remakes_its_group(objects: Objects, served: dict[str, Any]) -> None:
-    before = {pod["metadata"]["uid"] for pod in objects.pods("answers", "ArcticInference")}
-    victim = objects.pods("answers", "ArcticInference")[1]["metadata"]["name"]
-    objects.kubectl("delete", "pod", victim, "--grace-period=0", "--force")
-
-    def remade() -> bool:
-        pods = objects.pods("answers", "ArcticInference")
-        ready = objects.status("ainf", "answers").get("readyReplicas") == 1
-        return ready and len(pods) == 2 and all(map(begun_anew, pods))
-
-    def begun_anew(pod: dict[str, Any]) -> bool:
-        restarts = [container["restartCount"] for container in pod["status"].get("containerStatuses", [])]
-        return pod["metadata"]["uid"] not in before or sum(restarts) > 0
-
-    eventually("both pods of the group have begun anew and are ready", remade, 180)
+    conformance.a_lost_pod_ends_and_remakes_its_group(conformance.Endpoint(objects, "answers"))
     with forwarded_service(objects) as address:
         assert ask(address, "answers", PROMPTS[0])
 

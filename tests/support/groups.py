@@ -1,10 +1,11 @@
-"""Real groups of inference processes on loopback."""
+"""Real groups of inference processes on loopback, and what is alike for those that run elsewhere."""
 
 import asyncio
 import os
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -19,7 +20,35 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
         await asyncio.sleep(0.05)
 
 
-class Group:
+class Served(ABC):
+    """A group behind an address, and the metrics of its leader."""
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where the API is."""
+
+    @abstractmethod
+    def metrics(self) -> str:
+        """Return the leader's metrics."""
+
+    async def metric(self, name: str, missing: float | None = None) -> float:
+        """Return a metric of the leader's, or `missing` where it is not there; `name` may have labels."""
+        text = await asyncio.to_thread(self.metrics)
+        lines = (line for line in text.splitlines() if line.startswith(f"arctic_inference_{name} "))
+        line = next(lines) if missing is None else next(lines, str(missing))
+        return float(line.split()[-1])
+
+    async def until_idle(self) -> None:
+        """Wait until no request is left."""
+
+        async def idle() -> bool:
+            return await self.metric("requests_running") + await self.metric("requests_waiting") == 0
+
+        await until(idle)
+
+
+class Group(Served):
     """The processes of one group."""
 
     def __init__(self, worlds: list[InferenceGroup]) -> None:
@@ -51,20 +80,6 @@ class Group:
 
     def metrics(self) -> str:
         return httpx.get(f"http://127.0.0.1:{self.worlds[0].ports.metrics}/metrics").text
-
-    async def metric(self, name: str) -> float:
-        """Return a metric of the leader's; `name` may have labels."""
-        text = await asyncio.to_thread(self.metrics)
-        line = next(line for line in text.splitlines() if line.startswith(f"arctic_inference_{name} "))
-        return float(line.split()[-1])
-
-    async def until_idle(self) -> None:
-        """Wait until no request is left."""
-
-        async def idle() -> bool:
-            return await self.metric("requests_running") + await self.metric("requests_waiting") == 0
-
-        await until(idle)
 
     def logs(self) -> str:
         return "\n".join(Path(f"{world.termination_message}.log").read_text() for world in self.worlds)

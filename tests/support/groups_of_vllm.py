@@ -13,7 +13,12 @@ from arctic_cli.ports import free_ports
 def write_model_for_vllm(folder: Path) -> None:
     """Write a random Arctic with heads of 32, shared out evenly by two."""
     tokenizer = byte_tokenizer()
-    sizes = {"hidden_size": 192, "intermediate_size": 64, "num_attention_heads": 6, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 192,
+        "intermediate_size": 64,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+    }
     write_model(folder, tokenizer, vocab_size=tokenizer.get_vocab_size() + 1, **sizes)
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,4 +98,16 @@ def is_ready(pod: dict[str, Any]) -> bool:
 def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
     """Return one condition of a status; empty before it has it."""
     found: dict[str, Any] = next((each for each in status.get("conditions", ()) if each["type"] == kind), {})
+    return found
+
+
+def processes(pod: dict[str, Any]) -> list[Path]:
+    """Return the folders in /proc of a pod's processes, whatever they call themselves."""
+    uid = pod["metadata"]["uid"]
+    names = (uid, uid.replace("-", "_"))  # the second is systemd's
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            if any(name in (folder / "cgroup").read_text() for name in names):
+                found.append(folder)
     return found

@@ -12,23 +12,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-from groups import Group
+from groups import Served
 
 CLIENTS = 12  # more than the group of the tests takes at once
 PROMPTS = ["x", "The operator plans what should be.", "Each pod is told everything", "Größe, 世界"]
-BAD: list[tuple[int, Any]] = [
-    (400, b"{"),
-    (400, b"[]"),
-    (400, {"model": "tiny"}),
-    (404, {"model": "other", "prompt": "x"}),
-    (400, {"model": "tiny", "prompt": ""}),
-    (400, {"model": "tiny", "prompt": "x" * 4000}),
-    (400, {"model": "tiny", "prompt": [999_999]}),
-    (400, {"model": "tiny", "prompt": "x", "max_tokens": -1}),
-    (400, {"model": "tiny", "prompt": "x", "temperature": "warm"}),
-    (400, {"model": "tiny", "prompt": "x", "wings": 2}),
-    (400, {"model": "tiny", "prompt": "x", "top_k": 2**63}),
-]
+
+
+def bad_requests(model: str) -> list[tuple[int, bytes]]:
+    """Return requests for completions that are refused, each with its status."""
+    asked: list[tuple[int, Any]] = [
+        (400, []),
+        (400, {"model": model}),
+        (404, {"model": "other", "prompt": "x"}),
+        (400, {"model": model, "prompt": []}),
+        (400, {"model": model, "prompt": "x" * 4000}),
+        (400, {"model": model, "prompt": [999_999]}),
+        (400, {"model": model, "prompt": "x", "max_tokens": -1}),
+        (400, {"model": model, "prompt": "x", "temperature": "warm"}),
+        (400, {"model": model, "prompt": "x", "wings": 2}),
+        (400, {"model": model, "prompt": "x", "top_k": 2**63}),
+    ]
+    return [(400, b"{"), *((status, json.dumps(body).encode()) for status, body in asked)]
 
 
 @dataclass
@@ -53,12 +57,13 @@ class Soaked:
 
 
 class Soak:
-    """Some clients, each with its own seeded traffic, against the leader of one group that serves the model `tiny`."""
+    """Some clients, each with its own seeded traffic, against one group that serves the model `tiny`."""
 
-    def __init__(self, group: Group, seed: int) -> None:
+    def __init__(self, group: Served, seed: int) -> None:
         self._group, self._seed = group, seed
         self._soaked = Soaked()
         self._texts: dict[str, str] = {}
+        self._bad_requests = bad_requests("tiny")
 
     async def run(self, requests: int) -> Soaked:
         """Send so many requests, and return what came of them."""
@@ -77,7 +82,7 @@ class Soak:
             self._bad,
             self._leave,
         ]
-        async with httpx.AsyncClient(base_url=self._group.url, timeout=120) as http:
+        async with httpx.AsyncClient(base_url=self._group.url, timeout=120, trust_env=False) as http:
             for _ in range(requests):
                 self._soaked.requests += 1
                 await draw.choices(kinds, weights=[4, 4, 3, 2, 2])[0](http, draw)
@@ -148,8 +153,7 @@ class Soak:
     # --- bad requests, and clients that leave
 
     async def _bad(self, http: httpx.AsyncClient, draw: random.Random) -> None:
-        status, asked = draw.choice(BAD)
-        content = asked if isinstance(asked, bytes) else json.dumps(asked).encode()
+        status, content = draw.choice(self._bad_requests)
         answer = await http.post("/v1/completions", content=content)
         if answer.status_code == 429:
             self._soaked.busy += 1

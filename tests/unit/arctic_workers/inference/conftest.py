@@ -5,17 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from models import byte_tokenizer, write_model
+from tokenizers import Tokenizer
 
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_api.world import InferenceGroup, Ports
 from arctic_cli.ports import free_ports
-from arctic_model.config import ArcticConfig
-from arctic_model.initialization import init_weights
-from arctic_model.model import ArcticModel
-from arctic_model.weights import save_model
-
-TEXT = "The operator plans what should be. Each pod is told everything; a group answers as one. Größe, 世界, 🏔."
 
 
 @pytest.fixture(autouse=True)
@@ -27,39 +22,22 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    """A byte-level BPE, in which most characters beyond ASCII take several tokens."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator([TEXT], trainer)
-    return made
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    """A random Arctic whose weights are large enough that tokens differ, with an uneven vocabulary and intermediate."""
+    """A random Arctic with an uneven vocabulary and intermediate."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    config = ArcticConfig.preset("arctic-tiny").replace(
+    write_model(
+        folder,
+        tokenizer,
         vocab_size=tokenizer.get_vocab_size() + 1,
         hidden_size=96,
         intermediate_size=75,
         num_attention_heads=6,
         num_key_value_heads=2,
-        moe_layer_frequency=2,
-        initializer_range=0.3,
-        max_position_embeddings=256,
     )
-    with torch.device("meta"):
-        model = ArcticModel(config)
-    init_weights(model, seed=5)
-    save_model(model, folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 
