@@ -83,8 +83,10 @@ def manifest(programs: str) -> dict[str, Any]:
 def ranks_of(objects: Objects, pod: dict[str, Any]) -> list[dict[str, Any]]:
     """What the ranks told of themselves in the log of pod 0."""
     log = objects.kubectl("logs", pod["metadata"]["name"])
-    lines = [line for line in log.splitlines() if line.startswith("RANKS ")]
-    found: list[dict[str, Any]] = json.loads(lines[-1].removeprefix("RANKS "))
+    _, mark, told = log.rpartition("RANKS ")
+    assert mark, log
+    found: list[dict[str, Any]]
+    found, _ = json.JSONDecoder().raw_decode(told)
     return found
 
 
