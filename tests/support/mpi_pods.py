@@ -81,6 +81,7 @@ class MPIPod:
         self.group = group
         folder.mkdir()
         (folder / "passwd").write_text(PASSWD)
+        (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{address(i)} {host(i)}\n" for i in (0, 1)))
         own = {
             "HOME": "/home/arctic",
             "TMPDIR": "/tmp",
@@ -94,7 +95,7 @@ class MPIPod:
         }
         setting = [
             f"mount -t overlay overlay -o lowerdir={programs()}/usr:/usr /usr",
-            f"mount --bind {folder}/passwd /etc/passwd",
+            *(f"mount --bind {folder}/{file} /etc/{file}" for file in ("passwd", "hosts")),
             # Empty folders of its own where a pod has them, and no more: /tmp may hold what the test made.
             "mkdir -p /home/arctic && mount -t tmpfs -o mode=1777 tmpfs /home/arctic",
             "mount -t tmpfs -o mode=1777 tmpfs /dev/shm",
@@ -175,6 +176,11 @@ def namespace(index: int) -> str:
 def address(index: int) -> str:
     """The address of a pod."""
     return f"{NETWORK}.{index + 1}"
+
+
+def host(index: int) -> str:
+    """The name of a pod, as a headless Service gives it: what is before the first dot is no name of its own."""
+    return f"pod-{index}.tiny-g0.tests.svc"
 
 
 @contextmanager

@@ -83,8 +83,10 @@ def manifest(programs: str) -> dict[str, Any]:
 def ranks_of(objects: Objects, pod: dict[str, Any]) -> list[dict[str, Any]]:
     """What the ranks told of themselves in the log of pod 0."""
     log = objects.kubectl("logs", pod["metadata"]["name"])
-    lines = [line for line in log.splitlines() if line.startswith("RANKS ")]
-    found: list[dict[str, Any]] = json.loads(lines[-1].removeprefix("RANKS "))
+    _, mark, told = log.rpartition("RANKS ")
+    assert mark, log
+    found: list[dict[str, Any]]
+    found, _ = json.JSONDecoder().raw_decode(told)
     return found
 
 
@@ -113,16 +115,21 @@ def test_a_group_comes_up_over_two_pods_and_is_remade_as_one(programs: str, oper
 
     objects.kubectl("delete", "pod", names[1])  # which is told to stop, and tells pod 0
 
+    def ended() -> dict[str, Any] | None:
+        status = objects.get("pod", names[0])["status"]["containerStatuses"][0]
+        told: list[dict[str, Any]] = [status[state].get("terminated", {}) for state in ("state", "lastState")]
+        return next((end for end in told if end.get("containerID") == lives([first])[0]), None)
+
+    end = objects.eventually("pod 0 has ended the group", ended)
+    assert end["exitCode"] == 0
+    assert json.loads(end["message"])["outcome"] == "succeeded"
+
     def remade() -> list[dict[str, Any]] | None:
         pods = objects.pods(NAME, KIND)
         new = len(pods) == 2 and all(map(is_ready, pods)) and not set(lives(pods)) & set(lives([first, later]))
         return pods if new else None
 
     pods = objects.eventually("both pods are new and ready", remade, PATIENCE)
-    ended = pods[0]["status"]["containerStatuses"][0].get("lastState", {}).get("terminated")
-    if pods[0]["metadata"]["uid"] == first["metadata"]["uid"]:
-        assert ended["exitCode"] == 0
-        assert json.loads(ended["message"])["outcome"] == "succeeded"
     assert len(ranks_of(objects, pods[0])) == 4
     objects.kubectl("delete", KIND, NAME)
     objects.eventually("nothing is left", lambda: not objects.pods(NAME, KIND))

@@ -60,7 +60,7 @@ def start(model: Path, login: Path, tmp_path: Path) -> Iterator[MakePods]:
             namespace="tests",
             name="tiny",
             uid="0123456789abcdef",
-            hosts=[mpi_pods.address(0), mpi_pods.address(1)],
+            hosts=[mpi_pods.host(0), mpi_pods.host(1)],
             ports=Ports(),
             tls_folder=None,
             spec=ArcticInferenceSpec.model_validate(manifest | spec),

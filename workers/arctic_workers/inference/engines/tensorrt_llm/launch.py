@@ -184,6 +184,8 @@ def _remote_options(place: Place) -> Sequence[str]:
         "plm_rsh_args": f"-F {place.client_config}",
         # Only pod 0 logs in to others.
         "plm_rsh_no_tree_spawn": "1",
+        # Names would be cut at the first dot, and what is left of a pod's resolves nowhere.
+        "orte_keep_fqdn_hostnames": "1",
     }
     return (
         # A daemon then ends with its SSH connection, and that when the other end is silent.

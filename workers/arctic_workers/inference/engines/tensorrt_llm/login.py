@@ -31,13 +31,13 @@ def write_login(place: Place, group: InferenceGroup, folder: str) -> None:
         public = (Path(folder) / f"{LOGIN_KEY}.pub").read_text()
     except OSError as error:
         raise Refused(f"The group's key can't be read ({error}); is its Secret whole?") from None
-    _write(login_files(place, group, private, public, _user()))
+    write_files(login_files(place, group, private, public, _user()))
 
 
 def write_server(place: Place, group: InferenceGroup, environment: Mapping[str, str]) -> None:
     """Write what `sshd` needs, and the environment that programs are to find, which is this pod's."""
-    _write(server_file(place, group, sys.executable, _user()))
-    _write({place.environment: json.dumps(rank_environment(environment))})
+    write_files(server_file(place, group, sys.executable, _user()))
+    write_files({place.environment: json.dumps(rank_environment(environment))})
 
 
 def find_program(name: str, package: str) -> str:
@@ -58,7 +58,7 @@ def _user() -> str:
         ) from None
 
 
-def _write(files: Mapping[Path, str]) -> None:
+def write_files(files: Mapping[Path, str]) -> None:
     """Write each at once or not at all, for this user's eyes alone."""
     for path, content in files.items():
         partial = path.with_name(f"{path.name}.partial")

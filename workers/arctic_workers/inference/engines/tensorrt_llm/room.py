@@ -15,7 +15,7 @@ from arctic_workers.inference.engines.tensorrt_llm.engine import TensorRTEngine
 from arctic_workers.inference.engines.tensorrt_llm.first_pod import FirstPod
 from arctic_workers.inference.engines.tensorrt_llm.later_pod import LaterPod
 from arctic_workers.inference.engines.tensorrt_llm.launch import LEADER_VARIABLE, Place
-from arctic_workers.inference.engines.tensorrt_llm.login import new_place
+from arctic_workers.inference.engines.tensorrt_llm.login import new_place, write_files
 from arctic_workers.inference.leader import lead
 from arctic_workers.inference.pod import Pod
 
@@ -47,7 +47,7 @@ def run(group: InferenceGroup, rank: int) -> None:
 def _lead(group: InferenceGroup, place: Place) -> None:
     # When a rank fails, mpirun ends its groups of processes; what becomes of this one is for the supervisor to say.
     os.setsid()
-    place.leader.write_text(str(os.getpid()))
+    write_files({place.leader: str(os.getpid())})
     pod = Pod(group, 0)
     stored = read_stored(Path(group.locate(group.model_folder)))
     engine = TensorRTEngine(
