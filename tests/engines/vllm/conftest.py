@@ -16,6 +16,11 @@ RUNNER = Path(__file__).with_name("vllm_runner.py")
 GREEDY_TOKENS = 24
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """vLLM leaves that to the end of its process."""
+    config.addinivalue_line("filterwarnings", "ignore:Unclosed context:ResourceWarning")
+
+
 def pytest_collection_modifyitems() -> None:
     if find_spec("vllm") is None:
         raise pytest.UsageError("tests/engines/vllm runs in an environment with vLLM: `make test-engines`")

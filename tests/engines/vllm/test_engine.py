@@ -17,7 +17,11 @@ PROMPT = (72, 101, 108, 108, 111, 44)
 NEAR = 1e-3
 """What logprobs may differ by from our own model's: sums are taken in another order."""
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore"),  # vLLM's own, and those of what it imports
+]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -1,6 +1,7 @@
 """A pod of TensorRT-LLM: pod 0 starts all ranks and, in rank 0's process, the leader; the others let it in."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from arctic_api.world import InferenceGroup
@@ -18,6 +19,10 @@ from arctic_workers.inference.engines.tensorrt_llm.launch import LEADER_VARIABLE
 from arctic_workers.inference.engines.tensorrt_llm.login import new_place, write_files
 from arctic_workers.inference.leader import lead
 from arctic_workers.inference.pod import Pod
+
+# TensorRT-LLM itself is imported by the ranks alone.
+if find_spec("tensorrt_llm") is None:
+    raise ModuleNotFoundError("No module named 'tensorrt_llm'", name="tensorrt_llm")
 
 
 def run(group: InferenceGroup, rank: int) -> None:
