@@ -184,8 +184,8 @@ class NativeEngine:
         if not self._take_messages():
             return False
         if chunks := self._scheduler.schedule():
+            self._publish()  # before the step, which may be over before this thread comes to it again
             self._pipeline.submit([_part(chunk) for chunk in chunks])
-            self._publish()
             self._deliver(chunks, self._pipeline.collect())
         else:
             self._publish()
