@@ -61,10 +61,11 @@ soak: setup ## send an inference group good, bad and broken-off requests, long (
 parity test-parity: setup ## compare the model with llama.cpp, in an environment of its own (builds it once: minutes)
 	@$(RUN) pytest tests/parity
 
-test-engines: setup setup-engines ## one suite for every engine: in vLLM's own environment, as groups on a local cluster, and TensorRT-LLM's launch
+test-engines: setup setup-engines ## one suite for every engine: in vLLM's own environment, as groups on a local cluster, TensorRT-LLM's launch, LeaderWorkerSets
 	@$(PHASE) vllm $(VLLM) -m pytest tests/engines/vllm
 	@$(PHASE) conformance $(RUN) pytest tests/engines/cluster
 	@$(PHASE) tensorrt-llm $(RUN) pytest tests/engines/tensorrt_llm
+	@$(PHASE) leader-worker-sets $(RUN) pytest tests/cluster/test_lws.py --peers
 
 bench: ## every benchmark, whole (an hour): prints its tables and figures
 	@$(RUN) python -m benchmarks.demo
