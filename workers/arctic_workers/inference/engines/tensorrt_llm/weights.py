@@ -4,8 +4,9 @@ Its gated MLP fuses what it finds under `gate_proj` and `up_proj`, its attention
 `v_proj`, and its experts read `{n}.w1`, `{n}.w3` and `{n}.w2` as they are published. So only the MLPs are renamed, with
 whatever hangs on a matrix (`weight`, `weight_scale`, `weight_scale_inv`, `input_scale`).
 
-Source (names and meanings alone): `tensorrt_llm/_torch/models/checkpoints/base_weight_mapper.py`, in a version older and
-in one newer than release 1.2.1; `checkpoints/hf/weight_mapper.py` and `_torch/modules/fused_moe/quantization.py`, in one.
+Source (names and meanings alone): `tensorrt_llm/_torch/models/checkpoints/base_weight_mapper.py`, in a version older
+than release 1.2.1 and in one newer; `checkpoints/hf/weight_mapper.py` and `_torch/modules/fused_moe/quantization.py`,
+in one version each.
 """
 
 from typing import Any
