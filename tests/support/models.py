@@ -42,6 +42,20 @@ def write_model(folder: Path, tokenizer: Tokenizer, *, dtype: torch.dtype = torc
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
+def write_plain_model(folder: Path) -> Path:
+    """Write a model whose sizes every engine takes, with experts in every layer; return the folder."""
+    tokenizer = byte_tokenizer()
+    sizes: dict[str, Any] = {
+        "hidden_size": 128,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "moe_layer_frequency": 1,
+    }
+    write_model(folder, tokenizer, vocab_size=tokenizer.get_vocab_size(), **sizes)
+    return folder
+
+
 @dataclass(frozen=True)
 class Greedy:
     """A prompt and its greedy answer, as tokens."""

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import mpi_pods
 import pytest
+from models import write_plain_model
 from objects import Objects, is_ready
-from tiny_model import save_tiny_model
 
 from arctic_api import API_VERSION
 from arctic_api.world import Ports
@@ -41,7 +41,7 @@ def programs(operator: Cluster) -> Iterator[str]:
     shutil.copytree(mpi_pods.STAND_IN, folder / "stand-in", ignore=shutil.ignore_patterns("__pycache__"))
     for module in ("tensorrt_llm_stand_ins.py", "tensorrt_llm_arguments.py"):
         shutil.copy(mpi_pods.SUPPORT / module, folder / "stand-in")
-    save_tiny_model(folder / "model")
+    write_plain_model(folder / "model")
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode | (0o555 if path.is_dir() or path.stat().st_mode & 0o100 else 0o444))

@@ -13,8 +13,8 @@ from typing import Any
 
 import mpi_pods
 import pytest
+from models import write_plain_model
 from mpi_pods import MPIPod, eventually
-from tiny_model import save_tiny_model
 
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_api.world import InferenceGroup, Ports
@@ -30,7 +30,7 @@ MakePods = Callable[..., list[MPIPod]]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    return write_plain_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, Plan
 from arctic_workers.inference.engines.native.scheduler import Chunk, Scheduler
 from arctic_workers.inference.engines.native.sequence import Sequence
 from arctic_workers.inference.engines.native.step import Draw, Drawn, Part
+from arctic_workers.inference.open_requests import OpenRequests
 from arctic_workers.inference.rendezvous import Heartbeats
 
 log = logging.getLogger(__name__)
@@ -71,9 +72,7 @@ class NativeEngine:
         self._inbox: queue.SimpleQueue[_Add | _Cancel | _Stop] = queue.SimpleQueue()
         self._streams: dict[Sequence, _Stream] = {}
         self._stats = Stats()
-        self._open = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._open = OpenRequests()
         self._ready = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -95,7 +94,7 @@ class NativeEngine:
     def stats(self) -> Stats:
         """See `Engine`; requests that the thread has not seen yet count as waiting."""
         stats = self._stats
-        return replace(stats, waiting=max(self._open - stats.running, 0))
+        return replace(stats, waiting=max(self._open.count - stats.running, 0))
 
     async def start(self) -> None:
         """See `Engine`."""
@@ -109,27 +108,23 @@ class NativeEngine:
         if not self._ready:
             raise EngineError("the engine is not ready")
         stream = _Stream(Sequence(request))
-        self._open += 1
-        self._idle.clear()
-        self._inbox.put(_Add(stream))
-        finished = False
-        try:
-            while not finished:
-                output = await stream.outputs.get()
-                if output is None:
-                    raise EngineError("the engine failed; see its log")
-                finished = output.finish_reason is not None
-                yield output
-        finally:
-            if not finished:
-                self._inbox.put(_Cancel(stream.sequence))
-            self._open -= 1
-            if not self._open:
-                self._idle.set()
+        with self._open.one():
+            self._inbox.put(_Add(stream))
+            finished = False
+            try:
+                while not finished:
+                    output = await stream.outputs.get()
+                    if output is None:
+                        raise EngineError("the engine failed; see its log")
+                    finished = output.finish_reason is not None
+                    yield output
+            finally:
+                if not finished:
+                    self._inbox.put(_Cancel(stream.sequence))
 
     async def drain(self) -> None:
         """See `Engine`."""
-        await self._idle.wait()
+        await self._open.none()
 
     async def stop(self) -> None:
         """See `Engine`."""

@@ -12,11 +12,12 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 from arctic_workers.control.loop import in_thread
 from arctic_workers.inference.engine import EngineError, FinishReason, Output, Request, Sampling, SamplingField, Stats
+from arctic_workers.inference.open_requests import OpenRequests
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,7 @@ class TensorRTEngine:
         self._beat = beat
         self._on_failure = on_failure
         self._ready = False
-        self._open = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._open = OpenRequests()
         self._doubt = asyncio.Event()
         self._told: dict[str, Any] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -67,8 +66,8 @@ class TensorRTEngine:
 
     def stats(self) -> Stats:
         """See `Engine`: from the last iteration that the ranks told of; none is told of while they are idle."""
-        running = min(self._open, int(self._told.get("numActiveRequests", 0)))
-        return Stats(running, self._open - running, _utilization(self._told), loaded=float(self._ready))
+        running = min(self._open.count, int(self._told.get("numActiveRequests", 0)))
+        return Stats(running, self._open.count - running, _utilization(self._told), loaded=float(self._ready))
 
     async def start(self) -> None:
         """See `Engine`. TensorRT-LLM does not tell how far it is."""
@@ -81,19 +80,14 @@ class TensorRTEngine:
         """See `Engine`."""
         if not self._ready:
             raise EngineError("the engine is not ready")
-        self._open += 1
-        self._idle.clear()
-        try:
-            async for output in self._generate(request):
-                yield output
-        finally:
-            self._open -= 1
-            if not self._open:
-                self._idle.set()
+        with self._open.one():
+            async with aclosing(self._generate(request)) as outputs:
+                async for output in outputs:
+                    yield output
 
     async def drain(self) -> None:
         """See `Engine`."""
-        await self._idle.wait()
+        await self._open.none()
 
     async def stop(self) -> None:
         """See `Engine`. What does not end in time is left to whoever started the ranks."""
@@ -144,7 +138,7 @@ class TensorRTEngine:
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._doubt.wait(), PING)
-            if self._open and not self._doubt.is_set():
+            if self._open.count and not self._doubt.is_set():
                 continue  # a request that hangs shows in the heart that it does not beat
             self._doubt.clear()
             try:

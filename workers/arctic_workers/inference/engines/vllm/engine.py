@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -18,6 +18,7 @@ from arctic_workers.inference.engine import EngineError, Output, Request, Sampli
 from arctic_workers.inference.engines.vllm.launch import configure
 from arctic_workers.inference.engines.vllm.peers import Peers, Phase, meet_peers
 from arctic_workers.inference.engines.vllm.translation import outputs, sampling_params
+from arctic_workers.inference.open_requests import OpenRequests
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +56,7 @@ class VLLMEngine:
         self._llm: AsyncLLM | None = None
         self._scheduler = SchedulerStats()
         self._numbers = itertools.count()
-        self._open = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._open = OpenRequests()
         self._ready = False
 
     @property
@@ -78,10 +77,10 @@ class VLLMEngine:
 
     def stats(self) -> Stats:
         """See `Engine`. What vLLM said last may be of requests that were cancelled since."""
-        if not self._open:
+        if not self._open.count:
             return Stats(loaded=float(self._llm is not None))
-        running = min(self._scheduler.num_running_reqs, self._open)
-        return Stats(running, self._open - running, self._scheduler.kv_cache_usage, loaded=1.0)
+        running = min(self._scheduler.num_running_reqs, self._open.count)
+        return Stats(running, self._open.count - running, self._scheduler.kv_cache_usage, loaded=1.0)
 
     async def start(self) -> None:
         """See `Engine`."""
@@ -99,21 +98,14 @@ class VLLMEngine:
         """See `Engine`."""
         if not self._ready:
             raise EngineError("the engine is not ready")
-        self._open += 1
-        self._idle.clear()
-        tokens = self._tokens(request)
-        try:
-            async for output in tokens:
-                yield output
-        finally:
-            await tokens.aclose()
-            self._open -= 1
-            if not self._open:
-                self._idle.set()
+        with self._open.one():
+            async with aclosing(self._tokens(request)) as tokens:
+                async for output in tokens:
+                    yield output
 
     async def drain(self) -> None:
         """See `Engine`."""
-        await self._idle.wait()
+        await self._open.none()
 
     async def stop(self) -> None:
         """See `Engine`."""
@@ -167,7 +159,7 @@ class VLLMEngine:
         quiet = 0.0
         while not self._llm.errored:
             await asyncio.sleep(_WATCH)
-            quiet = 0.0 if self._open else quiet + _WATCH
+            quiet = 0.0 if self._open.count else quiet + _WATCH
             if quiet >= PING:
                 quiet = 0.0
                 with suppress(EngineError):  # the group is lost then

@@ -9,8 +9,8 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+from models import write_plain_model
 from mpi_pods import STAND_IN
-from tiny_model import save_tiny_model
 
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_workers.inference.engine import EngineError, Output, Refused, Request, Sampling, Stats
@@ -38,7 +38,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    folder = write_plain_model(tmp_path_factory.mktemp("models") / "tiny")
     spec = {
         "model": {"uri": "file:///weights"},
         "engine": {"name": "tensorrt-llm"},
