@@ -17,13 +17,14 @@ from arctic_cluster.errors import ClusterError
 from arctic_cluster.files import fresh_partial
 from arctic_cluster.paths import cache
 
-# g++ and the headers: torch and DeepSpeed build their CPU kernels where they run.
+# g++ and the headers: torch and DeepSpeed build their CPU kernels where they run. libnuma1: vLLM's are linked with it.
 PACKAGES = (
     "ca-certificates",
     "g++",
     "haproxy",
     "iproute2",
     "libc6-dev",
+    "libnuma1",
     "ninja-build",
     "python3",
     "python3-dev",

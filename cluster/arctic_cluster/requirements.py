@@ -7,6 +7,7 @@ asked for.
 import contextlib
 import os
 import shutil
+import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ _PACKAGES = {
     "procps": "sysctl",
     "util-linux": "nsenter",
     "python3": str(PYTHON),
+    # Of vLLM's CPU build, whose tests run on the machine itself.
+    "libnuma1": f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}/libnuma.so.1",
     # The gateway's, which the image carries; its tests run it on the machine itself.
     "haproxy": "haproxy",
 }
