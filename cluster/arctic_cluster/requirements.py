@@ -89,7 +89,7 @@ def check_space(folder: Path, gibibytes: int) -> None:
 
 def missing_packages() -> list[str]:
     """The Debian packages that `install` would install."""
-    return [package for package, shown_by in _PACKAGES.items() if not shell.have(shown_by)]
+    return [name for name, shown_by in _PACKAGES.items() if not (shell.have(shown_by) or Path(shown_by).is_file())]
 
 
 def install(packages: list[str]) -> None:
