@@ -100,7 +100,7 @@ def test_it_computes_what_torch_computes(config: ArcticConfig, weights: str, kep
 
 @pytest.mark.parametrize("config", [EVEN, ODD], ids=["even", "odd"])
 @pytest.mark.parametrize("weights", ["fp8", "bf16", "fp32"])
-@pytest.mark.parametrize("piece", [1, 2, 5, 16])
+@pytest.mark.parametrize("piece", [1, 2, 5])
 def test_a_row_has_the_same_bits_in_any_pieces_company_and_threads(
     config: ArcticConfig, weights: str, piece: int
 ) -> None:
