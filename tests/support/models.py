@@ -32,11 +32,11 @@ def byte_tokenizer() -> Tokenizer:
     return made
 
 
-def write_model(folder: Path, tokenizer: Tokenizer, *, dtype: torch.dtype = torch.float32, **config: Any) -> None:
+def write_model(folder: Path, tokenizer: Tokenizer, **config: Any) -> None:
     """Write a random Arctic whose weights are large enough that tokens differ; `config` changes the tiny preset."""
     changed = {"moe_layer_frequency": 2, "initializer_range": 0.3, "max_position_embeddings": 256} | config
     with torch.device("meta"):
-        model = ArcticModel(ArcticConfig.preset("arctic-tiny").replace(**changed)).to(dtype)
+        model = ArcticModel(ArcticConfig.preset("arctic-tiny").replace(**changed))
     init_weights(model, seed=5)
     save_model(model, folder)
     tokenizer.save(str(folder / "tokenizer.json"))
