@@ -58,9 +58,9 @@ def answers(operator: Cluster, tokenizer: Tokenizer) -> Iterator[list[Greedy]]:
     whole = [token for token, text in texts.items() if text and "\ufffd" not in text]
     drawn = [draw.choices(whole, k=PROMPT_TOKENS) for _ in range(4 * ANSWERS)]
     clear = [answer for answer in greedy_answers(folder, drawn, ANSWER_TOKENS) if answer.margin > MARGIN]
-    first, last = clear[0], clear[0].answer[-1]
-    assert last not in first.answer[:-1]
-    others = [answer for answer in clear[1:] if last not in answer.answer][:ANSWERS]
+    first = next(answer for answer in clear if answer.answer[-1] not in answer.answer[:-1])
+    last = first.answer[-1]
+    others = [answer for answer in clear if last not in answer.answer][:ANSWERS]
     assert len(others) == ANSWERS
     end_with(folder, last)
     os.chmod(folder, 0o755)
