@@ -1,339 +1,38 @@
 // One call a step: the layers of one rank over a ragged batch, with paged keys and values. C++20, AVX2 and FMA.
 //
-// Bits of a row do not depend on other rows, on how a prompt is cut, or on the number of threads: each output is one
-// accumulator of 8 lanes that takes k = 0..7, 8..15, ... in order, whichever path computes it, and is added up by one tree.
+// Bits of a row do not depend on other rows, on how a prompt is cut, or on the number of threads.
 //
-// e4m3 is decoded exactly: its 7 low bits, moved into the exponent and mantissa of an fp32, are the value x 2^-120, so every
-// input of a product carries 2^64 and every output is multiplied by what is left. Subnormal codes become subnormal fp32s.
-//
-// Weights lie in panels of 8 outputs: [outputs / 8][inputs / 8][8 outputs][8 inputs], padded with zeros, so that one row
-// reads memory as one stream. Names: T rows of the step, D hidden, F intermediate, N query heads, G key-value heads, H head
-// size, E experts, K experts of a token, R rows of one product.
+// Names: T rows of the step, D hidden, F intermediate, N query heads, G key-value heads, H head size, E experts, K experts of
+// a token, R rows of one product.
+
+#include "attention.h"
+#include "interface.h"
+#include "numbers.h"
+#include "products.h"
+#include "team.h"
 
 #include <immintrin.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <limits>
-#include <memory>
 #include <new>
-#include <thread>
 #include <vector>
 
-namespace {
-
-constexpr int LANES = 8;
-constexpr float INPUT = 0x1p64f;        // of every input of a product
-constexpr float FROM_FP8 = 0x1p56f;     // 2^120 / INPUT
-constexpr float FROM_OTHERS = 0x1p-64f; // 1 / INPUT
-constexpr int TILE_ROWS = 3;            // 4 outputs x 3 rows: 12 accumulators, 3 inputs and a weight fill the 16 registers
-constexpr int64_t BLOCK_BYTES = 256 << 10; // inputs of a block of rows, which stay in the second cache
-constexpr int KEYS = 16;                // of a block of the cache at least; scores are computed for 8 at once
-
-enum Format : int32_t { FP8 = 0, BF16 = 1, FP32 = 2 };
-
-inline int64_t padded(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
-
-// ---------------------------------------------------------------------------------------------------------- threads
-
-// A team that persists. Who waits spins for some microseconds, then sleeps: other processes need the cores too.
-class Team {
-  public:
-    explicit Team(int size) : size_(size) {
-        for (int index = 1; index < size; ++index) threads_.emplace_back([this, index] { serve(index); });
-    }
-
-    ~Team() {
-        stopping_ = true;
-        start_.fetch_add(1);
-        start_.notify_all();
-        for (auto &thread : threads_) thread.join();
-    }
-
-    int size() const { return size_; }
-
-    // Run `work(index)` on every thread; returns when all are done.
-    void run(const std::function<void(int)> &work) {
-        work_ = &work;
-        start_.fetch_add(1);
-        start_.notify_all();
-        work(0);
-        barrier([] {});
-    }
-
-    // Wait for all; the last one to come runs `between` before any goes on.
-    template <class Between> void barrier(Between between) {
-        const uint32_t phase = phase_.load();
-        if (arrived_.fetch_add(1) + 1 == size_) {
-            arrived_.store(0);
-            next_.store(0);
-            between();
-            phase_.fetch_add(1);
-            phase_.notify_all();
-        } else {
-            wait_while(phase_, phase);
-        }
-    }
-
-    // The next of the tasks that all threads share since the last barrier.
-    int64_t take() { return next_.fetch_add(1, std::memory_order_relaxed); }
-
-  private:
-    static void wait_while(std::atomic<uint32_t> &value, uint32_t old) {
-        for (int spin = 0; spin < 4000; ++spin) {
-            if (value.load(std::memory_order_acquire) != old) return;
-            _mm_pause();
-        }
-        while (value.load(std::memory_order_acquire) == old) value.wait(old);
-    }
-
-    void serve(int index) {
-        uint32_t seen = 0;
-        while (true) {
-            wait_while(start_, seen);
-            ++seen;
-            if (stopping_) return;
-            (*work_)(index);
-            barrier([] {});
-        }
-    }
-
-    const int size_;
-    std::vector<std::thread> threads_;
-    const std::function<void(int)> *work_ = nullptr;
-    std::atomic<bool> stopping_{false};
-    alignas(64) std::atomic<uint32_t> start_{0};
-    alignas(64) std::atomic<uint32_t> phase_{0};
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<int64_t> next_{0};
-};
-
-// ---------------------------------------------------------------------------------------------------------- memory
-
-// Floats that grow and keep no content when they do; aligned to a cache line.
-class Buffer {
-  public:
-    ~Buffer() { std::free(data_); }
-    float *get(int64_t count) {
-        if (count > count_) {
-            std::free(data_);
-            const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
-            data_ = static_cast<float *>(std::aligned_alloc(64, bytes));
-            if (data_ == nullptr) throw std::bad_alloc();
-            count_ = count;
-        }
-        return data_;
-    }
-
-  private:
-    float *data_ = nullptr;
-    int64_t count_ = 0;
-};
-
-// ---------------------------------------------------------------------------------------------------------- numbers
-
-template <Format F> constexpr int bytes_of() { return F == FP8 ? 1 : F == BF16 ? 2 : 4; }
-
-// 8 values that lie side by side, as they take part in products.
-template <Format F> inline __m256 read8(const uint8_t *from) {
-    if constexpr (F == FP8) {
-        const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from)));
-        const __m256i moved = _mm256_slli_epi32(wide, 20);
-        return _mm256_castsi256_ps(_mm256_and_si256(moved, _mm256_set1_epi32(static_cast<int>(0x87F00000u))));
-    } else if constexpr (F == BF16) {
-        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
-        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-    } else {
-        return _mm256_loadu_ps(reinterpret_cast<const float *>(from));
-    }
-}
-
-// Lane i: the sum of the lanes of vector i. One tree for all paths.
-inline __m128 add_up4(__m256 a, __m256 b, __m256 c, __m256 d) {
-    const __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    return _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
-}
-
-inline __m256 add_up8(const __m256 *v) {
-    return _mm256_set_m128(add_up4(v[4], v[5], v[6], v[7]), add_up4(v[0], v[1], v[2], v[3]));
-}
-
-inline float add_up(__m256 v) { return _mm_cvtss_f32(add_up4(v, v, v, v)); }
-
-inline float greatest(__m256 v) {
-    __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
-}
-
-// e^x by Cephes' expf: 2^n times a polynomial of the rest, at most 2 units in the last place off; 0 below -87.3.
-inline __m256 exp8(__m256 x) {
-    const __m256 low = _mm256_set1_ps(-87.33654f);
-    const __m256 tiny = _mm256_cmp_ps(x, low, _CMP_LT_OQ);
-    x = _mm256_min_ps(_mm256_max_ps(x, low), _mm256_set1_ps(88.0f));
-    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-    __m256 p = _mm256_set1_ps(1.9875691500e-4f);
-    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
-    p = _mm256_add_ps(_mm256_fmadd_ps(_mm256_mul_ps(r, r), p, r), _mm256_set1_ps(1.0f));
-    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_andnot_ps(tiny, _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
-}
-
-inline __m256 silu8(__m256 x) {
-    const __m256 one = _mm256_set1_ps(1.0f);
-    return _mm256_div_ps(x, _mm256_add_ps(one, exp8(_mm256_sub_ps(_mm256_setzero_ps(), x))));
-}
-
-} // namespace
-
-// ---------------------------------------------------------------------------------------------------------- interface
-
-extern "C" {
-
-// A weight in panels; `scale` (one a padded output) is null where there is none.
-struct Matrix {
-    const uint8_t *data;
-    const float *scale;
-    int32_t format;
-    int32_t outputs;
-    int32_t inputs;
-    int32_t unused;
-};
-
-// One layer; of a layer without experts `w1`, `w3`, `w2` are its one MLP and `gate.data` is null.
-struct LayerWeights {
-    const float *input_norm;
-    const float *post_norm;
-    const float *residual_norm;
-    Matrix q, k, v, o;
-    Matrix residual_w1, residual_w3, residual_w2;
-    Matrix gate;
-    const Matrix *w1, *w3, *w2; // one an expert
-    void *keys;                 // [G, slots, H] in the cache's format
-    void *values;
-};
-
-struct Shape {
-    int32_t hidden, intermediate, heads, groups, head_size, experts, chosen, layers, cache_format, block_size, threads;
-    float eps;
-    int64_t slots;
-};
-
-// A step: row t is at `positions[t]` of its sequence, whose block table begins at `tables[offsets[t]]`.
-struct Step {
-    int64_t rows;
-    const int32_t *positions;
-    const int32_t *offsets;
-    const int32_t *tables;
-    const float *cosines; // [rows, H]
-    const float *sines;
-};
-}
-
-namespace {
-
-// ---------------------------------------------------------------------------------------------------------- products
-
-// 8 outputs x 1 row: one stream of weights.
-template <Format F> void one_row(const uint8_t *w, const float *x, int64_t blocks, float *out) {
-    __m256 sums[LANES];
-    for (auto &sum : sums) sum = _mm256_setzero_ps();
-    constexpr int STEP = LANES * bytes_of<F>();
-    for (int64_t block = 0; block < blocks; ++block) {
-        const __m256 input = _mm256_loadu_ps(x + block * LANES);
-#pragma GCC unroll 8
-        for (int output = 0; output < LANES; ++output) sums[output] = _mm256_fmadd_ps(read8<F>(w + output * STEP), input, sums[output]);
-        w += LANES * STEP;
-    }
-    _mm256_storeu_ps(out, add_up8(sums));
-}
-
-// 4 outputs x R rows, R at most 3: each weight is decoded once.
-template <Format F, int R>
-void tile(const uint8_t *w, const float *const *x, int64_t blocks, float *out) {
-    __m256 sums[R][4];
-    for (auto &row : sums)
-        for (auto &sum : row) sum = _mm256_setzero_ps();
-    constexpr int STEP = LANES * bytes_of<F>();
-    for (int64_t block = 0; block < blocks; ++block) {
-        __m256 inputs[R];
-#pragma GCC unroll 3
-        for (int row = 0; row < R; ++row) inputs[row] = _mm256_loadu_ps(x[row] + block * LANES);
-#pragma GCC unroll 4
-        for (int output = 0; output < 4; ++output) {
-            const __m256 weight = read8<F>(w + output * STEP);
-#pragma GCC unroll 3
-            for (int row = 0; row < R; ++row) sums[row][output] = _mm256_fmadd_ps(weight, inputs[row], sums[row][output]);
-        }
-        w += LANES * STEP;
-    }
-    for (int row = 0; row < R; ++row)
-        _mm_storeu_ps(out + row * LANES, add_up4(sums[row][0], sums[row][1], sums[row][2], sums[row][3]));
-}
-
-// All rows over one panel that is read as it is.
-template <Format F> void tiles(const uint8_t *w, const float *const *x, int64_t rows, int64_t blocks, float *out) {
-    for (int half = 0; half < 2; ++half) {
-        const uint8_t *from = w + half * 4 * LANES * bytes_of<F>();
-        int64_t row = 0;
-        for (; row + TILE_ROWS <= rows; row += TILE_ROWS) tile<F, 3>(from, x + row, blocks, out + row * LANES + half * 4);
-        if (rows - row == 2) tile<F, 2>(from, x + row, blocks, out + row * LANES + half * 4);
-        if (rows - row == 1) tile<F, 1>(from, x + row, blocks, out + row * LANES + half * 4);
-    }
-}
-
-template <Format F> void panel(const uint8_t *w, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &wide) {
-    if (rows == 1) return one_row<F>(w, x[0], blocks, out);
-    if (F == FP32 || rows <= TILE_ROWS) return tiles<F>(w, x, rows, blocks, out);
-    // Many rows: decode the panel once.
-    float *decoded = wide.get(blocks * LANES * LANES);
-    for (int64_t index = 0; index < blocks * LANES; ++index)
-        _mm256_store_ps(decoded + index * LANES, read8<F>(w + index * LANES * bytes_of<F>()));
-    tiles<FP32>(reinterpret_cast<const uint8_t *>(decoded), x, rows, blocks, out);
-}
-
-// Outputs 8 p to 8 p + 7 of each row of `x` (which carries INPUT): out [R, 8].
-void multiply(const Matrix &matrix, int64_t p, const float *const *x, int64_t rows, float *out, Buffer &wide) {
-    const int64_t blocks = padded(matrix.inputs) / LANES;
-    const int64_t size = blocks * LANES * LANES;
-    switch (matrix.format) {
-    case FP8: panel<FP8>(matrix.data + p * size, x, rows, blocks, out, wide); break;
-    case BF16: panel<BF16>(matrix.data + p * size * 2, x, rows, blocks, out, wide); break;
-    default: panel<FP32>(matrix.data + p * size * 4, x, rows, blocks, out, wide);
-    }
-    __m256 factor = _mm256_set1_ps(matrix.format == FP8 ? FROM_FP8 : FROM_OTHERS);
-    for (int64_t row = 0; row < rows; ++row) {
-        __m256 value = _mm256_mul_ps(_mm256_loadu_ps(out + row * LANES), factor);
-        if (matrix.scale) value = _mm256_mul_ps(value, _mm256_loadu_ps(matrix.scale + p * LANES));
-        _mm256_storeu_ps(out + row * LANES, value);
-    }
-}
-
-int64_t panels_of(const Matrix &matrix) { return padded(matrix.outputs) / LANES; }
-
-// Rows that are computed together, so that their inputs stay near.
-int64_t block_rows(int64_t inputs) { return std::max<int64_t>(12, BLOCK_BYTES / (padded(inputs) * 4) / 12 * 12); }
-
-// ---------------------------------------------------------------------------------------------------------- the rank
+namespace arctic {
 
 // What one thread needs for itself.
 struct Scratch {
-    Buffer wide, out, gated, scores, block;
+    Buffer wide, out, gated;
+    AttentionScratch attention;
     std::vector<const float *> rows;
 };
 
 class Rank {
   public:
     Rank(const Shape &shape, const LayerWeights *layers, const float *final_norm, const Matrix *head)
-        : s_(shape), layers_(layers, layers + shape.layers), final_norm_(final_norm), team_(shape.threads), scratch_(shape.threads) {
+        : s_(shape), layers_(layers, layers + shape.layers), final_norm_(final_norm), attention_(shape), team_(shape.threads),
+          scratch_(shape.threads) {
         if (head) head_ = *head;
         hidden_ = padded(s_.hidden);
         attended_ = padded(static_cast<int64_t>(s_.heads) * s_.head_size);
@@ -466,7 +165,7 @@ class Rank {
         project(layer, thread, experts);
         team_.barrier([] {});
         share(rows, [&](int64_t row) {
-            place(layer, row);
+            attention_.place(layer, *step_, row, q_ + row * attended_, k_ + row * grouped_, v_ + row * grouped_);
             if (experts) route(row);
         });
         team_.barrier([&] { if (experts) sort_by_expert(); });
@@ -520,49 +219,6 @@ class Rank {
                 _mm256_storeu_ps(of.out + row * of.stride + at, value);
             });
         });
-    }
-
-    // Turn a row's queries and keys by its position, and write keys and values into the cache.
-    void place(const LayerWeights &layer, int64_t row) {
-        const int64_t H = s_.head_size;
-        const float *cosines = step_->cosines + row * H, *sines = step_->sines + row * H;
-        for (int head = 0; head < s_.heads; ++head) turn(q_ + row * attended_ + head * H, cosines, sines);
-        const int64_t position = step_->positions[row];
-        const int32_t *table = step_->tables + step_->offsets[row];
-        const int64_t slot = static_cast<int64_t>(table[position / s_.block_size]) * s_.block_size + position % s_.block_size;
-        for (int group = 0; group < s_.groups; ++group) {
-            float *key = k_ + row * grouped_ + group * H;
-            turn(key, cosines, sines);
-            keep(layer.keys, group, slot, key);
-            keep(layer.values, group, slot, v_ + row * grouped_ + group * H);
-        }
-    }
-
-    void turn(float *head, const float *cosines, const float *sines) const {
-        const int64_t half = s_.head_size / 2;
-        for (int64_t at = 0; at < half; ++at) {
-            const float first = head[at], second = head[at + half];
-            head[at] = first * cosines[at] - second * sines[at];
-            head[at + half] = second * cosines[at + half] + first * sines[at + half];
-        }
-    }
-
-    int64_t cache_at(int64_t group, int64_t slot) const { return (group * s_.slots + slot) * s_.head_size; }
-
-    void keep(void *cache, int64_t group, int64_t slot, const float *from) const {
-        const int64_t at = cache_at(group, slot);
-        if (s_.cache_format == FP32) {
-            std::copy(from, from + s_.head_size, static_cast<float *>(cache) + at);
-            return;
-        }
-        uint16_t *to = static_cast<uint16_t *>(cache) + at;
-        for (int64_t index = 0; index < s_.head_size; ++index) {
-            uint32_t bits;
-            std::memcpy(&bits, from + index, sizeof bits);
-            // To nearest, ties to even, as torch rounds; a NaN stays one.
-            const bool is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
-            to[index] = is_nan ? 0x7FC0 : static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
-        }
     }
 
     // Softmax in fp32, the likeliest K, their probabilities by the sum of these.
@@ -626,7 +282,10 @@ class Rank {
         const int64_t total = attentions + (experts ? expert_tasks(panels, block) : 0);
         share(total, [&](int64_t index) {
             // The last rows of a prompt see the most keys: they begin.
-            if (index < attentions) return attend(layer, step_->rows - 1 - index / s_.groups, index % s_.groups, thread);
+            if (index < attentions) {
+                const int64_t row = step_->rows - 1 - index / s_.groups;
+                return attention_.attend(layer, *step_, row, index % s_.groups, q_ + row * attended_, scratch_[thread].attention);
+            }
             const ExpertTask task = expert_task(index - attentions, panels, block);
             Scratch &own = scratch_[thread];
             own.rows.resize(task.rows);
@@ -670,92 +329,11 @@ class Rank {
         return sum;
     }
 
-    // 8 or more values of the cache in fp32; head sizes are padded with zeros.
-    void widen(const void *cache, int64_t at, int64_t count, float *out) const {
-        const int64_t H = s_.head_size, stride = padded(H);
-        for (int64_t key = 0; key < count; ++key) {
-            float *to = out + key * stride;
-            const int64_t from = at + key * H, whole = H / LANES * LANES;
-            for (int64_t index = 0; index < whole; index += LANES)
-                _mm256_storeu_ps(to + index, s_.cache_format == FP32
-                                                 ? read8<FP32>(reinterpret_cast<const uint8_t *>(static_cast<const float *>(cache) + from + index))
-                                                 : read8<BF16>(reinterpret_cast<const uint8_t *>(static_cast<const uint16_t *>(cache) + from + index)));
-            for (int64_t index = whole; index < stride; ++index) to[index] = index < H ? one(cache, from + index) : 0.0f;
-        }
-    }
-
-    float one(const void *cache, int64_t at) const {
-        if (s_.cache_format == FP32) return static_cast<const float *>(cache)[at];
-        const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t *>(cache)[at]) << 16;
-        float value;
-        std::memcpy(&value, &bits, sizeof value);
-        return value;
-    }
-
-    // All heads of a row that share keys: scores block by block of the cache, softmax, weighted sum in the order of keys.
-    void attend(const LayerWeights &layer, int64_t row, int64_t group, int thread) {
-        const int64_t H = s_.head_size, stride = padded(H), heads = s_.heads / s_.groups, size = s_.block_size;
-        const int64_t visible = step_->positions[row] + 1, blocks = (visible + size - 1) / size, keys = blocks * size;
-        const int32_t *table = step_->tables + step_->offsets[row];
-        Scratch &own = scratch_[thread];
-        float *scores = own.scores.get(heads * keys + (2 * heads) * stride), *queries = scores + heads * keys, *sums = queries + heads * stride;
-        float *block = own.block.get(size * stride);
-        float *from = q_ + row * attended_ + group * heads * H;
-        const float scale = 1.0f / std::sqrt(static_cast<float>(H));
-        for (int64_t head = 0; head < heads; ++head)
-            for (int64_t at = 0; at < stride; ++at) queries[head * stride + at] = at < H ? from[head * H + at] * scale : 0.0f;
-        for (int64_t b = 0; b < blocks; ++b) {
-            widen(layer.keys, cache_at(group, table[b] * size), size, block);
-            for (int64_t head = 0; head < heads; ++head)
-                for (int64_t key = 0; key < size; key += LANES) {
-                    __m256 dots[LANES];
-                    for (int index = 0; index < LANES; ++index) {
-                        __m256 sum = _mm256_setzero_ps();
-                        for (int64_t at = 0; at < stride; at += LANES)
-                            sum = _mm256_fmadd_ps(_mm256_loadu_ps(block + (key + index) * stride + at), _mm256_loadu_ps(queries + head * stride + at), sum);
-                        dots[index] = sum;
-                    }
-                    _mm256_storeu_ps(scores + head * keys + b * size + key, add_up8(dots));
-                }
-        }
-        for (int64_t head = 0; head < heads; ++head) weigh(scores + head * keys, visible, keys);
-        std::fill(sums, sums + heads * stride, 0.0f);
-        for (int64_t b = 0; b < blocks; ++b) {
-            // What a freed block still holds must not reach anybody: only visible keys are read.
-            const int64_t count = std::min(size, visible - b * size);
-            widen(layer.values, cache_at(group, table[b] * size), count, block);
-            for (int64_t head = 0; head < heads; ++head)
-                for (int64_t at = 0; at < stride; at += LANES) {
-                    __m256 sum = _mm256_loadu_ps(sums + head * stride + at);
-                    for (int64_t key = 0; key < count; ++key)
-                        sum = _mm256_fmadd_ps(_mm256_set1_ps(scores[head * keys + b * size + key]), _mm256_loadu_ps(block + key * stride + at), sum);
-                    _mm256_storeu_ps(sums + head * stride + at, sum);
-                }
-        }
-        for (int64_t head = 0; head < heads; ++head)
-            for (int64_t at = 0; at < H; ++at) from[head * H + at] = sums[head * stride + at] * INPUT;
-    }
-
-    // Softmax over the first `visible` of a row of scores.
-    static void weigh(float *scores, int64_t visible, int64_t keys) {
-        std::fill(scores + visible, scores + keys, -std::numeric_limits<float>::infinity());
-        __m256 most = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
-        for (int64_t key = 0; key < keys; key += LANES) most = _mm256_max_ps(most, _mm256_loadu_ps(scores + key));
-        const __m256 top = _mm256_set1_ps(greatest(most));
-        __m256 sum = _mm256_setzero_ps();
-        for (int64_t key = 0; key < keys; key += LANES) {
-            const __m256 value = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + key), top));
-            _mm256_storeu_ps(scores + key, value);
-            sum = _mm256_add_ps(sum, value);
-        }
-        const __m256 share = _mm256_set1_ps(1.0f / add_up(sum));
-        for (int64_t key = 0; key < keys; key += LANES) _mm256_storeu_ps(scores + key, _mm256_mul_ps(_mm256_loadu_ps(scores + key), share));
-    }
-
     const Shape s_;
     const std::vector<LayerWeights> layers_;
     const float *final_norm_;
     Matrix head_{};
+    const Attention attention_;
     Team team_;
     std::vector<Scratch> scratch_;
     int64_t hidden_, attended_, grouped_, inner_, gated_; // padded sizes
@@ -767,7 +345,7 @@ class Rank {
     std::vector<int64_t> starts_, sorted_;
 };
 
-} // namespace
+} // namespace arctic
 
 extern "C" {
 
@@ -780,18 +358,18 @@ int arctic_supported() {
 // A rank; null when there is no memory. What the pointers lead to must outlive it.
 void *arctic_rank(const Shape *shape, const LayerWeights *layers, const float *final_norm, const Matrix *head) {
     try {
-        return new Rank(*shape, layers, final_norm, head);
+        return new arctic::Rank(*shape, layers, final_norm, head);
     } catch (...) {
         return nullptr;
     }
 }
 
-void arctic_free(void *rank) { delete static_cast<Rank *>(rank); }
+void arctic_free(void *rank) { delete static_cast<arctic::Rank *>(rank); }
 
 // Run the layers over x [rows, hidden], in place; 0, or 1 when memory has run out.
 int arctic_run(void *rank, const Step *step, float *x) {
     try {
-        static_cast<Rank *>(rank)->run(*step, x);
+        static_cast<arctic::Rank *>(rank)->run(*step, x);
         return 0;
     } catch (const std::bad_alloc &) {
         return 1;
@@ -801,7 +379,7 @@ int arctic_run(void *rank, const Step *step, float *x) {
 // Logits [count, vocabulary] of some rows of x.
 int arctic_logits(void *rank, const float *x, const int64_t *rows, int64_t count, float *out) {
     try {
-        static_cast<Rank *>(rank)->logits(x, rows, count, out);
+        static_cast<arctic::Rank *>(rank)->logits(x, rows, count, out);
         return 0;
     } catch (const std::bad_alloc &) {
         return 1;

@@ -13,7 +13,7 @@ LIBRARY = Path(__file__).parent / "libkernel.so"
 
 
 class Matrix(Structure):
-    """See kernel.cpp, as of all structures here."""
+    """See interface.h, as of all structures here."""
 
     _fields_ = [
         ("data", c_void_p),

@@ -1,0 +1,78 @@
+// Formats of weights and of the cache, and arithmetic on 8 lanes.
+//
+// e4m3 is decoded exactly: its 7 low bits, moved into the exponent and mantissa of an fp32, are the value x 2^-120, so every
+// input of a product carries 2^64 and every output is multiplied by what is left. Subnormal codes become subnormal fp32s.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <initializer_list>
+
+namespace arctic {
+
+constexpr int LANES = 8;
+constexpr float INPUT = 0x1p64f;        // of every input of a product
+constexpr float FROM_FP8 = 0x1p56f;     // 2^120 / INPUT
+constexpr float FROM_OTHERS = 0x1p-64f; // 1 / INPUT
+
+enum Format : int32_t { FP8 = 0, BF16 = 1, FP32 = 2 };
+
+inline int64_t padded(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
+
+template <Format F> constexpr int bytes_of() { return F == FP8 ? 1 : F == BF16 ? 2 : 4; }
+
+// 8 values that lie side by side, as they take part in products.
+template <Format F> inline __m256 read8(const uint8_t *from) {
+    if constexpr (F == FP8) {
+        const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from)));
+        const __m256i moved = _mm256_slli_epi32(wide, 20);
+        return _mm256_castsi256_ps(_mm256_and_si256(moved, _mm256_set1_epi32(static_cast<int>(0x87F00000u))));
+    } else if constexpr (F == BF16) {
+        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    } else {
+        return _mm256_loadu_ps(reinterpret_cast<const float *>(from));
+    }
+}
+
+// Lane i: the sum of the lanes of vector i. One tree for all paths.
+inline __m128 add_up4(__m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256 sums = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    return _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+}
+
+inline __m256 add_up8(const __m256 *v) {
+    return _mm256_set_m128(add_up4(v[4], v[5], v[6], v[7]), add_up4(v[0], v[1], v[2], v[3]));
+}
+
+inline float add_up(__m256 v) { return _mm_cvtss_f32(add_up4(v, v, v, v)); }
+
+inline float greatest(__m256 v) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+
+// e^x by Cephes' expf: 2^n times a polynomial of the rest, at most 2 units in the last place off; 0 below -87.3.
+inline __m256 exp8(__m256 x) {
+    const __m256 low = _mm256_set1_ps(-87.33654f);
+    const __m256 tiny = _mm256_cmp_ps(x, low, _CMP_LT_OQ);
+    x = _mm256_min_ps(_mm256_max_ps(x, low), _mm256_set1_ps(88.0f));
+    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    __m256 p = _mm256_set1_ps(1.9875691500e-4f);
+    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
+    p = _mm256_add_ps(_mm256_fmadd_ps(_mm256_mul_ps(r, r), p, r), _mm256_set1_ps(1.0f));
+    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_andnot_ps(tiny, _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
+}
+
+inline __m256 silu8(__m256 x) {
+    const __m256 one = _mm256_set1_ps(1.0f);
+    return _mm256_div_ps(x, _mm256_add_ps(one, exp8(_mm256_sub_ps(_mm256_setzero_ps(), x))));
+}
+
+} // namespace arctic
