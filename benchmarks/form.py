@@ -1,0 +1,86 @@
+"""The one form of all benchmarks: a quiet machine, rounds in alternation, a table for people, then a line of JSON."""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+QUIET = 0.25
+"""Share of all cores' time that others may use while a benchmark begins."""
+_PATIENCE = 120.0
+
+
+def arguments(description: str | None, quick: str) -> argparse.Namespace:
+    """Parse the command line; `quick` says what `--quick` leaves out."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    return parser.parse_args()
+
+
+def wait_for_quiet() -> None:
+    """Return when the machine has nothing else to do; ends the process with a sentence if that takes too long.
+
+    Others' work makes more than noise: threads that wait for each other by spinning lose all their speed.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while (share := _busy_share()) > QUIET:
+        if time.monotonic() > deadline:
+            sys.exit(f"{share:.0%} of this machine's cores are busy with other work: end it, then start this again")
+
+
+def _busy_share() -> float:
+    before = _times()
+    time.sleep(2.0)
+    after = _times()
+    total = sum(after) - sum(before)
+    idle = sum(after[3:5]) - sum(before[3:5])
+    return 1.0 - idle / total
+
+
+def _times() -> list[int]:
+    """Ticks of all cores: user, nice, system, idle, waiting for a disk, and others."""
+    return [int(ticks) for ticks in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+
+
+def in_alternation(rounds: int, measures: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Take each measure once a round, so that what changes on the machine meets all of them; values by name."""
+    taken: dict[str, list[float]] = {name: [] for name in measures}
+    for number in range(rounds):
+        for name, measure in measures.items():
+            taken[name].append(measure())
+            note(f"round {number + 1} of {rounds}: {name} {taken[name][-1]:.4g}")
+    return taken
+
+
+def spread(values: Sequence[float]) -> str:
+    """Show a median, with the least and the greatest value where there are several."""
+    median = statistics.median(values)
+    if len(values) == 1:
+        return f"{median:.4g}"
+    return f"{median:.4g} ({min(values):.4g} to {max(values):.4g})"
+
+
+def note(line: str) -> None:
+    """Tell how far the benchmark is, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table, the first column flush left."""
+    cells = [list(columns), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    print(f"\n{title}")
+    for row in cells:
+        first, *others = (
+            cell.ljust(width) if not index else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join((first, *others)).rstrip())
+
+
+def finish(figures: Mapping[str, float]) -> None:
+    """Print the last line."""
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
