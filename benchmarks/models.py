@@ -1,0 +1,58 @@
+"""The models that benchmarks measure, made when they are asked for and kept in the cache."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from arctic_cluster import paths
+from arctic_model.config import ArcticConfig
+from arctic_model.initialization import init_weights
+from arctic_model.model import ArcticModel
+from arctic_model.weights import save_model
+from benchmarks.form import note
+
+MEDIUM = ArcticConfig(
+    vocab_size=8192,
+    hidden_size=1024,
+    intermediate_size=1024,
+    num_hidden_layers=8,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    num_local_experts=16,
+    moe_layer_frequency=1,
+    bos_token_id=None,
+    eos_token_id=None,
+)
+"""466M parameters, 105M of them active: more than all caches, and every layer has what the large Arctic's have."""
+
+
+def random_model(config: ArcticConfig = MEDIUM) -> Path:
+    """Return the folder of a random Arctic with a tokenizer in which every token is a word of its own."""
+    recipe = json.dumps(config.to_dict(), sort_keys=True)
+    folder = paths.cache() / "models" / f"random-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    if not folder.exists():
+        note(f"making a random model of {config.num_hidden_layers} layers in {folder}")
+        with torch.device("meta"):
+            model = ArcticModel(config)
+        init_weights(model, seed=0)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = folder.with_name(f"{folder.name}.part")
+        save_model(model.to(torch.bfloat16), beside)
+        _words(config.vocab_size).save(str(beside / "tokenizer.json"))
+        beside.rename(folder)
+    return folder
+
+
+def _words(count: int) -> Tokenizer:
+    made = Tokenizer(models.WordLevel({f"w{number}": number for number in range(count)}, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return made
+
+
+def prompts(sequences: int, tokens: int, vocabulary: int = MEDIUM.vocab_size) -> list[list[int]]:
+    """Return random prompts that differ: alike ones would touch the same few experts."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(vocabulary, (sequences, tokens), generator=generator).tolist()  # type: ignore[no-any-return]
