@@ -34,10 +34,10 @@ class Rank {
         : s_(shape), layers_(layers, layers + shape.layers), final_norm_(final_norm), attention_(shape), team_(shape.threads),
           scratch_(shape.threads) {
         if (head) head_ = *head;
-        hidden_ = padded(s_.hidden);
-        attended_ = padded(static_cast<int64_t>(s_.heads) * s_.head_size);
-        grouped_ = padded(static_cast<int64_t>(s_.groups) * s_.head_size);
-        inner_ = padded(s_.intermediate);
+        hidden_ = row_stride(s_.hidden);
+        attended_ = row_stride(static_cast<int64_t>(s_.heads) * s_.head_size);
+        grouped_ = row_stride(static_cast<int64_t>(s_.groups) * s_.head_size);
+        inner_ = row_stride(s_.intermediate);
         gated_ = std::max(inner_, hidden_);
     }
 
@@ -76,7 +76,8 @@ class Rank {
 
   private:
     template <class Task> void share(int64_t tasks, Task task) {
-        for (int64_t index = team_.take(); index < tasks; index = team_.take()) task(index);
+        for (int64_t begin, end; team_.take(tasks, begin, end);)
+            for (int64_t index = begin; index < end; ++index) task(index);
     }
 
     // x / rms(x) * weight, carrying INPUT; what pads it is zero.
@@ -91,7 +92,7 @@ class Rank {
         for (int64_t at = whole; at < s_.hidden; ++at) squares += x[at] * x[at];
         const float scale = 1.0f / std::sqrt(squares / static_cast<float>(s_.hidden) + s_.eps);
         for (int64_t at = 0; at < s_.hidden; ++at) out[at] = weight[at] * (x[at] * scale) * INPUT;
-        for (int64_t at = s_.hidden; at < hidden_; ++at) out[at] = 0.0f;
+        for (int64_t at = s_.hidden; at < padded(s_.hidden); ++at) out[at] = 0.0f;
     }
 
     static void store(float *out, int64_t at, int64_t size, __m256 value) {
@@ -336,7 +337,7 @@ class Rank {
     const Attention attention_;
     Team team_;
     std::vector<Scratch> scratch_;
-    int64_t hidden_, attended_, grouped_, inner_, gated_; // padded sizes
+    int64_t hidden_, attended_, grouped_, inner_, gated_; // from row to row
     Buffer a_buffer_, m_buffer_, h_buffer_, q_buffer_, k_buffer_, v_buffer_, g_buffer_, logits_buffer_, gates_buffer_, expert_gated_buffer_, expert_out_buffer_;
     // Of the step under way. a, m: normalised inputs; h: after attention; g: gated; the others by their names.
     const Step *step_ = nullptr;

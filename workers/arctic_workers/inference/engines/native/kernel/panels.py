@@ -1,10 +1,11 @@
-"""Weights as the compiled code reads them: panels of 8 outputs, in which one row reads memory as one stream."""
+"""Weights as the compiled code reads them: in panels of 8 outputs (products.h)."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from arctic_model.fp8 import DTYPE as FP8
+from arctic_workers.inference.engines.native.kernel.arena import Arena
 from arctic_workers.inference.engines.native.kernel.library import Matrix
 
 LANES = 8
@@ -12,16 +13,14 @@ FORMATS = {FP8: 0, torch.bfloat16: 1, torch.float32: 2}
 
 
 def to_panels(weight: Tensor) -> Tensor:
-    """Return [N, K] as bytes of [N / 8, K / 8, 8, 8], padded with zeros; in place where nothing has to be padded."""
+    """Return a weight [N, K], padded with zeros, in the order of products.h, as integers of the same size."""
     outputs, inputs = weight.shape
-    # Integers of the same size: not all operations know e4m3.
+    # Integers: not all operations know e4m3.
     raw = weight.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[weight.element_size()])
     padded = functional.pad(raw, (0, -inputs % LANES, 0, -outputs % LANES))
     rows, columns = padded.shape
-    panels = padded.view(rows // LANES, LANES, columns // LANES, LANES).transpose(1, 2)
-    if padded.shape == raw.shape:
-        return raw.copy_(panels.reshape(rows, columns)).view(torch.uint8)
-    return panels.contiguous().view(torch.uint8)
+    panels = padded.view(rows // LANES, 2, LANES // 2, columns // LANES, LANES)
+    return panels.permute((0, 3, 1, 4, 2) if weight.dtype == FP8 else (0, 3, 1, 2, 4))
 
 
 def padded_scale(scale: Tensor) -> Tensor:
@@ -34,6 +33,7 @@ class Panels:
 
     def __init__(self) -> None:
         self._kept: list[Tensor] = []
+        self._arena = Arena()
 
     def pointer(self, tensor: Tensor) -> int:
         """Return where a tensor is, and keep it there."""
@@ -41,7 +41,10 @@ class Panels:
         return tensor.data_ptr()
 
     def matrix(self, weight: Tensor, scale: Tensor | None = None) -> Matrix:
-        """Return a weight [N, K] for the compiled code; the tensor itself holds nothing readable afterwards."""
+        """Return a copy of a weight [N, K] for the compiled code."""
         outputs, inputs = weight.shape
         factors = None if scale is None else self.pointer(padded_scale(scale))
-        return Matrix(self.pointer(to_panels(weight)), factors, FORMATS[weight.dtype], outputs, inputs, 0)
+        panels = to_panels(weight)
+        packed = self._arena.take(panels.numel() * panels.element_size())
+        packed.view(panels.dtype).view(panels.shape).copy_(panels)
+        return Matrix(self.pointer(packed), factors, FORMATS[weight.dtype], outputs, inputs, 0)

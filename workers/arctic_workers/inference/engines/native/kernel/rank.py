@@ -80,15 +80,20 @@ class KernelRank:
             setattr(made, name, (Matrix * len(matrices))(*matrices))  # ctypes keeps what a field points to
 
     def _linear(self, module: nn.Module) -> Matrix:
-        return self._panels.matrix(module.get_parameter("weight").detach(), getattr(module, "weight_scale", None))
+        weight = module.get_parameter("weight")
+        made = self._panels.matrix(weight.detach(), getattr(module, "weight_scale", None))
+        _forget(weight)
+        return made
 
     def _stack(self, module: nn.Module, name: str) -> list[Matrix]:
-        weights = module.get_parameter(name).detach()
+        weights = module.get_parameter(name)
         scales = getattr(module, f"{name}_scale", None)
-        return [
+        made = [
             self._panels.matrix(weight, None if scales is None else scales[expert])
-            for expert, weight in enumerate(weights)
+            for expert, weight in enumerate(weights.detach())
         ]
+        _forget(weights)
+        return made
 
     def run(self, parts: Sequence[Part], x_TD: Tensor) -> Tensor:
         """Return the hidden states [T, D] after this rank's layers."""
@@ -119,6 +124,11 @@ class KernelRank:
     def _check(self, code: int) -> None:
         if code:
             raise MemoryError("no memory is left for a step; write a smaller batching.tokenBudget")
+
+
+def _forget(parameter: nn.Parameter) -> None:
+    """Give a parameter's memory back."""
+    parameter.data = torch.empty(0, dtype=parameter.dtype)
 
 
 def kernel_rank(model: ArcticModel, cache: PagedCache, threads: int) -> KernelRank | None:

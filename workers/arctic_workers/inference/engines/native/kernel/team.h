@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -52,10 +53,20 @@ class Team {
         }
     }
 
-    // The next of the tasks that all threads share since the last barrier.
-    int64_t take() { return next_.fetch_add(1, std::memory_order_relaxed); }
+    // Some of the tasks that all threads share since the last barrier, side by side: many at first, as memory is read best in
+    // long runs, and single ones at the end, so that nobody waits long. False when none is left.
+    bool take(int64_t tasks, int64_t &begin, int64_t &end) {
+        begin = next_.load(std::memory_order_relaxed);
+        do {
+            if (begin >= tasks) return false;
+            end = begin + std::max<int64_t>(1, (tasks - begin) / (SHARES * size_));
+        } while (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed));
+        return true;
+    }
 
   private:
+    static constexpr int64_t SHARES = 8;
+
     static void wait_while(std::atomic<uint32_t> &value, uint32_t old) {
         for (int spin = 0; spin < 4000; ++spin) {
             if (value.load(std::memory_order_acquire) != old) return;
