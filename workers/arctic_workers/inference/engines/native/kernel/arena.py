@@ -1,6 +1,7 @@
 """Memory for weights, in huge pages: with small ones a stream of weights waits for the page table every 4 KiB."""
 
 import mmap
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -28,8 +29,6 @@ class Arena:
 def _map(count: int) -> Tensor:
     memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel without them
-            pass
     return torch.frombuffer(memory, dtype=torch.uint8)

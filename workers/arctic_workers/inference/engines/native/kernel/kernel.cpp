@@ -14,12 +14,18 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <new>
 #include <vector>
 
 namespace arctic {
+
+using Clock = std::chrono::steady_clock;
+
+// Parts of a step, each ended by a barrier.
+enum Part { NORMS, PROJECTIONS, PLACING, ATTENTION_AND_EXPERTS, OUTPUTS, RESIDUAL_IN, RESIDUAL_OUT, LOGITS, PARTS };
 
 // What one thread needs for itself.
 struct Scratch {
@@ -57,6 +63,7 @@ class Rank {
         chosen_.resize(choices);
         expert_gated_ = expert_gated_buffer_.get(choices * inner_);
         expert_out_ = expert_out_buffer_.get(choices * hidden_);
+        since_ = Clock::now();
         team_.run([&](int thread) {
             for (const auto &layer : layers_) run_layer(layer, x, thread);
         });
@@ -65,16 +72,35 @@ class Rank {
     // Logits [R, V] of some rows of x [T, D].
     void logits(const float *x, const int64_t *rows, int64_t count, float *out) {
         a_ = a_buffer_.get(count * hidden_);
+        since_ = Clock::now();
         team_.run([&](int thread) {
             share(count, [&](int64_t row) { norm(x + rows[row] * s_.hidden, final_norm_, a_ + row * hidden_); });
-            team_.barrier([] {});
+            finish(NORMS);
             products(head_, a_, hidden_, count, thread, [&](int64_t row, int64_t at, __m256 value) {
                 store(out + row * head_.outputs, at, head_.outputs, value);
             });
+            finish(LOGITS);
         });
     }
 
+    // Seconds of each part since the rank was made, waiting for each other included.
+    const double *seconds() const { return seconds_; }
+
   private:
+    // Wait for all threads: the part of the step is over. The last to come runs `between` before any goes on.
+    template <class Between> void finish(Part part, Between between) {
+        team_.barrier([&] {
+            const auto now = Clock::now();
+            seconds_[part] += std::chrono::duration<double>(now - since_).count();
+            since_ = now;
+            between();
+        });
+    }
+
+    void finish(Part part) {
+        finish(part, [] {});
+    }
+
     template <class Task> void share(int64_t tasks, Task task) {
         for (int64_t begin, end; team_.take(tasks, begin, end);)
             for (int64_t index = begin; index < end; ++index) task(index);
@@ -162,21 +188,21 @@ class Rank {
             norm(x + row * D, layer.input_norm, a_ + row * hidden_);
             if (experts) norm(x + row * D, layer.post_norm, m_ + row * hidden_);
         });
-        team_.barrier([] {});
+        finish(NORMS);
         project(layer, thread, experts);
-        team_.barrier([] {});
+        finish(PROJECTIONS);
         share(rows, [&](int64_t row) {
             attention_.place(layer, *step_, row, q_ + row * attended_, k_ + row * grouped_, v_ + row * grouped_);
             if (experts) route(row);
         });
-        team_.barrier([&] { if (experts) sort_by_expert(); });
+        finish(PLACING, [&] { if (experts) sort_by_expert(); });
         attend_and_expand(layer, thread, experts);
-        team_.barrier([] {});
+        finish(ATTENTION_AND_EXPERTS);
         contract_and_project(layer, x, thread, experts);
-        team_.barrier([] {});
+        finish(OUTPUTS);
         const float *second_norm = experts ? layer.residual_norm : layer.post_norm;
         share(rows, [&](int64_t row) { norm(h_ + row * hidden_, second_norm, m_ + row * hidden_); });
-        team_.barrier([] {});
+        finish(NORMS);
         const Matrix &w1 = experts ? layer.residual_w1 : layer.w1[0], &w3 = experts ? layer.residual_w3 : layer.w3[0];
         const Matrix &w2 = experts ? layer.residual_w2 : layer.w2[0];
         const Tasks tasks = tasks_of(w1, rows);
@@ -185,13 +211,13 @@ class Rank {
             const float *const *inputs = rows_of(m_, hidden_, first, count, scratch_[thread]);
             gate(w1, w3, index % tasks.panels, inputs, count, thread, [&](int64_t row) { return g_ + (first + row) * gated_; });
         });
-        team_.barrier([] {});
+        finish(RESIDUAL_IN);
         products(w2, g_, gated_, rows, thread, [&](int64_t row, int64_t at, __m256 value) {
             __m256 y = _mm256_add_ps(_mm256_loadu_ps(h_ + row * hidden_ + at), value);
             if (experts) y = _mm256_add_ps(y, mixed(row, at));
             store(x + row * D, at, D, y);
         });
-        team_.barrier([] {});
+        finish(RESIDUAL_OUT);
     }
 
     // Queries, keys, values, and the router's logits.
@@ -242,66 +268,56 @@ class Rank {
         for (int choice = 0; choice < s_.chosen; ++choice) gates[choice] /= total;
     }
 
-    // Which rows each expert has; on one thread.
+    // Which choices each expert has, in blocks of rows; on one thread.
     void sort_by_expert() {
-        const int64_t choices = step_->rows * s_.chosen;
+        const int64_t choices = step_->rows * s_.chosen, most = block_rows(std::max(s_.hidden, s_.intermediate));
         starts_.assign(s_.experts + 1, 0);
         for (int64_t choice = 0; choice < choices; ++choice) ++starts_[chosen_[choice] + 1];
         for (int expert = 0; expert < s_.experts; ++expert) starts_[expert + 1] += starts_[expert];
         sorted_.resize(choices);
         auto next = starts_;
         for (int64_t choice = 0; choice < choices; ++choice) sorted_[next[chosen_[choice]]++] = choice;
+        expert_blocks_.clear();
+        for (int expert = 0; expert < s_.experts; ++expert)
+            for (int64_t first = starts_[expert]; first < starts_[expert + 1]; first += most)
+                expert_blocks_.push_back({expert, first, std::min(most, starts_[expert + 1] - first)});
     }
 
-    // Tasks of products of experts: block of an expert's rows by panel.
-    struct ExpertTask {
+    // Rows of one expert that are computed together: places in `sorted_`.
+    struct ExpertBlock {
         int expert;
-        int64_t first, rows, panel;
+        int64_t first, rows;
     };
 
-    int64_t expert_tasks(int64_t panels, int64_t block) const {
-        int64_t total = 0;
-        for (int expert = 0; expert < s_.experts; ++expert) total += (starts_[expert + 1] - starts_[expert] + block - 1) / block * panels;
-        return total;
-    }
-
-    ExpertTask expert_task(int64_t index, int64_t panels, int64_t block) const {
-        for (int expert = 0;; ++expert) {
-            const int64_t rows = starts_[expert + 1] - starts_[expert], count = (rows + block - 1) / block * panels;
-            if (index < count) {
-                const int64_t first = index / panels * block;
-                return {expert, starts_[expert] + first, std::min(block, rows - first), index % panels};
-            }
-            index -= count;
-        }
+    // Where the inputs of a block are: `from` is the first row's, of the tokens or of their choices.
+    const float *const *rows_of(const ExpertBlock &block, const float *from, int64_t stride, int64_t choices_of_a_row, Scratch &own) {
+        own.rows.resize(block.rows);
+        for (int64_t row = 0; row < block.rows; ++row) own.rows[row] = from + sorted_[block.first + row] / choices_of_a_row * stride;
+        return own.rows.data();
     }
 
     // Attention, and what of the experts does not wait for it: they read the layer's input from before attention.
     void attend_and_expand(const LayerWeights &layer, int thread, bool experts) {
-        const int64_t attentions = step_->rows * s_.groups;
-        const int64_t panels = experts ? panels_of(layer.w1[0]) : 0, block = experts ? block_rows(s_.hidden) : 1;
-        const int64_t total = attentions + (experts ? expert_tasks(panels, block) : 0);
-        share(total, [&](int64_t index) {
+        const int64_t attentions = step_->rows * s_.groups, panels = experts ? panels_of(layer.w1[0]) : 0;
+        Scratch &own = scratch_[thread];
+        share(attentions + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
             // The last rows of a prompt see the most keys: they begin.
             if (index < attentions) {
                 const int64_t row = step_->rows - 1 - index / s_.groups;
-                return attention_.attend(layer, *step_, row, index % s_.groups, q_ + row * attended_, scratch_[thread].attention);
+                return attention_.attend(layer, *step_, row, index % s_.groups, q_ + row * attended_, own.attention);
             }
-            const ExpertTask task = expert_task(index - attentions, panels, block);
-            Scratch &own = scratch_[thread];
-            own.rows.resize(task.rows);
-            for (int64_t row = 0; row < task.rows; ++row) own.rows[row] = m_ + sorted_[task.first + row] / s_.chosen * hidden_;
-            gate(layer.w1[task.expert], layer.w3[task.expert], task.panel, own.rows.data(), task.rows, thread,
-                 [&](int64_t row) { return expert_gated_ + sorted_[task.first + row] * inner_; });
+            const ExpertBlock &block = expert_blocks_[(index - attentions) / panels];
+            gate(layer.w1[block.expert], layer.w3[block.expert], (index - attentions) % panels, rows_of(block, m_, hidden_, s_.chosen, own),
+                 block.rows, thread, [&](int64_t row) { return expert_gated_ + sorted_[block.first + row] * inner_; });
         });
     }
 
     // The output projection of attention, and of the experts.
     void contract_and_project(const LayerWeights &layer, const float *x, int thread, bool experts) {
         const Tasks tasks = tasks_of(layer.o, step_->rows);
-        const int64_t panels = experts ? panels_of(layer.w2[0]) : 0, block = experts ? block_rows(s_.intermediate) : 1;
-        const int64_t total = tasks.count() + (experts ? expert_tasks(panels, block) : 0);
-        share(total, [&](int64_t index) {
+        const int64_t panels = experts ? panels_of(layer.w2[0]) : 0;
+        Scratch &own = scratch_[thread];
+        share(tasks.count() + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
             if (index < tasks.count()) {
                 product(layer.o, tasks, index, q_, attended_, thread, [&](int64_t row, int64_t at, __m256 value) {
                     const __m256 before = load(x + row * s_.hidden, at, s_.hidden);
@@ -309,14 +325,12 @@ class Rank {
                 });
                 return;
             }
-            const ExpertTask task = expert_task(index - tasks.count(), panels, block);
-            Scratch &own = scratch_[thread];
-            own.rows.resize(task.rows);
-            for (int64_t row = 0; row < task.rows; ++row) own.rows[row] = expert_gated_ + sorted_[task.first + row] * inner_;
-            float *out = own.out.get(task.rows * LANES);
-            multiply(layer.w2[task.expert], task.panel, own.rows.data(), task.rows, out, own.wide);
-            for (int64_t row = 0; row < task.rows; ++row)
-                _mm256_storeu_ps(expert_out_ + sorted_[task.first + row] * hidden_ + task.panel * LANES, _mm256_loadu_ps(out + row * LANES));
+            const ExpertBlock &block = expert_blocks_[(index - tasks.count()) / panels];
+            const int64_t panel = (index - tasks.count()) % panels;
+            float *out = own.out.get(block.rows * LANES);
+            multiply(layer.w2[block.expert], panel, rows_of(block, expert_gated_, inner_, 1, own), block.rows, out, own.wide);
+            for (int64_t row = 0; row < block.rows; ++row)
+                _mm256_storeu_ps(expert_out_ + sorted_[block.first + row] * hidden_ + panel * LANES, _mm256_loadu_ps(out + row * LANES));
         });
     }
 
@@ -343,7 +357,10 @@ class Rank {
     const Step *step_ = nullptr;
     float *a_, *m_, *h_, *q_, *k_, *v_, *g_, *logits_, *gates_, *expert_gated_, *expert_out_;
     std::vector<int32_t> chosen_;
+    Clock::time_point since_;
+    double seconds_[PARTS] = {};
     std::vector<int64_t> starts_, sorted_;
+    std::vector<ExpertBlock> expert_blocks_;
 };
 
 } // namespace arctic
@@ -364,6 +381,9 @@ void *arctic_rank(const Shape *shape, const LayerWeights *layers, const float *f
         return nullptr;
     }
 }
+
+// Seconds of each part of all steps so far: [PARTS] in their order.
+const double *arctic_seconds(void *rank) { return static_cast<arctic::Rank *>(rank)->seconds(); }
 
 void arctic_free(void *rank) { delete static_cast<arctic::Rank *>(rank); }
 

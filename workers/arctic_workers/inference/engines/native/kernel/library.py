@@ -2,7 +2,7 @@
 
 import ctypes
 import logging
-from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +10,19 @@ log = logging.getLogger(__name__)
 
 LIBRARY = Path(__file__).parent / "libkernel.so"
 """Built with the distribution (`scripts/build_hook.py`)."""
+
+
+PARTS = (
+    "norms",
+    "projections",
+    "placing and routing",
+    "attention and experts in",
+    "attention and experts out",
+    "residual in",
+    "residual out",
+    "logits",
+)
+"""Of a step, as kernel.cpp has them."""
 
 
 class Matrix(Structure):
@@ -83,6 +96,8 @@ def library() -> ctypes.CDLL | None:
         return None
     loaded.arctic_rank.argtypes = [POINTER(Shape), POINTER(LayerWeights), c_void_p, POINTER(Matrix)]
     loaded.arctic_rank.restype = c_void_p
+    loaded.arctic_seconds.argtypes = [c_void_p]
+    loaded.arctic_seconds.restype = POINTER(c_double)
     loaded.arctic_free.argtypes = [c_void_p]
     loaded.arctic_free.restype = None
     loaded.arctic_run.argtypes = [c_void_p, POINTER(Step), c_void_p]

@@ -12,7 +12,7 @@ from arctic_model.layers import MLP
 from arctic_model.model import ArcticModel, DecoderLayer, DenseMLP
 from arctic_model.moe import MoE
 from arctic_workers.inference.engines.native.cache import PagedCache
-from arctic_workers.inference.engines.native.kernel.library import LayerWeights, Matrix, Shape, Step, library
+from arctic_workers.inference.engines.native.kernel.library import PARTS, LayerWeights, Matrix, Shape, Step, library
 from arctic_workers.inference.engines.native.kernel.panels import FORMATS, Panels
 from arctic_workers.inference.engines.native.step import Part
 
@@ -120,6 +120,10 @@ class KernelRank:
             self._code.arctic_logits(self._rank, x_TD.data_ptr(), places.data_ptr(), len(rows), out_RV.data_ptr())
         )
         return out_RV
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each part of all steps so far."""
+        return dict(zip(PARTS, self._code.arctic_seconds(self._rank)[: len(PARTS)], strict=True))
 
     def _check(self, code: int) -> None:
         if code:
