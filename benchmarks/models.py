@@ -47,7 +47,7 @@ def random_model(config: ArcticConfig = MEDIUM) -> Path:
 
 
 def _words(count: int) -> Tokenizer:
-    made = Tokenizer(models.WordLevel({f"w{number}": number for number in range(count)}, unk_token="w0"))
+    made = Tokenizer(models.WordLevel({f"w{number}": number for number in range(count)}))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     return made
 
@@ -56,3 +56,8 @@ def prompts(sequences: int, tokens: int, vocabulary: int = MEDIUM.vocab_size) ->
     """Return random prompts that differ: alike ones would touch the same few experts."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(vocabulary, (sequences, tokens), generator=generator).tolist()  # type: ignore[no-any-return]
+
+
+def random_gguf() -> Path:
+    """Return the same model as llama.cpp reads it, in Q8_0."""
+    return random_model().with_suffix(".q8_0.gguf")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +15,18 @@ from groups_of_vllm import write_model_for_vllm
 
 RUNNER = Path(__file__).with_name("vllm_runner.py")
 GREEDY_TOKENS = 24
+LEFT_OPEN = "Unclosed context"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """vLLM leaves that to the end of its process."""
-    config.addinivalue_line("filterwarnings", "ignore:Unclosed context:ResourceWarning")
+    config.addinivalue_line("filterwarnings", f"ignore:{LEFT_OPEN}:ResourceWarning")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_unconfigure() -> None:
+    """The last collection of garbage comes after the filters of the tests are gone."""
+    warnings.filterwarnings("ignore", LEFT_OPEN, ResourceWarning)
 
 
 def pytest_collection_modifyitems() -> None:

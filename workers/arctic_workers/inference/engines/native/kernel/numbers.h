@@ -30,24 +30,21 @@ template <Format F> inline __m256 read8(const uint8_t *from) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 
-// The weights of 4 outputs and 8 inputs, as they take part in products: calls `use(output, values)` for each output.
+// Of the weights of 4 outputs and 8 inputs, those of outputs PAIR and PAIR + 2, as they take part in products: calls
+// `use(output, values)` for both.
 //
-// In e4m3 the 4 codes of an input are one 32-bit integer. Half of its 16 bits each are moved so that a code is the upper
-// half of an fp32 (and its neighbour that of another): 9 operations decode 32 codes, which the additions hide.
-template <Format F, class Use> inline void each_of_4(const uint8_t *from, Use use) {
+// In e4m3 the 4 codes of an input are one 32-bit integer. Its halves of 16 bits are moved so that a code is the upper half of
+// an fp32: for a pair 4 or 5 operations, which the additions of some rows hide.
+template <Format F, int PAIR, class Use> inline void each_of_pair(const uint8_t *from, Use use) {
     if constexpr (F == FP8) {
         const __m256i mask = _mm256_set1_epi32(static_cast<int>(0x87F00000u));
-        const auto real = [&](__m256i halves) { return _mm256_castsi256_ps(_mm256_and_si256(halves, mask)); };
-        const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from));
-        const __m256i odd = _mm256_srai_epi16(codes, 4);
-        use(3, real(odd));
-        use(1, real(_mm256_slli_epi32(odd, 16)));
-        const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 4);
-        use(2, real(even));
-        use(0, real(_mm256_slli_epi32(even, 16)));
+        __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from));
+        if constexpr (PAIR == 0) codes = _mm256_slli_epi16(codes, 8);
+        codes = _mm256_srai_epi16(codes, 4);
+        use(PAIR + 2, _mm256_castsi256_ps(_mm256_and_si256(codes, mask)));
+        use(PAIR, _mm256_castsi256_ps(_mm256_and_si256(_mm256_slli_epi32(codes, 16), mask)));
     } else {
-#pragma GCC unroll 4
-        for (int output = 0; output < 4; ++output) use(output, read8<F>(from + output * LANES * bytes_of<F>()));
+        for (int output : {PAIR, PAIR + 2}) use(output, read8<F>(from + output * LANES * bytes_of<F>()));
     }
 }
 

@@ -17,8 +17,7 @@
 namespace arctic {
 
 constexpr int64_t BLOCK_BYTES = 256 << 10; // inputs of a block of rows, which stay in the second cache
-constexpr int64_t PIECE = 128;             // blocks of 8 inputs that a tile takes at once: they and the weights (half as many, decoded) stay in the first cache
-constexpr int64_t MANY = 16;               // rows for which decoding a piece first costs less than it saves
+constexpr int64_t PIECE = 64;              // blocks of 8 inputs that tiles take at once: those of 6 rows, and weights, stay in the first cache
 constexpr int AHEAD = 4096;                // bytes: the processor's own look-ahead ends with a page, and so with half a panel
 
 // Ask for the weights that come AHEAD of these 64, which are the next panel's at a panel's end.
@@ -34,8 +33,12 @@ template <Format F> void one_row(const uint8_t *w, const float *x, int64_t block
     for (int64_t block = 0; block < blocks; ++block) {
         look_ahead<F>(w);
         const __m256 input = _mm256_loadu_ps(x + block * LANES);
-        each_of_4<F>(w, [&](int output, __m256 weight) { sums[output] = _mm256_fmadd_ps(weight, input, sums[output]); });
-        each_of_4<F>(w + HALF, [&](int output, __m256 weight) { sums[4 + output] = _mm256_fmadd_ps(weight, input, sums[4 + output]); });
+        const auto lower = [&](int output, __m256 weight) { sums[output] = _mm256_fmadd_ps(weight, input, sums[output]); };
+        const auto upper = [&](int output, __m256 weight) { lower(4 + output, weight); };
+        each_of_pair<F, 0>(w, lower);
+        each_of_pair<F, 1>(w, lower);
+        each_of_pair<F, 0>(w + HALF, upper);
+        each_of_pair<F, 1>(w + HALF, upper);
         w += 2 * HALF;
     }
     _mm256_storeu_ps(out, add_up8(sums));
@@ -47,70 +50,99 @@ struct Piece {
     bool begins, ends;
 };
 
-// 4 outputs x R rows, 2 or 3: 12 accumulators and 3 inputs leave one register to decode a weight once for all rows. Sums wait
-// between pieces at `waiting` [R, 8 outputs, 8 lanes]. The FIRST to read a panel looks ahead.
-template <Format F, int R, bool FIRST> void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
-    __m256 sums[R][4];
-    for (int row = 0; row < R; ++row)
-        for (int output = 0; output < 4; ++output)
-            sums[row][output] = piece.begins ? _mm256_setzero_ps() : _mm256_load_ps(waiting + (row * LANES + output) * LANES);
+constexpr int BOTH = -1;
+
+// R rows x 4 outputs (BOTH pairs), 2 or 3 rows, or x one PAIR of them, 4 to 6 rows: at most 12 accumulators, so that what is
+// decoded, once for all rows, finds room in the 16 registers. Sums wait between pieces at `waiting` [R, 8 outputs, 8 lanes].
+template <Format F, int R, int PAIR, bool LOOKS_AHEAD>
+void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
+    constexpr int OUTPUTS = PAIR == BOTH ? 4 : 2, FIRST = PAIR == BOTH ? 0 : PAIR, STEP = PAIR == BOTH ? 1 : 2;
+    const auto place = [&](int row, int index) { return waiting + (row * LANES + FIRST + index * STEP) * LANES; };
+    __m256 sums[R][OUTPUTS];
     const float *from[R];
-    for (int row = 0; row < R; ++row) from[row] = x[row] + piece.first * LANES;
+#pragma GCC unroll 6
+    for (int row = 0; row < R; ++row) {
+        from[row] = x[row] + piece.first * LANES;
+#pragma GCC unroll 4
+        for (int index = 0; index < OUTPUTS; ++index) sums[row][index] = piece.begins ? _mm256_setzero_ps() : _mm256_load_ps(place(row, index));
+    }
     for (int64_t block = 0; block < piece.blocks; ++block) {
-        if (FIRST) look_ahead<F>(w);
-        __m256 inputs[R];
+        if (LOOKS_AHEAD) look_ahead<F>(w);
+        if constexpr (PAIR == BOTH) {
+            __m256 inputs[R];
 #pragma GCC unroll 3
-        for (int row = 0; row < R; ++row) inputs[row] = _mm256_loadu_ps(from[row] + block * LANES);
-        each_of_4<F>(w, [&](int output, __m256 weight) {
+            for (int row = 0; row < R; ++row) inputs[row] = _mm256_loadu_ps(from[row] + block * LANES);
+            const auto add = [&](int output, __m256 weight) {
 #pragma GCC unroll 3
-            for (int row = 0; row < R; ++row) sums[row][output] = _mm256_fmadd_ps(weight, inputs[row], sums[row][output]);
-        });
+                for (int row = 0; row < R; ++row) sums[row][output] = _mm256_fmadd_ps(weight, inputs[row], sums[row][output]);
+            };
+            each_of_pair<F, 0>(w, add);
+            each_of_pair<F, 1>(w, add);
+        } else {
+            __m256 weights[2];
+            each_of_pair<F, PAIR>(w, [&](int output, __m256 weight) { weights[output / 2] = weight; });
+#pragma GCC unroll 6
+            for (int row = 0; row < R; ++row) {
+                const __m256 input = _mm256_loadu_ps(from[row] + block * LANES);
+                sums[row][0] = _mm256_fmadd_ps(weights[0], input, sums[row][0]);
+                sums[row][1] = _mm256_fmadd_ps(weights[1], input, sums[row][1]);
+            }
+        }
         w += LANES * LANES * bytes_of<F>();
     }
+#pragma GCC unroll 6
     for (int row = 0; row < R; ++row) {
-        if (piece.ends) _mm_storeu_ps(out + row * LANES, add_up4(sums[row][0], sums[row][1], sums[row][2], sums[row][3]));
-        else
-            for (int output = 0; output < 4; ++output) _mm256_store_ps(waiting + (row * LANES + output) * LANES, sums[row][output]);
-    }
-}
-
-// All rows over one piece of a panel.
-template <Format F> void tiles(const uint8_t *w, const float *const *x, int64_t rows, const Piece &piece, float *out, float *waiting) {
-    for (int64_t row = 0; row < rows;) {
-        const int64_t left = rows - row;
-        const bool two = left == 2 || left == 4; // a tile of one row would wait for its own sums
-        for (int half = 0; half < 2; ++half) {
-            const uint8_t *from = w + half * 4 * LANES * bytes_of<F>();
-            float *to = out + row * LANES + half * 4, *sums = waiting + (row * LANES + half * 4) * LANES;
-            if (row + half == 0) two ? tile<F, 2, true>(from, x, piece, to, sums) : tile<F, 3, true>(from, x, piece, to, sums);
-            else two ? tile<F, 2, false>(from, x + row, piece, to, sums) : tile<F, 3, false>(from, x + row, piece, to, sums);
+        if (!piece.ends) {
+#pragma GCC unroll 4
+            for (int index = 0; index < OUTPUTS; ++index) _mm256_store_ps(place(row, index), sums[row][index]);
+        } else if constexpr (PAIR == BOTH) {
+            _mm_storeu_ps(out + row * LANES, add_up4(sums[row][0], sums[row][1], sums[row][2], sums[row][3]));
+        } else {
+            const __m128 both = add_up4(sums[row][0], sums[row][1], sums[row][0], sums[row][1]);
+            out[row * LANES + PAIR] = _mm_cvtss_f32(both);
+            out[row * LANES + PAIR + 2] = _mm_cvtss_f32(_mm_movehdup_ps(both));
         }
-        row += two ? 2 : 3;
     }
 }
 
-template <Format F> void decode(const uint8_t *w, int64_t blocks, float *out) {
-    for (int64_t half = 0; half < 2 * blocks; ++half, w += 4 * LANES * bytes_of<F>(), out += 4 * LANES) {
-        if (half % 2 == 0) look_ahead<F>(w);
-        each_of_4<F>(w, [&](int output, __m256 weight) { _mm256_store_ps(out + output * LANES, weight); });
+// R rows over one piece of a panel; LOOKS_AHEAD if they are the first to read it.
+template <Format F, int R, bool LOOKS_AHEAD> void rows_of_tiles(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
+    constexpr int HALF = 4 * LANES * bytes_of<F>();
+    if constexpr (R <= 3) {
+        tile<F, R, BOTH, LOOKS_AHEAD>(w, x, piece, out, waiting);
+        tile<F, R, BOTH, false>(w + HALF, x, piece, out + 4, waiting + 4 * LANES);
+    } else {
+        tile<F, R, 0, LOOKS_AHEAD>(w, x, piece, out, waiting);
+        tile<F, R, 1, false>(w, x, piece, out, waiting);
+        tile<F, R, 0, false>(w + HALF, x, piece, out + 4, waiting + 4 * LANES);
+        tile<F, R, 1, false>(w + HALF, x, piece, out + 4, waiting + 4 * LANES);
     }
 }
 
-// All rows over one panel, piece by piece of the inputs.
+template <Format F, bool LOOKS_AHEAD> void some_rows(int64_t rows, const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
+    switch (rows) {
+    case 2: return rows_of_tiles<F, 2, LOOKS_AHEAD>(w, x, piece, out, waiting);
+    case 3: return rows_of_tiles<F, 3, LOOKS_AHEAD>(w, x, piece, out, waiting);
+    case 4: return rows_of_tiles<F, 4, LOOKS_AHEAD>(w, x, piece, out, waiting);
+    case 5: return rows_of_tiles<F, 5, LOOKS_AHEAD>(w, x, piece, out, waiting);
+    default: return rows_of_tiles<F, 6, LOOKS_AHEAD>(w, x, piece, out, waiting);
+    }
+}
+
+// All rows over one panel, piece by piece of the inputs, in groups of rows that differ by at most one.
 template <Format F> void panel(const uint8_t *w, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &wide) {
     if (rows == 1) return one_row<F>(w, x[0], blocks, out);
-    const bool decodes = F != FP32 && rows >= MANY;
-    const int64_t size = decodes ? PIECE / 2 : PIECE;
-    float *decoded = wide.get((size + rows) * LANES * LANES), *waiting = decoded + size * LANES * LANES;
-    for (int64_t first = 0; first < blocks; first += size) {
-        const Piece piece{first, std::min(size, blocks - first), first == 0, first + size >= blocks};
+    float *waiting = wide.get(rows * LANES * LANES);
+    const int64_t groups = (rows + 5) / 6;
+    for (int64_t first = 0; first < blocks; first += PIECE) {
+        const Piece piece{first, std::min(PIECE, blocks - first), first == 0, first + PIECE >= blocks};
         const uint8_t *from = w + first * LANES * LANES * bytes_of<F>();
-        if (!decodes) {
-            tiles<F>(from, x, rows, piece, out, waiting);
-            continue;
+        for (int64_t group = 0, row = 0; group < groups; ++group) {
+            const int64_t taken = (rows - row) / (groups - group);
+            const auto run = group == 0 ? some_rows<F, true> : some_rows<F, false>;
+            run(taken, from, x + row, piece, out + row * LANES, waiting + row * LANES * LANES);
+            row += taken;
         }
-        decode<F>(from, piece.blocks, decoded);
-        tiles<FP32>(reinterpret_cast<const uint8_t *>(decoded), x, rows, piece, out, waiting);
     }
 }
 
