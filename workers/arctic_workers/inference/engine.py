@@ -24,8 +24,28 @@ class Sampling:
     """Signed, 64 bits. The same seed gives the same tokens, whatever else the engine is doing."""
     logprobs: int | None = None
     """How many of the likeliest tokens to report beside the chosen one; None reports no probabilities at all."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's own tokens."""
     stop_tokens: frozenset[int] = frozenset()
     """Tokens that end the request."""
+    min_tokens: int = 0
+    """Before so many tokens are there, none of the stop tokens is chosen."""
+    min_p: float = 0.0
+    """Candidates are at least so likely, as a share of the likeliest one's probability."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit for each time that the answer has it."""
+    presence_penalty: float = 0.0
+    """Taken from a token's logit if the answer has it."""
+    repetition_penalty: float = 1.0
+    """What the logit of a token that prompt or answer has is divided by, or where it is negative, multiplied with
+    (Keskar et al. 2019); more than 0."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Tokens with what is added to their logits."""
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether what is chosen depends on how often tokens were there before."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1)
 
 
 @dataclass(frozen=True)
@@ -38,15 +58,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Output:
-    """One generated token."""
+    """One generated token, or one of the prompt's."""
 
     token: int
     logprob: float | None = None
-    """Natural logarithm of its probability under the model as it is, before temperature and cuts."""
+    """Natural logarithm of its probability under the model as it is, before penalties, biases, temperature and cuts."""
     top: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens with their logprobs, likeliest first."""
     finish_reason: FinishReason | None = None
     """Set with the last token."""
+    prompt: tuple["Output", ...] = ()
+    """With the first token, where `prompt_logprobs` asks for them: the prompt's; its first has no logprob."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +83,18 @@ class Stats:
     """Share of this rank's weights that are in memory, 0 to 1, as far as the engine tells."""
 
 
-SamplingField = Literal["seed", "logprobs", "top_k"]
+SamplingField = Literal[
+    "seed",
+    "logprobs",
+    "prompt_logprobs",
+    "top_k",
+    "min_p",
+    "min_tokens",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "logit_bias",
+]
 
 
 class Refused(ValueError):  # noqa: N818 - a refusal of input, not a fault of ours

@@ -7,8 +7,9 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from arctic_workers.inference.engine import EngineError, Output, Request, SamplingField, Stats
 from arctic_workers.inference.engines.native.blocks import BlockManager
@@ -204,11 +205,17 @@ class NativeEngine:
                 self._scheduler.cancel(message.sequence)
 
     def _deliver(self, chunks: list[Chunk], drawn: list[Drawn]) -> None:
-        sampled = [chunk.sequence for chunk in chunks if chunk.samples]
         outputs = []
-        for sequence, one in zip(sampled, drawn, strict=True):
+        rest = iter(drawn)
+        for chunk in chunks:
+            sequence = chunk.sequence
+            _keep_told(chunk, rest)
+            if not chunk.samples:
+                continue
+            one = next(rest)
+            prompt = () if sequence.generated else _prompt(sequence)
             reason = self._scheduler.update(sequence, one.token)
-            outputs.append((self._streams[sequence], Output(one.token, one.logprob, one.top, reason)))
+            outputs.append((self._streams[sequence], Output(one.token, one.logprob, one.top, reason, prompt)))
             if reason is not None:
                 del self._streams[sequence]
         self._publish()
@@ -231,5 +238,22 @@ def _hand_out(outputs: list[tuple[_Stream, Output]]) -> None:
 
 def _part(chunk: Chunk) -> Part:
     sequence, end = chunk.sequence, chunk.start + chunk.length
-    draw = Draw.of(sequence.request.sampling) if chunk.samples else None
-    return Part(chunk.start, tuple(sequence.tokens[chunk.start : end]), tuple(sequence.blocks), draw)
+    draw = sequence.draw if chunk.samples else None
+    known = sequence.known(chunk.start, chunk.length)
+    return Part(chunk.start, tuple(sequence.tokens[chunk.start : end]), tuple(sequence.blocks), draw, known)
+
+
+def _keep_told(chunk: Chunk, drawn: Iterator[Drawn]) -> None:
+    """Take what a step told of the prompt's tokens; a prompt that is computed anew is told of again."""
+    known = chunk.sequence.known(chunk.start, chunk.length)
+    for place, one in enumerate(islice(drawn, len(known.tokens) if known else 0)):
+        chunk.sequence.told[chunk.start + 1 + place] = one
+
+
+def _prompt(sequence: Sequence) -> tuple[Output, ...]:
+    """Return the prompt's tokens as they were told."""
+    if sequence.request.sampling.prompt_logprobs is None:
+        return ()
+    told = [sequence.told[place] for place in range(1, len(sequence.request.prompt))]
+    sequence.told.clear()
+    return (Output(sequence.request.prompt[0]), *(Output(one.token, one.logprob, one.top) for one in told))

@@ -17,12 +17,14 @@ from arctic_model.weights import load_weights
 from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache
 from arctic_workers.inference.engines.native.invariant import make_invariant
 from arctic_workers.inference.engines.native.kernel.rank import kernel_rank
-from arctic_workers.inference.engines.native.sampling import draw_tokens
-from arctic_workers.inference.engines.native.step import Drawn, Part
+from arctic_workers.inference.engines.native.sampling import draw_tokens, tell_tokens
+from arctic_workers.inference.engines.native.step import Drawn, Known, Part
 from arctic_workers.inference.memory import available_memory
 
 log = logging.getLogger(__name__)
 
+LOGITS_AT_ONCE = 64
+"""Rows of known tokens whose logits are in memory at a time: a chunk of a prompt may have thousands."""
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -114,7 +116,19 @@ class Runner:
 
     @torch.inference_mode()
     def sample(self, parts: Sequence[Part], x_TD: Tensor) -> list[Drawn]:
-        """Choose the tokens that a step's parts ask for, in their order; on the last rank."""
+        """Tell a part's known tokens and choose the one that follows it, as it asks, part by part; on the last rank."""
+        drawn = iter(self._draw(parts, x_TD))
+        answers = []
+        start = 0
+        for part in parts:
+            if part.known is not None:
+                answers += self._tell(part.known, x_TD, start)
+            if part.draw is not None:
+                answers.append(next(drawn))
+            start += len(part.tokens)
+        return answers
+
+    def _draw(self, parts: Sequence[Part], x_TD: Tensor) -> list[Drawn]:
         rows, draws = [], []
         row = -1
         for part in parts:
@@ -122,6 +136,13 @@ class Runner:
             if part.draw is not None:
                 rows.append(row)
                 draws.append((part.draw, part.end))
-        if not rows:
-            return []
-        return draw_tokens(self._compute.logits(x_TD, rows), draws)
+        return draw_tokens(self._compute.logits(x_TD, rows), draws) if rows else []
+
+    def _tell(self, known: Known, x_TD: Tensor, start: int) -> list[Drawn]:
+        told = []
+        for at in range(0, len(known.tokens), LOGITS_AT_ONCE):
+            tokens = known.tokens[at : at + LOGITS_AT_ONCE]
+            rows = range(start + at, start + at + len(tokens))
+            logits_RV = self._compute.logits(x_TD, rows)
+            told += tell_tokens(logits_RV, range(len(tokens)), tokens, [known.top] * len(tokens))
+        return told

@@ -1,6 +1,10 @@
 """One request as the scheduler sees it. No torch, no I/O."""
 
+from collections import Counter
+from dataclasses import replace
+
 from arctic_workers.inference.engine import FinishReason, Request
+from arctic_workers.inference.engines.native.step import Draw, Drawn, Known
 
 
 class Sequence:
@@ -18,6 +22,25 @@ class Sequence:
         self.awaiting = False
         """Whether a token of it is being sampled."""
         self.ended = False
+        self.told: dict[int, Drawn] = {}
+        """Tokens of the prompt by position, with their probabilities, where these are asked for."""
+        sampling = request.sampling
+        self._draw = Draw.of(sampling, len(request.prompt))
+        self._counts = Counter(dict.fromkeys(request.prompt, 0)) if sampling.counts_tokens else None
+
+    @property
+    def draw(self) -> Draw:
+        """How its next token is chosen."""
+        if self._counts is None or self._draw.adjustment is None:
+            return self._draw
+        return replace(self._draw, adjustment=replace(self._draw.adjustment, counts=tuple(self._counts.items())))
+
+    def known(self, start: int, length: int) -> Known | None:
+        """Return the tokens of the prompt to be told of in the pass of some tokens: each after the one before it."""
+        top = self.request.sampling.prompt_logprobs
+        if top is None or self.generated:  # computed anew, they have been told already
+            return None
+        return Known(self.request.prompt[start + 1 : start + length + 1], top)
 
     @property
     def uncomputed(self) -> int:
@@ -32,6 +55,8 @@ class Sequence:
     def append(self, token: int) -> FinishReason | None:
         """Take a sampled token; return why the sequence ends with it, if it does."""
         self.tokens.append(token)
+        if self._counts is not None:
+            self._counts[token] += 1
         self.awaiting = False
         if token in self.request.sampling.stop_tokens:
             return "stop"

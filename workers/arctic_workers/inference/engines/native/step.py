@@ -3,9 +3,41 @@
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from arctic_workers.inference.engine import Sampling
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """How the logits are changed before a token is chosen: only requests that ask for it have one."""
+
+    frequency_penalty: float
+    presence_penalty: float
+    repetition_penalty: float
+    bias: tuple[tuple[int, float], ...]
+    banned: tuple[int, ...]
+    """Tokens that are not chosen."""
+    banned_before: int
+    """The position from which on they may be."""
+    counts: tuple[tuple[int, int], ...]
+    """Tokens of the sequence, with how often the answer has each of them: those of the prompt alone have 0."""
+
+    @classmethod
+    def of(cls, sampling: Sampling, prompt: int) -> "Adjustment | None":
+        """Return what a request asks for whose prompt has so many tokens, without counts; None if it is nothing."""
+        banned = tuple(sorted(sampling.stop_tokens)) if sampling.min_tokens else ()
+        if not (sampling.counts_tokens or sampling.logit_bias or banned):
+            return None
+        return cls(
+            sampling.frequency_penalty,
+            sampling.presence_penalty,
+            sampling.repetition_penalty,
+            sampling.logit_bias,
+            banned,
+            prompt + sampling.min_tokens,
+            (),
+        )
 
 
 @dataclass(frozen=True)
@@ -17,11 +49,30 @@ class Draw:
     top_p: float
     top_k: int
     logprobs: int | None
+    min_p: float = 0.0
+    adjustment: Adjustment | None = None
 
     @classmethod
-    def of(cls, sampling: Sampling) -> "Draw":
-        """Return what a rank needs of a request's sampling."""
-        return cls(sampling.seed, sampling.temperature, sampling.top_p, sampling.top_k, sampling.logprobs)
+    def of(cls, sampling: Sampling, prompt: int) -> "Draw":
+        """Return what a rank needs of the sampling of a request whose prompt has so many tokens."""
+        return cls(
+            sampling.seed,
+            sampling.temperature,
+            sampling.top_p,
+            sampling.top_k,
+            sampling.logprobs,
+            sampling.min_p,
+            Adjustment.of(sampling, prompt),
+        )
+
+
+@dataclass(frozen=True)
+class Known:
+    """Tokens that follow the first tokens of a part and are known already, to be told the probabilities of."""
+
+    tokens: tuple[int, ...]
+    top: int
+    """How many of the likeliest to tell beside each."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +83,7 @@ class Part:
     tokens: tuple[int, ...]
     blocks: tuple[int, ...]
     draw: Draw | None
+    known: Known | None = None
 
     @property
     def end(self) -> int:
@@ -41,7 +93,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A chosen token, with its logprob and the likeliest tokens where they were asked for."""
+    """A chosen or known token, with its logprob and the likeliest tokens where they were asked for."""
 
     token: int
     logprob: float | None = None
@@ -52,12 +104,31 @@ def encode_parts(parts: Sequence[Part]) -> list[int]:
     """Return the parts as integers."""
     numbers = [len(parts)]
     for part in parts:
-        numbers += (part.start, len(part.tokens), len(part.blocks), part.draw is not None)
-        if (draw := part.draw) is not None:
-            logprobs = -1 if draw.logprobs is None else draw.logprobs
-            numbers += (draw.seed, _bits(draw.temperature), _bits(draw.top_p), draw.top_k, logprobs)
+        numbers += (part.start, len(part.tokens), len(part.blocks), part.draw is not None, part.known is not None)
+        if part.draw is not None:
+            numbers += _encode_draw(part.draw)
+        if part.known is not None:
+            numbers += (part.known.top, len(part.known.tokens), *part.known.tokens)
         numbers += part.tokens
         numbers += part.blocks
+    return numbers
+
+
+def _encode_draw(draw: Draw) -> list[int]:
+    logprobs = -1 if draw.logprobs is None else draw.logprobs
+    reals = map(_bits, (draw.temperature, draw.top_p, draw.min_p))
+    return [draw.seed, *reals, draw.top_k, logprobs, draw.adjustment is not None, *_encode_adjustment(draw.adjustment)]
+
+
+def _encode_adjustment(how: Adjustment | None) -> list[int]:
+    if how is None:
+        return []
+    numbers = [*map(_bits, (how.frequency_penalty, how.presence_penalty, how.repetition_penalty))]
+    numbers += (how.banned_before, len(how.bias), len(how.banned), len(how.counts))
+    for token, bias in how.bias:
+        numbers += (token, _bits(bias))
+    numbers += how.banned
+    numbers += chain.from_iterable(how.counts)
     return numbers
 
 
@@ -68,12 +139,35 @@ def decode_parts(numbers: Sequence[int]) -> list[Part]:
 
 
 def _decode_part(rest: Iterator[int]) -> Part:
-    start, tokens, blocks, draws = islice(rest, 4)
-    draw = None
-    if draws:
-        seed, temperature, top_p, top_k, logprobs = islice(rest, 5)
-        draw = Draw(seed, _real(temperature), _real(top_p), top_k, None if logprobs < 0 else logprobs)
-    return Part(start, tuple(islice(rest, tokens)), tuple(islice(rest, blocks)), draw)
+    start, tokens, blocks, draws, knows = islice(rest, 5)
+    draw = _decode_draw(rest) if draws else None
+    known = None
+    if knows:
+        top, count = islice(rest, 2)
+        known = Known(tuple(islice(rest, count)), top)
+    return Part(start, tuple(islice(rest, tokens)), tuple(islice(rest, blocks)), draw, known)
+
+
+def _decode_draw(rest: Iterator[int]) -> Draw:
+    seed, temperature, top_p, min_p, top_k, logprobs, adjusts = islice(rest, 7)
+    return Draw(
+        seed,
+        _real(temperature),
+        _real(top_p),
+        top_k,
+        None if logprobs < 0 else logprobs,
+        _real(min_p),
+        _decode_adjustment(rest) if adjusts else None,
+    )
+
+
+def _decode_adjustment(rest: Iterator[int]) -> Adjustment:
+    frequency, presence, repetition = map(_real, islice(rest, 3))
+    before, biased, banned, counted = islice(rest, 4)
+    bias = tuple((next(rest), _real(next(rest))) for _ in range(biased))
+    tokens = tuple(islice(rest, banned))
+    counts = tuple((next(rest), next(rest)) for _ in range(counted))
+    return Adjustment(frequency, presence, repetition, bias, tokens, before, counts)
 
 
 def encode_drawn(drawn: Sequence[Drawn]) -> list[int]:

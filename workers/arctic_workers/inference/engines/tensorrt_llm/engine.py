@@ -5,7 +5,8 @@ What is called here: `LLM(**arguments)`, `generate_async(inputs, sampling_params
 iterated over and has `abort()`; `get_stats_async(timeout)`; `shutdown()`.
 
 Source: `tensorrt_llm/llmapi/llm.py`, `executor/result.py` and `sampling_params.py`, in stored versions around release
-1.2.1. Its sampler draws from one generator for all requests: per-request seeds came later (pull request 17172).
+1.2.1. Its sampler draws from one generator for all requests: per-request seeds came later (pull request 17172). It
+takes penalties and applies none (issue 9442): they came later too (pull request 16485).
 """
 
 import asyncio
@@ -29,6 +30,18 @@ SHUTDOWN = 30.0
 """Seconds that the ranks get to end."""
 _STATS_PAUSE = 1.0
 _PASS = Request((0,), Sampling(max_tokens=1, temperature=0.0))
+CANNOT: frozenset[SamplingField] = frozenset(
+    {
+        "seed",
+        "prompt_logprobs",
+        "min_p",
+        "min_tokens",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+        "logit_bias",
+    }
+)
 _NO_TOKEN = -1
 """An end token that no model draws: the tokens that end a request are its own matter."""
 
@@ -61,8 +74,8 @@ class TensorRTEngine:
 
     @property
     def cannot(self) -> frozenset[SamplingField]:
-        """See `Engine`: in this release all requests draw from one generator."""
-        return frozenset({"seed"})
+        """See `Engine`: what this release leaves out, or what nobody has seen it do."""
+        return CANNOT
 
     def stats(self) -> Stats:
         """See `Engine`: from the last iteration that the ranks told of; none is told of while they are idle."""

@@ -5,6 +5,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Any
 
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -17,7 +18,7 @@ from arctic_workers.control.loop import in_thread
 from arctic_workers.inference.engine import EngineError, Output, Request, Sampling, SamplingField, Stats
 from arctic_workers.inference.engines.vllm.launch import configure
 from arctic_workers.inference.engines.vllm.peers import Peers, Phase, meet_peers
-from arctic_workers.inference.engines.vllm.translation import outputs, sampling_params
+from arctic_workers.inference.engines.vllm.translation import outputs, prompt_outputs, sampling_params
 from arctic_workers.inference.open_requests import OpenRequests
 
 log = logging.getLogger(__name__)
@@ -143,8 +144,10 @@ class VLLMEngine:
         answer = self._llm.generate(prompt, sampling_params(request.sampling), str(next(self._numbers)))
         try:
             async for item in answer:
+                told = prompt_outputs(request.prompt, item.prompt_logprobs, request.sampling)
                 for output in outputs(item.outputs[0], request.sampling):
-                    yield output
+                    yield replace(output, prompt=told) if told else output
+                    told = ()
         except EngineDeadError:
             self._lose()
             raise EngineError(_ENDED) from None

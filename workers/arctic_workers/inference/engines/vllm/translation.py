@@ -1,8 +1,9 @@
 """Requests of ours as vLLM's, and its answers as ours."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from vllm import SamplingParams
+from vllm.logprobs import Logprob, PromptLogprobs
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
 
@@ -22,10 +23,28 @@ def sampling_params(sampling: Sampling) -> SamplingParams:
         # vLLM takes -1 as no seed at all.
         seed=sampling.seed & _SEED_BITS,
         logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
+        min_p=sampling.min_p,
+        min_tokens=sampling.min_tokens,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        logit_bias=dict(sampling.logit_bias) or None,
         stop_token_ids=sorted(sampling.stop_tokens),
         ignore_eos=True,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def prompt_outputs(prompt: Sequence[int], told: PromptLogprobs | None, sampling: Sampling) -> tuple[Output, ...]:
+    """Return the prompt's tokens as vLLM tells them, all with the first token of the answer; of the first nothing."""
+    count = sampling.prompt_logprobs
+    if count is None or not told:
+        return ()
+    return tuple(
+        Output(token, found[token].logprob, _likeliest(_values(found), count)) if found else Output(token)
+        for token, found in zip(prompt, told, strict=True)
     )
 
 
@@ -39,9 +58,13 @@ def outputs(completion: CompletionOutput, sampling: Sampling) -> Iterator[Output
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
         if sampling.logprobs is not None and completion.logprobs:
-            found = {each: value.logprob for each, value in completion.logprobs[place].items()}
+            found = _values(completion.logprobs[place])
             logprob, top = found[token], _likeliest(found, sampling.logprobs)
         yield Output(token, logprob, top, _REASONS[reason] if reason is not None and place == last else None)
+
+
+def _values(logprobs: Mapping[int, Logprob]) -> dict[int, float]:
+    return {token: value.logprob for token, value in logprobs.items()}
 
 
 def _likeliest(logprobs: dict[int, float], count: int) -> tuple[tuple[int, float], ...]:

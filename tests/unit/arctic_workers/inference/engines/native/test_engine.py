@@ -14,6 +14,7 @@ from arctic_model.model import ArcticModel
 from arctic_model.weights import load_weights
 from arctic_workers.inference.engine import EngineError, Output, Refused, Request, Sampling
 from arctic_workers.inference.engines.native import group as groups
+from arctic_workers.inference.engines.native import runner
 from arctic_workers.inference.engines.native.engine import NativeEngine
 from arctic_workers.inference.engines.native.group import bring_up
 from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, plan_group
@@ -95,6 +96,58 @@ async def test_greedy_tokens_are_those_of_the_plain_model(started: Started, make
             for output, row_V in zip(outputs, logprobs_TV, strict=True):
                 assert output.logprob == pytest.approx(float(row_V.max()), abs=1e-3)
                 assert [token for token, _ in output.top] == row_V.topk(3).indices.tolist()
+
+
+async def test_a_prompts_probabilities_are_those_of_the_plain_model(started: Started, make_group: MakeGroup) -> None:
+    plan = plan_group(make_group(1)[0])
+    model = ArcticModel(plan.config)
+    load_weights(model, plan.folder)
+    async with started(quantization={"weights": "fp32", "kvCache": "fp32"}) as engine:
+        for prompt in ([7], prompts(6)[5]):
+            outputs = await ask(engine, prompt, 2, temperature=0.0, prompt_logprobs=2)
+            assert not outputs[1].prompt
+            first, *others = outputs[0].prompt
+            assert first == Output(prompt[0])
+            assert [output.token for output in others] == prompt[1:]
+            with torch.inference_mode():
+                logprobs_TV = model(torch.tensor([prompt]))[0].log_softmax(-1)
+            for output, row_V in zip(others, logprobs_TV[:-1], strict=True):
+                assert output.logprob == pytest.approx(float(row_V[output.token]), abs=1e-3)
+                assert [token for token, _ in output.top] == row_V.topk(2).indices.tolist()
+
+
+ADJUSTED = (
+    {"temperature": 0.0, "prompt_logprobs": 1},
+    {"temperature": 0.0, "frequency_penalty": 0.5, "presence_penalty": 0.3},
+    {"temperature": 1.0, "seed": 3, "repetition_penalty": 1.4, "min_p": 0.05},
+    {"temperature": 0.0, "logit_bias": ((17, 2.0), (40, -3.0)), "prompt_logprobs": 0, "logprobs": 1},
+    {"temperature": 0.0, "min_tokens": 6, "stop_tokens": frozenset(range(250))},
+)
+
+
+async def test_adjusted_tokens_and_a_prompts_do_not_depend_on_company_nor_on_room(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [(prompt, ADJUSTED[index % len(ADJUSTED)]) for index, prompt in enumerate(prompts(10))]
+    async with started(batching={"tokenBudget": 256, "maxSequences": 1}) as engine:
+        alone = [await ask(engine, prompt, 12, **sampling) for prompt, sampling in asked]
+    monkeypatch.setattr(groups, "affordable_blocks", lambda *_, **__: 9)
+    monkeypatch.setattr(runner, "LOGITS_AT_ONCE", 5)
+    async with started(batching={"tokenBudget": 24, "maxSequences": 6}) as engine:
+        assert await asyncio.gather(*(ask(engine, prompt, 12, **sampling) for prompt, sampling in asked)) == alone
+
+
+async def test_a_penalty_counts_the_answer_and_a_minimum_keeps_it_going(started: Started) -> None:
+    async with started() as engine:
+        plain = [output.token for output in await ask(engine, [5, 6, 7], 100, temperature=0.0)]
+        assert len(set(plain)) < 100, "it repeats itself"
+        varied = [o.token for o in await ask(engine, [5, 6, 7], 100, temperature=0.0, presence_penalty=1000.0)]
+        assert len(set(varied)) == 100
+        unlike = [o.token for o in await ask(engine, plain, 8, temperature=0.0, repetition_penalty=1e6)]
+        assert not set(unlike) & set(plain)
+        stops = frozenset({plain[0], plain[1]})
+        cut = await ask(engine, [5, 6, 7], 24, temperature=0.0, stop_tokens=stops, min_tokens=5)
+        assert not stops & {output.token for output in cut[:5]}
 
 
 async def test_a_request_ends_with_a_stop_token_or_its_length(started: Started) -> None:

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from arctic_workers.inference.engines.native.sampling import draw_tokens, uniform
-from arctic_workers.inference.engines.native.step import Draw
+from arctic_workers.inference.engines.native.sampling import draw_tokens, tell_tokens, uniform
+from arctic_workers.inference.engines.native.step import Adjustment, Draw
 
 LOGITS = torch.tensor([0.1, 2.0, -1.0, 1.0, 0.5]).log_softmax(-1)
 
@@ -51,6 +51,64 @@ def test_a_temperature_of_almost_nothing_is_greedy(temperature: float, top_p: fl
     """Dividing by it would overflow, and the likeliest token would be lost among NaNs."""
     [one] = draw_tokens(LOGITS[None], [(how(temperature=temperature, top_p=top_p), 7)])
     assert one.token == 1
+
+
+def adjusted(**changes: object) -> Draw:
+    none = {
+        "frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0,
+        "bias": (), "banned": (), "banned_before": 0, "counts": (),
+    }  # fmt: skip
+    return how(temperature=0.0, logprobs=0, adjustment=Adjustment(**(none | changes)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "token"),
+    [
+        ({}, 1),
+        ({"bias": ((2, 3.5), (4, 1.0))}, 2),
+        ({"bias": ((1, -1.5),)}, 3),
+        ({"banned": (1, 3), "banned_before": 8}, 4),
+        ({"banned": (1, 3), "banned_before": 7}, 1),
+        ({"frequency_penalty": 0.4, "counts": ((1, 2), (0, 1))}, 1),
+        ({"frequency_penalty": 0.4, "counts": ((1, 3),)}, 3),
+        ({"presence_penalty": 1.1, "counts": ((1, 1),)}, 3),
+        ({"presence_penalty": 1.1, "counts": ((1, 0),)}, 1),
+        ({"presence_penalty": -1.1, "counts": ((3, 1),)}, 3),
+        ({"repetition_penalty": 3.0, "counts": ((1, 0),)}, 3),
+        ({"repetition_penalty": 0.1, "counts": ((4, 0),)}, 4),
+    ],
+)
+def test_what_adjusts_logits_changes_the_choice_and_not_what_is_told(changes: dict[str, object], token: int) -> None:
+    raw_V = torch.tensor([0.1, 2.0, -1.0, 1.0, 0.5])
+    [one] = draw_tokens(raw_V[None], [(adjusted(**changes), 7)])
+    assert one.token == token
+    assert one.logprob == pytest.approx(float(raw_V.log_softmax(-1)[token]))
+
+
+def test_a_penalty_takes_from_negative_logits_too() -> None:
+    raw_V = torch.tensor([-1.0, -1.5, -9.0])
+    [one] = draw_tokens(raw_V[None], [(adjusted(repetition_penalty=2.0, counts=((0, 0),)), 7)])
+    assert one.token == 1
+
+
+def test_candidates_are_at_least_so_likely_as_a_share_of_the_likeliest() -> None:
+    share = float((LOGITS[3] - LOGITS[1]).exp())
+    assert [f > 0 for f in frequencies(how(min_p=share - 0.01))] == [False, True, False, True, False]
+    assert [f > 0 for f in frequencies(how(min_p=share + 0.01))] == [False, True, False, False, False]
+    assert [f > 0 for f in frequencies(how(min_p=share - 0.01, top_k=1))] == [False, True, False, False, False]
+
+
+def test_a_row_is_drawn_the_same_alone_as_in_company() -> None:
+    torch.manual_seed(0)
+    logits_SV = torch.randn(24, 1000) * 3
+    logits_SV[5] = logits_SV[6].round()  # with equals
+    ways = [how(temperature=0.0), how(temperature=0.0, logprobs=3), how(top_p=0.9, logprobs=1), how(min_p=0.1),
+            adjusted(bias=((3, 5.0),)), how(logprobs=0)]  # fmt: skip
+    draws = [(ways[row % len(ways)], row) for row in range(24)]
+    together = draw_tokens(logits_SV, draws)
+    assert together == [draw_tokens(logits_SV[row : row + 1], [draws[row]])[0] for row in range(24)]
+    told = tell_tokens(logits_SV, range(24), [*range(24)], [2] * 24)
+    assert told == [tell_tokens(logits_SV, [row], [row], [2])[0] for row in range(24)]
 
 
 def test_chance_is_a_function_of_seed_and_position() -> None:

@@ -4,8 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arctic_workers.inference.engines.native.step import (
+    Adjustment,
     Draw,
     Drawn,
+    Known,
     Part,
     decode_drawn,
     decode_parts,
@@ -15,6 +17,16 @@ from arctic_workers.inference.engines.native.step import (
 
 ids = st.integers(0, 2**31)
 reals = st.floats(allow_nan=False)
+adjustments = st.builds(
+    Adjustment,
+    frequency_penalty=reals,
+    presence_penalty=reals,
+    repetition_penalty=reals,
+    bias=st.lists(st.tuples(ids, reals), max_size=3).map(tuple),
+    banned=st.lists(ids, max_size=3).map(tuple),
+    banned_before=ids,
+    counts=st.lists(st.tuples(ids, ids), max_size=3).map(tuple),
+)
 draws = st.builds(
     Draw,
     seed=st.integers(-(2**63), 2**63 - 1),
@@ -22,9 +34,17 @@ draws = st.builds(
     top_p=reals,
     top_k=ids,
     logprobs=st.none() | st.integers(0, 20),
+    min_p=reals,
+    adjustment=st.none() | adjustments,
 )
+known = st.builds(Known, tokens=st.lists(ids, max_size=3).map(tuple), top=st.integers(0, 20))
 parts = st.builds(
-    Part, start=ids, tokens=st.lists(ids).map(tuple), blocks=st.lists(ids).map(tuple), draw=st.none() | draws
+    Part,
+    start=ids,
+    tokens=st.lists(ids).map(tuple),
+    blocks=st.lists(ids).map(tuple),
+    draw=st.none() | draws,
+    known=st.none() | known,
 )
 drawn = st.builds(
     Drawn, token=ids, logprob=st.none() | reals, top=st.lists(st.tuples(ids, reals), max_size=4).map(tuple)
