@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from arctic_api.common import (
     MAP_BY_TYPE,
     MAX_COUNT,
+    SET,
     BaseWeights,
     Condition,
     Count,
@@ -37,6 +38,7 @@ def _check_length(value: Any) -> Any:
     return value
 
 
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$", max_length=255)]
 Length = Annotated[
     int | Literal["unlimited"],
     BeforeValidator(_check_length),
@@ -188,6 +190,8 @@ class Service(Resource):
     """Port of the OpenAI-compatible endpoint."""
     auth: SecretReference | None = None
     """Secret whose values are the accepted API keys."""
+    cors: Annotated[list[Origin], Field(min_length=1, max_length=32)] | None = Field(None, json_schema_extra=SET)
+    """Origins whose pages may ask from a browser, such as https://chat.example.com, or "*" for all; none by default."""
 
 
 class ArcticInferenceSpec(Resource):

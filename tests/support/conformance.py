@@ -179,8 +179,62 @@ async def a_bad_request_is_refused_with_a_sentence(endpoint: Endpoint) -> None:
     async with endpoint.client() as client:
         assert [model.id for model in (await client.models.list()).data] == [endpoint.name]
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.completions.create(model=endpoint.name, prompt="x", n=2)
-    assert refused.value.param == "n"
+            await client.completions.create(model=endpoint.name, prompt="x", best_of=2)
+    assert refused.value.param == "best_of"
+
+
+async def each_prompt_has_its_choices(endpoint: Endpoint) -> None:
+    """In the order of the prompts; the first of several is the one that is made alone."""
+    asked: dict[str, Any] = {"model": endpoint.name, "max_tokens": 8, "temperature": 1.0, "seed": 4}
+    async with endpoint.client() as client:
+        alone = [(await client.completions.create(**asked, prompt=prompt)).choices[0].text for prompt in PROMPTS]
+        whole = await client.completions.create(**asked, prompt=list(PROMPTS), n=2)
+        stream = await client.completions.create(**asked, prompt=list(PROMPTS), n=2, stream=True)
+        texts = [""] * (2 * len(PROMPTS))
+        async for event in stream:
+            for choice in event.choices:
+                texts[choice.index] += choice.text
+    assert [choice.index for choice in whole.choices] == list(range(2 * len(PROMPTS)))
+    assert [choice.text for choice in whole.choices] == texts
+    assert texts[::2] == alone
+    assert texts[1::2] != alone
+
+
+async def a_prompts_tokens_have_logprobs(endpoint: Endpoint) -> None:
+    """What suites of likelihoods ask: each is that with which the token would be drawn after those before it."""
+    async with endpoint.http() as http:
+        tokenized = [(await http.post("/tokenize", json={"prompt": prompt})).json()["tokens"] for prompt in PROMPTS]
+    asked: dict[str, Any] = {"model": endpoint.name, "temperature": 0, "logprobs": 1, "max_tokens": 1, "echo": True}
+    async with endpoint.client() as client:
+        echoed = await client.completions.create(**asked, prompt=tokenized)
+        for tokens, choice in zip(tokenized, echoed.choices, strict=True):
+            told = choice.logprobs
+            assert len(told.token_logprobs) == len(tokens) + 1
+            assert told.token_logprobs[0] is told.top_logprobs[0] is None
+            assert told.text_offset == sorted(told.text_offset)
+        bare = await client.completions.create(**asked | {"max_tokens": 0}, prompt=tokenized[0])
+        one = (await client.completions.create(**asked | {"echo": False}, prompt=tokenized[0][:-1])).choices[0]
+    told = echoed.choices[0].logprobs
+    assert bare.choices[0].text == PROMPTS[0]
+    assert bare.choices[0].logprobs.token_logprobs == pytest.approx(told.token_logprobs[:-1], abs=1e-2)
+    [likeliest] = one.logprobs.top_logprobs[0].values()
+    assert max(told.top_logprobs[-2].values()) == pytest.approx(likeliest, abs=1e-2)
+
+
+async def penalties_and_biases_change_what_is_drawn(endpoint: Endpoint) -> None:
+    asked: dict[str, Any] = {"model": endpoint.name, "prompt": PROMPTS[0], "max_tokens": 24, "temperature": 0}
+    async with endpoint.http() as http:
+        [token, *_] = (await http.post("/tokenize", json={"prompt": "x"})).json()["tokens"]
+    async with endpoint.client() as client:
+        plain = await endpoint.greedy(PROMPTS[0], 24)
+        biased = (await client.completions.create(**asked, logit_bias={str(token): 100})).choices[0].text
+        varied = (await client.completions.create(**asked, presence_penalty=2, frequency_penalty=2)).choices[0].text
+        again = (await client.completions.create(**asked, presence_penalty=2, frequency_penalty=2)).choices[0].text
+        wide: dict[str, Any] = {"extra_body": {"min_p": 1.0}, "seed": 3}
+        likeliest = (await client.completions.create(**asked | {"temperature": 1.0}, **wide)).choices[0].text
+    assert set(biased) == {"x"}
+    assert varied == again != biased
+    assert likeliest == plain
 
 
 # --- many at once, and clients that leave
@@ -253,6 +307,9 @@ SHORT: tuple[Check, ...] = (
     an_answer_ends_before_a_stop_string,
     a_seed_decides_what_is_sampled,
     logprobs_are_those_of_the_model_as_it_is,
+    each_prompt_has_its_choices,
+    a_prompts_tokens_have_logprobs,
+    penalties_and_biases_change_what_is_drawn,
     a_bad_request_is_refused_with_a_sentence,
     a_client_that_leaves_ends_its_request,
 )

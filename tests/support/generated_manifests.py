@@ -277,7 +277,7 @@ def right_inferences(draw: st.DrawFn) -> Manifest:
                 drainTimeout=st.sampled_from(DURATIONS),
                 paused=st.booleans(),
             ),
-            service=optional(port=st.integers(1, 65535)),
+            service=optional(port=st.integers(1, 65535), cors=st.just(["https://chat.example.com", "*"])),
         )
     )
     return _manifest("ArcticInference", draw(names), spec)

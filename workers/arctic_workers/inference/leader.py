@@ -67,7 +67,9 @@ class Leader(Commands):
             self._gate,
             model=pod.group.served_name,
             vocabulary=vocabulary,
+            most_running=spec.batching.max_sequences,
             most_waiting=QUEUE_FACTOR * spec.batching.max_sequences,
+            cors=spec.service.cors or (),
         )
         self._server = _Server(
             uvicorn.Config(

@@ -10,6 +10,13 @@ import grpc
 import httpx
 import openai
 import pytest
+from conformance import (
+    Check,
+    Endpoint,
+    a_prompts_tokens_have_logprobs,
+    each_prompt_has_its_choices,
+    penalties_and_biases_change_what_is_drawn,
+)
 from gateways import run_gateway
 from groups import Group, until
 from openai.types import Completion
@@ -128,12 +135,27 @@ async def test_an_answer_ends_before_a_stop_string(client: openai.AsyncOpenAI) -
     assert echoed.choices[0].text == "The operator" + whole
 
 
+class Local(Endpoint):
+    """A group without a cluster around it."""
+
+    def __init__(self, group: Group) -> None:
+        self.name, self.url = "tiny", group.url
+
+
+@pytest.mark.parametrize(
+    "check",
+    [each_prompt_has_its_choices, a_prompts_tokens_have_logprobs, penalties_and_biases_change_what_is_drawn],
+)
+async def test_two_ranks_do_what_every_engine_has_to(group: Group, check: Check) -> None:
+    await check(Local(group))
+
+
 async def test_errors_are_openais(client: openai.AsyncOpenAI, group: Group) -> None:
     with pytest.raises(openai.NotFoundError, match="write 'tiny'") as missing:
         await client.completions.create(model="other", prompt="x")
     assert missing.value.code == "model_not_found"
-    with pytest.raises(openai.BadRequestError, match="'n' is not supported"):
-        await client.completions.create(model="tiny", prompt="x", n=2)
+    with pytest.raises(openai.BadRequestError, match="'best_of' chooses nothing here"):
+        await client.completions.create(model="tiny", prompt="x", best_of=2)
     with pytest.raises(openai.BadRequestError, match="maximum context length is 256 tokens") as long:
         await client.completions.create(model="tiny", prompt="x" * 300, max_tokens=1)
     assert long.value.code == "context_length_exceeded"

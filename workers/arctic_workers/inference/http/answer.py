@@ -1,5 +1,6 @@
 """One request from prompt to text, whichever engine computes it: stop strings, held-back text, times."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from arctic_workers.inference.metrics import Metrics
 
 @dataclass(frozen=True)
 class Piece:
-    """Some text of an answer, and the tokens that came since the piece before (the stop token is not among them)."""
+    """Some text of an answer, and the tokens that came since the piece before; a stop token has no text."""
 
     text: str
     outputs: tuple[Output, ...]
@@ -49,6 +50,45 @@ class Answers:
             timer.end(outcome)
 
 
+async def together(
+    answers: Sequence[AsyncGenerator[Piece, None]], most: int
+) -> AsyncGenerator[tuple[int, Piece], None]:
+    """Yield the pieces of several answers with their answer's number, as they come; at most so many are made at once.
+
+    Closing the iterator cancels them all. Raises EngineError.
+    """
+    if len(answers) == 1:
+        async with aclosing(answers[0]) as pieces:
+            async for piece in pieces:
+                yield 0, piece
+        return
+    come: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
+    numbered = iter(enumerate(answers))
+
+    async def work() -> None:
+        try:
+            for number, answer in numbered:
+                async with aclosing(answer) as pieces:
+                    async for piece in pieces:
+                        come.put_nowait((number, piece))
+        except Exception as error:  # it is the reader's
+            come.put_nowait(error)
+
+    workers = [asyncio.create_task(work()) for _ in range(min(most, len(answers)))]
+    unfinished = len(answers)
+    try:
+        while unfinished:
+            item = await come.get()
+            if isinstance(item, Exception):
+                raise item
+            unfinished -= item[1].finish_reason is not None
+            yield item
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
 class _Writer:
     """Turns one request's tokens into pieces."""
 
@@ -62,10 +102,8 @@ class _Writer:
         """Take a token; return the piece that is now sure, if there is one."""
         self._generated += 1
         reason = output.finish_reason
-        new = ""
-        if reason != "stop":
-            self._pending.append(output)
-            new = self._detokenizer.push(output.token)
+        self._pending.append(output)
+        new = "" if reason == "stop" else self._detokenizer.push(output.token)
         if reason is not None:
             new += self._detokenizer.finish()
         shown = self._stops.push(new)

@@ -38,6 +38,8 @@ class ChatTemplate:
     """The chat template of one model; `special` are its special tokens by name, as templates know them."""
 
     def __init__(self, source: str | None, place: str, special: Mapping[str, str]) -> None:
+        self.source = source
+        """None where the model comes without one."""
         self._template = _compile(_DEFAULT if source is None else source, place)
         self._special = dict(special)
         self.is_marked = source is not None

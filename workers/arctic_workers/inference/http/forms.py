@@ -1,6 +1,6 @@
 """The OpenAI API's answers as JSON: one class for each of the two endpoints, for whole answers and for streams."""
 
-import codecs
+import json
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from arctic_workers.inference.engine import Output
 from arctic_workers.inference.http.answer import Piece
-from arctic_workers.inference.http.text import Text
+from arctic_workers.inference.http.text import Detokenizer, Text
 
 
 def usage(prompt: int, generated: int) -> dict[str, int]:
@@ -16,53 +16,77 @@ def usage(prompt: int, generated: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
 
 
-class Form(Protocol):
-    """How one endpoint writes an answer."""
-
-    def opening(self) -> list[dict[str, Any]]:
-        """Return the choices that a stream begins with, one an event."""
-        ...
-
-    def events(self, piece: Piece) -> list[dict[str, Any]]:
-        """Return a piece as choices of a stream, one an event."""
-        ...
-
-    def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """Return the choice of a whole answer."""
-        ...
-
-    def envelope(self, choices: list[dict[str, Any]], *, streamed: bool) -> dict[str, Any]:
-        """Return the object around choices."""
-        ...
+def event(data: dict[str, Any]) -> bytes:
+    """Return a server-sent event."""
+    return b"data: " + _json(data) + b"\n\n"
 
 
-class _Envelope:
-    """Identity of an answer, the same in all its events."""
+def _json(data: Any) -> bytes:
+    return _ENCODER.encode(data).encode()
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
+"""Made once: `json.dumps` makes one for each call with arguments."""
+
+
+class Envelope:
+    """What is around choices: an answer's identity, the same in all its events."""
 
     def __init__(self, model: str, prefix: str, whole: str, streamed: str) -> None:
         self._base = {"id": f"{prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
-        self._objects = {False: whole, True: streamed}
+        self._whole, self._streamed = whole, streamed
+        self._before = self._after = b""
 
-    def envelope(self, choices: list[dict[str, Any]], *, streamed: bool) -> dict[str, Any]:
-        """See `Form`."""
-        return {**self._base, "object": self._objects[streamed], "choices": choices}
+    def whole(self, choices: list[dict[str, Any]], counts: dict[str, int]) -> dict[str, Any]:
+        """Return a whole answer with its usage."""
+        return {**self._base, "object": self._whole, "choices": choices, "usage": counts}
+
+    def events(self, choices: Sequence[dict[str, Any]], *, has_usage: bool) -> bytes:
+        """Return choices of a stream, one an event; where usage is asked for, all have its key, as with OpenAI."""
+        if not self._before:
+            frame = event(self.part([], {"usage": None} if has_usage else {}))
+            self._before, self._after = frame.split(b"[]")
+        return b"".join([self._before + b"[" + _json(choice) + b"]" + self._after for choice in choices])
+
+    def part(self, choices: list[dict[str, Any]], extra: dict[str, Any]) -> dict[str, Any]:
+        """Return an event of a stream."""
+        return {**self._base, "object": self._streamed, **extra, "choices": choices}
 
 
-class CompletionForm(_Envelope):
-    """`POST /v1/completions`; `echo` is the prompt's text where it is asked for."""
-
-    def __init__(self, model: str, text: Text, *, logprobs: bool, echo: str) -> None:
-        super().__init__(model, "cmpl", "text_completion", "text_completion")
-        self._text = text
-        self._logprobs = logprobs
-        self._echo = echo
-        self._offset = len(echo)
-        # Of the text so far: tokens may be parts of characters.
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+class Form(Protocol):
+    """How one endpoint writes one choice of an answer."""
 
     def opening(self) -> list[dict[str, Any]]:
-        """See `Form`."""
-        return [self._choice(self._echo, (), None)] if self._echo else []
+        """Return what a stream of it begins with, an event each."""
+        ...
+
+    def events(self, piece: Piece) -> list[dict[str, Any]]:
+        """Return a piece as parts of a stream, an event each."""
+        ...
+
+    def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """Return the whole choice."""
+        ...
+
+
+class CompletionForm:
+    """A choice of `POST /v1/completions`. An answer that nobody asked for, with `max_tokens` 0, is left out."""
+
+    def __init__(
+        self, text: Text, index: int, prompt: Sequence[int], *, logprobs: bool, echo: bool, answers: bool
+    ) -> None:
+        self._text = text
+        self._index = index
+        self._answers = answers
+        self._echo = text.decode_finished(prompt) if echo else ""
+        self._tells_prompt = echo
+        # Tokens may be parts of characters, or have a text of their own only at the beginning.
+        self._places = Detokenizer(text, () if echo else prompt) if logprobs else None
+        self._offset = 0
+
+    def opening(self) -> list[dict[str, Any]]:
+        """See `Form`: the prompt comes with the first piece, which knows its probabilities."""
+        return []
 
     def events(self, piece: Piece) -> list[dict[str, Any]]:
         """See `Form`."""
@@ -71,26 +95,35 @@ class CompletionForm(_Envelope):
     def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """See `Form`."""
         outputs = [output for piece in pieces for output in piece.outputs]
-        text = self._echo + "".join(piece.text for piece in pieces)
-        return self._choice(text, outputs, pieces[-1].finish_reason)
+        return self._choice("".join([piece.text for piece in pieces]), outputs, pieces[-1].finish_reason)
 
     def _choice(self, text: str, outputs: Sequence[Output], reason: str | None) -> dict[str, Any]:
-        logprobs = self._some_logprobs(outputs) if self._logprobs else None
-        return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        told = outputs[0].prompt if outputs and self._tells_prompt else ()
+        if not self._answers:
+            text, outputs, reason = "", (), "length"
+        if self._echo:
+            text, self._echo = self._echo + text, ""
+        logprobs = self._some_logprobs((*told, *outputs), self._places) if self._places else None
+        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _some_logprobs(self, outputs: Sequence[Output]) -> dict[str, Any]:
+    def _some_logprobs(self, outputs: Sequence[Output], places: Detokenizer) -> dict[str, Any]:
         raw = [self._text.token_bytes(output.token) for output in outputs]
         offsets = []
-        for token in raw:
+        for output in outputs:
             offsets.append(self._offset)
-            self._offset += len(self._decoder.decode(token))
-        tops = [_by_name((self._text.token_bytes(token), value) for token, value in output.top) for output in outputs]
+            self._offset += len(places.push(output.token))
         return {
             "tokens": [_name(token) for token in raw],
             "token_logprobs": [output.logprob for output in outputs],
-            "top_logprobs": tops,
+            "top_logprobs": [self._top(output) for output in outputs],
             "text_offset": offsets,
         }
+
+    def _top(self, output: Output) -> dict[str, float] | None:
+        """Of a prompt's first token nothing is told."""
+        if output.logprob is None:
+            return None
+        return _by_name((self._text.token_bytes(token), value) for token, value in output.top)
 
 
 def _by_name(values: Iterable[tuple[bytes, float]]) -> dict[str, float]:
@@ -115,12 +148,12 @@ def _escaped(token: bytes) -> str:
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
 
 
-class ChatForm(_Envelope):
-    """`POST /v1/chat/completions`."""
+class ChatForm:
+    """A choice of `POST /v1/chat/completions`. A stop token is not told of, as with OpenAI."""
 
-    def __init__(self, model: str, text: Text, *, logprobs: bool) -> None:
-        super().__init__(model, "chatcmpl", "chat.completion", "chat.completion.chunk")
+    def __init__(self, text: Text, index: int, *, logprobs: bool) -> None:
         self._text = text
+        self._index = index
         self._logprobs = logprobs
 
     def opening(self) -> list[dict[str, Any]]:
@@ -130,7 +163,7 @@ class ChatForm(_Envelope):
     def events(self, piece: Piece) -> list[dict[str, Any]]:
         """See `Form`: the reason comes in an event of its own, as OpenAI does it."""
         events = []
-        if piece.text or piece.outputs:
+        if piece.text or (self._logprobs and _with_text(piece.outputs)):
             events.append(self._event({"content": piece.text}, self._some_logprobs(piece.outputs), None))
         if piece.finish_reason:
             events.append(self._event({}, None, piece.finish_reason))
@@ -138,17 +171,17 @@ class ChatForm(_Envelope):
 
     def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """See `Form`."""
-        message = {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None}
+        message = {"role": "assistant", "content": "".join([piece.text for piece in pieces]), "refusal": None}
         outputs = [output for piece in pieces for output in piece.outputs]
         return {
-            "index": 0,
+            "index": self._index,
             "message": message,
             "logprobs": self._some_logprobs(outputs),
             "finish_reason": pieces[-1].finish_reason,
         }
 
     def _event(self, delta: dict[str, str], logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
     def _some_logprobs(self, outputs: Sequence[Output]) -> dict[str, Any] | None:
         if not self._logprobs:
@@ -156,7 +189,7 @@ class ChatForm(_Envelope):
         return {
             "content": [
                 self._token(output.token, output.logprob) | {"top_logprobs": [self._token(*top) for top in output.top]}
-                for output in outputs
+                for output in _with_text(outputs)
             ],
             "refusal": None,
         }
@@ -164,3 +197,7 @@ class ChatForm(_Envelope):
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
         raw = self._text.token_bytes(token)
         return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
+
+
+def _with_text(outputs: Sequence[Output]) -> list[Output]:
+    return [output for output in outputs if output.finish_reason != "stop"]

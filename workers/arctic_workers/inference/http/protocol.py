@@ -5,18 +5,17 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 MOST_LOGPROBS = 20
-MOST_STOPS = 4
+MOST_STOPS = 32
+"""OpenAI takes 4; suites send more."""
+MOST_CHOICES = 128
+"""Of a prompt, as with OpenAI."""
+MOST_BIASES = 1024
 _LONGEST_STOP = 256
 
 RequestType = TypeVar("RequestType", bound="_Request")
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "best_of": (None, 1),
     "suffix": (None, ""),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "logit_bias": (None, {}),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "parallel_tool_calls": (None, True, False),
@@ -24,6 +23,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": (None, "none"),
     "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
+    "reasoning_effort": (None, "none"),
+    "use_beam_search": (None, False),
+    "length_penalty": (None, 1),
+    "add_special_tokens": (None, True),
+    "skip_special_tokens": (None, True),
+    "spaces_between_special_tokens": (None, True),
+    "include_stop_str_in_output": (None, False),
+    "detokenize": (None, True),
 }
 """Parameters of the API that are not supported, with the values under which they change nothing."""
 _WITHOUT_EFFECT = (
@@ -48,6 +55,8 @@ FIRST_FAULT = Field(fail_fast=True)
 Strings = Annotated[list[str], FIRST_FAULT]
 Tokens = Annotated[list[int], FIRST_FAULT]
 Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
@@ -116,10 +125,29 @@ class CommonRequest(_Request):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     """Not OpenAI's, but what every open server has; 0 and -1 are no limit."""
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """This and what follows up to `stop_token_ids` has the names that vLLM has for it, where OpenAI has none."""
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    min_tokens: CountOrNone | None = None
+    ignore_eos: bool | None = False
+    stop_token_ids: Tokens | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    best_of: int | None = None
     seed: Seed | None = None
     stop: str | Strings | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _check_biases(cls, value: Any) -> Any:
+        """Before each of them is looked at."""
+        if isinstance(value, dict) and len(value) > MOST_BIASES:
+            raise ValueError(f"{len(value)} tokens are too many; write at most {MOST_BIASES}")
+        return value
 
     @field_validator("stop")
     @classmethod
@@ -137,6 +165,18 @@ class CommonRequest(_Request):
             raise ValueError("'stream_options' needs 'stream': true")
         return self
 
+    @model_validator(mode="after")
+    def _check_best_of(self) -> Self:
+        if self.best_of not in (None, self.choices):
+            message = f"'best_of' chooses nothing here; leave it out or write {self.choices}, as many as 'n'"
+            raise UnsupportedParameter("best_of", message)
+        return self
+
+    @property
+    def choices(self) -> int:
+        """How many answers to a prompt are asked for."""
+        return self.n or 1
+
     @property
     def stops(self) -> list[str]:
         """The stop strings."""
@@ -152,8 +192,19 @@ class CompletionRequest(CommonRequest):
     """`POST /v1/completions`."""
 
     prompt: str | Tokens | Strings | Annotated[list[Tokens], FIRST_FAULT]
+    max_tokens: CountOrNone | None = None
     echo: bool | None = False
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, in order; at least one."""
+        given = self.prompt
+        if isinstance(given, str):
+            return [given]
+        if not given or isinstance(given[0], int):
+            return [[token for token in given if isinstance(token, int)]]
+        return given
 
 
 def _check_text(kind: str) -> str:

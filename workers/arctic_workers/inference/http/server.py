@@ -1,12 +1,12 @@
 """The OpenAI-compatible HTTP API over any engine: reading requests, admission, answers whole or streamed."""
 
 import asyncio
-import json
+import hashlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -14,16 +14,19 @@ from typing import Any, TypeVar
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arctic_workers.inference import engine as engines
-from arctic_workers.inference.engine import Engine, EngineError, Sampling, Stats
-from arctic_workers.inference.http.answer import Answers, Piece
+from arctic_workers.inference.engine import Engine, Sampling, SamplingField, Stats
+from arctic_workers.inference.http.access import HEADER as REQUEST_ID
+from arctic_workers.inference.http.access import AccessLog
+from arctic_workers.inference.http.answer import Answers, together
 from arctic_workers.inference.http.chat import TextError
-from arctic_workers.inference.http.forms import ChatForm, CompletionForm, Form, usage
+from arctic_workers.inference.http.forms import ChatForm, CompletionForm, Envelope, Form
 from arctic_workers.inference.http.protocol import (
     ApiError,
     ChatRequest,
@@ -34,6 +37,7 @@ from arctic_workers.inference.http.protocol import (
     TokenizeRequest,
     parse,
 )
+from arctic_workers.inference.http.responses import Answer, streamed, whole
 from arctic_workers.inference.http.text import Text
 from arctic_workers.inference.metrics import Metrics
 
@@ -45,10 +49,13 @@ DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for `max_tokens` of completions; chats may fill the context."""
 BODY_SECONDS = 30.0
 """Time for a request's body to arrive: until then it counts as waiting."""
+MOST_ANSWERS = 2048
+"""Of one request, to all its prompts."""
 LARGE_TEXT = 8192
 """Characters of a prompt, or bytes of a chat, that take so long to be made tokens that other answers would stop."""
 RETRY_AFTER_BUSY = 1
 RETRY_AFTER_DRAINING = 5
+_NEUTRAL = Sampling(max_tokens=1)
 
 
 class Gate:
@@ -99,8 +106,14 @@ class Api:
         *,
         model: str,
         vocabulary: int,
+        most_running: int,
         most_waiting: int,
+        cors: Sequence[str] = (),
     ) -> None:
+        """Of one request, at most `most_running` answers are made at once, so that it takes no more than its turn.
+
+        Pages of the origins `cors` may ask, of all where "*" is among them.
+        """
         self._engine = engine
         self._text = text
         self._metrics = metrics
@@ -108,11 +121,13 @@ class Api:
         self._model = model
         self._created = int(time.time())
         self._vocabulary = vocabulary
+        self._most_running = most_running
         routes = [
             Route("/health", self._health),
             Route("/version", self._version),
             Route("/metrics", self._expose),
             Route("/tokenize", self._tokenize, methods=["POST"]),
+            Route("/tokenizer_info", self._tokenizer_info),
             Route("/detokenize", self._detokenize, methods=["POST"]),
             Route("/v1/models", self._models),
             Route("/v1/models/{model:path}", self._one_model),
@@ -125,7 +140,15 @@ class Api:
             Exception: _break,
         }
         app = Starlette(routes=routes, exception_handlers=handlers)
-        self.app: ASGIApp = _Doorkeeper(app, gate, engine, most_waiting)
+        self.app: ASGIApp = AccessLog(_Doorkeeper(app, gate, engine, most_waiting))
+        if cors:
+            self.app = CORSMiddleware(
+                self.app,
+                allow_origins=cors,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=[REQUEST_ID, "Retry-After"],
+            )
 
     async def _health(self, request: Request) -> Response:  # noqa: ARG002
         self._check_ready()
@@ -149,6 +172,9 @@ class Api:
         answer = {"tokens": tokens, "count": len(tokens), "max_model_len": self._engine.max_length}
         names = {"token_strs": [self._text.token_name(token) for token in tokens]} if asked.return_token_strs else {}
         return JSONResponse({**answer, **names})
+
+    async def _tokenizer_info(self, request: Request) -> Response:  # noqa: ARG002
+        return JSONResponse(self._text.info())
 
     async def _detokenize(self, request: Request) -> Response:
         asked = parse(DetokenizeRequest, await _read(request))
@@ -175,15 +201,31 @@ class Api:
     async def _completions(self, request: Request) -> Response:
         asked = parse(CompletionRequest, await _read(request))
         self._check_model(asked.model)
-        prompt = await self._prompt(asked)
-        if asked.echo and asked.logprobs is not None:
-            raise ApiError(400, "'echo' with 'logprobs' is not supported; leave one of them out", param="echo")
-        sampling = self._sampling(
-            asked, len(prompt), asked.max_tokens or min(DEFAULT_COMPLETION_TOKENS, self._room(prompt)), asked.logprobs
-        )
-        echo = self._text.decode(prompt) if asked.echo else ""
-        form = CompletionForm(self._model, self._text, logprobs=asked.logprobs is not None, echo=echo)
-        return await self._answer(request, asked, prompt, sampling, form)
+        if len(asked.prompts) * asked.choices > MOST_ANSWERS:
+            message = f"{len(asked.prompts)} prompts with {asked.choices} answers each are too many in one request; "
+            raise ApiError(400, f"{message}at most {MOST_ANSWERS} answers are made", param="prompt")
+        prompts = [await self._prompt(prompt) for prompt in asked.prompts]
+        asks_nothing = asked.max_tokens == 0
+        echo, logprobs = bool(asked.echo), asked.logprobs
+
+        def most(prompt: list[int]) -> int:
+            if asked.max_tokens is None:
+                return min(DEFAULT_COMPLETION_TOKENS, self._room(prompt))
+            return asked.max_tokens or 1  # engines make at least one
+
+        requests = [
+            self._engine_request(asked, prompt, most(prompt), logprobs, logprobs if echo else None)
+            for prompt in prompts
+        ]
+        forms = [
+            CompletionForm(
+                self._text, index, prompts[index // asked.choices],
+                logprobs=logprobs is not None, echo=echo, answers=not asks_nothing,
+            )
+            for index in range(len(prompts) * asked.choices)
+        ]  # fmt: skip
+        envelope = Envelope(self._model, "cmpl", "text_completion", "text_completion")
+        return await self._answer(request, asked, requests, envelope, forms, asks_nothing=asks_nothing)
 
     async def _chat(self, request: Request) -> Response:
         body = await _read(request)
@@ -192,9 +234,10 @@ class Api:
         prompt = await self._chat_tokens(asked, len(body))
         most = asked.max_completion_tokens or asked.max_tokens or self._room(prompt)
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        sampling = self._sampling(asked, len(prompt), most, logprobs)
-        form = ChatForm(self._model, self._text, logprobs=logprobs is not None)
-        return await self._answer(request, asked, prompt, sampling, form)
+        asked_of_engine = self._engine_request(asked, prompt, most, logprobs, None)
+        forms = [ChatForm(self._text, index, logprobs=logprobs is not None) for index in range(asked.choices)]
+        envelope = Envelope(self._model, "chatcmpl", "chat.completion", "chat.completion.chunk")
+        return await self._answer(request, asked, [asked_of_engine], envelope, forms)
 
     async def _chat_tokens(self, asked: Conversation, size: int) -> list[int]:
         try:
@@ -212,15 +255,10 @@ class Api:
                 code="model_not_found",
             )
 
-    async def _prompt(self, asked: CompletionRequest) -> list[int]:
-        prompt = asked.prompt
-        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-            if len(prompt) > 1:
-                raise ApiError(400, f"{len(prompt)} prompts in one request; send one request each", param="prompt")
-            prompt = prompt[0]
+    async def _prompt(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
             return await self._encode(prompt, "prompt", special=True)
-        return self._known([token for token in prompt if isinstance(token, int)], "prompt")
+        return self._known(prompt, "prompt")
 
     def _known(self, tokens: list[int], param: str) -> list[int]:
         """Return tokens, all of them the model's."""
@@ -257,31 +295,51 @@ class Api:
         """Tokens that may follow a prompt; at least 1, which a prompt that is too long is then refused for."""
         return max(self._engine.max_length - len(prompt), 1)
 
-    def _check_abilities(self, asked: CommonRequest, logprobs: int | None) -> None:
-        given = {"seed": asked.seed is not None, "top_k": (asked.top_k or 0) > 0, "logprobs": logprobs is not None}
+    def _check_abilities(self, asked: CommonRequest, sampling: Sampling) -> None:
         for field in sorted(self._engine.cannot):
-            if given[field]:
-                message = f"'{field}' is not supported by the engine that serves this model; leave it out"
-                raise ApiError(400, message, param=field, code="unsupported_parameter")
+            given = asked.seed is not None if field == "seed" else getattr(sampling, field) != getattr(_NEUTRAL, field)
+            if given:
+                name = _PARAMETERS.get(field, field)
+                message = f"'{name}' is not supported by the engine that serves this model; leave it out"
+                raise ApiError(400, message, param=name, code="unsupported_parameter")
 
-    def _sampling(self, asked: CommonRequest, prompt: int, most: int, logprobs: int | None) -> Sampling:
-        self._check_abilities(asked, logprobs)
+    def _engine_request(
+        self, asked: CommonRequest, prompt: list[int], most: int, logprobs: int | None, prompt_logprobs: int | None
+    ) -> engines.Request:
         if not prompt:
             raise ApiError(400, "the prompt is empty; write at least one token", param="prompt")
-        if prompt + most > self._engine.max_length:
+        if len(prompt) + most > self._engine.max_length:
             raise self._too_long(
                 "messages" if isinstance(asked, ChatRequest) else "prompt",
-                f"{prompt + most} were asked for: {prompt} in the prompt and {most} in the answer; make one of them "
-                "shorter",
+                f"{len(prompt) + most} were asked for: {len(prompt)} in the prompt and {most} in the answer; make one "
+                "of them shorter",
             )
+        sampling = self._sampling(asked, most, logprobs, prompt_logprobs)
+        self._check_abilities(asked, sampling)
+        return engines.Request(tuple(prompt), sampling)
+
+    def _sampling(self, asked: CommonRequest, most: int, logprobs: int | None, prompt_logprobs: int | None) -> Sampling:
+        if (asked.min_tokens or 0) > most:
+            message = f"min_tokens is {asked.min_tokens} and the answer has at most {most}; write so many or less"
+            raise ApiError(400, message, param="min_tokens")
+        biases = asked.logit_bias or {}
+        self._known(list(biases), "logit_bias")
+        stops = frozenset(self._known(asked.stop_token_ids or [], "stop_token_ids"))
         return Sampling(
             max_tokens=most,
-            temperature=1.0 if asked.temperature is None else asked.temperature,
-            top_p=1.0 if asked.top_p is None else asked.top_p,
+            temperature=_given(asked.temperature, 1.0),
+            top_p=_given(asked.top_p, 1.0),
             top_k=max(asked.top_k or 0, 0),
             seed=secrets.randbits(63) if asked.seed is None else asked.seed,
             logprobs=logprobs,
-            stop_tokens=self._text.stop_tokens,
+            prompt_logprobs=prompt_logprobs,
+            stop_tokens=stops if asked.ignore_eos else stops | self._text.stop_tokens,
+            min_tokens=asked.min_tokens or 0,
+            min_p=asked.min_p or 0.0,
+            frequency_penalty=asked.frequency_penalty or 0.0,
+            presence_penalty=asked.presence_penalty or 0.0,
+            repetition_penalty=_given(asked.repetition_penalty, 1.0),
+            logit_bias=tuple(sorted(biases.items())),
         )
 
     def _check_ready(self) -> None:
@@ -289,80 +347,48 @@ class Api:
             raise ApiError(503, "The engine is not ready", code="not_ready", retry=RETRY_AFTER_DRAINING)
 
     async def _answer(
-        self, request: Request, asked: CommonRequest, prompt: list[int], sampling: Sampling, form: Form
+        self,
+        request: Request,
+        asked: CommonRequest,
+        requests: Sequence[engines.Request],
+        envelope: Envelope,
+        forms: Sequence[Form],
+        *,
+        asks_nothing: bool = False,
     ) -> Response:
+        """Answer with each prompt's choices, in the order of the prompts: `requests` are their first ones."""
         self._check_ready()
-        pieces = self._answers.generate(engines.Request(tuple(prompt), sampling), asked.stops)
+        answers = [
+            self._answers.generate(_sample(first, number), asked.stops)
+            for first in requests
+            for number in range(asked.choices)
+        ]
+        pieces = together(answers, self._most_running)
+        answer = Answer(envelope, forms, pieces, sum(len(each.prompt) for each in requests), asks_nothing)
         if asked.stream:
-            events = _events(pieces, form, len(prompt), includes_usage=asked.includes_usage)
-            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-        return await _whole(request, pieces, form, len(prompt))
+            return streamed(request, answer, includes_usage=asked.includes_usage)
+        return await whole(request, answer)
+
+
+_PARAMETERS: dict[SamplingField, str] = {"prompt_logprobs": "echo"}
+"""Names of parameters that are not those of the fields that they ask for."""
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _sample(first: engines.Request, number: int) -> engines.Request:
+    """Return the request for one of a prompt's choices: each has its own seed, the first the one that was given."""
+    if number == 0:
+        return first
+    digest = hashlib.blake2b(f"{first.sampling.seed}/{number}".encode(), digest_size=8).digest()
+    return replace(first, sampling=replace(first.sampling, seed=int.from_bytes(digest, "little", signed=True)))
 
 
 async def _beside_others(size: int, work: Callable[[], Result]) -> Result:
     """Do work on a prompt of that size; where it is large, without holding up other answers."""
     return work() if size < LARGE_TEXT else await asyncio.to_thread(work)
-
-
-async def _whole(request: Request, pieces: AsyncGenerator[Piece, None], form: Form, prompt: int) -> Response:
-    """Answer at once, or give up when the client is gone."""
-
-    async def collect() -> list[Piece]:
-        async with aclosing(pieces):
-            return [piece async for piece in pieces]
-
-    collecting = asyncio.create_task(collect())
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait((collecting, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not collecting.done():
-            return Response(status_code=499)  # nobody reads it; the number is nginx's
-        try:
-            got = collecting.result()
-        except EngineError as error:
-            raise ApiError(500, f"The engine failed: {error}", code="engine_failed") from None
-        body = form.envelope([form.whole(got)], streamed=False)
-        return JSONResponse({**body, "usage": usage(prompt, got[-1].generated)})
-    finally:
-        for task in (collecting, gone):
-            task.cancel()
-        await asyncio.gather(collecting, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _events(
-    pieces: AsyncGenerator[Piece, None], form: Form, prompt: int, *, includes_usage: bool
-) -> AsyncGenerator[str, None]:
-    """Server-sent events of one answer; where usage is asked for, every event has the key, as with OpenAI."""
-    nothing = {"usage": None} if includes_usage else {}
-
-    def event(choices: list[dict[str, Any]], extra: dict[str, Any]) -> str:
-        return _event({**form.envelope(choices, streamed=True), **extra})
-
-    generated = 0
-    async with aclosing(pieces):
-        for choice in form.opening():
-            yield event([choice], nothing)
-        try:
-            async for piece in pieces:
-                generated = piece.generated
-                for choice in form.events(piece):
-                    yield event([choice], nothing)
-        except EngineError as error:
-            yield _event(ApiError(500, f"The engine failed: {error}", code="engine_failed").body())
-            return
-    if includes_usage:
-        yield event([], {"usage": usage(prompt, generated)})
-    yield "data: [DONE]\n\n"
-
-
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 async def _read(request: Request) -> bytes:

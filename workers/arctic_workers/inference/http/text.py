@@ -38,6 +38,10 @@ class Text:
         self.vocabulary: int = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         """All of the tokenizer's tokens are less than this; there may be gaps among them."""
 
+    def info(self) -> dict[str, str | None]:
+        """Return the special tokens and the chat template by the names of `tokenizer_config.json`."""
+        return {**self._special, "chat_template": self.chat.source}
+
     def _stop_tokens(self, folder: Path) -> frozenset[int]:
         """Every token that any of the model's files calls an end."""
         found: set[int] = set()
@@ -65,6 +69,10 @@ class Text:
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Turn tokens into text, special ones left out unless asked for."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=not special))
+
+    def decode_finished(self, tokens: Sequence[int]) -> str:
+        """Turn tokens into text, without a character at its end that they leave unfinished."""
+        return self.decode(tokens).rstrip(_UNFINISHED)
 
     def token_name(self, token: int) -> str:
         """Return how the tokenizer's vocabulary writes a token."""
@@ -106,7 +114,7 @@ class Detokenizer:
         self._text = text
         self._tokens = list(prompt[-4:])
         # A character that the prompt leaves unfinished is the answer's.
-        self._shown = text.decode(self._tokens).rstrip(_UNFINISHED)
+        self._shown = text.decode_finished(self._tokens)
         self._read = len(self._tokens)
 
     def push(self, token: int) -> str:
@@ -120,7 +128,7 @@ class Detokenizer:
 
     def finish(self) -> str:
         """Return what was held back, without a character that stays unfinished."""
-        return self._show(self._text.decode(self._tokens).rstrip(_UNFINISHED))
+        return self._show(self._text.decode_finished(self._tokens))
 
     def _show(self, text: str) -> str:
         new = text[len(self._shown) :]

@@ -16,13 +16,21 @@ COMPLETION = {"model": "m", "prompt": "hi"}
 @pytest.mark.parametrize(
     ("change", "param", "sentence"),
     [
-        ({"n": 2}, "n", "'n' is not supported; leave it out or write 1"),
-        ({"best_of": 3}, "best_of", "not supported"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
+        ({"n": 129}, "n", "less than or equal to 128"),
+        ({"best_of": 3}, "best_of", "leave it out or write 1, as many as 'n'"),
+        ({"n": 2, "best_of": 3}, "best_of", "leave it out or write 2"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "less than or equal to 2"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "greater than or equal to 0.01"),
+        ({"min_p": 1.5}, "min_p", "less than or equal to 1"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
+        ({"logit_bias": {"a": 1}}, "logit_bias.a", "valid integer"),
+        ({"logit_bias": dict.fromkeys(range(1025), 1)}, "logit_bias", "write at most 1024"),
+        ({"min_tokens": -1}, "min_tokens", "greater than or equal to 0"),
+        ({"use_beam_search": True}, "use_beam_search", "not supported; leave it out or write False"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
-        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
         ({"top_p": 0}, "top_p", "greater than 0"),
-        ({"stop": ["a"] * 5}, "stop", "write at most 4"),
+        ({"stop": ["a"] * 33}, "stop", "write at most 32"),
         ({"stop": [""]}, "stop", "1 to 256 characters"),
         ({"wings": 2}, "wings", "there is no such parameter"),
         ({"prompt": {"a": 1}}, "prompt", "valid"),
@@ -63,7 +71,7 @@ def test_faults_are_looked_for_until_one_is_found(
 
 
 def test_values_that_change_nothing_are_taken() -> None:
-    neutral = {"n": 1, "frequency_penalty": 0, "logit_bias": {}, "user": "me", "tools": None, "stop": None}
+    neutral = {"n": 1, "best_of": 1, "logit_bias": {}, "user": "me", "tools": None, "stop": None, "length_penalty": 1.0}
     unknown = {"echo_reasoning": False, "mm_processor_kwargs": {}, "guided_json": None, "suffix_ids": [], "grammar": ""}
     assert parse(CompletionRequest, json.dumps(COMPLETION | neutral | unknown).encode()).prompt == "hi"
     assert parse(CompletionRequest, json.dumps(COMPLETION | {"stop": ""}).encode()).stops == []

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer, decoders, models
 
-from arctic_workers.inference.engine import Output, SamplingField
+from arctic_workers.inference.engine import EngineError, Output, Request, SamplingField
 from arctic_workers.inference.engines.native.step import Draw, Part, decode_parts, encode_parts
 from arctic_workers.inference.http import server
 from arctic_workers.inference.http.server import Api, Gate
@@ -25,15 +25,22 @@ from arctic_workers.inference.http.text import Text
 from arctic_workers.inference.metrics import Metrics
 
 
-def serve(text: Text, engine: Scripted, most_waiting: int = 8) -> Api:
+def serve(
+    text: Text, engine: Scripted, most_waiting: int = 8, most_running: int = 2, cors: tuple[str, ...] = ()
+) -> Api:
     metrics = Metrics(CollectorRegistry(), engine.stats)
-    return Api(engine, text, metrics, Gate(), model="tiny", vocabulary=300, most_waiting=most_waiting)
+    most = {"most_waiting": most_waiting, "most_running": most_running}
+    return Api(engine, text, metrics, Gate(), model="tiny", vocabulary=300, cors=cors, **most)
+
+
+async def ask(api: Api, method: str, path: str, **given: Any) -> httpx.Response:
+    transport = httpx.ASGITransport(app=api.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://tiny") as client:
+        return await client.request(method, path, **given)
 
 
 async def post(api: Api, path: str, **asked: Any) -> httpx.Response:
-    transport = httpx.ASGITransport(app=api.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://tiny") as client:
-        return await client.post(path, content=json.dumps({"model": "tiny"} | asked).encode())
+    return await ask(api, "POST", path, content=json.dumps({"model": "tiny"} | asked).encode())
 
 
 NUMBERS = st.integers() | st.sampled_from([2**31 - 1, 2**31, 2**63 - 1, 2**63, -(2**63)])
@@ -45,6 +52,16 @@ ASKED = {
     "top_k": NUMBERS,
     "seed": NUMBERS,
     "logprobs": NUMBERS,
+    "echo": st.booleans(),
+    "n": st.integers(1, 3),
+    "min_p": REALS,
+    "min_tokens": NUMBERS,
+    "frequency_penalty": REALS,
+    "presence_penalty": REALS,
+    "repetition_penalty": REALS,
+    "logit_bias": st.dictionaries(st.integers(0, 299) | NUMBERS, REALS, max_size=2),
+    "stop_token_ids": st.lists(st.integers(0, 299) | NUMBERS, max_size=2),
+    "ignore_eos": st.booleans(),
 }
 PROMPTS = st.text(min_size=1, max_size=4) | st.lists(st.integers(0, 299) | NUMBERS, max_size=4)
 
@@ -59,7 +76,7 @@ def test_what_is_taken_survives_the_way_through_the_ranks(text: Text) -> None:
         answer = asyncio.run(post(serve(text, engine), "/v1/completions", **asked))
         assert answer.status_code == (200 if engine.asked else 400), answer.text
         for request in engine.asked:
-            part = Part(0, request.prompt, (0,), Draw.of(request.sampling))
+            part = Part(0, request.prompt, (0,), Draw.of(request.sampling, len(request.prompt)))
             assert decode_parts(torch.tensor(encode_parts([part])).tolist()) == [part]
 
     check()
@@ -195,8 +212,7 @@ def test_a_number_too_large_for_a_tensor_is_refused(text: Text, top_k: int) -> N
 
 
 async def get(api: Api, path: str) -> httpx.Response:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=api.app), base_url="http://tiny") as client:
-        return await client.get(path)
+    return await ask(api, "GET", path)
 
 
 async def test_what_other_servers_answer_beside_the_api_is_there(text: Text) -> None:
@@ -256,15 +272,215 @@ async def test_a_fault_in_the_models_template_is_the_requests_fault(folder: Path
 
 
 @pytest.mark.parametrize(
-    ("cannot", "asked"), [("seed", {"seed": 1}), ("top_k", {"top_k": 5}), ("logprobs", {"logprobs": 0})]
+    ("cannot", "asked", "name"),
+    [
+        ("seed", {"seed": 1}, "seed"),
+        ("top_k", {"top_k": 5}, "top_k"),
+        ("logprobs", {"logprobs": 0}, "logprobs"),
+        ("prompt_logprobs", {"logprobs": 0, "echo": True}, "echo"),
+        ("min_p", {"min_p": 0.1}, "min_p"),
+        ("min_tokens", {"min_tokens": 1}, "min_tokens"),
+        ("frequency_penalty", {"frequency_penalty": 0.1}, "frequency_penalty"),
+        ("repetition_penalty", {"repetition_penalty": 1.1}, "repetition_penalty"),
+        ("logit_bias", {"logit_bias": {"3": 1}}, "logit_bias"),
+    ],
 )
 async def test_what_an_engine_cannot_do_is_refused_by_name(
-    text: Text, cannot: SamplingField, asked: dict[str, int]
+    text: Text, cannot: SamplingField, asked: dict[str, Any], name: str
 ) -> None:
     engine = Scripted()
     api = serve(text, engine)
     assert (await post(api, "/v1/completions", prompt="x", **asked)).status_code == 200
     engine.cannot = frozenset({cannot})
     refused = await post(api, "/v1/completions", prompt="x", **asked)
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, cannot)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
     assert (await post(api, "/v1/completions", prompt="x")).status_code == 200
+
+
+# --- several prompts, several answers
+
+
+class Counting(Scripted):
+    """Answers each prompt with its last token and on, and tells what it is asked to; keeps how many it does at once."""
+
+    def __init__(self, *, fails_at: int | None = None) -> None:
+        super().__init__()
+        self.most = self.now = 0
+        self.fails_at = fails_at
+
+    async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
+        self.asked.append(request)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        told: tuple[Output, ...] = ()
+        if request.sampling.prompt_logprobs is not None:
+            first, *others = request.prompt
+            told = (Output(first), *(Output(token, -0.25, ((token, -0.25),)) for token in others))
+        try:
+            for number in range(1, request.sampling.max_tokens + 1):
+                await asyncio.sleep(0)
+                if len(self.asked) == self.fails_at:
+                    raise EngineError("it broke")
+                reason = "length" if number == request.sampling.max_tokens else None
+                yield Output(request.prompt[-1] + number, -0.5, ((5, -0.5),), reason, told)
+                told = ()
+        finally:
+            self.now -= 1
+
+
+def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n") if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+async def test_each_prompt_has_its_choices_in_the_order_of_the_prompts(text: Text) -> None:
+    engine = Counting()
+    api = serve(text, engine, most_running=3)
+    prompts = [text.encode(word) for word in ("a", "bc", "d", "e", "f")]
+    whole = (await post(api, "/v1/completions", prompt=prompts, max_tokens=2, n=2)).json()
+    assert [choice["index"] for choice in whole["choices"]] == list(range(10))
+    expected = [text.decode([prompt[-1] + 1, prompt[-1] + 2]) for prompt in prompts for _ in range(2)]
+    assert [choice["text"] for choice in whole["choices"]] == expected
+    assert whole["usage"] == {"prompt_tokens": 6, "completion_tokens": 20, "total_tokens": 26}
+    assert (engine.most, engine.now) == (3, 0)
+    words = (await post(api, "/v1/completions", prompt=["a", "bc", "d", "e", "f"], max_tokens=2, n=2)).json()
+    assert words["choices"] == whole["choices"]
+    stream = await post(
+        api, "/v1/completions", prompt=prompts, max_tokens=2, n=2, stream=True, stream_options={"include_usage": True}
+    )
+    *events, last = events_of(stream)
+    assert last["usage"] == whole["usage"]
+    texts = [""] * 10
+    for event in events:
+        assert event["usage"] is None
+        [choice] = event["choices"]
+        texts[choice["index"]] += choice["text"]
+    assert texts == expected
+
+
+async def test_choices_have_seeds_of_their_own_and_the_first_has_the_one_that_was_given(text: Text) -> None:
+    engine = Counting()
+    api, messages = serve(text, engine), [{"role": "user", "content": "x"}]
+    answer = (await post(api, "/v1/chat/completions", messages=messages, n=3, seed=5, max_tokens=1)).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    seeds = [request.sampling.seed for request in engine.asked]
+    assert seeds[0] == 5
+    assert len(set(seeds)) == 3
+    await post(api, "/v1/chat/completions", messages=messages, n=2, seed=5, max_tokens=1)
+    assert [request.sampling.seed for request in engine.asked[3:]] == seeds[:2]
+
+
+async def test_a_failure_ends_all_choices(text: Text) -> None:
+    engine = Counting(fails_at=2)
+    refused = await post(serve(text, engine), "/v1/completions", prompt="a", n=8, max_tokens=50)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (500, "engine_failed")
+    assert engine.now == 0
+
+
+async def test_too_many_answers_in_one_request_are_refused(text: Text) -> None:
+    refused = await post(serve(text, Counting()), "/v1/completions", prompt=["a"] * 1025, n=2)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
+
+
+# --- what lm-eval's local-completions sends
+
+
+@pytest.mark.parametrize("most", [0, 1])
+async def test_a_prompts_tokens_are_told_with_their_places(text: Text, most: int) -> None:
+    prompts = [text.encode("aß世b"), text.encode("x")]
+    asked = {"temperature": 0, "max_tokens": most, "logprobs": 1, "seed": 1234, "echo": True}
+    answer = (await post(serve(text, Counting()), "/v1/completions", prompt=prompts, **asked)).json()
+    first, second = answer["choices"]
+    after = [text.decode([prompt[-1] + 1]) if most else "" for prompt in prompts]
+    assert (first["text"], second["text"]) == ("aß世b" + after[0], "x" + after[1])
+    assert first["finish_reason"] == "length"
+    told = first["logprobs"]
+    assert told["tokens"][:5] == ["a", r"bytes:\xc3", r"bytes:\x9f", "世", "b"]
+    assert told["text_offset"] == [0, 1, 1, 2, 3, 4][: 5 + most]
+    assert told["token_logprobs"] == [None, -0.25, -0.25, -0.25, -0.25, *[-0.5] * most]
+    assert told["top_logprobs"][:2] == [None, {r"bytes:\xc3": -0.25}]
+    assert second["logprobs"]["token_logprobs"] == [None, *[-0.5] * most]
+    assert answer["usage"]["completion_tokens"] == 2 * most
+
+
+async def test_a_stream_tells_a_prompts_tokens_too(text: Text) -> None:
+    asked = {"prompt": "ab", "max_tokens": 2, "logprobs": 0, "echo": True}
+    [whole] = (await post(serve(text, Counting()), "/v1/completions", **asked)).json()["choices"]
+    events = events_of(await post(serve(text, Counting()), "/v1/completions", stream=True, **asked))
+    choices = [event["choices"][0] for event in events]
+    assert "".join(choice["text"] for choice in choices) == whole["text"]
+    for name in ("tokens", "token_logprobs", "text_offset"):
+        assert [each for choice in choices for each in choice["logprobs"][name]] == whole["logprobs"][name]
+
+
+async def test_a_stop_token_is_told_of_in_completions_and_has_no_text(text: Text) -> None:
+    """lm-eval leaves out the last of the tokens that are told, which has to be the answer's and not the prompt's."""
+    [stop] = text.encode("z")
+    api = serve(text, Scripted([Output(stop, -0.1, (), "stop", (Output(5), Output(6, -0.2, ((6, -0.2),))))]))
+    asked = {"max_tokens": 1, "logprobs": 1, "echo": True}
+    [choice] = (await post(api, "/v1/completions", prompt="ab", **asked)).json()["choices"]
+    assert choice["text"] == "ab"
+    assert choice["logprobs"]["token_logprobs"] == [None, -0.2, -0.1]
+    chat = {"messages": [{"role": "user", "content": "x"}], "logprobs": True}
+    [choice] = (await post(api, "/v1/chat/completions", **chat)).json()["choices"]
+    assert choice["logprobs"]["content"] == []
+
+
+async def test_stop_tokens_are_those_that_are_asked_for(text: Text) -> None:
+    engine = Counting()
+    api = serve(text, engine)
+    await post(api, "/v1/completions", prompt="a", stop_token_ids=[7])
+    await post(api, "/v1/completions", prompt="a", stop_token_ids=[7], ignore_eos=True)
+    assert [request.sampling.stop_tokens for request in engine.asked] == [text.stop_tokens | {7}, {7}]
+
+
+# --- browsers, ids and the log
+
+
+async def test_pages_of_an_origin_may_ask_where_the_manifest_says_so(text: Text) -> None:
+    asked = {"origin": "https://chat.example.com", "access-control-request-method": "POST",
+             "access-control-request-headers": "authorization,content-type"}  # fmt: skip
+    api = serve(text, Scripted(), cors=("https://chat.example.com",), most_waiting=0)
+    allowed = await ask(api, "OPTIONS", "/v1/chat/completions", headers=asked)
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == "https://chat.example.com"
+    assert "authorization" in allowed.headers["access-control-allow-headers"]
+    refused = await ask(api, "OPTIONS", "/v1/chat/completions", headers=asked | {"origin": "https://other.example.com"})
+    assert "access-control-allow-origin" not in refused.headers
+    full = await ask(api, "POST", "/v1/completions", headers={"origin": asked["origin"]}, content=b"{}")
+    assert (full.status_code, full.headers["access-control-allow-origin"]) == (429, asked["origin"])
+    assert "x-request-id" in full.headers["access-control-expose-headers"].lower()
+    everyone = await ask(serve(text, Scripted(), cors=("*",)), "GET", "/health", headers={"origin": "null"})
+    assert everyone.headers["access-control-allow-origin"] == "*"
+    without = await ask(serve(text, Scripted()), "OPTIONS", "/v1/chat/completions", headers=asked)
+    assert without.status_code == 405
+    assert "access-control-allow-origin" not in without.headers
+
+
+async def test_a_request_has_an_id_and_a_line_without_what_was_asked(
+    text: Text, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "arctic_workers.inference.http.access")
+    api, body = serve(text, Counting()), json.dumps({"model": "tiny", "prompt": "secret", "max_tokens": 2}).encode()
+    given = await ask(api, "POST", "/v1/completions", content=body, headers={"x-request-id": "mine-1"})
+    made = [
+        await ask(api, "POST", "/v1/completions", content=body, headers={"x-request-id": bad}) for bad in ("a b", "")
+    ]
+    assert given.headers["x-request-id"] == "mine-1"
+    assert len({answer.headers["x-request-id"] for answer in made} | {"mine-1"}) == 3
+    await get(api, "/wings%0aof")
+    lines = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(r"POST /v1/completions 200, 6 \+ 2 tokens, \d+\.\d{3} s, id mine-1", lines[0])
+    assert lines[-1].startswith("GET /wings%0aof 404, 0 + 0 tokens")
+    assert not any("secret" in line for line in lines)
+
+
+async def test_a_tokenizer_tells_of_itself(folder: Path) -> None:
+    """lm-eval takes the tokenizer that it needs from here."""
+    config = {"eos_token": {"content": "z"}, "chat_template": "{{ messages }}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    told = (await get(serve(Text(folder), Scripted()), "/tokenizer_info")).json()
+    assert told == {
+        "bos_token": None, "eos_token": "z", "unk_token": None, "pad_token": None, "chat_template": "{{ messages }}"
+    }  # fmt: skip

@@ -1,0 +1,103 @@
+"""The ways in which answers leave: whole, or as a stream of server-sent events."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Scope
+
+from arctic_workers.inference.engine import EngineError
+from arctic_workers.inference.http.access import count_tokens
+from arctic_workers.inference.http.answer import Piece
+from arctic_workers.inference.http.forms import Envelope, Form, event, usage
+from arctic_workers.inference.http.protocol import ApiError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request is answered with: its choices are made side by side."""
+
+    envelope: Envelope
+    forms: Sequence[Form]
+    """A choice each."""
+    pieces: AsyncGenerator[tuple[int, Piece], None]
+    """With the number of the choice that each is of."""
+    prompt: int
+    """Tokens of the prompts."""
+    asks_nothing: bool = False
+    """Whether no token of an answer is wanted."""
+
+    def usage(self, generated: Sequence[int]) -> dict[str, int]:
+        """Return the usage, with so many tokens generated for each choice."""
+        return usage(self.prompt, 0 if self.asks_nothing else sum(generated))
+
+
+async def whole(request: Request, answer: Answer) -> Response:
+    """Answer at once, or give up when the client is gone. ApiError when the engine fails."""
+    collecting = asyncio.create_task(_collect(answer))
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((collecting, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not collecting.done():
+            return Response(status_code=499)  # nobody reads it; the number is nginx's
+        try:
+            got = collecting.result()
+        except EngineError as error:
+            raise _failure(error) from None
+        counts = answer.usage([pieces[-1].generated for pieces in got])
+        count_tokens(request.scope, counts)
+        choices = [form.whole(pieces) for form, pieces in zip(answer.forms, got, strict=True)]
+        return JSONResponse(answer.envelope.whole(choices, counts))
+    finally:
+        for task in (collecting, gone):
+            task.cancel()
+        await asyncio.gather(collecting, gone, return_exceptions=True)
+
+
+async def _collect(answer: Answer) -> list[list[Piece]]:
+    got: list[list[Piece]] = [[] for _ in answer.forms]
+    async with aclosing(answer.pieces) as pieces:
+        async for number, piece in pieces:
+            got[number].append(piece)
+    return got
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def streamed(request: Request, answer: Answer, *, includes_usage: bool) -> Response:
+    """Answer as it comes."""
+    events = _events(answer, request.scope, includes_usage=includes_usage)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+async def _events(answer: Answer, scope: Scope, *, includes_usage: bool) -> AsyncGenerator[bytes, None]:
+    envelope, forms = answer.envelope, answer.forms
+    generated = [0] * len(forms)
+    try:
+        async with aclosing(answer.pieces) as pieces:
+            if opening := [choice for form in forms for choice in form.opening()]:
+                yield envelope.events(opening, has_usage=includes_usage)
+            async for number, piece in pieces:
+                generated[number] = piece.generated
+                if choices := forms[number].events(piece):
+                    yield envelope.events(choices, has_usage=includes_usage)
+    except EngineError as error:
+        yield event(_failure(error).body())
+        return
+    finally:
+        counts = answer.usage(generated)
+        count_tokens(scope, counts)
+    if includes_usage:
+        yield event(envelope.part([], {"usage": counts}))
+    yield b"data: [DONE]\n\n"
+
+
+def _failure(error: EngineError) -> ApiError:
+    return ApiError(500, f"The engine failed: {error}", code="engine_failed")
