@@ -7,7 +7,7 @@ PHASE = scripts/phase.sh
 # Python of vLLM's own environment, which is made when it is asked for.
 VLLM = $(shell $(RUN) arctic cluster environment vllm)/bin/python3
 
-.PHONY: help setup setup-local setup-engines demo test lint types contracts unit cluster-tests chaos soak parity test-parity test-engines bench clean format
+.PHONY: help setup setup-local setup-engines demo test lint types contracts unit cluster-tests chaos soak parity test-parity test-clients test-engines bench clean format
 
 # Of the long campaigns: `make chaos SEED=7 FAULTS=50`.
 SEED ?= 1
@@ -41,7 +41,7 @@ lint:
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
 
 types:
-	@$(RUN) mypy && $(RUN) mypy tests/support/*.py tests/cluster/*.py tests/parity/test_*.py tests/engines/cluster/*.py
+	@$(RUN) mypy && $(RUN) mypy tests/support/*.py tests/cluster/*.py tests/parity/test_*.py tests/clients/test_*.py tests/engines/cluster/*.py
 
 contracts:
 	@$(RUN) lint-imports --no-cache
@@ -60,6 +60,9 @@ soak: setup ## send an inference group good, bad and broken-off requests, long (
 
 parity test-parity: setup ## compare the model with llama.cpp, in an environment of its own (builds it once: minutes)
 	@$(RUN) pytest tests/parity
+
+test-clients: setup ## lm-eval, unchanged, in an environment of its own (makes it once: a minute), against a group
+	@$(RUN) pytest tests/clients
 
 test-engines: setup setup-engines ## one suite for every engine: in vLLM's own environment, as groups on a local cluster, TensorRT-LLM's launch, LeaderWorkerSets
 	@$(PHASE) vllm $(VLLM) -m pytest tests/engines/vllm
