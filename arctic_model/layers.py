@@ -77,9 +77,17 @@ class RotaryPositions:
         frequencies_H2 = self._fixed_H2
         if self._dynamic and positions_BT.numel():
             frequencies_H2 = rotary_frequencies(self._config, length=int(positions_BT.max()) + 1)
-        angles_BTH2 = positions_BT[..., None].float() * frequencies_H2.to(positions_BT.device)
-        angles_BTH = torch.cat((angles_BTH2, angles_BTH2), dim=-1)
-        return Rotation(angles_BTH.cos() * self._magnitude, angles_BTH.sin() * self._magnitude)
+        return rotation_of(positions_BT, frequencies_H2, self._magnitude)
+
+
+def rotation_of(positions_BT: Tensor, frequencies_H2: Tensor, magnitude: float = 1.0) -> Rotation:
+    """Return the rotation of whole positions by frequencies in radians a position.
+
+    Angles are fp64: a position of a million times a frequency, rounded to fp32, would be off by degrees.
+    """
+    angles_BTH2 = positions_BT[..., None].double() * frequencies_H2.to(positions_BT.device, torch.float64)
+    angles_BTH = torch.cat((angles_BTH2, angles_BTH2), dim=-1)
+    return Rotation((angles_BTH.cos() * magnitude).float(), (angles_BTH.sin() * magnitude).float())
 
 
 def rotate(x_BTNH: Tensor, rotation: Rotation) -> Tensor:
