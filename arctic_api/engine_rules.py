@@ -81,9 +81,14 @@ def _foreign_options(engine: EngineName) -> Iterable[Rule]:
 ENGINE_RULES = (
     _only("native", "quantization.kvCache", "bf16", "fp32"),
     _only("native", "parallelism.tensor", 1),
-    _unset("native", "attention.window"),
-    _bounded("native"),
-    _unset("native", "attention.ropeScaling"),
+    _rule(
+        "native",
+        "attention",
+        "(!has(self.attention.ropeScaling) || self.attention.ropeScaling.type != 'dynamic')",
+        lambda attention: attention.rope_scaling is None or attention.rope_scaling.type != "dynamic",
+        "dynamic scaling would make an answer depend on the longest sequence beside it: write ropeScaling.type linear "
+        "or yarn",
+    ),
     _only("native", "batching.prefixCaching", False),
     _unset("native", "model.inImage", "the image brings no model"),
     _unset("native", "engine.credentials"),

@@ -106,11 +106,14 @@ class Attention(Resource):
     """How far back attention looks."""
 
     window: Count | None = None
-    """Latest tokens that attention keeps, more than `sinks`; all if unset."""
+    """Latest tokens that a token sees, itself among them, more than `sinks`; the model's own if unset, or all."""
     sinks: Annotated[int, Field(ge=0, le=1024)] = 0
-    """First tokens that attention always keeps (StreamingLLM, Xiao et al., 2023)."""
+    """First tokens that it sees besides the window (StreamingLLM, Xiao et al., 2023)."""
     max_length: Length = 4096
-    """Most tokens of a request, prompt and answer together; the default gives way to a model with fewer positions."""
+    """Most tokens of a request, prompt and answer together; the default gives way to a model with fewer positions.
+
+    More than these, and `unlimited`, take a window that fits into them with its sinks.
+    """
     rope_scaling: RopeScaling | None = None
     """Stretch rotary positions."""
 

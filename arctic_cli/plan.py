@@ -165,6 +165,8 @@ def _max_length(attention: Attention, config: ArcticConfig, visible: int | None)
         return visible
     scaling = attention.rope_scaling
     positions = int(config.max_position_embeddings * (scaling.factor if scaling else 1))
+    if visible is not None and visible <= positions:
+        return attention.max_length
     # The default gives way to a model with fewer positions, as it does in the engines.
     if attention.max_length > positions and attention.max_length != Attention().max_length:
         raise ValueError(

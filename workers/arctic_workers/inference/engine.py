@@ -7,6 +7,9 @@ from typing import Literal, Protocol
 FinishReason = Literal["stop", "length"]
 """`stop`: a stop token, which is then the last one; `length`: `max_tokens` are there."""
 
+UNLIMITED = 2**53 - 1
+"""The `max_length` of an engine whose requests have no bound: the greatest number that every reader of JSON keeps."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -118,7 +121,7 @@ class Engine(Protocol):
 
     @property
     def max_length(self) -> int:
-        """Most tokens of a request, prompt and answer together."""
+        """Most tokens of a request, prompt and answer together; `UNLIMITED` without a bound."""
         ...
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 from arctic_api.inference import Attention
 from arctic_api.world import InferenceGroup
 from arctic_model.config import CONFIG_FILE, ArcticConfig, read_json
-from arctic_workers.inference.engine import Refused
+from arctic_workers.inference.engine import UNLIMITED, Refused
 
 QUANTIZATION = "quantization_config"
 """Key of config.json that says in which format weights are stored, if not as they are computed with."""
@@ -39,13 +39,30 @@ def read_model(group: InferenceGroup) -> Model:
         raise Refused(str(error)) from None
 
 
-def max_length(attention: Attention, config: ArcticConfig) -> int:
-    """Most tokens of a request. Raises Refused where the model does not reach as far as was asked for."""
-    asked, positions = int(attention.max_length), config.max_position_embeddings
+def max_length(attention: Attention, positions: int, reach: int | None = None) -> int:
+    """Most tokens of a request. Raises Refused where the model does not reach as far as was asked for.
+
+    `reach` is how many tokens attention sees at most, None for all: a request may be longer than the model's positions
+    where no two tokens that meet are further apart than these.
+    """
+    unlimited = attention.max_length == "unlimited"
+    asked = UNLIMITED if unlimited else int(attention.max_length)
+    if asked <= positions or (reach is not None and reach <= positions):
+        return asked
     # A manifest comes with the default filled in, so nobody can tell whether it was written: it gives way.
-    if asked > positions and asked != Attention().max_length:
+    if asked == Attention().max_length:
+        return positions
+    if reach is not None:
         raise Refused(
-            f"attention.maxLength is {asked} and the model has {positions} positions; "
-            f"write attention.maxLength: {positions} or less"
+            f"attention.maxLength is {attention.max_length}, the window and its sinks reach {reach} tokens, and the "
+            f"model has {positions} positions; write attention.window and sinks of {positions} together or less"
         )
-    return min(asked, positions)
+    if unlimited:
+        raise Refused(
+            "attention.maxLength is unlimited, and without a window keys and values have no bound; "
+            "write attention.window, or a number of tokens"
+        )
+    raise Refused(
+        f"attention.maxLength is {asked} and the model has {positions} positions; "
+        f"write attention.maxLength: {positions} or less"
+    )

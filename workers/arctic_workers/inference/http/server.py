@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arctic_workers.inference import engine as engines
-from arctic_workers.inference.engine import Engine, Sampling, SamplingField, Stats
+from arctic_workers.inference.engine import UNLIMITED, Engine, Sampling, SamplingField, Stats
 from arctic_workers.inference.http.access import HEADER as REQUEST_ID
 from arctic_workers.inference.http.access import AccessLog
 from arctic_workers.inference.http.answer import Answers, together
@@ -47,6 +47,8 @@ Result = TypeVar("Result")
 MOST_BODY_BYTES = 4 * 1024 * 1024
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for `max_tokens` of completions; chats may fill the context."""
+UNASKED = 4096
+"""Most tokens of a chat's answer in one piece where requests have no bound and this one names no `max_tokens`."""
 BODY_SECONDS = 30.0
 """Time for a request's body to arrive: until then it counts as waiting."""
 MOST_ANSWERS = 2048
@@ -232,7 +234,7 @@ class Api:
         asked = parse(ChatRequest, body)
         self._check_model(asked.model)
         prompt = await self._chat_tokens(asked, len(body))
-        most = asked.max_completion_tokens or asked.max_tokens or self._room(prompt)
+        most = asked.max_completion_tokens or asked.max_tokens or self._unasked(prompt, stream=bool(asked.stream))
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         asked_of_engine = self._engine_request(asked, prompt, most, logprobs, None)
         forms = [ChatForm(self._text, index, logprobs=logprobs is not None) for index in range(asked.choices)]
@@ -294,6 +296,14 @@ class Api:
     def _room(self, prompt: list[int]) -> int:
         """Tokens that may follow a prompt; at least 1, which a prompt that is too long is then refused for."""
         return max(self._engine.max_length - len(prompt), 1)
+
+    def _unasked(self, prompt: list[int], *, stream: bool) -> int:
+        """Most tokens of a chat's answer whose request names no number.
+
+        Where requests have no bound, a stream goes on until the client leaves; nobody would see the end of the others.
+        """
+        room = self._room(prompt)
+        return min(room, UNASKED) if self._engine.max_length == UNLIMITED and not stream else room
 
     def _check_abilities(self, asked: CommonRequest, sampling: Sampling) -> None:
         for field in sorted(self._engine.cannot):

@@ -159,8 +159,11 @@ class NativeEngine:
         plan = self._plan
         self._pipeline = Pipeline(rank.runner, plan.ranks)
         self._blocks = BlockManager(rank.blocks, BLOCK_SIZE)
-        self._scheduler = Scheduler(self._blocks, token_budget=plan.token_budget, max_sequences=plan.max_sequences)
-        self._max_length = min(plan.max_length, self._blocks.capacity)
+        self._scheduler = Scheduler(
+            self._blocks, token_budget=plan.token_budget, max_sequences=plan.max_sequences, window=plan.window
+        )
+        whole = rank.blocks >= plan.blocks_of_a_sequence
+        self._max_length = plan.max_length if whole else self._blocks.capacity
         log.info("A request has at most %d tokens, prompt and answer together", self._max_length)
         self._ping()
         self._pipeline.announce(Kind.READY)
@@ -240,7 +243,7 @@ def _part(chunk: Chunk) -> Part:
     sequence, end = chunk.sequence, chunk.start + chunk.length
     draw = sequence.draw if chunk.samples else None
     known = sequence.known(chunk.start, chunk.length)
-    return Part(chunk.start, tuple(sequence.tokens[chunk.start : end]), tuple(sequence.blocks), draw, known)
+    return Part(chunk.start, sequence.slice(chunk.start, end), tuple(sequence.blocks), draw, known, sequence.dropped)
 
 
 def _keep_told(chunk: Chunk, drawn: Iterator[Drawn]) -> None:

@@ -76,6 +76,7 @@ def bring_up(
         heads=plan.config.num_key_value_heads,
         head_dim=plan.config.head_dim,
         dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[plan.kv_cache],
+        window=plan.window,
     )
     log.info("The cache has %d blocks of %d tokens", blocks, BLOCK_SIZE)
     return Rank(Runner(model, cache), blocks, heartbeats)

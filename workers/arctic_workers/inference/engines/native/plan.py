@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from arctic_api.common import RopeScaling
+from arctic_api.inference import Attention
 from arctic_api.world import InferenceGroup
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import LayerSlice, plan_inference
 from arctic_workers.inference.engine import Refused
+from arctic_workers.inference.engines.native.window import Window
 from arctic_workers.inference.model import QUANTIZATION, max_length, read_model
 
 BLOCK_SIZE = 16
@@ -24,6 +27,8 @@ class Plan:
     weights: str
     kv_cache: str
     max_length: int
+    window: Window | None
+    """What attention sees, where a request can be longer."""
     max_sequences: int
     token_budget: int
     memory_fraction: float
@@ -34,9 +39,15 @@ class Plan:
         return len(self.slices)
 
     @property
+    def blocks_of_a_sequence(self) -> int:
+        """Blocks that one sequence needs at its longest."""
+        whole = -(-self.max_length // BLOCK_SIZE)
+        return whole if self.window is None else min(whole, self.window.blocks(BLOCK_SIZE))
+
+    @property
     def most_blocks(self) -> int:
         """Blocks that all sequences need at their longest."""
-        return self.max_sequences * -(-self.max_length // BLOCK_SIZE)
+        return self.max_sequences * self.blocks_of_a_sequence
 
     def block_bytes(self, rank: int) -> int:
         """Bytes of one block on a rank: keys and values of its layers."""
@@ -55,24 +66,45 @@ def plan_group(group: InferenceGroup) -> Plan:
         shared = plan_inference(model.config, pipeline=spec.parallelism.pipeline)
     except ValueError as error:
         raise Refused(str(error)) from None
+    config = _stretched(model.config, spec.attention.rope_scaling)
+    length, window = _reach(spec.attention, config)
     return Plan(
         folder=model.folder,
-        config=model.config,
+        config=config,
         slices=shared.slices,
         weights=spec.quantization.weights,
         kv_cache=spec.quantization.kv_cache,
-        max_length=_within_window(max_length(spec.attention, model.config), model.config),
+        max_length=length,
+        window=window,
         max_sequences=spec.batching.max_sequences,
         token_budget=spec.batching.token_budget,
         memory_fraction=spec.batching.kv_cache.memory_fraction,
     )
 
 
-def _within_window(length: int, config: ArcticConfig) -> int:
-    window = config.sliding_window
-    if window is not None and window < length:
+def _stretched(config: ArcticConfig, scaling: RopeScaling | None) -> ArcticConfig:
+    """Put a manifest's scaling of positions into the configuration; one of the model's own can't be told from it."""
+    if scaling is None:
+        return config
+    if config.rope_scaling is not None:
+        raise Refused("the model's config.json has a rope_scaling of its own; leave attention.ropeScaling out")
+    return config.replace(rope_scaling={"type": scaling.type, "factor": scaling.factor})
+
+
+def _reach(attention: Attention, config: ArcticConfig) -> tuple[int, Window | None]:
+    """Return how long a request may be, and the window if a request can outgrow it.
+
+    The manifest's window stands for the model's own.
+    """
+    size = attention.window or config.sliding_window
+    window = None if size is None else Window(size, attention.sinks)
+    factor = attention.rope_scaling.factor if attention.rope_scaling else 1.0
+    length = max_length(
+        attention, int(config.max_position_embeddings * factor), None if window is None else window.reach
+    )
+    if config.rope is not None and config.rope.type == "dynamic" and length > config.max_position_embeddings:
         raise Refused(
-            f"the model's sliding_window {window} is not yet supported by the native engine; "
-            f"write attention.maxLength: {window} or less"
+            "the model's rope_scaling is dynamic: beyond its positions an answer would depend on the longest sequence "
+            f"of a step; write attention.maxLength: {config.max_position_embeddings} or less"
         )
-    return length
+    return length, window if window is not None and window.reach < length else None

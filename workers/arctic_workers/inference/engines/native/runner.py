@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from arctic_model.config import ArcticConfig
 from arctic_model.fp8 import quantize_model
+from arctic_model.layers import rotary_frequencies
 from arctic_model.model import ArcticModel
 from arctic_model.parallel import LayerSlice
 from arctic_model.weights import load_weights
@@ -81,13 +82,15 @@ class TorchRank:
     def __init__(self, model: ArcticModel, cache: PagedCache) -> None:
         self._model = model
         self._cache = cache
+        self._frequencies_H2 = rotary_frequencies(model.config, length=model.config.max_position_embeddings)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         make_invariant(model, working_copy=4 * parameters < available_memory() // 2)
 
     def run(self, parts: Sequence[Part], x_TD: Tensor) -> Tensor:
         """See `Compute`."""
         positions_T = torch.cat([torch.arange(part.start, part.end) for part in parts])
-        x_BTD, _ = self._model.run_layers(x_TD[None], positions_T[None], PagedAttend(self._cache, parts))
+        attend = PagedAttend(self._cache, parts, self._frequencies_H2)
+        x_BTD, _ = self._model.run_layers(x_TD[None], positions_T[None], attend)
         return x_BTD[0]
 
     def logits(self, x_TD: Tensor, rows: Sequence[int]) -> Tensor:

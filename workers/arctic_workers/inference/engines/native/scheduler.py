@@ -3,6 +3,9 @@
 Every running sequence that generates gets its one token first; what is left of the token budget is filled with pieces
 of prompts. Sequences are served in order of arrival, and the youngest make room when blocks run out, so the oldest
 always proceeds and none waits forever.
+
+What outgrows attention's window never makes room, as tokens that it has lost can't be computed again: it starts when
+all blocks that it will ever need are free, and keeps these.
 """
 
 from collections import deque
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from arctic_workers.inference.engine import FinishReason
 from arctic_workers.inference.engines.native.blocks import BlockManager
 from arctic_workers.inference.engines.native.sequence import Sequence
+from arctic_workers.inference.engines.native.window import CHUNK, Window
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,15 @@ class Chunk:
 class Scheduler:
     """Owns all sequences from `add` until they end.
 
-    A sequence must fit into the blocks alone: prompt and `max_tokens` together at most `blocks.capacity`.
+    A sequence must fit into the blocks alone: prompt and `max_tokens` together at most `blocks.capacity`, or what
+    a `window` takes.
     """
 
-    def __init__(self, blocks: BlockManager, *, token_budget: int, max_sequences: int) -> None:
+    def __init__(
+        self, blocks: BlockManager, *, token_budget: int, max_sequences: int, window: Window | None = None
+    ) -> None:
         self._blocks = blocks
+        self._window = window
         self._budget = token_budget
         # So that every running sequence's token fits into every step.
         self._most = min(max_sequences, token_budget)
@@ -52,7 +60,10 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
-        needed = len(sequence.request.prompt) + sequence.request.sampling.max_tokens
+        needed = _most_tokens(sequence)
+        if self._window is not None and needed > self._window.reach:
+            sequence.outgrows = self._window
+            needed = self._room(sequence)
         if needed > self._blocks.capacity:
             raise ValueError(f"a request of {needed} tokens can never fit into {self._blocks.capacity}")
         self._waiting.append(sequence)
@@ -68,11 +79,11 @@ class Scheduler:
         budget = self._budget - len(chunks)
         for sequence in self._running:
             if budget and sequence.uncomputed > 1:
-                chunks.append(_take(sequence, budget))
+                chunks.append(self._take(sequence, budget))
                 budget -= chunks[-1].length
         # Who has just made room must not take it back in the same step.
         while budget and not preempted and self._admit():
-            chunks.append(_take(self._running[-1], budget))
+            chunks.append(self._take(self._running[-1], budget))
             budget -= chunks[-1].length
         return chunks
 
@@ -86,33 +97,45 @@ class Scheduler:
     def _decode(self) -> tuple[list[Chunk], bool]:
         """One token for every sequence that lacks only that; and whether others had to make room for it."""
         chunks: list[Chunk] = []
-        preempted = False
+        waiting = len(self._waiting)
         index = 0
         while index < len(self._running):
             sequence = self._running[index]
             if sequence.uncomputed == 1:
-                while not self._blocks.grow(sequence.blocks, len(sequence.tokens)):
-                    preempted = True
-                    if self._preempt() is sequence:
-                        return chunks, preempted
-                chunks.append(_take(sequence, 1))
+                if not self._make_room(sequence):
+                    continue
+                chunks.append(self._take(sequence, 1))
             index += 1
-        return chunks, preempted
+        return chunks, len(self._waiting) > waiting
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Give a sequence the blocks that it needs, if need be those of the youngest; False if it was that itself."""
+        while not self._blocks.grow(sequence.blocks, self._room(sequence)):
+            if self._preempt() is sequence:
+                return False
+        return True
+
+    def _room(self, sequence: Sequence) -> int:
+        """Tokens that a sequence's blocks must hold: those that it has, or all that it ever will if it outgrows."""
+        if sequence.outgrows is None:
+            return sequence.length
+        return min(_most_tokens(sequence), sequence.outgrows.blocks(self._blocks.size) * self._blocks.size)
 
     def _preempt(self) -> Sequence:
-        """Take the youngest running sequence's blocks; it will compute its keys and values again."""
-        sequence = self._running.pop()
+        """Take the blocks of the youngest running sequence that can compute its keys and values again."""
+        sequence = next(sequence for sequence in reversed(self._running) if not sequence.outgrows)
+        self._running.remove(sequence)
         self._blocks.release(sequence.blocks)
         sequence.computed = 0
         self._waiting.appendleft(sequence)
         return sequence
 
     def _admit(self) -> bool:
-        """Start the oldest waiting sequence if there is room for all its tokens."""
+        """Start the oldest waiting sequence if there is room for all its tokens, or for all it will ever have."""
         if not self._waiting or len(self._running) >= self._most:
             return False
         sequence = self._waiting[0]
-        if sequence.awaiting or not self._blocks.grow(sequence.blocks, len(sequence.tokens)):
+        if sequence.awaiting or not self._blocks.grow(sequence.blocks, self._room(sequence)):
             return False
         self._running.append(self._waiting.popleft())
         return True
@@ -125,12 +148,19 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
 
+    def _take(self, sequence: Sequence, budget: int) -> Chunk:
+        """Schedule as many of a sequence's tokens as the budget allows."""
+        length = min(sequence.uncomputed, budget)
+        if sequence.outgrows:
+            length = min(length, CHUNK)
+            end = sequence.computed + length
+            sequence.dropped = sequence.outgrows.slide(sequence.blocks, sequence.dropped, end, self._blocks.size)
+        samples = length == sequence.uncomputed
+        chunk = Chunk(sequence, sequence.computed, length, samples)
+        sequence.computed += length
+        sequence.awaiting = samples
+        return chunk
 
-def _take(sequence: Sequence, budget: int) -> Chunk:
-    """Schedule as many of a sequence's tokens as the budget allows."""
-    length = min(sequence.uncomputed, budget)
-    samples = length == sequence.uncomputed
-    chunk = Chunk(sequence, sequence.computed, length, samples)
-    sequence.computed += length
-    sequence.awaiting = samples
-    return chunk
+
+def _most_tokens(sequence: Sequence) -> int:
+    return len(sequence.request.prompt) + sequence.request.sampling.max_tokens

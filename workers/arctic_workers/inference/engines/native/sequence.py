@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from arctic_workers.inference.engine import FinishReason, Request
 from arctic_workers.inference.engines.native.step import Draw, Drawn, Known
+from arctic_workers.inference.engines.native.window import Window
 
 
 class Sequence:
@@ -12,6 +13,9 @@ class Sequence:
 
     `computed` counts tokens whose pass was *scheduled*: passes go through every rank in order, so a later one may
     build on an earlier one that is still on its way.
+
+    A sequence that outgrows the window that attention has does so for good: what the layers made of tokens that it has
+    lost can't be computed again. It forgets tokens once they are computed, so that its memory has a bound.
     """
 
     def __init__(self, request: Request) -> None:
@@ -19,6 +23,12 @@ class Sequence:
         self.tokens = list(request.prompt)
         self.computed = 0
         self.blocks: list[int] = []
+        self.outgrows: Window | None = None
+        """The window, if prompt and `max_tokens` together are more than it reaches."""
+        self.dropped = 0
+        """Blocks that `blocks` lacks after those of the sinks."""
+        self._forgotten = 0
+        """Tokens that are not in `tokens` any more."""
         self.awaiting = False
         """Whether a token of it is being sampled."""
         self.ended = False
@@ -45,15 +55,27 @@ class Sequence:
     @property
     def uncomputed(self) -> int:
         """Known tokens without keys and values."""
-        return len(self.tokens) - self.computed
+        return self.length - self.computed
+
+    @property
+    def length(self) -> int:
+        """Tokens so far."""
+        return self._forgotten + len(self.tokens)
+
+    def slice(self, start: int, end: int) -> tuple[int, ...]:
+        """Return the tokens from one position to another, which must not be forgotten."""
+        return tuple(self.tokens[start - self._forgotten : end - self._forgotten])
 
     @property
     def generated(self) -> int:
         """Tokens sampled so far."""
-        return len(self.tokens) - len(self.request.prompt)
+        return self.length - len(self.request.prompt)
 
     def append(self, token: int) -> FinishReason | None:
         """Take a sampled token; return why the sequence ends with it, if it does."""
+        if self.outgrows:
+            del self.tokens[: self.computed - self._forgotten]
+            self._forgotten = self.computed
         self.tokens.append(token)
         if self._counts is not None:
             self._counts[token] += 1

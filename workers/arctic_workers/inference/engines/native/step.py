@@ -77,13 +77,17 @@ class Known:
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive tokens of one sequence: the first is at position `start`, and `blocks` is the sequence's table."""
+    """Consecutive tokens of one sequence: the first is at position `start`, and `blocks` is the sequence's table.
+
+    `dropped` blocks, which nobody sees any more, are missing between the sinks' and what follows them in the table.
+    """
 
     start: int
     tokens: tuple[int, ...]
     blocks: tuple[int, ...]
     draw: Draw | None
     known: Known | None = None
+    dropped: int = 0
 
     @property
     def end(self) -> int:
@@ -104,7 +108,14 @@ def encode_parts(parts: Sequence[Part]) -> list[int]:
     """Return the parts as integers."""
     numbers = [len(parts)]
     for part in parts:
-        numbers += (part.start, len(part.tokens), len(part.blocks), part.draw is not None, part.known is not None)
+        numbers += (
+            part.start,
+            len(part.tokens),
+            len(part.blocks),
+            part.dropped,
+            part.draw is not None,
+            part.known is not None,
+        )
         if part.draw is not None:
             numbers += _encode_draw(part.draw)
         if part.known is not None:
@@ -139,13 +150,13 @@ def decode_parts(numbers: Sequence[int]) -> list[Part]:
 
 
 def _decode_part(rest: Iterator[int]) -> Part:
-    start, tokens, blocks, draws, knows = islice(rest, 5)
+    start, tokens, blocks, dropped, draws, knows = islice(rest, 6)
     draw = _decode_draw(rest) if draws else None
     known = None
     if knows:
         top, count = islice(rest, 2)
         known = Known(tuple(islice(rest, count)), top)
-    return Part(start, tuple(islice(rest, tokens)), tuple(islice(rest, blocks)), draw, known)
+    return Part(start, tuple(islice(rest, tokens)), tuple(islice(rest, blocks)), draw, known, dropped)
 
 
 def _decode_draw(rest: Iterator[int]) -> Draw:

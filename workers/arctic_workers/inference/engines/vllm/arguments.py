@@ -45,7 +45,7 @@ def arguments(group: InferenceGroup, rank: int, model: Model, cpu: CPU | None = 
         **_model(spec, model),
         **_batching(spec),
         "gpu_memory_utilization": spec.batching.kv_cache.memory_fraction,
-        "max_model_len": max_length(spec.attention, model.config),
+        "max_model_len": max_length(spec.attention, model.config.max_position_embeddings),
         **_parallelism(group, rank),
         **(_on_cpu(group, model.config, cpu) if cpu else {}),
         **_options(spec),
@@ -156,7 +156,7 @@ def _on_cpu(group: InferenceGroup, config: ArcticConfig, cpu: CPU) -> dict[str, 
     weights = weight_bytes(config, bytes_per_parameter=_BYTES[spec.quantization.weights]) // ranks
     block = CPU_BLOCK * kv_bytes_per_token(config, bytes_per_element=_BYTES[spec.quantization.kv_cache]) // ranks
     # One more than all sequences need: vLLM keeps a block for itself.
-    most = 1 + spec.batching.max_sequences * -(-max_length(spec.attention, config) // CPU_BLOCK)
+    most = 1 + spec.batching.max_sequences * -(-max_length(spec.attention, config.max_position_embeddings) // CPU_BLOCK)
     left = cpu.memory // (pods * spec.parallelism.tensor) - weights
     fraction = spec.batching.kv_cache.memory_fraction
     blocks = affordable_blocks(max(left, 0), fraction=fraction, block_bytes=block, most=most)

@@ -202,12 +202,3 @@ def test_more_than_the_models_positions_is_refused_and_the_default_gives_way(mak
     assert plan_group(make_group(1, attention={"maxLength": 256})[0]).max_length == 256
     with pytest.raises(Refused, match=r"the model has 256 positions; write attention\.maxLength: 256 or less"):
         plan_group(make_group(1, attention={"maxLength": 257})[0])
-
-
-def test_a_window_of_the_model_is_refused_where_a_request_could_outgrow_it(
-    make_group: MakeGroup, tmp_path: Path
-) -> None:
-    [group], [short] = make_group(1), make_group(1, attention={"maxLength": 64})
-    with pytest.raises(Refused, match=r"sliding_window 64 is not yet supported.*attention\.maxLength: 64 or less"):
-        plan_group(changed(group, tmp_path, sliding_window=64))
-    assert plan_group(changed(short, tmp_path, sliding_window=64)).max_length == 64

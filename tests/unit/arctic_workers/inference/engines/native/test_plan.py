@@ -30,6 +30,7 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
         weights="bf16",
         kv_cache="fp32",
         max_length=200,
+        window=None,
         max_sequences=3,
         token_budget=32,
         memory_fraction=0.5,

@@ -45,6 +45,7 @@ parts = st.builds(
     blocks=st.lists(ids).map(tuple),
     draw=st.none() | draws,
     known=st.none() | known,
+    dropped=ids,
 )
 drawn = st.builds(
     Drawn, token=ids, logprob=st.none() | reals, top=st.lists(st.tuples(ids, reals), max_size=4).map(tuple)

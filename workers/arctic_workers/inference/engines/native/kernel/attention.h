@@ -1,4 +1,6 @@
-// Attention of single rows over paged keys and values in bf16 or fp32: [G, slots, H] a layer.
+// Attention over paged keys and values in bf16 or fp32: [G, slots, H] a layer. A row sees the latest tokens of a window, or
+// all, and sinks before them; these it meets with queries turned by its position within the cache, where they follow
+// each other without a gap. Keys stay as they were written.
 #pragma once
 
 #include "interface.h"
@@ -12,26 +14,52 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 namespace arctic {
 
+// Rows of one sequence, one after the other, that attend together: each block of the cache is read once for all of them.
+struct Tile {
+    int64_t first, rows;
+};
+
+constexpr int64_t TOGETHER = 8; // most rows of a tile
+
 // What one thread needs for itself.
 struct AttentionScratch {
-    Buffer scores, block;
+    Buffer scores, block, queries;
+    std::vector<float *> outs;
 };
 
 class Attention {
   public:
-    explicit Attention(const Shape &shape) : s_(shape) {}
+    explicit Attention(const Shape &shape)
+        : s_(shape), stride_(padded(shape.head_size)), heads_(shape.heads / shape.groups),
+          sink_blocks_((shape.sinks + shape.block_size - 1) / shape.block_size) {}
 
-    // Turn a row's queries and keys by its position, and write keys and values into the cache.
-    void place(const LayerWeights &layer, const Step &step, int64_t row, float *q, float *k, const float *v) const {
-        const int64_t H = s_.head_size;
+    // Cut a step's rows into tiles.
+    static void cut(const Step &step, std::vector<Tile> &tiles) {
+        tiles.clear();
+        for (int64_t row = 0; row < step.rows; ++row) {
+            const bool joins = row && step.offsets[row] == step.offsets[row - 1] && tiles.back().rows < TOGETHER;
+            if (joins) ++tiles.back().rows;
+            else tiles.push_back({row, 1});
+        }
+    }
+
+    // Turn a row's queries and keys by its position, and write keys and values into the cache. `sink_q` gets the queries
+    // that meet the sinks.
+    void place(const LayerWeights &layer, const Step &step, int64_t row, float *q, float *sink_q, float *k, const float *v) const {
+        const int64_t H = s_.head_size, position = step.positions[row];
         const float *cosines = step.cosines + row * H, *sines = step.sines + row * H;
-        for (int head = 0; head < s_.heads; ++head) turn(q + head * H, cosines, sines);
-        const int64_t position = step.positions[row];
-        const int32_t *table = step.tables + step.offsets[row];
-        const int64_t slot = static_cast<int64_t>(table[position / s_.block_size]) * s_.block_size + position % s_.block_size;
+        for (int head = 0; head < s_.heads; ++head) {
+            if (meets_sinks_apart(position)) {
+                std::copy(q + head * H, q + (head + 1) * H, sink_q + head * H);
+                turn(sink_q + head * H, step.sink_cosines + row * H, step.sink_sines + row * H);
+            }
+            turn(q + head * H, cosines, sines);
+        }
+        const int64_t slot = block_of(step, row, position / s_.block_size) * s_.block_size + position % s_.block_size;
         for (int group = 0; group < s_.groups; ++group) {
             float *key = k + group * H;
             turn(key, cosines, sines);
@@ -40,50 +68,178 @@ class Attention {
         }
     }
 
-    // All heads of a row that share keys: scores block by block of the cache, softmax, weighted sum in the order of keys.
-    void attend(const LayerWeights &layer, const Step &step, int64_t row, int64_t group, float *q, AttentionScratch &own) const {
-        const int64_t H = s_.head_size, stride = padded(H), heads = s_.heads / s_.groups, size = s_.block_size;
-        const int64_t visible = step.positions[row] + 1, blocks = (visible + size - 1) / size, keys = blocks * size;
-        const int32_t *table = step.tables + step.offsets[row];
-        float *scores = own.scores.get(heads * keys + (2 * heads) * stride), *queries = scores + heads * keys, *sums = queries + heads * stride;
-        float *block = own.block.get(size * stride);
-        float *from = q + group * heads * H;
-        const float scale = 1.0f / std::sqrt(static_cast<float>(H));
-        for (int64_t head = 0; head < heads; ++head)
-            for (int64_t at = 0; at < stride; ++at) queries[head * stride + at] = at < H ? from[head * H + at] * scale : 0.0f;
-        for (int64_t b = 0; b < blocks; ++b) {
-            widen(layer.keys, cache_at(group, table[b] * size), size, block);
-            for (int64_t head = 0; head < heads; ++head)
-                for (int64_t key = 0; key < size; key += LANES) {
-                    __m256 dots[LANES];
-                    for (int index = 0; index < LANES; ++index) {
-                        __m256 sum = _mm256_setzero_ps();
-                        for (int64_t at = 0; at < stride; at += LANES)
-                            sum = _mm256_fmadd_ps(_mm256_loadu_ps(block + (key + index) * stride + at), _mm256_loadu_ps(queries + head * stride + at), sum);
-                        dots[index] = sum;
-                    }
-                    _mm256_storeu_ps(scores + head * keys + b * size + key, add_up8(dots));
-                }
+    // The heads of a tile's rows that share keys: scores block by block of the cache, softmax, weighted sum in the order of
+    // keys, sinks first. Row t's queries are at q + t * row_stride, and so is what comes out.
+    void attend(const LayerWeights &layer, const Step &step, const Tile &tile, int64_t group, float *q, const float *sink_q,
+                int64_t row_stride, AttentionScratch &own) const {
+        const int64_t size = s_.block_size, count = tile.rows * heads_, last = tile.first + tile.rows - 1;
+        const int64_t position = step.positions[tile.first];
+        const Rows rows{tile.rows, position, this};
+        const int64_t capacity = rows.sink_slots() + rows.most_blocks() * size;
+        float *scores = own.scores.get(count * capacity);
+        float *queries = own.queries.get(3 * count * stride_), *sink_queries = queries + count * stride_, *sums = sink_queries + count * stride_;
+        float *block = own.block.get(size * stride_);
+        own.outs.resize(count);
+        const int64_t at = group * heads_ * s_.head_size;
+        for (int64_t row = 0; row < tile.rows; ++row) {
+            const int64_t from = (tile.first + row) * row_stride + at;
+            scale(q + from, queries + row * heads_ * stride_);
+            if (rows.moved(row)) scale(sink_q + from, sink_queries + row * heads_ * stride_);
         }
-        for (int64_t head = 0; head < heads; ++head) weigh(scores + head * keys, visible, keys);
-        std::fill(sums, sums + heads * stride, 0.0f);
-        for (int64_t b = 0; b < blocks; ++b) {
+        const auto score = [&](const float *from, int64_t begin, int64_t end, int64_t b, auto place) {
+            widen(layer.keys, cache_at(group, block_of(step, last, b) * size), size, block);
+            for (int64_t row = begin; row < end; ++row)
+                for (int64_t head = 0; head < heads_; ++head)
+                    own.outs[row * heads_ + head] = scores + (row * heads_ + head) * capacity + place(row);
+            int64_t query = begin * heads_;
+            for (; query + 2 <= end * heads_; query += 2) dots<2>(from + query * stride_, block, own.outs.data() + query);
+            if (query < end * heads_) dots<1>(from + query * stride_, block, own.outs.data() + query);
+        };
+        const auto add = [&](int64_t begin, int64_t end, int64_t b, auto place, auto seen) {
             // What a freed block still holds must not reach anybody: only visible keys are read.
-            const int64_t count = std::min(size, visible - b * size);
-            widen(layer.values, cache_at(group, table[b] * size), count, block);
-            for (int64_t head = 0; head < heads; ++head)
-                for (int64_t at = 0; at < stride; at += LANES) {
-                    __m256 sum = _mm256_loadu_ps(sums + head * stride + at);
-                    for (int64_t key = 0; key < count; ++key)
-                        sum = _mm256_fmadd_ps(_mm256_set1_ps(scores[head * keys + b * size + key]), _mm256_loadu_ps(block + key * stride + at), sum);
-                    _mm256_storeu_ps(sums + head * stride + at, sum);
-                }
-        }
-        for (int64_t head = 0; head < heads; ++head)
-            for (int64_t at = 0; at < H; ++at) from[head * H + at] = sums[head * stride + at] * INPUT;
+            widen(layer.values, cache_at(group, block_of(step, last, b) * size), seen(end - 1).end, block);
+            for (int64_t row = begin; row < end; ++row) {
+                const Range range = seen(row);
+                int64_t head = 0;
+                const auto of = [&](int64_t head) { return scores + (row * heads_ + head) * capacity + place(row); };
+                const auto to = [&](int64_t head) { return sums + (row * heads_ + head) * stride_; };
+                for (; head + 2 <= heads_; head += 2) weighted<2>(of(head), capacity, block, range, to(head));
+                if (head < heads_) weighted<1>(of(head), capacity, block, range, to(head));
+            }
+        };
+        const int64_t moved = rows.first_moved(), begin = rows.first_block(0), end = rows.end_block(tile.rows - 1);
+        const int64_t sink_end = moved < tile.rows ? sink_blocks_ : 0;
+        for (int64_t b = 0; b < sink_end; ++b)
+            score(sink_queries, moved, tile.rows, b, [&](int64_t) { return b * size; });
+        for (int64_t b = begin; b < end; ++b)
+            score(queries, rows.begin_of(b), rows.end_of(b), b, [&](int64_t row) { return rows.slot(row, b); });
+        for (int64_t row = 0; row < tile.rows; ++row)
+            for (int64_t head = 0; head < heads_; ++head) weigh(scores + (row * heads_ + head) * capacity, rows, row);
+        std::fill(sums, sums + count * stride_, 0.0f);
+        for (int64_t b = 0; b < sink_end; ++b)
+            add(moved, tile.rows, b, [&](int64_t) { return b * size; },
+                [&](int64_t) { return Range{0, std::min(size, s_.sinks - b * size)}; });
+        for (int64_t b = begin; b < end; ++b)
+            add(rows.begin_of(b), rows.end_of(b), b, [&](int64_t row) { return rows.slot(row, b); },
+                [&](int64_t row) { return rows.seen(row, b); });
+        for (int64_t row = 0; row < tile.rows; ++row)
+            for (int64_t head = 0; head < heads_; ++head) {
+                float *to = q + (tile.first + row) * row_stride + at + head * s_.head_size;
+                const float *sum = sums + (row * heads_ + head) * stride_;
+                for (int64_t index = 0; index < s_.head_size; ++index) to[index] = sum[index] * INPUT;
+            }
     }
 
   private:
+    struct Range {
+        int64_t begin, end;
+    };
+
+    // First position that one sees after the sinks; 0 while nothing is dropped between.
+    int64_t first_seen(int64_t position) const {
+        const int64_t first = s_.window ? position - s_.window + 1 : 0;
+        return first > s_.sinks ? first : 0;
+    }
+
+    bool meets_sinks_apart(int64_t position) const { return s_.sinks && first_seen(position); }
+
+    // Where in a sequence a tile's rows look, and where in a row of scores that is: the slots of the sinks' blocks, for
+    // rows that see these apart, then those of the blocks that hold the window.
+    struct Rows {
+        int64_t rows, position;
+        const Attention *attention;
+
+        int64_t size() const { return attention->s_.block_size; }
+        int64_t first(int64_t row) const { return attention->first_seen(position + row); }
+        bool moved(int64_t row) const { return attention->meets_sinks_apart(position + row); }
+        int64_t first_moved() const {
+            int64_t row = 0;
+            while (row < rows && !moved(row)) ++row;
+            return row;
+        }
+        int64_t first_block(int64_t row) const { return first(row) / size(); }
+        int64_t end_block(int64_t row) const { return (position + row) / size() + 1; }
+        int64_t most_blocks() const {
+            int64_t most = 0;
+            for (int64_t row = 0; row < rows; ++row) most = std::max(most, end_block(row) - first_block(row));
+            return most;
+        }
+        int64_t sink_slots() const { return moved(rows - 1) ? attention->sink_blocks_ * size() : 0; }
+        // Rows that see something of a block: from one to another, as both ends of the window move on with the rows.
+        int64_t begin_of(int64_t b) const {
+            int64_t row = 0;
+            while (end_block(row) <= b) ++row;
+            return row;
+        }
+        int64_t end_of(int64_t b) const {
+            int64_t row = rows;
+            while (first_block(row - 1) > b) --row;
+            return row;
+        }
+        int64_t slot(int64_t row, int64_t b) const {
+            return (moved(row) ? attention->sink_blocks_ * size() : 0) + (b - first_block(row)) * size();
+        }
+        Range seen(int64_t row, int64_t b) const {
+            return {std::max<int64_t>(first(row) - b * size(), 0), std::min(size(), position + row + 1 - b * size())};
+        }
+    };
+
+    int64_t block_of(const Step &step, int64_t row, int64_t b) const {
+        return step.tables[step.offsets[row] + (b < sink_blocks_ ? b : b - step.dropped[row])];
+    }
+
+    // A row's queries by 1 / sqrt(H), padded with zeros.
+    void scale(const float *from, float *to) const {
+        const int64_t H = s_.head_size;
+        const float by = 1.0f / std::sqrt(static_cast<float>(H));
+        for (int64_t head = 0; head < heads_; ++head)
+            for (int64_t at = 0; at < stride_; ++at) to[head * stride_ + at] = at < H ? from[head * H + at] * by : 0.0f;
+    }
+
+    // Scores of some queries, one after the other, with the keys of a block.
+    template <int Q> void dots(const float *queries, const float *block, float *const *outs) const {
+        constexpr int K = 4;
+        for (int64_t key = 0; key < s_.block_size; key += K) {
+            __m256 sums[Q][K];
+            for (auto &of_query : sums)
+                for (auto &sum : of_query) sum = _mm256_setzero_ps();
+            for (int64_t at = 0; at < stride_; at += LANES) {
+                __m256 keys[K];
+                for (int index = 0; index < K; ++index) keys[index] = _mm256_loadu_ps(block + (key + index) * stride_ + at);
+                for (int query = 0; query < Q; ++query) {
+                    const __m256 value = _mm256_loadu_ps(queries + query * stride_ + at);
+                    for (int index = 0; index < K; ++index) sums[query][index] = _mm256_fmadd_ps(keys[index], value, sums[query][index]);
+                }
+            }
+            for (int query = 0; query < Q; ++query)
+                _mm_storeu_ps(outs[query] + key, add_up4(sums[query][0], sums[query][1], sums[query][2], sums[query][3]));
+        }
+    }
+
+    // Add the values of a block by the weights of Q queries.
+    template <int Q> void weighted(const float *weights, int64_t weight_stride, const float *block, const Range &range, float *sums) const {
+        int64_t at = 0;
+        for (; at + 4 * LANES <= stride_; at += 4 * LANES) weighted_lanes<Q, 4>(weights, weight_stride, block + at, range, sums + at);
+        for (; at < stride_; at += LANES) weighted_lanes<Q, 1>(weights, weight_stride, block + at, range, sums + at);
+    }
+
+    template <int Q, int V>
+    void weighted_lanes(const float *weights, int64_t weight_stride, const float *block, const Range &range, float *sums) const {
+        __m256 all[Q][V];
+        for (int query = 0; query < Q; ++query)
+            for (int index = 0; index < V; ++index) all[query][index] = _mm256_loadu_ps(sums + query * stride_ + index * LANES);
+        for (int64_t key = range.begin; key < range.end; ++key) {
+            __m256 values[V];
+            for (int index = 0; index < V; ++index) values[index] = _mm256_loadu_ps(block + key * stride_ + index * LANES);
+            for (int query = 0; query < Q; ++query) {
+                const __m256 weight = _mm256_set1_ps(weights[query * weight_stride + key]);
+                for (int index = 0; index < V; ++index) all[query][index] = _mm256_fmadd_ps(weight, values[index], all[query][index]);
+            }
+        }
+        for (int query = 0; query < Q; ++query)
+            for (int index = 0; index < V; ++index) _mm256_storeu_ps(sums + query * stride_ + index * LANES, all[query][index]);
+    }
+
     void turn(float *head, const float *cosines, const float *sines) const {
         const int64_t half = s_.head_size / 2;
         for (int64_t at = 0; at < half; ++at) {
@@ -113,7 +269,7 @@ class Attention {
 
     // 8 or more values of the cache in fp32; head sizes are padded with zeros.
     void widen(const void *cache, int64_t at, int64_t count, float *out) const {
-        const int64_t H = s_.head_size, stride = padded(H);
+        const int64_t H = s_.head_size, stride = stride_;
         for (int64_t key = 0; key < count; ++key) {
             float *to = out + key * stride;
             const int64_t from = at + key * H, whole = H / LANES * LANES;
@@ -133,9 +289,17 @@ class Attention {
         return value;
     }
 
-    // Softmax over the first `visible` of a row of scores.
-    static void weigh(float *scores, int64_t visible, int64_t keys) {
-        std::fill(scores + visible, scores + keys, -std::numeric_limits<float>::infinity());
+    // Softmax over what a row sees of its scores.
+    static void weigh(float *scores, const Rows &rows, int64_t row) {
+        const int64_t sinks = rows.moved(row) ? rows.attention->sink_blocks_ * rows.size() : 0;
+        const int64_t base = rows.first_block(row) * rows.size();
+        const int64_t keys = sinks + rows.end_block(row) * rows.size() - base;
+        const auto hide = [&](int64_t begin, int64_t end) {
+            std::fill(scores + begin, scores + end, -std::numeric_limits<float>::infinity());
+        };
+        if (sinks) hide(rows.attention->s_.sinks, sinks);
+        hide(sinks, sinks + rows.first(row) - base);
+        hide(sinks + rows.position + row + 1 - base, keys);
         __m256 most = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
         for (int64_t key = 0; key < keys; key += LANES) most = _mm256_max_ps(most, _mm256_loadu_ps(scores + key));
         const __m256 top = _mm256_set1_ps(greatest(most));
@@ -150,6 +314,9 @@ class Attention {
     }
 
     const Shape s_;
+    const int64_t stride_; // H, padded
+    const int64_t heads_;  // that share keys
+    const int64_t sink_blocks_;
 };
 
 } // namespace arctic

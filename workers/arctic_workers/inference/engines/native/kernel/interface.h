@@ -33,15 +33,21 @@ struct Shape {
     int32_t hidden, intermediate, heads, groups, head_size, experts, chosen, layers, cache_format, block_size, threads;
     float eps;
     int64_t slots;
+    int64_t window; // latest tokens that one sees, itself among them; 0 for all
+    int64_t sinks;  // first tokens that it sees besides
 };
 
-// A step: row t is at `positions[t]` of its sequence, whose block table begins at `tables[offsets[t]]`.
+// A step: row t is at `positions[t]` of its sequence, whose block table begins at `tables[offsets[t]]` and lacks
+// `dropped[t]` blocks after those of the sinks.
 struct Step {
     int64_t rows;
-    const int32_t *positions;
+    const int64_t *positions;
     const int32_t *offsets;
+    const int64_t *dropped;
     const int32_t *tables;
     const float *cosines; // [rows, H]
     const float *sines;
+    const float *sink_cosines; // [rows, H] of positions within the cache, by which queries meet sinks; null without these
+    const float *sink_sines;
 };
 }

@@ -50,11 +50,13 @@ class Rank {
     // Run all layers over x [T, D], in place.
     void run(const Step &step, float *x) {
         step_ = &step;
+        Attention::cut(step, tiles_);
         const int64_t rows = step.rows, choices = rows * s_.chosen;
         a_ = a_buffer_.get(rows * hidden_);
         m_ = m_buffer_.get(rows * hidden_);
         h_ = h_buffer_.get(rows * hidden_);
         q_ = q_buffer_.get(rows * attended_);
+        sink_q_ = s_.sinks ? sink_q_buffer_.get(rows * attended_) : q_;
         k_ = k_buffer_.get(rows * grouped_);
         v_ = v_buffer_.get(rows * grouped_);
         g_ = g_buffer_.get(rows * gated_);
@@ -192,7 +194,7 @@ class Rank {
         project(layer, thread, experts);
         finish(PROJECTIONS);
         share(rows, [&](int64_t row) {
-            attention_.place(layer, *step_, row, q_ + row * attended_, k_ + row * grouped_, v_ + row * grouped_);
+            attention_.place(layer, *step_, row, q_ + row * attended_, sink_q_ + row * attended_, k_ + row * grouped_, v_ + row * grouped_);
             if (experts) route(row);
         });
         finish(PLACING, [&] { if (experts) sort_by_expert(); });
@@ -298,13 +300,13 @@ class Rank {
 
     // Attention, and what of the experts does not wait for it: they read the layer's input from before attention.
     void attend_and_expand(const LayerWeights &layer, int thread, bool experts) {
-        const int64_t attentions = step_->rows * s_.groups, panels = experts ? panels_of(layer.w1[0]) : 0;
+        const int64_t attentions = static_cast<int64_t>(tiles_.size()) * s_.groups, panels = experts ? panels_of(layer.w1[0]) : 0;
         Scratch &own = scratch_[thread];
         share(attentions + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
             // The last rows of a prompt see the most keys: they begin.
             if (index < attentions) {
-                const int64_t row = step_->rows - 1 - index / s_.groups;
-                return attention_.attend(layer, *step_, row, index % s_.groups, q_ + row * attended_, own.attention);
+                const Tile &tile = tiles_[tiles_.size() - 1 - index / s_.groups];
+                return attention_.attend(layer, *step_, tile, index % s_.groups, q_, sink_q_, attended_, own.attention);
             }
             const ExpertBlock &block = expert_blocks_[(index - attentions) / panels];
             gate(layer.w1[block.expert], layer.w3[block.expert], (index - attentions) % panels, rows_of(block, m_, hidden_, s_.chosen, own),
@@ -352,10 +354,11 @@ class Rank {
     Team team_;
     std::vector<Scratch> scratch_;
     int64_t hidden_, attended_, grouped_, inner_, gated_; // from row to row
-    Buffer a_buffer_, m_buffer_, h_buffer_, q_buffer_, k_buffer_, v_buffer_, g_buffer_, logits_buffer_, gates_buffer_, expert_gated_buffer_, expert_out_buffer_;
+    Buffer a_buffer_, m_buffer_, h_buffer_, q_buffer_, sink_q_buffer_, k_buffer_, v_buffer_, g_buffer_, logits_buffer_, gates_buffer_, expert_gated_buffer_, expert_out_buffer_;
     // Of the step under way. a, m: normalised inputs; h: after attention; g: gated; the others by their names.
+    std::vector<Tile> tiles_;
     const Step *step_ = nullptr;
-    float *a_, *m_, *h_, *q_, *k_, *v_, *g_, *logits_, *gates_, *expert_gated_, *expert_out_;
+    float *a_, *m_, *h_, *q_, *sink_q_, *k_, *v_, *g_, *logits_, *gates_, *expert_gated_, *expert_out_;
     std::vector<int32_t> chosen_;
     Clock::time_point since_;
     double seconds_[PARTS] = {};

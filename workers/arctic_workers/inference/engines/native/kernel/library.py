@@ -71,7 +71,7 @@ class Shape(Structure):
             )
         ),
         ("eps", c_float),
-        ("slots", c_int64),
+        *((name, c_int64) for name in ("slots", "window", "sinks")),
     ]
 
 
@@ -80,7 +80,19 @@ class Step(Structure):
 
     _fields_ = [
         ("rows", c_int64),
-        *((name, c_void_p) for name in ("positions", "offsets", "tables", "cosines", "sines")),
+        *(
+            (name, c_void_p)
+            for name in (
+                "positions",
+                "offsets",
+                "dropped",
+                "tables",
+                "cosines",
+                "sines",
+                "sink_cosines",
+                "sink_sines",
+            )
+        ),
     ]
 
 

@@ -2,7 +2,7 @@
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -49,6 +49,7 @@ class KernelRank:
             threads,
             config.rms_norm_eps,
             cache.slots_of_a_head,
+            *((cache.window.size, cache.window.sinks) if cache.window else (0, 0)),
         )
         self._rank = code.arctic_rank(shape, self._weights, self._norm, self._head)
         if not self._rank:
@@ -99,18 +100,28 @@ class KernelRank:
         """Return the hidden states [T, D] after this rank's layers."""
         x_TD = x_TD.contiguous()
         positions = torch.cat([torch.arange(part.start, part.end) for part in parts])
-        rotation = self._model.rotary(positions)
-        cosines, sines = rotation.cos_BTH.contiguous(), rotation.sin_BTH.contiguous()
-        starts, start = [], 0
+        rotations = list(self._rotation(positions))
+        starts, dropped, start = [], [], 0
         for part in parts:
             starts += [start] * len(part.tokens)
+            dropped += [part.dropped] * len(part.tokens)
             start += len(part.blocks)
-        tables = torch.tensor([block for part in parts for block in part.blocks], dtype=torch.int32)
-        offsets = torch.tensor(starts, dtype=torch.int32)
-        small = positions.int()
-        step = Step(len(x_TD), *(tensor.data_ptr() for tensor in (small, offsets, tables, cosines, sines)))
+        tables = [block for part in parts for block in part.blocks]
+        integers = (
+            positions,
+            torch.tensor(starts, dtype=torch.int32),
+            torch.tensor(dropped),
+            torch.tensor(tables, dtype=torch.int32),
+        )
+        step = Step(len(x_TD), *(tensor.data_ptr() for tensor in (*integers, *rotations)))
         self._check(self._code.arctic_run(self._rank, step, x_TD.data_ptr()))
         return x_TD
+
+    def _rotation(self, positions: Tensor) -> Iterator[Tensor]:
+        """Cosines and sines [T, H] of the rows, and those by which they meet sinks: of positions within the cache."""
+        yield from (turned.contiguous() for turned in self._model.rotary(positions))
+        if (window := self._cache.window) is not None and window.sinks:
+            yield from (turned.contiguous() for turned in self._model.rotary(positions.clamp(max=window.reach - 1)))
 
     def logits(self, x_TD: Tensor, rows: Sequence[int]) -> Tensor:
         """Return the logits [R, V] of some rows."""
