@@ -83,11 +83,10 @@ ENGINE_RULES = (
     _only("native", "parallelism.tensor", 1),
     _rule(
         "native",
-        "attention",
+        "attention.ropeScaling",
         "(!has(self.attention.ropeScaling) || self.attention.ropeScaling.type != 'dynamic')",
-        lambda attention: attention.rope_scaling is None or attention.rope_scaling.type != "dynamic",
-        "dynamic scaling would make an answer depend on the longest sequence beside it: write ropeScaling.type linear "
-        "or yarn",
+        lambda scaling: scaling is None or scaling.type != "dynamic",
+        "type dynamic would make an answer depend on the longest sequence beside it: write linear or yarn",
     ),
     _only("native", "batching.prefixCaching", False),
     _unset("native", "model.inImage", "the image brings no model"),

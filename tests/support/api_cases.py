@@ -168,7 +168,10 @@ BEYOND: dict[str, dict[str, Changes]] = {
     ".attention.window": {"": WINDOW},
     ".attention.sinks": {"": WINDOW | {"spec.attention.sinks": 4}},
     ".attention.maxLength": {"": {"spec.attention.maxLength": "unlimited"}},
-    ".attention.ropeScaling": {"": {"spec.attention.ropeScaling": STRETCHED}},
+    ".attention.ropeScaling": {
+        "native": {"spec.attention.ropeScaling": STRETCHED | {"type": "dynamic"}},
+        "": {"spec.attention.ropeScaling": STRETCHED},
+    },
     ".batching.prefixCaching": {"": {"spec.batching.prefixCaching": True}},
     ".model.inImage": {"nim": {"spec.model": {"uri": "file:///b"}}, "": {"spec.model": {"inImage": True}}},
     ".engine.image": {"": {"spec.engine.image": ABSENT}},

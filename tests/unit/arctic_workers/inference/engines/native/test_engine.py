@@ -12,7 +12,7 @@ import torch
 from arctic_api.world import InferenceGroup
 from arctic_model.model import ArcticModel
 from arctic_model.weights import load_weights
-from arctic_workers.inference.engine import EngineError, Output, Refused, Request, Sampling
+from arctic_workers.inference.engine import UNLIMITED, EngineError, Output, Refused, Request, Sampling
 from arctic_workers.inference.engines.native import group as groups
 from arctic_workers.inference.engines.native import runner
 from arctic_workers.inference.engines.native.engine import NativeEngine
@@ -79,6 +79,23 @@ async def test_tokens_do_not_depend_on_company_nor_on_room(started: Started, mon
         assert await seeded == sampled
         await engine.drain()
         assert engine.stats().running == engine.stats().waiting == 0
+        assert engine.stats().kv_cache_utilization == 0
+
+
+async def test_endless_tokens_do_not_depend_on_company_nor_on_how_a_prompt_is_cut(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = {"window": 20, "sinks": 5, "maxLength": "unlimited"}
+    asked = [(prompt, count) for prompt, count in zip(prompts(5), (90, 8, 60, 8, 90), strict=True)]
+    asked.append((prompts(1)[0] * 600, 8))
+    hot = {"temperature": 1.0, "logprobs": 2}
+    async with started(attention=window, batching={"tokenBudget": 700, "maxSequences": 1}) as engine:
+        alone = [await ask(engine, prompt, count, **hot) for prompt, count in asked]
+    # Room for two that outgrow the window, of whose blocks little is left for others.
+    monkeypatch.setattr(groups, "affordable_blocks", lambda *_, **__: 43)
+    async with started(attention=window, batching={"tokenBudget": 24, "maxSequences": 6}) as engine:
+        assert engine.max_length == UNLIMITED
+        assert await asyncio.gather(*(ask(engine, prompt, count, **hot) for prompt, count in asked)) == alone
         assert engine.stats().kv_cache_utilization == 0
 
 

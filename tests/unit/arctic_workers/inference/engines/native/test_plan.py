@@ -1,12 +1,17 @@
 """What a group of the native engine is started with."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from arctic_api.world import InferenceGroup
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import LayerSlice
+from arctic_workers.inference.engine import UNLIMITED, Refused
 from arctic_workers.inference.engines.native.plan import Plan, plan_group
+from arctic_workers.inference.engines.native.window import Window
 
 
 def test_a_manifest_says_all_that_ranks_are_started_with(
@@ -38,3 +43,36 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
     assert first.most_blocks == 3 * 13
     # 16 tokens of keys and values of 2 layers, 2 heads of 16 numbers of 4 bytes.
     assert [first.block_bytes(rank) for rank in range(2)] == [16 * 2 * 2 * 2 * 16 * 4] * 2
+
+
+def test_a_window_bounds_what_a_sequence_takes_of_any_length(
+    make_group: Callable[..., list[InferenceGroup]], model_folder: Path, tmp_path: Path
+) -> None:
+    def plan(model: dict[str, object] | None = None, **attention: object) -> Plan:
+        [group] = make_group(1, attention=attention, batching={"maxSequences": 3})
+        (tmp_path / "config.json").write_text(
+            json.dumps(json.loads((model_folder / "config.json").read_text()) | (model or {}))
+        )
+        return plan_group(group.model_copy(update={"model_folder": str(tmp_path)}))
+
+    endless = plan(window=200, sinks=4, maxLength="unlimited")
+    assert (endless.max_length, endless.window) == (UNLIMITED, Window(200, 4))
+    assert endless.most_blocks == 3 * (1 + 30)  # sinks, and 199 tokens and a step's 256 anywhere in their first block
+    assert plan(window=200, sinks=4, maxLength=1000).max_length == 1000
+    assert plan(window=200, sinks=4, maxLength=204).window is None
+    assert plan({"sliding_window": 64}).window == Window(64, 0)
+    assert plan({"sliding_window": 64}, maxLength=64).window is None
+    assert plan(window=300, sinks=4).max_length == 256  # the default gives way
+    stretched = plan(ropeScaling={"type": "linear", "factor": 2}, maxLength=512)
+    assert stretched.max_length == 512
+    assert stretched.config.rope_scaling == {"type": "linear", "factor": 2}
+    yarn = {"rope_scaling": {"type": "yarn", "factor": 2.0}}
+    dynamic = {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    for sentence, model, attention in (
+        (r"without a window keys and values have no bound; write attention\.window", None, {"maxLength": "unlimited"}),
+        ("sinks of 256 together or less", None, {"maxLength": "unlimited", "window": 255, "sinks": 4}),
+        ("leave attention.ropeScaling out", yarn, {"ropeScaling": {"type": "linear", "factor": 2}}),
+        (r"is dynamic.*write attention\.maxLength: 256 or less", dynamic, {"maxLength": 300, "window": 64}),
+    ):
+        with pytest.raises(Refused, match=sentence):
+            plan(model, **attention)

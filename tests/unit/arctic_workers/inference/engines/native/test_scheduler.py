@@ -7,6 +7,7 @@ from arctic_workers.inference.engine import Request, Sampling
 from arctic_workers.inference.engines.native.blocks import BlockManager
 from arctic_workers.inference.engines.native.scheduler import Chunk, Scheduler
 from arctic_workers.inference.engines.native.sequence import Sequence
+from arctic_workers.inference.engines.native.window import Window
 
 BLOCK = 4
 
@@ -43,11 +44,11 @@ class Cache:
 class Server:
     """Runs a scheduler with up to `depth` steps on their way, and checks it at each."""
 
-    def __init__(self, blocks: int, budget: int, most: int, depth: int) -> None:
+    def __init__(self, blocks: int, budget: int, most: int, depth: int, window: Window | None = None) -> None:
         self.blocks = BlockManager(blocks, BLOCK)
-        self.scheduler = Scheduler(self.blocks, token_budget=budget, max_sequences=most)
+        self.scheduler = Scheduler(self.blocks, token_budget=budget, max_sequences=most, window=window)
         self.budget, self.most, self.depth = budget, most, depth
-        self.cache = Cache()
+        self.cache = Cache() if window is None else WindowCache(window)
         self.in_flight: list[list[Chunk]] = []
         self.finished: list[Sequence] = []
 
@@ -109,6 +110,93 @@ def test_every_request_ends_with_its_own_tokens_whatever_shares_its_steps(
     assert server.scheduler.running == server.scheduler.waiting == 0
     assert all(sequence.tokens == expected(sequence.request) for sequence in server.finished)
     assert len(server.finished) + len(cancelled) == len(sequences)
+
+
+class WindowCache:
+    """Keeps which position of which sequence was written to each slot, and checks that what a row sees is there."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.slots: dict[tuple[int, int], tuple[Sequence, int]] = {}
+
+    def run(self, chunk: Chunk) -> None:
+        sequence, end = chunk.sequence, chunk.start + chunk.length
+        for position in range(chunk.start, end):
+            self.slots[self.slot(sequence, position)] = (sequence, position)
+        for position in range(chunk.start, end):
+            first = self.window.first(position)
+            for seen in (*range(min(self.window.sinks, first)), *range(first, position + 1)):
+                assert self.slots[self.slot(sequence, seen)] == (sequence, seen)
+
+    def slot(self, sequence: Sequence, position: int) -> tuple[int, int]:
+        block = position // BLOCK
+        place = block if block < self.window.sink_blocks(BLOCK) else block - sequence.dropped
+        return sequence.blocks[place], position % BLOCK
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrivals=st.lists(
+        st.tuples(st.integers(1, 700), st.integers(1, 400), st.integers(0, 30), st.none() | st.integers(0, 15)),
+        min_size=1,
+        max_size=5,
+    ),
+    size=st.integers(1, 40),
+    sinks=st.integers(0, 9),
+    spare=st.integers(0, 90),
+    budget=st.integers(1, 500),
+    most=st.integers(1, 4),
+    depth=st.integers(1, 3),
+)
+def test_what_outgrows_its_window_keeps_its_blocks_and_ends(
+    arrivals: list[tuple[int, int, int, int | None]],
+    size: int,
+    sinks: int,
+    spare: int,
+    budget: int,
+    most: int,
+    depth: int,
+) -> None:
+    window = Window(size, sinks)
+    # Sequences that don't outgrow the window may have to make room for each other, with nothing to spare.
+    server = Server(window.blocks(BLOCK) + spare, budget, most, depth, window)
+    sequences = [
+        (Sequence(Request(tuple(range(prompt)), Sampling(max_tokens=generate))), start, cancel)
+        for prompt, generate, start, cancel in arrivals
+    ]
+    held: dict[Sequence, set[int]] = {}
+    for now in range(20_000):
+        for sequence, start, cancel in sequences:
+            if start == now:
+                server.scheduler.add(sequence)
+            if cancel is not None and start + cancel == now and not sequence.ended:
+                server.scheduler.cancel(sequence)
+        server.turn([sequence for sequence, _, _ in sequences])
+        for sequence, _, _ in sequences:
+            if sequence.outgrows and sequence.blocks:
+                assert held.setdefault(sequence, set(sequence.blocks)) == set(sequence.blocks)
+                assert len(sequence.tokens) <= max(len(sequence.request.prompt), 1) + 1
+                assert sequence.generated < 2 or len(sequence.tokens) <= depth + 1
+        if now > 45 and all(sequence.ended for sequence, _, _ in sequences):
+            break
+    assert all(sequence.ended for sequence, _, _ in sequences)
+    assert server.blocks.free == server.blocks.count
+    assert all(sequence.generated == sequence.request.sampling.max_tokens for sequence in server.finished)
+
+
+def test_what_outgrows_its_window_makes_no_room_though_it_is_the_youngest() -> None:
+    window = Window(8, 4)
+    blocks = BlockManager(window.blocks(BLOCK) + 4, BLOCK)
+    scheduler = Scheduler(blocks, token_budget=32, max_sequences=8, window=window)
+    old, young, endless = request(8, 4), request(4, 8), request(8, 10**9)
+    for sequence in (old, young, endless):
+        scheduler.add(sequence)
+    assert lengths(scheduler.schedule()) == [(old, 8), (young, 4), (endless, 8)]
+    assert blocks.free == 1
+    for sequence in (old, young, endless):
+        scheduler.update(sequence, 1)
+    assert lengths(scheduler.schedule()) == [(old, 1), (endless, 1)]
+    assert (scheduler.running, scheduler.waiting) == (2, 1)
 
 
 def request(prompt: int, generate: int = 4) -> Sequence:

@@ -24,6 +24,7 @@ struct Tile {
 };
 
 constexpr int64_t TOGETHER = 8; // most rows of a tile
+constexpr int64_t APART = 16;   // floats of a cache line
 
 // What one thread needs for itself.
 struct AttentionScratch {
@@ -75,7 +76,8 @@ class Attention {
         const int64_t size = s_.block_size, count = tile.rows * heads_, last = tile.first + tile.rows - 1;
         const int64_t position = step.positions[tile.first];
         const Rows rows{tile.rows, position, this};
-        const int64_t capacity = rows.sink_slots() + rows.most_blocks() * size;
+        // Not a power of two: rows of scores would share a few sets of the cache.
+        const int64_t capacity = rows.sink_slots() + rows.most_blocks() * size + APART;
         float *scores = own.scores.get(count * capacity);
         float *queries = own.queries.get(3 * count * stride_), *sink_queries = queries + count * stride_, *sums = sink_queries + count * stride_;
         float *block = own.block.get(size * stride_);
