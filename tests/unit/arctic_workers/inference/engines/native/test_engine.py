@@ -99,6 +99,30 @@ async def test_endless_tokens_do_not_depend_on_company_nor_on_how_a_prompt_is_cu
         assert engine.stats().kv_cache_utilization == 0
 
 
+async def test_an_endless_sequence_takes_no_more_memory_than_at_its_start(started: Started) -> None:
+    window = {"window": 64, "sinks": 4, "maxLength": "unlimited"}
+
+    def resident() -> int:
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(fields["VmRSS"].split()[0])
+
+    async with started(attention=window) as engine:
+        taken, held = [], set()
+        async with aclosing(engine.generate(Request((1, 2, 3), Sampling(10**12, temperature=0.0)))) as outputs:
+            for count in range(3000):
+                await anext(outputs)
+                if count >= 500 and count % 100 == 0:
+                    taken.append(resident())
+                    held.add(engine.stats().kv_cache_utilization)
+                    [sequence] = engine._streams
+                    assert len(sequence.tokens) <= 2
+        assert max(taken) / min(taken) < 1.02
+        assert len(held) == 1
+        await engine.drain()
+        await ask(engine, [1], 2)
+        assert engine.stats().kv_cache_utilization == 0
+
+
 async def test_greedy_tokens_are_those_of_the_plain_model(started: Started, make_group: MakeGroup) -> None:
     plan = plan_group(make_group(1)[0])
     model = ArcticModel(plan.config)

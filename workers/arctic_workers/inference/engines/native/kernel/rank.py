@@ -119,9 +119,11 @@ class KernelRank:
 
     def _rotation(self, positions: Tensor) -> Iterator[Tensor]:
         """Cosines and sines [T, H] of the rows, and those by which they meet sinks: of positions within the cache."""
-        yield from (turned.contiguous() for turned in self._model.rotary(positions))
-        if (window := self._cache.window) is not None and window.sinks:
-            yield from (turned.contiguous() for turned in self._model.rotary(positions.clamp(max=window.reach - 1)))
+        window = self._cache.window
+        if window is None or not window.sinks:
+            return (turned.contiguous() for turned in self._model.rotary(positions))
+        turned = self._model.rotary(torch.stack((positions, positions.clamp(max=window.reach - 1))))
+        return (both[of].contiguous() for of in range(2) for both in turned)
 
     def logits(self, x_TD: Tensor, rows: Sequence[int]) -> Tensor:
         """Return the logits [R, V] of some rows."""

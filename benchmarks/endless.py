@@ -1,0 +1,173 @@
+"""A million tokens of one sequence through the native engine: whether memory stays and speed keeps.
+
+A random `arctic-tiny` with a window of 1024 tokens and 4 sinks (Xiao et al. 2023, arXiv 2309.17453) generates greedily,
+in this process. Once the window is full nothing may grow any more: `memory_ratio` is the greatest resident memory over
+the least, `speed_ratio` the speed of the last tenth of the tokens over that of the first tenth, which follow each other
+on the same machine within half an hour.
+"""
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from arctic_api.inference import ArcticInferenceSpec
+from arctic_api.world import InferenceGroup, Ports
+from arctic_model.config import ArcticConfig
+from arctic_model.parallel import plan_inference
+from arctic_workers.inference.engine import Request, Sampling
+from arctic_workers.inference.engines.native.cache import PagedCache
+from arctic_workers.inference.engines.native.engine import NativeEngine
+from arctic_workers.inference.engines.native.group import Rank, bring_up
+from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, plan_group
+from arctic_workers.inference.engines.native.runner import compute_of, load_slice
+from arctic_workers.inference.engines.native.step import Part
+from arctic_workers.inference.engines.native.window import CHUNK, Window
+from benchmarks.form import arguments, finish, note, print_table, wait_for_quiet
+from benchmarks.models import prompts, random_model
+
+WINDOW = Window(1024, 4)
+CONFIG = ArcticConfig.preset("arctic-tiny").replace(max_position_embeddings=2048)
+TOKENS, QUICK = 1_000_000, 50_000
+_SAMPLES = 100
+"""Looks at clock and memory."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """After so many tokens."""
+
+    tokens: int
+    seconds: float
+    memory: int
+    """Resident bytes."""
+
+
+@asynccontextmanager
+async def engine(folder: Path, window: Window) -> AsyncIterator[NativeEngine]:
+    """Start the native engine alone in this process, for one request at a time of any length."""
+    attention = {"window": window.size, "sinks": window.sinks, "maxLength": "unlimited"}
+    manifest = {"model": {"uri": "file:///model"}, "attention": attention, "batching": {"maxSequences": 1}}
+    group = InferenceGroup(
+        namespace="benchmarks",
+        name="endless",
+        uid="0",
+        hosts=["127.0.0.1"],
+        ports=Ports(),
+        tls_folder=None,
+        spec=ArcticInferenceSpec.model_validate(manifest),
+        group="endless",
+        revision="1",
+        model_folder=str(folder),
+    )
+    plan = plan_group(group)
+
+    def load(progress: Callable[[float], None]) -> Rank:
+        return bring_up(plan, group, 0, on_loss=note, on_stop=lambda: None, progress=progress)
+
+    started = NativeEngine(plan, load, beat=lambda: None, on_failure=lambda error: note(str(error)))
+    await started.start()
+    try:
+        yield started
+    finally:
+        await started.stop()
+
+
+async def watch(folder: Path, window: Window, tokens: int) -> list[Look]:
+    """Generate so many tokens; return what was seen from when the window had filled on."""
+    filled = 2 * window.reach
+    every = (tokens - filled) // _SAMPLES
+    looks = []
+    [prompt] = prompts(1, 64, CONFIG.vocab_size)
+    request = Request(tuple(prompt), Sampling(filled + _SAMPLES * every + 1, temperature=0.0))
+    count = 0
+    async with engine(folder, window) as started, aclosing(started.generate(request)) as outputs:
+        async for _ in outputs:
+            count += 1
+            if count >= filled and (count - filled) % every == 0:
+                looks.append(Look(count, time.monotonic(), resident()))
+                if (len(looks) - 1) % (_SAMPLES // 10) == 0:
+                    note(f"{count:,} tokens, {looks[-1].memory / 2**20:.1f} MiB")
+    return looks
+
+
+def resident() -> int:
+    """Return the resident memory of this process in bytes."""
+    gc.collect()
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) * 1024
+
+
+def speed(looks: list[Look], part: slice) -> float:
+    """Tokens a second from the first to the last of some looks."""
+    chosen = looks[part]
+    return (chosen[-1].tokens - chosen[0].tokens) / (chosen[-1].seconds - chosen[0].seconds)
+
+
+@torch.inference_mode()
+def losses(folder: Path, tokens: list[int], window: Window | None) -> Tensor:
+    """Return the loss of each token but the first, in nats: what a model says of a text far longer than its context.
+
+    Beside a window with sinks, a plain one of the same reach (`Window(reach, 0)`) shows what the sinks are good for.
+    """
+    config = ArcticConfig.from_folder(folder)
+    [part] = plan_inference(config, pipeline=1).slices
+    model = load_slice(folder, config, part, "bf16", lambda _: None)
+    whole = -(-len(tokens) // BLOCK_SIZE)
+    table = list(range(whole if window is None else min(whole, window.blocks(BLOCK_SIZE))))
+    cache = PagedCache(
+        part.layers,
+        blocks=len(table),
+        block_size=BLOCK_SIZE,
+        heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        dtype=torch.bfloat16,
+        window=window,
+    )
+    compute, dropped, found = compute_of(model, cache), 0, []
+    for start in range(0, len(tokens) - 1, CHUNK):
+        read = tuple(tokens[start : min(start + CHUNK, len(tokens) - 1)])
+        end = start + len(read)
+        if window is not None:
+            dropped = window.slide(table, dropped, end, BLOCK_SIZE)
+        x_TD = compute.run([Part(start, read, tuple(table), None, dropped)], model.embed(torch.tensor(read)).float())
+        logits_TV = compute.logits(x_TD, range(len(read)))
+        found.append(functional.cross_entropy(logits_TV, torch.tensor(tokens[start + 1 : end + 1]), reduction="none"))
+    return torch.cat(found)
+
+
+def perplexities(losses_T: Tensor, piece: int) -> list[float]:
+    """Perplexity of each piece of so many tokens: the curve over the length."""
+    return [float(losses.mean().exp()) for losses in losses_T.split(piece)]
+
+
+def main() -> None:
+    """Measure, print."""
+    quick = arguments(__doc__, f"{QUICK:,} tokens instead of {TOKENS:,}").quick
+    folder = random_model(CONFIG)
+    wait_for_quiet()
+    looks = asyncio.run(watch(folder, WINDOW, QUICK if quick else TOKENS))
+    tenth = len(looks) // 10
+    first, last = speed(looks, slice(0, tenth + 1)), speed(looks, slice(-tenth - 1, None))
+    memory = [look.memory for look in looks]
+    figures = {"memory_ratio": max(memory) / min(memory), "speed_ratio": last / first, "tokens": looks[-1].tokens}
+    print_table(
+        f"One sequence of {looks[-1].tokens:,} tokens, window {WINDOW.size}, sinks {WINDOW.sinks}",
+        ("after the window has filled", "least", "greatest"),
+        (
+            ("resident memory, MiB", f"{min(memory) / 2**20:.1f}", f"{max(memory) / 2**20:.1f}"),
+            ("tokens/s, first and last tenth", f"{first:.0f}", f"{last:.0f}"),
+        ),
+    )
+    finish(figures)
+
+
+if __name__ == "__main__":
+    main()
