@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer, decoders, models
 
-from arctic_workers.inference.engine import EngineError, Output, Request, SamplingField
+from arctic_workers.inference.engine import UNLIMITED, EngineError, Output, Request, SamplingField
 from arctic_workers.inference.engines.native.step import Draw, Part, decode_parts, encode_parts
 from arctic_workers.inference.http import server
 from arctic_workers.inference.http.server import Api, Gate
@@ -484,3 +484,20 @@ async def test_a_tokenizer_tells_of_itself(folder: Path) -> None:
     assert told == {
         "bos_token": None, "eos_token": "z", "unk_token": None, "pad_token": None, "chat_template": "{{ messages }}"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("length", "stream", "most"),
+    [(256, False, 256), (256, True, 256), (UNLIMITED, False, 4096), (UNLIMITED, True, UNLIMITED)],
+)
+async def test_a_chat_that_names_no_end_has_one_unless_it_streams_without_a_bound(
+    text: Text, length: int, stream: bool, most: int
+) -> None:
+    engine = Scripted()
+    engine.max_length = length
+    asked = {"messages": [{"role": "user", "content": "a"}], "stream": stream}
+    answer = await post(serve(text, engine), "/v1/chat/completions", **asked)
+    assert answer.status_code == 200, answer.text
+    [request] = engine.asked
+    prompt = len(request.prompt)
+    assert request.sampling.max_tokens == min(most, length - prompt)
