@@ -91,7 +91,7 @@ class Table:
     def part(self, length: int) -> Part:
         end = self.at + length
         self._dropped = self._window.slide(self._blocks, self._dropped, end, BLOCK)
-        part = Part(self.at, (0,) * length, tuple(self._blocks), None, self._dropped)
+        part = Part(self.at, (0,) * length, tuple(self._blocks), None, dropped=self._dropped)
         self.at = end
         return part
 
