@@ -8,6 +8,8 @@ Shapes are named by the legend of `arctic_model.layers`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,6 +31,20 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = wide.abs().amax(-1) / MAX
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (wide / scale[..., None]).clamp(-MAX, MAX).to(DTYPE), scale
+
+
+def quantize_blocks(weight: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Round [out, in] to e4m3 values and fp32 scales [ceil(out / rows), ceil(in / columns)] of blocks [rows, columns].
+
+    As `quantize`, with a block's greatest magnitude in place of a channel's.
+    """
+    (rows, columns), (height, width) = weight.shape, block
+    padded = functional.pad(weight.float(), (0, -columns % width, 0, -rows % height))
+    blocks = padded.reshape(padded.shape[0] // height, height, -1, width)
+    scale = blocks.abs().amax((1, 3)) / MAX
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    values = (blocks / scale[:, None, :, None]).clamp(-MAX, MAX).flatten(2).flatten(0, 1)
+    return values[:rows, :columns].to(DTYPE).contiguous(), scale
 
 
 def dequantize(values: Tensor, scale: Tensor) -> Tensor:
@@ -89,17 +105,20 @@ class Fp8Experts(nn.Module):
         return expert_by_expert(x_RD, counts_E, run)
 
 
-def quantize_model(model: nn.Module) -> None:
+def quantize_model(model: nn.Module, wanted: Callable[[str], bool] = lambda _: True) -> None:
     """Replace, in place, every linear layer and every `Experts` by its FP8 form; gates, norms and embeddings stay.
+
+    Those stay, too, of whose parameters `wanted` says False by name.
 
     On the meta device only the form changes, and `load_weights` quantises as it reads; weights that are there are
     quantised now.
     """
-    for module in list(model.modules()):
+    for path, module in list(model.named_modules()):
         if isinstance(module, Router):
             continue
         for name, child in module.named_children():
-            if (replacement := _fp8_form(child)) is not None:
+            names = [f"{path}.{name}.{leaf}".lstrip(".") for leaf, _ in child.named_parameters(recurse=False)]
+            if names and all(map(wanted, names)) and (replacement := _fp8_form(child)) is not None:
                 setattr(module, name, replacement)
 
 

@@ -14,36 +14,58 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from arctic_model import fp8
 from arctic_model.config import CONFIG_FILE, ArcticConfig, read_json
 from arctic_model.model import ArcticModel
 from arctic_model.names import hf_names, llama_name, module_name, tensor_shapes
+from arctic_model.quantization import KEY as QUANTIZATION
+from arctic_model.quantization import Quantization, read_quantization
+from arctic_model.tensor_files import DTYPE_NAMES, SafetensorError, StoredTensor, TensorFile
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 DEFAULT_SHARD_BYTES = 5 * 10**9
-_DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-# What is written and not read: quantised weights, for engines that take them so.
-_WRITTEN_NAMES = {**_DTYPE_NAMES, fp8.DTYPE: "F8_E4M3"}
+_PIECE_BYTES = 1 << 20
+"""How much of a tensor is read at once."""
+_PLAIN = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype != fp8.DTYPE}
+_ACTIVATION_SCALES = tuple(f".{name}_scale" for name in ("input", "output", "q", "k", "v"))
+"""Ends of the names of what only concerns activations in FP8, which nothing here computes with."""
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is not whole or not this model's."""
 
 
+class Piece(NamedTuple):
+    """Some rows of a stored tensor: e4m3 values with their fp32 scales, or values as they are and None."""
+
+    rows: slice
+    values: Tensor
+    scale: Tensor | None
+
+    def wide(self) -> Tensor:
+        """The numbers: in fp32 where they were quantised, else in their own type."""
+        return self.values if self.scale is None else self.values.float() * self.scale
+
+
 class Checkpoint:
-    """A folder with `config.json` and safetensors, of an Arctic or a Llama; tensors go by an Arctic's names."""
+    """A folder with `config.json` and safetensors, of an Arctic or a Llama; tensors go by an Arctic's names.
+
+    Its weights may be in FP8 (`quantization` says how). Raises CheckpointError, and ValueError where a file beside the
+    tensors is at fault.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         raw = read_json(self.folder / CONFIG_FILE)
+        self.quantization = read_quantization(self.folder)
+        raw.pop(QUANTIZATION, None)
         self.config = ArcticConfig.from_dict(raw, str(self.folder / CONFIG_FILE))
         self._llama = raw.get("model_type") == "llama"
         self._tied = bool(raw.get("tie_word_embeddings"))
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, TensorFile] = {}
         self._files = self._find_files()
 
     def _find_files(self) -> dict[str, str]:
@@ -58,7 +80,7 @@ class Checkpoint:
             return files
         if not (self.folder / SINGLE_FILE).exists():
             raise CheckpointError(f"{self.folder} has neither {INDEX_FILE} nor {SINGLE_FILE}: it holds no weights")
-        return dict.fromkeys(self._file(SINGLE_FILE).keys(), SINGLE_FILE)
+        return dict.fromkeys(self._file(SINGLE_FILE).tensors, SINGLE_FILE)
 
     def stored_name(self, hf_name: str) -> str:
         """What this checkpoint calls the tensor."""
@@ -77,49 +99,107 @@ class Checkpoint:
         known = {self.stored_name(name) for name in tensor_shapes(model)}
         known.add("lm_head.weight")
         # Old Llama checkpoints hold the frequencies of rotary positions, which are computed.
-        unexpected = [name for name in self._files if name not in known and not name.endswith("rotary_emb.inv_freq")]
+        ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+        if self.quantization is not None:
+            known |= {self.quantization.scale_name(name) for name in known}
+            ignored += _ACTIVATION_SCALES
+        unexpected = [name for name in self._files if name not in known and not name.endswith(ignored)]
         if unexpected:
             raise CheckpointError(
                 f"{self.folder} has {_count(unexpected)} that the model has no place for: its config.json is not that "
                 "of these weights"
             )
 
+    def dtype(self, hf_name: str) -> torch.dtype:
+        """The type in which a tensor is stored. CheckpointError where it is missing or of a type that is not read."""
+        file, name, stored = self._stored(hf_name)
+        if stored.dtype in _PLAIN:
+            return _PLAIN[stored.dtype]
+        if stored.dtype == DTYPE_NAMES[fp8.DTYPE] and self.quantization is not None:
+            return fp8.DTYPE
+        *others, last = _PLAIN  # the numbers mean nothing without their scales
+        raise CheckpointError(
+            f"{self.folder / file}: {name} is stored as {stored.dtype}: save it unquantised, as {', '.join(others)} "
+            f"or {last}"
+        )
+
     def tensor(self, hf_name: str, shape: tuple[int, ...]) -> Tensor:
-        """Read one tensor. CheckpointError where it is missing, of another shape, quantised, damaged, or not finite."""
+        """Read one tensor, in fp32 where it is stored in FP8. Raises as `pieces` does."""
+        dtype = self.dtype(hf_name)
+        whole = torch.empty(shape, dtype=torch.float32 if dtype == fp8.DTYPE else dtype)
+        for piece in self.pieces(hf_name, shape):
+            whole[piece.rows] = piece.wide()
+        return whole
+
+    def pieces(self, hf_name: str, shape: tuple[int, ...]) -> Iterator[Piece]:
+        """Read one tensor some rows at a time; what was returned is not kept.
+
+        CheckpointError where it is missing, of another shape, of a type that is not read, damaged, or not finite. The
+        scales of a piece are [rows, 1], or [rows, columns] where they belong to blocks.
+        """
+        dtype = self.dtype(hf_name)
+        file, name, stored = self._stored(hf_name)
+        if stored.shape != shape:
+            raise CheckpointError(
+                f"{self.folder / file}: {name} has the shape {list(stored.shape)} where the model has {list(shape)}: "
+                "its config.json is not that of these weights"
+            )
+        scale = self._scale(name, shape) if dtype == fp8.DTYPE else None
+        count = max(1, _PIECE_BYTES // max(1, dtype.itemsize * torch.Size(shape[1:]).numel()))
+        for first in range(0, shape[0], count):
+            rows = slice(first, min(first + count, shape[0]))
+            values = self._read(file, name, rows)
+            if not _is_finite(values):
+                raise CheckpointError(
+                    f"{self.folder / file}: {name} holds NaN or infinity: copy it again, or take an earlier "
+                    "checkpoint of its training"
+                )
+            yield Piece(rows, values, None if scale is None else scale.rows(rows))
+
+    def _scale(self, name: str, shape: tuple[int, ...]) -> _Scale:
+        """The scales of a weight that is stored in FP8."""
+        assert self.quantization is not None
+        scale_name = self.quantization.scale_name(name)
+        if scale_name not in self._files:
+            raise CheckpointError(f"{self.folder} has {name} in FP8 and no {scale_name}: copy the checkpoint again")
+        file = self._files[scale_name]
+        stored = self._file(file).tensors.get(scale_name)
+        wanted = self.quantization.scale_shape((shape[0], shape[1])) if len(shape) == 2 else ()
+        if (
+            stored is None
+            or stored.dtype not in _PLAIN
+            or torch.Size(stored.shape).numel() != torch.Size(wanted).numel()
+        ):
+            raise CheckpointError(
+                f"{self.folder / file}: {scale_name} is not {list(wanted)} in floating point, as "
+                f"{self.quantization.describe()} has it"
+            )
+        values = self._read(file, scale_name).float()
+        if not _is_finite(values):
+            raise CheckpointError(f"{self.folder / file}: {scale_name} holds NaN or infinity: copy it again")
+        return _Scale(values, self.quantization, shape)
+
+    def _stored(self, hf_name: str) -> tuple[str, str, StoredTensor]:
         name = self.stored_name(hf_name)
         if name not in self._files:
             raise CheckpointError(f"{self.folder} has no tensor {name}: copy the checkpoint again, whole")
         file = self._files[name]
-        handle = self._file(file)
-        try:
-            stored = handle.get_slice(name)
-            found, dtype = tuple(stored.get_shape()), stored.get_dtype()
-            if found != shape:
-                raise CheckpointError(
-                    f"{self.folder / file}: {name} has the shape {list(found)} where the model has {list(shape)}: "
-                    "its config.json is not that of these weights"
-                )
-            if dtype not in _DTYPE_NAMES.values():  # quantised: the numbers mean nothing without their scales
-                *others, last = _DTYPE_NAMES.values()
-                raise CheckpointError(
-                    f"{self.folder / file}: {name} is stored as {dtype}: save it unquantised, as {', '.join(others)} "
-                    f"or {last}"
-                )
-            tensor = cast("Tensor", handle.get_tensor(name))
-        except SafetensorError as error:
-            raise CheckpointError(f"{self.folder / file}: {name} cannot be read ({error}): copy it again") from None
-        if not _is_finite(tensor):
-            raise CheckpointError(
-                f"{self.folder / file}: {name} holds NaN or infinity: copy it again, or take an earlier "
-                "checkpoint of its training"
-            )
-        return tensor
+        stored = self._file(file).tensors.get(name)
+        if stored is None:
+            raise CheckpointError(f"{self.folder / file}: {name} cannot be read (it is not there): copy it again")
+        return file, name, stored
 
-    def _file(self, name: str) -> Any:
+    def _read(self, file: str, name: str, rows: slice = slice(None)) -> Tensor:
+        try:
+            return self._file(file).read(name, rows)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.folder / file}: {name} cannot be read ({error}): copy it again") from None
+
+    def _file(self, name: str) -> TensorFile:
         if name not in self._open:
             path = self.folder / name
             try:
-                self._open[name] = safe_open(path, framework="pt", device="cpu")
+                self._open[name] = TensorFile(path)
             except FileNotFoundError:
                 raise CheckpointError(f"{path} is in the index and not in the folder: copy it there") from None
             except (SafetensorError, OSError) as error:
@@ -127,7 +207,28 @@ class Checkpoint:
         return self._open[name]
 
 
+class _Scale:
+    """The scales of one weight, by its rows."""
+
+    def __init__(self, values: Tensor, stored: Quantization, shape: tuple[int, ...]) -> None:
+        self._block = stored.block if stored.scales == "block" else None
+        self._columns = shape[-1]
+        if self._block is None:
+            self._values = values.reshape(-1, 1).expand(shape[0], 1)
+        else:
+            self._values = values.reshape(-(-shape[0] // self._block[0]), -1)
+
+    def rows(self, rows: slice) -> Tensor:
+        if self._block is None:
+            return self._values[rows]
+        height, width = self._block
+        blocks = self._values[torch.arange(rows.start, rows.stop) // height]
+        return blocks.repeat_interleave(width, dim=1)[:, : self._columns]
+
+
 def _is_finite(tensor: Tensor) -> bool:
+    if tensor.dtype == fp8.DTYPE:  # it has no infinity, and few operations
+        return not bool((tensor.view(torch.uint8) & 0x7F == 0x7F).any())
     # A NaN is both the least and the greatest. torch.isfinite on the whole takes forty times as long.
     extremes = torch.stack(torch.aminmax(tensor))
     return bool(extremes.isfinite().all())
@@ -149,33 +250,72 @@ def load_weights(
     """Fill a model, or a slice of one, from a checkpoint folder; reads nothing that it does not need.
 
     Parameters keep their dtype; those on the meta device get their memory on `device`; those in FP8 are quantised as
-    they are read. `first_expert` is the first of the experts that this rank holds. `progress` is called with the share
-    of the parameters that are there, 0 to 1. Raises CheckpointError, and ValueError where config.json is at fault.
+    they are read, or take what is stored in FP8 as it is. `first_expert` is the first of the experts that this rank
+    holds. `progress` is called with the share of the parameters that are there, 0 to 1. Raises CheckpointError, and
+    ValueError where config.json is at fault.
     """
     checkpoint = Checkpoint(folder)
     parameters = list(model.named_parameters())
     names = {name: hf_names(name, held_experts(parameter, first_expert)) for name, parameter in parameters}
     checkpoint.check_names([part for parts in names.values() for part in parts], model.config)
     loaded, total = 0, sum(parameter.numel() for _, parameter in parameters)
+    # All memory first: between what stays, what is freed while reading would leave holes in the heap.
+    targets = [(name, *_memory_of(model, name, device)) for name, _ in parameters]
     with torch.no_grad():
-        for name, parameter in parameters:
-            target = materialize(model, name, device)
-            parts = names[name]
-            for index, part in enumerate(parts):
-                stacked = parameter.dim() == 3
-                tensor = checkpoint.tensor(part, tuple(parameter.shape[1:] if stacked else parameter.shape))
-                _fill(model, name, target, index if stacked else ..., tensor)
-                loaded += tensor.numel()
-                progress(loaded / total)
+        for name, target, scale in targets:
+            for index, part in enumerate(names[name]):
+                where: Any = index if target.dim() == 3 else ...
+                into, scale_into = target[where], None if scale is None else scale[where]
+                for piece in checkpoint.pieces(part, tuple(into.shape)):
+                    _fill(into, scale_into, piece, part)
+                    loaded += piece.values.numel()
+                    progress(loaded / total)
 
 
-def _fill(model: ArcticModel, name: str, target: Tensor, where: Any, tensor: Tensor) -> None:
-    if target.dtype != fp8.DTYPE:
-        target[where] = tensor.to(target.device, target.dtype)
+def _memory_of(model: ArcticModel, name: str, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+    """A parameter's memory, and that of its scales where it is in FP8."""
+    target = materialize(model, name, device)
+    return target, materialize(model, fp8.scale_name(name), device) if target.dtype == fp8.DTYPE else None
+
+
+def _fill(target: Tensor, scale: Tensor | None, piece: Piece, name: str) -> None:
+    rows = piece.rows
+    if scale is None:
+        target[rows] = piece.wide().to(target.device, target.dtype)
+    elif piece.scale is None:
+        target[rows], scale[rows] = fp8.quantize(piece.values.to(target.device))
+    elif piece.scale.shape[1] == 1:
+        target[rows], scale[rows] = piece.values.to(target.device), piece.scale[:, 0].to(target.device)
+    else:
+        raise CheckpointError(
+            f"{name} has a scale a block, and here weights have one an output channel: quantise the checkpoint anew, "
+            "`arctic quantize FOLDER NEW_FOLDER`"
+        )
+
+
+def take_fp8_form(model: ArcticModel, folder: Path, first_expert: int = 0) -> None:
+    """Give a model on the meta device the form in which a checkpoint is served with FP8 weights.
+
+    Of an unquantised one all that multiplies is quantised as it is loaded, gates excepted. Of one in FP8 no number is
+    changed: what it has in FP8 is FP8, its other matrices in bf16 stay so. Raises CheckpointError, also where experts
+    of a layer are stored unlike.
+    """
+    checkpoint = Checkpoint(folder)
+    if checkpoint.quantization is None:
+        fp8.quantize_model(model)
         return
-    values, scale = fp8.quantize(tensor.to(target.device))
-    target[where] = values
-    materialize(model, fp8.scale_name(name), target.device)[where] = scale
+
+    def stored(name: str, weight: Tensor) -> torch.dtype:
+        found = {checkpoint.dtype(part) for part in hf_names(name, held_experts(weight, first_expert))}
+        if len(found) > 1 and fp8.DTYPE in found:
+            raise CheckpointError(f"{folder}: some experts of {name} are in FP8 and others are not: store them alike")
+        return found.pop() if len(found) == 1 else torch.float32
+
+    forms = {name: stored(name, weight) for name, weight in model.named_parameters()}
+    fp8.quantize_model(model, lambda name: forms[name] == fp8.DTYPE)
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1 and forms[name] == torch.bfloat16:
+            weight.data = weight.data.to(torch.bfloat16)
 
 
 def held_experts(parameter: Tensor, first_expert: int = 0) -> range:
@@ -290,7 +430,7 @@ def _write_shard(path: Path, entries: Sequence[TensorEntry], fetch: Callable[[st
     offset = 0
     for entry in entries:
         offsets = [offset, offset + entry.nbytes]
-        header[entry.name] = {"dtype": _WRITTEN_NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
+        header[entry.name] = {"dtype": DTYPE_NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
         offset += entry.nbytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -300,7 +440,7 @@ def _write_shard(path: Path, entries: Sequence[TensorEntry], fetch: Callable[[st
             tensor = fetch(entry.name).detach()
             if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
                 raise ValueError(f"{entry.name} is {tensor.dtype} {list(tensor.shape)}, announced as {entry}")
-            tensor.cpu().contiguous().view(torch.uint8).numpy().tofile(file)
+            tensor.cpu().reshape(-1).view(torch.uint8).numpy().tofile(file)
         file.flush()
         os.fsync(file.fileno())
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arctic_model.fp8 import DTYPE, MAX, Fp8Experts, Fp8Linear, dequantize, quantize, quantize_model
+from arctic_model.fp8 import DTYPE, MAX, Fp8Experts, Fp8Linear, dequantize, quantize, quantize_blocks, quantize_model
 from arctic_model.model import ArcticModel
 from arctic_model.weights import load_weights, save_model
 
@@ -30,6 +30,20 @@ def test_zeros_stay_zeros_and_extremes_stay_finite():
     assert torch.isfinite(dequantize(values, scale)).all()
     assert (dequantize(values, scale)[0] == 0).all()
     torch.testing.assert_close(dequantize(values, scale)[1], weight[1], rtol=1e-3, atol=0)
+
+
+def test_blocks_have_scales_of_their_own_and_edges_are_kept():
+    weight = torch.randn(200, 300, generator=torch.Generator().manual_seed(1))
+    weight[:128, :128] *= 1000
+    weight[128:, 256:] = 0
+    values, scale = quantize_blocks(weight, (128, 128))
+    assert (values.dtype, values.shape, scale.shape) == (DTYPE, (200, 300), (2, 3))
+    assert values[:128, :128].float().abs().max() == MAX
+    assert scale[1, 2] == 1
+    spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[:200, :300]
+    error = (values.float() * spread - weight).abs()
+    assert (error <= (weight.abs() / 16).maximum(spread * 2**-10)).all()
+    assert error.max() > 0
 
 
 def test_a_matrix_cut_by_its_outputs_has_the_same_values():

@@ -8,9 +8,10 @@ from arctic_api.inference import Attention
 from arctic_api.world import InferenceGroup
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import LayerSlice, plan_inference
+from arctic_model.quantization import read_quantization
 from arctic_workers.inference.engine import Refused
 from arctic_workers.inference.engines.native.window import Window
-from arctic_workers.inference.model import QUANTIZATION, max_length, read_model
+from arctic_workers.inference.model import max_length, read_model
 
 BLOCK_SIZE = 16
 """Tokens of a block of the cache."""
@@ -60,8 +61,7 @@ def plan_group(group: InferenceGroup) -> Plan:
     """Check a group against this engine and its model. Raises Refused."""
     spec = group.spec
     model = read_model(group)
-    if model.quantized:
-        raise Refused(f"{model.folder}: {QUANTIZATION} is set: save the checkpoint unquantised, without it")
+    _check_quantization(model.folder, spec.quantization.weights)
     try:
         shared = plan_inference(model.config, pipeline=spec.parallelism.pipeline)
     except ValueError as error:
@@ -80,6 +80,23 @@ def plan_group(group: InferenceGroup) -> Plan:
         token_budget=spec.batching.token_budget,
         memory_fraction=spec.batching.kv_cache.memory_fraction,
     )
+
+
+def _check_quantization(folder: Path, weights: str) -> None:
+    """Weights that are in FP8 are served as they are, or not at all: nothing is rounded a second time."""
+    try:
+        stored = read_quantization(folder)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    if stored is None:
+        return
+    if stored.scales == "block":
+        raise Refused(
+            f"{folder}: its weights are {stored.describe()}, and the native engine has a scale a tensor or an output "
+            "channel; quantise it anew, `arctic quantize FOLDER NEW_FOLDER`"
+        )
+    if weights != "fp8":
+        raise Refused(f"{folder}: its weights are in FP8 and quantization.weights is {weights}; write weights: fp8")
 
 
 def _stretched(config: ArcticConfig, scaling: RopeScaling | None) -> ArcticConfig:

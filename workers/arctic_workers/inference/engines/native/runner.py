@@ -10,11 +10,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from arctic_model.config import ArcticConfig
-from arctic_model.fp8 import quantize_model
 from arctic_model.layers import rotary_frequencies
 from arctic_model.model import ArcticModel
 from arctic_model.parallel import LayerSlice
-from arctic_model.weights import load_weights
+from arctic_model.weights import load_weights, take_fp8_form
 from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache
 from arctic_workers.inference.engines.native.invariant import make_invariant
 from arctic_workers.inference.engines.native.kernel.rank import kernel_rank
@@ -49,14 +48,14 @@ def load_slice(
 ) -> ArcticModel:
     """Load some layers of a checkpoint with weights in `fp8`, `bf16` or `fp32`, ready to compute in fp32.
 
-    fp32 because not every CPU multiplies bf16 (Zen 3 does not). `progress` is as in `load_weights`. CheckpointError or
-    ValueError with a sentence.
+    With `fp8` a checkpoint that is in FP8 is loaded as it is. fp32 because not every CPU multiplies bf16 (Zen 3 does
+    not). `progress` is as in `load_weights`. CheckpointError or ValueError with a sentence.
     """
     with torch.device("meta"), _WithoutInitialValues():
         model = ArcticModel(config, part.layers, embed=part.embed, lm_head=part.lm_head)
     model.to(_DTYPES.get(weights, torch.float32))
     if weights == "fp8":
-        quantize_model(model)
+        take_fp8_form(model, folder)
     model.requires_grad_(False)
     load_weights(model, folder, progress=progress)
     parameters = sum(parameter.numel() for parameter in model.parameters())

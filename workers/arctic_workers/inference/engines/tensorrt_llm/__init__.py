@@ -1,7 +1,7 @@
 """TensorRT-LLM behind the engine protocol: Arctic for its PyTorch backend, and what a manifest means to it.
 
-TensorRT-LLM has no Arctic any more, so the model is brought to it from outside. `arguments`, `checkpoint` and
-`quantize` import no TensorRT-LLM and run anywhere. `config`, `weights` and `modeling_arctic` are what it loads: they
+TensorRT-LLM has no Arctic any more, so the model is brought to it from outside. `arguments` and `checkpoint`
+import no TensorRT-LLM and run anywhere. `config`, `weights` and `modeling_arctic` are what it loads: they
 import it, and `register` is to be called in every process that builds the model, before it does.
 
 Written against the published source of the releases around 1.2.1, and never run on a GPU by its authors.

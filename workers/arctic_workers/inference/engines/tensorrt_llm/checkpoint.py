@@ -86,7 +86,7 @@ def _modelopt(content: Any, path: Path) -> tuple[Format, str | None]:
 
 def how_to_quantise(folder: Path | str) -> str:
     """The command that makes FP8 weights by blocks of what is published."""
-    return f"python3 -m {__package__}.quantize {folder} NEW_FOLDER"
+    return f"arctic quantize {folder} NEW_FOLDER --layout fp8 --scales block"
 
 
 def longest(attention: Attention, config: ArcticConfig) -> int:

@@ -9,6 +9,8 @@ import pytest
 from arctic_api.world import InferenceGroup
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import LayerSlice
+from arctic_model.quantization import Quantization
+from arctic_model.quantize import quantize_checkpoint
 from arctic_workers.inference.engine import UNLIMITED, Refused
 from arctic_workers.inference.engines.native.plan import Plan, plan_group
 from arctic_workers.inference.engines.native.window import Window
@@ -76,3 +78,41 @@ def test_a_window_bounds_what_a_sequence_takes_of_any_length(
     ):
         with pytest.raises(Refused, match=sentence):
             plan(model, **attention)
+
+
+@pytest.mark.parametrize(
+    ("stored", "spec", "sentence"),
+    [
+        (Quantization("compressed-tensors", "block"), {}, "a scale a block of 128 x 128, and the native engine has"),
+        (
+            Quantization("modelopt", "tensor"),
+            {"quantization": {"weights": "bf16"}},
+            "in FP8 and quantization.weights is bf16; write weights: fp8",
+        ),
+    ],
+)
+def test_weights_in_fp8_are_served_as_they_are_or_refused(
+    make_group: Callable[..., list[InferenceGroup]],
+    model_folder: Path,
+    tmp_path: Path,
+    stored: Quantization,
+    spec: dict[str, object],
+    sentence: str,
+) -> None:
+    quantize_checkpoint(model_folder, tmp_path / "models" / "fp8", stored)
+    [group] = make_group(1, **spec)
+    moved = group.model_copy(update={"model_folder": str(tmp_path / "models" / "fp8")})
+    with pytest.raises(Refused, match=sentence):
+        plan_group(moved)
+
+
+def test_weights_of_another_form_are_refused_by_name(
+    make_group: Callable[..., list[InferenceGroup]], model_folder: Path, tmp_path: Path
+) -> None:
+    quantize_checkpoint(model_folder, tmp_path / "int4", Quantization("fp8", "tensor"))
+    path = tmp_path / "int4" / "config.json"
+    config = json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    path.write_text(json.dumps(config))
+    [group] = make_group(1)
+    with pytest.raises(Refused, match="weights are stored as quant_method 'gptq', and FP8 alone is read"):
+        plan_group(group.model_copy(update={"model_folder": str(tmp_path / "int4")}))

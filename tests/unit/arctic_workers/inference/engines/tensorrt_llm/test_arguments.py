@@ -105,7 +105,7 @@ def test_what_options_say_takes_the_place_of_what_is_left_out() -> None:
         ({"attention": {"maxLength": "unlimited"}}, holds(), "ends at a length; write a number"),
         ({"attention": {"maxLength": 8192}}, holds(), "maxLength is 8192 and the model reaches 4096 positions"),
         ({"attention": {"ropeScaling": {"type": "dynamic", "factor": 2}}}, holds(), "type: yarn or type: linear"),
-        ({}, holds("plain"), "quantize /models/arctic NEW_FOLDER; or write bf16"),
+        ({}, holds("plain"), "quantize /models/arctic NEW_FOLDER --layout fp8 --scales block; or write bf16"),
         ({"quantization": {"weights": "bf16"}}, holds(), "holds FP8 weights; write quantization.weights: fp8"),
         ({"quantization": {"weights": "fp32"}}, holds("plain"), "no fp32; write bf16 or fp8"),
         ({"quantization": {"weights": "bf16", "kvCache": "fp32"}}, holds("plain"), "no fp32"),

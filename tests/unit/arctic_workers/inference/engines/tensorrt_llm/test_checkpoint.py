@@ -12,6 +12,8 @@ from arctic_api.inference import Attention
 from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
+from arctic_model.quantization import Quantization
+from arctic_model.quantize import quantize_checkpoint
 from arctic_model.weights import save_model
 from arctic_workers.inference.engine import Refused
 from arctic_workers.inference.engines.tensorrt_llm.checkpoint import (
@@ -20,7 +22,6 @@ from arctic_workers.inference.engines.tensorrt_llm.checkpoint import (
     read_stored,
     served_config,
 )
-from arctic_workers.inference.engines.tensorrt_llm.quantize import main, quantize_blocks
 
 
 @pytest.fixture(scope="module")
@@ -123,22 +124,8 @@ def test_the_prepared_folder_has_the_checkpoints_files_and_the_served_configurat
     assert read_stored(tmp_path / "run/model").weights == "fp8-block"
 
 
-def test_blocks_have_scales_of_their_own_and_edges_are_kept() -> None:
-    weight = torch.randn(200, 300, generator=torch.Generator().manual_seed(1))
-    weight[:128, :128] *= 1000
-    weight[128:, 256:] = 0
-    values, scale = quantize_blocks(weight)
-    assert (values.dtype, values.shape, scale.shape) == (torch.float8_e4m3fn, (200, 300), (2, 3))
-    assert values[:128, :128].float().abs().max() == 448
-    assert scale[1, 2] == 1
-    spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[:200, :300]
-    error = (values.float() * spread - weight).abs()
-    assert (error <= (weight.abs() / 16).maximum(spread * 2**-10)).all()
-    assert error.max() > 0
-
-
-def test_the_command_makes_a_folder_that_is_read_as_fp8_blocks(tmp_path: Path, published: Path) -> None:
-    assert main([str(published), str(tmp_path / "fp8")]) == 0
+def test_what_arctic_quantize_makes_is_read_as_fp8_blocks(tmp_path: Path, published: Path) -> None:
+    quantize_checkpoint(published, tmp_path / "fp8", Quantization("fp8", "block"))
     made = tmp_path / "fp8"
     assert read_stored(made).weights == "fp8-block"
     assert (made / "tokenizer.json").read_bytes() == (published / "tokenizer.json").read_bytes()
@@ -149,14 +136,3 @@ def test_the_command_makes_a_folder_that_is_read_as_fp8_blocks(tmp_path: Path, p
     } == quantised
     assert set(after) == set(before) | {f"{name}_scale_inv" for name in quantised}
     assert {after[name].dtype for name in set(before) - quantised} == {torch.bfloat16}
-
-
-def test_the_command_says_what_is_wrong(tmp_path: Path, published: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path), str(tmp_path / "fp8")]) == 64
-    assert "config.json is not there" in capsys.readouterr().err
-    assert main([str(published), str(tmp_path)]) == 64
-    assert "exists: name a new folder" in capsys.readouterr().err
-    assert main([str(published), str(tmp_path / "fp8")]) == 0
-    assert main([str(tmp_path / "fp8"), str(tmp_path / "again")]) == 64
-    assert "quantization_config" in capsys.readouterr().err
-    assert not (tmp_path / "again").exists()

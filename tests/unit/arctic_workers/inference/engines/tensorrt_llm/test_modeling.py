@@ -16,10 +16,11 @@ from arctic_model import fp8
 from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
+from arctic_model.quantization import Quantization
+from arctic_model.quantize import KEPT, quantize_checkpoint
 from arctic_model.weights import save_model
 from arctic_workers.inference.engines import tensorrt_llm
 from arctic_workers.inference.engines.tensorrt_llm.checkpoint import read_stored, served_config
-from arctic_workers.inference.engines.tensorrt_llm.quantize import KEPT, quantize_blocks, quantize_checkpoint
 
 LENGTHS = [9, 1, 5]
 
@@ -124,7 +125,8 @@ def test_the_manifests_window_reaches_attention(tmp_path: Path) -> None:
 def test_fp8_blocks_are_found_with_their_scales(tmp_path: Path, tensor: int, experts: int) -> None:
     config = make(2, hidden_size=256, intermediate_size=160, num_attention_heads=4)
     model = saved(config, tmp_path / "model")
-    quantize_checkpoint(tmp_path / "model", tmp_path / "fp8", max_shard_bytes=300_000)
+    stored = Quantization("fp8", "block")
+    quantize_checkpoint(tmp_path / "model", tmp_path / "fp8", stored, max_shard_bytes=300_000)
     ids = token_ids(config)
     found = logits(tmp_path / "fp8", ids, Attention(), tensor=tensor, pipeline=1, experts=experts)
     exact = expected(model, ids)
@@ -134,7 +136,7 @@ def test_fp8_blocks_are_found_with_their_scales(tmp_path: Path, tensor: int, exp
                 parameter.copy_(parameter.bfloat16())
                 continue
             for matrix in parameter.unbind() if parameter.dim() == 3 else (parameter,):
-                values, scale = quantize_blocks(matrix)
+                values, scale = fp8.quantize_blocks(matrix, stored.block)
                 matrix.copy_(stand_ins.matrix({"weight": values, "weight_scale_inv": scale}))
     assert distance(found, expected(model, ids)) < 2e-4
     assert distance(found, exact) > 1e-2
