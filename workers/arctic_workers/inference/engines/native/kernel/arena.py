@@ -1,5 +1,6 @@
 """Memory for weights, in huge pages: with small ones a stream of weights waits for the page table every 4 KiB."""
 
+import ctypes
 import mmap
 from contextlib import suppress
 
@@ -24,6 +25,13 @@ class Arena:
             self._piece, start = _map(max(count, _PIECE_BYTES)), 0
         self._used = start + count
         return self._piece[start : self._used]
+
+
+def release_freed() -> None:
+    """Have the C library give freed memory back to the system; it keeps what lies between things that stay."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def _map(count: int) -> Tensor:

@@ -17,14 +17,18 @@ def to_panels(weight: Tensor) -> Tensor:
     outputs, inputs = weight.shape
     # Integers: not all operations know e4m3.
     raw = weight.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[weight.element_size()])
-    padded = functional.pad(raw, (0, -inputs % LANES, 0, -outputs % LANES))
+    missing = (0, -inputs % LANES, 0, -outputs % LANES)
+    padded = functional.pad(raw, missing) if any(missing) else raw  # it would copy
     rows, columns = padded.shape
     panels = padded.view(rows // LANES, 2, LANES // 2, columns // LANES, LANES)
     return panels.permute((0, 3, 1, 4, 2) if weight.dtype == FP8 else (0, 3, 1, 2, 4))
 
 
 def padded_scale(scale: Tensor) -> Tensor:
-    """Return a matrix's scales, one a padded output."""
+    """Return a matrix's scales, one a padded output; the tensor itself where nothing has to be padded."""
+    # A copy an expert, small as it is, would break up the heap: it stays where what was larger has gone.
+    if len(scale) % LANES == 0:
+        return scale.float().contiguous()
     return functional.pad(scale.float(), (0, -len(scale) % LANES), value=1.0).contiguous()
 
 

@@ -12,6 +12,7 @@ from arctic_model.layers import MLP
 from arctic_model.model import ArcticModel, DecoderLayer, DenseMLP
 from arctic_model.moe import MoE
 from arctic_workers.inference.engines.native.cache import PagedCache
+from arctic_workers.inference.engines.native.kernel.arena import release_freed
 from arctic_workers.inference.engines.native.kernel.library import PARTS, LayerWeights, Matrix, Shape, Step, library
 from arctic_workers.inference.engines.native.kernel.panels import FORMATS, Panels
 from arctic_workers.inference.engines.native.step import Part
@@ -35,6 +36,7 @@ class KernelRank:
         norm, head = model.model.norm, model.lm_head
         self._norm = self._panels.pointer(norm.weight.float()) if norm is not None else None
         self._head = self._linear(head) if head is not None else None
+        release_freed()
         shape = Shape(
             config.hidden_size,
             config.intermediate_size,
@@ -74,6 +76,7 @@ class KernelRank:
             mlp: MLP = cast("DenseMLP", layer.block_sparse_moe).mlp
             self._set_stacks(made, {name: [self._linear(getattr(mlp, name))] for name in ("w1", "w2", "w3")})
         made.keys, made.values = self._cache.pointers(index)
+        release_freed()  # a layer is here now, and its parameters are not
         return made
 
     def _set_stacks(self, made: LayerWeights, stacks: dict[str, list[Matrix]]) -> None:
