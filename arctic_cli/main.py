@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from arctic_cli.convert import export, import_, quantize
 from arctic_cli.corpus import corpus
 from arctic_cli.demo import demo
 from arctic_cli.local import serve, train
@@ -29,5 +30,5 @@ def main() -> None:
     """Train and serve Arctic-class models, on a laptop or on Kubernetes."""
 
 
-for _command in (train, serve, validate, plan, corpus, cluster, demo):
+for _command in (train, serve, validate, plan, import_, export, quantize, corpus, cluster, demo):
     main.add_command(_command)

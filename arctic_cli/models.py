@@ -66,7 +66,8 @@ class Models:
             raise ValueError(f"{folder or 'it'} names no folder of this machine")
         places = (mount.resolve(folder) for mount in local_mounts(template, self._volumes))
         folder = next((place for place in places if place), folder)
-        return ArcticConfig.from_folder(Path(folder)), folder
+        served = isinstance(source, InferenceModel)  # training starts from weights that were not rounded
+        return ArcticConfig.from_folder(Path(folder), quantized=served), folder
 
     def _of_training(self, training: Manifest) -> tuple[ArcticConfig, str]:
         spec = ArcticTrainingSpec.model_validate(training.content["spec"])

@@ -186,10 +186,16 @@ class ArcticConfig(BaseModel):
         return _validated(data, source)
 
     @classmethod
-    def from_folder(cls, folder: Path) -> ArcticConfig:
-        """Read `config.json` in a checkpoint folder. Raises ValueError with a sentence that names the file."""
+    def from_folder(cls, folder: Path, *, quantized: bool = False) -> ArcticConfig:
+        """Read `config.json` in a checkpoint folder, whose weights may be stored quantised if the caller says so.
+
+        Raises ValueError with a sentence that names the file.
+        """
         path = Path(folder) / CONFIG_FILE
-        return cls.from_dict(read_json(path), str(path))
+        data = read_json(path)
+        if quantized:
+            data.pop("quantization_config", None)
+        return cls.from_dict(data, str(path))
 
     @classmethod
     def preset(cls, name: str) -> ArcticConfig:

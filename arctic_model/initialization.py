@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from arctic_model.config import ArcticConfig
 from arctic_model.model import ArcticModel
 from arctic_model.names import hf_names
 from arctic_model.weights import held_experts, materialize
@@ -22,7 +23,6 @@ def init_weights(model: ArcticModel, seed: int, *, device: torch.device | str = 
     Norms are 1; matrices are normal with `initializer_range`, and that over `sqrt(2 * layers)` where they write to the
     residual stream (Radford et al. 2019, section 2.3). `first_expert` is the first of the experts that this rank holds.
     """
-    config = model.config
     with torch.no_grad():
         for name, parameter in list(model.named_parameters()):
             if "norm" in name.rsplit(".", 2)[-2]:
@@ -31,8 +31,18 @@ def init_weights(model: ArcticModel, seed: int, *, device: torch.device | str = 
             parts = hf_names(name, held_experts(parameter, first_expert))
             target = materialize(model, name, device)
             for part, into in zip(parts, target.unbind() if target.dim() == 3 else (target,), strict=True):
-                shrink = math.sqrt(2 * config.num_hidden_layers) if part.endswith(_ADDED) else 1.0
-                into.copy_(_normal(part, tuple(into.shape), seed) * (config.initializer_range / shrink))
+                into.copy_(initial_matrix(model.config, part, tuple(into.shape), seed))
+
+
+def initial_matrix(config: ArcticConfig, hf_name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Return the initial value of one matrix, by its name in a checkpoint; see `init_weights`."""
+    shrink = math.sqrt(2 * config.num_hidden_layers) if is_added(hf_name) else 1.0
+    return _normal(hf_name, shape, seed) * (config.initializer_range / shrink)
+
+
+def is_added(hf_name: str) -> bool:
+    """Whether a matrix writes to the residual stream."""
+    return hf_name.endswith(_ADDED)
 
 
 def _normal(name: str, shape: tuple[int, ...], seed: int) -> Tensor:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
@@ -17,7 +20,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[INTERPRETER] = built.stdout.strip().splitlines()[-1]
 
 
-@pytest.fixture(scope="session")
-def llama_cpp(request: pytest.FixtureRequest) -> list[str]:
-    """The command that runs a checkpoint in llama.cpp; its arguments are in `llama_cpp_runner.py`."""
-    return [request.config.stash[INTERPRETER], str(HERE / "llama_cpp_runner.py")]
+@pytest.fixture
+def ask(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Asks llama.cpp about a GGUF file; what comes back is in `llama_cpp_runner.py`."""
+
+    def run(file: Path, prompt: list[int], tokens: int, text: str = "") -> dict[str, Any]:
+        np.save(tmp_path / "prompt.npy", prompt)
+        out = tmp_path / "out.npz"
+        runner = [request.config.stash[INTERPRETER], str(HERE / "llama_cpp_runner.py")]
+        command = [*runner, str(file), str(tmp_path / "prompt.npy"), str(tokens), str(out), *([text] if text else [])]
+        subprocess.run(command, check=True)
+        return dict(np.load(out))
+
+    return run

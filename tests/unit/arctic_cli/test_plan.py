@@ -172,6 +172,13 @@ def test_the_model_comes_from_a_folder_of_a_claim(tmp_path: Path) -> None:
     assert (content["model"]["source"], content["model"]["parameters"]) == (str(folder), 96_530_944)
 
 
+def test_weights_that_are_in_fp8_already_are_planned(tmp_path: Path) -> None:
+    config = {**ArcticConfig.preset("arctic-small").to_dict(), "quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    file = written(tmp_path, {"spec.model": {"uri": tmp_path.as_uri()}})
+    assert plan("-f", file).exit_code == 0
+
+
 def test_the_model_comes_from_a_configuration_file(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(ArcticConfig().to_dict()))

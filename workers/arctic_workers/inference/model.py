@@ -6,10 +6,8 @@ from pathlib import Path
 from arctic_api.inference import Attention
 from arctic_api.world import InferenceGroup
 from arctic_model.config import CONFIG_FILE, ArcticConfig, read_json
+from arctic_model.quantization import KEY as QUANTIZATION
 from arctic_workers.inference.engine import UNLIMITED, Refused
-
-QUANTIZATION = "quantization_config"
-"""Key of config.json that says in which format weights are stored, if not as they are computed with."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,171 @@
+"""Tokenizers between GGUF's metadata and the files of Hugging Face: byte-level BPE, as all but old Llamas have it.
+
+llama.cpp knows by name how text is cut before pairs are merged (`tokenizer.ggml.pre`); what each name means is in
+`llm_tokenizer_bpe` of its `src/llama-vocab.cpp`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from arctic_model.config import read_json
+
+TOKENIZER_FILE = "tokenizer.json"
+SETTINGS_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+_PREFIX = "tokenizer.ggml."
+_TEMPLATE = "tokenizer.chat_template"
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPECIAL = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id",
+            "pad_token": "padding_token_id"}  # fmt: skip
+
+
+def _cut(name: str) -> Any:
+    """What cuts text, by llama.cpp's name; None for a name that is not known here."""
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if name == "gpt-2":
+        return plain
+    if name == "smollm":
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain])
+    if name == "llama-bpe":
+        split = pre_tokenizers.Split(Regex(_LLAMA_3), "isolated")
+        return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return None
+
+
+_NAMES = ("gpt-2", "smollm", "llama-bpe")
+
+
+def tokenizer_of(metadata: Mapping[str, Any], source: str) -> Tokenizer:
+    """Return the tokenizer that a file's metadata describes. Raises ValueError where it is of another kind."""
+    kind, cut = metadata.get(f"{_PREFIX}model"), str(metadata.get(f"{_PREFIX}pre"))
+    if kind != "gpt2":
+        raise ValueError(
+            f"{source}: the tokenizer is {kind!r}, and byte-level BPE ('gpt2') alone is read from GGUF: import the "
+            "Hugging Face folder of the model"
+        )
+    pre_tokenizer = _cut(cut)
+    if pre_tokenizer is None:
+        raise ValueError(
+            f"{source}: tokenizer.ggml.pre is {cut!r}; {', '.join(_NAMES)} are known here: import the Hugging Face "
+            "folder of the model"
+        )
+    tokens: list[str] = metadata[f"{_PREFIX}tokens"]
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata[f"{_PREFIX}merges"]]
+    bpe = models.BPE({token: number for number, token in enumerate(tokens)}, merges, ignore_merges=cut == "llama-bpe")
+    made = Tokenizer(bpe)
+    made.pre_tokenizer, made.decoder = pre_tokenizer, decoders.ByteLevel()
+    types = metadata.get(f"{_PREFIX}token_type", [_NORMAL] * len(tokens))
+    made.add_tokens(
+        [
+            AddedToken(token, special=of_type == _CONTROL, normalized=False)
+            for token, of_type in zip(tokens, types, strict=True)
+            if of_type in (_CONTROL, _USER_DEFINED)
+        ]
+    )
+    if metadata.get(f"{_PREFIX}add_bos_token"):
+        number = int(metadata[f"{_PREFIX}bos_token_id"])
+        bos = tokens[number]
+        made.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, number)]
+        )
+    return made
+
+
+def settings_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of `tokenizer_config.json`: special tokens and the chat template."""
+    tokens = metadata[f"{_PREFIX}tokens"]
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    for name, key in _SPECIAL.items():
+        if (number := metadata.get(_PREFIX + key)) is not None:
+            settings[name] = tokens[number]
+    if template := metadata.get(_TEMPLATE):
+        settings["chat_template"] = template
+    return settings
+
+
+def write_tokenizer(metadata: Mapping[str, Any], folder: Path, source: str) -> None:
+    """Write what `tokenizer_of` and `settings_of` return into a folder that exists."""
+    tokenizer_of(metadata, source).save(str(folder / TOKENIZER_FILE))
+    text = json.dumps(settings_of(metadata), indent=2, ensure_ascii=False) + "\n"
+    (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+
+def tokenizer_metadata(folder: Path, vocab_size: int) -> dict[str, Any]:
+    """Return GGUF's metadata of a folder's tokenizer, filled up with unused tokens to `vocab_size`; pure of GGUF.
+
+    Raises ValueError where llama.cpp could not read the tokenizer, and where it has more tokens than the model.
+    """
+    path = folder / TOKENIZER_FILE
+    content = read_json(path)
+    cut = _name_of_cut(content, path)
+    tokenizer = Tokenizer.from_file(str(path))
+    vocabulary = {number: token for token, number in tokenizer.get_vocab().items()}
+    if max(vocabulary, default=-1) >= vocab_size:
+        raise ValueError(f"{path} has more tokens than the model's vocabulary of {vocab_size}")
+    added = {entry["id"]: entry for entry in content.get("added_tokens") or []}
+
+    def type_of(number: int) -> int:
+        if number not in vocabulary:
+            return _UNUSED
+        return _NORMAL if number not in added else _CONTROL if added[number]["special"] else _USER_DEFINED
+
+    settings = read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).exists() else {}
+    merges = content["model"]["merges"]
+    made: dict[str, Any] = {
+        f"{_PREFIX}model": "gpt2",
+        f"{_PREFIX}pre": cut,
+        f"{_PREFIX}tokens": [vocabulary.get(number, f"[PAD{number}]") for number in range(vocab_size)],
+        f"{_PREFIX}token_type": [type_of(number) for number in range(vocab_size)],
+        f"{_PREFIX}merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
+    }
+    for name, key in _SPECIAL.items():
+        token = settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None and (number := tokenizer.token_to_id(token)) is not None:
+            made[_PREFIX + key] = number
+    made[f"{_PREFIX}add_bos_token"] = _starts_with_bos(tokenizer, made.get(f"{_PREFIX}bos_token_id"))
+    if template := _template(folder, settings):
+        made[_TEMPLATE] = template
+    return made
+
+
+def _name_of_cut(content: Mapping[str, Any], path: Path) -> str:
+    kind = (content.get("model") or {}).get("type")
+    if kind != "BPE" or (content.get("decoder") or {}).get("type") != "ByteLevel" or content.get("normalizer"):
+        raise ValueError(f"{path} is {kind!r} with its own rules; byte-level BPE alone can be written to GGUF")
+    found = _normal_form(content.get("pre_tokenizer"))
+    for name in _NAMES:
+        probe = Tokenizer(models.BPE())
+        probe.pre_tokenizer = _cut(name)
+        if _normal_form(json.loads(probe.to_str())["pre_tokenizer"]) == found:
+            return name
+    raise ValueError(f"{path}: llama.cpp has no name known here for its pre_tokenizer; known are {', '.join(_NAMES)}")
+
+
+def _normal_form(pre_tokenizer: Any) -> Any:
+    """Without what only concerns offsets."""
+    if isinstance(pre_tokenizer, dict):
+        return {key: _normal_form(value) for key, value in pre_tokenizer.items() if key != "trim_offsets"}
+    return [_normal_form(part) for part in pre_tokenizer] if isinstance(pre_tokenizer, list) else pre_tokenizer
+
+
+def _starts_with_bos(tokenizer: Tokenizer, bos: int | None) -> bool:
+    return bos is not None and list(tokenizer.encode("a").ids[:1]) == [bos]
+
+
+def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    file = folder / TEMPLATE_FILE
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    return template if isinstance(template, str) else None

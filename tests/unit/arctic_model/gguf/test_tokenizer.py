@@ -1,0 +1,86 @@
+import json
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from arctic_model.gguf import tokenizer as conversion
+from arctic_model.gguf.tokenizer import tokenizer_metadata, tokenizer_of, write_tokenizer
+
+TEXT = "In 1984 they'll say: don't!\n\n  def f(x):\n\treturn  x**2  # naïve 日本語 🙂 <s>x</s>"
+
+
+@pytest.fixture(params=["gpt-2", "smollm", "llama-bpe"])
+def folder(request, tmp_path):
+    made = Tokenizer(models.BPE(ignore_merges=request.param == "llama-bpe"))
+    made.pre_tokenizer, made.decoder = conversion._cut(request.param), decoders.ByteLevel()
+    special = [AddedToken(token, special=True, normalized=False) for token in ("<s>", "</s>")]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator([TEXT] * 3, trainer)
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": "{{ messages }}"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tmp_path
+
+
+def test_a_tokenizer_goes_to_gguf_and_back(folder, tmp_path):
+    before = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    metadata = tokenizer_metadata(folder, before.get_vocab_size())
+    assert metadata["tokenizer.ggml.add_bos_token"] is True
+    (tmp_path / "back").mkdir()
+    write_tokenizer(metadata, tmp_path / "back", "model.gguf")
+    after = Tokenizer.from_file(str(tmp_path / "back" / "tokenizer.json"))
+    assert after.encode(TEXT).ids == before.encode(TEXT).ids
+    assert after.encode(TEXT).ids[0] == 0
+    assert after.decode(after.encode(TEXT).ids, skip_special_tokens=False) == f"<s>{TEXT}"
+    settings = json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())
+    assert {key: settings[key] for key in ("bos_token", "eos_token", "chat_template")} == {
+        "bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages }}",
+    }  # fmt: skip
+    assert tokenizer_metadata(tmp_path / "back", before.get_vocab_size()) == metadata
+
+
+def test_a_model_with_a_larger_vocabulary_gets_tokens_that_nothing_makes(folder):
+    metadata = tokenizer_metadata(folder, 310)
+    assert metadata["tokenizer.ggml.tokens"][-1] == "[PAD309]"
+    assert metadata["tokenizer.ggml.token_type"][-1] == 5
+
+
+def test_more_tokens_than_the_model_has_are_refused(folder):
+    with pytest.raises(ValueError, match="more tokens than the model's vocabulary of 200"):
+        tokenizer_metadata(folder, 200)
+
+
+def test_a_chat_template_of_its_own_file_comes_first(folder):
+    (folder / "chat_template.jinja").write_text("{{ 1 }}")
+    assert tokenizer_metadata(folder, 300)["tokenizer.chat_template"] == "{{ 1 }}"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        ({"tokenizer.ggml.model": "llama"}, "the tokenizer is 'llama', and byte-level BPE"),
+        (
+            {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2"},
+            "pre is 'qwen2'; gpt-2, smollm, llama-bpe are",
+        ),
+    ],
+)
+def test_a_tokenizer_of_another_kind_is_refused_by_name(metadata, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tokenizer_of(metadata, "model.gguf")
+
+
+def test_a_tokenizer_that_llama_cpp_can_not_read_is_refused(tmp_path):
+    made = Tokenizer(models.WordLevel({"a": 0}))
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="is 'WordLevel' with its own rules"):
+        tokenizer_metadata(tmp_path, 1)
+    cut = Tokenizer(models.BPE({"a": 0}, []))
+    cut.pre_tokenizer, cut.decoder = pre_tokenizers.Whitespace(), decoders.ByteLevel()
+    cut.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="no name known here for its pre_tokenizer"):
+        tokenizer_metadata(tmp_path, 1)
