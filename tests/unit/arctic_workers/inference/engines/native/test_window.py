@@ -85,8 +85,8 @@ class Table:
         self.at = 0
 
     def skip(self, blocks: int) -> None:
-        """Go on so many blocks after the first."""
-        self.at, self._dropped = blocks * BLOCK, blocks - 1
+        """Go on so many blocks after the first; those that the next tokens look back to are there, and hold nothing."""
+        self.at, self._dropped = blocks * BLOCK, max(blocks - 2 - self._window.size // BLOCK, 0)
 
     def part(self, length: int) -> Part:
         end = self.at + length
