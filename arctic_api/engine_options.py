@@ -12,6 +12,8 @@ from arctic_api.common import Resource
 EngineName = Literal["tensorrt-llm", "vllm", "native", "nim"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
+PipelineFormat = Literal["fp32", "bf16", "fp8"]
+
 
 class _Options(Resource):
     # The engines' own names, which are not in camelCase.
@@ -87,6 +89,8 @@ class EngineOptions(_Options):
     """vllm: how weights are read: mapped, whole files, or mapped and read ahead, which a network's storage needs."""
     numa_bind: bool | None = None
     """vllm: keep each rank on the cores and the memory next to its GPU."""
+    pipeline_format: PipelineFormat | None = None
+    """native: of hidden states between pipeline ranks: fp32 keeps all bits, the others take less of the network."""
     moe_expert_parallel_size: Annotated[int, Field(ge=1, le=64)] | None = None
     """tensorrt-llm: ranks that share out the experts, a divisor of parallelism.tensor; the rest cuts each expert."""
     moe_config: MoeOptions | None = None
@@ -135,7 +139,7 @@ OPTIONS_OF: dict[EngineName, tuple[str, ...]] = {
         "disable_overlap_scheduler",
         "batch_wait_timeout_ms",
     ),
-    "native": (),
+    "native": ("pipeline_format",),
     "nim": (),
 }
 """Names of the options that each engine takes."""

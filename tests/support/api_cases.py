@@ -194,6 +194,7 @@ OPTIONS: dict[str, Any] = {
     "long_prefill_token_threshold": 512,
     "safetensors_load_strategy": "prefetch",
     "numa_bind": True,
+    "pipeline_format": "bf16",
     "moe_expert_parallel_size": 2,
     "moe_config": {"backend": "DEEPGEMM"},
     "cuda_graph_config": {"max_batch_size": 8},

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arctic_api.common import RopeScaling
+from arctic_api.engine_options import EngineOptions, PipelineFormat
 from arctic_api.inference import Attention
 from arctic_api.world import InferenceGroup
 from arctic_model.config import ArcticConfig
@@ -33,6 +34,8 @@ class Plan:
     max_sequences: int
     token_budget: int
     memory_fraction: float
+    pipeline_format: PipelineFormat
+    """Of hidden states between pipeline ranks."""
 
     @property
     def ranks(self) -> int:
@@ -60,6 +63,7 @@ class Plan:
 def plan_group(group: InferenceGroup) -> Plan:
     """Check a group against this engine and its model. Raises Refused."""
     spec = group.spec
+    options = spec.engine.options or EngineOptions()
     model = read_model(group)
     _check_quantization(model.folder, spec.quantization.weights)
     try:
@@ -79,6 +83,7 @@ def plan_group(group: InferenceGroup) -> Plan:
         max_sequences=spec.batching.max_sequences,
         token_budget=spec.batching.token_budget,
         memory_fraction=spec.batching.kv_cache.memory_fraction,
+        pipeline_format=options.pipeline_format or "fp32",
     )
 
 

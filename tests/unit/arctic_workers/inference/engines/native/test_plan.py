@@ -24,6 +24,7 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
         quantization={"weights": "bf16", "kvCache": "fp32"},
         attention={"maxLength": 200},
         batching={"tokenBudget": 32, "maxSequences": 3, "kvCache": {"memoryFraction": 0.5}},
+        engine={"name": "native", "options": {"pipeline_format": "bf16"}},
     )
     first, second = map(plan_group, groups)
     assert first == second
@@ -41,6 +42,7 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
         max_sequences=3,
         token_budget=32,
         memory_fraction=0.5,
+        pipeline_format="bf16",
     )
     assert first.most_blocks == 3 * 13
     # 16 tokens of keys and values of 2 layers, 2 heads of 16 numbers of 4 bytes.

@@ -1,0 +1,30 @@
+"""Hidden states as bytes on their way from one pipeline rank to the next."""
+
+import torch
+from torch import Tensor
+
+from arctic_api.engine_options import PipelineFormat
+from arctic_model import fp8
+
+_PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def encode_states(x_TD: Tensor, wire: PipelineFormat) -> Tensor:
+    """Return fp32 hidden states as bytes.
+
+    In fp8 each row has a scale of its own: its neighbours don't matter.
+    """
+    if wire != "fp8":
+        return x_TD.to(_PLAIN[wire]).contiguous().view(torch.uint8).flatten()
+    values_TD, scale_T = fp8.quantize(x_TD)
+    return torch.cat([values_TD.view(torch.uint8).flatten(), scale_T.view(torch.uint8)])
+
+
+def decode_states(raw: Tensor, hidden_size: int, wire: PipelineFormat) -> Tensor:
+    """Return the hidden states [T, D] in fp32 that `encode_states` was given, as near as the format keeps them."""
+    if wire != "fp8":
+        return raw.view(_PLAIN[wire]).view(-1, hidden_size).float()
+    rows = len(raw) // (hidden_size + 4)
+    values, scale = raw[: rows * hidden_size], raw[rows * hidden_size :]
+    # The scales begin where the values end, at any address: views of fp32 want a multiple of 4.
+    return fp8.dequantize(values.view(fp8.DTYPE).view(rows, hidden_size), scale.clone().view(torch.float32))
