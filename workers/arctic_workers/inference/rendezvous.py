@@ -98,7 +98,7 @@ class Heartbeats:
     def _open_line(self, address: str) -> None:
         """As rank 0 listen for the others' lines, as another rank open its own; the data of each is who it is to."""
         if self._rank == 0:
-            listener = _listener(address)
+            listener = listen(address)
             self._store.set(_LINE, str(listener.getsockname()[1]))
             self._lines.register(listener, selectors.EVENT_READ)
             return
@@ -155,7 +155,8 @@ class Heartbeats:
             self._on_stop()
 
 
-def _listener(address: str) -> socket.socket:
+def listen(address: str) -> socket.socket:
+    """Return a listener on a free port: on all addresses, or on loopback alone where the address is there."""
     if is_loopback(address):
         return socket.create_server((address, 0))
     if socket.has_dualstack_ipv6():

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -14,7 +15,7 @@ from itertools import islice
 from arctic_workers.inference.engine import EngineError, Output, Request, SamplingField, Stats
 from arctic_workers.inference.engines.native.blocks import BlockManager
 from arctic_workers.inference.engines.native.group import Rank
-from arctic_workers.inference.engines.native.pipeline import Kind, Pipeline
+from arctic_workers.inference.engines.native.pipeline import Pipeline
 from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, Plan
 from arctic_workers.inference.engines.native.scheduler import Chunk, Scheduler
 from arctic_workers.inference.engines.native.sequence import Sequence
@@ -73,6 +74,8 @@ class NativeEngine:
         self._inbox: queue.SimpleQueue[_Add | _Cancel | _Stop] = queue.SimpleQueue()
         self._streams: dict[Sequence, _Stream] = {}
         self._stats = Stats()
+        self._under_way: deque[list[Chunk]] = deque()
+        """Steps on their way through the ranks, the oldest first."""
         self._open = OpenRequests()
         self._ready = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -146,7 +149,7 @@ class NativeEngine:
             self._ready = False
             if heartbeats is not None:
                 heartbeats.stop()
-            self._pipeline.announce(Kind.STOP)
+            self._pipeline.stop()
         except Exception as error:
             log.exception("The engine failed")
             self._ready = False
@@ -157,16 +160,20 @@ class NativeEngine:
         """Bring the group up, see a real pass go through all ranks, and tell them."""
         rank = self._bring_up(self._load_share)
         plan = self._plan
-        self._pipeline = Pipeline(rank.runner, plan.ranks)
+        self._pipeline = Pipeline(rank.runner, rank.link, plan.pipeline_format)
         self._blocks = BlockManager(rank.blocks, BLOCK_SIZE)
         self._scheduler = Scheduler(
-            self._blocks, token_budget=plan.token_budget, max_sequences=plan.max_sequences, window=plan.window
+            self._blocks,
+            token_budget=plan.token_budget,
+            max_sequences=plan.max_sequences,
+            ranks=plan.ranks,
+            window=plan.window,
         )
         whole = rank.blocks >= plan.blocks_of_a_sequence
         self._max_length = plan.max_length if whole else self._blocks.capacity
         log.info("A request has at most %d tokens, prompt and answer together", self._max_length)
         self._ping()
-        self._pipeline.announce(Kind.READY)
+        self._pipeline.announce_ready()
         return rank.heartbeats
 
     def _load_share(self, share: float) -> None:
@@ -178,21 +185,27 @@ class NativeEngine:
         self._pipeline.collect()
 
     def _turn(self) -> bool:
-        """Take messages, run a step; False when told to stop."""
+        """Take messages, begin steps until every rank has one, finish the oldest; False when told to stop."""
         self._beat()
         if not self._take_messages():
+            while self._under_way:  # whose tokens nobody waits for any more
+                self._under_way.popleft()
+                self._pipeline.collect()
             return False
-        if chunks := self._scheduler.schedule():
+        while free := self._plan.ranks - len(self._under_way):
+            chunks = self._scheduler.schedule(free)
             self._publish()  # before the step, which may be over before this thread comes to it again
+            if not chunks:
+                break
             self._pipeline.submit([_part(chunk) for chunk in chunks])
-            self._deliver(chunks, self._pipeline.collect())
-        else:
-            self._publish()
+            self._under_way.append(chunks)
+        if self._under_way:
+            self._deliver(self._under_way.popleft(), self._pipeline.collect())
         return True
 
     def _take_messages(self) -> bool:
         while True:
-            idle = not self._streams
+            idle = not self._streams and not self._under_way
             try:
                 message = self._inbox.get(timeout=PING) if idle else self._inbox.get_nowait()
             except queue.Empty:
@@ -216,6 +229,8 @@ class NativeEngine:
             if not chunk.samples:
                 continue
             one = next(rest)
+            if sequence.ended:  # cancelled while its token was on its way
+                continue
             prompt = () if sequence.generated else _prompt(sequence)
             reason = self._scheduler.update(sequence, one.token)
             outputs.append((self._streams[sequence], Output(one.token, one.logprob, one.top, reason, prompt)))

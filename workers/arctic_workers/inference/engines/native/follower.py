@@ -35,7 +35,11 @@ class Follower(Commands):
         threading.Thread(target=self._pass_stop_on, name="stop", daemon=True).start()
         rank = bring_up(plan, pod.group, pod.rank, on_loss=pod.lose, on_stop=lambda: None, progress=self._load)
         self._heartbeats = rank.heartbeats
-        for kind in follow(rank.runner, pod.rank, plan.ranks, plan.config.hidden_size):
+        assert rank.link is not None
+        last = pod.rank == plan.ranks - 1
+        for kind in follow(
+            rank.runner, rank.link, last=last, hidden_size=plan.config.hidden_size, wire=plan.pipeline_format
+        ):
             pod.heartbeat.beat()
             if kind is Kind.READY:
                 self._ready = True

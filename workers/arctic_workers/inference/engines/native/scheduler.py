@@ -2,7 +2,8 @@
 
 Every running sequence that generates gets its one token first; what is left of the token budget is filled with pieces
 of prompts. Sequences are served in order of arrival, and the youngest make room when blocks run out, so the oldest
-always proceeds and none waits forever.
+always proceeds and none waits forever. Where several ranks make a pipeline, as many steps are on their way: what there
+is to do is shared out over them, so that all ranks are busy.
 
 What outgrows attention's window never makes room, as tokens that it has lost can't be computed again: it starts when
 all blocks that it will ever need are free, and keeps these.
@@ -10,11 +11,15 @@ all blocks that it will ever need are free, and keeps these.
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 from arctic_workers.inference.engine import FinishReason
 from arctic_workers.inference.engines.native.blocks import BlockManager
 from arctic_workers.inference.engines.native.sequence import Sequence
 from arctic_workers.inference.engines.native.window import CHUNK, Window
+
+LEAST_PIECE = 32
+"""Tokens of prompts that a step carries where there are so many: in smaller ones, most of the time goes to weights."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,17 @@ class Scheduler:
     """
 
     def __init__(
-        self, blocks: BlockManager, *, token_budget: int, max_sequences: int, window: Window | None = None
+        self,
+        blocks: BlockManager,
+        *,
+        token_budget: int,
+        max_sequences: int,
+        ranks: int = 1,
+        window: Window | None = None,
     ) -> None:
+        """`ranks` steps can be on their way at once."""
         self._blocks = blocks
+        self._ranks = ranks
         self._window = window
         self._budget = token_budget
         # So that every running sequence's token fits into every step.
@@ -73,10 +86,14 @@ class Scheduler:
         if not sequence.ended:
             self._end(sequence)
 
-    def schedule(self) -> list[Chunk]:
-        """Choose the tokens of the next step, in all at most the budget; empty if nothing can be done."""
+    def schedule(self, free: int = 1) -> list[Chunk]:
+        """Choose the tokens of the next step, in all at most the budget; empty if nothing can be done.
+
+        `free` steps, this among them, can be begun before one has to come back.
+        """
+        piece = max(-(-self._prompt_tokens() // free), LEAST_PIECE)
         chunks, preempted = self._decode()
-        budget = self._budget - len(chunks)
+        budget = min(self._budget - len(chunks), piece)
         for sequence in self._running:
             if budget and sequence.uncomputed > 1:
                 chunks.append(self._take(sequence, budget))
@@ -99,7 +116,8 @@ class Scheduler:
         chunks: list[Chunk] = []
         waiting = len(self._waiting)
         index = 0
-        while index < len(self._running):
+        most = self._share_of_generating()
+        while index < len(self._running) and len(chunks) < most:
             sequence = self._running[index]
             if sequence.uncomputed == 1:
                 if not self._make_room(sequence):
@@ -120,6 +138,19 @@ class Scheduler:
         if sequence.outgrows is None:
             return sequence.length
         return min(_most_tokens(sequence), sequence.outgrows.blocks(self._blocks.size) * self._blocks.size)
+
+    def _share_of_generating(self) -> int:
+        """Most sequences that get their one token in the same step, so that the others' are for the other ranks.
+
+        Counted are also those whose token is on its way: they stay in groups of about equal size.
+        """
+        return -(-sum(sequence.uncomputed <= 1 for sequence in self._running) // self._ranks)
+
+    def _prompt_tokens(self) -> int:
+        """Tokens of prompts that could be in the next step."""
+        running = sum(sequence.uncomputed for sequence in self._running if sequence.uncomputed > 1)
+        room = self._most - len(self._running)
+        return running + sum(sequence.uncomputed for sequence in islice(self._waiting, room))
 
     def _preempt(self) -> Sequence:
         """Take the blocks of the youngest running sequence that can compute its keys and values again."""

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from arctic_workers.inference.engine import Request, Sampling
 from arctic_workers.inference.engines.native.blocks import BlockManager
-from arctic_workers.inference.engines.native.scheduler import Chunk, Scheduler
+from arctic_workers.inference.engines.native.scheduler import LEAST_PIECE, Chunk, Scheduler
 from arctic_workers.inference.engines.native.sequence import Sequence
 from arctic_workers.inference.engines.native.window import Window
 
@@ -46,14 +46,14 @@ class Server:
 
     def __init__(self, blocks: int, budget: int, most: int, depth: int, window: Window | None = None) -> None:
         self.blocks = BlockManager(blocks, BLOCK)
-        self.scheduler = Scheduler(self.blocks, token_budget=budget, max_sequences=most, window=window)
+        self.scheduler = Scheduler(self.blocks, token_budget=budget, max_sequences=most, ranks=depth, window=window)
         self.budget, self.most, self.depth = budget, most, depth
         self.cache = Cache() if window is None else WindowCache(window)
         self.in_flight: list[list[Chunk]] = []
         self.finished: list[Sequence] = []
 
     def turn(self, sequences: list[Sequence]) -> None:
-        chunks = self.scheduler.schedule()
+        chunks = self.scheduler.schedule(self.depth - len(self.in_flight))
         assert sum(chunk.length for chunk in chunks) <= self.budget
         assert self.scheduler.running <= self.most
         assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
@@ -217,6 +217,35 @@ def test_prompts_fill_what_generating_sequences_leave_of_the_budget() -> None:
     assert lengths(scheduler.schedule()) == [(first, 1), (second, 9)]
     scheduler.update(first, 1)
     assert lengths(scheduler.schedule()) == [(first, 1), (second, 4), (third, 2)]
+
+
+@given(count=st.integers(1, 40), ranks=st.integers(1, 4))
+def test_sequences_that_generate_are_shared_out_over_the_steps_on_their_way(count: int, ranks: int) -> None:
+    scheduler = Scheduler(BlockManager(64, BLOCK), token_budget=64, max_sequences=64, ranks=ranks)
+    for _ in range(count):
+        scheduler.add(request(1, 3))
+    # All at once, as after a prompt that all waited for.
+    for chunk in scheduler.schedule():
+        scheduler.update(chunk.sequence, 1)
+    steps = [scheduler.schedule(ranks - begun) for begun in range(ranks)]
+    assert sum(map(len, steps)) == count
+    assert max(map(len, steps)) == -(-count // ranks)
+    assert scheduler.schedule() == []
+    for chunk in steps[0]:
+        scheduler.update(chunk.sequence, 1)
+    assert {id(chunk.sequence) for chunk in scheduler.schedule()} == {id(chunk.sequence) for chunk in steps[0]}
+
+
+def test_prompts_are_shared_out_over_the_ranks_in_pieces_that_are_worth_it() -> None:
+    scheduler = Scheduler(BlockManager(256, BLOCK), token_budget=128, max_sequences=8, ranks=2)
+    first, second = request(150), request(50)
+    scheduler.add(first)
+    scheduler.add(second)
+    assert lengths(scheduler.schedule(2)) == [(first, 100)]
+    assert lengths(scheduler.schedule(1)) == [(first, 50), (second, 50)]
+    short = request(LEAST_PIECE)
+    scheduler.add(short)
+    assert lengths(scheduler.schedule(2)) == [(short, LEAST_PIECE)]
 
 
 def test_the_youngest_makes_room_and_comes_back_before_those_that_wait() -> None:

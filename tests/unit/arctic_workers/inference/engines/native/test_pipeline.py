@@ -1,0 +1,170 @@
+"""All ranks of a pipeline in one process, a thread each, over real connections: what rank 0's engine makes of them."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from arctic_api.world import InferenceGroup
+from arctic_workers.inference.engine import EngineError, Output, Request, Sampling
+from arctic_workers.inference.engines.native.engine import NativeEngine
+from arctic_workers.inference.engines.native.group import Rank, bring_up
+from arctic_workers.inference.engines.native.link import PeerLost
+from arctic_workers.inference.engines.native.pipeline import Kind, follow
+from arctic_workers.inference.engines.native.plan import Plan, plan_group
+
+HOT = {"temperature": 1.0, "top_p": 0.9, "logprobs": 2}
+
+
+@dataclass
+class Group:
+    """A running pipeline, and what its later ranks have seen."""
+
+    engine: NativeEngine
+    kinds: list[Kind] = field(default_factory=list)
+    """What came to the last rank."""
+    rows: list[int] = field(default_factory=list)
+    """Tokens of each step of the last rank."""
+    ranks: dict[int, Rank] = field(default_factory=dict)
+    failures: list[Exception] = field(default_factory=list)
+
+
+MakePipeline = Callable[..., AbstractAsyncContextManager[Group]]
+
+
+def serve(group: Group, plan: Plan, world: InferenceGroup, rank: int) -> None:
+    """Be a later rank until the end."""
+    made = bring_up(plan, world, rank, on_loss=lambda _: None, on_stop=lambda: None, progress=lambda _: None)
+    group.ranks[rank] = made
+    assert made.link is not None
+    assert made.heartbeats is not None
+    last = rank == plan.ranks - 1
+    run = made.runner.run
+
+    def counted(parts, x_TD):  # type: ignore[no-untyped-def]
+        group.rows.append(sum(len(part.tokens) for part in parts))
+        return run(parts, x_TD)
+
+    if last:
+        made.runner.run = counted  # type: ignore[method-assign]
+    try:
+        for kind in follow(
+            made.runner, made.link, last=last, hidden_size=plan.config.hidden_size, wire=plan.pipeline_format
+        ):
+            if last:
+                group.kinds.append(kind)
+    except PeerLost:
+        made.link.close()
+    made.heartbeats.stop()
+
+
+@pytest.fixture
+def pipeline(make_group: Callable[..., list[InferenceGroup]]) -> MakePipeline:
+    @asynccontextmanager
+    async def start(ranks: int, **spec: object) -> AsyncIterator[Group]:
+        worlds = make_group(ranks, **spec)
+        plan = plan_group(worlds[0])
+
+        def load(progress: Callable[[float], None]) -> Rank:
+            made = bring_up(plan, worlds[0], 0, on_loss=lambda _: None, on_stop=pytest.fail, progress=progress)
+            group.ranks[0] = made
+            return made
+
+        failures: list[Exception] = []
+        group = Group(NativeEngine(plan, load, beat=lambda: None, on_failure=failures.append), failures=failures)
+        followers = [threading.Thread(target=serve, args=(group, plan, worlds[rank], rank)) for rank in range(1, ranks)]
+        for follower in followers:
+            follower.start()
+        await group.engine.start()
+        yield group
+        await group.engine.stop()
+        for follower in followers:
+            await asyncio.to_thread(follower.join)
+        for rank in group.ranks.values():
+            if rank.link is not None:
+                rank.link.close()  # also of those that have failed
+
+    return start
+
+
+async def ask(engine: NativeEngine, prompt: list[int], count: int = 8, **sampling: object) -> list[Output]:
+    request = Request(tuple(prompt), Sampling(count, **sampling))  # type: ignore[arg-type]
+    return [output async for output in engine.generate(request)]
+
+
+async def ask_all(engine: NativeEngine) -> list[list[Output]]:
+    """Greedy and seeded requests together, with prompts of one to sixty tokens."""
+    prompts = [[(index * 37 + place * 11) % 280 for place in range(1 + index * 9 % 61)] for index in range(8)]
+    return await asyncio.gather(
+        *(ask(engine, prompt, temperature=0.0) for prompt in prompts),
+        *(ask(engine, prompt, seed=index, **HOT) for index, prompt in enumerate(prompts)),
+    )
+
+
+async def test_any_number_of_ranks_gives_the_tokens_of_one_to_the_bit(pipeline: MakePipeline) -> None:
+    batching = {"tokenBudget": 48, "maxSequences": 12}
+    async with pipeline(1, batching=batching) as group:
+        alone = await ask_all(group.engine)
+    assert len({output.token for outputs in alone for output in outputs}) > 15
+    for ranks in (2, 3):
+        async with pipeline(ranks, batching=batching) as group:
+            assert await ask_all(group.engine) == alone
+            assert group.engine.stats().kv_cache_utilization == 0
+        assert group.failures == []
+        assert group.kinds[1] is Kind.READY, "after one real pass"
+        assert group.kinds[-1] is Kind.STOP
+
+
+async def test_sequences_that_generate_are_in_as_many_steps_as_there_are_ranks(pipeline: MakePipeline) -> None:
+    async with pipeline(2) as group:
+        together = [ask(group.engine, [token], 40, temperature=0.0) for token in range(8)]
+        await asyncio.gather(*together)
+    # After the pass before Ready and the prompts, which are less than is worth a second step.
+    assert max(group.rows[2:]) == 4
+    assert group.rows.count(4) > 60
+
+
+@pytest.mark.parametrize("wire", ["bf16", "fp8"])
+async def test_a_narrow_format_on_the_wire_is_as_invariant(pipeline: MakePipeline, wire: str) -> None:
+    engine = {"name": "native", "options": {"pipeline_format": wire}}
+    async with pipeline(2, engine=engine, batching={"maxSequences": 1}) as group:
+        alone = await ask_all(group.engine)
+    async with pipeline(2, engine=engine, batching={"tokenBudget": 24, "maxSequences": 12}) as group:
+        assert await ask_all(group.engine) == alone
+
+
+async def test_a_client_that_leaves_while_its_token_is_on_its_way_gives_its_room_back(pipeline: MakePipeline) -> None:
+    async with pipeline(3) as group:
+        engine = group.engine
+        expected = await ask(engine, [9, 8, 7], 30, temperature=0.0)
+        other = asyncio.create_task(ask(engine, [9, 8, 7], 30, temperature=0.0))
+        for prompt in ([1], [2, 3], [4] * 50):
+            async with aclosing(engine.generate(Request(tuple(prompt), Sampling(200)))) as outputs:
+                await anext(outputs)
+        assert await other == expected
+        await engine.drain()
+        assert await ask(engine, [9, 8, 7], 30, temperature=0.0) == expected
+        assert engine.stats().kv_cache_utilization == 0
+        # And the end may come while steps are on their way: who asks then is never answered.
+        asked = asyncio.create_task(ask(engine, [5], 200))
+        while not engine.stats().running:  # noqa: ASYNC110 - another thread's work
+            await asyncio.sleep(0)
+    assert group.kinds[-1] is Kind.STOP
+    asked.cancel()
+
+
+async def test_a_lost_rank_ends_every_request(pipeline: MakePipeline) -> None:
+    async with pipeline(3) as group:
+        asked = asyncio.create_task(ask(group.engine, [5], 200))
+        while not group.engine.stats().running:  # noqa: ASYNC110 - another thread's work
+            await asyncio.sleep(0)
+        later = group.ranks[2]
+        assert later.link is not None
+        later.link.close()
+        with pytest.raises(EngineError, match="failed"):
+            await asked
+        assert not group.engine.ready
+    assert [type(failure) for failure in group.failures] == [PeerLost]
