@@ -67,6 +67,7 @@ class Link:
         """Wait for the next message. Raises PeerLost, also where one could not be sent."""
         received = self._received.get()
         if isinstance(received, Exception):
+            self._received.put(received)  # nothing will come any more, whoever asks again
             raise PeerLost("the connection to another rank broke") from received
         return received
 
@@ -106,7 +107,7 @@ class Link:
 
 
 def connect(store: Store, *, address: str, port: int, rank: int, ranks: int) -> Link:
-    """Meet both neighbours, all of whom know the store at an address and a port. OSError where one can't be reached.
+    """Meet both neighbours; all ranks know the store at an address and a port. RuntimeError if one can't be reached.
 
     An address on loopback keeps the lines there.
     """
@@ -115,8 +116,11 @@ def connect(store: Store, *, address: str, port: int, rank: int, ranks: int) -> 
     with listen(address) as listener:
         store.set(f"ring/{rank}", f"{host} {listener.getsockname()[1]} {greeting}")
         next_host, next_port, expected = store.get(f"ring/{(rank + 1) % ranks}").decode().split()
-        outgoing = socket.create_connection((next_host, int(next_port)))
-        outgoing.sendall(expected.encode())
+        try:
+            outgoing = socket.create_connection((next_host, int(next_port)))
+            outgoing.sendall(expected.encode())
+        except OSError as error:
+            raise RuntimeError(f"the next rank can't be reached at {next_host}, port {next_port}: {error}") from error
         return Link(_accept(listener, greeting.encode()), outgoing)
 
 

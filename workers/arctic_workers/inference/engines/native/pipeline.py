@@ -78,7 +78,8 @@ def follow(runner: Runner, link: Link, *, last: bool, hidden_size: int, wire: Pi
         kind = Kind(message.kind)
         if kind is Kind.STEP and message.raw is not None:
             parts = decode_parts(message.numbers)
-            x_TD = runner.run(parts, decode_states(message.raw, hidden_size, wire))
+            rows = sum(len(part.tokens) for part in parts)
+            x_TD = runner.run(parts, decode_states(message.raw, rows, hidden_size, wire))
             if last:
                 link.send(Message(Kind.STEP, encode_drawn(runner.sample(parts, x_TD))))
             else:

@@ -20,11 +20,14 @@ def encode_states(x_TD: Tensor, wire: PipelineFormat) -> Tensor:
     return torch.cat([values_TD.view(torch.uint8).flatten(), scale_T.view(torch.uint8)])
 
 
-def decode_states(raw: Tensor, hidden_size: int, wire: PipelineFormat) -> Tensor:
-    """Return the hidden states [T, D] in fp32 that `encode_states` was given, as near as the format keeps them."""
+def decode_states(raw: Tensor, rows: int, hidden_size: int, wire: PipelineFormat) -> Tensor:
+    """Return the hidden states [T, D] in fp32 that `encode_states` was given, as near as the format keeps them.
+
+    RuntimeError if the bytes are not those of so many rows.
+    """
     if wire != "fp8":
-        return raw.view(_PLAIN[wire]).view(-1, hidden_size).float()
-    rows = len(raw) // (hidden_size + 4)
+        return raw.view(_PLAIN[wire]).view(rows, hidden_size).float()
     values, scale = raw[: rows * hidden_size], raw[rows * hidden_size :]
     # The scales begin where the values end, at any address: views of fp32 want a multiple of 4.
-    return fp8.dequantize(values.view(fp8.DTYPE).view(rows, hidden_size), scale.clone().view(torch.float32))
+    scale_T = scale.clone().view(torch.float32).view(rows)
+    return fp8.dequantize(values.view(fp8.DTYPE).view(rows, hidden_size), scale_T)

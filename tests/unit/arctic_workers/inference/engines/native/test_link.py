@@ -15,11 +15,14 @@ from arctic_workers.inference.rendezvous import meet
 
 @pytest.fixture
 def make_ring(free_port: Callable[[], int]) -> Callable[[int], list[Link]]:
+    stores = []  # rank 0's goes away with its last reference, while others still read from it
+
     def make(ranks: int) -> list[Link]:
         port = free_port()
 
         def join(rank: int) -> Link:
             store = meet("127.0.0.1", port, rank=rank, ranks=ranks)
+            stores.append(store)
             return connect(store, address="127.0.0.1", port=port, rank=rank, ranks=ranks)
 
         with ThreadPoolExecutor(ranks) as pool:

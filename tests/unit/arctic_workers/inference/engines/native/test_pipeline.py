@@ -79,13 +79,14 @@ def pipeline(make_group: Callable[..., list[InferenceGroup]]) -> MakePipeline:
         for follower in followers:
             follower.start()
         await group.engine.start()
-        yield group
-        await group.engine.stop()
-        for follower in followers:
-            await asyncio.to_thread(follower.join)
-        for rank in group.ranks.values():
-            if rank.link is not None:
-                rank.link.close()  # also of those that have failed
+        try:
+            yield group
+        finally:
+            await group.engine.stop()
+            if (link := group.ranks[0].link) is not None:
+                link.close()  # as the end of a process does that has failed
+            for follower in followers:
+                await asyncio.to_thread(follower.join)
 
     return start
 

@@ -16,14 +16,14 @@ def x_TD() -> torch.Tensor:  # noqa: N802 - shapes are named
 
 
 def test_fp32_keeps_all_bits(x_TD: torch.Tensor) -> None:
-    assert decode_states(encode_states(x_TD, "fp32"), HIDDEN, "fp32").equal(x_TD)
+    assert decode_states(encode_states(x_TD, "fp32"), ROWS, HIDDEN, "fp32").equal(x_TD)
 
 
 @pytest.mark.parametrize(("wire", "size", "error"), [("bf16", 2 * HIDDEN, 2**-8), ("fp8", HIDDEN + 4, 2**-4)])
 def test_narrow_formats_are_smaller_and_near(x_TD: torch.Tensor, wire: PipelineFormat, size: int, error: float) -> None:
     raw = encode_states(x_TD, wire)
     assert len(raw) == ROWS * size
-    near_TD = decode_states(raw, HIDDEN, wire)
+    near_TD = decode_states(raw, ROWS, HIDDEN, wire)
     assert near_TD.dtype == torch.float32
     smallest_T = x_TD.abs().amax(-1, keepdim=True) * 2**-17
     assert torch.all((near_TD - x_TD).abs() <= x_TD.abs() * error + smallest_T)
@@ -31,7 +31,13 @@ def test_narrow_formats_are_smaller_and_near(x_TD: torch.Tensor, wire: PipelineF
 
 @pytest.mark.parametrize("wire", ["fp32", "bf16", "fp8"])
 def test_a_row_does_not_depend_on_its_neighbours(x_TD: torch.Tensor, wire: PipelineFormat) -> None:
-    together_TD = decode_states(encode_states(x_TD, wire), HIDDEN, wire)
+    together_TD = decode_states(encode_states(x_TD, wire), ROWS, HIDDEN, wire)
     for row in range(ROWS):
-        alone_TD = decode_states(encode_states(x_TD[row : row + 1], wire), HIDDEN, wire)
+        alone_TD = decode_states(encode_states(x_TD[row : row + 1], wire), 1, HIDDEN, wire)
         assert alone_TD.equal(together_TD[row : row + 1])
+
+
+@pytest.mark.parametrize("wire", ["fp32", "bf16", "fp8"])
+def test_bytes_of_another_number_of_rows_are_refused(x_TD: torch.Tensor, wire: PipelineFormat) -> None:
+    with pytest.raises(RuntimeError, match=r"invalid for input of size|must be divisible by"):
+        decode_states(encode_states(x_TD, wire), ROWS - 1, HIDDEN, wire)
