@@ -73,6 +73,7 @@ test-engines: setup setup-engines ## one suite for every engine: in vLLM's own e
 bench: ## every benchmark, whole (an hour): prints its tables and figures
 	@$(RUN) python -m benchmarks.demo
 	@$(RUN) python -m benchmarks.endless
+	@$(RUN) python -m benchmarks.pipeline
 
 format: ## rewrite the code in the house's format
 	@$(RUN) ruff check --fix . ; $(RUN) ruff format .
