@@ -74,6 +74,7 @@ bench: ## every benchmark, whole (an hour): prints its tables and figures
 	@$(RUN) python -m benchmarks.demo
 	@$(RUN) python -m benchmarks.endless
 	@$(RUN) python -m benchmarks.pipeline
+	@$(RUN) python -m benchmarks.serving
 
 format: ## rewrite the code in the house's format
 	@$(RUN) ruff check --fix . ; $(RUN) ruff format .

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from arctic_cluster import paths
 from arctic_model.config import ArcticConfig
+from arctic_model.gguf.writer import export_gguf
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 from arctic_model.weights import save_model
@@ -58,6 +59,10 @@ def prompts(sequences: int, tokens: int, vocabulary: int = MEDIUM.vocab_size) ->
     return torch.randint(vocabulary, (sequences, tokens), generator=generator).tolist()  # type: ignore[no-any-return]
 
 
-def random_gguf() -> Path:
+def random_gguf(config: ArcticConfig = MEDIUM) -> Path:
     """Return the same model as llama.cpp reads it, in Q8_0."""
-    return random_model().with_suffix(".q8_0.gguf")
+    folder = random_model(config)
+    file = folder.with_suffix(".q8_0.gguf")
+    if not file.exists():
+        export_gguf(folder, file, weights="Q8_0", tokenizer=False)
+    return file

@@ -44,7 +44,8 @@ class InProcess:
         plan = plan_group(group)
 
         def load(progress: Callable[[float], None]) -> Rank:
-            return bring_up(plan, group, 0, on_loss=sys.exit, on_stop=lambda: None, progress=progress)
+            self._rank = bring_up(plan, group, 0, on_loss=sys.exit, on_stop=lambda: None, progress=progress)
+            return self._rank
 
         self.engine = NativeEngine(plan, load, beat=lambda: None, on_failure=lambda error: sys.exit(str(error)))
         self._loop = asyncio.new_event_loop()
@@ -65,6 +66,19 @@ class InProcess:
         start = time.perf_counter()
         [[first]] = self.wait(self._times([prompt], 1))
         return len(prompt) / (first - start)
+
+    def seconds_by_part(self, prompts: Sequence[Sequence[int]], count: int) -> dict[str, float]:
+        """Return the seconds of each part of a step that decodes all of the sequences, and of what is around them."""
+        seconds = self._rank.runner.seconds
+        start = seconds()
+        self.wait(self._times(prompts, 1))
+        prompts_read = seconds()
+        [times, *_] = self.wait(self._times(prompts, count))
+        end = seconds()
+        # Prompts were read once more.
+        parts = {name: (end[name] - 2 * prompts_read[name] + start[name]) / (count - 1) for name in start}
+        step = (times[-1] - times[0]) / (count - 1)
+        return {**parts, "sampling, scheduling, handing out": step - sum(parts.values()), "a step": step}
 
     def answers(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """Return the greedy tokens that follow prompts, all asked for at once."""

@@ -56,9 +56,11 @@ def main() -> None:
             measures["native prefill"] = lambda: engine.prefill(long)
             measures["llama.cpp prefill"] = lambda: peer.prefill(LONG, cores)
             taken = in_alternation(1 if quick else 5, measures)
+        parts = {batch: engine.seconds_by_part(asked[:batch], TOKENS) for batch in BATCHES}
         answers = {batch: engine.answers(asked[:batch], TOKENS) for batch in BATCHES}
         engine.stop()
     choices = Choices(folder)
+    report_parts(parts)
     report(taken, {batch: touched_by(choices, asked, answers[batch]) for batch in BATCHES}, choices)
 
 
@@ -66,6 +68,15 @@ def touched_by(choices: Choices, asked: list[list[int]], answers: list[list[int]
     """Return the experts of a layer that a step of these answers touches in the mean."""
     sequences = [prompt + answer for prompt, answer in zip(asked, answers, strict=False)]
     return choices.touched(sequences, PROMPT)
+
+
+def report_parts(parts: dict[int, dict[str, float]]) -> None:
+    """Print where the time of a step goes."""
+    print_table(
+        "Milliseconds of a step by part",
+        ("part", *(f"{batch} sequences" for batch in parts)),
+        [(name, *(f"{1e3 * seconds[name]:.2f}" for seconds in parts.values())) for name in next(iter(parts.values()))],
+    )
 
 
 def report(taken: dict[str, list[float]], touched: dict[int, float], choices: Choices) -> None:

@@ -74,6 +74,10 @@ class Compute(Protocol):
         """Return the logits [R, V] of some rows."""
         ...
 
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each part of all steps so far, as far as it measures them."""
+        ...
+
 
 class TorchRank:
     """Plain torch, where there is no compiled code for the machine, and the reference for it."""
@@ -96,6 +100,10 @@ class TorchRank:
         """See `Compute`."""
         return self._model.logits(x_TD[list(rows)])
 
+    def seconds(self) -> dict[str, float]:
+        """See `Compute`."""
+        return {}
+
 
 def compute_of(model: ArcticModel, cache: PagedCache) -> Compute:
     """Return the fastest that this machine has; it takes the model's weights over."""
@@ -115,6 +123,10 @@ class Runner:
         if x_TD is None:
             x_TD = self._model.embed(torch.tensor([token for part in parts for token in part.tokens])).float()
         return self._compute.run(parts, x_TD)
+
+    def seconds(self) -> dict[str, float]:
+        """See `Compute`."""
+        return self._compute.seconds()
 
     @torch.inference_mode()
     def sample(self, parts: Sequence[Part], x_TD: Tensor) -> list[Drawn]:
