@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from arctic_workers.inference.engine import EngineError
 from arctic_workers.inference.http.access import count_tokens
@@ -74,7 +75,20 @@ def streamed(request: Request, answer: Answer, *, includes_usage: bool) -> Respo
     """Answer as it comes."""
     events = _events(answer, request.scope, includes_usage=includes_usage)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    return _Events(events, media_type="text/event-stream", headers=headers)
+
+
+class _Events(StreamingResponse):
+    """Ends what makes its events when they can't be sent any more, and not when somebody collects it."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], **arguments: Any) -> None:
+        super().__init__(events, **arguments)
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        async with aclosing(self._events):
+            await super().__call__(scope, receive, send)
 
 
 async def _events(answer: Answer, scope: Scope, *, includes_usage: bool) -> AsyncGenerator[bytes, None]:

@@ -53,6 +53,8 @@ BODY_SECONDS = 30.0
 """Time for a request's body to arrive: until then it counts as waiting."""
 MOST_ANSWERS = 2048
 """Of one request, to all its prompts."""
+UNREAD_SECONDS = 60.0
+"""Time after which an answer is given up that its client does not read: what an engine makes meanwhile is kept."""
 LARGE_TEXT = 8192
 """Characters of a prompt, or bytes of a chat, that take so long to be made tokens that other answers would stop."""
 RETRY_AFTER_BUSY = 1
@@ -457,10 +459,18 @@ class _Doorkeeper:
             await self._app(scope, receive, send)
             return
 
+        unread = False
+
         async def send_closing(message: Message) -> None:
+            nonlocal unread
             if message["type"] == "http.response.start" and self._gate.draining:
                 message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-            await send(message)
+            try:
+                async with asyncio.timeout(UNREAD_SECONDS):
+                    await send(message)
+            except TimeoutError:
+                unread = True
+                raise OSError("nobody reads the answer") from None
 
         refusal = self._refusal(scope)
         if refusal is not None:
@@ -471,6 +481,10 @@ class _Doorkeeper:
         self._gate.inside += generates
         try:
             await self._app(scope, receive, send_closing)
+        except Exception:
+            if not unread:
+                raise
+            log.info("A client has read nothing of its answer for %.0f s; it is given up", UNREAD_SECONDS)
         finally:
             self._gate.inside -= generates
 

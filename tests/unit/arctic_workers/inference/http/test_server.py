@@ -501,3 +501,32 @@ async def test_a_chat_that_names_no_end_has_one_unless_it_streams_without_a_boun
     [request] = engine.asked
     prompt = len(request.prompt)
     assert request.sampling.max_tokens == min(most, length - prompt)
+
+
+async def test_an_answer_that_its_client_does_not_read_is_given_up(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "UNREAD_SECONDS", 0.05)
+    engine = Counting()
+    api = serve(text, engine)
+    body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 200, "stream": True}).encode()
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "method": "POST",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "headers": [],
+    }
+    asked = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> dict[str, Any]:
+        if (message := next(asked, None)) is not None:
+            return message
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        if message.get("body"):
+            await asyncio.sleep(3600)
+
+    await api.app(scope, receive, send)
+    assert (len(engine.asked), engine.now) == (1, 0)
