@@ -41,7 +41,7 @@ lint:
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
 
 types:
-	@$(RUN) mypy && $(RUN) mypy tests/support/*.py tests/cluster/*.py tests/parity/test_*.py tests/clients/test_*.py tests/engines/cluster/*.py
+	@$(RUN) mypy && $(RUN) mypy benchmarks tests/support/*.py tests/cluster/*.py tests/parity/test_*.py tests/clients/test_*.py tests/engines/cluster/*.py
 
 contracts:
 	@$(RUN) lint-imports --no-cache

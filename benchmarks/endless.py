@@ -146,7 +146,7 @@ def losses(folder: Path, tokens: list[int], window: Window | None) -> Tensor:
 
 def perplexities(losses_T: Tensor, piece: int) -> list[float]:
     """Perplexity of each piece of so many tokens: the curve over the length."""
-    return [float(losses.mean().exp()) for losses in losses_T.split(piece)]
+    return [float(losses.mean().exp()) for losses in torch.split(losses_T, piece)]
 
 
 def main() -> None:

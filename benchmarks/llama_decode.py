@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 
 import llama_cpp
 import numpy as np
@@ -96,7 +97,7 @@ class Model:
         if llama_cpp.llama_decode(context, batch):
             sys.exit("llama.cpp fails to decode")
 
-    def _greedy(self, context: object, rows: object) -> list[int]:
+    def _greedy(self, context: object, rows: Iterable[int]) -> list[int]:
         size = self._vocabulary
         logits = (llama_cpp.llama_get_logits_ith(context, row) for row in rows)
         return [int(np.ctypeslib.as_array(one, shape=(size,)).argmax()) for one in logits]

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ RATE = "1gbit"
 
 
 @contextmanager
-def shaped_link() -> Iterator[list[tuple[str, ...]]]:
+def shaped_link() -> Iterator[list[tuple[str, str]]]:
     """Join two network namespaces by a link of `RATE`; what takes a command into each. Raises ClusterError."""
     with ExitStack() as stack:
         for namespace in NAMESPACES:
@@ -86,8 +87,8 @@ def side_by_side(model: Path, scratch: Path, cores: list[int], rounds: int) -> d
     ):
         measures = {}
         for batch in BATCHES:
-            measures[f"one {batch}"] = lambda batch=batch: one.decode(batch, TOKENS)
-            measures[f"two {batch}"] = lambda batch=batch: two.decode(2 * batch, TOKENS)
+            measures[f"one {batch}"] = partial(one.decode, batch, TOKENS)
+            measures[f"two {batch}"] = partial(two.decode, 2 * batch, TOKENS)
         for measure in measures.values():
             measure()  # the first time, memory is still to be given out
         return in_alternation(rounds, measures)

@@ -8,6 +8,7 @@ the same process reads memory. All are measured in turn, several rounds, greedil
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from arctic_workers.inference.memory import available_cores
@@ -49,10 +50,10 @@ def main() -> None:
             note(f"llama.cpp is fastest with {threads} threads")
             measures: dict[str, Callable[[], float]] = {"ceiling": ceiling.measure}
             for batch in BATCHES:
-                measures[f"native {batch}"] = lambda batch=batch: engine.decode(asked[:batch], TOKENS)
-                measures[f"llama.cpp {batch}"] = lambda batch=batch: peer.decode(batch, threads)
+                measures[f"native {batch}"] = partial(engine.decode, asked[:batch], TOKENS)
+                measures[f"llama.cpp {batch}"] = partial(peer.decode, batch, threads)
                 if batch in OVER_HTTP:
-                    measures[f"http {batch}"] = lambda batch=batch: service.decode(asked[:batch], TOKENS)
+                    measures[f"http {batch}"] = partial(service.decode, asked[:batch], TOKENS)
             measures["native prefill"] = lambda: engine.prefill(long)
             measures["llama.cpp prefill"] = lambda: peer.prefill(LONG, cores)
             taken = in_alternation(1 if quick else 5, measures)

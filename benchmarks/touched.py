@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from arctic_model.config import ArcticConfig
 from arctic_model.cost import count_parameters, kv_bytes_per_token
 from arctic_model.model import ArcticModel
-from arctic_model.moe import Routing
+from arctic_model.moe import MoE, Routing
 from arctic_model.weights import load_weights
 
 
@@ -24,7 +25,7 @@ class Choices:
         self._taken: list[Tensor] = []
         for layer in self._model.layers.values():
             if layer.has_experts:
-                layer.block_sparse_moe.router.register_forward_hook(self._take)
+                cast("MoE", layer.block_sparse_moe).router.register_forward_hook(self._take)
 
     def _take(self, module: nn.Module, inputs: tuple[Tensor, ...], routing: Routing) -> None:  # noqa: ARG002
         self._taken.append(routing.experts_SK)
