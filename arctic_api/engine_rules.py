@@ -8,16 +8,16 @@ from typing import Any
 
 from arctic_api.engine_options import ENGINES, OPTIONS_OF, EngineName
 from arctic_api.inference import ArcticInferenceSpec, Attention, Quantization
-from arctic_api.rule import Rule
+from arctic_api.rule import Judge, Rule
 
 _OWN = "the container decides that"
 
 
-def _rule(engine: EngineName, field: str, cel: str, holds: Callable[[Any], bool], message: str) -> Rule:
+def _rule(engine: EngineName, field: str, cel: str | Judge, holds: Callable[[Any], bool], message: str) -> Rule:
     """A rule about the specifications that name one engine; `holds` gets the value of the field."""
     return Rule(
         ArcticInferenceSpec,
-        f"self.engine.name != '{engine}' || {cel}",
+        f"self.engine.name != '{engine}' || {cel}" if isinstance(cel, str) else cel,
         lambda spec: spec.engine.name != engine or holds(_value(spec, field)),
         f"with engine {engine}: {message}",
         f".{field}",
@@ -37,6 +37,13 @@ def _only(engine: EngineName, field: str, *values: str | int | bool, why: str = 
     shown = " or ".join(literal.strip("'") for literal in literals)
     message = f"{why or f'{_name(field)} other than {shown} is not supported'}: write {shown}"
     return _rule(engine, field, f"self.{field} in [{', '.join(literals)}]", lambda value: value in values, message)
+
+
+def _prefixes(engine: EngineName, *values: bool, why: str = "") -> Rule:
+    """CEL does not see the field, as its type is neither a truth value nor text."""
+    shown = " or ".join(str(value).lower() for value in values)
+    message = f"{why or f'prefixCaching other than {shown} is not supported'}: write {shown}"
+    return _rule(engine, "batching.prefixCaching", Judge.OPERATOR, lambda value: value in values, message)
 
 
 def _unset(engine: EngineName, field: str, why: str = "") -> Rule:
@@ -88,7 +95,6 @@ ENGINE_RULES = (
         lambda scaling: scaling is None or scaling.type != "dynamic",
         "type dynamic would make an answer depend on the longest sequence beside it: write linear or yarn",
     ),
-    _only("native", "batching.prefixCaching", False),
     _unset("native", "model.inImage", "the image brings no model"),
     _unset("native", "engine.credentials"),
     _unset("native", "engine.cacheClaim"),
@@ -103,6 +109,9 @@ ENGINE_RULES = (
     _unset("vllm", "attention.window"),
     _bounded("vllm"),
     _unset("vllm", "attention.ropeScaling"),
+    _prefixes("vllm", False, True),
+    _unset("vllm", "batching.targetInterTokenLatency"),
+    _unset("vllm", "batching.suffixDecoding"),
     _unset("vllm", "model.inImage", "the image brings no model"),
     _unset("vllm", "engine.credentials"),
     _unset("vllm", "engine.cacheClaim"),
@@ -111,6 +120,9 @@ ENGINE_RULES = (
     _only("tensorrt-llm", "attention.sinks", 0, why="its PyTorch backend ignores attention sinks"),
     _bounded("tensorrt-llm"),
     _unset("tensorrt-llm", "attention.ropeScaling"),
+    _prefixes("tensorrt-llm", False, True),
+    _unset("tensorrt-llm", "batching.targetInterTokenLatency"),
+    _unset("tensorrt-llm", "batching.suffixDecoding"),
     _unset("tensorrt-llm", "model.inImage", "the image brings no model"),
     _unset("tensorrt-llm", "engine.credentials"),
     _unset("tensorrt-llm", "engine.cacheClaim"),
@@ -128,7 +140,9 @@ ENGINE_RULES = (
         f"{_OWN}: leave it out",
     ),
     _unset("nim", "attention.ropeScaling", _OWN),
-    _only("nim", "batching.prefixCaching", False, why=_OWN),
+    _prefixes("nim", False, why=_OWN),
+    _unset("nim", "batching.targetInterTokenLatency", _OWN),
+    _unset("nim", "batching.suffixDecoding", _OWN),
     *(rule for engine in ENGINES for rule in _foreign_options(engine)),
 )
 

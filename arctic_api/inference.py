@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from arctic_api.common import (
     MAP_BY_TYPE,
     MAX_COUNT,
+    OPAQUE,
     SET,
     BaseWeights,
     Condition,
@@ -125,6 +126,10 @@ class KVCache(Resource):
     """Share of the memory left after the weights."""
 
 
+PrefixCaching = Annotated[Literal[False, True, "perKey"], Field(json_schema_extra=OPAQUE)]
+"""Opaque to the API server, since a structural schema has no type for a truth value or a word; it checks the values."""
+
+
 class Batching(Resource):
     """How requests share a step."""
 
@@ -134,8 +139,12 @@ class Batching(Resource):
     """Most requests that run at once."""
     kv_cache: KVCache = KVCache()
     """Room for keys and values."""
-    prefix_caching: bool = False
-    """Whether prompts that start alike share their keys and values."""
+    prefix_caching: PrefixCaching = False
+    """Whether prompts that start alike share their keys and values; with `perKey`, those of one API key alone."""
+    target_inter_token_latency: Duration | None = None
+    """Time between two tokens of an answer that the engine keeps to by reading prompts in smaller pieces."""
+    suffix_decoding: bool | None = None
+    """Whether what was written before proposes tokens that the model only verifies; `native` does so where it pays."""
 
 
 class AutoscalingTarget(Resource):

@@ -175,7 +175,9 @@ def _type(field: Schema) -> str:
 
 def _kind(field: Schema) -> str:
     if "enum" in field:
-        return "one of " + ", ".join(f"`{value}`" for value in field["enum"])
+        return "one of " + ", ".join(
+            f"`{str(value).lower() if isinstance(value, bool) else value}`" for value in field["enum"]
+        )
     if "items" in field:
         return f"list of {_kind(field['items'])}"
     if "additionalProperties" in field:

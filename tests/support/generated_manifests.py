@@ -268,7 +268,9 @@ def right_inferences(draw: st.DrawFn) -> Manifest:
                 tokenBudget=st.integers(1, 10**6),
                 maxSequences=st.integers(1, 1000),
                 kvCache=optional(memoryFraction=st.floats(0.01, 0.99)),
-                prefixCaching=st.just(False),
+                prefixCaching=st.sampled_from([False, True, "perKey"]),
+                targetInterTokenLatency=st.sampled_from(DURATIONS),
+                suffixDecoding=st.booleans(),
             ),
             replicas=st.integers(0, 1000),
             rollout=optional(

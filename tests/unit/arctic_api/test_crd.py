@@ -63,7 +63,9 @@ def at(schema: Schema, path: str) -> Schema:
 def test_the_schema_is_structural(kind: Kind) -> None:
     for path, node in nodes(schema_of(kind.model)):
         assert set(node) <= STRUCTURAL, path
-        assert ("type" in node) != ("x-kubernetes-int-or-string" in node), path
+        untyped = "x-kubernetes-int-or-string" in node or node.get("x-kubernetes-preserve-unknown-fields", False)
+        assert "type" in node or untyped, path
+        assert not ("type" in node and "x-kubernetes-int-or-string" in node), path
         assert not ("properties" in node and "additionalProperties" in node), path
         assert isinstance(node.get("exclusiveMinimum", True), bool), path
 

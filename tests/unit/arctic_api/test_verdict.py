@@ -52,6 +52,7 @@ def test_what_only_the_operator_refuses_is_short() -> None:
         ".config",
         ".curriculum.stages",
         ".parallelism.expertParallel",
+        ".batching.prefixCaching",
     }
 
 

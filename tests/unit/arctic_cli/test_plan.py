@@ -130,12 +130,10 @@ def test_nothing_is_advised_that_validate_would_refuse(tmp_path: Path) -> None:
 
 
 def test_refusals_of_validate_are_said_beside_the_plan(tmp_path: Path) -> None:
-    file = written(tmp_path, {"spec.batching": {"prefixCaching": True}})
+    file = written(tmp_path, {"spec.engine": {"cacheClaim": "cache"}})
     content = planned("-f", file, "--preset", "arctic-tiny")
     assert content["fits"]
-    assert any(
-        "arctic validate refuses this manifest: spec.batching.prefixCaching" in note for note in content["notes"]
-    )
+    assert any("arctic validate refuses this manifest: spec.engine.cacheClaim" in note for note in content["notes"])
 
 
 def test_the_model_comes_from_the_manifest_of_its_training(tmp_path: Path) -> None:
