@@ -24,6 +24,7 @@ PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 REASON_PATTERN = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
 NUMBER_PATTERN = r"^[0-9]+(\.[0-9]+)?$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+ORIGIN_PATTERN = r"^(\*|https?://[^/\s]+)$"
 
 HINTS = {
     TOKENS_PATTERN: "write a whole number or 1.5k, 20M, 3G, 1T",
@@ -36,6 +37,7 @@ HINTS = {
     MOUNT_PATH_PATTERN: "write an absolute path without ':', '//', '.' and '..', and no '/' at its end",
     FOLDER_PATTERN: "write a relative path such as runs/first, without '.' and '..'",
     PERCENT_PATTERN: "write a percentage from 0% to 100%",
+    ORIGIN_PATTERN: 'write an origin such as https://chat.example.com, without a path, or "*" for all',
     NUMBER_PATTERN: 'write a decimal number as text, such as "2.50"',
 }
 """What to write instead, by the pattern that a text does not match."""

@@ -8,6 +8,7 @@ from arctic_api.common import (
     MAP_BY_TYPE,
     MAX_COUNT,
     OPAQUE,
+    ORIGIN_PATTERN,
     SET,
     BaseWeights,
     Condition,
@@ -39,7 +40,7 @@ def _check_length(value: Any) -> Any:
     return value
 
 
-Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$", max_length=255)]
+Origin = Annotated[str, Field(pattern=ORIGIN_PATTERN, max_length=255)]
 Length = Annotated[
     int | Literal["unlimited"],
     BeforeValidator(_check_length),
