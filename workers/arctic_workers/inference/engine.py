@@ -57,6 +57,10 @@ class Request:
 
     prompt: tuple[int, ...]
     sampling: Sampling
+    priority: int = 0
+    """Lower is earlier, where the engine knows priorities."""
+    caller: bytes = b""
+    """Digest of the API key that it came with."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ class Stats:
     """0 to 1."""
     loaded: float = 0.0
     """Share of this rank's weights that are in memory, 0 to 1, as far as the engine tells."""
+    lost_blocks: int = 0
+    """Blocks of the cache that had to be taken back since nobody gave them back: a fault of the engine's."""
 
 
 SamplingField = Literal[
@@ -97,7 +103,9 @@ SamplingField = Literal[
     "presence_penalty",
     "repetition_penalty",
     "logit_bias",
+    "priority",
 ]
+"""What of a request an engine may not honour."""
 
 
 class Refused(ValueError):  # noqa: N818 - a refusal of input, not a fault of ours
@@ -126,7 +134,7 @@ class Engine(Protocol):
 
     @property
     def cannot(self) -> frozenset[SamplingField]:
-        """Fields of `Sampling` that it does not honour: a request that asks for one is refused by name."""
+        """Fields of a request that it does not honour: a request that asks for one is refused by name."""
         ...
 
     def generate(self, request: Request) -> AsyncGenerator[Output, None]:

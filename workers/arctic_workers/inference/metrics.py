@@ -66,6 +66,11 @@ class Metrics:
         gauge("requests_waiting", "Requests that are still being read, or wait for room.", lambda now: now.waiting)
         gauge("requests_running", "Requests that are being computed.", lambda now: now.running)
         gauge("kv_cache_utilization", "Share of the cache's blocks in use.", lambda now: now.kv_cache_utilization)
+        gauge(
+            "lost_blocks",
+            "Blocks of the cache that were taken back since nobody gave them back: 0 unless the engine has a fault.",
+            lambda now: now.lost_blocks,
+        )
         gauge("loaded_ratio", "Share of the leader's weights in memory.", lambda now: now.loaded)
         self._ttft = histogram("time_to_first_token_seconds", "From a request's arrival to its first token.", _TTFT)
         self._per_token = histogram("time_per_output_token_seconds", "Between two tokens of a request.", _PER_TOKEN)

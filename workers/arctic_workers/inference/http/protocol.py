@@ -137,6 +137,8 @@ class CommonRequest(_Request):
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     best_of: int | None = None
     seed: Seed | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    """Not OpenAI's, but vLLM's; lower is earlier, and 0 is what others have."""
     stop: str | Strings | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None

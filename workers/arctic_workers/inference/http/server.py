@@ -210,7 +210,7 @@ class Api:
             raise ApiError(400, f"{message}at most {MOST_ANSWERS} answers are made", param="prompt")
         prompts = [await self._prompt(prompt) for prompt in asked.prompts]
         asks_nothing = asked.max_tokens == 0
-        echo, logprobs = bool(asked.echo), asked.logprobs
+        echo, logprobs, caller = bool(asked.echo), asked.logprobs, _caller(request)
 
         def most(prompt: list[int]) -> int:
             if asked.max_tokens is None:
@@ -218,7 +218,7 @@ class Api:
             return asked.max_tokens or 1  # engines make at least one
 
         requests = [
-            self._engine_request(asked, prompt, most(prompt), logprobs, logprobs if echo else None)
+            self._engine_request(asked, prompt, most(prompt), logprobs, logprobs if echo else None, caller)
             for prompt in prompts
         ]
         forms = [
@@ -238,7 +238,7 @@ class Api:
         prompt = await self._chat_tokens(asked, len(body))
         most = asked.max_completion_tokens or asked.max_tokens or self._unasked(prompt, stream=bool(asked.stream))
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        asked_of_engine = self._engine_request(asked, prompt, most, logprobs, None)
+        asked_of_engine = self._engine_request(asked, prompt, most, logprobs, None, _caller(request))
         forms = [ChatForm(self._text, index, logprobs=logprobs is not None) for index in range(asked.choices)]
         envelope = Envelope(self._model, "chatcmpl", "chat.completion", "chat.completion.chunk")
         return await self._answer(request, asked, [asked_of_engine], envelope, forms)
@@ -307,16 +307,21 @@ class Api:
         room = self._room(prompt)
         return min(room, UNASKED) if self._engine.max_length == UNLIMITED and not stream else room
 
-    def _check_abilities(self, asked: CommonRequest, sampling: Sampling) -> None:
+    def _check_abilities(self, asked: CommonRequest, made: engines.Request) -> None:
         for field in sorted(self._engine.cannot):
-            given = asked.seed is not None if field == "seed" else getattr(sampling, field) != getattr(_NEUTRAL, field)
-            if given:
+            if _asks_for(field, asked, made):
                 name = _PARAMETERS.get(field, field)
                 message = f"'{name}' is not supported by the engine that serves this model; leave it out"
                 raise ApiError(400, message, param=name, code="unsupported_parameter")
 
     def _engine_request(
-        self, asked: CommonRequest, prompt: list[int], most: int, logprobs: int | None, prompt_logprobs: int | None
+        self,
+        asked: CommonRequest,
+        prompt: list[int],
+        most: int,
+        logprobs: int | None,
+        prompt_logprobs: int | None,
+        caller: bytes,
     ) -> engines.Request:
         if not prompt:
             raise ApiError(400, "the prompt is empty; write at least one token", param="prompt")
@@ -327,8 +332,9 @@ class Api:
                 "of them shorter",
             )
         sampling = self._sampling(asked, most, logprobs, prompt_logprobs)
-        self._check_abilities(asked, sampling)
-        return engines.Request(tuple(prompt), sampling)
+        made = engines.Request(tuple(prompt), sampling, asked.priority or 0, caller)
+        self._check_abilities(asked, made)
+        return made
 
     def _sampling(self, asked: CommonRequest, most: int, logprobs: int | None, prompt_logprobs: int | None) -> Sampling:
         if (asked.min_tokens or 0) > most:
@@ -386,6 +392,14 @@ _PARAMETERS: dict[SamplingField, str] = {"prompt_logprobs": "echo"}
 """Names of parameters that are not those of the fields that they ask for."""
 
 
+def _asks_for(field: SamplingField, asked: CommonRequest, made: engines.Request) -> bool:
+    if field == "seed":  # every request has one
+        return asked.seed is not None
+    if field == "priority":
+        return made.priority != 0
+    return bool(getattr(made.sampling, field) != getattr(_NEUTRAL, field))
+
+
 def _given(value: float | None, default: float) -> float:
     return default if value is None else value
 
@@ -396,6 +410,11 @@ def _sample(first: engines.Request, number: int) -> engines.Request:
         return first
     digest = hashlib.blake2b(f"{first.sampling.seed}/{number}".encode(), digest_size=8).digest()
     return replace(first, sampling=replace(first.sampling, seed=int.from_bytes(digest, "little", signed=True)))
+
+
+def _caller(request: Request) -> bytes:
+    """Digest of the key that a request came with; who has no key is one caller with all who have none."""
+    return hashlib.blake2b(request.headers.get("authorization", "").encode()).digest()
 
 
 async def _beside_others(size: int, work: Callable[[], Result]) -> Result:

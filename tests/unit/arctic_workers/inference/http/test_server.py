@@ -55,6 +55,7 @@ ASKED = {
     "echo": st.booleans(),
     "n": st.integers(1, 3),
     "min_p": REALS,
+    "priority": NUMBERS,
     "min_tokens": NUMBERS,
     "frequency_penalty": REALS,
     "presence_penalty": REALS,
@@ -283,6 +284,7 @@ async def test_a_fault_in_the_models_template_is_the_requests_fault(folder: Path
         ("frequency_penalty", {"frequency_penalty": 0.1}, "frequency_penalty"),
         ("repetition_penalty", {"repetition_penalty": 1.1}, "repetition_penalty"),
         ("logit_bias", {"logit_bias": {"3": 1}}, "logit_bias"),
+        ("priority", {"priority": 1}, "priority"),
     ],
 )
 async def test_what_an_engine_cannot_do_is_refused_by_name(

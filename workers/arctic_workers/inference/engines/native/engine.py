@@ -7,19 +7,22 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from arctic_workers.inference.engine import EngineError, Output, Request, SamplingField, Stats
+from arctic_workers.inference.engine import EngineError, FinishReason, Output, Request, SamplingField, Stats
 from arctic_workers.inference.engines.native.blocks import BlockManager
+from arctic_workers.inference.engines.native.budget import TokenBudget
 from arctic_workers.inference.engines.native.group import Rank
 from arctic_workers.inference.engines.native.pipeline import Pipeline
 from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, Plan
 from arctic_workers.inference.engines.native.scheduler import Chunk, Scheduler
 from arctic_workers.inference.engines.native.sequence import Sequence
 from arctic_workers.inference.engines.native.step import Draw, Drawn, Part
+from arctic_workers.inference.engines.native.suffix import Drafter
 from arctic_workers.inference.open_requests import OpenRequests
 from arctic_workers.inference.rendezvous import Heartbeats
 
@@ -35,6 +38,14 @@ class _Stream:
 
     sequence: Sequence
     outputs: asyncio.Queue[Output | None] = field(default_factory=asyncio.Queue)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """On its way through the ranks since `begun`, in seconds of the clock that intervals are measured with."""
+
+    chunks: list[Chunk]
+    begun: float
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,9 @@ class NativeEngine:
         self._inbox: queue.SimpleQueue[_Add | _Cancel | _Stop] = queue.SimpleQueue()
         self._streams: dict[Sequence, _Stream] = {}
         self._stats = Stats()
-        self._under_way: deque[list[Chunk]] = deque()
+        self._under_way: deque[_Step] = deque()
         """Steps on their way through the ranks, the oldest first."""
+        self._lost_blocks = 0
         self._open = OpenRequests()
         self._ready = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -111,7 +123,7 @@ class NativeEngine:
         """See `Engine`."""
         if not self._ready:
             raise EngineError("the engine is not ready")
-        stream = _Stream(Sequence(request))
+        stream = _Stream(_sequence(request, self._plan))
         with self._open.one():
             self._inbox.put(_Add(stream))
             finished = False
@@ -162,12 +174,14 @@ class NativeEngine:
         plan = self._plan
         self._pipeline = Pipeline(rank.runner, rank.link, plan.pipeline_format)
         self._blocks = BlockManager(rank.blocks, BLOCK_SIZE)
+        self._budget = TokenBudget(plan.token_budget, plan.target_between_tokens)
         self._scheduler = Scheduler(
             self._blocks,
-            token_budget=plan.token_budget,
+            self._budget,
             max_sequences=plan.max_sequences,
             ranks=plan.ranks,
             window=plan.window,
+            drafter=Drafter(self._budget.times) if plan.suffix_decoding else None,
         )
         whole = rank.blocks >= plan.blocks_of_a_sequence
         self._max_length = plan.max_length if whole else self._blocks.capacity
@@ -180,9 +194,21 @@ class NativeEngine:
         self._stats = Stats(loaded=share)
 
     def _ping(self) -> None:
-        """A real pass of one token; block 0 is nobody's now, and who gets it later writes before reading."""
-        self._pipeline.submit([Part(0, (0,), (0,), Draw(0, 0.0, 1.0, 0, None))])
+        """A real pass of one token, in a block that is nobody's now."""
+        table: list[int] = []
+        self._blocks.grow(table, 1)
+        self._pipeline.submit([Part(0, (0,), tuple(table), Draw(0, 0.0, 1.0, 0, None))])
         self._pipeline.collect()
+        self._blocks.release(table)
+
+    def _check_blocks(self) -> None:
+        """While nobody is here every block has to be free: take back what is not, and say so."""
+        if faults := self._blocks.faults():
+            lost = max(self._blocks.count - self._blocks.free, 1)
+            log.error("The cache's blocks were in disorder, all are taken back: %s", "; ".join(faults))
+            self._blocks.reset()
+            self._lost_blocks += lost
+            self._publish()
 
     def _turn(self) -> bool:
         """Take messages, begin steps until every rank has one, finish the oldest; False when told to stop."""
@@ -197,10 +223,13 @@ class NativeEngine:
             self._publish()  # before the step, which may be over before this thread comes to it again
             if not chunks:
                 break
+            self._under_way.append(_Step(chunks, time.perf_counter()))
             self._pipeline.submit([_part(chunk) for chunk in chunks])
-            self._under_way.append(chunks)
         if self._under_way:
-            self._deliver(self._under_way.popleft(), self._pipeline.collect())
+            step = self._under_way.popleft()
+            drawn = self._pipeline.collect()
+            self._budget.times.observe(sum(chunk.length for chunk in step.chunks), time.perf_counter() - step.begun)
+            self._deliver(step.chunks, drawn)
         return True
 
     def _take_messages(self) -> bool:
@@ -210,6 +239,7 @@ class NativeEngine:
                 message = self._inbox.get(timeout=PING) if idle else self._inbox.get_nowait()
             except queue.Empty:
                 if idle:
+                    self._check_blocks()
                     self._ping()
                 return True
             if isinstance(message, _Stop):
@@ -226,22 +256,23 @@ class NativeEngine:
         for chunk in chunks:
             sequence = chunk.sequence
             _keep_told(chunk, rest)
-            if not chunk.samples:
-                continue
-            one = next(rest)
-            if sequence.ended:  # cancelled while its token was on its way
+            sampled = list(islice(rest, chunk.draws))
+            if not sampled or sequence.ended:  # cancelled while its tokens were on their way
                 continue
             prompt = () if sequence.generated else _prompt(sequence)
-            reason = self._scheduler.update(sequence, one.token)
-            outputs.append((self._streams[sequence], Output(one.token, one.logprob, one.top, reason, prompt)))
+            taken, reason = self._scheduler.update(chunk, [one.token for one in sampled])
+            outputs += [(self._streams[sequence], one) for one in _outputs(sampled[:taken], prompt, reason)]
             if reason is not None:
-                del self._streams[sequence]
+                del self._streams[chunk.sequence]
         self._publish()
         if outputs:
             self._loop.call_soon_threadsafe(_hand_out, outputs)
 
     def _publish(self) -> None:
-        self._stats = Stats(self._scheduler.running, self._scheduler.waiting, self._blocks.utilization, loaded=1.0)
+        scheduler = self._scheduler
+        self._stats = Stats(
+            scheduler.running, scheduler.waiting, self._blocks.utilization, loaded=1.0, lost_blocks=self._lost_blocks
+        )
 
 
 def _fail(streams: list[_Stream]) -> None:
@@ -255,10 +286,16 @@ def _hand_out(outputs: list[tuple[_Stream, Output]]) -> None:
 
 
 def _part(chunk: Chunk) -> Part:
-    sequence, end = chunk.sequence, chunk.start + chunk.length
-    draw = sequence.draw if chunk.samples else None
-    known = sequence.known(chunk.start, chunk.length)
-    return Part(chunk.start, sequence.slice(chunk.start, end), tuple(sequence.blocks), draw, known, sequence.dropped)
+    sequence = chunk.sequence
+    return Part(
+        chunk.start,
+        chunk.tokens,
+        tuple(sequence.blocks),
+        sequence.draw if chunk.samples else None,
+        draws=max(chunk.draws, 1),
+        known=sequence.known(chunk.start, chunk.length),
+        dropped=sequence.dropped,
+    )
 
 
 def _keep_told(chunk: Chunk, drawn: Iterator[Drawn]) -> None:
@@ -275,3 +312,21 @@ def _prompt(sequence: Sequence) -> tuple[Output, ...]:
     told = [sequence.told[place] for place in range(1, len(sequence.request.prompt))]
     sequence.told.clear()
     return (Output(sequence.request.prompt[0]), *(Output(one.token, one.logprob, one.top) for one in told))
+
+
+def _outputs(drawn: list[Drawn], prompt: tuple[Output, ...], reason: FinishReason | None) -> list[Output]:
+    """Return a sequence's next tokens: the prompt's go with the first, and why it ends now with the last."""
+    outputs = [Output(one.token, one.logprob, one.top) for one in drawn]
+    outputs[0] = replace(outputs[0], prompt=prompt)
+    outputs[-1] = replace(outputs[-1], finish_reason=reason)
+    return outputs
+
+
+def _sequence(request: Request, plan: Plan) -> Sequence:
+    """Return a request's sequence, and with whom it shares: nothing that was computed crosses salts.
+
+    Who is told of its prompt computes all of it.
+    """
+    salt = request.caller if plan.prefix_caching == "perKey" else b""
+    shares = plan.prefix_caching is not False and request.sampling.prompt_logprobs is None
+    return Sequence(request, salt=salt, shares=shares)

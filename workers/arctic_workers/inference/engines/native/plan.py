@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from arctic_api.common import RopeScaling
+from arctic_api.common import RopeScaling, parse_duration
 from arctic_api.engine_options import EngineOptions, PipelineFormat
-from arctic_api.inference import Attention
+from arctic_api.inference import Attention, PrefixCaching
 from arctic_api.world import InferenceGroup
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import LayerSlice, plan_inference
@@ -33,6 +33,10 @@ class Plan:
     """What attention sees, where a request can be longer."""
     max_sequences: int
     token_budget: int
+    target_between_tokens: float | None
+    """Seconds."""
+    prefix_caching: PrefixCaching
+    suffix_decoding: bool
     memory_fraction: float
     pipeline_format: PipelineFormat
     """Of hidden states between pipeline ranks."""
@@ -64,6 +68,7 @@ def plan_group(group: InferenceGroup) -> Plan:
     """Check a group against this engine and its model. Raises Refused."""
     spec = group.spec
     options = spec.engine.options or EngineOptions()
+    target = spec.batching.target_inter_token_latency
     model = read_model(group)
     _check_quantization(model.folder, spec.quantization.weights)
     try:
@@ -82,6 +87,9 @@ def plan_group(group: InferenceGroup) -> Plan:
         window=window,
         max_sequences=spec.batching.max_sequences,
         token_budget=spec.batching.token_budget,
+        target_between_tokens=None if target is None else parse_duration(target),
+        prefix_caching=spec.batching.prefix_caching,
+        suffix_decoding=spec.batching.suffix_decoding is not False,
         memory_fraction=spec.batching.kv_cache.memory_fraction,
         pipeline_format=options.pipeline_format or "fp32",
     )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCach
 from arctic_workers.inference.engines.native.invariant import make_invariant
 from arctic_workers.inference.engines.native.kernel.rank import kernel_rank
 from arctic_workers.inference.engines.native.sampling import draw_tokens, tell_tokens
-from arctic_workers.inference.engines.native.step import Drawn, Known, Part
+from arctic_workers.inference.engines.native.step import Draw, Drawn, Known, Part
 from arctic_workers.inference.memory import available_memory
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class Runner:
 
     @torch.inference_mode()
     def sample(self, parts: Sequence[Part], x_TD: Tensor) -> list[Drawn]:
-        """Tell a part's known tokens and choose the one that follows it, as it asks, part by part; on the last rank."""
+        """Tell a part's known tokens and choose those that follow it, as it asks, part by part; on the last rank."""
         drawn = iter(self._draw(parts, x_TD))
         answers = []
         start = 0
@@ -138,18 +139,19 @@ class Runner:
             if part.known is not None:
                 answers += self._tell(part.known, x_TD, start)
             if part.draw is not None:
-                answers.append(next(drawn))
+                answers += islice(drawn, part.draws)
             start += len(part.tokens)
         return answers
 
     def _draw(self, parts: Sequence[Part], x_TD: Tensor) -> list[Drawn]:
-        rows, draws = [], []
-        row = -1
+        rows: list[int] = []
+        draws: list[tuple[Draw, int]] = []
+        end = 0
         for part in parts:
-            row += len(part.tokens)
+            end += len(part.tokens)
             if part.draw is not None:
-                rows.append(row)
-                draws.append((part.draw, part.end))
+                rows += range(end - part.draws, end)
+                draws += [(part.draw, position) for position in range(part.end - part.draws + 1, part.end + 1)]
         return draw_tokens(self._compute.logits(x_TD, rows), draws) if rows else []
 
     def _tell(self, known: Known, x_TD: Tensor, start: int) -> list[Drawn]:

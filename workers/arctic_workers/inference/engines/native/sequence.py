@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 from arctic_workers.inference.engine import FinishReason, Request
+from arctic_workers.inference.engines.native.blocks import Link
 from arctic_workers.inference.engines.native.step import Draw, Drawn, Known
 from arctic_workers.inference.engines.native.window import Window
 
@@ -12,17 +13,27 @@ class Sequence:
     """Tokens known so far, how many of them have keys and values in the cache, and where these are.
 
     `computed` counts tokens whose pass was *scheduled*: passes go through every rank in order, so a later one may
-    build on an earlier one that is still on its way.
+    build on an earlier one that is still on its way. Proposed tokens count too, until they are known or rejected.
 
     A sequence that outgrows the window that attention has does so for good: what the layers made of tokens that it has
     lost can't be computed again. It forgets tokens once they are computed, so that its memory has a bound.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, *, salt: bytes = b"", shares: bool = False) -> None:
         self.request = request
+        self.salt = salt
+        """Nothing goes from one sequence to another of another salt."""
+        self.shares = shares
+        """Whether its blocks are shared with sequences of the same salt that begin alike."""
         self.tokens = list(request.prompt)
         self.computed = 0
         self.blocks: list[int] = []
+        self.links: list[Link] = []
+        """Of its first blocks, those that are kept for others."""
+        self.arrival = 0
+        """Its place among all that were added, set by the scheduler."""
+        self.preempted = False
+        """Whether it has lost its blocks and not got them again."""
         self.outgrows: Window | None = None
         """The window, if prompt and `max_tokens` together are more than it reaches."""
         self.dropped = 0
@@ -53,6 +64,11 @@ class Sequence:
         return Known(self.request.prompt[start + 1 : start + length + 1], top)
 
     @property
+    def order(self) -> tuple[int, int]:
+        """Who comes first: the lower priority, then the earlier arrival."""
+        return self.request.priority, self.arrival
+
+    @property
     def uncomputed(self) -> int:
         """Known tokens without keys and values."""
         return self.length - self.computed
@@ -79,7 +95,6 @@ class Sequence:
         self.tokens.append(token)
         if self._counts is not None:
             self._counts[token] += 1
-        self.awaiting = False
         if token in self.request.sampling.stop_tokens:
             return "stop"
         return "length" if self.generated >= self.request.sampling.max_tokens else None

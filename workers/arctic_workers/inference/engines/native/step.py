@@ -42,7 +42,7 @@ class Adjustment:
 
 @dataclass(frozen=True)
 class Draw:
-    """How to choose the token that follows a part; `logprobs` as in `Sampling`."""
+    """How to choose tokens that follow a part; `logprobs` as in `Sampling`."""
 
     seed: int
     temperature: float
@@ -86,6 +86,8 @@ class Part:
     tokens: tuple[int, ...]
     blocks: tuple[int, ...]
     draw: Draw | None
+    draws: int = 1
+    """How many tokens are chosen, where any are: one after each of the last so many tokens."""
     known: Known | None = None
     dropped: int = 0
 
@@ -113,7 +115,7 @@ def encode_parts(parts: Sequence[Part]) -> list[int]:
             len(part.tokens),
             len(part.blocks),
             part.dropped,
-            part.draw is not None,
+            part.draws if part.draw is not None else 0,
             part.known is not None,
         )
         if part.draw is not None:
@@ -156,7 +158,15 @@ def _decode_part(rest: Iterator[int]) -> Part:
     if knows:
         top, count = islice(rest, 2)
         known = Known(tuple(islice(rest, count)), top)
-    return Part(start, tuple(islice(rest, tokens)), tuple(islice(rest, blocks)), draw, known, dropped)
+    return Part(
+        start,
+        tuple(islice(rest, tokens)),
+        tuple(islice(rest, blocks)),
+        draw,
+        draws=draws or 1,
+        known=known,
+        dropped=dropped,
+    )
 
 
 def _decode_draw(rest: Iterator[int]) -> Draw:

@@ -40,6 +40,7 @@ CANNOT: frozenset[SamplingField] = frozenset(
         "presence_penalty",
         "repetition_penalty",
         "logit_bias",
+        "priority",
     }
 )
 _NO_TOKEN = -1

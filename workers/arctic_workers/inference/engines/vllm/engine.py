@@ -73,8 +73,8 @@ class VLLMEngine:
 
     @property
     def cannot(self) -> frozenset[SamplingField]:
-        """See `Engine`: it honours all."""
-        return frozenset()
+        """See `Engine`: it serves requests as they come."""
+        return frozenset({"priority"})
 
     def stats(self) -> Stats:
         """See `Engine`. What vLLM said last may be of requests that were cancelled since."""

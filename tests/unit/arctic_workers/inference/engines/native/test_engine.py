@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
@@ -13,11 +14,16 @@ from arctic_api.world import InferenceGroup
 from arctic_model.model import ArcticModel
 from arctic_model.weights import load_weights
 from arctic_workers.inference.engine import UNLIMITED, EngineError, Output, Refused, Request, Sampling
+from arctic_workers.inference.engines.native import engine as engines
 from arctic_workers.inference.engines.native import group as groups
 from arctic_workers.inference.engines.native import runner
+from arctic_workers.inference.engines.native.blocks import BlockManager
+from arctic_workers.inference.engines.native.budget import StepTimes
 from arctic_workers.inference.engines.native.engine import NativeEngine
 from arctic_workers.inference.engines.native.group import bring_up
 from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, plan_group
+from arctic_workers.inference.engines.native.runner import Runner
+from arctic_workers.inference.engines.native.step import Part
 
 MakeGroup = Callable[..., list[InferenceGroup]]
 Started = Callable[..., AbstractAsyncContextManager[NativeEngine]]
@@ -93,7 +99,9 @@ async def test_endless_tokens_do_not_depend_on_company_nor_on_how_a_prompt_is_cu
         alone = [await ask(engine, prompt, count, **hot) for prompt, count in asked]
     # Room for two that outgrow the window, of whose blocks little is left for others.
     monkeypatch.setattr(groups, "affordable_blocks", lambda *_, **__: 43)
-    async with started(attention=window, batching={"tokenBudget": 24, "maxSequences": 6}) as engine:
+    async with started(
+        attention=window, batching={"tokenBudget": 24, "maxSequences": 6, "prefixCaching": True}
+    ) as engine:
         assert engine.max_length == UNLIMITED
         assert await asyncio.gather(*(ask(engine, prompt, count, **hot) for prompt, count in asked)) == alone
         assert engine.stats().kv_cache_utilization == 0
@@ -121,6 +129,99 @@ async def test_an_endless_sequence_takes_no_more_memory_than_at_its_start(starte
         await engine.drain()
         await ask(engine, [1], 2)
         assert engine.stats().kv_cache_utilization == 0
+
+
+def mixed_requests() -> list[Request]:
+    """Prompts that begin alike, that repeat themselves, and that do neither, of two callers, greedy and seeded.
+
+    Some count tokens, ban them for a while, or are told of their prompts.
+    """
+    system, words = [index * 7 % 280 for index in range(40)], [3, 1, 4, 1, 5]
+    made = []
+    for index in range(36):
+        prompt = (system[: 8 + index], words * (2 + index % 5), prompts(12)[index % 12])[index % 3]
+        hot = index % 4 == 3
+        sampling = Sampling(
+            20,
+            temperature=0.7 * hot,
+            top_k=5 * hot,
+            seed=index,
+            logprobs=2 if index % 5 == 0 else None,
+            prompt_logprobs=1 if index % 7 == 0 else None,
+            repetition_penalty=1.2 if index % 8 == 1 else 1.0,
+            stop_tokens=frozenset(range(0, 280, 3)) if index % 6 == 1 else frozenset(),
+            min_tokens=index % 4 * 5,
+        )
+        made.append(Request((*prompt, *[index // 12] * (index % 2)), sampling, index % 3, b"ab"[index % 2 :][:1]))
+    return made
+
+
+@pytest.mark.parametrize("caching", [True, "perKey"])
+async def test_nothing_that_saves_work_changes_a_bit(
+    started: Started, monkeypatch: pytest.MonkeyPatch, caching: bool | str
+) -> None:
+    async def answer(engine: NativeEngine, request: Request) -> list[Output]:
+        return [output async for output in engine.generate(request)]
+
+    plain = {"maxSequences": 1, "suffixDecoding": False, "prefixCaching": False}
+    async with started(batching=plain) as engine:
+        alone = [await answer(engine, request) for request in mixed_requests()]
+    monkeypatch.setattr(groups, "affordable_blocks", lambda *_, **__: 20)
+    computed, rows = 0, {True: 0, False: 0}
+    run = Runner.run
+
+    def counted(self: Runner, parts: list[Part], x_TD: torch.Tensor | None) -> torch.Tensor:
+        nonlocal computed
+        computed += sum(len(part.tokens) for part in parts)
+        for part in parts:
+            rows[part.draws > 1] += part.draws
+        return run(self, parts, x_TD)
+
+    monkeypatch.setattr(Runner, "run", counted)
+    # Tokens that cost nothing: whatever may be proposed is.
+    monkeypatch.setattr(StepTimes, "observe", lambda times, tokens, _: OBSERVE(times, tokens, 1.0))
+    async with started(batching={"tokenBudget": 40, "maxSequences": 8, "prefixCaching": caching}) as engine:
+        together = await asyncio.gather(*(answer(engine, request) for request in mixed_requests()))
+        assert together == alone
+        once = computed
+        again = [await answer(engine, request) for request in mixed_requests()]
+        assert again == alone
+        assert rows[True] > 100
+        assert computed - once < sum(len(request.prompt) + 20 for request in mixed_requests())
+        assert engine.stats().kv_cache_utilization == 0
+
+
+OBSERVE = StepTimes.observe
+
+
+def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.01)
+
+
+async def test_blocks_that_are_lost_are_seen_and_taken_back(
+    started: Started, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engines, "PING", 0.05)
+    async with started(batching={"prefixCaching": True}) as engine:
+        before = await ask(engine, [5, 6, 7] * 10, 8, temperature=0.0)
+        release = BlockManager.release
+        monkeypatch.setattr(BlockManager, "release", lambda manager, table: table.clear())
+        await ask(engine, [5, 6, 7], 8, temperature=0.0)
+        monkeypatch.setattr(BlockManager, "release", release)
+        async with asyncio.timeout(30):
+            await asyncio.to_thread(until, lambda: engine.stats().lost_blocks > 0)
+        assert "blocks were in disorder" in caplog.text
+        assert engine.stats().kv_cache_utilization == 0
+        assert await ask(engine, [5, 6, 7] * 10, 8, temperature=0.0) == before
+
+
+async def test_passes_while_idle_leave_what_is_kept_alone(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "PING", 0.01)
+    async with started(batching={"prefixCaching": True, "maxSequences": 1}) as engine:
+        before = await ask(engine, [5, 6, 7] * 10, 8, temperature=0.0)
+        await asyncio.sleep(0.2)
+        assert await ask(engine, [5, 6, 7] * 10, 8, temperature=0.0) == before
 
 
 async def test_greedy_tokens_are_those_of_the_plain_model(started: Started, make_group: MakeGroup) -> None:

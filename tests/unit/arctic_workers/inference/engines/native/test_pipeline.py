@@ -10,11 +10,14 @@ import pytest
 
 from arctic_api.world import InferenceGroup
 from arctic_workers.inference.engine import EngineError, Output, Request, Sampling
+from arctic_workers.inference.engines.native.budget import StepTimes
 from arctic_workers.inference.engines.native.engine import NativeEngine
 from arctic_workers.inference.engines.native.group import Rank, bring_up
 from arctic_workers.inference.engines.native.link import PeerLost
 from arctic_workers.inference.engines.native.pipeline import Kind, follow
 from arctic_workers.inference.engines.native.plan import Plan, plan_group
+from arctic_workers.inference.engines.native.sequence import Sequence
+from arctic_workers.inference.engines.native.suffix import Drafter
 
 HOT = {"temperature": 1.0, "top_p": 0.9, "logprobs": 2}
 
@@ -119,8 +122,42 @@ async def test_any_number_of_ranks_gives_the_tokens_of_one_to_the_bit(pipeline: 
         assert group.kinds[-1] is Kind.STOP
 
 
+async def test_shared_prompts_and_proposals_change_no_bit_while_steps_are_on_their_way(
+    pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask_alike(engine: NativeEngine) -> list[list[Output]]:
+        """Prompts that begin alike and repeat themselves."""
+        prompts = [[5, 6, 7] * 8 + [index % 3] * (index % 5) for index in range(12)]
+        return await asyncio.gather(
+            *(ask(engine, prompt, 24, temperature=index % 4 * 0.2) for index, prompt in enumerate(prompts))
+        )
+
+    plain = {"maxSequences": 1, "suffixDecoding": False}
+    async with pipeline(1, batching=plain) as group:
+        alone = await ask_alike(group.engine)
+    proposed = 0
+    draft = Drafter.propose
+
+    def counted(self: Drafter, sequences: list[Sequence], most: int) -> dict[Sequence, list[int]]:
+        nonlocal proposed
+        drafts = draft(self, sequences, most)
+        proposed += sum(map(len, drafts.values()))
+        return drafts
+
+    monkeypatch.setattr(Drafter, "propose", counted)
+    # Tokens that cost nothing: whatever may be proposed is.
+    observe = StepTimes.observe
+    monkeypatch.setattr(StepTimes, "observe", lambda times, tokens, _: observe(times, tokens, 1.0))
+    async with pipeline(2, batching={"tokenBudget": 48, "maxSequences": 6, "prefixCaching": True}) as group:
+        assert await ask_alike(group.engine) == alone
+        assert await ask_alike(group.engine) == alone
+        assert group.engine.stats().kv_cache_utilization == 0
+    assert proposed > 50
+    assert group.failures == []
+
+
 async def test_sequences_that_generate_are_in_as_many_steps_as_there_are_ranks(pipeline: MakePipeline) -> None:
-    async with pipeline(2) as group:
+    async with pipeline(2, batching={"suffixDecoding": False}) as group:
         together = [ask(group.engine, [token], 40, temperature=0.0) for token in range(8)]
         await asyncio.gather(*together)
     # After the pass before Ready and the prompts, which are less than is worth a second step.

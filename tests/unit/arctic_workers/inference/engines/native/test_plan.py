@@ -23,7 +23,14 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
         2,
         quantization={"weights": "bf16", "kvCache": "fp32"},
         attention={"maxLength": 200},
-        batching={"tokenBudget": 32, "maxSequences": 3, "kvCache": {"memoryFraction": 0.5}},
+        batching={
+            "tokenBudget": 32,
+            "maxSequences": 3,
+            "kvCache": {"memoryFraction": 0.5},
+            "prefixCaching": "perKey",
+            "targetInterTokenLatency": "50ms",
+            "suffixDecoding": False,
+        },
         engine={"name": "native", "options": {"pipeline_format": "bf16"}},
     )
     first, second = map(plan_group, groups)
@@ -41,6 +48,9 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
         window=None,
         max_sequences=3,
         token_budget=32,
+        target_between_tokens=0.05,
+        prefix_caching="perKey",
+        suffix_decoding=False,
         memory_fraction=0.5,
         pipeline_format="bf16",
     )

@@ -38,15 +38,14 @@ draws = st.builds(
     adjustment=st.none() | adjustments,
 )
 known = st.builds(Known, tokens=st.lists(ids, max_size=3).map(tuple), top=st.integers(0, 20))
-parts = st.builds(
-    Part,
-    start=ids,
-    tokens=st.lists(ids).map(tuple),
-    blocks=st.lists(ids).map(tuple),
-    draw=st.none() | draws,
-    known=st.none() | known,
-    dropped=ids,
-)
+places = {
+    "start": ids,
+    "tokens": st.lists(ids).map(tuple),
+    "blocks": st.lists(ids).map(tuple),
+    "known": st.none() | known,
+    "dropped": ids,
+}
+parts = st.builds(Part, **places, draw=st.none()) | st.builds(Part, **places, draw=draws, draws=st.integers(1, 20))
 drawn = st.builds(
     Drawn, token=ids, logprob=st.none() | reals, top=st.lists(st.tuples(ids, reals), max_size=4).map(tuple)
 )
