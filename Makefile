@@ -75,6 +75,8 @@ bench: ## every benchmark, whole (an hour): prints its tables and figures
 	@$(RUN) python -m benchmarks.endless
 	@$(RUN) python -m benchmarks.pipeline
 	@$(RUN) python -m benchmarks.serving
+	@$(RUN) python -m benchmarks.split_fuse
+	@$(RUN) python -m benchmarks.suffix_decoding
 
 format: ## rewrite the code in the house's format
 	@$(RUN) ruff check --fix . ; $(RUN) ruff format .
