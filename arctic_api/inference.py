@@ -145,7 +145,7 @@ class Batching(Resource):
     target_inter_token_latency: Duration | None = None
     """Time between two tokens of an answer that the engine keeps to by reading prompts in smaller pieces."""
     suffix_decoding: bool | None = None
-    """Whether what was written before proposes tokens that the model only verifies; `native` does so where it pays."""
+    """Whether what was written before proposes tokens that the model only verifies: `native` alone."""
 
 
 class AutoscalingTarget(Resource):

@@ -30,7 +30,7 @@ TOKENS = 40
 SPEC: dict[str, Any] = {
     "attention": {"maxLength": 256},
     # A random model goes in circles: what proposals gain there says nothing of texts.
-    "batching": {"maxSequences": 2 * max(BATCHES), "suffixDecoding": False},
+    "batching": {"maxSequences": 2 * max(BATCHES)},
 }
 NAMESPACES = ("arctic-benchmark-0", "arctic-benchmark-1")
 ADDRESSES = ("198.18.0.1", "198.18.0.2")

@@ -25,7 +25,7 @@ PROMPT = 32
 TOKENS = 128
 LONG = 512
 """Tokens of the prompt whose reading is measured."""
-SPEC = {"attention": {"maxLength": 1024}, "batching": {"maxSequences": 64, "suffixDecoding": False}}
+SPEC = {"attention": {"maxLength": 1024}, "batching": {"maxSequences": 64}}
 """A random model goes in circles: what proposals gain there says nothing of texts."""
 
 

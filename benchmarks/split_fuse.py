@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _engine(folder: Path, scratch: Path, budget: dict[str, Any]) -> InProcess:
-    batching = {"maxSequences": CLIENTS + ARRIVALS, "suffixDecoding": False, **budget}
+    batching = {"maxSequences": CLIENTS + ARRIVALS, **budget}
     memory = {"kvCache": {"memoryFraction": 0.2}}
     return InProcess(group_of(folder, scratch, attention={"maxLength": 2048}, batching={**batching, **memory})[0])
 

@@ -89,7 +89,7 @@ def plan_group(group: InferenceGroup) -> Plan:
         token_budget=spec.batching.token_budget,
         target_between_tokens=None if target is None else parse_duration(target),
         prefix_caching=spec.batching.prefix_caching,
-        suffix_decoding=spec.batching.suffix_decoding is not False,
+        suffix_decoding=bool(spec.batching.suffix_decoding),
         memory_fraction=spec.batching.kv_cache.memory_fraction,
         pipeline_format=options.pipeline_format or "fp32",
     )

@@ -163,7 +163,7 @@ async def test_nothing_that_saves_work_changes_a_bit(
     async def answer(engine: NativeEngine, request: Request) -> list[Output]:
         return [output async for output in engine.generate(request)]
 
-    plain = {"maxSequences": 1, "suffixDecoding": False, "prefixCaching": False}
+    plain = {"maxSequences": 1}
     async with started(batching=plain) as engine:
         alone = [await answer(engine, request) for request in mixed_requests()]
     monkeypatch.setattr(groups, "affordable_blocks", lambda *_, **__: 20)
@@ -180,7 +180,8 @@ async def test_nothing_that_saves_work_changes_a_bit(
     monkeypatch.setattr(Runner, "run", counted)
     # Tokens that cost nothing: whatever may be proposed is.
     monkeypatch.setattr(StepTimes, "observe", lambda times, tokens, _: OBSERVE(times, tokens, 1.0))
-    async with started(batching={"tokenBudget": 40, "maxSequences": 8, "prefixCaching": caching}) as engine:
+    sharing = {"prefixCaching": caching, "suffixDecoding": True}
+    async with started(batching={"tokenBudget": 40, "maxSequences": 8, **sharing}) as engine:
         together = await asyncio.gather(*(answer(engine, request) for request in mixed_requests()))
         assert together == alone
         once = computed

@@ -132,7 +132,7 @@ async def test_shared_prompts_and_proposals_change_no_bit_while_steps_are_on_the
             *(ask(engine, prompt, 24, temperature=index % 4 * 0.2) for index, prompt in enumerate(prompts))
         )
 
-    plain = {"maxSequences": 1, "suffixDecoding": False}
+    plain = {"maxSequences": 1}
     async with pipeline(1, batching=plain) as group:
         alone = await ask_alike(group.engine)
     proposed = 0
@@ -148,7 +148,8 @@ async def test_shared_prompts_and_proposals_change_no_bit_while_steps_are_on_the
     # Tokens that cost nothing: whatever may be proposed is.
     observe = StepTimes.observe
     monkeypatch.setattr(StepTimes, "observe", lambda times, tokens, _: observe(times, tokens, 1.0))
-    async with pipeline(2, batching={"tokenBudget": 48, "maxSequences": 6, "prefixCaching": True}) as group:
+    sharing = {"prefixCaching": True, "suffixDecoding": True}
+    async with pipeline(2, batching={"tokenBudget": 48, "maxSequences": 6, **sharing}) as group:
         assert await ask_alike(group.engine) == alone
         assert await ask_alike(group.engine) == alone
         assert group.engine.stats().kv_cache_utilization == 0
@@ -157,7 +158,7 @@ async def test_shared_prompts_and_proposals_change_no_bit_while_steps_are_on_the
 
 
 async def test_sequences_that_generate_are_in_as_many_steps_as_there_are_ranks(pipeline: MakePipeline) -> None:
-    async with pipeline(2, batching={"suffixDecoding": False}) as group:
+    async with pipeline(2) as group:
         together = [ask(group.engine, [token], 40, temperature=0.0) for token in range(8)]
         await asyncio.gather(*together)
     # After the pass before Ready and the prompts, which are less than is worth a second step.

@@ -29,7 +29,7 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
             "kvCache": {"memoryFraction": 0.5},
             "prefixCaching": "perKey",
             "targetInterTokenLatency": "50ms",
-            "suffixDecoding": False,
+            "suffixDecoding": True,
         },
         engine={"name": "native", "options": {"pipeline_format": "bf16"}},
     )
@@ -50,7 +50,7 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
         token_budget=32,
         target_between_tokens=0.05,
         prefix_caching="perKey",
-        suffix_decoding=False,
+        suffix_decoding=True,
         memory_fraction=0.5,
         pipeline_format="bf16",
     )
