@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.compiled import HERE
 
-ENVIRONMENT = HERE.parent / "tests" / "parity" / "environment.py"
+PEERS = HERE.parent / "tests" / "support" / "peers.py"
 
 
 class LlamaCpp:
@@ -46,7 +46,7 @@ class LlamaCpp:
 @contextmanager
 def llama_cpp(model: Path, prompts: Sequence[Sequence[int]], tokens: int) -> Iterator[LlamaCpp]:
     """Load a GGUF, whose sequences go on from `prompts`, by `tokens` each; builds llama.cpp where it is missing."""
-    built = subprocess.run([sys.executable, ENVIRONMENT], check=True, stdout=subprocess.PIPE, text=True)
+    built = subprocess.run([sys.executable, PEERS, "llama-cpp"], check=True, stdout=subprocess.PIPE, text=True)
     python = built.stdout.strip().splitlines()[-1]
     with tempfile.TemporaryDirectory() as folder:
         asked = Path(folder) / "prompts.npy"

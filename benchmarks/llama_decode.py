@@ -1,4 +1,4 @@
-"""llama.cpp's speed, on demand; runs in the environment of `llama_cpp_environment` with nothing of this project.
+"""llama.cpp's speed, on demand; runs in the environment of `tests/support/peers.py` with nothing of this project.
 
     python llama_decode.py MODEL.gguf PROMPTS.npy TOKENS
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from peers import interpreter
 
 INTERPRETER = pytest.StashKey[Path]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    command = [sys.executable, Path(__file__).parent / "environment.py"]
-    built = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    session.config.stash[INTERPRETER] = Path(built.stdout.strip().splitlines()[-1])
+    session.config.stash[INTERPRETER] = interpreter("lm-eval")
 
 
 @pytest.fixture(scope="session")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from peers import interpreter
 
 HERE = Path(__file__).parent
 INTERPRETER = pytest.StashKey[str]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    built = subprocess.run([sys.executable, HERE / "environment.py"], check=True, stdout=subprocess.PIPE, text=True)
-    session.config.stash[INTERPRETER] = built.stdout.strip().splitlines()[-1]
+    session.config.stash[INTERPRETER] = str(interpreter("llama-cpp"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Runs a GGUF file in llama.cpp; needs the packages of `environment.py` and nothing of this project.
+"""Runs a GGUF file in llama.cpp; needs the packages of `peers.py` and nothing of this project.
 
     python llama_cpp_runner.py FILE PROMPT.npy TOKENS OUT.npz [TEXT]
 
