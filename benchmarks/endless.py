@@ -6,11 +6,10 @@ the least, `speed_ratio` the speed of the last tenth of the tokens over that of 
 on the same machine within half an hour.
 """
 
-import asyncio
 import os
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +17,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from arctic_api.inference import ArcticInferenceSpec
-from arctic_api.world import InferenceGroup, Ports
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import plan_inference
 from arctic_workers.inference.engine import Request, Sampling
 from arctic_workers.inference.engines.native.cache import PagedCache
 from arctic_workers.inference.engines.native.engine import NativeEngine
-from arctic_workers.inference.engines.native.group import Rank, bring_up
-from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, plan_group
+from arctic_workers.inference.engines.native.plan import BLOCK_SIZE
 from arctic_workers.inference.engines.native.runner import compute_of, load_slice
 from arctic_workers.inference.engines.native.step import Part
 from arctic_workers.inference.engines.native.window import CHUNK, Window
 from benchmarks.form import arguments, finish, note, print_table, wait_for_quiet
 from benchmarks.models import prompts, random_model
+from benchmarks.native import InProcess, group_of
 
 WINDOW = Window(1024, 4)
 CONFIG = ArcticConfig.preset("arctic-tiny").replace(max_position_embeddings=2048)
@@ -50,45 +47,26 @@ class Look:
     """Resident bytes."""
 
 
-@asynccontextmanager
-async def engine(folder: Path, window: Window) -> AsyncIterator[NativeEngine]:
-    """Start the native engine alone in this process, for one request at a time of any length."""
-    attention = {"window": window.size, "sinks": window.sinks, "maxLength": "unlimited"}
-    manifest = {"model": {"uri": "file:///model"}, "attention": attention, "batching": {"maxSequences": 1}}
-    group = InferenceGroup(
-        namespace="benchmarks",
-        name="endless",
-        uid="0",
-        hosts=["127.0.0.1"],
-        ports=Ports(),
-        tls_folder=None,
-        spec=ArcticInferenceSpec.model_validate(manifest),
-        group="endless",
-        revision="1",
-        model_folder=str(folder),
-    )
-    plan = plan_group(group)
-
-    def load(progress: Callable[[float], None]) -> Rank:
-        return bring_up(plan, group, 0, on_loss=note, on_stop=lambda: None, progress=progress)
-
-    started = NativeEngine(plan, load, beat=lambda: None, on_failure=lambda error: note(str(error)))
-    await started.start()
-    try:
-        yield started
-    finally:
-        await started.stop()
-
-
-async def watch(folder: Path, window: Window, tokens: int) -> list[Look]:
+def watch(folder: Path, window: Window, tokens: int) -> list[Look]:
     """Generate so many tokens; return what was seen from when the window had filled on."""
+    attention = {"window": window.size, "sinks": window.sinks, "maxLength": "unlimited"}
+    with tempfile.TemporaryDirectory() as scratch:
+        [group] = group_of(folder, Path(scratch), attention=attention, batching={"maxSequences": 1})
+        started = InProcess(group)
+        try:
+            return started.wait(_looks(started.engine, window, tokens))
+        finally:
+            started.stop()
+
+
+async def _looks(engine: NativeEngine, window: Window, tokens: int) -> list[Look]:
     filled = 2 * window.reach
     every = (tokens - filled) // _SAMPLES
     looks = []
     [prompt] = prompts(1, 64, CONFIG.vocab_size)
     request = Request(tuple(prompt), Sampling(filled + _SAMPLES * every + 1, temperature=0.0))
     count = 0
-    async with engine(folder, window) as started, aclosing(started.generate(request)) as outputs:
+    async with aclosing(engine.generate(request)) as outputs:
         async for _ in outputs:
             count += 1
             if count >= filled and (count - filled) % every == 0:
@@ -157,7 +135,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     wait_for_quiet()
-    looks = asyncio.run(watch(folder, WINDOW, QUICK if quick else TOKENS))
+    looks = watch(folder, WINDOW, QUICK if quick else TOKENS)
     tenth = len(looks) // 10
     first, last = speed(looks, slice(0, tenth + 1)), speed(looks, slice(-tenth - 1, None))
     memory = [look.memory for look in looks]

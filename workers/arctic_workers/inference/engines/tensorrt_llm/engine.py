@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, get_args
 
 from arctic_workers.control.loop import in_thread
 from arctic_workers.inference.engine import EngineError, FinishReason, Output, Request, Sampling, SamplingField, Stats
@@ -30,19 +30,7 @@ SHUTDOWN = 30.0
 """Seconds that the ranks get to end."""
 _STATS_PAUSE = 1.0
 _PASS = Request((0,), Sampling(max_tokens=1, temperature=0.0))
-CANNOT: frozenset[SamplingField] = frozenset(
-    {
-        "seed",
-        "prompt_logprobs",
-        "min_p",
-        "min_tokens",
-        "frequency_penalty",
-        "presence_penalty",
-        "repetition_penalty",
-        "logit_bias",
-        "priority",
-    }
-)
+CANNOT: frozenset[SamplingField] = frozenset(get_args(SamplingField)) - {"logprobs", "top_k"}
 _NO_TOKEN = -1
 """An end token that no model draws: the tokens that end a request are its own matter."""
 

@@ -29,7 +29,7 @@ enum Part { NORMS, PROJECTIONS, PLACING, ATTENTION_AND_EXPERTS, OUTPUTS, RESIDUA
 
 // What one thread needs for itself.
 struct Scratch {
-    Buffer wide, out, gated;
+    Buffer sums, out, gated;
     AttentionScratch attention;
     std::vector<const float *> rows;
 };
@@ -161,7 +161,7 @@ class Rank {
         const int64_t p = index % tasks.panels;
         Scratch &own = scratch_[thread];
         float *out = own.out.get(rows * LANES);
-        multiply(matrix, p, rows_of(x, stride, first, rows, own), rows, out, own.wide);
+        multiply(matrix, p, rows_of(x, stride, first, rows, own), rows, out, own.sums);
         for (int64_t row = 0; row < rows; ++row) put(first + row, p * LANES, _mm256_loadu_ps(out + row * LANES));
     }
 
@@ -175,8 +175,8 @@ class Rank {
     void gate(const Matrix &w1, const Matrix &w3, int64_t p, const float *const *x, int64_t rows, int thread, Out out) {
         Scratch &own = scratch_[thread];
         float *first = own.out.get(rows * LANES), *third = own.gated.get(rows * LANES);
-        multiply(w1, p, x, rows, first, own.wide);
-        multiply(w3, p, x, rows, third, own.wide);
+        multiply(w1, p, x, rows, first, own.sums);
+        multiply(w3, p, x, rows, third, own.sums);
         for (int64_t row = 0; row < rows; ++row) {
             const __m256 value = _mm256_mul_ps(silu8(_mm256_loadu_ps(first + row * LANES)), _mm256_loadu_ps(third + row * LANES));
             _mm256_storeu_ps(out(row) + p * LANES, _mm256_mul_ps(value, _mm256_set1_ps(INPUT)));
@@ -330,7 +330,7 @@ class Rank {
             const ExpertBlock &block = expert_blocks_[(index - tasks.count()) / panels];
             const int64_t panel = (index - tasks.count()) % panels;
             float *out = own.out.get(block.rows * LANES);
-            multiply(layer.w2[block.expert], panel, rows_of(block, expert_gated_, inner_, 1, own), block.rows, out, own.wide);
+            multiply(layer.w2[block.expert], panel, rows_of(block, expert_gated_, inner_, 1, own), block.rows, out, own.sums);
             for (int64_t row = 0; row < block.rows; ++row)
                 _mm256_storeu_ps(expert_out_ + sorted_[block.first + row] * hidden_ + panel * LANES, _mm256_loadu_ps(out + row * LANES));
         });

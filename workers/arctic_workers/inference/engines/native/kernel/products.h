@@ -130,9 +130,9 @@ template <Format F, bool LOOKS_AHEAD> void some_rows(int64_t rows, const uint8_t
 }
 
 // All rows over one panel, piece by piece of the inputs, in groups of rows that differ by at most one.
-template <Format F> void panel(const uint8_t *w, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &wide) {
+template <Format F> void panel(const uint8_t *w, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &sums) {
     if (rows == 1) return one_row<F>(w, x[0], blocks, out);
-    float *waiting = wide.get(rows * LANES * LANES);
+    float *waiting = sums.get(rows * LANES * LANES);
     const int64_t groups = (rows + 5) / 6;
     for (int64_t first = 0; first < blocks; first += PIECE) {
         const Piece piece{first, std::min(PIECE, blocks - first), first == 0, first + PIECE >= blocks};
@@ -147,13 +147,13 @@ template <Format F> void panel(const uint8_t *w, const float *const *x, int64_t 
 }
 
 // Outputs 8 p to 8 p + 7 of each row of `x` (which carries INPUT): out [R, 8].
-inline void multiply(const Matrix &matrix, int64_t p, const float *const *x, int64_t rows, float *out, Buffer &wide) {
+inline void multiply(const Matrix &matrix, int64_t p, const float *const *x, int64_t rows, float *out, Buffer &sums) {
     const int64_t blocks = padded(matrix.inputs) / LANES;
     const int64_t size = blocks * LANES * LANES;
     switch (matrix.format) {
-    case FP8: panel<FP8>(matrix.data + p * size, x, rows, blocks, out, wide); break;
-    case BF16: panel<BF16>(matrix.data + p * size * 2, x, rows, blocks, out, wide); break;
-    default: panel<FP32>(matrix.data + p * size * 4, x, rows, blocks, out, wide);
+    case FP8: panel<FP8>(matrix.data + p * size, x, rows, blocks, out, sums); break;
+    case BF16: panel<BF16>(matrix.data + p * size * 2, x, rows, blocks, out, sums); break;
+    default: panel<FP32>(matrix.data + p * size * 4, x, rows, blocks, out, sums);
     }
     __m256 factor = _mm256_set1_ps(matrix.format == FP8 ? FROM_FP8 : FROM_OTHERS);
     for (int64_t row = 0; row < rows; ++row) {
