@@ -64,20 +64,20 @@ class RotaryPositions:
 
     def __init__(self, config: ArcticConfig) -> None:
         self._config = config
-        self._fixed_H2 = rotary_frequencies(config, length=config.max_position_embeddings)
+        self.frequencies_H2 = rotary_frequencies(config, length=config.max_position_embeddings)
         scaling = config.rope
         self._dynamic = scaling is not None and scaling.type == "dynamic"
-        self._magnitude = _yarn_magnitude(scaling) if scaling is not None and scaling.type == "yarn" else 1.0
+        self.magnitude = _yarn_magnitude(scaling) if scaling is not None and scaling.type == "yarn" else 1.0
 
     def __call__(self, positions_BT: Tensor) -> Rotation:
         """Return the rotation of each position.
 
         Under `dynamic` scaling the angles depend on the greatest position of the call, as in Hugging Face.
         """
-        frequencies_H2 = self._fixed_H2
+        frequencies_H2 = self.frequencies_H2
         if self._dynamic and positions_BT.numel():
             frequencies_H2 = rotary_frequencies(self._config, length=int(positions_BT.max()) + 1)
-        return rotation_of(positions_BT, frequencies_H2, self._magnitude)
+        return rotation_of(positions_BT, frequencies_H2, self.magnitude)
 
 
 def rotation_of(positions_BT: Tensor, frequencies_H2: Tensor, magnitude: float = 1.0) -> Rotation:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 
 from arctic_workers.inference.engine import EngineError, FinishReason, Output, Request, SamplingField, Stats
@@ -84,7 +84,7 @@ class NativeEngine:
         self._max_length = plan.max_length
         self._inbox: queue.SimpleQueue[_Add | _Cancel | _Stop] = queue.SimpleQueue()
         self._streams: dict[Sequence, _Stream] = {}
-        self._stats = Stats()
+        self._loaded = 0.0
         self._under_way: deque[_Step] = deque()
         """Steps on their way through the ranks, the oldest first."""
         self._lost_blocks = 0
@@ -109,8 +109,12 @@ class NativeEngine:
 
     def stats(self) -> Stats:
         """See `Engine`; requests that the thread has not seen yet count as waiting."""
-        stats = self._stats
-        return replace(stats, waiting=max(self._open.count - stats.running, 0))
+        if self._loaded < 1:
+            return Stats(waiting=self._open.count, loaded=self._loaded)
+        # What the thread works on, read in one go each.
+        running = self._scheduler.running
+        waiting = max(self._open.count - running, 0)
+        return Stats(running, waiting, self._blocks.utilization, loaded=1.0, lost_blocks=self._lost_blocks)
 
     async def start(self) -> None:
         """See `Engine`."""
@@ -188,10 +192,11 @@ class NativeEngine:
         log.info("A request has at most %d tokens, prompt and answer together", self._max_length)
         self._ping()
         self._pipeline.announce_ready()
+        self._loaded = 1.0
         return rank.heartbeats
 
     def _load_share(self, share: float) -> None:
-        self._stats = Stats(loaded=share)
+        self._loaded = min(share, 0.999)  # the rest is a pass through all ranks
 
     def _ping(self) -> None:
         """A real pass of one token, in a block that is nobody's now."""
@@ -208,7 +213,6 @@ class NativeEngine:
             log.error("The cache's blocks were in disorder, all are taken back: %s", "; ".join(faults))
             self._blocks.reset()
             self._lost_blocks += lost
-            self._publish()
 
     def _turn(self) -> bool:
         """Take messages, begin steps until every rank has one, finish the oldest; False when told to stop."""
@@ -220,7 +224,6 @@ class NativeEngine:
             return False
         while free := self._plan.ranks - len(self._under_way):
             chunks = self._scheduler.schedule(free)
-            self._publish()  # before the step, which may be over before this thread comes to it again
             if not chunks:
                 break
             self._under_way.append(_Step(chunks, time.perf_counter()))
@@ -264,15 +267,8 @@ class NativeEngine:
             outputs += [(self._streams[sequence], one) for one in _outputs(sampled[:taken], prompt, reason)]
             if reason is not None:
                 del self._streams[chunk.sequence]
-        self._publish()
         if outputs:
             self._loop.call_soon_threadsafe(_hand_out, outputs)
-
-    def _publish(self) -> None:
-        scheduler = self._scheduler
-        self._stats = Stats(
-            scheduler.running, scheduler.waiting, self._blocks.utilization, loaded=1.0, lost_blocks=self._lost_blocks
-        )
 
 
 def _fail(streams: list[_Stream]) -> None:
@@ -316,10 +312,17 @@ def _prompt(sequence: Sequence) -> tuple[Output, ...]:
 
 def _outputs(drawn: list[Drawn], prompt: tuple[Output, ...], reason: FinishReason | None) -> list[Output]:
     """Return a sequence's next tokens: the prompt's go with the first, and why it ends now with the last."""
-    outputs = [Output(one.token, one.logprob, one.top) for one in drawn]
-    outputs[0] = replace(outputs[0], prompt=prompt)
-    outputs[-1] = replace(outputs[-1], finish_reason=reason)
-    return outputs
+    last = len(drawn) - 1
+    return [
+        Output(
+            one.token,
+            one.logprob,
+            one.top,
+            finish_reason=reason if place == last else None,
+            prompt=prompt if place == 0 else (),
+        )
+        for place, one in enumerate(drawn)
+    ]
 
 
 def _sequence(request: Request, plan: Plan) -> Sequence:

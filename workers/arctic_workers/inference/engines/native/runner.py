@@ -67,12 +67,15 @@ def load_slice(
 class Compute(Protocol):
     """What does the arithmetic of a rank."""
 
-    def run(self, parts: Sequence[Part], x_TD: Tensor) -> Tensor:
-        """Return the hidden states [T, D] after this rank's layers; `x_TD` may be overwritten."""
+    def run(self, parts: Sequence[Part], x_TD: Tensor | None) -> Tensor:
+        """Return the hidden states [T, D] after this rank's layers.
+
+        `x_TD` are those of the rank before, and may be overwritten; None on the first, which has the parts' tokens.
+        """
         ...
 
-    def logits(self, x_TD: Tensor, rows: Sequence[int]) -> Tensor:
-        """Return the logits [R, V] of some rows."""
+    def logits(self, x_TD: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Return the logits [R, V] of some rows, and the likeliest token of each."""
         ...
 
     def seconds(self) -> dict[str, float]:
@@ -90,16 +93,19 @@ class TorchRank:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         make_invariant(model, working_copy=4 * parameters < available_memory() // 2)
 
-    def run(self, parts: Sequence[Part], x_TD: Tensor) -> Tensor:
+    def run(self, parts: Sequence[Part], x_TD: Tensor | None) -> Tensor:
         """See `Compute`."""
+        if x_TD is None:
+            x_TD = self._model.embed(torch.tensor([token for part in parts for token in part.tokens])).float()
         positions_T = torch.cat([torch.arange(part.start, part.end) for part in parts])
         attend = PagedAttend(self._cache, parts, self._frequencies_H2)
         x_BTD, _ = self._model.run_layers(x_TD[None], positions_T[None], attend)
         return x_BTD[0]
 
-    def logits(self, x_TD: Tensor, rows: Sequence[int]) -> Tensor:
+    def logits(self, x_TD: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[int]]:
         """See `Compute`."""
-        return self._model.logits(x_TD[list(rows)])
+        logits_RV = self._model.logits(x_TD[list(rows)])
+        return logits_RV, logits_RV.numpy().argmax(-1).tolist()  # faster than torch's over a dimension
 
     def seconds(self) -> dict[str, float]:
         """See `Compute`."""
@@ -115,21 +121,16 @@ class Runner:
     """Runs the slice of one pipeline rank over a step's parts."""
 
     def __init__(self, model: ArcticModel, cache: PagedCache) -> None:
-        self._model = model
         self._compute = compute_of(model, cache)
 
-    @torch.inference_mode()
     def run(self, parts: Sequence[Part], x_TD: Tensor | None) -> Tensor:
-        """Return this slice's hidden states [T, D]; `x_TD` are those of the rank before, None on the first."""
-        if x_TD is None:
-            x_TD = self._model.embed(torch.tensor([token for part in parts for token in part.tokens])).float()
+        """See `Compute`."""
         return self._compute.run(parts, x_TD)
 
     def seconds(self) -> dict[str, float]:
         """See `Compute`."""
         return self._compute.seconds()
 
-    @torch.inference_mode()
     def sample(self, parts: Sequence[Part], x_TD: Tensor) -> list[Drawn]:
         """Tell a part's known tokens and choose those that follow it, as it asks, part by part; on the last rank."""
         drawn = iter(self._draw(parts, x_TD))
@@ -152,13 +153,13 @@ class Runner:
             if part.draw is not None:
                 rows += range(end - part.draws, end)
                 draws += [(part.draw, position) for position in range(part.end - part.draws + 1, part.end + 1)]
-        return draw_tokens(self._compute.logits(x_TD, rows), draws) if rows else []
+        return draw_tokens(*self._compute.logits(x_TD, rows), draws) if rows else []
 
     def _tell(self, known: Known, x_TD: Tensor, start: int) -> list[Drawn]:
         told = []
         for at in range(0, len(known.tokens), LOGITS_AT_ONCE):
             tokens = known.tokens[at : at + LOGITS_AT_ONCE]
             rows = range(start + at, start + at + len(tokens))
-            logits_RV = self._compute.logits(x_TD, rows)
+            logits_RV, _ = self._compute.logits(x_TD, rows)
             told += tell_tokens(logits_RV, range(len(tokens)), tokens, [known.top] * len(tokens))
         return told

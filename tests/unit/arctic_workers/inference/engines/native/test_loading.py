@@ -79,9 +79,8 @@ def test_a_checkpoint_in_fp8_computes_what_its_numbers_say(model_folder: Path, t
             head_dim=config.head_dim,
             dtype=torch.float32,
         )
-        x_TD = model.embed(torch.tensor(part.tokens)).float()
         compute = make(model, cache)
-        found.append(compute.logits(compute.run([part], x_TD), range(len(part.tokens))))
+        found.append(compute.logits(compute.run([part], None), range(len(part.tokens)))[0])
     for served in found[:2]:
         assert (served - found[2]).abs().max() <= 1e-4 * found[2].abs().max()
 

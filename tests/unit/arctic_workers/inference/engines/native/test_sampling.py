@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arctic_workers.inference.engines.native.sampling import draw_tokens, tell_tokens, uniform
-from arctic_workers.inference.engines.native.step import Adjustment, Draw
+from arctic_workers.inference.engines.native.step import Adjustment, Draw, Drawn
 
 LOGITS = torch.tensor([0.1, 2.0, -1.0, 1.0, 0.5]).log_softmax(-1)
 
@@ -16,8 +16,12 @@ def how(**changes: object) -> Draw:
     return Draw(**(values | changes))  # type: ignore[arg-type]
 
 
+def drawn_from(logits_SV: torch.Tensor, draws: list[tuple[Draw, int]]) -> list[Drawn]:
+    return draw_tokens(logits_SV, logits_SV.argmax(-1).tolist(), draws)
+
+
 def frequencies(draw: Draw, count: int = 1500) -> list[float]:
-    tokens = [one.token for one in draw_tokens(LOGITS.expand(count, -1), [(draw, at) for at in range(count)])]
+    tokens = [one.token for one in drawn_from(LOGITS.expand(count, -1), [(draw, at) for at in range(count)])]
     return [tokens.count(token) / count for token in range(len(LOGITS))]
 
 
@@ -36,11 +40,11 @@ def test_only_candidates_are_chosen() -> None:
 
 
 def test_greedy_takes_the_likeliest_and_reports_the_models_own_logprobs() -> None:
-    [one] = draw_tokens(LOGITS[None], [(how(temperature=0.0, logprobs=2), 7)])
+    [one] = drawn_from(LOGITS[None], [(how(temperature=0.0, logprobs=2), 7)])
     assert one.token == 1
     assert [token for token, _ in one.top] == [1, 3]
     assert math.isclose(one.logprob or 0, float(LOGITS[1]), rel_tol=1e-5)
-    [hot] = draw_tokens(LOGITS[None], [(how(temperature=2.0, logprobs=0), 7)])
+    [hot] = drawn_from(LOGITS[None], [(how(temperature=2.0, logprobs=0), 7)])
     assert math.isclose(hot.logprob or 0, float(LOGITS[hot.token]), rel_tol=1e-5)
     assert hot.top == ()
 
@@ -49,7 +53,7 @@ def test_greedy_takes_the_likeliest_and_reports_the_models_own_logprobs() -> Non
 @pytest.mark.parametrize("top_p", [0.9, 1.0])
 def test_a_temperature_of_almost_nothing_is_greedy(temperature: float, top_p: float) -> None:
     """Dividing by it would overflow, and the likeliest token would be lost among NaNs."""
-    [one] = draw_tokens(LOGITS[None], [(how(temperature=temperature, top_p=top_p), 7)])
+    [one] = drawn_from(LOGITS[None], [(how(temperature=temperature, top_p=top_p), 7)])
     assert one.token == 1
 
 
@@ -80,14 +84,14 @@ def adjusted(**changes: object) -> Draw:
 )
 def test_what_adjusts_logits_changes_the_choice_and_not_what_is_told(changes: dict[str, object], token: int) -> None:
     raw_V = torch.tensor([0.1, 2.0, -1.0, 1.0, 0.5])
-    [one] = draw_tokens(raw_V[None], [(adjusted(**changes), 7)])
+    [one] = drawn_from(raw_V[None], [(adjusted(**changes), 7)])
     assert one.token == token
     assert one.logprob == pytest.approx(float(raw_V.log_softmax(-1)[token]))
 
 
 def test_a_penalty_takes_from_negative_logits_too() -> None:
     raw_V = torch.tensor([-1.0, -1.5, -9.0])
-    [one] = draw_tokens(raw_V[None], [(adjusted(repetition_penalty=2.0, counts=((0, 0),)), 7)])
+    [one] = drawn_from(raw_V[None], [(adjusted(repetition_penalty=2.0, counts=((0, 0),)), 7)])
     assert one.token == 1
 
 
@@ -105,8 +109,8 @@ def test_a_row_is_drawn_the_same_alone_as_in_company() -> None:
     ways = [how(temperature=0.0), how(temperature=0.0, logprobs=3), how(top_p=0.9, logprobs=1), how(min_p=0.1),
             adjusted(bias=((3, 5.0),)), how(logprobs=0)]  # fmt: skip
     draws = [(ways[row % len(ways)], row) for row in range(24)]
-    together = draw_tokens(logits_SV, draws)
-    assert together == [draw_tokens(logits_SV[row : row + 1], [draws[row]])[0] for row in range(24)]
+    together = drawn_from(logits_SV, draws)
+    assert together == [drawn_from(logits_SV[row : row + 1], [draws[row]])[0] for row in range(24)]
     told = tell_tokens(logits_SV, range(24), [*range(24)], [2] * 24)
     assert told == [tell_tokens(logits_SV, [row], [row], [2])[0] for row in range(24)]
 

@@ -18,9 +18,12 @@
 
 namespace arctic {
 
-// Rows of one sequence, one after the other, that attend together: each block of the cache is read once for all of them.
+// Rows of one sequence, one after the other, that attend together: each block of the cache is read once for all of them. The
+// first is at `position`, `table` are the sequence's blocks, of which `dropped` are missing after the sinks'.
 struct Tile {
-    int64_t first, rows;
+    int64_t first, rows, position;
+    const int64_t *table;
+    int64_t dropped;
 };
 
 constexpr int64_t TOGETHER = 8; // most rows of a tile
@@ -41,29 +44,48 @@ class Attention {
     // Cut a step's rows into tiles.
     static void cut(const Step &step, std::vector<Tile> &tiles) {
         tiles.clear();
-        for (int64_t row = 0; row < step.rows; ++row) {
-            const bool joins = row && step.offsets[row] == step.offsets[row - 1] && tiles.back().rows < TOGETHER;
-            if (joins) ++tiles.back().rows;
-            else tiles.push_back({row, 1});
-        }
+        int64_t row = 0;
+        for (const Span *span = step.spans; span != step.spans + step.count; ++span)
+            for (int64_t done = 0; done < span->rows; done += TOGETHER) {
+                const int64_t rows = std::min(TOGETHER, span->rows - done);
+                tiles.push_back({row, rows, span->start + done, step.tables + span->blocks, span->dropped});
+                row += rows;
+            }
     }
 
-    // Turn a row's queries and keys by its position, and write keys and values into the cache. `sink_q` gets the queries
-    // that meet the sinks.
-    void place(const LayerWeights &layer, const Step &step, int64_t row, float *q, float *sink_q, float *k, const float *v) const {
-        const int64_t H = s_.head_size, position = step.positions[row];
-        const float *cosines = step.cosines + row * H, *sines = step.sines + row * H;
+    // Floats of a row's rotation.
+    int64_t rotation_size() const { return 2 * s_.head_size; }
+
+    // Cosines and sines [2, H / 2] by which the heads of a position turn, and behind them those by which its queries meet sinks:
+    // of its position within the cache. Angles are fp64: a position of a million times a frequency, rounded to fp32, would be off by degrees.
+    void rotation(int64_t position, const Ends &ends, float *out) const {
+        const auto write = [&](int64_t of, float *to) {
+            const int64_t half = s_.head_size / 2;
+            for (int64_t at = 0; at < half; ++at) {
+                const double angle = static_cast<double>(of) * ends.frequencies[at];
+                to[at] = static_cast<float>(std::cos(angle) * ends.magnitude);
+                to[half + at] = static_cast<float>(std::sin(angle) * ends.magnitude);
+            }
+        };
+        write(position, out);
+        if (meets_sinks_apart(position)) write(s_.window + s_.sinks - 1, out + s_.head_size);
+    }
+
+    // Turn the queries and keys of one of a tile's rows, and write keys and values into the cache. `sink_q` gets the queries that
+    // meet the sinks.
+    void place(const LayerWeights &layer, const Tile &tile, int64_t row, const float *rotation, float *q, float *sink_q, float *k, const float *v) const {
+        const int64_t H = s_.head_size, position = tile.position + row;
         for (int head = 0; head < s_.heads; ++head) {
             if (meets_sinks_apart(position)) {
                 std::copy(q + head * H, q + (head + 1) * H, sink_q + head * H);
-                turn(sink_q + head * H, step.sink_cosines + row * H, step.sink_sines + row * H);
+                turn(sink_q + head * H, rotation + H);
             }
-            turn(q + head * H, cosines, sines);
+            turn(q + head * H, rotation);
         }
-        const int64_t slot = block_of(step, row, position / s_.block_size) * s_.block_size + position % s_.block_size;
+        const int64_t slot = block_of(tile, position / s_.block_size) * s_.block_size + position % s_.block_size;
         for (int group = 0; group < s_.groups; ++group) {
             float *key = k + group * H;
-            turn(key, cosines, sines);
+            turn(key, rotation);
             keep(layer.keys, group, slot, key);
             keep(layer.values, group, slot, v + group * H);
         }
@@ -71,11 +93,10 @@ class Attention {
 
     // The heads of a tile's rows that share keys: scores block by block of the cache, softmax, weighted sum in the order of
     // keys, sinks first. Row t's queries are at q + t * row_stride, and so is what comes out.
-    void attend(const LayerWeights &layer, const Step &step, const Tile &tile, int64_t group, float *q, const float *sink_q,
-                int64_t row_stride, AttentionScratch &own) const {
-        const int64_t size = s_.block_size, count = tile.rows * heads_, last = tile.first + tile.rows - 1;
-        const int64_t position = step.positions[tile.first];
-        const Rows rows{tile.rows, position, this};
+    void attend(const LayerWeights &layer, const Tile &tile, int64_t group, float *q, const float *sink_q, int64_t row_stride,
+                AttentionScratch &own) const {
+        const int64_t size = s_.block_size, count = tile.rows * heads_;
+        const Rows rows{tile.rows, tile.position, this};
         // Not a power of two: rows of scores would share a few sets of the cache.
         const int64_t capacity = rows.sink_slots() + rows.most_blocks() * size + APART;
         float *scores = own.scores.get(count * capacity);
@@ -89,7 +110,7 @@ class Attention {
             if (rows.moved(row)) scale(sink_q + from, sink_queries + row * heads_ * stride_);
         }
         const auto score = [&](const float *from, int64_t begin, int64_t end, int64_t b, auto place) {
-            widen(layer.keys, cache_at(group, block_of(step, last, b) * size), size, block);
+            widen(layer.keys, cache_at(group, block_of(tile, b) * size), size, block);
             for (int64_t row = begin; row < end; ++row)
                 for (int64_t head = 0; head < heads_; ++head)
                     own.outs[row * heads_ + head] = scores + (row * heads_ + head) * capacity + place(row);
@@ -99,7 +120,7 @@ class Attention {
         };
         const auto add = [&](int64_t begin, int64_t end, int64_t b, auto place, auto seen) {
             // What a freed block still holds must not reach anybody: only visible keys are read.
-            widen(layer.values, cache_at(group, block_of(step, last, b) * size), seen(end - 1).end, block);
+            widen(layer.values, cache_at(group, block_of(tile, b) * size), seen(end - 1).end, block);
             for (int64_t row = begin; row < end; ++row) {
                 const Range range = seen(row);
                 int64_t head = 0;
@@ -186,9 +207,7 @@ class Attention {
         }
     };
 
-    int64_t block_of(const Step &step, int64_t row, int64_t b) const {
-        return step.tables[step.offsets[row] + (b < sink_blocks_ ? b : b - step.dropped[row])];
-    }
+    int64_t block_of(const Tile &tile, int64_t b) const { return tile.table[b < sink_blocks_ ? b : b - tile.dropped]; }
 
     // A row's queries by 1 / sqrt(H), padded with zeros.
     void scale(const float *from, float *to) const {
@@ -242,12 +261,13 @@ class Attention {
             for (int index = 0; index < V; ++index) _mm256_storeu_ps(sums + query * stride_ + index * LANES, all[query][index]);
     }
 
-    void turn(float *head, const float *cosines, const float *sines) const {
+    void turn(float *head, const float *rotation) const {
         const int64_t half = s_.head_size / 2;
+        const float *cosines = rotation, *sines = rotation + half;
         for (int64_t at = 0; at < half; ++at) {
             const float first = head[at], second = head[at + half];
             head[at] = first * cosines[at] - second * sines[at];
-            head[at + half] = second * cosines[at + half] + first * sines[at + half];
+            head[at + half] = second * cosines[at] + first * sines[at];
         }
     }
 

@@ -29,6 +29,15 @@ struct LayerWeights {
     void *values;
 };
 
+// What is before the layers and behind them.
+struct Ends {
+    Matrix embedding; // [tokens, D] in rows, bf16 or fp32; its `data` is null where hidden states come from another rank
+    const float *norm;
+    Matrix head; // its `data` is null where hidden states go on to another rank
+    const double *frequencies; // [H / 2] of the rotary positions, radians a position
+    double magnitude;          // of what they turn
+};
+
 struct Shape {
     int32_t hidden, intermediate, heads, groups, head_size, experts, chosen, layers, cache_format, block_size, threads;
     float eps;
@@ -37,17 +46,16 @@ struct Shape {
     int64_t sinks;  // first tokens that it sees besides
 };
 
-// A step: row t is at `positions[t]` of its sequence, whose block table begins at `tables[offsets[t]]` and lacks
-// `dropped[t]` blocks after those of the sinks.
+// Consecutive tokens of one sequence: the first is at position `start`, the table of its blocks begins at `tables[blocks]` and
+// lacks `dropped` blocks after those of the sinks.
+struct Span {
+    int64_t start, rows, blocks, dropped;
+};
+
 struct Step {
-    int64_t rows;
-    const int64_t *positions;
-    const int32_t *offsets;
-    const int64_t *dropped;
-    const int32_t *tables;
-    const float *cosines; // [rows, H]
-    const float *sines;
-    const float *sink_cosines; // [rows, H] of positions within the cache, by which queries meet sinks; null without these
-    const float *sink_sines;
+    int64_t rows, count; // of rows, and of spans
+    const Span *spans;
+    const int64_t *tables;
+    const int64_t *tokens; // of each row; null where hidden states come from another rank
 };
 }

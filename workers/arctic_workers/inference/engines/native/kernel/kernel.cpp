@@ -14,9 +14,11 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <new>
 #include <vector>
 
@@ -36,10 +38,8 @@ struct Scratch {
 
 class Rank {
   public:
-    Rank(const Shape &shape, const LayerWeights *layers, const float *final_norm, const Matrix *head)
-        : s_(shape), layers_(layers, layers + shape.layers), final_norm_(final_norm), attention_(shape), team_(shape.threads),
-          scratch_(shape.threads) {
-        if (head) head_ = *head;
+    Rank(const Shape &shape, const LayerWeights *layers, const Ends &ends)
+        : s_(shape), layers_(layers, layers + shape.layers), ends_(ends), attention_(shape), team_(shape.threads), scratch_(shape.threads) {
         hidden_ = row_stride(s_.hidden);
         attended_ = row_stride(static_cast<int64_t>(s_.heads) * s_.head_size);
         grouped_ = row_stride(static_cast<int64_t>(s_.groups) * s_.head_size);
@@ -47,7 +47,7 @@ class Rank {
         gated_ = std::max(inner_, hidden_);
     }
 
-    // Run all layers over x [T, D], in place.
+    // Run all layers over x [T, D], in place; where the step has tokens, these are what x is made of.
     void run(const Step &step, float *x) {
         step_ = &step;
         Attention::cut(step, tiles_);
@@ -65,22 +65,28 @@ class Rank {
         chosen_.resize(choices);
         expert_gated_ = expert_gated_buffer_.get(choices * inner_);
         expert_out_ = expert_out_buffer_.get(choices * hidden_);
+        rotations_ = rotations_buffer_.get(rows * attention_.rotation_size());
         since_ = Clock::now();
         team_.run([&](int thread) {
+            share(static_cast<int64_t>(tiles_.size()), [&](int64_t index) { begin(tiles_[index], x); });
+            finish(NORMS);
             for (const auto &layer : layers_) run_layer(layer, x, thread);
         });
     }
 
-    // Logits [R, V] of some rows of x [T, D].
-    void logits(const float *x, const int64_t *rows, int64_t count, float *out) {
+    // Logits [R, V] of some rows of x [T, D], and the likeliest token of each.
+    void logits(const float *x, const int64_t *rows, int64_t count, float *out, int64_t *likeliest) {
         a_ = a_buffer_.get(count * hidden_);
         since_ = Clock::now();
         team_.run([&](int thread) {
-            share(count, [&](int64_t row) { norm(x + rows[row] * s_.hidden, final_norm_, a_ + row * hidden_); });
+            share(count, [&](int64_t row) { norm(x + rows[row] * s_.hidden, ends_.norm, a_ + row * hidden_); });
             finish(NORMS);
-            products(head_, a_, hidden_, count, thread, [&](int64_t row, int64_t at, __m256 value) {
-                store(out + row * head_.outputs, at, head_.outputs, value);
+            const int64_t tokens = ends_.head.outputs;
+            products(ends_.head, a_, hidden_, count, thread, [&](int64_t row, int64_t at, __m256 value) {
+                store(out + row * tokens, at, tokens, value);
             });
+            finish(LOGITS);
+            share(count, [&](int64_t row) { likeliest[row] = place_of_greatest(out + row * tokens, tokens); });
             finish(LOGITS);
         });
     }
@@ -106,6 +112,35 @@ class Rank {
     template <class Task> void share(int64_t tasks, Task task) {
         for (int64_t begin, end; team_.take(tasks, begin, end);)
             for (int64_t index = begin; index < end; ++index) task(index);
+    }
+
+    // What the layers ask of a tile's rows: their rotations, and hidden states if they begin here.
+    void begin(const Tile &tile, float *x) {
+        for (int64_t row = tile.first; row < tile.first + tile.rows; ++row) {
+            attention_.rotation(tile.position + row - tile.first, ends_, rotations_ + row * attention_.rotation_size());
+            if (step_->tokens) embed(step_->tokens[row], x + row * s_.hidden);
+        }
+    }
+
+    void embed(int64_t token, float *out) const {
+        const int64_t from = token * s_.hidden;
+        if (ends_.embedding.format == FP32) {
+            const float *values = reinterpret_cast<const float *>(ends_.embedding.data) + from;
+            std::copy(values, values + s_.hidden, out);
+        } else {
+            const uint16_t *values = reinterpret_cast<const uint16_t *>(ends_.embedding.data) + from;
+            for (int64_t at = 0; at < s_.hidden; ++at) out[at] = std::bit_cast<float>(static_cast<uint32_t>(values[at]) << 16);
+        }
+    }
+
+    // The first place of the greatest of some values; of what is no number nothing is said.
+    static int64_t place_of_greatest(const float *values, int64_t count) {
+        const int64_t whole = count / LANES * LANES;
+        __m256 most = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
+        for (int64_t at = 0; at < whole; at += LANES) most = _mm256_max_ps(_mm256_loadu_ps(values + at), most);
+        float top = greatest(most);
+        for (int64_t at = whole; at < count; ++at) top = std::max(top, values[at]);
+        return (std::find(values, values + count, top) - values) % count;
     }
 
     // x / rms(x) * weight, carrying INPUT; what pads it is zero.
@@ -193,9 +228,13 @@ class Rank {
         finish(NORMS);
         project(layer, thread, experts);
         finish(PROJECTIONS);
-        share(rows, [&](int64_t row) {
-            attention_.place(layer, *step_, row, q_ + row * attended_, sink_q_ + row * attended_, k_ + row * grouped_, v_ + row * grouped_);
-            if (experts) route(row);
+        share(static_cast<int64_t>(tiles_.size()), [&](int64_t index) {
+            const Tile &tile = tiles_[index];
+            for (int64_t row = tile.first; row < tile.first + tile.rows; ++row) {
+                attention_.place(layer, tile, row - tile.first, rotations_ + row * attention_.rotation_size(), q_ + row * attended_,
+                                 sink_q_ + row * attended_, k_ + row * grouped_, v_ + row * grouped_);
+                if (experts) route(row);
+            }
         });
         finish(PLACING, [&] { if (experts) sort_by_expert(); });
         attend_and_expand(layer, thread, experts);
@@ -306,7 +345,7 @@ class Rank {
             // The last rows of a prompt see the most keys: they begin.
             if (index < attentions) {
                 const Tile &tile = tiles_[tiles_.size() - 1 - index / s_.groups];
-                return attention_.attend(layer, *step_, tile, index % s_.groups, q_, sink_q_, attended_, own.attention);
+                return attention_.attend(layer, tile, index % s_.groups, q_, sink_q_, attended_, own.attention);
             }
             const ExpertBlock &block = expert_blocks_[(index - attentions) / panels];
             gate(layer.w1[block.expert], layer.w3[block.expert], (index - attentions) % panels, rows_of(block, m_, hidden_, s_.chosen, own),
@@ -348,17 +387,16 @@ class Rank {
 
     const Shape s_;
     const std::vector<LayerWeights> layers_;
-    const float *final_norm_;
-    Matrix head_{};
+    const Ends ends_;
     const Attention attention_;
     Team team_;
     std::vector<Scratch> scratch_;
     int64_t hidden_, attended_, grouped_, inner_, gated_; // from row to row
-    Buffer a_buffer_, m_buffer_, h_buffer_, q_buffer_, sink_q_buffer_, k_buffer_, v_buffer_, g_buffer_, logits_buffer_, gates_buffer_, expert_gated_buffer_, expert_out_buffer_;
+    Buffer a_buffer_, m_buffer_, h_buffer_, q_buffer_, sink_q_buffer_, k_buffer_, v_buffer_, g_buffer_, logits_buffer_, gates_buffer_, expert_gated_buffer_, expert_out_buffer_, rotations_buffer_;
     // Of the step under way. a, m: normalised inputs; h: after attention; g: gated; the others by their names.
     std::vector<Tile> tiles_;
     const Step *step_ = nullptr;
-    float *a_, *m_, *h_, *q_, *sink_q_, *k_, *v_, *g_, *logits_, *gates_, *expert_gated_, *expert_out_;
+    float *a_, *m_, *h_, *q_, *sink_q_, *k_, *v_, *g_, *logits_, *gates_, *expert_gated_, *expert_out_, *rotations_;
     std::vector<int32_t> chosen_;
     Clock::time_point since_;
     double seconds_[PARTS] = {};
@@ -377,9 +415,9 @@ int arctic_supported() {
 }
 
 // A rank; null when there is no memory. What the pointers lead to must outlive it.
-void *arctic_rank(const Shape *shape, const LayerWeights *layers, const float *final_norm, const Matrix *head) {
+void *arctic_rank(const Shape *shape, const LayerWeights *layers, const Ends *ends) {
     try {
-        return new arctic::Rank(*shape, layers, final_norm, head);
+        return new arctic::Rank(*shape, layers, *ends);
     } catch (...) {
         return nullptr;
     }
@@ -390,7 +428,7 @@ const double *arctic_seconds(void *rank) { return static_cast<arctic::Rank *>(ra
 
 void arctic_free(void *rank) { delete static_cast<arctic::Rank *>(rank); }
 
-// Run the layers over x [rows, hidden], in place; 0, or 1 when memory has run out.
+// Run the layers over x [rows, hidden], in place, or from the step's tokens; 0, or 1 when memory has run out.
 int arctic_run(void *rank, const Step *step, float *x) {
     try {
         static_cast<arctic::Rank *>(rank)->run(*step, x);
@@ -400,10 +438,10 @@ int arctic_run(void *rank, const Step *step, float *x) {
     }
 }
 
-// Logits [count, vocabulary] of some rows of x.
-int arctic_logits(void *rank, const float *x, const int64_t *rows, int64_t count, float *out) {
+// Logits [count, vocabulary] of some rows of x, and the likeliest token of each.
+int arctic_logits(void *rank, const float *x, const int64_t *rows, int64_t count, float *out, int64_t *likeliest) {
     try {
-        static_cast<arctic::Rank *>(rank)->logits(x, rows, count, out);
+        static_cast<arctic::Rank *>(rank)->logits(x, rows, count, out, likeliest);
         return 0;
     } catch (const std::bad_alloc &) {
         return 1;

@@ -50,6 +50,18 @@ class LayerWeights(Structure):
     ]
 
 
+class Ends(Structure):
+    """What is before the layers and behind them."""
+
+    _fields_ = [
+        ("embedding", Matrix),
+        ("norm", c_void_p),
+        ("head", Matrix),
+        ("frequencies", c_void_p),
+        ("magnitude", c_double),
+    ]
+
+
 class Shape(Structure):
     """The sizes of a rank."""
 
@@ -76,24 +88,9 @@ class Shape(Structure):
 
 
 class Step(Structure):
-    """The rows of a step."""
+    """The rows of a step; a span is four integers."""
 
-    _fields_ = [
-        ("rows", c_int64),
-        *(
-            (name, c_void_p)
-            for name in (
-                "positions",
-                "offsets",
-                "dropped",
-                "tables",
-                "cosines",
-                "sines",
-                "sink_cosines",
-                "sink_sines",
-            )
-        ),
-    ]
+    _fields_ = [("rows", c_int64), ("count", c_int64), ("spans", c_void_p), ("tables", c_void_p), ("tokens", c_void_p)]
 
 
 @cache
@@ -106,7 +103,7 @@ def library() -> ctypes.CDLL | None:
     if not loaded.arctic_supported():
         log.warning("This processor lacks AVX2 or FMA, which the native engine's compiled code needs: torch is slower")
         return None
-    loaded.arctic_rank.argtypes = [POINTER(Shape), POINTER(LayerWeights), c_void_p, POINTER(Matrix)]
+    loaded.arctic_rank.argtypes = [POINTER(Shape), POINTER(LayerWeights), POINTER(Ends)]
     loaded.arctic_rank.restype = c_void_p
     loaded.arctic_seconds.argtypes = [c_void_p]
     loaded.arctic_seconds.restype = POINTER(c_double)
@@ -114,6 +111,6 @@ def library() -> ctypes.CDLL | None:
     loaded.arctic_free.restype = None
     loaded.arctic_run.argtypes = [c_void_p, POINTER(Step), c_void_p]
     loaded.arctic_run.restype = c_int
-    loaded.arctic_logits.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_void_p]
+    loaded.arctic_logits.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p]
     loaded.arctic_logits.restype = c_int
     return loaded

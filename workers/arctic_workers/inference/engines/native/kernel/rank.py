@@ -2,7 +2,8 @@
 
 import ctypes
 import weakref
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -13,7 +14,15 @@ from arctic_model.model import ArcticModel, DecoderLayer, DenseMLP
 from arctic_model.moe import MoE
 from arctic_workers.inference.engines.native.cache import PagedCache
 from arctic_workers.inference.engines.native.kernel.arena import release_freed
-from arctic_workers.inference.engines.native.kernel.library import PARTS, LayerWeights, Matrix, Shape, Step, library
+from arctic_workers.inference.engines.native.kernel.library import (
+    PARTS,
+    Ends,
+    LayerWeights,
+    Matrix,
+    Shape,
+    Step,
+    library,
+)
 from arctic_workers.inference.engines.native.kernel.panels import FORMATS, Panels
 from arctic_workers.inference.engines.native.step import Part
 
@@ -30,12 +39,11 @@ class KernelRank:
         self._model = model
         self._cache = cache
         self._vocabulary = config.vocab_size
+        self._hidden = config.hidden_size
         self._panels = Panels()
         layers = model.layers
         self._weights = (LayerWeights * len(layers))(*(self._layer(index, layer) for index, layer in layers.items()))
-        norm, head = model.model.norm, model.lm_head
-        self._norm = self._panels.pointer(norm.weight.float()) if norm is not None else None
-        self._head = self._linear(head) if head is not None else None
+        self._ends = self._of_ends(model)
         release_freed()
         shape = Shape(
             config.hidden_size,
@@ -53,10 +61,22 @@ class KernelRank:
             cache.slots_of_a_head,
             *((cache.window.size, cache.window.sinks) if cache.window else (0, 0)),
         )
-        self._rank = code.arctic_rank(shape, self._weights, self._norm, self._head)
+        self._rank = code.arctic_rank(shape, self._weights, self._ends)
         if not self._rank:
             raise MemoryError("no memory for the native engine's threads")
         weakref.finalize(self, code.arctic_free, self._rank)
+
+    def _of_ends(self, model: ArcticModel) -> Ends:
+        embedding, norm, head = model.model.embed_tokens, model.model.norm, model.lm_head
+        rotary = model.rotary
+        ends = Ends(frequencies=self._panels.pointer(rotary.frequencies_H2.double()), magnitude=rotary.magnitude)
+        if embedding is not None:
+            weight = embedding.weight.detach().contiguous()
+            ends.embedding = Matrix(self._panels.pointer(weight), None, FORMATS[weight.dtype], *weight.shape, 0)
+        if norm is not None and head is not None:
+            ends.norm = self._panels.pointer(norm.weight.float())
+            ends.head = self._linear(head)
+        return ends
 
     def _layer(self, index: int, layer: DecoderLayer) -> LayerWeights:
         attention, experts = layer.self_attn, layer.has_experts
@@ -99,43 +119,32 @@ class KernelRank:
         _forget(weights)
         return made
 
-    def run(self, parts: Sequence[Part], x_TD: Tensor) -> Tensor:
-        """Return the hidden states [T, D] after this rank's layers."""
-        x_TD = x_TD.contiguous()
-        positions = torch.cat([torch.arange(part.start, part.end) for part in parts])
-        rotations = list(self._rotation(positions))
-        starts, dropped, start = [], [], 0
+    def run(self, parts: Sequence[Part], x_TD: Tensor | None) -> Tensor:
+        """See `Compute`."""
+        spans, tables, tokens = array("q"), array("q"), array("q")
+        rows = 0
         for part in parts:
-            starts += [start] * len(part.tokens)
-            dropped += [part.dropped] * len(part.tokens)
-            start += len(part.blocks)
-        tables = [block for part in parts for block in part.blocks]
-        integers = (
-            positions,
-            torch.tensor(starts, dtype=torch.int32),
-            torch.tensor(dropped),
-            torch.tensor(tables, dtype=torch.int32),
-        )
-        step = Step(len(x_TD), *(tensor.data_ptr() for tensor in (*integers, *rotations)))
+            length = len(part.tokens)
+            spans.extend((part.start, length, len(tables), part.dropped))
+            tables.extend(part.blocks)
+            if x_TD is None:
+                tokens.extend(part.tokens)
+            rows += length
+        step = Step(rows, len(parts), _place(spans), _place(tables), None if x_TD is not None else _place(tokens))
+        x_TD = torch.empty(rows, self._hidden) if x_TD is None else x_TD.contiguous()
         self._check(self._code.arctic_run(self._rank, step, x_TD.data_ptr()))
         return x_TD
 
-    def _rotation(self, positions: Tensor) -> Iterator[Tensor]:
-        """Cosines and sines [T, H] of the rows, and those by which they meet sinks: of positions within the cache."""
-        window = self._cache.window
-        if window is None or not window.sinks:
-            return (turned.contiguous() for turned in self._model.rotary(positions))
-        turned = self._model.rotary(torch.stack((positions, positions.clamp(max=window.reach - 1))))
-        return (both[of].contiguous() for of in range(2) for both in turned)
-
-    def logits(self, x_TD: Tensor, rows: Sequence[int]) -> Tensor:
-        """Return the logits [R, V] of some rows."""
-        out_RV = torch.empty(len(rows), self._vocabulary)
-        places = torch.tensor(rows)
+    def logits(self, x_TD: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """See `Compute`."""
+        logits_RV = torch.empty(len(rows), self._vocabulary)
+        places, likeliest = array("q", rows), array("q", bytes(8 * len(rows)))
         self._check(
-            self._code.arctic_logits(self._rank, x_TD.data_ptr(), places.data_ptr(), len(rows), out_RV.data_ptr())
+            self._code.arctic_logits(
+                self._rank, x_TD.data_ptr(), _place(places), len(rows), logits_RV.data_ptr(), _place(likeliest)
+            )
         )
-        return out_RV
+        return logits_RV, likeliest.tolist()
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each part of all steps so far."""
@@ -144,6 +153,11 @@ class KernelRank:
     def _check(self, code: int) -> None:
         if code:
             raise MemoryError("no memory is left for a step; write a smaller batching.tokenBudget")
+
+
+def _place(numbers: "array[int]") -> int:
+    """Return where integers are; who calls keeps them."""
+    return numbers.buffer_info()[0]
 
 
 def _forget(parameter: nn.Parameter) -> None:
