@@ -20,9 +20,9 @@ constexpr int64_t BLOCK_BYTES = 256 << 10; // inputs of a block of rows, which s
 constexpr int64_t PIECE = 64;              // blocks of 8 inputs that tiles take at once: those of 6 rows, and weights, stay in the first cache
 constexpr int AHEAD = 4096;                // bytes: the processor's own look-ahead ends with a page, and so with half a panel
 
-// Ask for the weights that come AHEAD of these 64, which are the next panel's at a panel's end.
-template <Format F> inline void look_ahead(const uint8_t *w) {
-    for (int line = 0; line < bytes_of<F>(); ++line) _mm_prefetch(reinterpret_cast<const char *>(w) + AHEAD + 64 * line, _MM_HINT_T0);
+// Ask for some bytes of weights that come AHEAD of these, which are the next panel's at a panel's end.
+template <int BYTES> inline void look_ahead(const uint8_t *w) {
+    for (int at = 0; at < BYTES; at += 64) _mm_prefetch(reinterpret_cast<const char *>(w) + AHEAD + at, _MM_HINT_T0);
 }
 
 // 8 outputs x 1 row: one stream of weights.
@@ -31,7 +31,7 @@ template <Format F> void one_row(const uint8_t *w, const float *x, int64_t block
     for (auto &sum : sums) sum = _mm256_setzero_ps();
     constexpr int HALF = 4 * LANES * bytes_of<F>();
     for (int64_t block = 0; block < blocks; ++block) {
-        look_ahead<F>(w);
+        look_ahead<LANES * LANES * bytes_of<F>()>(w);
         const __m256 input = _mm256_loadu_ps(x + block * LANES);
         const auto lower = [&](int output, __m256 weight) { sums[output] = _mm256_fmadd_ps(weight, input, sums[output]); };
         const auto upper = [&](int output, __m256 weight) { lower(4 + output, weight); };
@@ -54,8 +54,10 @@ constexpr int BOTH = -1;
 
 // R rows x 4 outputs (BOTH pairs), 2 or 3 rows, or x one PAIR of them, 4 to 6 rows: at most 12 accumulators, so that what is
 // decoded, once for all rows, finds room in the 16 registers. Sums wait between pieces at `waiting` [R, 8 outputs, 8 lanes].
-template <Format F, int R, int PAIR, bool LOOKS_AHEAD>
-void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
+// With each block goes a look AHEAD of AHEAD_STEP bytes from `ahead` on: who reads a piece first shares it out over its tiles, so that
+// memory never waits for arithmetic.
+template <Format F, int R, int PAIR, int AHEAD_STEP>
+void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting, const uint8_t *ahead) {
     constexpr int OUTPUTS = PAIR == BOTH ? 4 : 2, FIRST = PAIR == BOTH ? 0 : PAIR, STEP = PAIR == BOTH ? 1 : 2;
     const auto place = [&](int row, int index) { return waiting + (row * LANES + FIRST + index * STEP) * LANES; };
     __m256 sums[R][OUTPUTS];
@@ -67,7 +69,7 @@ void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *ou
         for (int index = 0; index < OUTPUTS; ++index) sums[row][index] = piece.begins ? _mm256_setzero_ps() : _mm256_load_ps(place(row, index));
     }
     for (int64_t block = 0; block < piece.blocks; ++block) {
-        if (LOOKS_AHEAD) look_ahead<F>(w);
+        if constexpr (AHEAD_STEP != 0) look_ahead<AHEAD_STEP>(ahead + block * AHEAD_STEP);
         if constexpr (PAIR == BOTH) {
             __m256 inputs[R];
 #pragma GCC unroll 3
@@ -107,15 +109,16 @@ void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *ou
 
 // R rows over one piece of a panel; LOOKS_AHEAD if they are the first to read it.
 template <Format F, int R, bool LOOKS_AHEAD> void rows_of_tiles(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
-    constexpr int HALF = 4 * LANES * bytes_of<F>();
+    constexpr int BLOCK = LANES * LANES * bytes_of<F>(), HALF = BLOCK / 2, TILES = R <= 3 ? 2 : 4, STEP = LOOKS_AHEAD ? BLOCK / TILES : 0;
+    const auto ahead = [&](int tile) { return w + tile * piece.blocks * STEP; };
     if constexpr (R <= 3) {
-        tile<F, R, BOTH, LOOKS_AHEAD>(w, x, piece, out, waiting);
-        tile<F, R, BOTH, false>(w + HALF, x, piece, out + 4, waiting + 4 * LANES);
+        tile<F, R, BOTH, STEP>(w, x, piece, out, waiting, ahead(0));
+        tile<F, R, BOTH, STEP>(w + HALF, x, piece, out + 4, waiting + 4 * LANES, ahead(1));
     } else {
-        tile<F, R, 0, LOOKS_AHEAD>(w, x, piece, out, waiting);
-        tile<F, R, 1, false>(w, x, piece, out, waiting);
-        tile<F, R, 0, false>(w + HALF, x, piece, out + 4, waiting + 4 * LANES);
-        tile<F, R, 1, false>(w + HALF, x, piece, out + 4, waiting + 4 * LANES);
+        tile<F, R, 0, STEP>(w, x, piece, out, waiting, ahead(0));
+        tile<F, R, 1, STEP>(w, x, piece, out, waiting, ahead(1));
+        tile<F, R, 0, STEP>(w + HALF, x, piece, out + 4, waiting + 4 * LANES, ahead(2));
+        tile<F, R, 1, STEP>(w + HALF, x, piece, out + 4, waiting + 4 * LANES, ahead(3));
     }
 }
 
