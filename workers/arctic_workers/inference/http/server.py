@@ -478,18 +478,13 @@ class _Doorkeeper:
             await self._app(scope, receive, send)
             return
 
-        unread = False
+        patience = _Patience(UNREAD_SECONDS)
 
         async def send_closing(message: Message) -> None:
-            nonlocal unread
             if message["type"] == "http.response.start" and self._gate.draining:
                 message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-            try:
-                async with asyncio.timeout(UNREAD_SECONDS):
-                    await send(message)
-            except TimeoutError:
-                unread = True
-                raise OSError("nobody reads the answer") from None
+            with patience:
+                await send(message)
 
         refusal = self._refusal(scope)
         if refusal is not None:
@@ -501,10 +496,11 @@ class _Doorkeeper:
         try:
             await self._app(scope, receive, send_closing)
         except Exception:
-            if not unread:
+            if not patience.over:
                 raise
             log.info("A client has read nothing of its answer for %.0f s; it is given up", UNREAD_SECONDS)
         finally:
+            patience.end()
             self._gate.inside -= generates
 
     def _refusal(self, scope: Scope) -> ApiError | None:
@@ -517,3 +513,39 @@ class _Doorkeeper:
                 429, "Too many requests wait already; try again later", code="queue_full", retry=RETRY_AFTER_BUSY
             )
         return None
+
+
+class _Patience:
+    """Breaks off, with OSError, what goes on within it for so many seconds in one go.
+
+    One timer an answer: one a message costs as much as the message.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.over = False
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._begun: float | None = None
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    def end(self) -> None:
+        """Stop the timer."""
+        self._timer.cancel()
+
+    def __enter__(self) -> None:
+        self._task, self._begun = asyncio.current_task(), self._loop.time()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._begun = None
+        if self.over and kind is asyncio.CancelledError and self._task is not None:
+            self._task.uncancel()
+            raise OSError("nobody reads the answer")
+
+    def _look(self) -> None:
+        begun = self._loop.time() if self._begun is None else self._begun
+        left = begun + self._seconds - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        elif self._task is not None:
+            self.over = True
+            self._task.cancel()

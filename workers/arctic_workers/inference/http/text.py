@@ -14,6 +14,8 @@ TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_HELD = 32
+_LONGEST_DECODED = 16
+"""Tokens that are decoded again for the next one: to cut them off takes decoding what is left."""
 
 
 class Text:
@@ -107,7 +109,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 class Detokenizer:
     """Text from tokens as they come; a character whose bytes are not all there is held back.
 
-    Tokens are decoded after a few earlier ones, because a token's text may depend on those before it (a leading space).
+    Tokens are decoded after some earlier ones, because a token's text may depend on those before it (a leading space).
     """
 
     def __init__(self, text: Text, prompt: Sequence[int]) -> None:
@@ -132,9 +134,11 @@ class Detokenizer:
 
     def _show(self, text: str) -> str:
         new = text[len(self._shown) :]
-        self._tokens = self._tokens[self._read :] or self._tokens
+        if len(self._tokens) > _LONGEST_DECODED:
+            self._tokens = self._tokens[self._read :] or self._tokens
+            text = self._text.decode(self._tokens)
         self._read = len(self._tokens)
-        self._shown = self._text.decode(self._tokens)
+        self._shown = text
         return new
 
 

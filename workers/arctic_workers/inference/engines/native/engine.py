@@ -87,6 +87,8 @@ class NativeEngine:
         self._loaded = 0.0
         self._under_way: deque[_Step] = deque()
         """Steps on their way through the ranks, the oldest first."""
+        self._outputs: list[tuple[_Stream, Output]] = []
+        """That nobody has been told of."""
         self._lost_blocks = 0
         self._open = OpenRequests()
         self._ready = False
@@ -227,13 +229,24 @@ class NativeEngine:
             if not chunks:
                 break
             self._under_way.append(_Step(chunks, time.perf_counter()))
-            self._pipeline.submit([_part(chunk) for chunk in chunks])
+            parts = [_part(chunk) for chunk in chunks]
+            self._hand_out()
+            self._pipeline.submit(parts)
+        self._hand_out()
         if self._under_way:
             step = self._under_way.popleft()
             drawn = self._pipeline.collect()
             self._budget.times.observe(sum(chunk.length for chunk in step.chunks), time.perf_counter() - step.begun)
             self._deliver(step.chunks, drawn)
+        if not self._streams:  # the next turn may wait for a message
+            self._hand_out()
         return True
+
+    def _hand_out(self) -> None:
+        """Tell the clients of their tokens, when planning is done: telling wants the interpreter too."""
+        if self._outputs:
+            outputs, self._outputs = self._outputs, []
+            self._loop.call_soon_threadsafe(_put, outputs)
 
     def _take_messages(self) -> bool:
         while True:
@@ -254,7 +267,6 @@ class NativeEngine:
                 self._scheduler.cancel(message.sequence)
 
     def _deliver(self, chunks: list[Chunk], drawn: list[Drawn]) -> None:
-        outputs = []
         rest = iter(drawn)
         for chunk in chunks:
             sequence = chunk.sequence
@@ -264,11 +276,9 @@ class NativeEngine:
                 continue
             prompt = () if sequence.generated else _prompt(sequence)
             taken, reason = self._scheduler.update(chunk, [one.token for one in sampled])
-            outputs += [(self._streams[sequence], one) for one in _outputs(sampled[:taken], prompt, reason)]
+            self._outputs += [(self._streams[sequence], one) for one in _outputs(sampled[:taken], prompt, reason)]
             if reason is not None:
                 del self._streams[chunk.sequence]
-        if outputs:
-            self._loop.call_soon_threadsafe(_hand_out, outputs)
 
 
 def _fail(streams: list[_Stream]) -> None:
@@ -276,7 +286,7 @@ def _fail(streams: list[_Stream]) -> None:
         stream.outputs.put_nowait(None)
 
 
-def _hand_out(outputs: list[tuple[_Stream, Output]]) -> None:
+def _put(outputs: list[tuple[_Stream, Output]]) -> None:
     for stream, output in outputs:
         stream.outputs.put_nowait(output)
 
