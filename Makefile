@@ -55,8 +55,8 @@ cluster-tests:
 chaos: setup ## inflict faults on the operator and the cluster under it, long (20 minutes)
 	@$(RUN) pytest -q tests/cluster/test_chaos.py --faults $(FAULTS) --seed $(SEED)
 
-soak: setup ## send an inference group good, bad and broken-off requests, long (10 minutes)
-	@$(RUN) pytest -q tests/unit/arctic_workers/inference/test_group.py -k traffic --requests $(REQUESTS) --seed $(SEED)
+soak: setup ## send an inference group good, bad and broken-off requests, and compare each answer's bits, long (10 minutes)
+	@$(RUN) pytest -q tests/unit/arctic_workers/inference -k 'traffic or mixed' --requests $(REQUESTS) --seed $(SEED)
 
 parity test-parity: setup ## compare the model with llama.cpp, in an environment of its own (builds it once: minutes)
 	@$(RUN) pytest tests/parity

@@ -5,17 +5,20 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from random import Random
 
 import pytest
 
 from arctic_api.world import InferenceGroup
 from arctic_workers.inference.engine import EngineError, Output, Request, Sampling
+from arctic_workers.inference.engines.native import group as groups
 from arctic_workers.inference.engines.native.budget import StepTimes
 from arctic_workers.inference.engines.native.engine import NativeEngine
 from arctic_workers.inference.engines.native.group import Rank, bring_up
 from arctic_workers.inference.engines.native.link import PeerLost
 from arctic_workers.inference.engines.native.pipeline import Kind, follow
 from arctic_workers.inference.engines.native.plan import Plan, plan_group
+from arctic_workers.inference.engines.native.scheduler import Scheduler
 from arctic_workers.inference.engines.native.sequence import Sequence
 from arctic_workers.inference.engines.native.suffix import Drafter
 
@@ -154,6 +157,78 @@ async def test_shared_prompts_and_proposals_change_no_bit_while_steps_are_on_the
         assert await ask_alike(group.engine) == alone
         assert group.engine.stats().kv_cache_utilization == 0
     assert proposed > 50
+    assert group.failures == []
+
+
+def mixed(count: int, seed: int) -> list[Request]:
+    """Requests of all kinds, many of whose prompts begin alike or repeat themselves."""
+    random = Random(seed)
+    stems = [random.choices(range(280), k=random.choice((16, 32, 50))) for _ in range(5)]
+    made = []
+    for number in range(count):
+        stem = random.choice(stems)
+        prompt = random.choice(
+            (
+                stem + random.choices(range(280), k=random.randint(0, 20)),
+                stem[:5] * random.randint(1, 12),
+                random.choices(range(280), k=random.randint(1, 120)),
+            )
+        )
+        ways: tuple[dict[str, object], ...] = (
+            {"temperature": 0.0},
+            {"temperature": 0.0, "logprobs": 2, "prompt_logprobs": 1},
+            {"seed": number, **HOT},
+            {"seed": number, "top_k": 5, "min_p": 0.02, "logit_bias": ((7, 2.0),)},
+            {"temperature": 0.3, "frequency_penalty": 0.5, "repetition_penalty": 1.1},
+            {"stop_tokens": frozenset(range(0, 280, 9)), "min_tokens": 3, "seed": number},
+        )
+        how = random.choice(ways)
+        sampling = Sampling(random.randint(1, 16), **how)  # type: ignore[arg-type]
+        made.append(Request(tuple(prompt), sampling, caller=bytes([number % 3]), priority=random.randint(-1, 1)))
+    return made
+
+
+async def test_each_of_many_mixed_requests_gets_the_bits_that_it_gets_alone(
+    pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
+    """Preemption, prompts in pieces, kept blocks, proposals, priorities, two ranks and clients that leave."""
+    requests = mixed(pytestconfig.getoption("--requests"), pytestconfig.getoption("--seed"))
+
+    async def answer(engine: NativeEngine, request: Request, most: int = 1000) -> list[Output]:
+        got = []
+        async with aclosing(engine.generate(request)) as outputs:
+            async for output in outputs:
+                got.append(output)
+                if len(got) == most:
+                    break
+        return got
+
+    async with pipeline(1, batching={"maxSequences": 1, "prefixCaching": False}) as group:
+        alone = [await answer(group.engine, request) for request in requests]
+    observe = StepTimes.observe
+    monkeypatch.setattr(StepTimes, "observe", lambda times, tokens, _: observe(times, tokens, 1.0))
+    monkeypatch.setattr(groups, "affordable_blocks", lambda *_, **__: 24)
+    preempted = 0
+    preempt = Scheduler._preempt
+
+    def counted(self: Scheduler, sequence: Sequence) -> None:
+        nonlocal preempted
+        preempted += 1
+        preempt(self, sequence)
+
+    monkeypatch.setattr(Scheduler, "_preempt", counted)
+    sharing = {"prefixCaching": "perKey", "suffixDecoding": True}
+    async with pipeline(2, batching={"tokenBudget": 40, "maxSequences": 12, **sharing}) as group:
+        leaving = [answer(group.engine, request, 2) for request in requests[::5]]
+        got, left = await asyncio.gather(
+            asyncio.gather(*(answer(group.engine, request) for request in requests)), asyncio.gather(*leaving)
+        )
+        assert got == alone
+        assert left == [outputs[:2] for outputs in alone[::5]]
+        await group.engine.drain()
+        assert group.engine.stats().kv_cache_utilization == 0
+        assert group.engine.stats().lost_blocks == 0
+    assert preempted > len(requests) / 20
     assert group.failures == []
 
 
