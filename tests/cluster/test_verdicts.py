@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from objects import until_established
 
 from arctic_api import GROUP, VERSION
 from arctic_api.crd import KINDS, crd
@@ -86,7 +87,7 @@ def server(cluster: Cluster) -> Iterator[Server]:
     ours = not cluster.kubectl("get", "crd", "--ignore-not-found", "-o", "name", *CRDS)
     if ours:
         cluster.apply([crd(kind) for kind in KINDS.values()])
-        cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", *(f"crd/{name}" for name in CRDS))
+        until_established(cluster, *(f"crd/{name}" for name in CRDS))
     with config.new_client_from_config(str(cluster.kubeconfig)) as api:
         yield Server(client.CustomObjectsApi(api))
     if ours:

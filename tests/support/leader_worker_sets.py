@@ -15,7 +15,7 @@ from socket import socket
 from typing import Any
 
 import yaml
-from objects import eventually
+from objects import eventually, until_established
 
 from arctic_cluster import Cluster, binaries
 from arctic_cluster.certificates import Authority
@@ -65,7 +65,7 @@ def running(cluster: Cluster, folder: Path) -> Iterator[None]:
     (definition,) = (config / "crd" / "bases").glob("*.yaml")
     made = webhooks(config / "webhook", authority.certificate, port)
     cluster.kubectl("apply", "--server-side", "-f", str(definition))
-    cluster.kubectl("wait", "--for=condition=Established", "-f", str(definition))
+    until_established(cluster, "-f", str(definition))
     command = [str(controller.program), f"--config={folder / 'config.yaml'}", f"--kubeconfig={cluster.kubeconfig}"]
     with (folder / "lws.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:

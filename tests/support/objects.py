@@ -23,6 +23,13 @@ def example(kind: str, name: str) -> dict[str, Any]:
     return manifest
 
 
+def until_established(cluster: Cluster, *definitions: str) -> None:
+    """Return when the server serves what some definitions define."""
+    # Not `--for=condition`, which fails where there are no conditions yet.
+    established = '--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True'
+    cluster.kubectl("wait", established, "--timeout=60s", *definitions)
+
+
 def eventually(what: str, look: Callable[[], T | None], limit: float = 120) -> T:
     """Return the first truthy answer of `look`; fail with its last answer after `limit` seconds."""
     end = time.monotonic() + limit
