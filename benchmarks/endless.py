@@ -114,10 +114,8 @@ def losses(folder: Path, tokens: list[int], window: Window | None) -> Tensor:
         end = start + len(read)
         if window is not None:
             dropped = window.slide(table, dropped, end, BLOCK_SIZE)
-        x_TD = compute.run(
-            [Part(start, read, tuple(table), None, dropped=dropped)], model.embed(torch.tensor(read)).float()
-        )
-        logits_TV = compute.logits(x_TD, range(len(read)))
+        x_TD = compute.run([Part(start, read, tuple(table), None, dropped=dropped)], None)
+        logits_TV, _ = compute.logits(x_TD, range(len(read)))
         found.append(functional.cross_entropy(logits_TV, torch.tensor(tokens[start + 1 : end + 1]), reduction="none"))
     return torch.cat(found)
 
