@@ -144,6 +144,7 @@ def serving_of(spec: ArcticInferenceSpec, config: ArcticConfig) -> Serving:
         config=config,
         weights=spec.quantization.weights,
         kv_cache=spec.quantization.kv_cache,
+        kv_scaled=spec.engine.name == "native",
         compute="fp32" if spec.engine.name == "native" else "bf16",
         tensor=spec.parallelism.tensor,
         pipeline=spec.parallelism.pipeline,

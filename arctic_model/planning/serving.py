@@ -40,6 +40,8 @@ class Serving:
     config: ArcticConfig
     weights: Format = "fp8"
     kv_cache: Format = "bf16"
+    kv_scaled: bool = False
+    """Whether each key and value of a head has a scale of its own in FP8, as the native engine's."""
     compute: Format = "bf16"
     """Format of hidden states, and of what FP8 leaves as it is. With fp32 (the native engine), matrices become fp32 too
     where that takes less than half of the memory."""
@@ -167,9 +169,17 @@ def _plan_rank(serving: Serving, device: Device, part: LayerSlice, pieces: list[
         runtime=device.runtime,
         memory=device.memory,
         memory_fraction=serving.memory_fraction,
-        kv_bytes_per_token=2 * len(part.layers) * heads * config.head_dim * BYTES[serving.kv_cache],
+        kv_bytes_per_token=2
+        * len(part.layers)
+        * heads
+        * vector_bytes(config, serving.kv_cache, scaled=serving.kv_scaled),
         read_bytes=_read_by_one_token(config, weights + scales),
     )
+
+
+def vector_bytes(config: ArcticConfig, kv_cache: Format, *, scaled: bool) -> int:
+    """Bytes of one head's key or value; with `scaled`, it has a scale of its own in FP8."""
+    return config.head_dim * BYTES[kv_cache] + (SCALE_BYTES if scaled and kv_cache == "fp8" else 0)
 
 
 @dataclass(frozen=True)

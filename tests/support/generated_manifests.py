@@ -260,7 +260,7 @@ def right_inferences(draw: st.DrawFn) -> Manifest:
             **pod_fields,
             engine=optional(name=st.just("native"), image=st.just("x")),
             quantization=optional(
-                weights=st.sampled_from(["fp8", "bf16", "fp32"]), kvCache=st.sampled_from(["bf16", "fp32"])
+                weights=st.sampled_from(["fp8", "bf16", "fp32"]), kvCache=st.sampled_from(["fp8", "bf16", "fp32"])
             ),
             parallelism=optional(tensor=st.just(1), pipeline=st.integers(1, 64)),
             attention=optional(maxLength=st.integers(1, 10**6), sinks=st.just(0)),

@@ -126,7 +126,6 @@ def test_nothing_is_advised_that_validate_would_refuse(tmp_path: Path) -> None:
     changes = planned("-f", file, "--preset", "arctic")["changes"]
     assert changes
     assert all(change["fields"].get("parallelism.tensor", 1) == 1 for change in changes)
-    assert all(change["fields"].get("quantization.kvCache") != "fp8" for change in changes)
 
 
 def test_refusals_of_validate_are_said_beside_the_plan(tmp_path: Path) -> None:
@@ -236,6 +235,15 @@ def test_lengths_are_those_that_engines_take() -> None:
     assert serving(config, maxLength="unlimited", window=100, sinks=4).max_length == 104
     assert serving(config, window=100, sinks=4).visible == 104
     assert serving(config.replace(sliding_window=64)).visible == 64
+
+
+@pytest.mark.parametrize(("engine", "scales"), [("native", 2 * 35 * 8 * 4), ("vllm", 0)])
+def test_keys_and_values_in_fp8_have_scales_where_the_engine_keeps_them(
+    tmp_path: Path, engine: str, scales: int
+) -> None:
+    file = written(tmp_path, {"spec.engine": {"name": engine}, "spec.quantization": {"kvCache": "fp8"}})
+    [rank] = planned("-f", file, "--preset", "arctic", "--device", "cpu")["ranks"]
+    assert rank["kvBytesPerToken"] == 71_680 + scales
 
 
 def bytes_resident(model: torch.nn.Module) -> int:

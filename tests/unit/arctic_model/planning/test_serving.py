@@ -90,10 +90,13 @@ def test_arctic_in_fp8_on_two_nodes_of_eight_h100():
     assert round(8 * sum(weights) / 1e9) == 481  # 478.6e9 parameters, scales, and what is bf16 or on every rank
 
 
-@pytest.mark.parametrize(("kv_cache", "bytes_per_token"), [("bf16", 143_360), ("fp8", 71_680)])
-def test_keys_and_values_of_arctic_that_fit_beside_it(kv_cache, bytes_per_token):
-    # 143,360 bytes of bf16 a token: 2 x 35 layers x 8 heads x 128 x 2, shared out over the 16 ranks.
-    plan = plan_serving(Serving(ARCTIC, kv_cache=kv_cache, tensor=8, pipeline=2), H100)
+@pytest.mark.parametrize(
+    ("kv_cache", "scaled", "bytes_per_token"),
+    [("bf16", False, 143_360), ("bf16", True, 143_360), ("fp8", False, 71_680), ("fp8", True, 73_920)],
+)
+def test_keys_and_values_of_arctic_that_fit_beside_it(kv_cache, scaled, bytes_per_token):
+    # 143,360 bytes of bf16 a token: 2 x 35 layers x 8 heads x 128 x 2, shared out over the 16 ranks. 4 bytes a scale.
+    plan = plan_serving(Serving(ARCTIC, kv_cache=kv_cache, kv_scaled=scaled, tensor=8, pipeline=2), H100)
     assert 8 * sum(rank.kv_bytes_per_token for rank in plan.ranks) == bytes_per_token
     rank = plan.ranks[1]  # the one with 18 layers
     left = int(79.1 * GIB) - 3 * GIB - rank.weights.total() - rank.scales.total() - rank.activations

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from arctic_model import fp8
 from arctic_model.layers import Rotation, rotate, rotation_of
 from arctic_workers.inference.engines.native.invariant import pad_rows
 from arctic_workers.inference.engines.native.step import Part
@@ -21,8 +22,41 @@ KEYS = 64
 """Keys are taken in so many, from positions that are multiples: so a token's sum has the same order in any batch."""
 
 
+class _Vectors:
+    """Keys, or values: `numbers` [layers, G, slots, H], and in FP8 `scales` [layers, G, slots]."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+        # Zeros come from the kernel untouched, so memory is taken only when slots are written.
+        self.numbers = torch.zeros(shape, dtype=dtype)
+        self.scales = torch.zeros(shape[:-1]) if dtype == fp8.DTYPE else None
+
+    def write(self, index: int, slots_T: Tensor, x_GTH: Tensor) -> None:
+        if self.scales is None:
+            self.numbers[index][:, slots_T] = x_GTH.to(self.numbers.dtype)
+            return
+        values, scale = fp8.quantize(x_GTH)
+        self.numbers[index].view(torch.uint8)[:, slots_T] = values.view(torch.uint8)  # few operations know e4m3
+        self.scales[index][:, slots_T] = scale
+
+    def read(self, index: int, tables_BP: Tensor, block_size: int) -> Tensor:
+        """Return copies of what is in some blocks, in fp32: [G, B, C, H]."""
+
+        def gather(stored: Tensor) -> Tensor:
+            heads, _, size = stored.shape
+            by_block = stored.view(heads, -1, block_size * size)
+            return by_block.index_select(1, tables_BP.flatten()).view(heads, len(tables_BP), -1, size)
+
+        if self.scales is None:
+            return gather(self.numbers[index]).float()
+        values = gather(self.numbers[index].view(torch.uint8)).view(fp8.DTYPE)
+        return fp8.dequantize(values, gather(self.scales[index][..., None])[..., 0])
+
+
 class PagedCache:
-    """Keys and values of the layers of one rank: for each, and each key-value head, `blocks * block_size` slots [H]."""
+    """Keys and values of the layers of one rank: for each, and each key-value head, `blocks * block_size` slots [H].
+
+    In FP8 each vector of them has a scale of its own: small ones keep their digits, and neighbours don't matter.
+    """
 
     def __init__(
         self,
@@ -41,24 +75,30 @@ class PagedCache:
         self.window = window
         """What attention sees; None for all."""
         self._first = layers.start
-        # Zeros come from the kernel untouched, so memory is taken only when slots are written.
-        self._keys = torch.zeros(len(layers), heads, blocks * block_size, head_dim, dtype=dtype)
-        self._values = torch.zeros_like(self._keys)
+        self._keys, self._values = (
+            _Vectors((len(layers), heads, blocks * block_size, head_dim), dtype) for _ in range(2)
+        )
 
     @property
     def dtype(self) -> torch.dtype:
         """Format of what is kept."""
-        return self._keys.dtype
+        return self._keys.numbers.dtype
 
     @property
     def slots_of_a_head(self) -> int:
         """Tokens that all blocks hold."""
-        return self._keys.shape[2]
+        return self._keys.numbers.shape[2]
 
-    def pointers(self, layer: int) -> tuple[int, int]:
-        """Return where the keys and values of a layer are, [G, slots, H] each."""
+    def tensors(self, layer: int) -> dict[str, Tensor]:
+        """Return `keys` and `values` of a layer, [G, slots, H], and in FP8 `key_scales` and `value_scales`, [G, slots].
+
+        In other formats there are none of these.
+        """
         index = layer - self._first
-        return self._keys[index].data_ptr(), self._values[index].data_ptr()
+        kept = {"keys": self._keys.numbers, "values": self._values.numbers}
+        if self._keys.scales is not None and self._values.scales is not None:
+            kept |= {"key_scales": self._keys.scales, "value_scales": self._values.scales}
+        return {name: tensor[index] for name, tensor in kept.items()}
 
     def block(self, part: Part, index: int) -> int:
         """Return which block holds a sequence's tokens from `index * block_size` on.
@@ -78,18 +118,14 @@ class PagedCache:
     def write(self, layer: int, slots_T: Tensor, k_TGH: Tensor, v_TGH: Tensor) -> None:
         """Store keys and values of a step."""
         index = layer - self._first
-        self._keys[index][:, slots_T] = k_TGH.transpose(0, 1).to(self._keys.dtype)
-        self._values[index][:, slots_T] = v_TGH.transpose(0, 1).to(self._values.dtype)
+        self._keys.write(index, slots_T, k_TGH.transpose(0, 1))
+        self._values.write(index, slots_T, v_TGH.transpose(0, 1))
 
     def read(self, layer: int, tables_BP: Tensor) -> tuple[Tensor, Tensor]:
         """Return copies of the keys and values in some blocks of each sequence, in fp32: [G, B, C, H] each."""
         index = layer - self._first
-        return self._gather(self._keys[index], tables_BP), self._gather(self._values[index], tables_BP)
-
-    def _gather(self, stored: Tensor, tables_BP: Tensor) -> Tensor:
-        heads, slots, size = stored.shape
-        by_block = stored.view(heads, slots // self.block_size, self.block_size * size)
-        return by_block.index_select(1, tables_BP.flatten()).float().view(heads, len(tables_BP), -1, size)
+        size = self.block_size
+        return self._keys.read(index, tables_BP, size), self._values.read(index, tables_BP, size)
 
 
 @dataclass(frozen=True)

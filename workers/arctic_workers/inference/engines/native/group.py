@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from arctic_api.world import InferenceGroup
+from arctic_model import fp8
 from arctic_workers.inference.engine import Refused
 from arctic_workers.inference.engines.native.cache import PagedCache
 from arctic_workers.inference.engines.native.link import Link, connect
@@ -73,7 +74,7 @@ def bring_up(
         block_size=BLOCK_SIZE,
         heads=plan.config.num_key_value_heads,
         head_dim=plan.config.head_dim,
-        dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[plan.kv_cache],
+        dtype={"fp8": fp8.DTYPE, "bf16": torch.bfloat16, "fp32": torch.float32}[plan.kv_cache],
         window=plan.window,
     )
     log.info("The cache has %d blocks of %d tokens", blocks, BLOCK_SIZE)

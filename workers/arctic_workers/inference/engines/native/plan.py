@@ -9,6 +9,7 @@ from arctic_api.inference import Attention, PrefixCaching
 from arctic_api.world import InferenceGroup
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import LayerSlice, plan_inference
+from arctic_model.planning.serving import Format, vector_bytes
 from arctic_model.quantization import read_quantization
 from arctic_workers.inference.engine import Refused
 from arctic_workers.inference.engines.native.window import Window
@@ -27,7 +28,7 @@ class Plan:
     slices: tuple[LayerSlice, ...]
     """By pipeline rank."""
     weights: str
-    kv_cache: str
+    kv_cache: Format
     max_length: int
     window: Window | None
     """What attention sees, where a request can be longer."""
@@ -59,9 +60,8 @@ class Plan:
 
     def block_bytes(self, rank: int) -> int:
         """Bytes of one block on a rank: keys and values of its layers."""
-        itemsize = {"bf16": 2, "fp32": 4}[self.kv_cache]
-        token = 2 * len(self.slices[rank].layers) * self.config.num_key_value_heads * self.config.head_dim * itemsize
-        return BLOCK_SIZE * token
+        vector = vector_bytes(self.config, self.kv_cache, scaled=True)
+        return BLOCK_SIZE * 2 * len(self.slices[rank].layers) * self.config.num_key_value_heads * vector
 
 
 def plan_group(group: InferenceGroup) -> Plan:

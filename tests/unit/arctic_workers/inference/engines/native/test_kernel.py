@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from arctic_model.config import ArcticConfig
-from arctic_model.fp8 import Fp8Linear, quantize_model
+from arctic_model.fp8 import Fp8Linear, dequantize, quantize, quantize_model
 from arctic_model.model import ArcticModel
 from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache
 from arctic_workers.inference.engines.native.kernel.library import library
@@ -51,8 +51,9 @@ def random_model(config: ArcticConfig, weights: str) -> ArcticModel:
 def empty_cache(config: ArcticConfig, dtype: torch.dtype, poison: float = 0.0) -> PagedCache:
     heads, layers = config.num_key_value_heads, range(config.num_hidden_layers)
     cache = PagedCache(layers, blocks=BLOCKS, block_size=16, heads=heads, head_dim=config.head_dim, dtype=dtype)
-    cache._keys.fill_(poison)
-    cache._values.fill_(poison)
+    for layer in layers:
+        for kept in cache.tensors(layer).values():
+            kept.fill_(poison)
     return cache
 
 
@@ -81,8 +82,14 @@ def without_gradients() -> Iterator[None]:
 
 @pytest.mark.parametrize("config", [EVEN, ODD], ids=["even", "odd"])
 @pytest.mark.parametrize("weights", ["fp8", "bf16", "fp32"])
-@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
-def test_it_computes_what_torch_computes(config: ArcticConfig, weights: str, kept: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    # Rounding may fall the other way for a key that differs in its last bit.
+    ("kept", "tolerance"),
+    [(torch.float32, 1e-5), (torch.bfloat16, 3e-3), (torch.float8_e4m3fn, 3e-2)],
+)
+def test_it_computes_what_torch_computes(
+    config: ArcticConfig, weights: str, kept: torch.dtype, tolerance: float
+) -> None:
     model = random_model(config, weights)
     reference = copy.deepcopy(model).float() if weights == "bf16" else model
     x = embedded(reference, PARTS)
@@ -91,8 +98,6 @@ def test_it_computes_what_torch_computes(config: ArcticConfig, weights: str, kep
     expected = reference.run_layers(x[None].clone(), positions[None], attend)[0][0]
     rank = kernel(model, empty_cache(config, kept))
     got = rank.run(PARTS, x.clone())
-    # Rounding to bf16 may fall the other way for a key that differs in its last bit.
-    tolerance = 1e-5 if kept == torch.float32 else 3e-3
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
     rows = [3, 0, len(got) - 1]
     logits, likeliest = rank.logits(got, rows)
@@ -102,15 +107,15 @@ def test_it_computes_what_torch_computes(config: ArcticConfig, weights: str, kep
 
 @pytest.mark.parametrize("config", [EVEN, ODD], ids=["even", "odd"])
 @pytest.mark.parametrize("weights", ["fp8", "bf16", "fp32"])
-@pytest.mark.parametrize("piece", [1, 2, 5])
+@pytest.mark.parametrize(("piece", "kept"), [(1, torch.bfloat16), (2, torch.float8_e4m3fn), (5, torch.bfloat16)])
 def test_a_row_has_the_same_bits_in_any_pieces_company_and_threads(
-    config: ArcticConfig, weights: str, piece: int
+    config: ArcticConfig, weights: str, piece: int, kept: torch.dtype
 ) -> None:
     model = random_model(config, weights)
     x = embedded(model, PARTS)
-    together = kernel(model, empty_cache(config, torch.bfloat16)).run(PARTS, x.clone())
+    together = kernel(model, empty_cache(config, kept)).run(PARTS, x.clone())
     # What a freed block still holds reaches nobody.
-    alone = kernel(model, empty_cache(config, torch.bfloat16, torch.nan), threads=1)
+    alone = kernel(model, empty_cache(config, kept, torch.nan), threads=1)
     row = 0
     for part in PARTS:
         for start in range(0, len(part.tokens), piece):
@@ -145,13 +150,81 @@ def test_every_code_of_e4m3_is_decoded_exactly(rows: int) -> None:
     torch.testing.assert_close(rank.logits(x, list(range(rows)))[0], expected, rtol=3e-7, atol=0)
 
 
-def test_what_is_no_number_stays_with_its_own_row() -> None:
+def scaled_inputs(config: ArcticConfig) -> Tensor:
+    """Rows from the smallest numbers to great ones, zeros among them."""
+    torch.manual_seed(4)
+    rows = sum(len(part.tokens) for part in PARTS)
+    x = torch.randn(rows, config.hidden_size) * torch.logspace(-38, 4, rows)[:, None]
+    x[5] = 0.0
+    return x
+
+
+@pytest.mark.parametrize("config", [EVEN, ODD], ids=["even", "odd"])
+def test_a_cache_in_fp8_holds_what_torch_would_round_keys_and_values_to(config: ArcticConfig) -> None:
+    model, x = random_model(config, "fp32"), scaled_inputs(config)
+    caches = [empty_cache(config, kept) for kept in (torch.float32, torch.float8_e4m3fn)]
+    for cache in caches:
+        kernel(model, cache).run(PARTS, x.clone())
+    exact, rounded = (cache.tensors(0) for cache in caches)  # the first layer's don't depend on the cache
+    slots = [slot for part in PARTS for slot in caches[0].slots(part)]
+    assert (exact["keys"][:, slots].abs().amax(-1) < 1e-30).any()
+    for name in ("key", "value"):
+        values, scale = quantize(exact[f"{name}s"][:, slots])
+        assert torch.equal(rounded[f"{name}_scales"][:, slots], scale)
+        assert torch.equal(rounded[f"{name}s"].view(torch.uint8)[:, slots], values.view(torch.uint8))
+
+
+def test_what_lies_between_two_codes_goes_to_the_even_one() -> None:
+    codes = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    between = torch.cat((codes[1:] + codes[:-1], torch.tensor([2 * 448.0, 2.0]))) / 2
+    config = EVEN.replace(
+        hidden_size=256, num_attention_heads=2, num_key_value_heads=2, num_hidden_layers=1, rms_norm_eps=1e-12
+    )
+    model = random_model(config, "fp32")
+    attention = model.layers[0].self_attn
+    model.layers[0].input_layernorm.weight.fill_(1.0)
+    for name in ("k_proj", "v_proj"):  # of inputs that are ones the first alone counts
+        weight = attention.get_submodule(name).get_parameter("weight").zero_()
+        weight[:, 0] = torch.cat((between, -between))
+    cache = empty_cache(config, torch.float8_e4m3fn)
+    kernel(model, cache).run([Part(0, (1,), (0,), None)], torch.ones(1, 256))
+    expected = torch.stack((between, -between)).to(torch.float8_e4m3fn).view(torch.uint8)
+    for name in ("keys", "values"):
+        assert torch.equal(cache.tensors(0)[name][:, 0].view(torch.uint8), expected)
+
+
+@pytest.mark.parametrize("config", [EVEN, ODD], ids=["even", "odd"])
+def test_what_a_cache_in_fp8_holds_is_decoded_exactly(config: ArcticConfig) -> None:
+    """All codes, with scales from the smallest to great ones; to the same bits as the numbers in fp32."""
+    config = config.replace(num_hidden_layers=1)
+    model = random_model(config, "fp32")
+    for name in ("k_proj", "v_proj"):  # a token's own keys and values are zeros, which any format holds
+        model.layers[0].self_attn.get_submodule(name).get_parameter("weight").zero_()
+    coded, plain = (empty_cache(config, kept) for kept in (torch.float8_e4m3fn, torch.float32))
+    for name in ("key", "value"):
+        codes, scales = coded.tensors(0)[f"{name}s"], coded.tensors(0)[f"{name}_scales"]
+        bits = torch.randint(0, 256, codes.shape, dtype=torch.uint8)
+        codes.view(torch.uint8).copy_(bits.where((bits & 0x7F) != 0x7F, 0))
+        scales.copy_(torch.logspace(-45, 2 if name == "key" else 10, scales.numel()).view(scales.shape))
+        plain.tensors(0)[f"{name}s"].copy_(dequantize(codes, scales))
+    parts = [Part(15, (block,), (block,), None) for block in range(BLOCKS)]  # numbers of one size do not hide others
+    for x in (embedded(model, parts), torch.zeros(BLOCKS, config.hidden_size)):
+        results = [kernel(model, cache).run(parts, x.clone()) for cache in (coded, plain)]
+        assert results[0].isfinite().all()
+        assert results[0].any(dim=1).all()
+        assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("fault", [torch.nan, torch.inf])
+def test_what_is_no_number_stays_with_its_own_row(kept: torch.dtype, fault: float) -> None:
     model = random_model(EVEN, "fp8")
     x = embedded(model, PARTS)
-    clean = kernel(model, empty_cache(EVEN, torch.bfloat16)).run(PARTS, x.clone())
-    x[29] = torch.nan
-    got = kernel(model, empty_cache(EVEN, torch.bfloat16)).run(PARTS, x.clone())
+    clean = kernel(model, empty_cache(EVEN, kept)).run(PARTS, x.clone())
+    x[29, 3] = fault
+    got = kernel(model, empty_cache(EVEN, kept)).run(PARTS, x.clone())
     assert torch.equal(got[:29], clean[:29])
+    assert got[29].isnan().all()
     assert torch.equal(got[30:], clean[30:])
 
 

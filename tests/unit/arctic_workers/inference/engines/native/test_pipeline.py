@@ -188,8 +188,9 @@ def mixed(count: int, seed: int) -> list[Request]:
     return made
 
 
+@pytest.mark.parametrize("kept", ["bf16", "fp8"])
 async def test_each_of_many_mixed_requests_gets_the_bits_that_it_gets_alone(
-    pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+    pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config, kept: str
 ) -> None:
     """Preemption, prompts in pieces, kept blocks, proposals, priorities, two ranks and clients that leave."""
     requests = mixed(pytestconfig.getoption("--requests"), pytestconfig.getoption("--seed"))
@@ -203,7 +204,8 @@ async def test_each_of_many_mixed_requests_gets_the_bits_that_it_gets_alone(
                     break
         return got
 
-    async with pipeline(1, batching={"maxSequences": 1, "prefixCaching": False}) as group:
+    formats = {"kvCache": kept}
+    async with pipeline(1, quantization=formats, batching={"maxSequences": 1, "prefixCaching": False}) as group:
         alone = [await answer(group.engine, request) for request in requests]
     observe = StepTimes.observe
     monkeypatch.setattr(StepTimes, "observe", lambda times, tokens, _: observe(times, tokens, 1.0))
@@ -218,7 +220,8 @@ async def test_each_of_many_mixed_requests_gets_the_bits_that_it_gets_alone(
 
     monkeypatch.setattr(Scheduler, "_preempt", counted)
     sharing = {"prefixCaching": "perKey", "suffixDecoding": True}
-    async with pipeline(2, batching={"tokenBudget": 40, "maxSequences": 12, **sharing}) as group:
+    batching = {"tokenBudget": 40, "maxSequences": 12, **sharing}
+    async with pipeline(2, quantization=formats, batching=batching) as group:
         leaving = [answer(group.engine, request, 2) for request in requests[::5]]
         got, left = await asyncio.gather(
             asyncio.gather(*(answer(group.engine, request) for request in requests)), asyncio.gather(*leaving)

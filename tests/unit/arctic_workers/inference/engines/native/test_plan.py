@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,9 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
         pipeline_format="bf16",
     )
     assert first.most_blocks == 3 * 13
-    # 16 tokens of keys and values of 2 layers, 2 heads of 16 numbers of 4 bytes.
+    # 16 tokens of keys and values of 2 layers, 2 heads of 16 numbers of 4 bytes, or of one and a scale.
     assert [first.block_bytes(rank) for rank in range(2)] == [16 * 2 * 2 * 2 * 16 * 4] * 2
+    assert replace(first, kv_cache="fp8").block_bytes(0) == 16 * 2 * 2 * 2 * (16 + 4)
 
 
 def test_a_window_bounds_what_a_sequence_takes_of_any_length(

@@ -1,4 +1,4 @@
-// Attention over paged keys and values in bf16 or fp32: [G, slots, H] a layer. A row sees the latest tokens of a window, or
+// Attention over paged keys and values in FP8, bf16 or fp32: [G, slots, H] a layer. A row sees the latest tokens of a window, or
 // all, and sinks before them; these it meets with queries turned by its position within the cache, where they follow
 // each other without a gap. Keys stay as they were written.
 #pragma once
@@ -86,8 +86,8 @@ class Attention {
         for (int group = 0; group < s_.groups; ++group) {
             float *key = k + group * H;
             turn(key, rotation);
-            keep(layer.keys, group, slot, key);
-            keep(layer.values, group, slot, v + group * H);
+            keep(layer.keys, layer.key_scales, group, slot, key);
+            keep(layer.values, layer.value_scales, group, slot, v + group * H);
         }
     }
 
@@ -110,7 +110,7 @@ class Attention {
             if (rows.moved(row)) scale(sink_q + from, sink_queries + row * heads_ * stride_);
         }
         const auto score = [&](const float *from, int64_t begin, int64_t end, int64_t b, auto place) {
-            widen(layer.keys, cache_at(group, block_of(tile, b) * size), size, block);
+            widen(layer.keys, layer.key_scales, group, block_of(tile, b) * size, size, block);
             for (int64_t row = begin; row < end; ++row)
                 for (int64_t head = 0; head < heads_; ++head)
                     own.outs[row * heads_ + head] = scores + (row * heads_ + head) * capacity + place(row);
@@ -120,7 +120,7 @@ class Attention {
         };
         const auto add = [&](int64_t begin, int64_t end, int64_t b, auto place, auto seen) {
             // What a freed block still holds must not reach anybody: only visible keys are read.
-            widen(layer.values, cache_at(group, block_of(tile, b) * size), seen(end - 1).end, block);
+            widen(layer.values, layer.value_scales, group, block_of(tile, b) * size, seen(end - 1).end, block);
             for (int64_t row = begin; row < end; ++row) {
                 const Range range = seen(row);
                 int64_t head = 0;
@@ -271,44 +271,66 @@ class Attention {
         }
     }
 
-    int64_t cache_at(int64_t group, int64_t slot) const { return (group * s_.slots + slot) * s_.head_size; }
-
-    void keep(void *cache, int64_t group, int64_t slot, const float *from) const {
-        const int64_t at = cache_at(group, slot);
+    void keep(void *cache, float *scales, int64_t group, int64_t slot, const float *from) const {
+        const int64_t H = s_.head_size, key = group * s_.slots + slot;
         if (s_.cache_format == FP32) {
-            std::copy(from, from + s_.head_size, static_cast<float *>(cache) + at);
-            return;
+            std::copy(from, from + H, static_cast<float *>(cache) + key * H);
+        } else if (s_.cache_format == FP8) {
+            scales[key] = keep_scaled(static_cast<uint8_t *>(cache) + key * H, from);
+        } else {
+            uint16_t *to = static_cast<uint16_t *>(cache) + key * H;
+            for (int64_t index = 0; index < H; ++index) {
+                uint32_t bits;
+                std::memcpy(&bits, from + index, sizeof bits);
+                // To nearest, ties to even, as torch rounds; a NaN stays one.
+                const bool is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
+                to[index] = is_nan ? 0x7FC0 : static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+            }
         }
-        uint16_t *to = static_cast<uint16_t *>(cache) + at;
+    }
+
+    // One vector in e4m3, the greatest magnitude as 448: returns its scale. As `fp8.quantize` has it, but what is not finite
+    // makes no number of the whole vector.
+    float keep_scaled(uint8_t *to, const float *from) const {
+        float most = 0.0f;
+        bool is_finite = true;
         for (int64_t index = 0; index < s_.head_size; ++index) {
-            uint32_t bits;
-            std::memcpy(&bits, from + index, sizeof bits);
-            // To nearest, ties to even, as torch rounds; a NaN stays one.
-            const bool is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
-            to[index] = is_nan ? 0x7FC0 : static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+            most = std::max(most, std::fabs(from[index]));
+            is_finite = is_finite && std::isfinite(from[index]);
+        }
+        float scale = most / GREATEST;
+        if (scale == 0.0f) scale = 1.0f;
+        // A scale below the least normal number may be too small by its rounding.
+        for (int64_t index = 0; index < s_.head_size; ++index) to[index] = to_e4m3(std::clamp(from[index] / scale, -GREATEST, GREATEST));
+        return is_finite ? scale : std::numeric_limits<float>::quiet_NaN();
+    }
+
+    // Keys or values from a slot on in fp32; head sizes are padded with zeros.
+    void widen(const void *cache, const float *scales, int64_t group, int64_t slot, int64_t count, float *out) const {
+        const int64_t key = group * s_.slots + slot;
+        switch (s_.cache_format) {
+        case FP8: return widen_as<FP8>(cache, scales + key, key, count, out);
+        case BF16: return widen_as<BF16>(cache, nullptr, key, count, out);
+        default: return widen_as<FP32>(cache, nullptr, key, count, out);
         }
     }
 
-    // 8 or more values of the cache in fp32; head sizes are padded with zeros.
-    void widen(const void *cache, int64_t at, int64_t count, float *out) const {
-        const int64_t H = s_.head_size, stride = stride_;
-        for (int64_t key = 0; key < count; ++key) {
-            float *to = out + key * stride;
-            const int64_t from = at + key * H, whole = H / LANES * LANES;
-            for (int64_t index = 0; index < whole; index += LANES)
-                _mm256_storeu_ps(to + index, s_.cache_format == FP32
-                                                 ? read8<FP32>(reinterpret_cast<const uint8_t *>(static_cast<const float *>(cache) + from + index))
-                                                 : read8<BF16>(reinterpret_cast<const uint8_t *>(static_cast<const uint16_t *>(cache) + from + index)));
-            for (int64_t index = whole; index < stride; ++index) to[index] = index < H ? one(cache, from + index) : 0.0f;
+    template <Format F> void widen_as(const void *cache, const float *scales, int64_t first, int64_t count, float *out) const {
+        constexpr int BYTES = bytes_of<F>();
+        const int64_t H = s_.head_size, whole = H / LANES * LANES;
+        const uint8_t *from = static_cast<const uint8_t *>(cache) + first * H * BYTES;
+        for (int64_t key = 0; key < count; ++key, from += H * BYTES, out += stride_) {
+            const auto put = [&](int64_t at, const uint8_t *values) {
+                __m256 wide = read8<F>(values);
+                if constexpr (F == FP8) wide = _mm256_mul_ps(wide, _mm256_set1_ps(scales[key]));
+                _mm256_storeu_ps(out + at, wide);
+            };
+            for (int64_t at = 0; at < whole; at += LANES) put(at, from + at * BYTES);
+            if (whole == H) continue;
+            uint8_t rest[LANES * BYTES] = {};
+            std::memcpy(rest, from + whole * BYTES, (H - whole) * BYTES);
+            put(whole, rest);
         }
-    }
-
-    float one(const void *cache, int64_t at) const {
-        if (s_.cache_format == FP32) return static_cast<const float *>(cache)[at];
-        const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t *>(cache)[at]) << 16;
-        float value;
-        std::memcpy(&value, &bits, sizeof value);
-        return value;
     }
 
     // Softmax over what a row sees of its scores.

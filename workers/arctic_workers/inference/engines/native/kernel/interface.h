@@ -27,6 +27,8 @@ struct LayerWeights {
     const Matrix *w1, *w3, *w2; // one an expert
     void *keys;                 // [G, slots, H] in the cache's format
     void *values;
+    float *key_scales; // [G, slots] of keys in FP8; null in other formats
+    float *value_scales;
 };
 
 // What is before the layers and behind them.

@@ -47,6 +47,8 @@ class LayerWeights(Structure):
         *((name, POINTER(Matrix)) for name in ("w1", "w3", "w2")),
         ("keys", c_void_p),
         ("values", c_void_p),
+        ("key_scales", c_void_p),
+        ("value_scales", c_void_p),
     ]
 
 

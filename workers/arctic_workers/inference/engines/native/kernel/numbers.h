@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 
 namespace arctic {
@@ -15,6 +16,7 @@ constexpr int LANES = 8;
 constexpr float INPUT = 0x1p64f;        // of every input of a product
 constexpr float FROM_FP8 = 0x1p56f;     // 2^120 / INPUT
 constexpr float FROM_OTHERS = 0x1p-64f; // 1 / INPUT
+constexpr float GREATEST = 448.0f;      // of e4m3
 
 enum Format : int32_t { FP8 = 0, BF16 = 1, FP32 = 2 };
 
@@ -22,12 +24,33 @@ inline int64_t padded(int64_t size) { return (size + LANES - 1) / LANES * LANES;
 
 template <Format F> constexpr int bytes_of() { return F == FP8 ? 1 : F == BF16 ? 2 : 4; }
 
-// 8 values of the cache, or of such weights, that lie side by side.
+// 8 values of the cache, or of weights that are not in FP8, which lie side by side.
 template <Format F> inline __m256 read8(const uint8_t *from) {
-    static_assert(F != FP8);
-    if constexpr (F == FP32) return _mm256_loadu_ps(reinterpret_cast<const float *>(from));
-    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    if constexpr (F == FP8) {
+        const __m256i codes = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from)));
+        const __m256i moved = _mm256_and_si256(_mm256_slli_epi32(codes, 20), _mm256_set1_epi32(static_cast<int>(0x87F00000u)));
+        return _mm256_mul_ps(_mm256_castsi256_ps(moved), _mm256_set1_ps(0x1p120f));
+    } else if constexpr (F == BF16) {
+        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    } else {
+        return _mm256_loadu_ps(reinterpret_cast<const float *>(from));
+    }
+}
+
+// The e4m3 code nearest to a value of at most GREATEST, ties to even, as torch rounds.
+inline uint8_t to_e4m3(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t sign = bits >> 24 & 0x80u, size = bits & 0x7FFFFFFFu;
+    float moved;
+    std::memcpy(&moved, &size, sizeof moved);
+    // A subnormal's last place is 2^-9: beside 2^14 that is the last place of an fp32.
+    moved += 0x1p14f;
+    uint32_t subnormal;
+    std::memcpy(&subnormal, &moved, sizeof subnormal);
+    const uint32_t normal = (size + 0x7FFFFu + (size >> 20 & 1u)) >> 20;
+    return static_cast<uint8_t>(sign | (size < 0x3C800000u ? subnormal - 0x46800000u : normal - (120u << 3)));
 }
 
 // Of the weights of 4 outputs and 8 inputs, those of outputs PAIR and PAIR + 2, as they take part in products: calls

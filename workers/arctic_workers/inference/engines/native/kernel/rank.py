@@ -95,7 +95,8 @@ class KernelRank:
         else:
             mlp: MLP = cast("DenseMLP", layer.block_sparse_moe).mlp
             self._set_stacks(made, {name: [self._linear(getattr(mlp, name))] for name in ("w1", "w2", "w3")})
-        made.keys, made.values = self._cache.pointers(index)
+        for name, tensor in self._cache.tensors(index).items():
+            setattr(made, name, tensor.data_ptr())
         release_freed()  # a layer is here now, and its parameters are not
         return made
 
