@@ -42,6 +42,11 @@ class Quantization:
     """Rows and columns that share a scale, with `scales` by block."""
 
     @property
+    def scale_block(self) -> tuple[int, int] | None:
+        """Rows and columns of a block that has a scale; None without such."""
+        return self.block if self.scales == "block" else None
+
+    @property
     def scale_suffix(self) -> str:
         """What the name of a weight's scales ends in, where the weight's ends in `weight`."""
         return "weight_scale_inv" if self.layout == "fp8" and self.scales == "block" else "weight_scale"

@@ -168,8 +168,7 @@ def spread(scale: Tensor, stored: Quantization, shape: Sequence[int]) -> Tensor:
     """Return scales so that they multiply a weight of that shape, element by element."""
     if stored.scales != "block":
         return scale[:, None]
-    rows, columns = stored.block
-    return scale.repeat_interleave(rows, 0)[: shape[0]].repeat_interleave(columns, 1)[:, : shape[1]]
+    return fp8.spread(scale, stored.block, shape)
 
 
 @dataclass(frozen=True)

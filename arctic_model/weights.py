@@ -44,10 +44,16 @@ class Piece(NamedTuple):
     rows: slice
     values: Tensor
     scale: Tensor | None
+    """[rows, 1], or [rows, blocks] where blocks of inputs have scales."""
+    block: fp8.Block | None
 
     def wide(self) -> Tensor:
         """The numbers: in fp32 where they were quantised, else in their own type."""
-        return self.values if self.scale is None else self.values.float() * self.scale
+        if self.scale is None:
+            return self.values
+        if self.block is None:
+            return self.values.float() * self.scale
+        return fp8.dequantize(self.values, self.scale, (1, self.block[1]))
 
 
 class Checkpoint:
@@ -134,8 +140,7 @@ class Checkpoint:
     def pieces(self, hf_name: str, shape: tuple[int, ...]) -> Iterator[Piece]:
         """Read one tensor some rows at a time; what was returned is not kept.
 
-        CheckpointError where it is missing, of another shape, of a type that is not read, damaged, or not finite. The
-        scales of a piece are [rows, 1], or [rows, columns] where they belong to blocks.
+        CheckpointError where it is missing, of another shape, of a type that is not read, damaged, or not finite.
         """
         dtype = self.dtype(hf_name)
         file, name, stored = self._stored(hf_name)
@@ -154,7 +159,7 @@ class Checkpoint:
                     f"{self.folder / file}: {name} holds NaN or infinity: copy it again, or take an earlier "
                     "checkpoint of its training"
                 )
-            yield Piece(rows, values, None if scale is None else scale.rows(rows))
+            yield Piece(rows, values, *((None, None) if scale is None else (scale.rows(rows), scale.block)))
 
     def _scale(self, name: str, shape: tuple[int, ...]) -> _Scale:
         """The scales of a weight that is stored in FP8."""
@@ -211,19 +216,19 @@ class _Scale:
     """The scales of one weight, by its rows."""
 
     def __init__(self, values: Tensor, stored: Quantization, shape: tuple[int, ...]) -> None:
-        self._block = stored.block if stored.scales == "block" else None
-        self._columns = shape[-1]
-        if self._block is None:
+        self.block = stored.scale_block
+        if self.block is None:
             self._values = values.reshape(-1, 1).expand(shape[0], 1)
         else:
-            self._values = values.reshape(-(-shape[0] // self._block[0]), -1)
+            self._values = values.reshape(fp8.scale_shape(shape, self.block))
 
     def rows(self, rows: slice) -> Tensor:
-        if self._block is None:
-            return self._values[rows]
-        height, width = self._block
-        blocks = self._values[torch.arange(rows.start, rows.stop) // height]
-        return blocks.repeat_interleave(width, dim=1)[:, : self._columns]
+        return self._values[rows] if self.block is None else self._values[_blocks_of(rows, self.block)]
+
+
+def _blocks_of(rows: slice, block: fp8.Block) -> Tensor:
+    """In which block each row is."""
+    return torch.arange(rows.start, rows.stop) // block[0]
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -262,35 +267,43 @@ def load_weights(
     # All memory first: between what stays, what is freed while reading would leave holes in the heap.
     targets = [(name, *_memory_of(model, name, device)) for name, _ in parameters]
     with torch.no_grad():
-        for name, target, scale in targets:
+        for name, target, scale, block in targets:
             for index, part in enumerate(names[name]):
                 where: Any = index if target.dim() == 3 else ...
                 into, scale_into = target[where], None if scale is None else scale[where]
                 for piece in checkpoint.pieces(part, tuple(into.shape)):
-                    _fill(into, scale_into, piece, part)
+                    _fill(into, scale_into, block, piece, part)
                     loaded += piece.values.numel()
                     progress(loaded / total)
 
 
-def _memory_of(model: ArcticModel, name: str, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
-    """A parameter's memory, and that of its scales where it is in FP8."""
+def _memory_of(
+    model: ArcticModel, name: str, device: torch.device | str
+) -> tuple[Tensor, Tensor | None, fp8.Block | None]:
+    """A parameter's memory, and where it is in FP8 that of its scales, and the blocks that have them."""
     target = materialize(model, name, device)
-    return target, materialize(model, fp8.scale_name(name), device) if target.dtype == fp8.DTYPE else None
+    if target.dtype != fp8.DTYPE:
+        return target, None, None
+    block = cast("fp8.Block | None", model.get_submodule(name.rpartition(".")[0]).block)
+    return target, materialize(model, fp8.scale_name(name), device), block
 
 
-def _fill(target: Tensor, scale: Tensor | None, piece: Piece, name: str) -> None:
+def _fill(target: Tensor, scale: Tensor | None, block: fp8.Block | None, piece: Piece, name: str) -> None:
     rows = piece.rows
     if scale is None:
         target[rows] = piece.wide().to(target.device, target.dtype)
+    elif piece.block != block:
+        raise CheckpointError(
+            f"{name} has scales of other blocks than the model is made for: take_fp8_form makes it so"
+        )
     elif piece.scale is None:
         target[rows], scale[rows] = fp8.quantize(piece.values.to(target.device))
-    elif piece.scale.shape[1] == 1:
-        target[rows], scale[rows] = piece.values.to(target.device), piece.scale[:, 0].to(target.device)
     else:
-        raise CheckpointError(
-            f"{name} has a scale a block, and here weights have one an output channel: quantise the checkpoint anew, "
-            "`arctic quantize FOLDER NEW_FOLDER`"
-        )
+        target[rows] = piece.values.to(target.device)
+        if block is None:
+            scale[rows] = piece.scale[:, 0].to(target.device)
+        else:
+            scale[_blocks_of(rows, block).to(target.device)] = piece.scale.to(target.device)
 
 
 def take_fp8_form(model: ArcticModel, folder: Path, first_expert: int = 0) -> None:
@@ -312,7 +325,7 @@ def take_fp8_form(model: ArcticModel, folder: Path, first_expert: int = 0) -> No
         return found.pop() if len(found) == 1 else torch.float32
 
     forms = {name: stored(name, weight) for name, weight in model.named_parameters()}
-    fp8.quantize_model(model, lambda name: forms[name] == fp8.DTYPE)
+    fp8.quantize_model(model, lambda name: forms[name] == fp8.DTYPE, checkpoint.quantization.scale_block)
     for name, weight in model.named_parameters():
         if weight.dim() > 1 and forms[name] == torch.bfloat16:
             weight.data = weight.data.to(torch.bfloat16)

@@ -46,6 +46,15 @@ def test_blocks_have_scales_of_their_own_and_edges_are_kept():
     assert error.max() > 0
 
 
+def test_matrices_of_a_stack_have_blocks_of_their_own():
+    stack = torch.randn(3, 20, 30)
+    values, scale = quantize_blocks(stack, (16, 8))
+    for index, weight in enumerate(stack):
+        alone, own = quantize_blocks(weight, (16, 8))
+        assert torch.equal(values[index].float(), alone.float())
+        assert torch.equal(scale[index], own)
+
+
 def test_a_matrix_cut_by_its_outputs_has_the_same_values():
     weight = torch.randn(8, 16)
     values, scale = quantize(weight)
@@ -67,16 +76,17 @@ def test_everything_that_multiplies_is_quantized_but_the_gate(quantized):
     assert isinstance(quantized.layers[1].block_sparse_moe.experts, Fp8Experts)
 
 
-def test_fp8_computes_what_the_dequantized_weights_compute(config, model, tokens):
+@pytest.mark.parametrize("block", [None, (128, 128), (16, 24)])
+def test_fp8_computes_what_the_dequantized_weights_compute(config, model, tokens, block):
     plain = ArcticModel(config)
     plain.load_state_dict(model.state_dict())
-    quantize_model(model)
+    quantize_model(model, block=block)
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
             quantized = model.get_parameter(name)
             if quantized.dtype == DTYPE:
                 path, _, leaf = name.rpartition(".")
-                parameter.copy_(dequantize(quantized, getattr(model.get_submodule(path), f"{leaf}_scale")))
+                parameter.copy_(dequantize(quantized, getattr(model.get_submodule(path), f"{leaf}_scale"), block))
         torch.testing.assert_close(model(tokens), plain(tokens), rtol=1e-4, atol=1e-4)
 
 

@@ -66,25 +66,32 @@ def test_what_is_read_are_values_times_scales(stored, wide, published, tmp_path)
 
 
 @pytest.mark.parametrize("stored", FORMS, ids=lambda form: f"{form.layout} {form.scales}")
-def test_it_is_served_as_it_is_or_not_at_all(stored, published, tmp_path, tokens):
+def test_it_is_served_as_it_is(stored, published, tmp_path, tokens):
     quantize_checkpoint(published, tmp_path / "fp8", stored)
-    if stored.scales == "block":
-        with pytest.raises(CheckpointError, match="has a scale a block, and here weights have one an output channel"):
-            loaded(tmp_path / "fp8", served=True)
-        return
     model, wide = loaded(tmp_path / "fp8", served=True), loaded(tmp_path / "fp8")
     forms = {name: parameter.dtype for name, parameter in model.named_parameters()}
     assert forms["model.layers.1.block_sparse_moe.experts.w2"] == fp8.DTYPE
     assert forms["lm_head.weight"] == torch.bfloat16
     experts = model.layers[1].block_sparse_moe.experts
-    exact = fp8.dequantize(experts.w2.data, experts.w2_scale)
+    exact = fp8.dequantize(experts.w2.data, experts.w2_scale, experts.block)
     assert torch.equal(exact, wide.layers[1].block_sparse_moe.experts.w2)
     stored_bytes = load_file(tmp_path / "fp8" / SINGLE_FILE)["model.layers.1.block_sparse_moe.experts.2.w2.weight"]
     assert torch.equal(experts.w2[2].view(torch.uint8), stored_bytes.view(torch.uint8))
 
 
-def test_a_share_of_the_layers_takes_the_same_form(published, tmp_path):
-    quantize_checkpoint(published, tmp_path / "fp8", FORMS[1])
+@pytest.mark.parametrize("form", ["channel", "block"])
+def test_other_scales_than_a_model_has_room_for_are_refused(form, published, tmp_path):
+    quantize_checkpoint(published, tmp_path / "fp8", Quantization("compressed-tensors", form))
+    with torch.device("meta"):
+        model = ArcticModel(Checkpoint(published).config)
+    fp8.quantize_model(model, block=None if form == "block" else (128, 128))
+    with pytest.raises(CheckpointError, match="has scales of other blocks than the model is made for"):
+        load_weights(model, tmp_path / "fp8")
+
+
+@pytest.mark.parametrize("stored", [FORMS[1], FORMS[-1]], ids=lambda form: form.scales)
+def test_a_share_of_the_layers_takes_the_same_form(stored, published, tmp_path):
+    quantize_checkpoint(published, tmp_path / "fp8", stored)
     whole = loaded(tmp_path / "fp8", served=True).state_dict()
     with torch.device("meta"):
         part = ArcticModel(Checkpoint(tmp_path / "fp8").config, range(3, 4), embed=False)

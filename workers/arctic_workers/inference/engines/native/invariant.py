@@ -9,14 +9,18 @@ Norms, softmax, rotary positions and the sum over a token's experts are the same
 
 FP8 weights are what is loaded and computed with, value for value, but where memory allows they are kept as fp32 (exact:
 every e4m3 number is an fp32 number), because converting a matrix for each product costs far more than the product.
-Scales are applied to outputs either way, so both ways give the same bits.
+Scales of channels are applied to outputs either way, those of blocks to the weights, so both ways give the same bits.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from arctic_model.fp8 import Fp8Experts, Fp8Linear
+from arctic_model.fp8 import Block, Fp8Experts, Fp8Linear, dequantize, scale_name
 from arctic_model.layers import MLP
 from arctic_model.moe import Experts, expert_by_expert
 
@@ -34,27 +38,38 @@ def silu(x: Tensor) -> Tensor:
     return x / (1 + torch.exp(-x))
 
 
-def product(x_SD: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-    """`x @ (weight * scale).T` of padded rows; the scale is a number for each output."""
-    y = functional.linear(x_SD, weight.to(x_SD.dtype))
-    return y if scale is None else y * scale
+@dataclass(frozen=True)
+class Weight:
+    """A matrix [out, in], or a stack of them."""
+
+    values: Tensor
+    scale: Tensor | None
+    """A number for each output or block."""
+    block: Block | None
+
+    def of_expert(self, index: int) -> Weight:
+        """Return one matrix of a stack."""
+        return Weight(self.values[index], None if self.scale is None else self.scale[index], self.block)
+
+    def product(self, x_SD: Tensor) -> Tensor:
+        """`x @ (values * scale).T` of padded rows."""
+        if self.scale is not None and self.block is not None:
+            return functional.linear(x_SD, dequantize(self.values, self.scale, self.block))
+        y = functional.linear(x_SD, self.values.to(x_SD.dtype))
+        return y if self.scale is None else y * self.scale
 
 
 class InvariantLinear(nn.Module):
     """A linear layer without bias."""
 
-    weight: Tensor
-    scale: Tensor | None
-
-    def __init__(self, weight: Tensor, scale: Tensor | None) -> None:
+    def __init__(self, weight: Weight) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
+        self._weight = weight
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return [B, T, out], or [S, out] for [S, D]."""
         x_SD = x_BTD.flatten(0, -2)
-        return product(pad_rows(x_SD), self.weight, self.scale)[: x_SD.shape[0]].view(*x_BTD.shape[:-1], -1)
+        return self._weight.product(pad_rows(x_SD))[: x_SD.shape[0]].view(*x_BTD.shape[:-1], -1)
 
 
 class InvariantMLP(nn.Module):
@@ -71,23 +86,19 @@ class InvariantMLP(nn.Module):
 
 
 class InvariantExperts(nn.Module):
-    """`Experts` with stacked weights and, of FP8, their scales."""
+    """`Experts` with stacked weights."""
 
-    def __init__(self, weights: dict[str, Tensor], scales: dict[str, Tensor | None]) -> None:
+    def __init__(self, weights: dict[str, Weight]) -> None:
         super().__init__()
         self._weights = weights
-        self._scales = scales
 
     def forward(self, x_RD: Tensor, counts_E: Tensor) -> Tensor:
         """See `Experts.forward`."""
 
         def run(expert: int, x_rD: Tensor) -> Tensor:
-            def matrix(name: str, x: Tensor) -> Tensor:
-                scale = self._scales[name]
-                return product(x, self._weights[name][expert], None if scale is None else scale[expert])
-
+            w1, w2, w3 = (self._weights[name].of_expert(expert) for name in ("w1", "w2", "w3"))
             padded = pad_rows(x_rD)
-            return matrix("w2", silu(matrix("w1", padded)) * matrix("w3", padded))[: x_rD.shape[0]]
+            return w2.product(silu(w1.product(padded)) * w3.product(padded))[: x_rD.shape[0]]
 
         return expert_by_expert(x_RD, counts_E, run)
 
@@ -111,17 +122,20 @@ def _invariant(module: nn.Module, working_copy: bool) -> nn.Module | None:
     if isinstance(module, MLP):
         return InvariantMLP(*(_linear(getattr(module, name), working_copy) for name in ("w1", "w2", "w3")))
     if isinstance(module, Experts | Fp8Experts):
-        names = ("w1", "w2", "w3")
-        weights = {name: _weight(module.get_parameter(name), working_copy) for name in names}
-        return InvariantExperts(weights, {name: getattr(module, f"{name}_scale", None) for name in names})
+        return InvariantExperts({name: _weight(module, name, working_copy) for name in ("w1", "w2", "w3")})
     return None
 
 
 def _linear(module: nn.Module, working_copy: bool) -> InvariantLinear:
-    weight = _weight(module.get_parameter("weight"), working_copy)
-    return InvariantLinear(weight, getattr(module, "weight_scale", None))
+    return InvariantLinear(_weight(module, "weight", working_copy))
 
 
-def _weight(parameter: nn.Parameter, working_copy: bool) -> Tensor:
-    weight = parameter.detach()
-    return weight.float() if working_copy else weight
+def _weight(module: nn.Module, name: str, working_copy: bool) -> Weight:
+    values = module.get_parameter(name).detach()
+    scale: Tensor | None = getattr(module, scale_name(name), None)
+    block: Block | None = getattr(module, "block", None)
+    if not working_copy:
+        return Weight(values, scale, block)
+    if scale is not None and block is not None:
+        return Weight(dequantize(values, scale, block), None, None)
+    return Weight(values.float(), scale, None)

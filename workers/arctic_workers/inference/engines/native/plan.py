@@ -12,6 +12,7 @@ from arctic_model.parallel import LayerSlice, plan_inference
 from arctic_model.planning.serving import Format, vector_bytes
 from arctic_model.quantization import read_quantization
 from arctic_workers.inference.engine import Refused
+from arctic_workers.inference.engines.native.kernel.panels import LANES
 from arctic_workers.inference.engines.native.window import Window
 from arctic_workers.inference.model import max_length, read_model
 
@@ -103,10 +104,10 @@ def _check_quantization(folder: Path, weights: str) -> None:
         raise Refused(str(error)) from None
     if stored is None:
         return
-    if stored.scales == "block":
+    if stored.scale_block is not None and any(size % LANES for size in stored.scale_block):
         raise Refused(
-            f"{folder}: its weights are {stored.describe()}, and the native engine has a scale a tensor or an output "
-            "channel; quantise it anew, `arctic quantize FOLDER NEW_FOLDER`"
+            f"{folder}: its weights are {stored.describe()}, and the native engine takes blocks whose sides are "
+            f"multiples of {LANES}; quantise it anew, `arctic quantize FOLDER NEW_FOLDER`"
         )
     if weights != "fp8":
         raise Refused(f"{folder}: its weights are in FP8 and quantization.weights is {weights}; write weights: fp8")

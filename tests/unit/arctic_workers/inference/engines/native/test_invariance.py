@@ -1,5 +1,8 @@
 """What a token gets must not depend, to the last bit, on what shares its step; on whatever machine this runs."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -15,6 +18,12 @@ from arctic_workers.inference.engines.native.step import Part
 
 CONFIG = ArcticConfig.preset("arctic-tiny").replace(hidden_size=96, num_attention_heads=6, intermediate_size=75)
 ROWS = 70
+Quantize = Callable[[nn.Module], None]
+FORMS = [
+    pytest.param(None, id="plain"),
+    pytest.param(quantize_model, id="fp8"),
+    pytest.param(partial(quantize_model, block=(64, 40)), id="fp8 by block"),
+]
 
 
 def layer(name: str) -> nn.Module:
@@ -36,13 +45,13 @@ def layer(name: str) -> nn.Module:
     ("name", "threads"),
     [("linear", 1), ("linear", 2), ("wide linear", 1), ("wide linear", 2), ("mlp", 1), ("norm", 1), ("experts", 1)],
 )
-@pytest.mark.parametrize("fp8", [True, False])
-def test_a_row_has_the_same_bits_alone_and_among_others(name: str, fp8: bool, threads: int) -> None:
+@pytest.mark.parametrize("fp8", FORMS)
+def test_a_row_has_the_same_bits_alone_and_among_others(name: str, fp8: Quantize | None, threads: int) -> None:
     module = layer(name)
     plain = layer(name)
-    if fp8:
-        quantize_model(module)
-        quantize_model(plain)
+    if fp8 is not None:
+        fp8(module)
+        fp8(plain)
     make_invariant(module, working_copy=True)
     x = torch.randn(ROWS, 1024 if name == "wide linear" else 96)
 
@@ -62,13 +71,13 @@ def test_a_row_has_the_same_bits_alone_and_among_others(name: str, fp8: bool, th
         torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("fp8", [True, False])
-def test_weights_that_stay_narrow_give_the_same_bits(fp8: bool) -> None:
+@pytest.mark.parametrize("fp8", FORMS)
+def test_weights_that_stay_narrow_give_the_same_bits(fp8: Quantize | None) -> None:
     narrow, wide = layer("experts"), layer("experts")
     x = torch.randn(1, 9, 96)
     for module, working_copy in ((narrow, False), (wide, True)):
-        if fp8:
-            quantize_model(module)
+        if fp8 is not None:
+            fp8(module)
         else:
             module.bfloat16()
         make_invariant(module, working_copy=working_copy)
@@ -105,10 +114,10 @@ def whole_parts(lengths: list[int], tables: list[tuple[int, ...]]) -> list[Part]
     return [Part(0, (0,) * length, table, None) for length, table in zip(lengths, tables, strict=True)]
 
 
-FORMATS = [torch.bfloat16, DTYPE]
+KEPT = [torch.bfloat16, DTYPE]
 
 
-@pytest.mark.parametrize("kept", FORMATS)
+@pytest.mark.parametrize("kept", KEPT)
 def test_attention_over_pages_is_attention(kept: torch.dtype) -> None:
     lengths = [1, 40, 150]
     cache, tables, qkv = cached(lengths, kept, poison=True)
@@ -133,7 +142,7 @@ def test_keys_and_values_in_fp8_cost_attention_little(size: float) -> None:
     assert 0 < (found[1] - found[0]).norm() < 0.04 * found[0].norm()
 
 
-@pytest.mark.parametrize("kept", FORMATS)
+@pytest.mark.parametrize("kept", KEPT)
 def test_attention_has_the_same_bits_in_any_pieces_and_company(kept: torch.dtype) -> None:
     lengths = [1, 40, 150, 131]
     cache, tables, qkv = cached(lengths, kept)

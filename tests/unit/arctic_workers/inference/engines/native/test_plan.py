@@ -97,7 +97,11 @@ def test_a_window_bounds_what_a_sequence_takes_of_any_length(
 @pytest.mark.parametrize(
     ("stored", "spec", "sentence"),
     [
-        (Quantization("compressed-tensors", "block"), {}, "a scale a block of 128 x 128, and the native engine has"),
+        (
+            Quantization("compressed-tensors", "block", (100, 128)),
+            {},
+            "a scale a block of 100 x 128, and the native engine takes blocks whose sides are multiples of 8",
+        ),
         (
             Quantization("modelopt", "tensor"),
             {"quantization": {"weights": "bf16"}},

@@ -6,14 +6,15 @@
 
 extern "C" {
 
-// A weight in panels; `scale` (one a padded output) is null where there is none.
+// A weight in panels. `scale` is one a padded output, or, where `block` is not 0, one a panel and `block` inputs, a multiple of
+// 8: [panels, blocks]; null where there is none.
 struct Matrix {
     const uint8_t *data;
     const float *scale;
     int32_t format;
     int32_t outputs;
     int32_t inputs;
-    int32_t unused;
+    int32_t block;
 };
 
 // One layer; of a layer without experts `w1`, `w3`, `w2` are its one MLP and `gate.data` is null.

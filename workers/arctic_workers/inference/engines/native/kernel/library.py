@@ -34,7 +34,7 @@ class Matrix(Structure):
         ("format", c_int32),
         ("outputs", c_int32),
         ("inputs", c_int32),
-        ("unused", c_int32),
+        ("block", c_int32),
     ]
 
 

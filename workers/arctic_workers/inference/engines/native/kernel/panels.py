@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from arctic_model.fp8 import DTYPE as FP8
+from arctic_model.fp8 import Block
 from arctic_workers.inference.engines.native.kernel.arena import Arena
 from arctic_workers.inference.engines.native.kernel.library import Matrix
 
@@ -32,6 +33,11 @@ def padded_scale(scale: Tensor) -> Tensor:
     return functional.pad(scale.float(), (0, -len(scale) % LANES), value=1.0).contiguous()
 
 
+def panel_scales(scale: Tensor, block: Block, outputs: int) -> Tensor:
+    """Return the scales of blocks, [ceil(N / rows), ceil(K / columns)], of each panel: it lies in one row of them."""
+    return scale.float()[torch.arange(0, outputs, LANES) // block[0]]
+
+
 class Panels:
     """Makes matrices of weights and keeps what they point to."""
 
@@ -44,11 +50,19 @@ class Panels:
         self._kept.append(tensor)
         return tensor.data_ptr()
 
-    def matrix(self, weight: Tensor, scale: Tensor | None = None) -> Matrix:
-        """Return a copy of a weight [N, K] for the compiled code."""
+    def matrix(self, weight: Tensor, scale: Tensor | None = None, block: Block | None = None) -> Matrix:
+        """Return a copy of a weight [N, K] for the compiled code; its scales are those of outputs or blocks."""
         outputs, inputs = weight.shape
-        factors = None if scale is None else self.pointer(padded_scale(scale))
-        panels = to_panels(weight)
-        packed = self._arena.take(panels.numel() * panels.element_size())
-        packed.view(panels.dtype).view(panels.shape).copy_(panels)
-        return Matrix(self.pointer(packed), factors, FORMATS[weight.dtype], outputs, inputs, 0)
+        if scale is None:
+            factors = None
+        elif block is None:
+            factors = self.pointer(padded_scale(scale))
+        else:
+            factors = self._copy(panel_scales(scale, block, outputs))
+        width = 0 if block is None else block[1]
+        return Matrix(self._copy(to_panels(weight)), factors, FORMATS[weight.dtype], outputs, inputs, width)
+
+    def _copy(self, tensor: Tensor) -> int:
+        packed = self._arena.take(tensor.numel() * tensor.element_size())
+        packed.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        return self.pointer(packed)

@@ -1,5 +1,6 @@
 // Products of some rows with a weight, exact to the same bits whichever path computes them: each output is one accumulator of
-// 8 lanes that takes k = 0..7, 8..15, ... in order and is added up by one tree.
+// 8 lanes that takes k = 0..7, 8..15, ... in order and is added up by one tree. Where blocks of inputs have scales, that is so for
+// each block, and what comes out is added up by its scale, in order.
 //
 // Weights lie in panels of 8 outputs, padded with zeros, so that one row reads memory as one stream: [outputs / 8][inputs / 8]
 // [2][4 outputs][8 inputs], and in e4m3 [outputs / 8][inputs / 8][2][8 inputs][4 outputs].
@@ -132,20 +133,37 @@ template <Format F, bool LOOKS_AHEAD> void some_rows(int64_t rows, const uint8_t
     }
 }
 
-// All rows over one panel, piece by piece of the inputs, in groups of rows that differ by at most one.
+// All rows over one piece of a panel, in groups of rows that differ by at most one.
+template <Format F> void groups_of_rows(const uint8_t *w, const float *const *x, int64_t rows, const Piece &piece, float *out, float *waiting) {
+    const uint8_t *from = w + piece.first * LANES * LANES * bytes_of<F>();
+    const int64_t groups = (rows + 5) / 6;
+    for (int64_t group = 0, row = 0; group < groups; ++group) {
+        const int64_t taken = (rows - row) / (groups - group);
+        const auto run = group == 0 ? some_rows<F, true> : some_rows<F, false>;
+        run(taken, from, x + row, piece, out + row * LANES, waiting + row * LANES * LANES);
+        row += taken;
+    }
+}
+
+// All rows over one panel, piece by piece of the inputs.
 template <Format F> void panel(const uint8_t *w, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &sums) {
     if (rows == 1) return one_row<F>(w, x[0], blocks, out);
     float *waiting = sums.get(rows * LANES * LANES);
-    const int64_t groups = (rows + 5) / 6;
-    for (int64_t first = 0; first < blocks; first += PIECE) {
-        const Piece piece{first, std::min(PIECE, blocks - first), first == 0, first + PIECE >= blocks};
-        const uint8_t *from = w + first * LANES * LANES * bytes_of<F>();
-        for (int64_t group = 0, row = 0; group < groups; ++group) {
-            const int64_t taken = (rows - row) / (groups - group);
-            const auto run = group == 0 ? some_rows<F, true> : some_rows<F, false>;
-            run(taken, from, x + row, piece, out + row * LANES, waiting + row * LANES * LANES);
-            row += taken;
-        }
+    for (int64_t first = 0; first < blocks; first += PIECE)
+        groups_of_rows<F>(w, x, rows, {first, std::min(PIECE, blocks - first), first == 0, first + PIECE >= blocks}, out, waiting);
+}
+
+// All rows over one panel in FP8 of which each `size` blocks of 8 inputs have a scale.
+[[gnu::noinline]] inline void panel_of_blocks(const uint8_t *w, const float *scales, int64_t size, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &sums) {
+    float *part = sums.get(rows * LANES);
+    std::fill(out, out + rows * LANES, 0.0f);
+    for (int64_t first = 0; first < blocks; first += size, ++scales) {
+        const Piece piece{first, std::min(size, blocks - first), true, true};
+        if (rows == 1) one_row<FP8>(w + first * LANES * LANES, x[0] + first * LANES, piece.blocks, part);
+        else groups_of_rows<FP8>(w, x, rows, piece, part, nullptr);
+        const __m256 scale = _mm256_set1_ps(*scales);
+        for (float *of = part, *to = out; to < out + rows * LANES; of += LANES, to += LANES)
+            _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_loadu_ps(of), scale, _mm256_loadu_ps(to)));
     }
 }
 
@@ -154,14 +172,21 @@ inline void multiply(const Matrix &matrix, int64_t p, const float *const *x, int
     const int64_t blocks = padded(matrix.inputs) / LANES;
     const int64_t size = blocks * LANES * LANES;
     switch (matrix.format) {
-    case FP8: panel<FP8>(matrix.data + p * size, x, rows, blocks, out, sums); break;
+    case FP8:
+        if (matrix.block) {
+            const int64_t scales = (matrix.inputs + matrix.block - 1) / matrix.block;
+            panel_of_blocks(matrix.data + p * size, matrix.scale + p * scales, matrix.block / LANES, x, rows, blocks, out, sums);
+        } else {
+            panel<FP8>(matrix.data + p * size, x, rows, blocks, out, sums);
+        }
+        break;
     case BF16: panel<BF16>(matrix.data + p * size * 2, x, rows, blocks, out, sums); break;
     default: panel<FP32>(matrix.data + p * size * 4, x, rows, blocks, out, sums);
     }
     __m256 factor = _mm256_set1_ps(matrix.format == FP8 ? FROM_FP8 : FROM_OTHERS);
     for (int64_t row = 0; row < rows; ++row) {
         __m256 value = _mm256_mul_ps(_mm256_loadu_ps(out + row * LANES), factor);
-        if (matrix.scale) value = _mm256_mul_ps(value, _mm256_loadu_ps(matrix.scale + p * LANES));
+        if (matrix.scale && !matrix.block) value = _mm256_mul_ps(value, _mm256_loadu_ps(matrix.scale + p * LANES));
         _mm256_storeu_ps(out + row * LANES, value);
     }
 }

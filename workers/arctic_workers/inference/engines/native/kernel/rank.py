@@ -106,15 +106,16 @@ class KernelRank:
 
     def _linear(self, module: nn.Module) -> Matrix:
         weight = module.get_parameter("weight")
-        made = self._panels.matrix(weight.detach(), getattr(module, "weight_scale", None))
+        scale, block = getattr(module, "weight_scale", None), getattr(module, "block", None)
+        made = self._panels.matrix(weight.detach(), scale, block)
         _forget(weight)
         return made
 
     def _stack(self, module: nn.Module, name: str) -> list[Matrix]:
         weights = module.get_parameter(name)
-        scales = getattr(module, f"{name}_scale", None)
+        scales, block = getattr(module, f"{name}_scale", None), getattr(module, "block", None)
         made = [
-            self._panels.matrix(weight, None if scales is None else scales[expert])
+            self._panels.matrix(weight, None if scales is None else scales[expert], block)
             for expert, weight in enumerate(weights.detach())
         ]
         _forget(weights)
