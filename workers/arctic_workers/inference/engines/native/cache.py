@@ -4,8 +4,10 @@ Shapes are named by the legend of `arctic_model.layers`; besides: X independent 
 heads), Q queries of a sequence, C keys, M query rows of one attention (queries times the heads that share its keys).
 """
 
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -26,9 +28,8 @@ class _Vectors:
     """Keys, or values: `numbers` [layers, G, slots, H], and in FP8 `scales` [layers, G, slots]."""
 
     def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-        # Zeros come from the kernel untouched, so memory is taken only when slots are written.
-        self.numbers = torch.zeros(shape, dtype=dtype)
-        self.scales = torch.zeros(shape[:-1]) if dtype == fp8.DTYPE else None
+        self.numbers = _untouched(shape, dtype)
+        self.scales = _untouched(shape[:-1], torch.float32) if dtype == fp8.DTYPE else None
 
     def write(self, index: int, slots_T: Tensor, x_GTH: Tensor) -> None:
         if self.scales is None:
@@ -126,6 +127,12 @@ class PagedCache:
         index = layer - self._first
         size = self.block_size
         return self._keys.read(index, tables_BP, size), self._values.read(index, tables_BP, size)
+
+
+def _untouched(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros that take memory as they are written, near the thread that does: `torch.zeros` writes to all of its own."""
+    memory = mmap.mmap(-1, prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(shape)
 
 
 @dataclass(frozen=True)
