@@ -86,7 +86,6 @@ def _foreign_options(engine: EngineName) -> Iterable[Rule]:
 
 
 ENGINE_RULES = (
-    _only("native", "parallelism.tensor", 1),
     _rule(
         "native",
         "attention.ropeScaling",

@@ -122,6 +122,8 @@ def _report(manifest: Manifest, spec: ArcticInferenceSpec, config: ArcticConfig,
     refused = verdict(manifest.content)
 
     def allowed(fields: Fields) -> bool:
+        if spec.engine.name == "native" and fields.get("parallelism.tensor", 1) != 1:
+            return False  # it has no more memory then
         return set(verdict(_written(manifest.content, fields))) <= set(refused)
 
     return Report(
@@ -129,6 +131,7 @@ def _report(manifest: Manifest, spec: ArcticInferenceSpec, config: ArcticConfig,
         engine=spec.engine.name,
         source=source,
         replicas=spec.replicas,
+        tensor=spec.parallelism.tensor,
         plan=plan,
         others=_on_other_devices(plan),
         changes=[] if plan.fits else advise(plan, allowed),
@@ -137,7 +140,10 @@ def _report(manifest: Manifest, spec: ArcticInferenceSpec, config: ArcticConfig,
 
 
 def serving_of(spec: ArcticInferenceSpec, config: ArcticConfig) -> Serving:
-    """Return what a manifest asks of one group. Raises ValueError where the model does not reach as far."""
+    """Return what a manifest asks of one group. Raises ValueError where the model does not reach as far.
+
+    Tensor ranks of the native engine are shares of one machine, and so of one device.
+    """
     window = spec.attention.window or config.sliding_window
     visible = None if window is None else window + spec.attention.sinks
     return Serving(
@@ -146,7 +152,7 @@ def serving_of(spec: ArcticInferenceSpec, config: ArcticConfig) -> Serving:
         kv_cache=spec.quantization.kv_cache,
         kv_scaled=spec.engine.name == "native",
         compute="fp32" if spec.engine.name == "native" else "bf16",
-        tensor=spec.parallelism.tensor,
+        tensor=1 if spec.engine.name == "native" else spec.parallelism.tensor,
         pipeline=spec.parallelism.pipeline,
         max_length=_max_length(spec.attention, config, visible),
         visible=visible,

@@ -24,6 +24,8 @@ class Report:
     source: str
     """Where the model's configuration was found."""
     replicas: int
+    tensor: int
+    """Ranks of a pod, as the manifest has them; of the native engine they share a device."""
     plan: ServingPlan
     others: dict[str, ServingPlan]
     """The same group on other devices."""
@@ -40,6 +42,8 @@ class Report:
         notes = [f"arctic validate refuses this manifest: {problem}" for problem in self.refused]
         if self.engine == "native" and not is_cpu:
             notes.append("the native engine runs on CPUs only")
+        if self.tensor != serving.tensor:
+            notes.append("tensor ranks of the native engine are shares of one machine, which is one device here")
         if is_cpu and serving.pipeline > 1:
             notes.append("each pipeline rank is taken to have a machine like this one to itself")
         if serving.weights == "fp8" and not is_cpu and device.fp8_flops is None:
@@ -60,7 +64,7 @@ def render_table(report: Report) -> str:
     lines = [
         f"{report.name} ({report.source}): {_billions(count.total)} parameters, a token uses {_billions(count.active)}",
         f"weights {serving.weights}, keys and values {serving.kv_cache}, engine {report.engine}",
-        f"a group: tensor {serving.tensor} x pipeline {serving.pipeline} = {_count(plan.devices, 'device')} "
+        f"a group: tensor {report.tensor} x pipeline {serving.pipeline} = {_count(plan.devices, 'device')} "
         f"({plan.device.title}) on {_count(serving.pipeline, 'node')}; {_count(report.replicas, 'group')}",
         "",
         *_aligned(_rank_rows(plan)),
@@ -207,7 +211,7 @@ def render_json(report: Report) -> str:
             "perNode": device.per_node,
         },
         "group": {
-            "tensor": serving.tensor,
+            "tensor": report.tensor,
             "pipeline": serving.pipeline,
             "nodes": serving.pipeline,
             "devices": plan.devices,

@@ -163,7 +163,6 @@ BEYOND: dict[str, dict[str, Changes]] = {
         "": {"spec.quantization.kvCache": "fp32"},
     },
     ".quantization": {"": {"spec.quantization.kvCache": "fp32"}},
-    ".parallelism.tensor": {"": {"spec.parallelism.tensor": 2}},
     ".parallelism.pipeline": {"": {"spec.parallelism.pipeline": 2}},
     ".attention.window": {"": WINDOW},
     ".attention.sinks": {"": WINDOW | {"spec.attention.sinks": 4}},

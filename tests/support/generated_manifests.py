@@ -262,7 +262,7 @@ def right_inferences(draw: st.DrawFn) -> Manifest:
             quantization=optional(
                 weights=st.sampled_from(["fp8", "bf16", "fp32"]), kvCache=st.sampled_from(["fp8", "bf16", "fp32"])
             ),
-            parallelism=optional(tensor=st.just(1), pipeline=st.integers(1, 64)),
+            parallelism=optional(tensor=st.integers(1, 64), pipeline=st.integers(1, 64)),
             attention=optional(maxLength=st.integers(1, 10**6), sinks=st.just(0)),
             batching=optional(
                 tokenBudget=st.integers(1, 10**6),

@@ -128,6 +128,16 @@ def test_nothing_is_advised_that_validate_would_refuse(tmp_path: Path) -> None:
     assert all(change["fields"].get("parallelism.tensor", 1) == 1 for change in changes)
 
 
+def test_tensor_ranks_of_the_native_engine_share_a_machine(tmp_path: Path) -> None:
+    alone = planned("-f", written(tmp_path, {"spec.parallelism": {"pipeline": 2}}), "--preset", "arctic-tiny")
+    file = written(tmp_path, {"spec.parallelism": {"tensor": 3, "pipeline": 2}})
+    content = planned("-f", file, "--preset", "arctic-tiny")
+    assert content["group"] == {"tensor": 3, "pipeline": 2, "nodes": 2, "devices": 2}
+    assert (content["fits"], content["ranks"]) == (True, alone["ranks"])
+    assert any("shares of one machine" in note for note in content["notes"])
+    assert not any("shares of one machine" in note for note in alone["notes"])
+
+
 def test_refusals_of_validate_are_said_beside_the_plan(tmp_path: Path) -> None:
     file = written(tmp_path, {"spec.engine": {"cacheClaim": "cache"}})
     content = planned("-f", file, "--preset", "arctic-tiny")

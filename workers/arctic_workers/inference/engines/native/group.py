@@ -48,6 +48,7 @@ def bring_up(
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(available_cores())
+    _check_cores(plan.tensor, torch.get_num_threads())
     link, heartbeats = None, None
     if plan.ranks > 1:
         address, port = group.hosts[0], group.ports.rendezvous
@@ -78,4 +79,13 @@ def bring_up(
         window=plan.window,
     )
     log.info("The cache has %d blocks of %d tokens", blocks, BLOCK_SIZE)
-    return Rank(Runner(model, cache), blocks, link, heartbeats)
+    return Rank(Runner(model, cache, plan.tensor), blocks, link, heartbeats)
+
+
+def _check_cores(tensor: int, cores: int) -> None:
+    """A tensor rank is a share of the cores. Raises Refused."""
+    if tensor > cores:
+        raise Refused(
+            f"parallelism.tensor is {tensor} and this pod has {cores} core{'s' * (cores > 1)}, by its limit or by "
+            f"OMP_NUM_THREADS: a tensor rank takes at least one; write at most {cores}, or more cpu in resources"
+        )

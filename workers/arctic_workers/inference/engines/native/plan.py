@@ -28,6 +28,8 @@ class Plan:
     config: ArcticConfig
     slices: tuple[LayerSlice, ...]
     """By pipeline rank."""
+    tensor: int
+    """Ranks of each pod: shares of its threads, with a share of the weights each."""
     weights: str
     kv_cache: Format
     max_length: int
@@ -82,6 +84,7 @@ def plan_group(group: InferenceGroup) -> Plan:
         folder=model.folder,
         config=config,
         slices=shared.slices,
+        tensor=spec.parallelism.tensor,
         weights=spec.quantization.weights,
         kv_cache=spec.quantization.kv_cache,
         max_length=length,

@@ -112,16 +112,20 @@ class TorchRank:
         return {}
 
 
-def compute_of(model: ArcticModel, cache: PagedCache) -> Compute:
-    """Return the fastest that this machine has; it takes the model's weights over."""
-    return kernel_rank(model, cache, torch.get_num_threads()) or TorchRank(model, cache)
+def compute_of(model: ArcticModel, cache: PagedCache, tensor: int = 1) -> Compute:
+    """Return the fastest that this machine has, with so many tensor ranks; it takes the model's weights over.
+
+    Torch computes as one rank: the answers are the same to the bit for any number.
+    """
+    return kernel_rank(model, cache, torch.get_num_threads(), tensor) or TorchRank(model, cache)
 
 
 class Runner:
     """Runs the slice of one pipeline rank over a step's parts."""
 
-    def __init__(self, model: ArcticModel, cache: PagedCache) -> None:
-        self._compute = compute_of(model, cache)
+    def __init__(self, model: ArcticModel, cache: PagedCache, tensor: int = 1) -> None:
+        """`tensor` is as in `compute_of`."""
+        self._compute = compute_of(model, cache, tensor)
 
     def run(self, parts: Sequence[Part], x_TD: Tensor | None) -> Tensor:
         """See `Compute`."""

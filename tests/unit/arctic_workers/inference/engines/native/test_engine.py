@@ -328,6 +328,12 @@ async def test_what_is_wrong_with_a_model_is_told_at_the_start(make_group: MakeG
         await ask(engine, [1])
 
 
+async def test_more_tensor_ranks_than_cores_are_refused(started: Started) -> None:
+    with pytest.raises(Refused, match=r"parallelism\.tensor is 2 and this pod has 1 core, .* write at most 1"):
+        async with started(parallelism={"tensor": 2}):
+            pass
+
+
 def test_a_pipeline_longer_than_the_model_is_refused(make_group: MakeGroup) -> None:
     with pytest.raises(Refused, match="pipeline is 5 and the model has 4 layers"):
         plan_group(make_group(5)[0])

@@ -1,7 +1,8 @@
 """The compiled code against torch, and against itself in other company."""
 
 import copy
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from arctic_model.fp8 import Fp8Linear, dequantize, quantize, quantize_model
 from arctic_model.model import ArcticModel
 from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache
 from arctic_workers.inference.engines.native.kernel.library import library
+from arctic_workers.inference.engines.native.kernel.nodes import ANYWHERE, Cpus
 from arctic_workers.inference.engines.native.kernel.rank import KernelRank
 from arctic_workers.inference.engines.native.step import Part
 
@@ -59,10 +61,10 @@ def empty_cache(config: ArcticConfig, dtype: torch.dtype, poison: float = 0.0) -
     return cache
 
 
-def kernel(model: ArcticModel, cache: PagedCache, threads: int = 2) -> KernelRank:
+def kernel(model: ArcticModel, cache: PagedCache, threads: int = 2, cpus: Sequence[Cpus] = (ANYWHERE,)) -> KernelRank:
     code = library()
     assert code is not None
-    return KernelRank(code, copy.deepcopy(model), cache, threads)
+    return KernelRank(code, copy.deepcopy(model), cache, threads, cpus)
 
 
 PARTS = [
@@ -70,6 +72,11 @@ PARTS = [
     Part(0, (7,), (9,), None),
     Part(0, tuple(range(2, 42)), (11, 1, 20), None),
 ]
+
+
+def tasks() -> set[int]:
+    """Return the threads of this process."""
+    return {int(path.name) for path in Path("/proc/self/task").iterdir()}
 
 
 def embedded(model: ArcticModel, parts: list[Part]) -> Tensor:
@@ -126,6 +133,39 @@ def test_a_row_has_the_same_bits_in_any_pieces_company_and_threads(
             assert torch.equal(got, together[row : row + len(tokens)])
             assert torch.equal(alone.logits(got, [0])[0], alone.logits(together, [row])[0])
             row += len(tokens)
+
+
+@pytest.mark.parametrize("config", [EVEN, ODD], ids=["even", "odd"])
+@pytest.mark.parametrize("weights", ["fp8", "bf16", "fp32"])
+@pytest.mark.parametrize(("tensor", "threads"), [(2, 2), (2, 3), (3, 3), (3, 4)])
+def test_tensor_ranks_change_no_bit(config: ArcticConfig, weights: str, tensor: int, threads: int) -> None:
+    """Of the smallest weights some rank has nothing, and of two key-value heads one of three ranks has none."""
+    model = random_model(config, weights)
+    x = embedded(model, PARTS)
+    after = [Part(len(part.tokens), (7,), part.blocks, None) for part in PARTS]
+
+    def answers(rank: KernelRank) -> list[Tensor]:
+        prompts = rank.run(PARTS, x.clone())
+        decoded = rank.run(after, None)
+        return [prompts, rank.logits(prompts, [3, 0, 40])[0], decoded, rank.logits(decoded, [1])[0]]
+
+    one = answers(kernel(model, empty_cache(config, torch.bfloat16), threads=1))
+    cut = answers(kernel(model, empty_cache(config, torch.bfloat16, torch.nan), threads, [ANYWHERE] * tensor))
+    assert all(map(torch.equal, cut, one))
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="this machine has one CPU")
+def test_the_threads_of_a_tensor_rank_stay_on_its_cpus_and_the_caller_only_for_a_step() -> None:
+    model = random_model(EVEN, "fp8")
+    x = embedded(model, PARTS)
+    one = kernel(model, empty_cache(EVEN, torch.bfloat16)).run(PARTS, x.clone())
+    allowed = os.sched_getaffinity(0)
+    first, second = (frozenset({cpu}) for cpu in sorted(allowed)[:2])
+    before = tasks()
+    rank = kernel(model, empty_cache(EVEN, torch.bfloat16), 4, [first, second])
+    assert torch.equal(rank.run(PARTS, x.clone()), one)
+    assert sorted(map(sorted, map(os.sched_getaffinity, tasks() - before))) == [[*first], [*second], [*second]]
+    assert os.sched_getaffinity(0) == allowed
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
@@ -231,12 +271,8 @@ def test_what_is_no_number_stays_with_its_own_row(kept: torch.dtype, fault: floa
 
 
 def test_a_rank_that_is_gone_ends_its_threads() -> None:
-
-    def threads() -> int:
-        return len(list(Path("/proc/self/task").iterdir()))
-
-    before = threads()
+    before = tasks()
     rank = kernel(random_model(EVEN, "fp8"), empty_cache(EVEN, torch.bfloat16), threads=3)
-    assert threads() == before + 2
+    assert len(tasks() - before) == 2
     del rank
-    assert threads() == before
+    assert tasks() == before

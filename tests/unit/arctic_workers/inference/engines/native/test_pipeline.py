@@ -2,12 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 
 import pytest
+import torch
 
 from arctic_api.world import InferenceGroup
 from arctic_workers.inference.engine import EngineError, Output, Request, Sampling
@@ -123,6 +124,25 @@ async def test_any_number_of_ranks_gives_the_tokens_of_one_to_the_bit(pipeline: 
         assert group.failures == []
         assert group.kinds[1] is Kind.READY, "after one real pass"
         assert group.kinds[-1] is Kind.STOP
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """One for each tensor rank."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+async def test_tensor_ranks_in_each_pod_change_no_bit(pipeline: MakePipeline) -> None:
+    async with pipeline(1, batching={"maxSequences": 1}) as group:
+        alone = await ask_all(group.engine)
+    async with pipeline(
+        2, parallelism={"pipeline": 2, "tensor": 2}, batching={"tokenBudget": 48, "maxSequences": 12}
+    ) as group:
+        assert await ask_all(group.engine) == alone
+    assert group.failures == []
 
 
 async def test_shared_prompts_and_proposals_change_no_bit_while_steps_are_on_their_way(

@@ -22,6 +22,7 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
 ) -> None:
     groups = make_group(
         2,
+        parallelism={"pipeline": 2, "tensor": 3},
         quantization={"weights": "bf16", "kvCache": "fp32"},
         attention={"maxLength": 200},
         batching={
@@ -43,6 +44,7 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
             LayerSlice(layers=range(2), embed=True, lm_head=False),
             LayerSlice(layers=range(2, 4), embed=False, lm_head=True),
         ),
+        tensor=3,
         weights="bf16",
         kv_cache="fp32",
         max_length=200,

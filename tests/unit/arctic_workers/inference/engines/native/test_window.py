@@ -12,6 +12,7 @@ from arctic_model.layers import rotary_frequencies, rotate, rotation_of
 from arctic_model.model import ArcticModel
 from arctic_workers.inference.engines.native.cache import PagedCache
 from arctic_workers.inference.engines.native.kernel.library import library
+from arctic_workers.inference.engines.native.kernel.nodes import ANYWHERE
 from arctic_workers.inference.engines.native.kernel.rank import KernelRank
 from arctic_workers.inference.engines.native.runner import Compute, TorchRank
 from arctic_workers.inference.engines.native.step import Part
@@ -54,7 +55,7 @@ def random_model(config: ArcticConfig) -> ArcticModel:
 
 
 def rank_of(kind: str, config: ArcticConfig, window: Window, dtype: torch.dtype = torch.float32) -> Compute:
-    """A rank whose cache holds what is not a number until it is written to."""
+    """A rank whose cache holds what is not a number until it is written to; the compiled one has two tensor ranks."""
     cache = PagedCache(
         range(config.num_hidden_layers),
         blocks=60,
@@ -72,7 +73,7 @@ def rank_of(kind: str, config: ArcticConfig, window: Window, dtype: torch.dtype 
         return TorchRank(model, cache)
     code = library()
     assert code is not None
-    return KernelRank(code, model, cache, 2)
+    return KernelRank(code, model, cache, 2, [ANYWHERE] * 2)
 
 
 class Table:

@@ -26,6 +26,10 @@ struct Tile {
     int64_t dropped;
 };
 
+struct Range {
+    int64_t begin, end;
+};
+
 constexpr int64_t TOGETHER = 8; // most rows of a tile
 constexpr int64_t APART = 16;   // floats of a cache line
 
@@ -71,11 +75,12 @@ class Attention {
         if (meets_sinks_apart(position)) write(s_.window + s_.sinks - 1, out + s_.head_size);
     }
 
-    // Turn the queries and keys of one of a tile's rows, and write keys and values into the cache. `sink_q` gets the queries that
-    // meet the sinks.
-    void place(const LayerWeights &layer, const Tile &tile, int64_t row, const float *rotation, float *q, float *sink_q, float *k, const float *v) const {
+    // Turn the queries and keys of one of a tile's rows, and write keys and values into the cache: those of the key-value heads
+    // of a tensor rank, near which memory then is, as it is where it is written first. `sink_q` gets the queries that meet the sinks.
+    void place(const LayerWeights &layer, const Tile &tile, int64_t row, const Range &groups, const float *rotation, float *q, float *sink_q,
+               float *k, const float *v) const {
         const int64_t H = s_.head_size, position = tile.position + row;
-        for (int head = 0; head < s_.heads; ++head) {
+        for (int64_t head = groups.begin * heads_; head < groups.end * heads_; ++head) {
             if (meets_sinks_apart(position)) {
                 std::copy(q + head * H, q + (head + 1) * H, sink_q + head * H);
                 turn(sink_q + head * H, rotation + H);
@@ -83,7 +88,7 @@ class Attention {
             turn(q + head * H, rotation);
         }
         const int64_t slot = block_of(tile, position / s_.block_size) * s_.block_size + position % s_.block_size;
-        for (int group = 0; group < s_.groups; ++group) {
+        for (int64_t group = groups.begin; group < groups.end; ++group) {
             float *key = k + group * H;
             turn(key, rotation);
             keep(layer.keys, layer.key_scales, group, slot, key);
@@ -154,10 +159,6 @@ class Attention {
     }
 
   private:
-    struct Range {
-        int64_t begin, end;
-    };
-
     // First position that one sees after the sinks; 0 while nothing is dropped between.
     int64_t first_seen(int64_t position) const {
         const int64_t first = s_.window ? position - s_.window + 1 : 0;

@@ -6,18 +6,20 @@
 
 extern "C" {
 
-// A weight in panels. `scale` is one a padded output, or, where `block` is not 0, one a panel and `block` inputs, a multiple of
-// 8: [panels, blocks]; null where there is none.
+// A tensor rank's range of the outputs of a weight, in panels, the first of which is `first` in the whole weight; it may be empty.
+// `scale` is one a padded output, or, where `block` is not 0, one a panel and `block` inputs, a multiple of 8: [panels, blocks];
+// null where there is none.
 struct Matrix {
     const uint8_t *data;
     const float *scale;
     int32_t format;
     int32_t outputs;
     int32_t inputs;
+    int32_t first;
     int32_t block;
 };
 
-// One layer; of a layer without experts `w1`, `w3`, `w2` are its one MLP and `gate.data` is null.
+// A tensor rank's part of a layer; of a layer without experts `w1`, `w3`, `w2` are its one MLP and `gate.inputs` is 0.
 struct LayerWeights {
     const float *input_norm;
     const float *post_norm;
@@ -26,7 +28,7 @@ struct LayerWeights {
     Matrix residual_w1, residual_w3, residual_w2;
     Matrix gate;
     const Matrix *w1, *w3, *w2; // one an expert
-    void *keys;                 // [G, slots, H] in the cache's format
+    void *keys;                 // of all tensor ranks: [G, slots, H] in the cache's format
     void *values;
     float *key_scales; // [G, slots] of keys in FP8; null in other formats
     float *value_scales;
@@ -34,20 +36,22 @@ struct LayerWeights {
 
 // What is before the layers and behind them.
 struct Ends {
-    Matrix embedding; // [tokens, D] in rows, bf16 or fp32; its `data` is null where hidden states come from another rank
+    Matrix embedding; // [tokens, D] in rows, bf16 or fp32; its `data` is null where hidden states come from another pipeline rank
     const float *norm;
-    Matrix head; // its `data` is null where hidden states go on to another rank
+    const Matrix *head;        // of each tensor rank; null where hidden states go on to another pipeline rank
     const double *frequencies; // [H / 2] of the rotary positions, radians a position
     double magnitude;          // of what they turn
 };
 
 struct Shape {
-    int32_t hidden, intermediate, heads, groups, head_size, experts, chosen, layers, cache_format, block_size, threads;
+    int32_t hidden, intermediate, heads, groups, head_size, experts, chosen, layers, cache_format, block_size, threads, tensor;
     float eps;
     int64_t slots;
     int64_t window; // latest tokens that one sees, itself among them; 0 for all
     int64_t sinks;  // first tokens that it sees besides
 };
+
+constexpr int64_t CPU_BYTES = 1024; // of a set of CPUs, a bit each: as many as Linux can be built for
 
 // Consecutive tokens of one sequence: the first is at position `start`, the table of its blocks begins at `tables[blocks]` and
 // lacks `dropped` blocks after those of the sinks.

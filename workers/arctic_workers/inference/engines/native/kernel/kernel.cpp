@@ -1,6 +1,9 @@
 // One call a step: the layers of one rank over a ragged batch, with paged keys and values. C++20, AVX2 and FMA.
 //
-// Bits of a row do not depend on other rows, on how a prompt is cut, or on the number of threads.
+// Bits of a row do not depend on other rows, on how a prompt is cut, or on the number of threads or tensor ranks.
+//
+// A tensor rank is some of the threads, with a range of the outputs of each weight and some of the key-value heads in memory
+// that they alone read. Each output is computed whole by one thread; what lies between weights is shared by all.
 //
 // Names: T rows of the step, D hidden, F intermediate, N query heads, G key-value heads, H head size, E experts, K experts of
 // a token, R rows of one product.
@@ -31,6 +34,8 @@ enum Part { NORMS, PROJECTIONS, PLACING, ATTENTION_AND_EXPERTS, OUTPUTS, RESIDUA
 
 // What one thread needs for itself.
 struct Scratch {
+    int rank;     // of tensor parallelism
+    Range groups; // key-value heads of that rank
     Buffer sums, out, gated;
     AttentionScratch attention;
     std::vector<const float *> rows;
@@ -38,8 +43,15 @@ struct Scratch {
 
 class Rank {
   public:
-    Rank(const Shape &shape, const LayerWeights *layers, const Ends &ends)
-        : s_(shape), layers_(layers, layers + shape.layers), ends_(ends), attention_(shape), team_(shape.threads), scratch_(shape.threads) {
+    Rank(const Shape &shape, const LayerWeights *layers, const Ends &ends, const uint8_t *cpus)
+        : s_(shape), layers_(layers, layers + static_cast<int64_t>(shape.tensor) * shape.layers), ends_(ends), attention_(shape),
+          team_(shape.threads, shape.tensor, cpus), scratch_(shape.threads) {
+        for (int rank = 0; ends.head && rank < shape.tensor; ++rank) vocabulary_ += ends.head[rank].outputs;
+        for (int thread = 0; thread < shape.threads; ++thread) {
+            const int rank = team_.rank_of(thread);
+            scratch_[thread].rank = rank;
+            scratch_[thread].groups = {cut(s_.groups, rank, s_.tensor), cut(s_.groups, rank + 1, s_.tensor)};
+        }
         hidden_ = row_stride(s_.hidden);
         attended_ = row_stride(static_cast<int64_t>(s_.heads) * s_.head_size);
         grouped_ = row_stride(static_cast<int64_t>(s_.groups) * s_.head_size);
@@ -70,7 +82,8 @@ class Rank {
         team_.run([&](int thread) {
             share(static_cast<int64_t>(tiles_.size()), [&](int64_t index) { begin(tiles_[index], x); });
             finish(NORMS);
-            for (const auto &layer : layers_) run_layer(layer, x, thread);
+            const LayerWeights *own = layers_.data() + static_cast<int64_t>(scratch_[thread].rank) * s_.layers;
+            for (int layer = 0; layer < s_.layers; ++layer) run_layer(own[layer], x, thread);
         });
     }
 
@@ -81,12 +94,11 @@ class Rank {
         team_.run([&](int thread) {
             share(count, [&](int64_t row) { norm(x + rows[row] * s_.hidden, ends_.norm, a_ + row * hidden_); });
             finish(NORMS);
-            const int64_t tokens = ends_.head.outputs;
-            products(ends_.head, a_, hidden_, count, thread, [&](int64_t row, int64_t at, __m256 value) {
-                store(out + row * tokens, at, tokens, value);
+            products(ends_.head[scratch_[thread].rank], a_, hidden_, count, thread, [&](int64_t row, int64_t at, __m256 value) {
+                store(out + row * vocabulary_, at, vocabulary_, value);
             });
             finish(LOGITS);
-            share(count, [&](int64_t row) { likeliest[row] = place_of_greatest(out + row * tokens, tokens); });
+            share(count, [&](int64_t row) { likeliest[row] = place_of_greatest(out + row * vocabulary_, vocabulary_); });
             finish(LOGITS);
         });
     }
@@ -109,10 +121,16 @@ class Rank {
         finish(part, [] {});
     }
 
-    template <class Task> void share(int64_t tasks, Task task) {
-        for (int64_t begin, end; team_.take(tasks, begin, end);)
+    template <class Task> void share_among(int rank, int64_t tasks, Task task) {
+        for (int64_t begin, end; team_.take(rank, tasks, begin, end);)
             for (int64_t index = begin; index < end; ++index) task(index);
     }
+
+    // Tasks of all threads.
+    template <class Task> void share(int64_t tasks, Task task) { share_among(Team::ALL, tasks, task); }
+
+    // Tasks of the threads of a tensor rank, which read its memory.
+    template <class Task> void share_in_rank(int thread, int64_t tasks, Task task) { share_among(scratch_[thread].rank, tasks, task); }
 
     // What the layers ask of a tile's rows: their rotations, and hidden states if they begin here.
     void begin(const Tile &tile, float *x) {
@@ -197,12 +215,12 @@ class Rank {
         Scratch &own = scratch_[thread];
         float *out = own.out.get(rows * LANES);
         multiply(matrix, p, rows_of(x, stride, first, rows, own), rows, out, own.sums);
-        for (int64_t row = 0; row < rows; ++row) put(first + row, p * LANES, _mm256_loadu_ps(out + row * LANES));
+        for (int64_t row = 0; row < rows; ++row) put(first + row, output_of(matrix, p), _mm256_loadu_ps(out + row * LANES));
     }
 
     template <class Put> void products(const Matrix &matrix, const float *x, int64_t stride, int64_t rows, int thread, Put put) {
         const Tasks tasks = tasks_of(matrix, rows);
-        share(tasks.count(), [&](int64_t index) { product(matrix, tasks, index, x, stride, thread, put); });
+        share_in_rank(thread, tasks.count(), [&](int64_t index) { product(matrix, tasks, index, x, stride, thread, put); });
     }
 
     // One panel of silu(w1 x) * w3 x of some rows, carrying INPUT: `out(row)` is where a row's begins.
@@ -214,13 +232,13 @@ class Rank {
         multiply(w3, p, x, rows, third, own.sums);
         for (int64_t row = 0; row < rows; ++row) {
             const __m256 value = _mm256_mul_ps(silu8(_mm256_loadu_ps(first + row * LANES)), _mm256_loadu_ps(third + row * LANES));
-            _mm256_storeu_ps(out(row) + p * LANES, _mm256_mul_ps(value, _mm256_set1_ps(INPUT)));
+            _mm256_storeu_ps(out(row) + output_of(w1, p), _mm256_mul_ps(value, _mm256_set1_ps(INPUT)));
         }
     }
 
     void run_layer(const LayerWeights &layer, float *x, int thread) {
         const int64_t rows = step_->rows, D = s_.hidden;
-        const bool experts = layer.gate.data != nullptr;
+        const bool experts = layer.gate.inputs != 0;
         share(rows, [&](int64_t row) {
             norm(x + row * D, layer.input_norm, a_ + row * hidden_);
             if (experts) norm(x + row * D, layer.post_norm, m_ + row * hidden_);
@@ -228,14 +246,14 @@ class Rank {
         finish(NORMS);
         project(layer, thread, experts);
         finish(PROJECTIONS);
-        share(static_cast<int64_t>(tiles_.size()), [&](int64_t index) {
-            const Tile &tile = tiles_[index];
-            for (int64_t row = tile.first; row < tile.first + tile.rows; ++row) {
-                attention_.place(layer, tile, row - tile.first, rotations_ + row * attention_.rotation_size(), q_ + row * attended_,
-                                 sink_q_ + row * attended_, k_ + row * grouped_, v_ + row * grouped_);
-                if (experts) route(row);
-            }
-        });
+        if (const Range &groups = scratch_[thread].groups; groups.begin < groups.end)
+            share_in_rank(thread, static_cast<int64_t>(tiles_.size()), [&](int64_t index) {
+                const Tile &tile = tiles_[index];
+                for (int64_t row = tile.first; row < tile.first + tile.rows; ++row)
+                    attention_.place(layer, tile, row - tile.first, groups, rotations_ + row * attention_.rotation_size(), q_ + row * attended_,
+                                     sink_q_ + row * attended_, k_ + row * grouped_, v_ + row * grouped_);
+            });
+        if (experts) share(rows, [&](int64_t row) { route(row); });
         finish(PLACING, [&] { if (experts) sort_by_expert(); });
         attend_and_expand(layer, thread, experts);
         finish(ATTENTION_AND_EXPERTS);
@@ -247,7 +265,7 @@ class Rank {
         const Matrix &w1 = experts ? layer.residual_w1 : layer.w1[0], &w3 = experts ? layer.residual_w3 : layer.w3[0];
         const Matrix &w2 = experts ? layer.residual_w2 : layer.w2[0];
         const Tasks tasks = tasks_of(w1, rows);
-        share(tasks.count(), [&](int64_t index) {
+        share_in_rank(thread, tasks.count(), [&](int64_t index) {
             const int64_t first = index / tasks.panels * tasks.block, count = std::min(tasks.block, rows - first);
             const float *const *inputs = rows_of(m_, hidden_, first, count, scratch_[thread]);
             gate(w1, w3, index % tasks.panels, inputs, count, thread, [&](int64_t row) { return g_ + (first + row) * gated_; });
@@ -278,7 +296,7 @@ class Rank {
         Tasks tasks[4];
         int64_t ends[4], total = 0;
         for (int part = 0; part < used; ++part) ends[part] = total += (tasks[part] = tasks_of(*parts[part].matrix, rows)).count();
-        share(total, [&](int64_t index) {
+        share_in_rank(thread, total, [&](int64_t index) {
             int part = 0;
             while (index >= ends[part]) ++part;
             const Part &of = parts[part];
@@ -339,13 +357,14 @@ class Rank {
 
     // Attention, and what of the experts does not wait for it: they read the layer's input from before attention.
     void attend_and_expand(const LayerWeights &layer, int thread, bool experts) {
-        const int64_t attentions = static_cast<int64_t>(tiles_.size()) * s_.groups, panels = experts ? panels_of(layer.w1[0]) : 0;
         Scratch &own = scratch_[thread];
-        share(attentions + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
+        const int64_t groups = own.groups.end - own.groups.begin, attentions = static_cast<int64_t>(tiles_.size()) * groups;
+        const int64_t panels = experts ? panels_of(layer.w1[0]) : 0;
+        share_in_rank(thread, attentions + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
             // The last rows of a prompt see the most keys: they begin.
             if (index < attentions) {
-                const Tile &tile = tiles_[tiles_.size() - 1 - index / s_.groups];
-                return attention_.attend(layer, tile, index % s_.groups, q_, sink_q_, attended_, own.attention);
+                const Tile &tile = tiles_[tiles_.size() - 1 - index / groups];
+                return attention_.attend(layer, tile, own.groups.begin + index % groups, q_, sink_q_, attended_, own.attention);
             }
             const ExpertBlock &block = expert_blocks_[(index - attentions) / panels];
             gate(layer.w1[block.expert], layer.w3[block.expert], (index - attentions) % panels, rows_of(block, m_, hidden_, s_.chosen, own),
@@ -358,7 +377,7 @@ class Rank {
         const Tasks tasks = tasks_of(layer.o, step_->rows);
         const int64_t panels = experts ? panels_of(layer.w2[0]) : 0;
         Scratch &own = scratch_[thread];
-        share(tasks.count() + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
+        share_in_rank(thread, tasks.count() + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
             if (index < tasks.count()) {
                 product(layer.o, tasks, index, q_, attended_, thread, [&](int64_t row, int64_t at, __m256 value) {
                     const __m256 before = load(x + row * s_.hidden, at, s_.hidden);
@@ -369,9 +388,10 @@ class Rank {
             const ExpertBlock &block = expert_blocks_[(index - tasks.count()) / panels];
             const int64_t panel = (index - tasks.count()) % panels;
             float *out = own.out.get(block.rows * LANES);
-            multiply(layer.w2[block.expert], panel, rows_of(block, expert_gated_, inner_, 1, own), block.rows, out, own.sums);
+            const Matrix &w2 = layer.w2[block.expert];
+            multiply(w2, panel, rows_of(block, expert_gated_, inner_, 1, own), block.rows, out, own.sums);
             for (int64_t row = 0; row < block.rows; ++row)
-                _mm256_storeu_ps(expert_out_ + sorted_[block.first + row] * hidden_ + panel * LANES, _mm256_loadu_ps(out + row * LANES));
+                _mm256_storeu_ps(expert_out_ + sorted_[block.first + row] * hidden_ + output_of(w2, panel), _mm256_loadu_ps(out + row * LANES));
         });
     }
 
@@ -386,8 +406,9 @@ class Rank {
     }
 
     const Shape s_;
-    const std::vector<LayerWeights> layers_;
+    const std::vector<LayerWeights> layers_; // [tensor, layers]
     const Ends ends_;
+    int64_t vocabulary_ = 0;
     const Attention attention_;
     Team team_;
     std::vector<Scratch> scratch_;
@@ -414,10 +435,11 @@ int arctic_supported() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-// A rank; null when there is no memory. What the pointers lead to must outlive it.
-void *arctic_rank(const Shape *shape, const LayerWeights *layers, const Ends *ends) {
+// A rank of `layers` [tensor, layers]; null when there is no memory. What the pointers lead to must outlive it. `cpus` [tensor,
+// CPU_BYTES] says where the threads of each tensor rank stay; null lets them go anywhere.
+void *arctic_rank(const Shape *shape, const LayerWeights *layers, const Ends *ends, const uint8_t *cpus) {
     try {
-        return new arctic::Rank(*shape, layers, *ends);
+        return new arctic::Rank(*shape, layers, *ends, cpus);
     } catch (...) {
         return nullptr;
     }

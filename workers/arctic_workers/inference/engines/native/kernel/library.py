@@ -2,7 +2,7 @@
 
 import ctypes
 import logging
-from ctypes import POINTER, Structure, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +11,8 @@ log = logging.getLogger(__name__)
 LIBRARY = Path(__file__).parent / "libkernel.so"
 """Built with the distribution (`scripts/build_hook.py`)."""
 
+CPU_BYTES = 1024
+"""Of a set of CPUs, as interface.h has it."""
 
 PARTS = (
     "norms",
@@ -34,12 +36,13 @@ class Matrix(Structure):
         ("format", c_int32),
         ("outputs", c_int32),
         ("inputs", c_int32),
+        ("first", c_int32),
         ("block", c_int32),
     ]
 
 
 class LayerWeights(Structure):
-    """The weights of one layer, and its part of the cache."""
+    """A tensor rank's part of the weights of one layer, and the layer's part of the cache."""
 
     _fields_ = [
         *((f"{name}_norm", c_void_p) for name in ("input", "post", "residual")),
@@ -58,7 +61,7 @@ class Ends(Structure):
     _fields_ = [
         ("embedding", Matrix),
         ("norm", c_void_p),
-        ("head", Matrix),
+        ("head", POINTER(Matrix)),
         ("frequencies", c_void_p),
         ("magnitude", c_double),
     ]
@@ -82,6 +85,7 @@ class Shape(Structure):
                 "cache_format",
                 "block_size",
                 "threads",
+                "tensor",
             )
         ),
         ("eps", c_float),
@@ -105,7 +109,7 @@ def library() -> ctypes.CDLL | None:
     if not loaded.arctic_supported():
         log.warning("This processor lacks AVX2 or FMA, which the native engine's compiled code needs: torch is slower")
         return None
-    loaded.arctic_rank.argtypes = [POINTER(Shape), POINTER(LayerWeights), POINTER(Ends)]
+    loaded.arctic_rank.argtypes = [POINTER(Shape), POINTER(LayerWeights), POINTER(Ends), c_char_p]
     loaded.arctic_rank.restype = c_void_p
     loaded.arctic_seconds.argtypes = [c_void_p]
     loaded.arctic_seconds.restype = POINTER(c_double)

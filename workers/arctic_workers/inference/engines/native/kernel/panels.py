@@ -1,5 +1,8 @@
 """Weights as the compiled code reads them: in panels of 8 outputs (products.h)."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -8,6 +11,7 @@ from arctic_model.fp8 import DTYPE as FP8
 from arctic_model.fp8 import Block
 from arctic_workers.inference.engines.native.kernel.arena import Arena
 from arctic_workers.inference.engines.native.kernel.library import Matrix
+from arctic_workers.inference.engines.native.kernel.nodes import Cpus
 
 LANES = 8
 FORMATS = {FP8: 0, torch.bfloat16: 1, torch.float32: 2}
@@ -41,28 +45,40 @@ def panel_scales(scale: Tensor, block: Block, outputs: int) -> Tensor:
 class Panels:
     """Makes matrices of weights and keeps what they point to."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpus: Sequence[Cpus]) -> None:
+        """`cpus` are those that each tensor rank's part of the weights is to be near."""
         self._kept: list[Tensor] = []
-        self._arena = Arena()
+        self._arenas = [Arena(near) for near in cpus]
 
     def pointer(self, tensor: Tensor) -> int:
         """Return where a tensor is, and keep it there."""
         self._kept.append(tensor)
         return tensor.data_ptr()
 
-    def matrix(self, weight: Tensor, scale: Tensor | None = None, block: Block | None = None) -> Matrix:
-        """Return a copy of a weight [N, K] for the compiled code; its scales are those of outputs or blocks."""
-        outputs, inputs = weight.shape
-        if scale is None:
-            factors = None
-        elif block is None:
-            factors = self.pointer(padded_scale(scale))
-        else:
-            factors = self._copy(panel_scales(scale, block, outputs))
-        width = 0 if block is None else block[1]
-        return Matrix(self._copy(to_panels(weight)), factors, FORMATS[weight.dtype], outputs, inputs, width)
+    def matrices(self, weight: Tensor, scale: Tensor | None = None, block: Block | None = None) -> list[Matrix]:
+        """Return a copy of a weight [N, K] for the compiled code: for each tensor rank, its range of panels.
 
-    def _copy(self, tensor: Tensor) -> int:
-        packed = self._arena.take(tensor.numel() * tensor.element_size())
+        Scales are those of outputs or blocks.
+        """
+        parts = len(self._arenas)
+        panels = -(-len(weight) // LANES)
+        firsts = [panels * part // parts for part in range(parts + 1)]
+        by_panel = None if scale is None or block is None else panel_scales(scale, block, len(weight))
+        made = []
+        for arena, (first, end) in zip(self._arenas, pairwise(firsts), strict=True):
+            rows = weight[first * LANES : end * LANES]
+            if by_panel is not None:
+                factors = self._copy(arena, by_panel[first:end])
+            elif scale is not None:
+                factors = self.pointer(padded_scale(scale[first * LANES : end * LANES]))
+            else:
+                factors = None
+            width = 0 if block is None else block[1]
+            copy = self._copy(arena, to_panels(rows))
+            made.append(Matrix(copy, factors, FORMATS[weight.dtype], *rows.shape, first, width))
+        return made
+
+    def _copy(self, arena: Arena, tensor: Tensor) -> int:
+        packed = arena.take(tensor.numel() * tensor.element_size())
         packed.view(tensor.dtype).view(tensor.shape).copy_(tensor)
         return self.pointer(packed)

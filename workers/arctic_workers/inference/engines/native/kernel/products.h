@@ -167,7 +167,7 @@ template <Format F> void panel(const uint8_t *w, const float *const *x, int64_t 
     }
 }
 
-// Outputs 8 p to 8 p + 7 of each row of `x` (which carries INPUT): out [R, 8].
+// Outputs 8 p to 8 p + 7 of a range, of each row of `x` (which carries INPUT): out [R, 8].
 inline void multiply(const Matrix &matrix, int64_t p, const float *const *x, int64_t rows, float *out, Buffer &sums) {
     const int64_t blocks = padded(matrix.inputs) / LANES;
     const int64_t size = blocks * LANES * LANES;
@@ -195,6 +195,9 @@ inline void multiply(const Matrix &matrix, int64_t p, const float *const *x, int
 inline int64_t row_stride(int64_t size) { return padded(size) + (padded(size) % 128 ? 0 : 16); }
 
 inline int64_t panels_of(const Matrix &matrix) { return padded(matrix.outputs) / LANES; }
+
+// Which output of the whole weight a panel of a tensor rank's range begins with.
+inline int64_t output_of(const Matrix &matrix, int64_t p) { return (matrix.first + p) * LANES; }
 
 // Rows that are computed together, so that their inputs stay near.
 inline int64_t block_rows(int64_t inputs) { return std::max<int64_t>(12, BLOCK_BYTES / (padded(inputs) * 4) / 12 * 12); }

@@ -1,9 +1,12 @@
 """A loaded slice of the model, run by the compiled code: the layers of a step, and logits of some of its rows."""
 
 import ctypes
+import logging
+import os
 import weakref
 from array import array
 from collections.abc import Sequence
+from itertools import chain
 from typing import cast
 
 import torch
@@ -23,26 +26,40 @@ from arctic_workers.inference.engines.native.kernel.library import (
     Step,
     library,
 )
+from arctic_workers.inference.engines.native.kernel.nodes import ANYWHERE, Cpus, bits_of, cpus_of_ranks
 from arctic_workers.inference.engines.native.kernel.panels import FORMATS, Panels
 from arctic_workers.inference.engines.native.step import Part
+
+log = logging.getLogger(__name__)
 
 
 class KernelRank:
     """Takes a model's weights over: the model can't compute with them any more.
 
-    Every result of a row has the same bits whatever shares its step, and however many threads there are.
+    Every result of a row has the same bits whatever shares its step, and however many threads and tensor ranks there
+    are.
     """
 
-    def __init__(self, code: ctypes.CDLL, model: ArcticModel, cache: PagedCache, threads: int) -> None:
+    def __init__(
+        self,
+        code: ctypes.CDLL,
+        model: ArcticModel,
+        cache: PagedCache,
+        threads: int,
+        cpus: Sequence[Cpus] = (ANYWHERE,),
+    ) -> None:
+        """`cpus` has one for each tensor rank, of which there are at most as many as threads: where its threads run."""
         config = model.config
         self._code = code
         self._model = model
         self._cache = cache
         self._vocabulary = config.vocab_size
         self._hidden = config.hidden_size
-        self._panels = Panels()
+        self._tensor = len(cpus)
+        self._panels = Panels(cpus)
         layers = model.layers
-        self._weights = (LayerWeights * len(layers))(*(self._layer(index, layer) for index, layer in layers.items()))
+        parts = zip(*(self._layer(index, layer) for index, layer in layers.items()), strict=True)
+        self._weights = (LayerWeights * (self._tensor * len(layers)))(*chain.from_iterable(parts))
         self._ends = self._of_ends(model)
         release_freed()
         shape = Shape(
@@ -57,11 +74,13 @@ class KernelRank:
             FORMATS[cache.dtype],
             cache.block_size,
             threads,
+            self._tensor,
             config.rms_norm_eps,
             cache.slots_of_a_head,
             *((cache.window.size, cache.window.sinks) if cache.window else (0, 0)),
         )
-        self._rank = code.arctic_rank(shape, self._weights, self._ends)
+        bound = b"".join(map(bits_of, cpus)) if all(cpus) else None
+        self._rank = code.arctic_rank(shape, self._weights, self._ends, bound)
         if not self._rank:
             raise MemoryError("no memory for the native engine's threads")
         weakref.finalize(self, code.arctic_free, self._rank)
@@ -75,47 +94,49 @@ class KernelRank:
             ends.embedding = Matrix(self._panels.pointer(weight), None, FORMATS[weight.dtype], *weight.shape, 0)
         if norm is not None and head is not None:
             ends.norm = self._panels.pointer(norm.weight.float())
-            ends.head = self._linear(head)
+            ends.head = (Matrix * self._tensor)(*self._linear(head))
         return ends
 
-    def _layer(self, index: int, layer: DecoderLayer) -> LayerWeights:
-        attention, experts = layer.self_attn, layer.has_experts
-        made = LayerWeights()
-        made.input_norm = self._panels.pointer(layer.input_layernorm.weight.float())
-        made.post_norm = self._panels.pointer(layer.post_attention_layernorm.weight.float())
+    def _layer(self, index: int, layer: DecoderLayer) -> list[LayerWeights]:
+        """Return a layer as each tensor rank has it."""
+        made = [LayerWeights() for _ in range(self._tensor)]
+        norms = {"input": layer.input_layernorm, "post": layer.post_attention_layernorm}
         for name in ("q", "k", "v", "o"):
-            setattr(made, name, self._linear(getattr(attention, f"{name}_proj")))
-        if experts:
-            made.residual_norm = self._panels.pointer(layer.residual_layernorm.weight.float())
+            _share_out(made, name, self._linear(getattr(layer.self_attn, f"{name}_proj")))
+        if layer.has_experts:
+            norms["residual"] = layer.residual_layernorm
             for name in ("w1", "w2", "w3"):
-                setattr(made, f"residual_{name}", self._linear(getattr(layer.residual_mlp, name)))
+                _share_out(made, f"residual_{name}", self._linear(getattr(layer.residual_mlp, name)))
             moe = cast("MoE", layer.block_sparse_moe)
-            made.gate = self._linear(moe.router.gate)
-            self._set_stacks(made, {name: self._stack(moe.experts, name) for name in ("w1", "w2", "w3")})
+            _share_out(made, "gate", self._linear(moe.router.gate))
+            stacks = {name: self._stack(moe.experts, name) for name in ("w1", "w2", "w3")}
         else:
             mlp: MLP = cast("DenseMLP", layer.block_sparse_moe).mlp
-            self._set_stacks(made, {name: [self._linear(getattr(mlp, name))] for name in ("w1", "w2", "w3")})
+            stacks = {name: [self._linear(getattr(mlp, name))] for name in ("w1", "w2", "w3")}
+        for name, stack in stacks.items():
+            # ctypes keeps what a field points to
+            _share_out(made, name, [(Matrix * len(stack))(*own) for own in zip(*stack, strict=True)])
+        for name, norm in norms.items():
+            _share_out(made, f"{name}_norm", [self._panels.pointer(norm.weight.float())] * self._tensor)
         for name, tensor in self._cache.tensors(index).items():
-            setattr(made, name, tensor.data_ptr())
+            _share_out(made, name, [tensor.data_ptr()] * self._tensor)
         release_freed()  # a layer is here now, and its parameters are not
         return made
 
-    def _set_stacks(self, made: LayerWeights, stacks: dict[str, list[Matrix]]) -> None:
-        for name, matrices in stacks.items():
-            setattr(made, name, (Matrix * len(matrices))(*matrices))  # ctypes keeps what a field points to
-
-    def _linear(self, module: nn.Module) -> Matrix:
+    def _linear(self, module: nn.Module) -> list[Matrix]:
+        """Return what each tensor rank has of a weight."""
         weight = module.get_parameter("weight")
         scale, block = getattr(module, "weight_scale", None), getattr(module, "block", None)
-        made = self._panels.matrix(weight.detach(), scale, block)
+        made = self._panels.matrices(weight.detach(), scale, block)
         _forget(weight)
         return made
 
-    def _stack(self, module: nn.Module, name: str) -> list[Matrix]:
+    def _stack(self, module: nn.Module, name: str) -> list[list[Matrix]]:
+        """Return what each tensor rank has of each expert."""
         weights = module.get_parameter(name)
         scales, block = getattr(module, f"{name}_scale", None), getattr(module, "block", None)
         made = [
-            self._panels.matrix(weight, None if scales is None else scales[expert], block)
+            self._panels.matrices(weight, None if scales is None else scales[expert], block)
             for expert, weight in enumerate(weights.detach())
         ]
         _forget(weights)
@@ -167,7 +188,19 @@ def _forget(parameter: nn.Parameter) -> None:
     parameter.data = torch.empty(0, dtype=parameter.dtype)
 
 
-def kernel_rank(model: ArcticModel, cache: PagedCache, threads: int) -> KernelRank | None:
+def _share_out(parts: Sequence[LayerWeights], name: str, values: Sequence[object]) -> None:
+    """Give each tensor rank its own."""
+    for part, value in zip(parts, values, strict=True):
+        setattr(part, name, value)
+
+
+def kernel_rank(model: ArcticModel, cache: PagedCache, threads: int, tensor: int) -> KernelRank | None:
     """Return what runs a model's layers here, or None where torch has to."""
     code = library()
-    return None if code is None else KernelRank(code, model, cache, threads)
+    if code is None:
+        return None
+    cpus = cpus_of_ranks(tensor, threads, os.sched_getaffinity(0))
+    if tensor > 1:
+        where = "have a NUMA node each" if all(cpus) else "run on any CPU: NUMA nodes don't match them"
+        log.info("%d tensor ranks share %d threads and %s", tensor, threads, where)
+    return KernelRank(code, model, cache, threads, cpus)
