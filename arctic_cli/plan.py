@@ -19,6 +19,8 @@ from arctic_model.config import PRESETS, ArcticConfig, read_json
 from arctic_model.planning.advice import Fields, advise
 from arctic_model.planning.devices import DEVICES, Device
 from arctic_model.planning.serving import Serving, ServingPlan, plan_serving
+from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE
+from arctic_workers.inference.engines.native.window import Window
 
 CPU = "cpu"
 _DOES_NOT_FIT = 1
@@ -144,32 +146,40 @@ def serving_of(spec: ArcticInferenceSpec, config: ArcticConfig) -> Serving:
 
     Tensor ranks of the native engine are shares of one machine, and so of one device.
     """
-    window = spec.attention.window or config.sliding_window
-    visible = None if window is None else window + spec.attention.sinks
+    window = _window(spec.attention, config)
+    visible = None if window is None else window.reach
+    native = spec.engine.name == "native"
+    step_room = window.blocks(BLOCK_SIZE) * BLOCK_SIZE - window.reach if window is not None and native else 0
     return Serving(
         config=config,
         weights=spec.quantization.weights,
         kv_cache=spec.quantization.kv_cache,
-        kv_scaled=spec.engine.name == "native",
-        compute="fp32" if spec.engine.name == "native" else "bf16",
-        tensor=1 if spec.engine.name == "native" else spec.parallelism.tensor,
+        kv_scaled=native,
+        compute="fp32" if native else "bf16",
+        tensor=1 if native else spec.parallelism.tensor,
         pipeline=spec.parallelism.pipeline,
-        max_length=_max_length(spec.attention, config, visible),
+        max_length=_max_length(spec.attention, config, visible, step_room),
         visible=visible,
+        step_room=step_room,
         token_budget=spec.batching.token_budget,
         max_sequences=spec.batching.max_sequences,
         memory_fraction=spec.batching.kv_cache.memory_fraction,
     )
 
 
-def _max_length(attention: Attention, config: ArcticConfig, visible: int | None) -> int:
+def _window(attention: Attention, config: ArcticConfig) -> Window | None:
+    size = attention.window or config.sliding_window
+    return None if size is None else Window(size, attention.sinks)
+
+
+def _max_length(attention: Attention, config: ArcticConfig, visible: int | None, step_room: int) -> int:
     if attention.max_length == "unlimited":
         if visible is None:
             raise ValueError(
                 "attention.maxLength is unlimited, and without a window keys and values have no bound; "
                 "write attention.window, or a number of tokens"
             )
-        return visible
+        return visible + step_room  # no request takes more
     scaling = attention.rope_scaling
     positions = int(config.max_position_embeddings * (scaling.factor if scaling else 1))
     if visible is not None and visible <= positions:

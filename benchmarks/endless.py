@@ -20,9 +20,9 @@ from torch.nn import functional
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import plan_inference
 from arctic_workers.inference.engine import Request, Sampling
+from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE
 from arctic_workers.inference.engines.native.cache import PagedCache
 from arctic_workers.inference.engines.native.engine import NativeEngine
-from arctic_workers.inference.engines.native.plan import BLOCK_SIZE
 from arctic_workers.inference.engines.native.runner import compute_of, load_slice
 from arctic_workers.inference.engines.native.step import Part
 from arctic_workers.inference.engines.native.window import CHUNK, Window

@@ -50,7 +50,9 @@ class Serving:
     max_length: int = 4096
     """Most tokens of a request."""
     visible: int | None = None
-    """Most tokens of a request whose keys and values are kept, if less: window and sinks."""
+    """Most tokens that one sees, if less: window and sinks."""
+    step_room: int = 0
+    """Tokens for which a request that outgrows `visible` has room beside these: what a step adds before any goes."""
     token_budget: int = 2048
     """Most tokens of a step."""
     max_sequences: int = 256
@@ -61,7 +63,7 @@ class Serving:
     @property
     def sequence_tokens(self) -> int:
         """Tokens of keys and values that a request of `max_length` takes, in whole blocks."""
-        kept = self.max_length if self.visible is None else min(self.max_length, self.visible)
+        kept = self.max_length if self.visible is None else min(self.max_length, self.visible + self.step_room)
         return -(-kept // PAGE) * PAGE
 
 

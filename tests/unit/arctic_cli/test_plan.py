@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_api.world import run_folder
 from arctic_cli import machine
-from arctic_cli.local import local_uid
+from arctic_cli.local import inference_groups, local_uid
 from arctic_cli.main import main
 from arctic_cli.plan import serving_of
 from arctic_model.config import ArcticConfig
@@ -23,10 +23,11 @@ from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 from arctic_model.parallel import plan_inference
 from arctic_model.planning.devices import GIB, cpu
-from arctic_model.planning.serving import plan_serving
+from arctic_model.planning.serving import PAGE, plan_serving
 from arctic_model.weights import save_model
 from arctic_workers.inference.engines.native import runner
-from arctic_workers.inference.engines.native.plan import BLOCK_SIZE
+from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE
+from arctic_workers.inference.engines.native.plan import plan_group
 from arctic_workers.inference.memory import affordable_blocks
 
 ROOT = Path(__file__).parents[3]
@@ -242,7 +243,6 @@ def test_lengths_are_those_that_engines_take() -> None:
     config = ArcticConfig.preset("arctic-tiny")
     assert serving(config).max_length == 1024  # the default gives way
     assert serving(config, maxLength=2048, ropeScaling={"type": "yarn", "factor": 2}).max_length == 2048
-    assert serving(config, maxLength="unlimited", window=100, sinks=4).max_length == 104
     assert serving(config, window=100, sinks=4).visible == 104
     assert serving(config.replace(sliding_window=64)).visible == 64
 
@@ -254,6 +254,33 @@ def test_keys_and_values_in_fp8_have_scales_where_the_engine_keeps_them(
     file = written(tmp_path, {"spec.engine": {"name": engine}, "spec.quantization": {"kvCache": "fp8"}})
     [rank] = planned("-f", file, "--preset", "arctic", "--device", "cpu")["ranks"]
     assert rank["kvBytesPerToken"] == 71_680 + scales
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"maxLength": 1000},
+        {"maxLength": "unlimited", "window": 100, "sinks": 4},
+        {"maxLength": "unlimited", "window": 16},
+        {"maxLength": 100_000, "window": 513, "sinks": 33},
+        {"maxLength": 300, "window": 100, "sinks": 4},  # ends before a step's room beside the window is full
+        {"maxLength": 104, "window": 100, "sinks": 4},  # never outgrows it
+    ],
+    ids=str,
+)
+def test_a_request_takes_the_blocks_that_the_native_engine_gives_it(attention: dict[str, Any], tmp_path: Path) -> None:
+    config = ArcticConfig.preset("arctic-tiny")
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    manifest = apply_changes(INFERENCE, {"spec.attention": attention, "spec.model": {"uri": tmp_path.as_uri()}})
+    [group] = inference_groups(manifest, tmp_path, tmp_path)
+    taken = plan_group(group).blocks_of_a_sequence * BLOCK_SIZE
+    assert serving(config, **attention).sequence_tokens == -(-taken // PAGE) * PAGE
+
+
+def test_other_engines_keep_what_is_seen() -> None:
+    spec = apply_changes(INFERENCE, {"spec.attention": {"window": 100, "sinks": 4}, **GPU})["spec"]
+    asked = serving_of(ArcticInferenceSpec.model_validate(spec), ArcticConfig.preset("arctic-tiny"))
+    assert asked.sequence_tokens == 128
 
 
 def bytes_resident(model: torch.nn.Module) -> int:

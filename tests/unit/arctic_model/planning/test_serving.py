@@ -60,6 +60,7 @@ def servings(draw: st.DrawFn) -> Serving:
         pipeline=draw(st.integers(1, config.num_hidden_layers)),
         max_length=draw(st.integers(1, 64)),
         visible=draw(st.none() | st.integers(1, 80)),
+        step_room=draw(st.integers(0, 40)),
         token_budget=draw(st.integers(1, 64)),
         max_sequences=draw(st.integers(1, 8)),
         memory_fraction=draw(st.floats(0.1, 0.95)),
@@ -237,6 +238,8 @@ def test_a_window_bounds_what_a_request_keeps():
     assert serving.sequence_tokens == 4128  # whole blocks of 32
     assert plan.sequences == plan.kv_tokens // 4128
     assert plan.tokens_per_second_limit(100_000) == plan.tokens_per_second_limit(4100)
+    assert replace(serving, step_room=256).sequence_tokens == 4384  # 4356 in whole blocks
+    assert replace(serving, step_room=256, max_length=4200).sequence_tokens == 4224
 
 
 def test_nobody_says_how_fast_a_device_of_unknown_bandwidth_is():

@@ -7,6 +7,8 @@ prompts that differ never share.
 
 from collections.abc import Sequence
 
+BLOCK_SIZE = 16
+"""Tokens of a block of the cache."""
 Link = int | bytes
 """What comes before a block: the number under which the block before it is kept, or the salt of a first one."""
 _Content = tuple[Link, tuple[int, ...]]

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from arctic_workers.inference.engine import EngineError, FinishReason, Output, Request, SamplingField, Stats
-from arctic_workers.inference.engines.native.blocks import BlockManager
+from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE, BlockManager
 from arctic_workers.inference.engines.native.budget import TokenBudget
 from arctic_workers.inference.engines.native.group import Rank
 from arctic_workers.inference.engines.native.pipeline import Pipeline
-from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, Plan
+from arctic_workers.inference.engines.native.plan import Plan
 from arctic_workers.inference.engines.native.scheduler import Chunk, Scheduler
 from arctic_workers.inference.engines.native.sequence import Sequence
 from arctic_workers.inference.engines.native.step import Draw, Drawn, Part

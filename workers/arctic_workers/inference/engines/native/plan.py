@@ -12,12 +12,10 @@ from arctic_model.parallel import LayerSlice, plan_inference
 from arctic_model.planning.serving import Format, vector_bytes
 from arctic_model.quantization import read_quantization
 from arctic_workers.inference.engine import Refused
+from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE
 from arctic_workers.inference.engines.native.kernel.panels import LANES
 from arctic_workers.inference.engines.native.window import Window
 from arctic_workers.inference.model import max_length, read_model
-
-BLOCK_SIZE = 16
-"""Tokens of a block of the cache."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from arctic_workers.inference.engine import UNLIMITED, EngineError, Output, Refu
 from arctic_workers.inference.engines.native import engine as engines
 from arctic_workers.inference.engines.native import group as groups
 from arctic_workers.inference.engines.native import runner
-from arctic_workers.inference.engines.native.blocks import BlockManager
+from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE, BlockManager
 from arctic_workers.inference.engines.native.budget import StepTimes
 from arctic_workers.inference.engines.native.engine import NativeEngine
 from arctic_workers.inference.engines.native.group import bring_up
-from arctic_workers.inference.engines.native.plan import BLOCK_SIZE, plan_group
+from arctic_workers.inference.engines.native.plan import plan_group
 from arctic_workers.inference.engines.native.runner import Runner
 from arctic_workers.inference.engines.native.step import Part
 
