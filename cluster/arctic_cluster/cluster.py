@@ -29,7 +29,7 @@ from arctic_cluster.config import Layout
 from arctic_cluster.environment import ENGINES, made_for_engines
 from arctic_cluster.errors import ClusterError
 from arctic_cluster.files import locked, write_atomically
-from arctic_cluster.paths import CLUSTERS, CORPUS, STORE, default_volumes
+from arctic_cluster.paths import CLUSTERS, CORPUS, MODELS, STORE, default_volumes
 from arctic_cluster.prepare import prepare
 from arctic_cluster.progress import Progress
 from arctic_cluster.state import State
@@ -60,8 +60,8 @@ class Cluster:
         """Start the cluster; what is left of a broken one is removed first.
 
         Returns False when it runs already: then only its Python environment is brought up to date. `volumes` is the
-        host folder whose `arctic-corpus` and `arctic-store` the claims mount. What is not given is as it was, else
-        by default.
+        host folder whose `arctic-corpus`, `arctic-models` and `arctic-store` the claims mount. What is not given is
+        as it was, else by default.
         """
         known = state.load(self.name)
         before = (known.nodes, known.volumes) if known else (DEFAULT_NODES, default_volumes())
@@ -133,7 +133,7 @@ class Cluster:
 
     @property
     def volumes(self) -> Path:
-        """The host folder of the claims' corpus and store."""
+        """The host folder of the claims' corpus, models and store."""
         return self._state().volumes
 
     @property
@@ -171,7 +171,7 @@ class Cluster:
         self.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(listed))
 
     def create_claims(self, namespace: str) -> None:
-        """Give `namespace` the claims that workers mount: environment, corpus and store."""
+        """Give `namespace` the claims that workers mount: environment, corpus, models and store."""
         self.apply(d for claim in self._claims() for d in manifests.claim_with_volume(claim, namespace))
 
     def delete_namespace(self, namespace: str, *, wait: bool = True) -> None:
@@ -423,7 +423,8 @@ def _write_kubeconfig(at: Layout, user: str, path: Path) -> None:
 
 
 def _create_volumes(volumes: Path) -> None:
-    (volumes / CORPUS).mkdir(parents=True, exist_ok=True)
+    for claim in (CORPUS, MODELS):
+        (volumes / claim).mkdir(parents=True, exist_ok=True)
     store = volumes / STORE
     store.mkdir(exist_ok=True)
     os.chown(store, image.USER, image.USER)

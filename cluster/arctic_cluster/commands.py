@@ -26,7 +26,7 @@ def cluster() -> None:
 @click.option(
     "--volumes",
     type=click.Path(path_type=Path),
-    help=f"Folder of corpus and store [as they were, else {default_volumes()}].",
+    help=f"Folder of corpus, models and store [as they were, else {default_volumes()}].",
 )
 def up(name: str, nodes: int | None, volumes: Path | None) -> None:
     """Start a cluster, building whatever is not built."""
@@ -114,7 +114,7 @@ def load(archive: Path, name: str) -> None:
 @click.option("--namespace", required=True, help="A namespace that exists.")
 @_name
 def claims(namespace: str, name: str) -> None:
-    """Give a namespace the claims that workers mount: environment, corpus and store."""
+    """Give a namespace the claims that workers mount: environment, corpus, models and store."""
     Cluster(name).create_claims(namespace)
 
 

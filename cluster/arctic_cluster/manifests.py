@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_cluster.config import DOMAIN
-from arctic_cluster.paths import CORPUS, STORE
+from arctic_cluster.paths import CORPUS, MODELS, STORE
 
 Manifest = dict[str, Any]
 
@@ -52,6 +52,7 @@ def claims(environment: Path, engines: Iterable[str], volumes: Path) -> list[Cla
         Claim("arctic-environment", environment, "ReadOnlyMany"),
         *(Claim(f"arctic-environment-{engine}", folder, "ReadOnlyMany") for engine, folder in folders.items()),
         Claim(CORPUS, volumes / CORPUS, "ReadOnlyMany"),
+        Claim(MODELS, volumes / MODELS, "ReadOnlyMany"),
         Claim(STORE, volumes / STORE, "ReadWriteMany"),
     ]
 

@@ -13,6 +13,7 @@ MACHINE = Path("/var/lib/arctic")
 CLUSTERS = MACHINE / "clusters"
 # Claims, and the folders of the volumes that they are.
 CORPUS = "arctic-corpus"
+MODELS = "arctic-models"
 STORE = "arctic-store"
 
 
@@ -29,5 +30,5 @@ def cache() -> Path:
 
 
 def default_volumes() -> Path:
-    """The folder with the corpus and the store that pods share, unless the user names another."""
+    """The folder with the corpus, the models and the store that pods share, unless the user names another."""
     return _xdg("XDG_DATA_HOME", ".local/share") / "volumes"

@@ -39,7 +39,12 @@ pathlib.Path(f"/store/{os.environ['NAMESPACE']}-{me}").write_text(connection.rec
 
 def pod_spec(command: list[str], **further: Any) -> dict[str, Any]:
     """A restricted pod with the base image that mounts all claims."""
-    mounts = {"arctic-environment": "/opt/arctic", "arctic-corpus": "/corpus", "arctic-store": "/store"}
+    mounts = {
+        "arctic-environment": "/opt/arctic",
+        "arctic-corpus": "/corpus",
+        "arctic-models": "/models",
+        "arctic-store": "/store",
+    }
     read_only = {name: name != "arctic-store" for name in mounts}
     return {
         "restartPolicy": "Never",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arctic_cli.demo import Steps, ask
+from arctic_cli.demo import Steps, ask, chat
 
 
 def test_a_step_is_noted_with_its_seconds_for_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,13 +22,14 @@ def test_a_step_is_noted_with_its_seconds_for_who_asks(tmp_path: Path, monkeypat
 
 
 class Answer(BaseHTTPRequestHandler):
-    """Completes everything with the same word."""
+    """Completes and answers everything by saying it again."""
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        choice = {"message": asked["messages"][0]} if self.path == "/v1/chat/completions" else {"text": asked["prompt"]}
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(b'{"choices": [{"text": "done"}]}')
+        self.wfile.write(json.dumps({"choices": [choice]}).encode())
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -49,4 +50,9 @@ def test_the_endpoint_is_asked_past_the_machines_proxy(monkeypatch: pytest.Monke
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     with served() as address:
-        assert ask(address, "tiny", "CREATE") == "done"
+        assert ask(address, "tiny", "CREATE") == "CREATE"
+
+
+def test_a_question_is_asked_in_chat() -> None:
+    with served() as address:
+        assert chat(address, "tiny", "Who?") == "Who?"

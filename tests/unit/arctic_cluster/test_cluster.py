@@ -115,6 +115,7 @@ def test_folders_that_root_made_in_the_store_are_given_to_the_pods(tmp_path: Pat
     cluster._create_volumes(tmp_path)
     assert (tmp_path / "arctic-store" / "default").stat().st_uid == image.USER
     assert (tmp_path / "arctic-corpus").is_dir()
+    assert (tmp_path / "arctic-models").is_dir()
 
 
 def test_settings_are_put_back_by_the_next_down_when_one_was_broken_off_before_it(

@@ -21,6 +21,7 @@ def test_only_the_store_can_be_claimed_for_writing() -> None:
         "arctic-environment": "ReadOnlyMany",
         "arctic-environment-vllm": "ReadOnlyMany",
         "arctic-corpus": "ReadOnlyMany",
+        "arctic-models": "ReadOnlyMany",
         "arctic-store": "ReadWriteMany",
     }
 
