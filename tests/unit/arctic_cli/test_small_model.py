@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from arctic_cli import small_model
+from arctic_cluster import shell
 from arctic_cluster.files import locked
 
 
 @pytest.fixture(autouse=True)
 def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV", shell.uv())  # else an empty cache gets another one
     for variable in ("XDG_CACHE_HOME", "UV_CACHE_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "cache"))
 
