@@ -27,7 +27,7 @@ setup: setup-local ## the same, and cluster binaries and base image (done once, 
 setup-engines: ## environments of the engines that have one of their own: vLLM's CPU build (done once, kept in the cache)
 	@$(PHASE) engine-environments $(RUN) arctic cluster environment vllm
 
-demo: setup ## train and serve a small Arctic on a two-node cluster on this machine
+demo: setup ## train and serve a small Arctic on a two-node cluster on this machine, and a real model beside it
 	@$(RUN) arctic demo
 
 test: setup ## lint, types, import contracts, unit tests, cluster tests
