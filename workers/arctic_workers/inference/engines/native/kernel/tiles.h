@@ -1,0 +1,25 @@
+// What the tiles of all instruction sets have in common.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace arctic {
+
+constexpr int AHEAD = 4096; // bytes: the processor's own look-ahead ends with a page, and so with half a panel
+
+// Ask for some bytes of weights that come AHEAD of these, which are the next panel's at a panel's end.
+template <int BYTES> inline void look_ahead(const uint8_t *w) {
+    for (int at = 0; at < BYTES; at += 64) _mm_prefetch(reinterpret_cast<const char *>(w) + AHEAD + at, _MM_HINT_T0);
+}
+
+// A piece of the inputs: its first block, how many there are, and whether the sums begin and end with it.
+struct Piece {
+    int64_t first, blocks;
+    bool begins, ends;
+};
+
+constexpr int BOTH = -1;
+
+} // namespace arctic
