@@ -1,7 +1,10 @@
 """The compiled code against torch, and against itself in other company."""
 
 import copy
+import ctypes
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from arctic_model.config import ArcticConfig
 from arctic_model.fp8 import Fp8Linear, dequantize, quantize, quantize_model
 from arctic_model.model import ArcticModel
 from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache
+from arctic_workers.inference.engines.native.kernel import library as libraries
 from arctic_workers.inference.engines.native.kernel.library import library
 from arctic_workers.inference.engines.native.kernel.nodes import ANYWHERE, Cpus
 from arctic_workers.inference.engines.native.kernel.rank import KernelRank
@@ -32,6 +36,8 @@ EVEN = ArcticConfig.preset("arctic-tiny").replace(
 )
 ODD = EVEN.replace(hidden_size=60, num_key_value_heads=3, intermediate_size=7, vocab_size=51, num_local_experts=3)
 """Nothing is a multiple of 8."""
+LONG = EVEN.replace(hidden_size=568, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1, vocab_size=9)
+"""Products take their inputs in two pieces."""
 BLOCKS = 40
 BLOCK = (16, 24)
 """Outputs and inputs that share a scale: the last ones are cut off."""
@@ -61,10 +67,40 @@ def empty_cache(config: ArcticConfig, dtype: torch.dtype, poison: float = 0.0) -
     return cache
 
 
-def kernel(model: ArcticModel, cache: PagedCache, threads: int = 2, cpus: Sequence[Cpus] = (ANYWHERE,)) -> KernelRank:
-    code = library()
+def kernel(
+    model: ArcticModel,
+    cache: PagedCache,
+    threads: int = 2,
+    cpus: Sequence[Cpus] = (ANYWHERE,),
+    code: ctypes.CDLL | None = None,
+) -> KernelRank:
+    code = code or library()
     assert code is not None
     return KernelRank(code, copy.deepcopy(model), cache, threads, cpus)
+
+
+@pytest.fixture(scope="module")
+def avx512_by_avx2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of AVX-512 as any processor can run it: compiled with other operations."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("this machine has no C++ compiler")
+    made = tmp_path_factory.mktemp("kernel") / "libkernel.so"
+    flags = ("-std=c++20", "-Og", "-ffp-contract=off", "-mavx2", "-mfma", "-fPIC", "-shared", "-pthread")
+    operations = Path(__file__).parent / "avx512_by_avx2.h"
+    source = Path(libraries.__file__).parent / "kernel.cpp"
+    subprocess.run([compiler, *flags, "-include", operations, "-o", made, source], check=True)
+    return made
+
+
+@pytest.fixture(params=["avx2", "avx512", "avx512_by_avx2"])
+def code(request: pytest.FixtureRequest) -> ctypes.CDLL:
+    """Each path of the compiled code, forced."""
+    built = {"avx2": libraries.AVX2, "avx512": libraries.AVX512}
+    loaded = libraries.load(built.get(request.param) or request.getfixturevalue(request.param))
+    if loaded is None:
+        pytest.skip("this processor has no AVX-512")
+    return loaded
 
 
 PARTS = [
@@ -169,8 +205,8 @@ def test_the_threads_of_a_tensor_rank_stay_on_its_cpus_and_the_caller_only_for_a
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
-def test_every_code_of_e4m3_is_decoded_exactly(rows: int) -> None:
-    """All 254 that are numbers, subnormals and -0 too, by each path of the product."""
+def test_every_code_of_e4m3_is_decoded_exactly(code: ctypes.CDLL, rows: int) -> None:
+    """All 254 that are numbers, subnormals and -0 too, by each path of the product and at each place of a panel."""
     codes = torch.arange(256, dtype=torch.uint8)
     codes[(codes & 0x7F) == 0x7F] = 0  # not a number
     config = ODD.replace(vocab_size=256, num_hidden_layers=1)
@@ -179,17 +215,38 @@ def test_every_code_of_e4m3_is_decoded_exactly(rows: int) -> None:
     assert isinstance(head, Fp8Linear)
     assert model.model.norm is not None
     values = torch.zeros(256, config.hidden_size, dtype=torch.uint8)
-    values[:, 5] = codes
+    for place in range(8):
+        values[:, place] = codes.roll(place)
     head.weight.copy_(values.view(torch.float8_e4m3fn))
     head.weight_scale.fill_(1.0)
     model.model.norm.weight.fill_(1.0)
-    rank = kernel(model, empty_cache(config, torch.bfloat16))
-    x = torch.zeros(rows, config.hidden_size)
-    x[:, 5] = 1.0
-    # The norm makes of the one input another number, the same for each code.
-    factor = float(model.model.norm(x)[0, 5])
-    expected = (codes.view(torch.float8_e4m3fn).float() * factor).expand(rows, -1)
-    torch.testing.assert_close(rank.logits(x, list(range(rows)))[0], expected, rtol=3e-7, atol=0)
+    rank = kernel(model, empty_cache(config, torch.bfloat16), code=code)
+    for place in range(8):
+        x = torch.zeros(rows, config.hidden_size)
+        x[:, place] = 1.0
+        # The norm makes of the one input another number, the same for each code.
+        factor = float(model.model.norm(x)[0, place])
+        expected = (codes.roll(place).view(torch.float8_e4m3fn).float() * factor).expand(rows, -1)
+        torch.testing.assert_close(rank.logits(x, list(range(rows)))[0], expected, rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("code", ["avx512", "avx512_by_avx2"], indirect=True)
+@pytest.mark.parametrize("config", [EVEN, ODD, LONG], ids=["even", "odd", "long"])
+@pytest.mark.parametrize("weights", ["fp8", "fp8 by block", "bf16", "fp32"])
+def test_avx512_gives_the_bits_of_avx2(code: ctypes.CDLL, config: ArcticConfig, weights: str) -> None:
+    model = random_model(config, weights)
+    tokens = torch.arange(40) % config.vocab_size
+    x = model.embed(tokens).float()
+    cached = (torch.bfloat16, torch.float32)[config is ODD]
+    narrow, wide = (
+        kernel(model, empty_cache(config, cached), code=path) for path in (libraries.load(libraries.AVX2), code)
+    )
+    for rows in range(1, 41):
+        part = Part(0, tuple(tokens[:rows].tolist()), (3, 5, 7), None)
+        expected, got = (rank.run([part], x[:rows].clone()) for rank in (narrow, wide))
+        assert torch.equal(got.view(torch.int32), expected.view(torch.int32))
+        expected, got = (rank.logits(expected, range(rows))[0] for rank in (narrow, wide))
+        assert torch.equal(got.view(torch.int32), expected.view(torch.int32))
 
 
 def scaled_inputs(config: ArcticConfig) -> Tensor:

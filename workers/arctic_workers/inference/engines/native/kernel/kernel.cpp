@@ -1,4 +1,5 @@
-// One call a step: the layers of one rank over a ragged batch, with paged keys and values. C++20, AVX2 and FMA.
+// One call a step: the layers of one rank over a ragged batch, with paged keys and values. C++20, AVX2 and FMA;
+// compiled for AVX-512 too, where products have code of their own.
 //
 // Bits of a row do not depend on other rows, on how a prompt is cut, or on the number of threads or tensor ranks.
 //
@@ -432,7 +433,12 @@ extern "C" {
 // Whether this processor has what this file is compiled for.
 int arctic_supported() {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#ifdef __AVX512F__
+    has = has && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
+    has = has && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+    return has;
 }
 
 // A rank of `layers` [tensor, layers]; null when there is no memory. What the pointers lead to must outlive it. `cpus` [tensor,

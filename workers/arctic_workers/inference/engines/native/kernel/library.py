@@ -8,8 +8,8 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-LIBRARY = Path(__file__).parent / "libkernel.so"
-"""Built with the distribution (`scripts/build_hook.py`)."""
+AVX512, AVX2 = LIBRARIES = tuple(Path(__file__).parent / f"libkernel_{name}.so" for name in ("avx512", "avx2"))
+"""Built with the distribution (`scripts/build_hook.py`), the fastest first; their results are the same, to the bit."""
 
 CPU_BYTES = 1024
 """Of a set of CPUs, as interface.h has it."""
@@ -101,13 +101,21 @@ class Step(Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled code, or None where it was not built or this processor can't run it."""
-    if not LIBRARY.is_file():
+    """Return the fastest compiled code for this processor, or None where there is none."""
+    built = [path for path in LIBRARIES if path.is_file()]
+    if not built:
         log.warning("The native engine's compiled code is not there (no C++ compiler at the set-up?): torch is slower")
         return None
-    loaded = ctypes.CDLL(str(LIBRARY))
-    if not loaded.arctic_supported():
+    code = next(filter(None, map(load, built)), None)
+    if code is None:
         log.warning("This processor lacks AVX2 or FMA, which the native engine's compiled code needs: torch is slower")
+    return code
+
+
+def load(path: Path) -> ctypes.CDLL | None:
+    """Return the code of a file, or None where this processor can't run it."""
+    loaded = ctypes.CDLL(str(path))
+    if not loaded.arctic_supported():
         return None
     loaded.arctic_rank.argtypes = [POINTER(Shape), POINTER(LayerWeights), POINTER(Ends), c_char_p]
     loaded.arctic_rank.restype = c_void_p

@@ -7,10 +7,15 @@
 #pragma once
 
 #include "interface.h"
-#include "narrow.h"
 #include "numbers.h"
 #include "team.h"
 #include "tiles.h"
+
+#ifdef __AVX512F__
+#include "wide.h"
+#else
+#include "narrow.h"
+#endif
 
 #include <immintrin.h>
 

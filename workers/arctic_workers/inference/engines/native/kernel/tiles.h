@@ -1,4 +1,4 @@
-// What the tiles of all instruction sets have in common.
+// What the tiles of all instruction sets have in common: narrow.h has those of AVX2, wide.h those of AVX-512.
 #pragma once
 
 #include <immintrin.h>

@@ -1,0 +1,70 @@
+// What wide.h uses of AVX-512, by AVX2. Included before kernel.cpp (-include), it makes of it the code of a processor with
+// AVX-512 that runs on any with AVX2, and gives the same results: each operation is the one that Intel describes.
+#pragma once
+
+#include <immintrin.h>
+
+#define __AVX512F__ 1
+#define __builtin_cpu_supports(feature) true
+
+namespace emulated {
+
+struct Floats {
+    __m256 lower, upper;
+};
+
+struct Integers {
+    __m256i lower, upper;
+};
+
+inline Floats setzero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline Floats broadcast(__m256 half) { return {half, half}; }
+inline Floats fmadd(Floats a, Floats b, Floats c) { return {_mm256_fmadd_ps(a.lower, b.lower, c.lower), _mm256_fmadd_ps(a.upper, b.upper, c.upper)}; }
+inline __m256 extract(Floats v, int half) { return half ? v.upper : v.lower; }
+
+inline Floats load(const void *from) {
+    const auto *floats = static_cast<const float *>(from);
+    return {_mm256_loadu_ps(floats), _mm256_loadu_ps(floats + 8)};
+}
+
+inline void store(float *to, Floats v) {
+    _mm256_storeu_ps(to, v.lower);
+    _mm256_storeu_ps(to + 8, v.upper);
+}
+
+inline Floats as_floats(Integers v) { return {_mm256_castsi256_ps(v.lower), _mm256_castsi256_ps(v.upper)}; }
+
+inline Integers load_integers(const void *from) {
+    const Floats v = load(from);
+    return {_mm256_castps_si256(v.lower), _mm256_castps_si256(v.upper)};
+}
+
+inline Integers set1(int value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
+inline Integers both(Integers a, Integers b) { return {_mm256_and_si256(a.lower, b.lower), _mm256_and_si256(a.upper, b.upper)}; }
+inline Integers slli16(Integers v, int by) { return {_mm256_slli_epi16(v.lower, by), _mm256_slli_epi16(v.upper, by)}; }
+inline Integers srai16(Integers v, int by) { return {_mm256_srai_epi16(v.lower, by), _mm256_srai_epi16(v.upper, by)}; }
+inline Integers slli32(Integers v, int by) { return {_mm256_slli_epi32(v.lower, by), _mm256_slli_epi32(v.upper, by)}; }
+
+inline Integers widen16(__m256i v) {
+    return {_mm256_cvtepu16_epi32(_mm256_castsi256_si128(v)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(v, 1))};
+}
+
+} // namespace emulated
+
+#define __m512 emulated::Floats
+#define __m512i emulated::Integers
+#define _mm512_and_si512 emulated::both
+#define _mm512_broadcast_f32x8 emulated::broadcast
+#define _mm512_castps512_ps256(v) emulated::extract(v, 0)
+#define _mm512_castsi512_ps emulated::as_floats
+#define _mm512_cvtepu16_epi32 emulated::widen16
+#define _mm512_extractf32x8_ps emulated::extract
+#define _mm512_fmadd_ps emulated::fmadd
+#define _mm512_loadu_ps emulated::load
+#define _mm512_loadu_si512 emulated::load_integers
+#define _mm512_set1_epi32 emulated::set1
+#define _mm512_setzero_ps emulated::setzero
+#define _mm512_slli_epi16 emulated::slli16
+#define _mm512_slli_epi32 emulated::slli32
+#define _mm512_srai_epi16 emulated::srai16
+#define _mm512_storeu_ps emulated::store
