@@ -26,10 +26,6 @@ struct Tile {
     int64_t dropped;
 };
 
-struct Range {
-    int64_t begin, end;
-};
-
 constexpr int64_t TOGETHER = 8; // most rows of a tile
 constexpr int64_t APART = 16;   // floats of a cache line
 

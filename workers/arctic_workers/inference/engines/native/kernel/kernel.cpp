@@ -51,7 +51,7 @@ class Rank {
         for (int thread = 0; thread < shape.threads; ++thread) {
             const int rank = team_.rank_of(thread);
             scratch_[thread].rank = rank;
-            scratch_[thread].groups = {cut(s_.groups, rank, s_.tensor), cut(s_.groups, rank + 1, s_.tensor)};
+            scratch_[thread].groups = part_of(s_.groups, rank, s_.tensor);
         }
         hidden_ = row_stride(s_.hidden);
         attended_ = row_stride(static_cast<int64_t>(s_.heads) * s_.head_size);
@@ -81,7 +81,7 @@ class Rank {
         rotations_ = rotations_buffer_.get(rows * attention_.rotation_size());
         since_ = Clock::now();
         team_.run([&](int thread) {
-            share(static_cast<int64_t>(tiles_.size()), [&](int64_t index) { begin(tiles_[index], x); });
+            team_.share(thread, static_cast<int64_t>(tiles_.size()), [&](int64_t index) { begin(tiles_[index], x); });
             finish(NORMS);
             const LayerWeights *own = layers_.data() + static_cast<int64_t>(scratch_[thread].rank) * s_.layers;
             for (int layer = 0; layer < s_.layers; ++layer) run_layer(own[layer], x, thread);
@@ -93,13 +93,13 @@ class Rank {
         a_ = a_buffer_.get(count * hidden_);
         since_ = Clock::now();
         team_.run([&](int thread) {
-            share(count, [&](int64_t row) { norm(x + rows[row] * s_.hidden, ends_.norm, a_ + row * hidden_); });
+            team_.share(thread, count, [&](int64_t row) { norm(x + rows[row] * s_.hidden, ends_.norm, a_ + row * hidden_); });
             finish(NORMS);
             products(ends_.head[scratch_[thread].rank], a_, hidden_, count, thread, [&](int64_t row, int64_t at, __m256 value) {
                 store(out + row * vocabulary_, at, vocabulary_, value);
             });
             finish(LOGITS);
-            share(count, [&](int64_t row) { likeliest[row] = place_of_greatest(out + row * vocabulary_, vocabulary_); });
+            team_.share(thread, count, [&](int64_t row) { likeliest[row] = place_of_greatest(out + row * vocabulary_, vocabulary_); });
             finish(LOGITS);
         });
     }
@@ -121,17 +121,6 @@ class Rank {
     void finish(Part part) {
         finish(part, [] {});
     }
-
-    template <class Task> void share_among(int rank, int64_t tasks, Task task) {
-        for (int64_t begin, end; team_.take(rank, tasks, begin, end);)
-            for (int64_t index = begin; index < end; ++index) task(index);
-    }
-
-    // Tasks of all threads.
-    template <class Task> void share(int64_t tasks, Task task) { share_among(Team::ALL, tasks, task); }
-
-    // Tasks of the threads of a tensor rank, which read its memory.
-    template <class Task> void share_in_rank(int thread, int64_t tasks, Task task) { share_among(scratch_[thread].rank, tasks, task); }
 
     // What the layers ask of a tile's rows: their rotations, and hidden states if they begin here.
     void begin(const Tile &tile, float *x) {
@@ -221,7 +210,7 @@ class Rank {
 
     template <class Put> void products(const Matrix &matrix, const float *x, int64_t stride, int64_t rows, int thread, Put put) {
         const Tasks tasks = tasks_of(matrix, rows);
-        share_in_rank(thread, tasks.count(), [&](int64_t index) { product(matrix, tasks, index, x, stride, thread, put); });
+        team_.share_in_rank(thread, tasks.count(), [&](int64_t index) { product(matrix, tasks, index, x, stride, thread, put); });
     }
 
     // One panel of silu(w1 x) * w3 x of some rows, carrying INPUT: `out(row)` is where a row's begins.
@@ -240,7 +229,7 @@ class Rank {
     void run_layer(const LayerWeights &layer, float *x, int thread) {
         const int64_t rows = step_->rows, D = s_.hidden;
         const bool experts = layer.gate.inputs != 0;
-        share(rows, [&](int64_t row) {
+        team_.share(thread, rows, [&](int64_t row) {
             norm(x + row * D, layer.input_norm, a_ + row * hidden_);
             if (experts) norm(x + row * D, layer.post_norm, m_ + row * hidden_);
         });
@@ -248,25 +237,25 @@ class Rank {
         project(layer, thread, experts);
         finish(PROJECTIONS);
         if (const Range &groups = scratch_[thread].groups; groups.begin < groups.end)
-            share_in_rank(thread, static_cast<int64_t>(tiles_.size()), [&](int64_t index) {
+            team_.share_in_rank(thread, static_cast<int64_t>(tiles_.size()), [&](int64_t index) {
                 const Tile &tile = tiles_[index];
                 for (int64_t row = tile.first; row < tile.first + tile.rows; ++row)
                     attention_.place(layer, tile, row - tile.first, groups, rotations_ + row * attention_.rotation_size(), q_ + row * attended_,
                                      sink_q_ + row * attended_, k_ + row * grouped_, v_ + row * grouped_);
             });
-        if (experts) share(rows, [&](int64_t row) { route(row); });
+        if (experts) team_.share(thread, rows, [&](int64_t row) { route(row); });
         finish(PLACING, [&] { if (experts) sort_by_expert(); });
         attend_and_expand(layer, thread, experts);
         finish(ATTENTION_AND_EXPERTS);
         contract_and_project(layer, x, thread, experts);
         finish(OUTPUTS);
         const float *second_norm = experts ? layer.residual_norm : layer.post_norm;
-        share(rows, [&](int64_t row) { norm(h_ + row * hidden_, second_norm, m_ + row * hidden_); });
+        team_.share(thread, rows, [&](int64_t row) { norm(h_ + row * hidden_, second_norm, m_ + row * hidden_); });
         finish(NORMS);
         const Matrix &w1 = experts ? layer.residual_w1 : layer.w1[0], &w3 = experts ? layer.residual_w3 : layer.w3[0];
         const Matrix &w2 = experts ? layer.residual_w2 : layer.w2[0];
         const Tasks tasks = tasks_of(w1, rows);
-        share_in_rank(thread, tasks.count(), [&](int64_t index) {
+        team_.share_in_rank(thread, tasks.count(), [&](int64_t index) {
             const int64_t first = index / tasks.panels * tasks.block, count = std::min(tasks.block, rows - first);
             const float *const *inputs = rows_of(m_, hidden_, first, count, scratch_[thread]);
             gate(w1, w3, index % tasks.panels, inputs, count, thread, [&](int64_t row) { return g_ + (first + row) * gated_; });
@@ -297,7 +286,7 @@ class Rank {
         Tasks tasks[4];
         int64_t ends[4], total = 0;
         for (int part = 0; part < used; ++part) ends[part] = total += (tasks[part] = tasks_of(*parts[part].matrix, rows)).count();
-        share_in_rank(thread, total, [&](int64_t index) {
+        team_.share_in_rank(thread, total, [&](int64_t index) {
             int part = 0;
             while (index >= ends[part]) ++part;
             const Part &of = parts[part];
@@ -361,7 +350,7 @@ class Rank {
         Scratch &own = scratch_[thread];
         const int64_t groups = own.groups.end - own.groups.begin, attentions = static_cast<int64_t>(tiles_.size()) * groups;
         const int64_t panels = experts ? panels_of(layer.w1[0]) : 0;
-        share_in_rank(thread, attentions + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
+        team_.share_in_rank(thread, attentions + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
             // The last rows of a prompt see the most keys: they begin.
             if (index < attentions) {
                 const Tile &tile = tiles_[tiles_.size() - 1 - index / groups];
@@ -378,7 +367,7 @@ class Rank {
         const Tasks tasks = tasks_of(layer.o, step_->rows);
         const int64_t panels = experts ? panels_of(layer.w2[0]) : 0;
         Scratch &own = scratch_[thread];
-        share_in_rank(thread, tasks.count() + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
+        team_.share_in_rank(thread, tasks.count() + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
             if (index < tasks.count()) {
                 product(layer.o, tasks, index, q_, attended_, thread, [&](int64_t row, int64_t at, __m256 value) {
                     const __m256 before = load(x + row * s_.hidden, at, s_.hidden);

@@ -35,17 +35,60 @@ struct Cpus {
 // The first of the things that a part gets when so many are cut into parts; those of the next part end it.
 inline int64_t cut(int64_t things, int64_t part, int64_t parts) { return things * part / parts; }
 
+// Things from one to another.
+struct Range {
+    int64_t begin, end;
+    int64_t size() const { return end - begin; }
+};
+
+// A part of things that are cut into parts.
+inline Range part_of(int64_t things, int64_t part, int64_t parts) { return {cut(things, part, parts), cut(things, part + 1, parts)}; }
+
+// Which of its run of tasks a thread has not begun.
+class alignas(64) Remaining {
+  public:
+    // The run is again whatever it is said to be.
+    void forget() { left_.store(UNKNOWN, std::memory_order_relaxed); }
+
+    // The first task that is left of a run; an empty range if none is.
+    Range take_first(const Range &run) {
+        return take(run, [](const Range &left) { return Range{left.begin, left.begin + 1}; });
+    }
+
+    // Some of the last that are left, for another thread.
+    Range take_last(const Range &run) {
+        return take(run, [](const Range &left) { return Range{left.end - (left.size() + STOLEN - 1) / STOLEN, left.end}; });
+    }
+
+  private:
+    static constexpr uint64_t UNKNOWN = ~uint64_t{0};
+    static constexpr int64_t STOLEN = 4;
+
+    static uint64_t packed(int64_t begin, int64_t end) { return static_cast<uint64_t>(begin) << 32 | static_cast<uint64_t>(end); }
+
+    template <class Choose> Range take(const Range &run, Choose choose) {
+        uint64_t seen = left_.load(std::memory_order_relaxed);
+        while (true) {
+            const Range left = seen == UNKNOWN ? run : Range{static_cast<int64_t>(seen >> 32), static_cast<int64_t>(seen & 0xFFFFFFFFu)};
+            if (left.size() <= 0) return {0, 0};
+            const Range taken = choose(left);
+            const uint64_t rest = taken.begin == left.begin ? packed(taken.end, left.end) : packed(left.begin, taken.begin);
+            if (left_.compare_exchange_weak(seen, rest, std::memory_order_relaxed)) return taken;
+        }
+    }
+
+    std::atomic<uint64_t> left_{UNKNOWN};
+};
+
 // A team that persists, cut into tensor ranks. Who waits spins for some microseconds, then sleeps: other processes need the
 // cores too. With `cpus`, one set a tensor rank, threads stay on those of their rank; the caller, for as long as it works.
 class Team {
   public:
-    Team(int size, int ranks, const uint8_t *cpus) : size_(size), ranks_(ranks), queues_(ranks + 1) {
-        if (cpus) cpus_.resize(ranks);
-        for (int rank = 0; rank < ranks; ++rank) {
-            queues_[rank].threads = cut(size, rank + 1, ranks) - cut(size, rank, ranks);
-            if (cpus) std::memcpy(cpus_[rank].bits, cpus + rank * CPU_BYTES, CPU_BYTES);
+    Team(int size, int ranks, const uint8_t *cpus) : size_(size), ranks_(ranks), of_all_(size), of_rank_(size) {
+        if (cpus) {
+            cpus_.resize(ranks);
+            std::memcpy(cpus_.data(), cpus, ranks * sizeof(Cpus));
         }
-        queues_[ranks].threads = size;
         for (int index = 1; index < size; ++index) threads_.emplace_back([this, index] { serve(index); });
     }
 
@@ -80,7 +123,8 @@ class Team {
         const uint32_t phase = phase_.load();
         if (arrived_.fetch_add(1) + 1 == size_) {
             arrived_.store(0);
-            for (auto &queue : queues_) queue.next.store(0);
+            for (auto *runs : {&of_all_, &of_rank_})
+                for (auto &remaining : *runs) remaining.forget();
             between();
             phase_.fetch_add(1);
             phase_.notify_all();
@@ -89,28 +133,28 @@ class Team {
         }
     }
 
-    // Some of the tasks that the threads of a tensor rank, or of ALL, share since the last barrier, side by side: many at
-    // first, as memory is read best in long runs, and single ones at the end, so that nobody waits long. False when none is left.
-    bool take(int rank, int64_t tasks, int64_t &begin, int64_t &end) {
-        Queue &queue = queues_[rank == ALL ? ranks_ : rank];
-        begin = queue.next.load(std::memory_order_relaxed);
-        do {
-            if (begin >= tasks) return false;
-            end = begin + std::max<int64_t>(1, (tasks - begin) / (SHARES * queue.threads));
-        } while (!queue.next.compare_exchange_weak(begin, end, std::memory_order_relaxed));
-        return true;
+    // Do a thread's part of the tasks that all threads share since the last barrier, side by side. Each has a run of them, as memory
+    // is read best in long runs; who has done its own takes from the ends of others', so that nobody waits long.
+    template <class Task> void share(int thread, int64_t tasks, Task task) { share_among(of_all_, {0, size_}, thread, tasks, task); }
+
+    // The same for tasks that the threads of a tensor rank share.
+    template <class Task> void share_in_rank(int thread, int64_t tasks, Task task) {
+        share_among(of_rank_, part_of(size_, rank_of(thread), ranks_), thread, tasks, task);
     }
 
-    static constexpr int ALL = -1;
-
   private:
-    static constexpr int64_t SHARES = 8;
-
-    // Tasks that some threads share; each is asked for by those alone, and so lies apart.
-    struct alignas(64) Queue {
-        std::atomic<int64_t> next{0};
-        int64_t threads = 0;
-    };
+    template <class Task> static void share_among(std::vector<Remaining> &runs, const Range &threads, int thread, int64_t tasks, Task task) {
+        const auto run_of = [&](int64_t other) { return part_of(tasks, other - threads.begin, threads.size()); };
+        const auto all_of = [&](const Range &range) {
+            for (int64_t index = range.begin; index < range.end; ++index) task(index);
+            return range.size() > 0;
+        };
+        while (all_of(runs[thread].take_first(run_of(thread)))) {}
+        for (int64_t step = 1; step < threads.size(); ++step) {
+            const int64_t other = threads.begin + (thread - threads.begin + step) % threads.size();
+            while (all_of(runs[other].take_last(run_of(other)))) {}
+        }
+    }
 
     static void wait_while(std::atomic<uint32_t> &value, uint32_t old) {
         for (int spin = 0; spin < 4000; ++spin) {
@@ -133,8 +177,8 @@ class Team {
     }
 
     const int size_, ranks_;
-    std::vector<Cpus> cpus_;    // of each tensor rank; none where threads run anywhere
-    std::vector<Queue> queues_; // of each tensor rank, and of all
+    std::vector<Cpus> cpus_; // of each tensor rank; none where threads run anywhere
+    std::vector<Remaining> of_all_, of_rank_; // of each thread: its part of what all share, and of what its tensor rank does
     std::vector<std::thread> threads_;
     const std::function<void(int)> *work_ = nullptr;
     std::atomic<bool> stopping_{false};
