@@ -70,11 +70,12 @@ test-engines: setup setup-engines ## one suite for every engine: in vLLM's own e
 	@$(PHASE) tensorrt-llm $(RUN) pytest tests/engines/tensorrt_llm
 	@$(PHASE) leader-worker-sets $(RUN) pytest tests/cluster/test_lws.py --peers
 
-bench: ## every benchmark, whole (an hour): prints its tables and figures
+bench: ## every benchmark, whole (two hours): prints its tables and figures
 	@$(RUN) python -m benchmarks.demo
 	@$(RUN) python -m benchmarks.endless
 	@$(RUN) python -m benchmarks.pipeline
 	@$(RUN) python -m benchmarks.serving
+	@$(RUN) python -m benchmarks.soak
 	@$(RUN) python -m benchmarks.split_fuse
 	@$(RUN) python -m benchmarks.suffix_decoding
 

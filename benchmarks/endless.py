@@ -29,6 +29,7 @@ from arctic_workers.inference.engines.native.window import CHUNK, Window
 from benchmarks.form import arguments, finish, note, print_table, wait_for_quiet
 from benchmarks.models import prompts, random_model
 from benchmarks.native import InProcess, group_of
+from benchmarks.processes import resident
 
 WINDOW = Window(1024, 4)
 CONFIG = ArcticConfig.preset("arctic-tiny").replace(max_position_embeddings=2048)
@@ -74,12 +75,6 @@ async def _looks(engine: NativeEngine, window: Window, tokens: int) -> list[Look
                 if (len(looks) - 1) % (_SAMPLES // 10) == 0:
                     note(f"{count:,} tokens, {looks[-1].memory / 2**20:.1f} MiB")
     return looks
-
-
-def resident() -> int:
-    """Return the resident memory of this process in bytes."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["VmRSS"].split()[0]) * 1024
 
 
 def speed(looks: list[Look], part: slice) -> float:
