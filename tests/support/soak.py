@@ -9,7 +9,7 @@ import json
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,6 @@ CLIENTS = 12  # more than the group of the tests takes at once
 PROMPTS = ["x", "The operator plans what should be.", "Each pod is told everything", "Größe, 世界"]
 HUGE = 10_000_000
 """Bytes of a prompt that no server should have to keep."""
-PIECE = 65_536
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 
@@ -222,15 +221,10 @@ class Soak:
         await self._be_refused(http, status, content)
 
     async def _send_too_much(self, http: httpx.AsyncClient, draw: random.Random) -> None:
-        """With its length, or without as who has not made all of it yet."""
-        await self._be_refused(http, 413, self._huge if draw.random() < 0.5 else self._huge_in_pieces())
+        await self._be_refused(http, 413, self._huge)
 
-    async def _huge_in_pieces(self) -> AsyncIterator[bytes]:
-        for start in range(0, len(self._huge), PIECE):
-            yield self._huge[start : start + PIECE]
-
-    async def _be_refused(self, http: httpx.AsyncClient, status: int, content: bytes | AsyncIterator[bytes]) -> None:
-        shown = f"{content[:80]!r}" if isinstance(content, bytes) else "a body in pieces"
+    async def _be_refused(self, http: httpx.AsyncClient, status: int, content: bytes) -> None:
+        shown = f"{content[:80]!r}"
         try:
             answer = await http.post(COMPLETIONS, content=content)
         except httpx.HTTPError as error:

@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 MOST_BODY_BYTES = 4 * 1024 * 1024
+READ_PAST_BYTES = 8 * MOST_BODY_BYTES
+"""Of a body that is too large so much is read, and kept nowhere, before it is refused: who is answered while it still
+sends may find the connection broken and no answer, always so behind a proxy."""
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for `max_tokens` of completions; chats may fill the context."""
 UNASKED = 4096
@@ -424,23 +427,25 @@ async def _beside_others(size: int, work: Callable[[], Result]) -> Result:
 
 async def _read(request: Request) -> bytes:
     """Return the body, at most `MOST_BODY_BYTES` of it."""
-    body = bytearray()
+    body, size = bytearray(), 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > MOST_BODY_BYTES:
-                    raise ApiError(
-                        413,
-                        f"The request's body is larger than {MOST_BODY_BYTES} bytes; make it smaller",
-                        code="too_large",
-                    )
+                size += len(chunk)
+                if size <= MOST_BODY_BYTES:
+                    body += chunk
+                elif size > READ_PAST_BYTES:
+                    break
     except TimeoutError:
         raise ApiError(
             408, f"The request's body did not arrive within {BODY_SECONDS:.0f} s; send it again", code="request_timeout"
         ) from None
     except ClientDisconnect:
         raise ApiError(400, "The client left before its request was whole") from None
+    if size > MOST_BODY_BYTES:
+        raise ApiError(
+            413, f"The request's body is larger than {MOST_BODY_BYTES} bytes; make it smaller", code="too_large"
+        )
     return bytes(body)
 
 

@@ -168,6 +168,24 @@ async def test_a_request_that_does_not_arrive_gives_its_place_back(text: Text, m
     assert (await post(api, "/v1/completions", prompt="x")).status_code == 200
 
 
+async def test_a_body_that_is_too_large_is_refused_once_it_is_sent(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who still sends would find a broken connection; what never ends is not waited for."""
+    monkeypatch.setattr(server, "MOST_BODY_BYTES", 1000)
+    monkeypatch.setattr(server, "READ_PAST_BYTES", 5000)
+    sent = 0
+
+    async def body(pieces: int) -> AsyncGenerator[bytes, None]:
+        nonlocal sent
+        for sent in range(1, pieces + 1):  # noqa: B007 - how far it came
+            yield b" " * 1000
+
+    api = serve(text, Scripted())
+    for pieces, read in ((4, 4), (1000, 6)):
+        refused = await ask(api, "POST", "/v1/completions", content=body(pieces))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "too_large")
+        assert sent == read
+
+
 def told(text: Text, answer: str) -> list[Output]:
     """The outputs that say so, each with the next as another candidate."""
     tokens = text.encode(answer)
