@@ -70,14 +70,14 @@ test-engines: setup setup-engines ## one suite for every engine: in vLLM's own e
 	@$(PHASE) tensorrt-llm $(RUN) pytest tests/engines/tensorrt_llm
 	@$(PHASE) leader-worker-sets $(RUN) pytest tests/cluster/test_lws.py --peers
 
-bench: ## every benchmark, whole (two hours): prints its tables and figures
-	@$(RUN) python -m benchmarks.demo
-	@$(RUN) python -m benchmarks.endless
-	@$(RUN) python -m benchmarks.pipeline
-	@$(RUN) python -m benchmarks.serving
-	@$(RUN) python -m benchmarks.soak
-	@$(RUN) python -m benchmarks.split_fuse
-	@$(RUN) python -m benchmarks.suffix_decoding
+bench: ## every benchmark, whole (two hours): prints its tables, keeps its figures in benchmarks/RESULTS.md
+	@$(RUN) python -m benchmarks.demo --keep
+	@$(RUN) python -m benchmarks.endless --keep
+	@$(RUN) python -m benchmarks.pipeline --keep
+	@$(RUN) python -m benchmarks.serving --keep
+	@$(RUN) python -m benchmarks.soak --keep
+	@$(RUN) python -m benchmarks.split_fuse --keep
+	@$(RUN) python -m benchmarks.suffix_decoding --keep
 
 format: ## rewrite the code in the house's format
 	@$(RUN) ruff check --fix . ; $(RUN) ruff format .

@@ -6,7 +6,6 @@ a test is its set-up, so a cold `make test` takes `setup_s` and `test_s`. Nothin
 that a person waits.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arctic_cluster import paths
+from benchmarks.form import arguments, finish
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,9 +90,8 @@ def measure(*, quick: bool) -> list[Run]:
 
 def main() -> None:
     """Print the table and the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="warm caches only, without the tests")
-    runs = measure(quick=parser.parse_args().quick)
+    told = arguments(__doc__, "warm caches only, without the tests")
+    runs = measure(quick=told.quick)
     for run in runs:
         print(f"{run.title:36} {run.seconds:8.1f} s")
         for phase, seconds in run.phases.items():
@@ -104,7 +103,7 @@ def main() -> None:
         "demo, again": "demo_again_s",
         "test, warm": "test_s",
     }
-    print(json.dumps({keys[run.title]: round(run.seconds, 1) for run in runs}))
+    finish(told, {keys[run.title]: run.seconds for run in runs}, less_is_better=keys.values())
 
 
 if __name__ == "__main__":

@@ -122,13 +122,13 @@ def perplexities(losses_T: Tensor, piece: int) -> list[float]:
 
 def main() -> None:
     """Measure, print."""
-    quick = arguments(__doc__, f"{QUICK:,} tokens instead of {TOKENS:,}").quick
+    told = arguments(__doc__, f"{QUICK:,} tokens instead of {TOKENS:,}")
     folder = random_model(CONFIG)
     # A layer of this model has less work than two threads take to meet.
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     wait_for_quiet()
-    looks = watch(folder, WINDOW, QUICK if quick else TOKENS)
+    looks = watch(folder, WINDOW, QUICK if told.quick else TOKENS)
     tenth = len(looks) // 10
     first, last = speed(looks, slice(0, tenth + 1)), speed(looks, slice(-tenth - 1, None))
     memory = [look.memory for look in looks]
@@ -141,7 +141,7 @@ def main() -> None:
             ("tokens/s, first and last tenth", f"{first:.0f}", f"{last:.0f}"),
         ),
     )
-    finish(figures)
+    finish(told, figures, less_is_better=("memory_ratio",), unjudged=("tokens",))
 
 
 if __name__ == "__main__":

@@ -5,19 +5,36 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.results import FILE, Results, regressions, software, this_machine
 
 QUIET = 0.25
 """Share of all cores' time that others may use while a benchmark begins."""
 _PATIENCE = 120.0
 
 
-def arguments(description: str | None, quick: str) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Told:
+    """What the command line says."""
+
+    benchmark: str
+    """Its own name."""
+    quick: bool
+    keep: bool
+    """Whether the figures and drawings are to be kept in this folder."""
+
+
+def arguments(description: str | None, quick: str) -> Told:
     """Parse the command line; `quick` says what `--quick` leaves out."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=quick)
-    return parser.parse_args()
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help=quick)
+    extent.add_argument("--keep", action="store_true", help=f"keep the figures in {FILE.name}")
+    given = parser.parse_args()
+    return Told(Path(sys.argv[0]).stem, given.quick, given.keep)
 
 
 def wait_for_quiet() -> None:
@@ -81,6 +98,19 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         print("  ".join((first, *others)).rstrip())
 
 
-def finish(figures: Mapping[str, float]) -> None:
-    """Print the last line."""
-    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+def finish(
+    told: Told, figures: Mapping[str, float], *, less_is_better: Collection[str] = (), unjudged: Collection[str] = ()
+) -> None:
+    """Say what has become worse, keep the figures where that is asked for, and print the last line.
+
+    What is `unjudged` only says how much was done.
+    """
+    rounded = {name: round(value, 4) for name, value in figures.items()}
+    machine, results = this_machine(), Results(FILE.read_text() if FILE.exists() else "")
+    judged = {name: value for name, value in rounded.items() if name not in unjudged}
+    for sentence in regressions(results.of(machine, told.benchmark), judged, less_is_better):
+        note(sentence)
+    if told.keep:
+        results.keep(machine, told.benchmark, rounded, software())
+        FILE.write_text(results.text())
+    print(json.dumps(rounded))

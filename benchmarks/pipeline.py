@@ -100,11 +100,11 @@ def side_by_side(model: Path, scratch: Path, cores: list[int], rounds: int) -> d
 
 def main() -> None:
     """Print the tables and the figures."""
-    quick = arguments(__doc__, "one round").quick
+    told = arguments(__doc__, "one round")
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         sys.exit("two cores are needed: one for each rank")
-    model, rounds = random_model(), 1 if quick else 5
+    model, rounds = random_model(), 1 if told.quick else 5
     with tempfile.TemporaryDirectory() as scratch:
         wait_for_quiet()
         taken = side_by_side(model, Path(scratch), cores, rounds)
@@ -128,7 +128,7 @@ def main() -> None:
             ("n", "fp32", "bf16", "fp8"),
             [(n, *(spread(linked[f"{wire} {n}"]) for wire in ("fp32", "bf16", "fp8"))) for n in BATCHES],
         )
-    finish({"efficiency": min(statistics.median(values) for values in ratios.values())})
+    finish(told, {"efficiency": min(statistics.median(values) for values in ratios.values())})
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def tuned_threads(measure: Callable[[int], float], cores: int) -> int:
 
 def main() -> None:
     """Print the tables and the figures."""
-    quick = arguments(__doc__, "one round").quick
+    told = arguments(__doc__, "one round")
     cores = available_cores()
     folder, asked = random_model(), prompts(max(BATCHES), PROMPT)
     long = [token for prompt in asked for token in prompt][:LONG]
@@ -57,13 +57,14 @@ def main() -> None:
                     measures[f"http {batch}"] = partial(service.decode, asked[:batch], TOKENS)
             measures["native prefill"] = lambda: engine.prefill(long)
             measures["llama.cpp prefill"] = lambda: peer.prefill(LONG, cores)
-            taken = in_alternation(1 if quick else 5, measures)
+            taken = in_alternation(1 if told.quick else 5, measures)
         parts = {batch: engine.seconds_by_part(asked[:batch], TOKENS) for batch in BATCHES}
         answers = {batch: engine.answers(asked[:batch], TOKENS) for batch in BATCHES}
         engine.stop()
     choices = Choices(folder)
     report_parts(parts)
-    report(taken, {batch: touched_by(choices, asked, answers[batch]) for batch in BATCHES}, choices)
+    touched = {batch: touched_by(choices, asked, answers[batch]) for batch in BATCHES}
+    finish(told, report(taken, touched, choices))
 
 
 def touched_by(choices: Choices, asked: list[list[int]], answers: list[list[int]]) -> float:
@@ -81,8 +82,8 @@ def report_parts(parts: dict[int, dict[str, float]]) -> None:
     )
 
 
-def report(taken: dict[str, list[float]], touched: dict[int, float], choices: Choices) -> None:
-    """Print what was taken, and the ratios."""
+def report(taken: dict[str, list[float]], touched: dict[int, float], choices: Choices) -> dict[str, float]:
+    """Print what was taken; return the ratios."""
     median = {name: statistics.median(values) for name, values in taken.items()}
     limit = {}
     for batch in BATCHES:
@@ -114,7 +115,7 @@ def report(taken: dict[str, list[float]], touched: dict[int, float], choices: Ch
     of_limit = {f"b{batch}_of_limit": median[f"native {batch}"] / limit[batch] for batch in BATCHES}
     http = {f"http_of_engine_{batch}": median[f"http {batch}"] / median[f"native {batch}"] for batch in OVER_HTTP}
     prefill = median["native prefill"] / median["llama.cpp prefill"]
-    finish({**against, **of_limit, "prefill_vs_llamacpp": prefill, **http})
+    return {**against, **of_limit, "prefill_vs_llamacpp": prefill, **http}
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ async def measure(seconds: float) -> tuple[Soaked, list[Look], float]:
 
 def main() -> None:
     """Soak, print."""
-    seconds = QUICK if arguments(__doc__, f"{QUICK:.0f} seconds instead of {SECONDS:.0f}").quick else SECONDS
+    told = arguments(__doc__, f"{QUICK:.0f} seconds instead of {SECONDS:.0f}")
+    seconds = QUICK if told.quick else SECONDS
     soaked, looks, lost = asyncio.run(measure(seconds))
     for fault in (*soaked.failed_wellformed, *soaked.changed, *soaked.wrongly_refused):
         note(fault)
@@ -93,6 +94,7 @@ def main() -> None:
         ),
     )
     finish(
+        told,
         {
             "requests": soaked.requests,
             "failed_wellformed": len(soaked.failed_wellformed) + len(soaked.changed),
@@ -101,7 +103,9 @@ def main() -> None:
             "leaked_blocks": lost + math.ceil(soaked.cache_left),
             "rss_growth": last.memory / first.memory,
             "handles": last.handles - first.handles,
-        }
+        },
+        less_is_better=("failed_wellformed", "wrongly_refused", "leaked_blocks", "rss_growth", "handles"),
+        unjudged=("requests",),
     )
 
 

@@ -49,7 +49,7 @@ class Run:
 
 def main() -> None:
     """Print the table and the figures."""
-    quick = arguments(__doc__, "one round").quick
+    told = arguments(__doc__, "one round")
     folder = random_model()
     wait_for_quiet()
     taken: dict[str, list[Run]] = {name: [] for name in BUDGETS}
@@ -65,10 +65,11 @@ def main() -> None:
 
         for engine in engines.values():
             engine.decode(prompts(CLIENTS, PROMPT), 8)
-        in_alternation(1 if quick else 3, {name: measure(name) for name in BUDGETS})
+        in_alternation(1 if told.quick else 3, {name: measure(name) for name in BUDGETS})
         for engine in engines.values():
             engine.stop()
     report(taken)
+    finish(told, figures_of(taken), less_is_better=("itl_p99_ratio",))
 
 
 def _engine(folder: Path, scratch: Path, budget: dict[str, Any]) -> InProcess:
@@ -105,10 +106,9 @@ async def _work(engine: InProcess) -> Run:
 
 
 def report(taken: dict[str, list[Run]]) -> None:
-    """Print what was taken, and the ratios."""
+    """Print what was taken."""
     columns = ("", "p50 between tokens, ms", "p99, ms", "tokens/s", "p99 of that off", "throughput of that off")
-    p99 = {name: statistics.median(run.p99 for run in runs) for name, runs in taken.items()}
-    throughput = {name: statistics.median(run.throughput for run in runs) for name, runs in taken.items()}
+    p99, throughput = _medians(taken)
     print_table(
         f"{CLIENTS} clients of {ANSWER} tokens each, {ARRIVALS} prompts of {LONG} tokens arrive",
         columns,
@@ -124,12 +124,20 @@ def report(taken: dict[str, list[Run]]) -> None:
             for name, runs in taken.items()
         ],
     )
-    finish(
-        {
-            "itl_p99_ratio": p99[JUDGED] / p99[OFF],
-            "throughput_ratio": throughput[JUDGED] / throughput[OFF],
-        }
-    )
+
+
+def figures_of(taken: dict[str, list[Run]]) -> dict[str, float]:
+    """Return the ratios of medians."""
+    p99, throughput = _medians(taken)
+    return {
+        "itl_p99_ratio": p99[JUDGED] / p99[OFF],
+        "throughput_ratio": throughput[JUDGED] / throughput[OFF],
+    }
+
+
+def _medians(taken: dict[str, list[Run]]) -> tuple[dict[str, float], dict[str, float]]:
+    p99 = {name: statistics.median(run.p99 for run in runs) for name, runs in taken.items()}
+    return p99, {name: statistics.median(run.throughput for run in runs) for name, runs in taken.items()}
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ CASES = {
 
 def main() -> None:
     """Print the table and the figures."""
-    quick = arguments(__doc__, "one round").quick
+    told = arguments(__doc__, "one round")
     folder = random_model()
     wait_for_quiet()
     with tempfile.TemporaryDirectory() as scratch:
@@ -48,7 +48,7 @@ def main() -> None:
             return lambda: _decode(engines[kind], case)
 
         measures = {f"{name} {kind}": measure(case, kind) for name, case in CASES.items() for kind in engines}
-        taken = in_alternation(1 if quick else 5, measures)
+        taken = in_alternation(1 if told.quick else 5, measures)
         for engine in engines.values():
             engine.stop()
     ratios = {
@@ -69,7 +69,7 @@ def main() -> None:
             for name, case in CASES.items()
         ],
     )
-    finish(ratios)
+    finish(told, ratios)
 
 
 def _engine(folder: Path, scratch: Path, *, proposes: bool) -> InProcess:

@@ -1,0 +1,36 @@
+"""The last line of a benchmark, and what comes before it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import form
+from benchmarks.form import Told, finish
+from benchmarks.results import Results, this_machine
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(form, "FILE", tmp_path / "RESULTS.md")
+    return tmp_path / "RESULTS.md"
+
+
+def test_figures_are_kept_only_when_asked_for(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(Told("serving", quick=False, keep=False), {"ratio": 0.5})
+    assert not file.exists()
+    finish(Told("serving", quick=False, keep=True), {"ratio": 0.123456})
+    assert Results(file.read_text()).of(this_machine(), "serving") == {"ratio": 0.1235}
+    said = capsys.readouterr()
+    assert [json.loads(line) for line in said.out.splitlines()] == [{"ratio": 0.5}, {"ratio": 0.1235}]
+    assert said.err == ""
+
+
+def test_what_has_become_worse_is_told_beside_the_figures(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = {"speed": 1.0, "memory": 1.0, "tokens": 100.0}
+    finish(Told("endless", quick=False, keep=True), kept)
+    now = {"speed": 0.5, "memory": 2.0, "tokens": 10.0}
+    finish(Told("endless", quick=True, keep=False), now, less_is_better=("memory",), unjudged=("tokens",))
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1]) == now
+    assert [line.split()[1] for line in said.err.splitlines()] == ["memory", "speed"]
