@@ -4,6 +4,9 @@ A random `arctic-tiny` with a window of 1024 tokens and 4 sinks (Xiao et al. 202
 in this process. Once the window is full nothing may grow any more: `memory_ratio` is the greatest resident memory over
 the least, `speed_ratio` the speed of the last tenth of the tokens over that of the first tenth, which follow each other
 on the same machine within half an hour.
+
+Then a real model, SmolLM2, reads a text three times its context: its perplexity stays with sinks, and not with a plain
+window of the same reach.
 """
 
 import os
@@ -17,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from arctic_cli.corpus import prepare_corpus
+from arctic_cluster.paths import CORPUS, default_volumes
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import plan_inference
 from arctic_workers.inference.engine import Request, Sampling
@@ -26,14 +31,21 @@ from arctic_workers.inference.engines.native.engine import NativeEngine
 from arctic_workers.inference.engines.native.runner import compute_of, load_slice
 from arctic_workers.inference.engines.native.step import Part
 from arctic_workers.inference.engines.native.window import CHUNK, Window
-from benchmarks.form import arguments, finish, note, print_table, wait_for_quiet
-from benchmarks.models import prompts, random_model
+from arctic_workers.inference.http.text import Text
+from arctic_workers.inference.memory import available_cores
+from benchmarks.drawing import Chart
+from benchmarks.form import arguments, draw, finish, note, print_table, wait_for_quiet
+from benchmarks.models import imported_model, prompts, random_model
 from benchmarks.native import InProcess, group_of
 from benchmarks.processes import resident
 
 WINDOW = Window(1024, 4)
 CONFIG = ArcticConfig.preset("arctic-tiny").replace(max_position_embeddings=2048)
 TOKENS, QUICK = 1_000_000, 50_000
+READ, QUICK_READ = 24_576, 2_048
+"""Tokens of the text."""
+PIECE = 512
+"""Tokens whose perplexity is taken together."""
 _SAMPLES = 100
 """Looks at clock and memory."""
 
@@ -120,6 +132,48 @@ def perplexities(losses_T: Tensor, piece: int) -> list[float]:
     return [float(losses.mean().exp()) for losses in torch.split(losses_T, piece)]
 
 
+def real_text(folder: Path, tokens: int) -> list[int]:
+    """Return the first tokens of the corpus's general texts, by a model's tokenizer."""
+    corpus = default_volumes() / CORPUS
+    prepare_corpus(corpus)
+    encode, read = Text(folder).encode, list[int]()
+    for file in sorted((corpus / "general").glob("*.txt")):
+        read += encode(file.read_text(), special=False)
+        if len(read) >= tokens:
+            break
+    return read[:tokens]
+
+
+def perplexity_curves(tokens: int) -> dict[str, list[float]]:
+    """Perplexity of each piece of a text of so many tokens, with sinks and with a plain window."""
+    folder = imported_model()
+    text = real_text(folder, tokens)
+    windows = {f"{WINDOW.sinks} sinks": WINDOW, "no sinks": Window(WINDOW.reach, 0)}
+    return {name: perplexities(losses(folder, text, window), PIECE) for name, window in windows.items()}
+
+
+def chart_of_looks(looks: list[Look], tenth: int) -> Chart:
+    """Show memory and speed over the tokens, each against its beginning."""
+    begin = speed(looks, slice(0, tenth + 1))
+    lines = {
+        "resident memory": [(look.tokens, look.memory / looks[0].memory) for look in looks],
+        "tokens a second": [
+            (looks[end].tokens, speed(looks, slice(end - tenth, end + 1)) / begin) for end in range(tenth, len(looks))
+        ],
+    }
+    return Chart(f"One sequence, window {WINDOW.size}", "tokens", "of the beginning's", lines)
+
+
+def chart_of_perplexities(curves: dict[str, list[float]]) -> Chart:
+    """Show the curves over the text."""
+    context = ArcticConfig.from_folder(imported_model()).max_position_embeddings
+    lines = {
+        name: [(PIECE * (number + 1), value) for number, value in enumerate(curve)] for name, curve in curves.items()
+    }
+    title = f"SmolLM2-135M, context {context:,}, window {WINDOW.size}"
+    return Chart(title, "tokens read", "perplexity", lines, logarithmic=True)
+
+
 def main() -> None:
     """Measure, print."""
     told = arguments(__doc__, f"{QUICK:,} tokens instead of {TOKENS:,}")
@@ -141,6 +195,19 @@ def main() -> None:
             ("tokens/s, first and last tenth", f"{first:.0f}", f"{last:.0f}"),
         ),
     )
+    draw(told, chart_of_looks(looks, tenth), "endless")
+    torch.set_num_threads(available_cores())
+    curves = perplexity_curves(QUICK_READ if told.quick else READ)
+    filled = -(-WINDOW.reach // PIECE)
+    print_table(
+        "Perplexity of a real model on a text",
+        ("", "before the window has filled", "after, greatest", "last"),
+        [
+            (name, *(f"{value:.1f}" for value in (max(curve[:filled]), max(curve[filled:]), curve[-1])))
+            for name, curve in curves.items()
+        ],
+    )
+    draw(told, chart_of_perplexities(curves), "perplexity")
     finish(told, figures, less_is_better=("memory_ratio",), unjudged=("tokens",))
 
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.results import FILE, Results, regressions, software, this_machine
+from arctic_cluster import paths
+from benchmarks.drawing import Chart, svg
+from benchmarks.results import DRAWINGS, FILE, Results, regressions, software, this_machine
 
 QUIET = 0.25
 """Share of all cores' time that others may use while a benchmark begins."""
@@ -98,6 +100,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         print("  ".join((first, *others)).rstrip())
 
 
+def draw(told: Told, chart: Chart, name: str) -> None:
+    """Draw a chart: beside the figures where they are kept, else in the cache."""
+    folder = DRAWINGS if told.keep else paths.cache() / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.svg"
+    path.write_text(svg(chart))
+    note(f"drawn: {path}")
+
+
 def finish(
     told: Told, figures: Mapping[str, float], *, less_is_better: Collection[str] = (), unjudged: Collection[str] = ()
 ) -> None:
@@ -112,5 +123,5 @@ def finish(
         note(sentence)
     if told.keep:
         results.keep(machine, told.benchmark, rounded, software())
-        FILE.write_text(results.text())
+        FILE.write_text(results.text(sorted(drawing.name for drawing in DRAWINGS.glob("*.svg"))))
     print(json.dumps(rounded))

@@ -7,10 +7,13 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from arctic_cli.small_model import smollm2
 from arctic_cluster import paths
 from arctic_model.config import ArcticConfig
+from arctic_model.gguf.reader import GgufLlama
 from arctic_model.gguf.writer import export_gguf
 from arctic_model.initialization import init_weights
+from arctic_model.llama import import_llama
 from arctic_model.model import ArcticModel
 from arctic_model.weights import save_model
 from benchmarks.form import note
@@ -44,6 +47,15 @@ def random_model(config: ArcticConfig = MEDIUM) -> Path:
         save_model(model.to(torch.bfloat16), beside)
         _words(config.vocab_size).save(str(beside / "tokenizer.json"))
         beside.rename(folder)
+    return folder
+
+
+def imported_model() -> Path:
+    """Return the folder of a real model, SmolLM2-135M-Instruct, as `arctic import smollm2` makes an Arctic of it."""
+    folder = paths.cache() / "models" / "imported-smollm2"
+    if not folder.exists():
+        note(f"importing a real model into {folder}")
+        import_llama(GgufLlama(smollm2()), folder, experts=8, every=6)
     return folder
 
 

@@ -6,13 +6,14 @@ it. Nothing of a machine is told but what decides how fast it may be.
 
 import platform
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from arctic_workers.inference.memory import available_cores
 
 FILE = Path(__file__).with_name("RESULTS.md")
+DRAWINGS = FILE.with_name("drawings")
 NOTABLE = 0.1
 """Share by which a figure has to be worse to be called a regression."""
 _INTRODUCTION = """\
@@ -49,15 +50,16 @@ class Results:
         """Put these in the place of the benchmark's last ones."""
         self._rows.setdefault(machine, {})[benchmark] = (dict(figures), software)
 
-    def text(self) -> str:
-        """Return what the file has to say, in an order that no run changes."""
+    def text(self, drawings: Sequence[str] = ()) -> str:
+        """Return what the file has to say, in an order that no run changes; `drawings` are files to show."""
         lines = [_INTRODUCTION]
         for machine, benchmarks in sorted(self._rows.items()):
             lines += [f"## {machine}", *_COLUMNS]
             for benchmark, (figures, software) in sorted(benchmarks.items()):
                 lines += [f"| {benchmark} | {name} | {value:.10g} | {software} |" for name, value in figures.items()]
             lines.append("")
-        return "\n".join(lines)
+        lines += [f"![{name.removesuffix('.svg')}]({DRAWINGS.name}/{name})" for name in drawings]
+        return "\n".join(lines).rstrip() + "\n"
 
 
 def regressions(kept: Mapping[str, float], figures: Mapping[str, float], less_is_better: Collection[str]) -> list[str]:

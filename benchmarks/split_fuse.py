@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from arctic_workers.inference.engine import Request, Sampling
-from benchmarks.form import arguments, finish, in_alternation, print_table, spread, wait_for_quiet
+from benchmarks.drawing import Chart
+from benchmarks.form import arguments, draw, finish, in_alternation, print_table, spread, wait_for_quiet
 from benchmarks.models import prompts, random_model
 from benchmarks.native import InProcess, group_of
 
@@ -40,11 +41,15 @@ JUDGED = "tokenBudget 256"
 class Run:
     """One run of the whole work."""
 
-    p50: float
-    """Seconds between two tokens of a client."""
-    p99: float
+    gaps: list[float]
+    """Seconds between two tokens of a client, the shortest first."""
     throughput: float
     """Tokens a second."""
+
+    @property
+    def p99(self) -> float:
+        """What 99 of 100 of them do not exceed."""
+        return self.gaps[int(0.99 * len(self.gaps))]
 
 
 def main() -> None:
@@ -69,6 +74,7 @@ def main() -> None:
         for engine in engines.values():
             engine.stop()
     report(taken)
+    draw(told, chart_of(taken), "split_fuse")
     finish(told, figures_of(taken), less_is_better=("itl_p99_ratio",))
 
 
@@ -102,7 +108,7 @@ async def _work(engine: InProcess) -> Run:
     seconds = time.perf_counter() - begin
     gaps = sorted(later - earlier for one in times for earlier, later in pairwise(one))
     tokens = CLIENTS * (PROMPT + ANSWER) + ARRIVALS * (LONG + LONG_ANSWER)
-    return Run(statistics.median(gaps), gaps[int(0.99 * len(gaps))], tokens / seconds)
+    return Run(gaps, tokens / seconds)
 
 
 def report(taken: dict[str, list[Run]]) -> None:
@@ -115,7 +121,7 @@ def report(taken: dict[str, list[Run]]) -> None:
         [
             (
                 name,
-                spread([1e3 * run.p50 for run in runs]),
+                spread([1e3 * statistics.median(run.gaps) for run in runs]),
                 spread([1e3 * run.p99 for run in runs]),
                 spread([run.throughput for run in runs]),
                 f"{p99[name] / p99[OFF]:.3f}",
@@ -124,6 +130,18 @@ def report(taken: dict[str, list[Run]]) -> None:
             for name, runs in taken.items()
         ],
     )
+
+
+def chart_of(taken: dict[str, list[Run]]) -> Chart:
+    """Show, by budget, how long all but so many of the times between tokens are."""
+
+    def line(runs: list[Run]) -> list[tuple[float, float]]:
+        gaps = sorted(gap for run in runs for gap in run.gaps)
+        return [(percent / 10, 1e3 * gaps[min(percent * len(gaps) // 1000, len(gaps) - 1)]) for percent in range(1001)]
+
+    lines = {name: line(runs) for name, runs in taken.items()}
+    title = f"{CLIENTS} clients while {ARRIVALS} prompts of {LONG} tokens arrive"
+    return Chart(title, "percent of the times between two tokens", "at most, ms", lines, logarithmic=True)
 
 
 def figures_of(taken: dict[str, list[Run]]) -> dict[str, float]:
