@@ -70,7 +70,7 @@ test-engines: setup setup-engines ## one suite for every engine: in vLLM's own e
 	@$(PHASE) tensorrt-llm $(RUN) pytest tests/engines/tensorrt_llm
 	@$(PHASE) leader-worker-sets $(RUN) pytest tests/cluster/test_lws.py --peers
 
-bench: ## every benchmark, whole (two hours): prints its tables, keeps its figures in benchmarks/RESULTS.md
+bench: setup setup-engines ## every benchmark, whole (two hours): prints its tables, keeps its figures in benchmarks/RESULTS.md
 	@$(RUN) python -m benchmarks.demo --keep
 	@$(RUN) python -m benchmarks.endless --keep
 	@$(RUN) python -m benchmarks.pipeline --keep

@@ -17,6 +17,7 @@ from arctic_model.llama import import_llama
 from arctic_model.model import ArcticModel
 from arctic_model.weights import save_model
 from benchmarks.form import note
+from benchmarks.peers import requantised
 
 MEDIUM = ArcticConfig(
     vocab_size=8192,
@@ -57,6 +58,14 @@ def imported_model() -> Path:
         note(f"importing a real model into {folder}")
         import_llama(GgufLlama(smollm2()), folder, experts=8, every=6)
     return folder
+
+
+def imported_gguf() -> Path:
+    """Return the same model as llama.cpp has it, in Q8_0.
+
+    It is the Llama that it was: llama.cpp's Arctic wants experts in every layer, which an imported one never has.
+    """
+    return requantised(smollm2(), imported_model().with_suffix(".q8_0.gguf"))
 
 
 def _words(count: int) -> Tokenizer:

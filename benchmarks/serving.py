@@ -1,26 +1,33 @@
-"""Tokens a second of the native engine: against the memory's limit, llama.cpp, and itself behind its HTTP API.
+"""Tokens a second of the native engine: against the memory's limit, llama.cpp, vLLM, and itself behind its HTTP API.
 
-The model is a random Arctic of 466M parameters, in FP8 here and in Q8_0 there; prompts differ, so that each sequence
-has experts of its own. The limit is what the memory allows: the bytes that a step has to read, at the rate at which
-the same process reads memory. All are measured in turn, several rounds, greedily, 128 tokens a request.
+The model is a random Arctic of 466M parameters, in FP8 here, in Q8_0 with llama.cpp and in bf16, all that it has for
+Arctic on CPUs, with vLLM; prompts differ, so that each sequence has experts of its own. The limit is what the memory
+allows: the bytes that a step has to read, at the rate at which the same process reads memory. Then a real model,
+SmolLM2: imported and in FP8 here, against the Llama that it was with llama.cpp, in Q8_0, which is as many bytes a
+weight (the import adds six layers, a quarter of what is read). All are measured in turn, several rounds, greedily, 128
+tokens a request.
 """
 
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from arctic_model.config import ArcticConfig
 from arctic_workers.inference.memory import available_cores
 from benchmarks.compiled import ReadCeiling
 from benchmarks.form import arguments, finish, in_alternation, note, print_table, spread, wait_for_quiet
-from benchmarks.llama import llama_cpp
-from benchmarks.models import prompts, random_gguf, random_model
+from benchmarks.models import imported_gguf, imported_model, prompts, random_gguf, random_model
 from benchmarks.native import InProcess, group_of, served
+from benchmarks.peers import Peer, llama_cpp, vllm
 from benchmarks.touched import Choices, step_bytes
 
 BATCHES = (1, 4, 16, 64)
 OVER_HTTP = (1, 16, 64)
+AGAINST_VLLM = (1, 16)
 PROMPT = 32
 TOKENS = 128
 LONG = 512
@@ -36,35 +43,76 @@ def tuned_threads(measure: Callable[[int], float], cores: int) -> int:
 
 def main() -> None:
     """Print the tables and the figures."""
-    told = arguments(__doc__, "one round")
+    told = arguments(__doc__, "one round, without vLLM")
     cores = available_cores()
     folder, asked = random_model(), prompts(max(BATCHES), PROMPT)
     long = [token for prompt in asked for token in prompt][:LONG]
-    gguf = random_gguf()
     ceiling = ReadCeiling(cores)
-    with tempfile.TemporaryDirectory() as scratch, llama_cpp(gguf, asked, TOKENS) as peer:
-        places = Path(scratch)
+    with ExitStack() as stack:
+        places = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        peer = stack.enter_context(llama_cpp(random_gguf(), asked, TOKENS))
+        others = None if told.quick else stack.enter_context(vllm(folder, asked[: max(AGAINST_VLLM)], TOKENS))
         engine = InProcess(group_of(folder, places, **SPEC)[0])
-        with served(group_of(folder, places, **SPEC)[0]) as service:
-            wait_for_quiet()
-            threads = tuned_threads(lambda count: peer.decode(1, count), cores)
-            note(f"llama.cpp is fastest with {threads} threads")
-            measures: dict[str, Callable[[], float]] = {"ceiling": ceiling.measure}
-            for batch in BATCHES:
-                measures[f"native {batch}"] = partial(engine.decode, asked[:batch], TOKENS)
-                measures[f"llama.cpp {batch}"] = partial(peer.decode, batch, threads)
-                if batch in OVER_HTTP:
-                    measures[f"http {batch}"] = partial(service.decode, asked[:batch], TOKENS)
-            measures["native prefill"] = lambda: engine.prefill(long)
-            measures["llama.cpp prefill"] = lambda: peer.prefill(LONG, cores)
-            taken = in_alternation(1 if told.quick else 5, measures)
+        service = stack.enter_context(served(group_of(folder, places, **SPEC)[0]))
+        real = stack.enter_context(real_model(places))
+        wait_for_quiet()
+        threads = tuned_threads(lambda count: peer.decode(1, count), cores)
+        note(f"llama.cpp is fastest with {threads} threads")
+        measures: dict[str, Callable[[], float]] = {"ceiling": ceiling.measure}
+        for batch in BATCHES:
+            measures[f"native {batch}"] = partial(engine.decode, asked[:batch], TOKENS)
+            measures[f"llama.cpp {batch}"] = partial(peer.decode, batch, threads)
+            if batch in OVER_HTTP:
+                measures[f"http {batch}"] = partial(service.decode, asked[:batch], TOKENS)
+            if others and batch in AGAINST_VLLM:
+                measures[f"vLLM {batch}"] = partial(others.decode, batch, cores)
+        measures["native prefill"] = lambda: engine.prefill(long)
+        measures["llama.cpp prefill"] = lambda: peer.prefill(LONG, cores)
+        measures |= real.measures(cores)
+        if others is None:
+            note("vLLM is left out: it takes a whole run and its environment (`arctic cluster environment vllm`)")
+        taken = in_alternation(1 if told.quick else 5, measures)
         parts = {batch: engine.seconds_by_part(asked[:batch], TOKENS) for batch in BATCHES}
         answers = {batch: engine.answers(asked[:batch], TOKENS) for batch in BATCHES}
         engine.stop()
     choices = Choices(folder)
     report_parts(parts)
     touched = {batch: touched_by(choices, asked, answers[batch]) for batch in BATCHES}
-    finish(told, report(taken, touched, choices))
+    finish(told, {**report(taken, touched, choices), **report_vllm(taken), **report_real(taken, real.config)})
+
+
+@dataclass(frozen=True)
+class RealModel:
+    """A real model's two engines."""
+
+    config: ArcticConfig
+    engine: InProcess
+    peer: Peer
+
+    def measures(self, cores: int) -> dict[str, Callable[[], float]]:
+        """Return what is measured of it."""
+        threads = tuned_threads(lambda count: self.peer.decode(1, count), cores)
+        return {
+            "native imported": lambda: self.engine.decode(_asked_of_real(self.config), TOKENS),
+            "llama.cpp imported": lambda: self.peer.decode(1, threads),
+        }
+
+
+@contextmanager
+def real_model(places: Path) -> Iterator[RealModel]:
+    """Start both engines of the imported model, and end them."""
+    folder = imported_model()
+    config = ArcticConfig.from_folder(folder)
+    with llama_cpp(imported_gguf(), _asked_of_real(config), TOKENS) as peer:
+        engine = InProcess(group_of(folder, places, attention={"maxLength": 512}, batching={"maxSequences": 1})[0])
+        try:
+            yield RealModel(config, engine, peer)
+        finally:
+            engine.stop()
+
+
+def _asked_of_real(config: ArcticConfig) -> list[list[int]]:
+    return prompts(1, PROMPT, config.vocab_size)
 
 
 def touched_by(choices: Choices, asked: list[list[int]], answers: list[list[int]]) -> float:
@@ -116,6 +164,48 @@ def report(taken: dict[str, list[float]], touched: dict[int, float], choices: Ch
     http = {f"http_of_engine_{batch}": median[f"http {batch}"] / median[f"native {batch}"] for batch in OVER_HTTP}
     prefill = median["native prefill"] / median["llama.cpp prefill"]
     return {**against, **of_limit, "prefill_vs_llamacpp": prefill, **http}
+
+
+def report_vllm(taken: dict[str, list[float]]) -> dict[str, float]:
+    """Print what was taken of vLLM, where it was; return the ratios."""
+    batches = [batch for batch in AGAINST_VLLM if f"vLLM {batch}" in taken]
+    ratios = {batch: _ratio(taken, f"native {batch}", f"vLLM {batch}") for batch in batches}
+    if batches:
+        print_table(
+            "Against vLLM, tokens a second",
+            ("sequences", "native, FP8", "vLLM, bf16", "of vLLM"),
+            [
+                (batch, spread(taken[f"native {batch}"]), spread(taken[f"vLLM {batch}"]), f"{ratios[batch]:.2f}")
+                for batch in batches
+            ],
+        )
+    return {f"b{batch}_vs_vllm": ratio for batch, ratio in ratios.items()}
+
+
+def report_real(taken: dict[str, list[float]], config: ArcticConfig) -> dict[str, float]:
+    """Print what was taken of the imported model; return the ratios."""
+    read = step_bytes(config, touched=config.num_experts_per_tok, sequences=1, length=PROMPT + TOKENS / 2)
+    limit = statistics.median(taken["ceiling"]) / read
+    of_limit = statistics.median(taken["native imported"]) / limit
+    of_llamacpp = _ratio(taken, "native imported", "llama.cpp imported")
+    print_table(
+        "SmolLM2 at one sequence, tokens a second",
+        ("limit", "native", "llama.cpp", "of the limit", "of llama.cpp"),
+        [
+            (
+                f"{limit:.0f}",
+                spread(taken["native imported"]),
+                spread(taken["llama.cpp imported"]),
+                f"{of_limit:.2f}",
+                f"{of_llamacpp:.2f}",
+            )
+        ],
+    )
+    return {"imported_b1_vs_llamacpp": of_llamacpp, "imported_b1_of_limit": of_limit}
+
+
+def _ratio(taken: dict[str, list[float]], ours: str, theirs: str) -> float:
+    return statistics.median(taken[ours]) / statistics.median(taken[theirs])
 
 
 if __name__ == "__main__":
