@@ -100,7 +100,7 @@ def main() -> None:
             "failed_wellformed": len(soaked.failed_wellformed) + len(soaked.changed),
             "wrongly_refused": len(soaked.wrongly_refused),
             # A share of the cache that is still in use counts as one block.
-            "leaked_blocks": lost + math.ceil(soaked.cache_left),
+            "leaked_blocks": int(lost) + math.ceil(soaked.cache_left),
             "rss_growth": last.memory / first.memory,
             "handles": last.handles - first.handles,
         },
