@@ -11,7 +11,7 @@ from pathlib import Path
 
 from arctic_cluster import paths
 from benchmarks.drawing import Chart, svg
-from benchmarks.results import DRAWINGS, FILE, Results, regressions, software, this_machine
+from benchmarks.results import DRAWINGS, FILE, Results, folder_of, regressions, software, this_machine
 
 QUIET = 0.25
 """Share of all cores' time that others may use while a benchmark begins."""
@@ -102,7 +102,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 def draw(told: Told, chart: Chart, name: str) -> None:
     """Draw a chart: beside the figures where they are kept, else in the cache."""
-    folder = DRAWINGS if told.keep else paths.cache() / "benchmarks"
+    folder = DRAWINGS / folder_of(this_machine()) if told.keep else paths.cache() / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.svg"
     path.write_text(svg(chart))
@@ -123,5 +123,5 @@ def finish(
         note(sentence)
     if told.keep:
         results.keep(machine, told.benchmark, rounded, software())
-        FILE.write_text(results.text(sorted(drawing.name for drawing in DRAWINGS.glob("*.svg"))))
+        FILE.write_text(results.text([drawing.relative_to(FILE.parent) for drawing in DRAWINGS.glob("*/*.svg")]))
     print(json.dumps(rounded))

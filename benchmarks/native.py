@@ -141,7 +141,7 @@ def served(group: InferenceGroup) -> Iterator[Served]:
         try:
             while not _answers(f"http://127.0.0.1:{group.ports.http}/health"):
                 if process.poll() is not None:
-                    sys.exit(f"the engine ended while it loaded:\n{log.read_text()}")
+                    sys.exit(f"the engine ended while it loaded ({process.returncode}):\n{log.read_text()}")
                 time.sleep(0.2)
             yield Served(group, Path(folder))
         finally:

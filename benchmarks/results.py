@@ -6,7 +6,7 @@ it. Nothing of a machine is told but what decides how fast it may be.
 
 import platform
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,15 +50,18 @@ class Results:
         """Put these in the place of the benchmark's last ones."""
         self._rows.setdefault(machine, {})[benchmark] = (dict(figures), software)
 
-    def text(self, drawings: Sequence[str] = ()) -> str:
-        """Return what the file has to say, in an order that no run changes; `drawings` are files to show."""
+    def text(self, drawings: Collection[Path] = ()) -> str:
+        """Return what the file has to say, in an order that no run changes.
+
+        `drawings` are paths from the file's folder, each in the folder of the machine with which it is shown.
+        """
         lines = [_INTRODUCTION]
         for machine, benchmarks in sorted(self._rows.items()):
             lines += [f"## {machine}", *_COLUMNS]
             for benchmark, (figures, software) in sorted(benchmarks.items()):
                 lines += [f"| {benchmark} | {name} | {value:.10g} | {software} |" for name, value in figures.items()]
-            lines.append("")
-        lines += [f"![{name.removesuffix('.svg')}]({DRAWINGS.name}/{name})" for name in drawings]
+            shown = sorted(path for path in drawings if path.parent.name == folder_of(machine))
+            lines += ["", *(f"![{path.stem}]({path.as_posix()})\n" for path in shown)]
         return "\n".join(lines).rstrip() + "\n"
 
 
@@ -71,6 +74,11 @@ def regressions(kept: Mapping[str, float], figures: Mapping[str, float], less_is
         if worse > NOTABLE * abs(before):
             sentences.append(f"regression: {name} is {now:.4g} and was {before:.4g} on such a machine")
     return sorted(sentences)
+
+
+def folder_of(machine: str) -> str:
+    """Return the name of the folder for what is drawn on a kind of machine."""
+    return re.sub(r"\W+", "-", machine.lower())
 
 
 def this_machine() -> str:

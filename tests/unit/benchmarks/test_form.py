@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks import form
-from benchmarks.form import Told, finish
+from benchmarks.drawing import Chart
+from benchmarks.form import Told, draw, finish
 from benchmarks.results import Results, this_machine
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(form, "FILE", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(form, "DRAWINGS", tmp_path / "drawings")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "RESULTS.md"
 
 
@@ -34,3 +37,14 @@ def test_what_has_become_worse_is_told_beside_the_figures(file: Path, capsys: py
     said = capsys.readouterr()
     assert json.loads(said.out.splitlines()[-1]) == now
     assert [line.split()[1] for line in said.err.splitlines()] == ["memory", "speed"]
+
+
+def test_a_drawing_is_kept_where_the_figures_are_and_shown_with_them(file: Path) -> None:
+    chart = Chart("", "", "", {"line": [(0.0, 0.0), (1.0, 1.0)]})
+    draw(Told("endless", quick=True, keep=False), chart, "perplexity")
+    assert not list(file.parent.glob("drawings/*/*"))
+    keeps = Told("endless", quick=False, keep=True)
+    draw(keeps, chart, "perplexity")
+    finish(keeps, {"ratio": 1.0})
+    [drawn] = file.parent.glob("drawings/*/*")
+    assert f"![perplexity]({drawn.relative_to(file.parent)})" in file.read_text()

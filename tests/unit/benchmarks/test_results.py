@@ -1,8 +1,10 @@
 """What is kept of benchmarks, and what is called a regression."""
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.results import Results, machine_of, regressions
+from benchmarks.results import DRAWINGS, FILE, Results, machine_of, regressions
 
 ZEN3 = "x86_64 AuthenticAMD 25, avx2, 2 cores"
 CPUINFO = """\
@@ -35,6 +37,21 @@ def test_a_benchmarks_figures_take_the_place_of_its_last_ones() -> None:
     read.keep(ZEN3, "serving", {"b1_of_limit": 0.9}, "torch 3")
     assert Results(read.text()).of(ZEN3, "serving") == {"b1_of_limit": 0.9}
     assert "torch 2" not in read.text()
+
+
+def test_drawings_are_shown_with_the_kind_of_machine_that_they_were_made_on() -> None:
+    results = Results()
+    for machine in (ZEN3, "another"):
+        results.keep(machine, "split_fuse", {"ratio": 0.3}, "torch 2")
+    text = results.text([Path("drawings/x86_64-authenticamd-25-avx2-2-cores/split_fuse.svg")])
+    assert text.count("![") == 1
+    assert "![split_fuse](drawings/x86_64-authenticamd-25-avx2-2-cores/split_fuse.svg)" in text.split(ZEN3)[1]
+    assert Results(text).text() == results.text()
+
+
+def test_the_committed_file_is_as_it_is_written() -> None:
+    drawings = [file.relative_to(FILE.parent) for file in DRAWINGS.glob("*/*.svg")]
+    assert Results(FILE.read_text()).text(drawings) == FILE.read_text()
 
 
 @pytest.mark.parametrize(
