@@ -4,8 +4,7 @@ The model is a random Arctic of 466M parameters, in FP8 here, in Q8_0 with llama
 Arctic on CPUs, with vLLM; prompts differ, so that each sequence has experts of its own. The limit is what the memory
 allows: the bytes that a step has to read, at the rate at which the same process reads memory. Then a real model,
 SmolLM2: imported and in FP8 here, against the Llama that it was with llama.cpp, in Q8_0, which is as many bytes a
-weight (the import adds six layers, a quarter of what is read). All are measured in turn, several rounds, greedily, 128
-tokens a request.
+weight. All are measured in turn, several rounds, greedily, 128 tokens a request.
 """
 
 import statistics
