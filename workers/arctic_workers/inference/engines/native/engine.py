@@ -113,10 +113,11 @@ class NativeEngine:
         """See `Engine`; requests that the thread has not seen yet count as waiting."""
         if self._loaded < 1:
             return Stats(waiting=self._open.count, loaded=self._loaded)
-        # What the thread works on, read in one go each.
+        # What the thread works on, read in one go each. While nobody is there, a block in use is that of a ping.
         running = self._scheduler.running
         waiting = max(self._open.count - running, 0)
-        return Stats(running, waiting, self._blocks.utilization, loaded=1.0, lost_blocks=self._lost_blocks)
+        utilization = self._blocks.utilization if running else 0.0
+        return Stats(running, waiting, utilization, loaded=1.0, lost_blocks=self._lost_blocks)
 
     async def start(self) -> None:
         """See `Engine`."""

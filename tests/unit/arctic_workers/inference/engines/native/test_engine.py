@@ -21,9 +21,10 @@ from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE, BlockMana
 from arctic_workers.inference.engines.native.budget import StepTimes
 from arctic_workers.inference.engines.native.engine import NativeEngine
 from arctic_workers.inference.engines.native.group import bring_up
+from arctic_workers.inference.engines.native.pipeline import Pipeline
 from arctic_workers.inference.engines.native.plan import plan_group
 from arctic_workers.inference.engines.native.runner import Runner
-from arctic_workers.inference.engines.native.step import Part
+from arctic_workers.inference.engines.native.step import Drawn, Part
 
 MakeGroup = Callable[..., list[InferenceGroup]]
 Started = Callable[..., AbstractAsyncContextManager[NativeEngine]]
@@ -217,11 +218,22 @@ async def test_blocks_that_are_lost_are_seen_and_taken_back(
         assert await ask(engine, [5, 6, 7] * 10, 8, temperature=0.0) == before
 
 
-async def test_passes_while_idle_leave_what_is_kept_alone(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_passes_while_idle_leave_what_is_kept_alone_and_do_not_count(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engines, "PING", 0.01)
     async with started(batching={"prefixCaching": True, "maxSequences": 1}) as engine:
         before = await ask(engine, [5, 6, 7] * 10, 8, temperature=0.0)
+        collect, used = Pipeline.collect, []
+
+        def looked_at(pipeline: Pipeline) -> list[Drawn]:
+            used.append(engine.stats().kv_cache_utilization)
+            return collect(pipeline)
+
+        monkeypatch.setattr(Pipeline, "collect", looked_at)
         await asyncio.sleep(0.2)
+        assert set(used) == {0.0}
+        monkeypatch.setattr(Pipeline, "collect", collect)
         assert await ask(engine, [5, 6, 7] * 10, 8, temperature=0.0) == before
 
 
