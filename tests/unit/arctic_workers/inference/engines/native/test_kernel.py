@@ -79,17 +79,21 @@ def kernel(
     return KernelRank(code, copy.deepcopy(model), cache, threads, cpus)
 
 
-@pytest.fixture(scope="module")
-def avx512_by_avx2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The path of AVX-512 as any processor can run it: compiled with other operations."""
+def found_compiler() -> str:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("this machine has no C++ compiler")
+    return compiler
+
+
+@pytest.fixture(scope="module")
+def avx512_by_avx2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of AVX-512 as any processor can run it: compiled with other operations."""
     made = tmp_path_factory.mktemp("kernel") / "libkernel.so"
     flags = ("-std=c++20", "-Og", "-ffp-contract=off", "-mavx2", "-mfma", "-fPIC", "-shared", "-pthread")
     operations = Path(__file__).parent / "avx512_by_avx2.h"
     source = Path(libraries.__file__).parent / "kernel.cpp"
-    subprocess.run([compiler, *flags, "-include", operations, "-o", made, source], check=True)
+    subprocess.run([found_compiler(), *flags, "-include", operations, "-o", made, source], check=True)
     return made
 
 
@@ -333,3 +337,16 @@ def test_a_rank_that_is_gone_ends_its_threads() -> None:
     assert len(tasks() - before) == 2
     del rank
     assert tasks() == before
+
+
+def test_code_of_other_sources_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.cpp").write_text(
+        'extern "C" { int arctic_supported() { return 1; }'
+        " const long *arctic_sizes() { static const long sizes[] = {1, 2, 3, 4, 5}; return sizes; } }"
+    )
+    (tmp_path / "older.cpp").write_text('extern "C" int arctic_supported() { return 1; }')
+    for name in ("old", "older"):
+        built = tmp_path / f"{name}.so"
+        subprocess.run([found_compiler(), "-shared", "-fPIC", "-o", built, tmp_path / f"{name}.cpp"], check=True)
+        with pytest.raises(RuntimeError, match="other sources"):
+            libraries.load(built)

@@ -105,4 +105,4 @@ def test_no_second_copy_of_the_weights_comes_to_be(folder: Path, weights: str, s
     embedding = (4 - size) * shapes["model.embed_tokens.weight"] if weights == "fp8" else 0  # fp32, beside FP8
     needed = size * sum(shapes.values()) + embedding
     assert needed < final < 1.1 * needed
-    assert peak < 1.15 * needed
+    assert peak < 1.25 * needed

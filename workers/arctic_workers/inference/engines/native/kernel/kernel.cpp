@@ -430,6 +430,12 @@ int arctic_supported() {
     return has;
 }
 
+// Sizes of the structures that Python calls with, to be compared with those that it has.
+const int64_t *arctic_sizes() {
+    static const int64_t sizes[] = {sizeof(Matrix), sizeof(LayerWeights), sizeof(Ends), sizeof(Shape), sizeof(Step)};
+    return sizes;
+}
+
 // A rank of `layers` [tensor, layers]; null when there is no memory. What the pointers lead to must outlive it. `cpus` [tensor,
 // CPU_BYTES] says where the threads of each tensor rank stay; null lets them go anywhere.
 void *arctic_rank(const Shape *shape, const LayerWeights *layers, const Ends *ends, const uint8_t *cpus) {

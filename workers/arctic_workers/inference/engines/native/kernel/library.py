@@ -99,6 +99,10 @@ class Step(Structure):
     _fields_ = [("rows", c_int64), ("count", c_int64), ("spans", c_void_p), ("tables", c_void_p), ("tokens", c_void_p)]
 
 
+STRUCTURES = (Matrix, LayerWeights, Ends, Shape, Step)
+"""In the order of `arctic_sizes`."""
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """Return the fastest compiled code for this processor, or None where there is none."""
@@ -113,10 +117,11 @@ def library() -> ctypes.CDLL | None:
 
 
 def load(path: Path) -> ctypes.CDLL | None:
-    """Return the code of a file, or None where this processor can't run it."""
+    """Return the code of a file, or None where this processor can't run it. RuntimeError if it is of other sources."""
     loaded = ctypes.CDLL(str(path))
     if not loaded.arctic_supported():
         return None
+    _check_sizes(path, loaded)
     loaded.arctic_rank.argtypes = [POINTER(Shape), POINTER(LayerWeights), POINTER(Ends), c_char_p]
     loaded.arctic_rank.restype = c_void_p
     loaded.arctic_seconds.argtypes = [c_void_p]
@@ -128,3 +133,15 @@ def load(path: Path) -> ctypes.CDLL | None:
     loaded.arctic_logits.argtypes = [c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p]
     loaded.arctic_logits.restype = c_int
     return loaded
+
+
+def _check_sizes(path: Path, loaded: ctypes.CDLL) -> None:
+    """What was built before a structure changed would read and write anywhere."""
+    sizes = getattr(loaded, "arctic_sizes", None)
+    if sizes is not None:
+        sizes.restype = POINTER(c_int64)
+    if sizes is None or sizes()[: len(STRUCTURES)] != [ctypes.sizeof(structure) for structure in STRUCTURES]:
+        raise RuntimeError(
+            f"{path} was built from other sources than these; "
+            "`uv sync --reinstall-package arctic-kubernetes` builds it anew"
+        )
