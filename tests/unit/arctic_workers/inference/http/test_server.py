@@ -391,6 +391,20 @@ async def test_choices_have_seeds_of_their_own_and_the_first_has_the_one_that_wa
     assert [request.sampling.seed for request in engine.asked[3:]] == seeds[:2]
 
 
+async def test_a_key_makes_a_caller_of_its_own_and_does_not_go_further(text: Text) -> None:
+    engine = Counting()
+    api = serve(text, engine)
+    for key in ("Bearer one", "Bearer other", "Bearer one", None, None):
+        headers = {} if key is None else {"Authorization": key}
+        body = json.dumps({"model": "tiny", "prompt": "a", "n": 2, "max_tokens": 1}).encode()
+        await ask(api, "POST", "/v1/completions", content=body, headers=headers)
+    callers = [request.caller for request in engine.asked]
+    one, other, nobody = callers[0], callers[2], callers[6]
+    assert callers == [one, one, other, other, one, one, *[nobody] * 4]
+    assert len({one, other, nobody}) == 3
+    assert not any(b"one" in caller for caller in callers)
+
+
 async def test_a_failure_ends_all_choices(text: Text) -> None:
     engine = Counting(fails_at=2)
     refused = await post(serve(text, engine), "/v1/completions", prompt="a", n=8, max_tokens=50)
