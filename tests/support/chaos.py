@@ -266,10 +266,11 @@ class Campaign:
         wanted: list[tuple[str, Callable[[], bool]]] = [
             *((f"{name} succeeds", partial(self._has_succeeded, name)) for name in TRAININGS),
             (f"{SERVICE} is ready with {self._replicas} replicas", self._is_ready),
-            ("children of objects that are gone go too", self._no_orphans),
+            ("children of objects that are gone go too", lambda: not self._orphans()),
         ]
         for what, arrived in wanted:
             yield from self._unreached(what, arrived)
+        yield from self._insist(self._orphans)
         # Secrets and ConfigMaps are not watched: they come back with the next look, and a new operator looks at once.
         self._insist(self._kill_the_operator)
         yield from self._unreached(f"{SERVICE} has children of every kind", self._has_every_child)
@@ -297,11 +298,13 @@ class Campaign:
         children = self._objects.labelled(CHILDREN, f"{Label.UID}={uid}")
         return {child["kind"] for child in children} == SERVICE_CHILDREN
 
-    def _no_orphans(self) -> bool:
+    def _orphans(self) -> list[str]:
+        """What is left of objects that are gone, each with what may say why."""
         owners = json.loads(self._objects.kubectl("get", "arctic", "-o", "json"))["items"]
         uids = {owner["metadata"]["uid"] for owner in owners}
         children = self._objects.labelled(f"pods,{CHILDREN}", Label.MANAGED)
-        return all(child["metadata"]["labels"][Label.UID] in uids for child in children)
+        left = [child for child in children if child["metadata"]["labels"][Label.UID] not in uids]
+        return [f"left behind: {child['kind']} {json.dumps(child['metadata'])}" for child in left]
 
 
 @contextmanager
