@@ -483,6 +483,9 @@ class _Doorkeeper:
             await self._app(scope, receive, send)
             return
 
+        refusal = self._refusal(scope)
+        app: ASGIApp = self._app if refusal is None else await _refuse(Request(scope), refusal)
+        generates = refusal is None and scope["method"] == "POST"
         patience = _Patience(UNREAD_SECONDS)
 
         async def send_closing(message: Message) -> None:
@@ -491,15 +494,9 @@ class _Doorkeeper:
             with patience:
                 await send(message)
 
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            response = await _refuse(Request(scope), refusal)
-            await response(scope, receive, send_closing)
-            return
-        generates = scope["method"] == "POST"
         self._gate.inside += generates
         try:
-            await self._app(scope, receive, send_closing)
+            await app(scope, receive, send_closing)
         except Exception:
             if not patience.over:
                 raise

@@ -537,6 +537,20 @@ async def test_a_chat_that_names_no_end_has_one_unless_it_streams_without_a_boun
     assert request.sampling.max_tokens == min(most, length - prompt)
 
 
+@pytest.mark.parametrize("waiting", [0, 8])
+async def test_nothing_looks_after_an_answer_that_is_over(
+    text: Text, monkeypatch: pytest.MonkeyPatch, waiting: int
+) -> None:
+    """Be it a refusal or not."""
+    monkeypatch.setattr(server, "UNREAD_SECONDS", 0.2)
+    looks: list[object] = []
+    monkeypatch.setattr(server._Patience, "_look", lambda patience: looks.append(patience))
+    answer = await post(serve(text, Scripted(), most_waiting=waiting), "/v1/completions", prompt="a")
+    assert answer.status_code == (200 if waiting else 429)
+    await asyncio.sleep(0.4)
+    assert looks == []
+
+
 async def test_an_answer_that_its_client_does_not_read_is_given_up(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "UNREAD_SECONDS", 0.05)
     engine = Counting()
