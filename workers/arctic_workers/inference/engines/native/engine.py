@@ -111,13 +111,13 @@ class NativeEngine:
 
     def stats(self) -> Stats:
         """See `Engine`; requests that the thread has not seen yet count as waiting."""
-        if self._loaded < 1:
-            return Stats(waiting=self._open.count, loaded=self._loaded)
+        if not self._ready:
+            return Stats(waiting=self._open.count, loaded=self._loaded, lost_blocks=self._lost_blocks)
         # What the thread works on, read in one go each. While nobody is there, a block in use is that of a ping.
         running = self._scheduler.running
         waiting = max(self._open.count - running, 0)
         utilization = self._blocks.utilization if running else 0.0
-        return Stats(running, waiting, utilization, loaded=1.0, lost_blocks=self._lost_blocks)
+        return Stats(running, waiting, utilization, self._loaded, self._lost_blocks)
 
     async def start(self) -> None:
         """See `Engine`."""
@@ -195,11 +195,10 @@ class NativeEngine:
         log.info("A request has at most %d tokens, prompt and answer together", self._max_length)
         self._ping()
         self._pipeline.announce_ready()
-        self._loaded = 1.0
         return rank.heartbeats
 
     def _load_share(self, share: float) -> None:
-        self._loaded = min(share, 0.999)  # the rest is a pass through all ranks
+        self._loaded = share
 
     def _ping(self) -> None:
         """A real pass of one token, in a block that is nobody's now."""

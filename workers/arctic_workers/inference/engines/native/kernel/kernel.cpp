@@ -35,8 +35,7 @@ enum Part { NORMS, PROJECTIONS, PLACING, ATTENTION_AND_EXPERTS, OUTPUTS, RESIDUA
 
 // What one thread needs for itself.
 struct Scratch {
-    int rank;     // of tensor parallelism
-    Range groups; // key-value heads of that rank
+    Range groups; // key-value heads of its tensor rank
     Buffer sums, out, gated;
     AttentionScratch attention;
     std::vector<const float *> rows;
@@ -48,11 +47,7 @@ class Rank {
         : s_(shape), layers_(layers, layers + static_cast<int64_t>(shape.tensor) * shape.layers), ends_(ends), attention_(shape),
           team_(shape.threads, shape.tensor, cpus), scratch_(shape.threads) {
         for (int rank = 0; ends.head && rank < shape.tensor; ++rank) vocabulary_ += ends.head[rank].outputs;
-        for (int thread = 0; thread < shape.threads; ++thread) {
-            const int rank = team_.rank_of(thread);
-            scratch_[thread].rank = rank;
-            scratch_[thread].groups = part_of(s_.groups, rank, s_.tensor);
-        }
+        for (int thread = 0; thread < shape.threads; ++thread) scratch_[thread].groups = part_of(s_.groups, team_.rank_of(thread), s_.tensor);
         hidden_ = row_stride(s_.hidden);
         attended_ = row_stride(static_cast<int64_t>(s_.heads) * s_.head_size);
         grouped_ = row_stride(static_cast<int64_t>(s_.groups) * s_.head_size);
@@ -83,7 +78,7 @@ class Rank {
         team_.run([&](int thread) {
             team_.share(thread, static_cast<int64_t>(tiles_.size()), [&](int64_t index) { begin(tiles_[index], x); });
             finish(NORMS);
-            const LayerWeights *own = layers_.data() + static_cast<int64_t>(scratch_[thread].rank) * s_.layers;
+            const LayerWeights *own = layers_.data() + static_cast<int64_t>(team_.rank_of(thread)) * s_.layers;
             for (int layer = 0; layer < s_.layers; ++layer) run_layer(own[layer], x, thread);
         });
     }
@@ -95,7 +90,7 @@ class Rank {
         team_.run([&](int thread) {
             team_.share(thread, count, [&](int64_t row) { norm(x + rows[row] * s_.hidden, ends_.norm, a_ + row * hidden_); });
             finish(NORMS);
-            products(ends_.head[scratch_[thread].rank], a_, hidden_, count, thread, [&](int64_t row, int64_t at, __m256 value) {
+            products(ends_.head[team_.rank_of(thread)], a_, hidden_, count, thread, [&](int64_t row, int64_t at, __m256 value) {
                 store(out + row * vocabulary_, at, vocabulary_, value);
             });
             finish(LOGITS);
@@ -236,7 +231,7 @@ class Rank {
         finish(NORMS);
         project(layer, thread, experts);
         finish(PROJECTIONS);
-        if (const Range &groups = scratch_[thread].groups; groups.begin < groups.end)
+        if (const Range &groups = scratch_[thread].groups; groups.size())
             team_.share_in_rank(thread, static_cast<int64_t>(tiles_.size()), [&](int64_t index) {
                 const Tile &tile = tiles_[index];
                 for (int64_t row = tile.first; row < tile.first + tile.rows; ++row)
@@ -348,7 +343,7 @@ class Rank {
     // Attention, and what of the experts does not wait for it: they read the layer's input from before attention.
     void attend_and_expand(const LayerWeights &layer, int thread, bool experts) {
         Scratch &own = scratch_[thread];
-        const int64_t groups = own.groups.end - own.groups.begin, attentions = static_cast<int64_t>(tiles_.size()) * groups;
+        const int64_t groups = own.groups.size(), attentions = static_cast<int64_t>(tiles_.size()) * groups;
         const int64_t panels = experts ? panels_of(layer.w1[0]) : 0;
         team_.share_in_rank(thread, attentions + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
             // The last rows of a prompt see the most keys: they begin.

@@ -10,7 +10,7 @@
 
 namespace arctic {
 
-constexpr int64_t MOST_ROWS = 6; // of a tile
+constexpr int MOST_ROWS = 6; // of a tile
 
 // 8 outputs x 1 row: one stream of weights.
 template <Format F> void one_row(const uint8_t *w, const float *x, int64_t blocks, float *out) {
@@ -98,16 +98,6 @@ template <Format F, int R, bool LOOKS_AHEAD> void rows_of_tiles(const uint8_t *w
         tile<F, R, 1, STEP>(w, x, piece, out, waiting, ahead(1));
         tile<F, R, 0, STEP>(w + HALF, x, piece, out + 4, waiting + 4 * LANES, ahead(2));
         tile<F, R, 1, STEP>(w + HALF, x, piece, out + 4, waiting + 4 * LANES, ahead(3));
-    }
-}
-
-template <Format F, bool LOOKS_AHEAD> void some_rows(int64_t rows, const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
-    switch (rows) {
-    case 2: return rows_of_tiles<F, 2, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    case 3: return rows_of_tiles<F, 3, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    case 4: return rows_of_tiles<F, 4, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    case 5: return rows_of_tiles<F, 5, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    default: return rows_of_tiles<F, 6, LOOKS_AHEAD>(w, x, piece, out, waiting);
     }
 }
 

@@ -27,6 +27,14 @@ namespace arctic {
 constexpr int64_t BLOCK_BYTES = 256 << 10; // inputs of a block of rows, which stay in the second cache
 constexpr int64_t PIECE = 64;              // blocks of 8 inputs that tiles take at once: those of a tile, and weights, stay in the first cache
 
+// At least 2 rows, at most R, over one piece of a panel.
+template <Format F, bool LOOKS_AHEAD, int R = MOST_ROWS>
+void some_rows(int64_t rows, const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
+    if constexpr (R > 2)
+        if (rows < R) return some_rows<F, LOOKS_AHEAD, R - 1>(rows, w, x, piece, out, waiting);
+    rows_of_tiles<F, R, LOOKS_AHEAD>(w, x, piece, out, waiting);
+}
+
 // All rows over one piece of a panel, in groups of rows that differ by at most one.
 template <Format F> void groups_of_rows(const uint8_t *w, const float *const *x, int64_t rows, const Piece &piece, float *out, float *waiting) {
     const uint8_t *from = w + piece.first * LANES * LANES * bytes_of<F>();

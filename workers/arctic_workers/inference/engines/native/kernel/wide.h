@@ -11,7 +11,7 @@
 
 namespace arctic {
 
-constexpr int64_t MOST_ROWS = 12; // of a tile
+constexpr int MOST_ROWS = 12; // of a tile
 
 // Of a panel's 8 outputs the one in the lower (0) or upper (1) half of a vector: those of a vector lie at the same place of
 // the panel's two halves in e4m3, and side by side in the other formats.
@@ -99,22 +99,6 @@ template <Format F, int R, bool LOOKS_AHEAD> void rows_of_tiles(const uint8_t *w
     } else {
         tile<F, R, 0, STEP / 2>(w, x, piece, out, waiting, w);
         tile<F, R, 1, STEP / 2>(w, x, piece, out, waiting, w + piece.blocks * STEP / 2);
-    }
-}
-
-template <Format F, bool LOOKS_AHEAD> void some_rows(int64_t rows, const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
-    switch (rows) {
-    case 2: return rows_of_tiles<F, 2, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    case 3: return rows_of_tiles<F, 3, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    case 4: return rows_of_tiles<F, 4, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    case 5: return rows_of_tiles<F, 5, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    case 6: return rows_of_tiles<F, 6, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    case 7: return rows_of_tiles<F, 7, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    case 8: return rows_of_tiles<F, 8, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    case 9: return rows_of_tiles<F, 9, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    case 10: return rows_of_tiles<F, 10, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    case 11: return rows_of_tiles<F, 11, LOOKS_AHEAD>(w, x, piece, out, waiting);
-    default: return rows_of_tiles<F, 12, LOOKS_AHEAD>(w, x, piece, out, waiting);
     }
 }
 
