@@ -52,6 +52,12 @@ class Desk:
         self._promised += [(step, command) for command in self._checkpoints]
         self._checkpoints.clear()
 
+    def refuse_checkpoints(self, reason: str) -> None:
+        """Tell those who were promised a checkpoint why they don't get it."""
+        for _, command in self._promised:
+            command.refuse(reason)
+        self._promised.clear()
+
     def answer_checkpoints(self, committed: CheckpointReport) -> None:
         """Tell those who were promised a checkpoint up to this one that it is committed."""
         for step, command in self._promised:

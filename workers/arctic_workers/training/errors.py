@@ -1,4 +1,4 @@
-"""The two ways in which a training ends by its own word: refused input, and a store that a newer attempt owns."""
+"""The ways in which a training ends by its own word: bad input, a store that a newer attempt owns or that is full."""
 
 
 class Refused(Exception):  # noqa: N818 - a refusal is no error
@@ -21,3 +21,7 @@ class Refused(Exception):  # noqa: N818 - a refusal is no error
 
 class Fenced(Exception):  # noqa: N818 - nor is being late
     """A newer attempt has claimed the store: this one may not commit any more."""
+
+
+class StoreFull(Exception):  # noqa: N818 - names what happened
+    """The volume of the store has no room for what is to be written there; the text says which, and what to do."""

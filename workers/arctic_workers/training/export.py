@@ -47,11 +47,14 @@ def export(
         return received
 
     folder = store.stage(EXPORT)
-    write_config(folder, config.replace(torch_dtype="bfloat16"))
-    write_weights(folder, [TensorEntry(name, shape, DTYPE) for name, shape in shapes.items()], fetch)
-    tokenizer.copy(store.run_folder / TOKENIZER_FOLDER, folder)
-    sync_files(folder)
-    store.publish(EXPORT, store.run_folder / EXPORT)
+    try:
+        write_config(folder, config.replace(torch_dtype="bfloat16"))
+        write_weights(folder, [TensorEntry(name, shape, DTYPE) for name, shape in shapes.items()], fetch)
+        tokenizer.copy(store.run_folder / TOKENIZER_FOLDER, folder)
+        sync_files(folder)
+        store.publish(EXPORT, store.run_folder / EXPORT)
+    except Exception as error:
+        raise store.explain(error) from error
 
 
 def _owners(config: ArcticConfig, expert_parallel: int) -> Callable[[str], int]:

@@ -145,7 +145,11 @@ def test_after_a_fall_back_new_checkpoints_stay_and_the_damaged_ones_go(
         (folder / CheckpointStore.name(step) / module.shard_name(0, 1)).write_bytes(b"damaged")
     world = world_of(tmp_path / "r", 1, epoch=2)
     assert newest(world) == folder / CheckpointStore.name(1)
-    assert [record.args for record in caplog.records] == [(folder / CheckpointStore.name(step),) for step in (4, 3)]
+    shard = module.shard_name(0, 1)
+    what = f"{shard} has 7 bytes of {(folder / CheckpointStore.name(1) / shard).stat().st_size}"
+    assert [record.args for record in caplog.records] == [
+        (folder / CheckpointStore.name(step), what) for step in (4, 3)
+    ]
     write(world, pieces, next_step)
     assert sorted(path.name for path in folder.iterdir()) == [CheckpointStore.name(step) for step in (1, next_step)]
     assert newest(world) == folder / CheckpointStore.name(next_step)

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from arctic_workers.training.checkpoint import store as module
-from arctic_workers.training.checkpoint.store import CheckpointStore, Manifest, is_whole
-from arctic_workers.training.errors import Fenced, Refused
+from arctic_workers.training.checkpoint.store import CheckpointStore, Manifest, damage
+from arctic_workers.training.errors import Fenced, Refused, StoreFull
 from arctic_workers.training.files import sha256
 
 
@@ -44,7 +44,7 @@ def test_what_is_committed_is_found_newest_first(store: CheckpointStore) -> None
     for step in (2, 10, 9):
         commit(store, step)
     assert [Manifest.read(folder).step for folder in store.candidates()] == [10, 9, 2]  # type: ignore[union-attr]
-    assert all(is_whole(folder) for folder in store.candidates())
+    assert all(damage(folder) is None for folder in store.candidates())
 
 
 def test_what_is_only_staged_is_not_found(store: CheckpointStore) -> None:
@@ -95,10 +95,10 @@ def test_a_checkpoint_of_a_newer_format_is_refused_rather_than_taken_for_damaged
     body = json.loads(path.read_text())["manifest"]
     assert body.pop("format") == 1
     rewrite(path, body)
-    assert is_whole(folder)  # as the first versions wrote it
+    assert damage(folder) is None  # as the first versions wrote it
     rewrite(path, body | {"format": 2, "what": "nobody knows yet"})
     with pytest.raises(Refused, match="has format 2, and these workers read up to 1: use the image that wrote it"):
-        is_whole(folder)
+        damage(folder)
 
 
 def rewrite(path: Path, body: dict[str, Any]) -> None:
@@ -114,9 +114,10 @@ def rewrite(path: Path, body: dict[str, Any]) -> None:
     ],
 )
 def test_a_full_volume_is_named_with_what_to_do(store: CheckpointStore, error: Exception) -> None:
-    explained = str(store.explain(error))
-    assert str(store.run_folder) in explained
-    assert "make the claim of checkpoint.volume larger" in explained
+    explained = store.explain(error)
+    assert isinstance(explained, StoreFull)
+    assert str(store.run_folder) in str(explained)
+    assert "make the claim of checkpoint.volume larger" in str(explained)
     other = OSError(errno.EIO, "Input/output error")
     assert store.explain(other) is other
 
@@ -135,13 +136,13 @@ def test_any_damage_to_any_file_is_noticed(store: CheckpointStore, file: str) ->
         damaged = bytearray(whole)
         damaged[place] ^= 4
         (folder / file).write_bytes(damaged)
-        assert not is_whole(folder), place
+        assert damage(folder), place
     (folder / file).write_bytes(whole[:-5])
-    assert not is_whole(folder)
+    assert damage(folder)
     (folder / file).unlink()
-    assert not is_whole(folder)
+    assert damage(folder)
     (folder / file).write_bytes(whole)
-    assert is_whole(folder)
+    assert damage(folder) is None
 
 
 def test_a_file_that_can_not_be_read_now_is_not_taken_for_damaged(
@@ -154,7 +155,7 @@ def test_a_file_that_can_not_be_read_now_is_not_taken_for_damaged(
 
     monkeypatch.setattr(module, "sha256", fail)
     with pytest.raises(OSError, match="Stale file handle"):
-        is_whole(folder)
+        damage(folder)
 
 
 def test_the_newest_and_the_last_of_each_stage_are_kept(store: CheckpointStore) -> None:
@@ -168,7 +169,7 @@ def test_a_checkpoint_can_take_the_place_of_a_damaged_one_of_its_step(store: Che
     folder = commit(store, 5)
     (folder / "shard").write_bytes(b"damaged")
     assert commit(store, 5) == folder
-    assert is_whole(folder)
+    assert damage(folder) is None
 
 
 def test_ranks_that_share_the_files_out_see_the_damage_between_them(store: CheckpointStore, tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_ranks_that_share_the_files_out_see_the_damage_between_them(store: Check
         path.write_bytes(path.name.encode())
     folder = store.commit(manifest_of(1, 1, files))
     (folder / "shard-3").write_bytes(b"shard-X")
-    assert [is_whole(folder, rank, 2) for rank in range(2)] == [True, False]
+    assert [damage(folder, rank, 2) for rank in range(2)] == [None, "shard-3 has another content than was written"]
 
 
 def test_an_unreadable_owner_is_refused_rather_than_overwritten(store: CheckpointStore) -> None:

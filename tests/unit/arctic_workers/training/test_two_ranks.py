@@ -62,8 +62,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text = "\n".join(line.format(i * 7 + j, j) for j in range(12))
             (folder / "corpus" / name / f"{i:02}.txt").write_text(text)
     parts = ("refusals", "one_step", "runs", "commands", "skipped_updates", "slow_commit", "pause_when_put_off")
-    finish(folder, start(folder, 2, *parts))
+    finish(folder, start(folder, 2, *parts, "full_store"))
     finish(folder, start(folder, 1, "other_world"))
+    finish(folder, start(folder, 2, "and_back"))
     return folder
 
 
@@ -200,6 +201,32 @@ def test_another_world_goes_on_with_the_same_curve(folder: Path) -> None:
     assert other["loss"] == pytest.approx(whole["loss"], rel=1e-4)
     for mine, theirs in zip(other["stages"], whole["stages"], strict=True):
         assert mine["validationLoss"] == pytest.approx(theirs["validationLoss"], rel=1e-4)
+
+
+def test_a_run_that_changes_its_world_twice_learns_the_same_in_both(folder: Path) -> None:
+    """2 nodes x ep 2, then 1 x ep 1, then 2 x ep 2 again."""
+    whole, back = read(folder, "whole"), read(folder, "and-back")
+    assert back["outcome"] == "succeeded"
+    assert back["loss"] == pytest.approx(whole["loss"], rel=1e-3)
+    shards = {path.name for path in (folder / "and-back" / "checkpoints").glob("*/shard-*")}
+    assert {name[-20:] for name in shards} == {"of-00001.safetensors", "of-00002.safetensors"}
+
+
+def test_a_store_that_is_full_for_a_while_costs_checkpoints_and_nothing_else(folder: Path) -> None:
+    assert read(folder, "full")["report"]["outcome"] == "succeeded"
+    assert "rank 1 could not write the checkpoint of step" in (folder / "log.refusals.1").read_text()
+    [reply] = read(folder, "full-replies")
+    assert reply["refusal"].startswith("there is no room left for ")
+    assert_same_end(folder, "full")
+    assert list((folder / "full" / "staging").glob("*/*")) == []
+
+
+def test_a_store_that_is_full_at_a_stages_end_ends_all_ranks_with_the_same_sentence(folder: Path) -> None:
+    message = read(folder, "full-at-end")["message"]
+    assert message.startswith("there is no room left for ")
+    assert read(folder, "full-at-end", 1)["message"] == message
+    assert read(folder, "room-again")["outcome"] == "succeeded"
+    assert_same_end(folder, "full-at-end")
 
 
 def test_the_report_says_what_was_done(folder: Path) -> None:

@@ -27,12 +27,13 @@ from arctic_model.names import hf_names
 from arctic_rpc.control_pb2 import PAUSED, WorkerState
 from arctic_workers.control.link import Command
 from arctic_workers.training import engine as engines
+from arctic_workers.training.checkpoint import checkpointer as checkpointers
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Position
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.checkpoint.zero import local_pieces
 from arctic_workers.training.curriculum import StagePlan
 from arctic_workers.training.engine import LossModule, Ranks, named_tensors, tensor_names
-from arctic_workers.training.errors import Refused
+from arctic_workers.training.errors import Refused, StoreFull
 from arctic_workers.training.experts import Exchange
 from arctic_workers.training.rank import train
 from arctic_workers.training.trainer import Diverged, Trainer, Wishes
@@ -196,6 +197,7 @@ def runs() -> None:
     """
     write("whole", run("whole").wire())
     write("stopped", run("stopped", link=ScriptedLink({6: "stop"} if RANK == 1 else {})).wire())
+    run("and-back", link=ScriptedLink({2: "stop"} if RANK == 1 else {}))
     torch.distributed.barrier()
     if RANK == 0:
         for name in ("damaged", "other-world", "edited"):
@@ -317,6 +319,38 @@ def pause_when_put_off() -> None:
     write("put-off", {"committed": link.committed, "replies": link.replies})
 
 
+@contextmanager
+def store_full_at(steps: set[int]) -> Iterator[None]:
+    """Let rank 1 have no room for the checkpoints of these steps, in the words of the library that writes them."""
+    save_file = checkpointers.save_file
+
+    def full(tensors: dict[str, Tensor], path: Path) -> None:
+        if RANK == 1 and int(path.parent.name.removeprefix("step-")) in steps:
+            path.write_bytes(b"as much as there was room for")
+            raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save_file(tensors, path)
+
+    checkpointers.save_file = full
+    try:
+        yield
+    finally:
+        checkpointers.save_file = save_file
+
+
+def full_store() -> None:
+    """The store is full for a while in the middle of a stage, when somebody asks for a checkpoint; then at its end."""
+    link = ScriptedLink({2: "checkpoint"} if RANK == 0 else {})
+    with store_full_at({1, 2, 3}):
+        write("full", {"report": run("full", link=link, spec=spec_with_a_checkpoint_at_every_step()).wire()})
+    write("full-replies", link.replies)
+    with store_full_at({4}):
+        try:
+            run("full-at-end")
+        except StoreFull as error:
+            write("full-at-end", {"message": str(error)})
+    write("room-again", run("full-at-end", attempt=2).wire())
+
+
 def commands() -> None:
     """A run that is paused, asked for a checkpoint meanwhile and for what it can't do, resumed, and asked again."""
     asked = {3: "pause", 4: "checkpoint", 5: "profile", 7: "resume", 9: "checkpoint"}
@@ -347,11 +381,20 @@ def refusals() -> None:
 
 
 def other_world() -> None:
-    """A run that two ranks have begun is ended by one."""
+    """A run that two ranks have begun is ended by one; another one is led on by one, to be ended by two."""
     write("other-world", run("other-world", attempt=2).wire())
+    write("and-back", run("and-back", attempt=2, link=ScriptedLink({3: "stop"})).wire())
+
+
+def and_back() -> None:
+    """Two ranks end what two have begun and one has led on."""
+    write("and-back", run("and-back", attempt=3).wire())
 
 
 if __name__ == "__main__":
-    parts = (commands, one_step, runs, refusals, skipped_updates, slow_commit, pause_when_put_off, other_world)
+    parts = (
+        *(commands, one_step, runs, refusals, skipped_updates, slow_commit, pause_when_put_off, full_store),
+        *(other_world, and_back),
+    )
     for name in sys.argv[2:]:
         next(part for part in parts if part.__name__ == name)()

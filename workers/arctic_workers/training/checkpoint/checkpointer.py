@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arctic_api.world import CHECKPOINT_MISMATCH, CheckpointReport
-from arctic_workers.training.checkpoint.store import CheckpointStore, Manifest, is_whole
+from arctic_workers.training.checkpoint.store import CheckpointStore, Manifest, damage
 from arctic_workers.training.checkpoint.zero import KINDS, Piece
-from arctic_workers.training.errors import Refused
+from arctic_workers.training.errors import Refused, StoreFull
 from arctic_workers.training.files import sha256, sync_file, write_json
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,10 @@ class Position:
     stage: str
     stage_end: bool
     progress: dict[str, Any]
+
+
+class _GivenUp(Exception):  # noqa: N818 - no error of this rank's
+    """Another rank could not write its shard, so what is staged will not be committed."""
 
 
 class Checkpointer:
@@ -71,6 +75,7 @@ class Checkpointer:
         self._uri = uri
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._given_up = threading.Event()
         self._passed_over: set[Path] = set()  # damaged checkpoints, newer than the one that the attempt began from
         self.last: CheckpointReport | None = None
         """The newest checkpoint that this attempt knows as committed; on rank 0 alone."""
@@ -87,25 +92,46 @@ class Checkpointer:
         """Whether a write is under way."""
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def full(self) -> bool:
+        """Whether the last write ended because the store has no room for it: no reason to stop training."""
+        return isinstance(self._error, StoreFull)
+
     def check(self) -> None:
-        """Raise what went wrong in the background, if anything did."""
-        if self._error is not None:
+        """Raise what went wrong in the background, if anything did but for a `full` store."""
+        if self._error is not None and not self.full:
             raise self._error
+
+    def give_up(self) -> None:
+        """Let the write under way end without a commit, as some rank's store is full."""
+        self._given_up.set()
+
+    def forget(self) -> None:
+        """Clear away what was given up, once no rank writes any more."""
+        self._error = None
+        self._given_up.clear()
+        if self._rank == 0:
+            self._store.discard()
 
     def finish(self) -> None:
         """Wait until what was started is written (on rank 0: committed); raises what went wrong."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self.check()
+        if self._error is not None:
+            raise self._error
 
     def _guard(self, snapshot: dict[str, Tensor], position: Position) -> None:
         try:
             self._write_shard(snapshot, position.step)
             if self._rank == 0:
                 self._commit(position)
+        except _GivenUp:
+            log.debug("given up: %s", self._store.name(position.step))
         except BaseException as error:  # handed to the main thread, whatever it is
             self._error = self._store.explain(error)
+            if self.full:
+                log.warning("rank %d could not write the checkpoint of step %d: %s", self._rank, position.step, error)
 
     def _write_shard(self, snapshot: dict[str, Tensor], step: int) -> None:
         folder = self._store.stage(self._store.name(step))
@@ -144,6 +170,8 @@ class Checkpointer:
             receipt = _receipt(folder / name)
             while not receipt.exists():
                 self._store.stage(folder.name)  # Fenced, rather than waiting for what can't come
+                if self._given_up.is_set():
+                    raise _GivenUp
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"rank {rank} wrote no shard of {folder.name} within {PEERS_TIMEOUT:.0f} s")
                 time.sleep(_POLL_SECONDS)
@@ -186,11 +214,12 @@ class Checkpointer:
         """
         candidates = self._store.candidates()
         for folder in candidates:
-            if agree(is_whole(folder, self._rank, self._world)):
+            found = damage(folder, self._rank, self._world)
+            if found:
+                log.warning("%s is damaged, and passed over: %s", folder, found)
+            if agree(found is None):
                 return folder
             self._passed_over.add(folder)
-            if self._rank == 0:
-                log.warning("%s is damaged: a file is missing, or not as it was written; it is passed over", folder)
         if candidates:
             raise Refused(
                 "CheckpointDamaged",

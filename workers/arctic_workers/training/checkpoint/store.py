@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arctic_workers.training.errors import Fenced, Refused
+from arctic_workers.training.errors import Fenced, Refused, StoreFull
 from arctic_workers.training.files import sha256, sync_folder, write_json
 
 MANIFEST = "manifest.json"
@@ -82,22 +82,24 @@ def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def is_whole(folder: Path, part: int = 0, parts: int = 1) -> bool:
-    """Return whether a checkpoint's files are as they were written; looks at every `parts`-th file from `part` on.
+def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """Return what is not as it was written in a checkpoint; looks at every `parts`-th file from `part` on.
 
     An OSError says that it can't be told now: a file that can't be read need not be damaged.
     """
     manifest = Manifest.read(folder)
     if manifest is None:
-        return False
-    try:
-        for name in sorted(manifest.files)[part::parts]:
-            file, expected = folder / name, manifest.files[name]
-            if file.stat().st_size != expected["size"] or sha256(file) != expected["sha256"]:
-                return False
-    except FileNotFoundError:
-        return False
-    return True
+        return f"{MANIFEST} is missing, or is not as it was written"
+    for name in sorted(manifest.files)[part::parts]:
+        file, expected = folder / name, manifest.files[name]
+        try:
+            if (size := file.stat().st_size) != expected["size"]:
+                return f"{name} has {size} bytes of {expected['size']}"
+            if sha256(file) != expected["sha256"]:
+                return f"{name} has another content than was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+    return None
 
 
 class CheckpointStore:
@@ -196,16 +198,22 @@ class CheckpointStore:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def explain(self, error: BaseException) -> BaseException:
-        """Return what is behind an error of a write: `Fenced` if a newer epoch took over, or a full volume."""
+        """Return what is behind an error of a write: `Fenced` if a newer epoch took over, or `StoreFull`."""
         if not self._own.exists():
             return self._fenced()
-        if full := next((number for number in (errno.ENOSPC, errno.EDQUOT) if _means(error, number)), None):
-            return OSError(
-                full,
-                f"{os.strerror(full)} for {self.run_folder}: make the claim of checkpoint.volume larger, remove what "
-                "is not needed there, or lower checkpoint.keep",
-            )
-        return error
+        return self.full() if any(_means(error, number) for number in (errno.ENOSPC, errno.EDQUOT)) else error
+
+    def full(self) -> StoreFull:
+        """Return what there is to say of a full volume."""
+        return StoreFull(
+            f"there is no room left for {self.run_folder}: make the claim of checkpoint.volume larger, remove what is "
+            "not needed there, or lower checkpoint.keep"
+        )
+
+    def discard(self) -> None:
+        """Remove what is staged; no rank may be writing there."""
+        for folder in self._own.glob("*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _fenced(self) -> Fenced:
         return Fenced(f"a newer attempt has claimed {self.run_folder}: epoch {self.epoch} can't commit any more")
