@@ -69,6 +69,12 @@ def start_processes() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 
+def launched_collectives() -> dict[str, int]:
+    """Return how many collectives this rank has launched, by group of ranks that it is in; from any thread."""
+    groups = list(distributed_c10d._world.pg_names.items())
+    return {name: group._get_sequence_number_for_group() for group, name in groups}  # type: ignore[attr-defined]
+
+
 def wait_for_peers_at_most(timeout: timedelta) -> None:
     """Set how long any collective waits before it fails."""
     for group in list(distributed_c10d._world.pg_map):

@@ -1,9 +1,21 @@
 """torchrun, tied to the supervisor that starts it: the kernel ends it when that is gone, and the ranks with it."""
 
+import logging
+import os
+import sys
+
 from torch.distributed.run import main
 
+from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, TrainingWorld
 from arctic_workers.control.lifeline import die_with_parent
+from arctic_workers.training.hang.watchdog import Watchdog
+from arctic_workers.training.outcome import outcome_folder
 
 if __name__ == "__main__":
     die_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    folder = outcome_folder()
+    if folder is not None:
+        world = TrainingWorld.model_validate_json(os.environ[WORLD_VARIABLE])
+        Watchdog(world, int(os.environ[NODE_RANK_VARIABLE]), folder).start()
     main()

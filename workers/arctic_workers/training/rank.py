@@ -29,12 +29,14 @@ from arctic_workers.training.engine import (
     STEP_TIMEOUT,
     Ranks,
     build_model,
+    launched_collectives,
     start_engine,
     start_processes,
     wait_for_peers_at_most,
 )
-from arctic_workers.training.errors import Fenced, Refused
-from arctic_workers.training.outcome import PEER_LOST, write_outcome
+from arctic_workers.training.errors import Fenced, Refused, StoreFull
+from arctic_workers.training.hang.pulse import Pulsing
+from arctic_workers.training.outcome import PEER_LOST, outcome_folder, write_outcome
 from arctic_workers.training.trainer import Diverged, Trainer, Workplace
 
 T = TypeVar("T")
@@ -76,13 +78,14 @@ def _end_of(world: TrainingWorld) -> Report:
 def _reason(error: Exception) -> str:
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in PEER_SIGNS):
         return PEER_LOST
-    return {Fenced: "Fenced", Diverged: "Diverged"}.get(type(error), "TrainingFailed")
+    return {Fenced: "Fenced", Diverged: "Diverged", StoreFull: "StoreFull"}.get(type(error), "TrainingFailed")
 
 
 def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     """Prepare what is missing, then train; raises `Refused` for bad input, the same on all ranks."""
     ranks = start_processes()
     log.info("rank %d of %d: all ranks are there", ranks.rank, ranks.world)
+    pulsing = Pulsing(outcome_folder(), ranks.rank, launched_collectives)
     curriculum = _checked(lambda: Curriculum.plan(world.spec))
     config = model_config(world)
     check_degrees(world, curriculum, config)
@@ -120,6 +123,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         store=store,
         checkpointer=checkpointer,
         desk=Desk(link, ranks.leader),
+        pulsing=pulsing,
     )
     wait_for_peers_at_most(STEP_TIMEOUT)  # the groups of experts are new
     log.info("rank %d of %d: the model is there", ranks.rank, ranks.world)

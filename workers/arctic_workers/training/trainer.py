@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +32,10 @@ from arctic_workers.training.engine import (
     set_learning_rate,
     tensor_names,
 )
+from arctic_workers.training.errors import StoreFull
 from arctic_workers.training.export import EXPORT, export
 from arctic_workers.training.files import write_json
+from arctic_workers.training.hang.pulse import Pulsing
 from arctic_workers.training.held_out import HeldOut
 from arctic_workers.training.progress import (
     Progress,
@@ -49,6 +51,7 @@ log = logging.getLogger(__name__)
 
 HOLD_SECONDS = 0.2
 LOG_SECONDS = 5.0
+SETTLE_SECONDS = 0.02
 RATE_STEPS = 20  # steps that tokens a second are averaged over
 MOST_SKIPPED = 10
 """Updates in a row that may be left out because of infinite gradients: more are no accident of a batch."""
@@ -67,6 +70,8 @@ class Wishes:
     checkpoint: bool
     busy: bool
     """Whether a checkpoint is still being written."""
+    full: bool
+    """Whether the store had no room for the last one."""
 
 
 @dataclass
@@ -92,6 +97,7 @@ class Workplace:
     store: CheckpointStore
     checkpointer: Checkpointer
     desk: Desk
+    pulsing: Pulsing
 
     @property
     def spec(self) -> ArcticTrainingSpec:
@@ -126,7 +132,8 @@ class Trainer:
             stage = place.curriculum.stage_at(self.step)
             if self.step == stage.first_step:
                 self._begin(stage)
-            wishes = self._train_step(stage)
+            with place.pulsing.step(self.step, stage.name):
+                wishes = self._train_step(stage)
             if self.step == stage.end_step:
                 self._end(stage)
             elif wishes.checkpoint or self._put_off or self._is_due():
@@ -188,10 +195,13 @@ class Trainer:
         desk.look()
         self._answer_checkpoints()
         timed = place.ranks.leader and self._interval_is_over()
-        mean, *wishes = mean_over_ranks(
-            [loss, desk.stop, desk.pause, desk.checkpoint or timed, place.checkpointer.busy], place.ranks.device
-        )
-        return mean, Wishes(*(wish > 0 for wish in wishes))
+        # Whether it is busy comes first: what has ended by then has said how.
+        own = [desk.stop, desk.pause, desk.checkpoint or timed, place.checkpointer.busy, place.checkpointer.full]
+        mean, *reduced = mean_over_ranks([loss, *own], place.ranks.device)
+        wishes = Wishes(*(wish > 0 for wish in reduced))
+        if wishes.full:
+            self._give_up_checkpoint(wishes.busy)
+        return mean, wishes
 
     def _hold(self) -> Wishes:
         """Wait while somebody wants a pause, still writing checkpoints that are asked for or were put off."""
@@ -245,7 +255,7 @@ class Trainer:
         if self._place.ranks.leader:
             folder = self._place.store.run_folder / "evaluation"
             folder.mkdir(exist_ok=True)
-            write_json(folder / f"{stage.name}.json", self._evaluation)
+            self._keep_note(lambda: write_json(folder / f"{stage.name}.json", self._evaluation))
 
     def _note(self, stage: StagePlan, moment: str, loss: float | None) -> None:
         """Leave a line about a stage's held-out loss in the run's folder and in the log."""
@@ -253,18 +263,29 @@ class Trainer:
             return
         category = main_category(stage, self._categories)
         log.info("stage %s, %s: held-out loss on %s %s", stage.name, moment, category, _round(loss))
-        append_line(
-            self._place.store.run_folder / "stages.jsonl",
-            {
-                "time": now(),
-                "attempt": self._place.world.attempt,
-                "stage": stage.name,
-                "moment": moment,
-                "step": self.step,
-                "category": category,
-                "held_out_loss": loss,
-            },
+        self._keep_note(
+            lambda: append_line(
+                self._place.store.run_folder / "stages.jsonl",
+                {
+                    "time": now(),
+                    "attempt": self._place.world.attempt,
+                    "stage": stage.name,
+                    "moment": moment,
+                    "step": self.step,
+                    "category": category,
+                    "held_out_loss": loss,
+                },
+            )
         )
+
+    def _keep_note(self, write: Callable[[], None]) -> None:
+        """Write what is for people alone: a full store is no reason to end for it."""
+        try:
+            write()
+        except OSError as error:
+            if not isinstance(full := self._place.store.explain(error), StoreFull):
+                raise
+            log.warning("a note is lost: %s", full)
 
     # --- checkpoints
 
@@ -321,12 +342,39 @@ class Trainer:
         self._last_checkpoint = time.monotonic()
 
     def _write_checkpoint(self) -> None:
-        """Write a checkpoint and wait until it is committed."""
-        self._start_checkpoint()
+        """Write a checkpoint and wait until it is committed; `StoreFull`, on all ranks, if it can't be."""
         with patience():
-            self._place.checkpointer.finish()
-            dist.barrier()
+            self._settle()
+            self._start_checkpoint()
+            if not self._settle():
+                raise self._place.store.full()
         self._answer_checkpoints()
+
+    def _settle(self) -> bool:
+        """Wait until no rank writes any more; returns whether what was written is committed. Collective."""
+        place, whole = self._place, True
+        while True:
+            place.checkpointer.check()
+            own = [place.checkpointer.busy, place.checkpointer.full]
+            busy, full = (value > 0 for value in mean_over_ranks([float(each) for each in own], place.ranks.device))
+            if full:
+                whole = False
+                self._give_up_checkpoint(busy)
+            if not busy:
+                return whole
+            time.sleep(SETTLE_SECONDS)
+
+    def _give_up_checkpoint(self, busy: bool) -> None:
+        """Go on without a checkpoint that the store has no room for: the next one that is due may find some."""
+        place = self._place
+        place.checkpointer.give_up()
+        if busy:
+            return
+        place.checkpointer.forget()
+        self._saved_step = -1
+        place.desk.refuse_checkpoints(str(place.store.full()))
+        if place.ranks.leader:
+            log.warning("a checkpoint was given up, and training goes on: %s", place.store.full())
 
     def _answer_checkpoints(self) -> None:
         last = self._place.checkpointer.last
