@@ -1,8 +1,10 @@
-"""This machine as a device for plans: the memory that is free, and how fast its cores read it, as measured now."""
+"""This machine as a device for plans: its free memory, and how fast its cores read and multiply, as measured."""
 
 import ctypes
 import time
 from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 from arctic_model.planning.devices import Device, cpu
 from arctic_workers.inference.memory import available_cores, available_memory
@@ -12,12 +14,27 @@ _BUFFER_BYTES = 64 << 20
 _ALL_BUFFERS_BYTES = 2 << 30
 """Of all cores together: more than all caches of the largest machine."""
 _ROUNDS = 3
+_MATRIX = 1536
+"""Rows and columns of the matrices that are multiplied: large enough for all cores, done in a tenth of a second."""
 _Buffer = ctypes.Array[ctypes.c_char]
 
 
 def this_machine() -> Device:
     """Return what a worker would find here now."""
-    return cpu(memory=available_memory(), bandwidth=_read_bandwidth(available_cores()))
+    return cpu(
+        memory=available_memory(), bandwidth=_read_bandwidth(available_cores()), fp32_flops=_multiplication_rate()
+    )
+
+
+def _multiplication_rate() -> float:
+    """Return FLOPs a second of a large product in fp32 on all cores; the best of a few rounds."""
+    factor = np.random.default_rng(0).standard_normal((_MATRIX, _MATRIX), dtype=np.float32)
+    rates = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        factor @ factor
+        rates.append(2 * _MATRIX**3 / (time.perf_counter() - start))
+    return max(rates)
 
 
 def _read_bandwidth(cores: int) -> float:

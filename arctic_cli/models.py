@@ -60,7 +60,7 @@ class Models:
         """
         # Taken out, so that trainings which start from each other come to an end.
         if source.training and (training := self._trainings.pop((namespace, source.training), None)):
-            return self._of_training(training)
+            return self.of_training(training)
         folder = weights_folder(source, namespace, self._volumes)
         if not folder.startswith("/"):
             raise ValueError(f"{folder or 'it'} names no folder of this machine")
@@ -69,7 +69,8 @@ class Models:
         served = isinstance(source, InferenceModel)  # training starts from weights that were not rounded
         return ArcticConfig.from_folder(Path(folder), quantized=served), folder
 
-    def _of_training(self, training: Manifest) -> tuple[ArcticConfig, str]:
+    def of_training(self, training: Manifest) -> tuple[ArcticConfig, str]:
+        """Return the configuration of the model that a training trains, and where it was found; errors as `find`."""
         spec = ArcticTrainingSpec.model_validate(training.content["spec"])
         model, where = spec.model, f"{training.file}: spec.model"
         if model.preset is not None:

@@ -24,6 +24,12 @@ class Device:
     """FLOPs a second; None where it has no units for FP8, or nobody knows."""
     per_node: int
     """Devices of a node, which is as far as tensor parallelism reaches."""
+    fp32_flops: float | None = None
+    """FLOPs a second of matrices in fp32, in which CPUs train; None where nobody knows, or nothing trains in it."""
+    fabric: float | None = None
+    """Bytes a second that a device sends to others of its node, and receives as many; None where nobody knows."""
+    network: float | None = None
+    """Bytes a second that a device sends to other nodes, and receives as many; None where nobody knows."""
 
 
 # CUDA's context, kernels and workspaces of libraries, NCCL's buffers, captured graphs: an allowance, no measurement.
@@ -41,6 +47,9 @@ DEVICES: dict[str, Device] = {
         bf16_flops=312e12,
         fp8_flops=None,
         per_node=8,
+        # NVIDIA DGX A100 datasheet: NVLink 600 GB/s in both directions; 8 compute ports of 200 Gb/s.
+        fabric=300e9,
+        network=25e9,
     ),
     "h100": Device(
         title="H100 80GB SXM",
@@ -51,6 +60,9 @@ DEVICES: dict[str, Device] = {
         bf16_flops=989.5e12,
         fp8_flops=1979e12,
         per_node=8,
+        # NVIDIA DGX H100 datasheet: NVLink 900 GB/s in both directions; 8 compute ports of 400 Gb/s.
+        fabric=450e9,
+        network=50e9,
     ),
     "h200": Device(
         title="H200 141GB SXM",
@@ -61,6 +73,9 @@ DEVICES: dict[str, Device] = {
         bf16_flops=989.5e12,
         fp8_flops=1979e12,
         per_node=8,
+        # NVIDIA DGX H200 datasheet: as the H100's.
+        fabric=450e9,
+        network=50e9,
     ),
     "b200": Device(
         title="B200 180GB SXM",
@@ -71,12 +86,15 @@ DEVICES: dict[str, Device] = {
         bf16_flops=2250e12,
         fp8_flops=4500e12,
         per_node=8,
+        # NVIDIA DGX B200 datasheet: NVLink 1.8 TB/s in both directions; 8 compute ports of 400 Gb/s.
+        fabric=900e9,
+        network=50e9,
     ),
 }
 
 
-def cpu(*, memory: int, bandwidth: float | None) -> Device:
-    """A machine without GPUs as one device: its memory that is free, and how fast all cores together read it."""
+def cpu(*, memory: int, bandwidth: float | None, fp32_flops: float | None = None) -> Device:
+    """A machine without GPUs as one device: its memory that is free, how fast all cores read it and multiply."""
     # Python with torch imported takes 522 MB (measured on Linux).
     return Device(
         title="CPU of this machine",
@@ -86,4 +104,5 @@ def cpu(*, memory: int, bandwidth: float | None) -> Device:
         bf16_flops=None,
         fp8_flops=None,
         per_node=1,
+        fp32_flops=fp32_flops,
     )

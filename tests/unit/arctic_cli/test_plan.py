@@ -17,7 +17,7 @@ from arctic_api.world import run_folder
 from arctic_cli import machine
 from arctic_cli.local import inference_groups, local_uid
 from arctic_cli.main import main
-from arctic_cli.plan import serving_of
+from arctic_cli.plan.serving import serving_of
 from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
@@ -36,7 +36,7 @@ ARCTIC = ROOT / "examples" / "arctic-inference.yaml"
 
 @pytest.fixture(autouse=True)
 def machine_of_64_gib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arctic_cli.plan.this_machine", lambda: cpu(memory=64 * GIB, bandwidth=10e9))
+    monkeypatch.setattr("arctic_cli.plan.choice.this_machine", lambda: cpu(memory=64 * GIB, bandwidth=10e9))
 
 
 def plan(*arguments: object) -> Result:
@@ -76,6 +76,8 @@ def test_the_example_of_the_published_model_fits_on_two_nodes() -> None:
 def test_the_guide_shows_what_is_printed(tmp_path: Path) -> None:
     guide = (ROOT / "docs" / "guides" / "plan.md").read_text()
     assert plan("-f", ARCTIC, "--preset", "arctic").stdout in guide
+    training = plan("-f", ROOT / "examples" / "arctic-training.yaml", "--device", "h200")
+    assert training.stdout in guide
     narrow = tmp_path / "fp8.yaml"
     narrow.write_text(ARCTIC.read_text().replace("kvCache: bf16", "kvCache: fp8"))
     content = planned("-f", narrow, "--preset", "arctic")
@@ -116,7 +118,7 @@ def test_what_does_not_fit_exits_1_and_the_advice_taken_fits(tmp_path: Path) -> 
 
 
 def test_where_nothing_helps_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arctic_cli.plan.this_machine", lambda: cpu(memory=8 * GIB, bandwidth=10e9))
+    monkeypatch.setattr("arctic_cli.plan.choice.this_machine", lambda: cpu(memory=8 * GIB, bandwidth=10e9))
     result = plan("-f", written(tmp_path, {}), "--preset", "arctic")
     assert result.exit_code == 1
     assert "Nothing that the manifest may say makes it fit: take devices with more memory." in result.stdout
@@ -226,12 +228,11 @@ def test_what_cannot_be_planned_is_said_in_a_sentence(
     assert result.stdout == ""
 
 
-def test_exactly_one_service_is_planned() -> None:
-    result = plan("-f", ROOT / "examples" / "tiny-training.yaml")
-    assert (result.exit_code, result.stderr.split(": ", 2)[2]) == (
-        64,
-        "has 0 manifests of the kind ArcticInference: write exactly one\n",
-    )
+def test_exactly_one_manifest_is_planned() -> None:
+    files = ("-f", ROOT / "examples" / "tiny-training.yaml", "-f", ROOT / "examples" / "tiny-training.yaml")
+    result = plan(*files)
+    assert result.exit_code == 64
+    assert "has 2 manifests that could be planned: write exactly one" in result.stderr
 
 
 def serving(config: ArcticConfig, **attention: Any) -> Any:
@@ -333,3 +334,48 @@ def test_a_plan_is_made_where_only_the_core_is_installed() -> None:
     run = f"from arctic_cli.main import main; main(['plan', '-f', '{ARCTIC}', '--preset', 'arctic'])"
     done = subprocess.run([sys.executable, "-c", f"{hidden}\n{run}"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_training_is_planned_for_this_machine_unless_its_pods_have_gpus(tmp_path: Path) -> None:
+    planned_here = planned("-f", ROOT / "examples" / "tiny-training.yaml")
+    assert planned_here["device"]["title"] == "CPU of this machine"
+    assert planned_here["fits"]
+    assert [stage["steps"] for stage in planned_here["stages"]] == [98, 98, 74]
+    gpus = written(tmp_path, {"spec.resources": {"limits": {"nvidia.com/gpu": 8}}}, TRAINING)
+    assert planned("-f", gpus)["device"]["title"] == "H100 80GB SXM"
+
+
+def test_what_a_training_costs_is_said_at_an_assumed_utilization(tmp_path: Path) -> None:
+    file = written(tmp_path, {"spec.pricePerGPUHour": "2.00"}, TRAINING)
+    whole, half = (planned("-f", file, "--device", "h100", "--mfu", mfu)["assumed"] for mfu in (1, 0.5))
+    assert half["costUSD"] == pytest.approx(2 * whole["costUSD"])
+    assert whole["costUSD"] == pytest.approx(2.00 * whole["deviceHours"])
+    dearer = planned("-f", file, "--device", "h100", "--mfu", 1, "--price", 4)["assumed"]
+    assert dearer["costUSD"] == pytest.approx(2 * whole["costUSD"])
+
+
+def test_a_training_that_does_not_fit_says_what_to_write(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        {
+            "spec.curriculum": {
+                "stages": [
+                    {"name": "s", "tokens": "1T", "mixture": {"books": 1}, "learningRate": {"peak": 1e-4}},
+                ]
+            },
+            "spec.batch": {"tokensPerStep": 8388608},
+            "spec.parallelism": {"nodes": 128, "processesPerNode": 8, "expertParallel": 128},
+        },
+        TRAINING,
+    )
+    result = plan("-f", file, "--preset", "arctic", "--device", "h100")
+    assert result.exit_code == 1
+    assert "It does not fit" in result.stdout
+    assert "  write parallelism.nodes: 256, parallelism.expertParallel: 128: then " in result.stdout
+
+
+def test_ranks_beyond_the_devices_of_a_node_are_refused(tmp_path: Path) -> None:
+    file = written(tmp_path, {"spec.parallelism": {"processesPerNode": 16}}, TRAINING)
+    result = plan("-f", file, "--device", "h100")
+    assert result.exit_code == 64
+    assert "spec.parallelism.processesPerNode is 16 and a node has 8 x H100" in result.stderr

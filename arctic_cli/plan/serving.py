@@ -1,102 +1,33 @@
-"""`arctic plan`: whether what a manifest asks for fits on a device, and what to change. Reads files, starts nothing."""
+"""What an ArcticInference takes on a device, and what to change where it doesn't fit."""
 
-import copy
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import click
 
 from arctic_api.inference import ArcticInferenceSpec, Attention
 from arctic_api.verdict import verdict
-from arctic_cli.local import volumes_option
-from arctic_cli.machine import this_machine
 from arctic_cli.manifest import ManifestError
-from arctic_cli.models import Manifest, Models, read_manifests
-from arctic_cli.plan_report import Report, render_json, render_table
-from arctic_cluster.paths import default_volumes
-from arctic_model.config import PRESETS, ArcticConfig, read_json
+from arctic_cli.models import Manifest, Models
+from arctic_cli.plan.choice import CPU, Choice, brings_no_problem
+from arctic_cli.plan.serving_report import Report
+from arctic_model.config import ArcticConfig
 from arctic_model.planning.advice import Fields, advise
 from arctic_model.planning.devices import DEVICES, Device
 from arctic_model.planning.serving import Serving, ServingPlan, plan_serving
 from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE
 from arctic_workers.inference.engines.native.window import Window
 
-CPU = "cpu"
-_DOES_NOT_FIT = 1
 
-
-@click.command()
-@click.option(
-    "-f",
-    "--filename",
-    "files",
-    multiple=True,
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Manifest of an ArcticInference; another may be that of the ArcticTraining whose export it serves.",
-)
-@click.option("--preset", type=click.Choice(sorted(PRESETS)), help="The model, instead of the one that is served.")
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="config.json of the model, instead of the one that is served.",
-)
-@click.option(
-    "--device",
-    "device_name",
-    type=click.Choice([*DEVICES, CPU]),
-    help="What it runs on; cpu is this machine as it is now [default: cpu for the native engine, else h100].",
-)
-@click.option("--devices-per-node", type=click.IntRange(1, 64), help="GPUs of a node [default: 8].")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="table is for people.")
-@volumes_option
-def plan(
-    files: tuple[Path, ...],
-    preset: str | None,
-    config_file: Path | None,
-    device_name: str | None,
-    devices_per_node: int | None,
-    output: str,
-    volumes: Path | None,
-) -> None:
-    """Say what an ArcticInference takes on a device; exit 1 where it doesn't fit, with what to change."""
-    manifest = _one_inference(files)
+def report_serving(manifest: Manifest, models: Models, choice: Choice) -> Report:
+    """Plan what an ArcticInference asks for. Raises ManifestError where it can't be."""
     spec = ArcticInferenceSpec.model_validate(manifest.content["spec"])
     if spec.engine.name == "nim":
         raise ManifestError(
             f"{manifest.file}: spec.engine.name: what nim loads is its container's, and can't be planned"
         )
-    if preset and config_file:
-        raise ManifestError("--preset and --config both name the model: write one of them")
-    if preset:
-        config, source = ArcticConfig.preset(preset), f"preset {preset}"
-    elif config_file:
-        config, source = _from_file(config_file), str(config_file)
-    else:
-        models = Models(read_manifests(files, "ArcticTraining"), volumes or default_volumes())
-        config, source = _served(manifest, spec, models)
-    device = _device(device_name or (CPU if spec.engine.name == "native" else "h100"), devices_per_node)
-    report = _report(manifest, spec, config, device, source)
-    click.echo(render_json(report) if output == "json" else render_table(report))
-    if not report.plan.fits:
-        raise SystemExit(_DOES_NOT_FIT)
-
-
-def _one_inference(files: tuple[Path, ...]) -> Manifest:
-    found = read_manifests(files, "ArcticInference")
-    if len(found) != 1:
-        names = ", ".join(map(str, files))
-        raise ManifestError(f"{names}: has {len(found)} manifests of the kind ArcticInference: write exactly one")
-    return found[0]
-
-
-def _from_file(file: Path) -> ArcticConfig:
-    try:
-        return ArcticConfig.from_dict(read_json(file), str(file))
-    except ValueError as error:
-        raise ManifestError(str(error)) from None
+    config, source = choice.model() or _served(manifest, spec, models)
+    device = choice.device(CPU if spec.engine.name == "native" else "h100")
+    return _report(manifest, spec, config, device, source)
 
 
 def _served(manifest: Manifest, spec: ArcticInferenceSpec, models: Models) -> tuple[ArcticConfig, str]:
@@ -106,14 +37,6 @@ def _served(manifest: Manifest, spec: ArcticInferenceSpec, models: Models) -> tu
         words = error.message if isinstance(error, click.ClickException) else str(error)
         others = "or name the model by --preset, by --config, or by its ArcticTraining with another -f"
         raise ManifestError(f"{manifest.file}: spec.model: {words}; {others}") from None
-
-
-def _device(name: str, per_node: int | None) -> Device:
-    if name == CPU:
-        if per_node is not None:
-            raise ManifestError("--devices-per-node is for GPUs: this machine is one device")
-        return this_machine()
-    return DEVICES[name] if per_node is None else replace(DEVICES[name], per_node=per_node)
 
 
 def _report(manifest: Manifest, spec: ArcticInferenceSpec, config: ArcticConfig, device: Device, source: str) -> Report:
@@ -126,7 +49,7 @@ def _report(manifest: Manifest, spec: ArcticInferenceSpec, config: ArcticConfig,
     def allowed(fields: Fields) -> bool:
         if spec.engine.name == "native" and fields.get("parallelism.tensor", 1) != 1:
             return False  # it has no more memory then
-        return set(verdict(_written(manifest.content, fields))) <= set(refused)
+        return brings_no_problem(manifest, fields)
 
     return Report(
         name=manifest.name,
@@ -199,15 +122,3 @@ def _on_other_devices(plan: ServingPlan) -> dict[str, ServingPlan]:
         return {}
     others = {name: replace(device, per_node=plan.device.per_node) for name, device in DEVICES.items()}
     return {name: plan_serving(plan.serving, other) for name, other in others.items() if other != plan.device}
-
-
-def _written(manifest: dict[str, Any], fields: Fields) -> dict[str, Any]:
-    """Return a copy of a manifest with fields of its specification written."""
-    content = copy.deepcopy(manifest)
-    for path, value in fields.items():
-        *steps, last = path.split(".")
-        node = content["spec"]
-        for step in steps:
-            node = node.setdefault(step, {})
-        node[last] = value
-    return content

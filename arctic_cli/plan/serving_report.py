@@ -1,4 +1,4 @@
-"""How a plan is said: a table for people, JSON for programs. Pure."""
+"""How a plan of serving is said: a table for people, JSON for programs. Pure."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from arctic_cli.plan.text import GB, MB, aligned, billions, count, size_unit, written
 from arctic_model.cost import count_parameters
-from arctic_model.planning.advice import Change, Fields
+from arctic_model.planning.advice import Change
 from arctic_model.planning.serving import PARTS, RankMemory, ServingPlan
 
-GB, MB = 1e9, 1e6
 CACHE_BYTES = 128 * MB
 """About as much as the largest of the table's devices has of cache for all of its cores."""
 
@@ -60,21 +60,22 @@ class Report:
 def render_table(report: Report) -> str:
     """Return a report for people."""
     plan, serving = report.plan, report.plan.serving
-    count = count_parameters(serving.config)
+    parameters = count_parameters(serving.config)
     lines = [
-        f"{report.name} ({report.source}): {_billions(count.total)} parameters, a token uses {_billions(count.active)}",
+        f"{report.name} ({report.source}): {billions(parameters.total)} parameters, "
+        f"a token uses {billions(parameters.active)}",
         f"weights {serving.weights}, keys and values {serving.kv_cache}, engine {report.engine}",
-        f"a group: tensor {report.tensor} x pipeline {serving.pipeline} = {_count(plan.devices, 'device')} "
-        f"({plan.device.title}) on {_count(serving.pipeline, 'node')}; {_count(report.replicas, 'group')}",
+        f"a group: tensor {report.tensor} x pipeline {serving.pipeline} = {count(plan.devices, 'device')} "
+        f"({plan.device.title}) on {count(serving.pipeline, 'node')}; {count(report.replicas, 'group')}",
         "",
-        *_aligned(_rank_rows(plan)),
+        *aligned(_rank_rows(plan)),
         "",
         _conclusion(plan),
         *_advice(report),
         *_limits(plan),
     ]
     if report.others:
-        lines += ["", *_aligned(_device_rows(report))]
+        lines += ["", *aligned(_device_rows(report))]
     if report.notes:
         lines += ["", *(f"Note: {note}." for note in report.notes)]
     return "\n".join(lines)
@@ -84,8 +85,7 @@ def _rank_rows(plan: ServingPlan) -> list[list[str]]:
     """One column for neighbouring pipeline ranks that are alike; parts that no rank has are left out."""
     columns = _alike(plan.ranks)
     ranks = [plan.ranks[column.start] for column in columns]
-    large = max(rank.weights.total() for rank in ranks) >= GB
-    unit, size = ("GB (1e9 bytes)", GB) if large else ("MB (1e6 bytes)", MB)
+    unit, size = size_unit(max(rank.weights.total() for rank in ranks))
 
     def row(title: str, value: Callable[[RankMemory], str]) -> list[str]:
         return [title, *map(value, ranks)]
@@ -142,11 +142,11 @@ def _advice(report: Report) -> list[str]:
         return []
     if not report.changes:
         return ["  Nothing that the manifest may say makes it fit: take devices with more memory."]
-    return [f"  write {_fields(change.fields)}: then {_room(change.plan)}" for change in report.changes]
+    return [f"  write {written(change.fields)}: then {_room(change.plan)}" for change in report.changes]
 
 
 def _room(plan: ServingPlan) -> str:
-    requests = _count(plan.sequences, "request")
+    requests = count(plan.sequences, "request")
     return f"{plan.kv_tokens:,} tokens of keys and values, {requests} of {plan.serving.max_length:,} tokens at once"
 
 
@@ -173,34 +173,13 @@ def _device_rows(report: Report) -> list[list[str]]:
     return rows
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    first, *rest = widths
-    return [
-        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], rest, strict=True))])
-        for row in rows
-    ]
-
-
-def _billions(number: int) -> str:
-    return f"{number / 1e9:.1f}B" if number >= 1e8 else f"{number / 1e6:.1f}M"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def _fields(fields: Fields) -> str:
-    return ", ".join(f"{path}: {value}" for path, value in fields.items())
-
-
 def render_json(report: Report) -> str:
     """Return a report for programs: sizes in bytes, rates a second."""
     plan, serving, device = report.plan, report.plan.serving, report.plan.device
-    count = count_parameters(serving.config)
+    parameters = count_parameters(serving.config)
     content = {
         "name": report.name,
-        "model": {"source": report.source, "parameters": count.total, "activeParameters": count.active},
+        "model": {"source": report.source, "parameters": parameters.total, "activeParameters": parameters.active},
         "engine": report.engine,
         "device": {
             "title": device.title,

@@ -1,0 +1,85 @@
+"""What an ArcticTraining takes on a device, and what to change where it doesn't fit."""
+
+import click
+
+from arctic_api.common import parse_tokens
+from arctic_api.training import ArcticTrainingSpec
+from arctic_api.verdict import verdict
+from arctic_cli.manifest import ManifestError
+from arctic_cli.models import Manifest, Models
+from arctic_cli.plan.choice import CPU, Choice, brings_no_problem
+from arctic_cli.plan.training_report import Report
+from arctic_model.config import ArcticConfig
+from arctic_model.planning.devices import Device
+from arctic_model.planning.training import Stage, Training, advise, plan_training, shared_by
+
+
+def report_training(manifest: Manifest, models: Models, choice: Choice, mfu: float, price: float | None) -> Report:
+    """Plan what an ArcticTraining asks for. Raises ManifestError where it can't be."""
+    spec = ArcticTrainingSpec.model_validate(manifest.content["spec"])
+    config, source = choice.model() or _trained(manifest, models)
+    device = _of_a_rank(choice.device("h100" if asks_for_gpus(spec) else CPU), spec, manifest)
+    try:
+        training = training_of(spec, config, on_cpu=device.bf16_flops is None)
+        plan = plan_training(training, device)
+    except ValueError as error:
+        raise ManifestError(f"{manifest.file}: spec: {error}") from None
+    given = spec.price_per_gpu_hour
+    return Report(
+        name=manifest.name,
+        source=source,
+        plan=plan,
+        mfu=mfu,
+        price=price if price is not None or given is None else float(given),
+        changes=[] if plan.fits else advise(training, device, lambda fields: brings_no_problem(manifest, fields)),
+        refused=[str(problem) for problem in verdict(manifest.content)],
+    )
+
+
+def training_of(spec: ArcticTrainingSpec, config: ArcticConfig, *, on_cpu: bool) -> Training:
+    """Return what a manifest asks of a world; CPUs train in fp32, GPUs in bf16."""
+    stages = (
+        Stage(stage.name, parse_tokens(stage.tokens), parse_tokens(spec.batch.tokens_per_step), stage.sequence_length)
+        for stage in spec.curriculum.stages
+    )
+    return Training(
+        config=config,
+        stages=tuple(stages),
+        nodes=spec.parallelism.nodes,
+        processes_per_node=spec.parallelism.processes_per_node,
+        expert_parallel=spec.parallelism.expert_parallel,
+        sequence_parallel=spec.parallelism.sequence_parallel,
+        zero_stage=spec.parallelism.zero_stage,
+        micro_batch_size=spec.batch.micro_batch_size,
+        compute="fp32" if on_cpu else "bf16",
+    )
+
+
+def asks_for_gpus(spec: ArcticTrainingSpec) -> bool:
+    """Whether the pods' resources name a device, such as nvidia.com/gpu."""
+    resources = spec.resources
+    amounts = {} if resources is None else {**(resources.requests or {}), **(resources.limits or {})}
+    return any("/" in name for name in amounts)
+
+
+def _of_a_rank(device: Device, spec: ArcticTrainingSpec, manifest: Manifest) -> Device:
+    """Return what one rank has: a GPU, or its share of a machine."""
+    ranks = spec.parallelism.processes_per_node
+    if device.bf16_flops is None:
+        return shared_by(device, ranks)
+    if ranks > device.per_node:
+        raise ManifestError(
+            f"{manifest.file}: spec.parallelism.processesPerNode is {ranks} and a node has {device.per_node} x "
+            f"{device.title}: write at most that, or --devices-per-node"
+        )
+    return device
+
+
+def _trained(manifest: Manifest, models: Models) -> tuple[ArcticConfig, str]:
+    try:
+        return models.of_training(manifest)
+    except (ValueError, click.ClickException) as error:
+        words = error.message if isinstance(error, click.ClickException) else str(error)
+        raise ManifestError(
+            f"{manifest.file}: spec.model: {words}; or name the model by --preset or --config"
+        ) from None

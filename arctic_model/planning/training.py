@@ -1,0 +1,430 @@
+"""What training takes: memory of each rank by part, the least time of a step, and what a budget of tokens costs.
+
+Weights are counted from a checkpoint's shapes. ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 5) shares out
+what belongs to a parameter over the ranks that hold the same one: all data-parallel ranks for what is dense, those with
+the same experts for experts. A step is bound from below by a roofline (Williams et al. 2009): arithmetic at the
+device's rate, the experts' exchange where it takes longer than what it hides behind, gradients and weights over the
+network, the optimizer's reading and writing. Kernel starts, imbalance and everything unfused come on top.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from arctic_model.config import ArcticConfig
+from arctic_model.cost import count_parameters, training_flops_per_token
+from arctic_model.parallel import TrainingPlan as Degrees
+from arctic_model.parallel import plan_training as plan_degrees
+from arctic_model.planning.devices import Device
+from arctic_model.planning.serving import BYTES, Format
+
+MOMENTS = 2
+"""Of AdamW, in fp32 as the master weights are."""
+BUCKET_ELEMENTS = 50_000_000
+"""Elements that one collective reduces, and gathers: the engine's setting."""
+PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "buffers", "runtime")
+LOSS_COPIES = 3
+"""Of the logits in fp32: themselves, their log-softmax, and its gradient."""
+MOST_NODES = 4096
+"""As many as a manifest takes."""
+WEEK, HOUR = 7 * 24 * 3600, 3600
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the curriculum."""
+
+    name: str
+    tokens: int
+    tokens_per_step: int
+    sequence_length: int
+
+    @property
+    def steps(self) -> int:
+        """Whole steps that spend the budget."""
+        return -(-self.tokens // self.tokens_per_step)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a manifest asks of a world."""
+
+    config: ArcticConfig
+    stages: tuple[Stage, ...]
+    nodes: int = 1
+    processes_per_node: int = 1
+    expert_parallel: int = 1
+    sequence_parallel: int = 1
+    zero_stage: int = 2
+    micro_batch_size: int = 1
+    compute: Format = "bf16"
+    """Format of weights, gradients and activations; masters and moments are fp32."""
+
+    @property
+    def world(self) -> int:
+        """Ranks."""
+        return self.nodes * self.processes_per_node
+
+    def degrees(self, stage: Stage) -> Degrees:
+        """Check the degrees for a stage. Raises ValueError with a sentence where they don't fit."""
+        return plan_degrees(
+            self.config,
+            nodes=self.nodes,
+            processes_per_node=self.processes_per_node,
+            expert_parallel=self.expert_parallel,
+            sequence_parallel=self.sequence_parallel,
+            tokens_per_step=stage.tokens_per_step,
+            micro_batch_size=self.micro_batch_size,
+            sequence_length=stage.sequence_length,
+        )
+
+    def micro_batch_tokens(self, stage: Stage) -> int:
+        """Tokens that one rank computes at once."""
+        return self.micro_batch_size * stage.sequence_length // self.sequence_parallel
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """The least seconds of a step, by what they go to; all are bounds, none was measured."""
+
+    compute: float
+    exchange: float
+    """Of tokens with their experts, hidden or not."""
+    exposed: float
+    """What of it is left where each layer's exchange runs beside that layer's arithmetic."""
+    reduction: float
+    """Gradients to the ranks that keep them, and new weights back."""
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of the step."""
+        return self.compute + self.exposed + self.reduction + self.optimizer
+
+    @property
+    def blocking(self) -> float:
+        """Seconds if nothing were hidden."""
+        return self.compute + self.exchange + self.reduction + self.optimizer
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What becomes of a `Training` on some device; each rank has one."""
+
+    training: Training
+    device: Device
+    memory: Counter[str]
+    """Bytes of each rank, by `PARTS`; greatest over the stages."""
+    steps: tuple[StepTime | None, ...]
+    """By stage; None where the device's rates aren't known."""
+
+    @property
+    def left(self) -> int:
+        """Bytes of a rank that nothing needs; fewer than none where it doesn't fit."""
+        return self.device.memory - self.memory.total()
+
+    @property
+    def fits(self) -> bool:
+        """Whether a rank has room for all of it."""
+        return self.left >= 0
+
+    @property
+    def flops(self) -> int:
+        """FLOPs that the model asks for, over all stages (see `training_flops_per_token`)."""
+        config = self.training.config
+        return sum(
+            stage.steps * stage.tokens_per_step * training_flops_per_token(config, stage.sequence_length)
+            for stage in self.training.stages
+        )
+
+    @property
+    def seconds(self) -> float | None:
+        """The least seconds of the whole curriculum; None where a rate isn't known."""
+        if any(step is None for step in self.steps):
+            return None
+        pairs = zip(self.training.stages, self.steps, strict=True)
+        return sum(stage.steps * step.total for stage, step in pairs if step is not None)
+
+    @property
+    def mfu(self) -> float | None:
+        """The greatest model FLOPs utilization that the bounds allow."""
+        seconds, peak = self.seconds, flops_of(self.device, self.training.compute)
+        return None if not seconds or peak is None else self.flops / seconds / peak / self.training.world
+
+    def spending(self, mfu: float) -> Spending | None:
+        """Return what the curriculum takes at a utilization; None where the device's FLOPs aren't known."""
+        peak = flops_of(self.device, self.training.compute)
+        return None if peak is None else Spending(self.flops, self.training.world, mfu * peak)
+
+
+@dataclass(frozen=True)
+class Spending:
+    """Time and devices that a number of FLOPs takes at an attained rate of each device."""
+
+    flops: float
+    devices: int
+    rate: float
+    """FLOPs a second of one device that are the model's own."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all devices together, as they run at once."""
+        return self.flops / self.rate / self.devices
+
+    @property
+    def device_hours(self) -> float:
+        """Hours, each device's counted."""
+        return self.seconds * self.devices / HOUR
+
+    @property
+    def device_weeks(self) -> float:
+        """Weeks, each device's counted."""
+        return self.seconds * self.devices / WEEK
+
+    def cost(self, price_per_hour: float) -> float:
+        """US dollars at a price of a device hour."""
+        return self.device_hours * price_per_hour
+
+
+def needed_mfu(flops: float, device_weeks: float, peak: float) -> float:
+    """Return the utilization at which so many FLOPs take so many weeks of one device."""
+    return flops / (device_weeks * WEEK) / peak
+
+
+def flops_of(device: Device, compute: Format) -> float | None:
+    """Return a device's FLOPs a second in a format; None where nobody knows."""
+    return {"fp32": device.fp32_flops, "bf16": device.bf16_flops, "fp8": device.fp8_flops}[compute]
+
+
+def shared_by(device: Device, ranks: int) -> Device:
+    """Return what each of several ranks has of a machine that they share."""
+
+    def part(amount: float | None) -> float | None:
+        return None if amount is None else amount / ranks
+
+    return replace(
+        device,
+        memory=device.memory // ranks,
+        bandwidth=part(device.bandwidth),
+        bf16_flops=part(device.bf16_flops),
+        fp8_flops=part(device.fp8_flops),
+        fp32_flops=part(device.fp32_flops),
+        fabric=part(device.fabric),
+        network=part(device.network),
+    )
+
+
+def plan_training(training: Training, device: Device) -> TrainingPlan:
+    """Lay a world out, `device` being what each rank has. Raises ValueError where its degrees can't be."""
+    degrees = [training.degrees(stage) for stage in training.stages]
+    resident = _resident(training)
+    working = [_working(training, stage) for stage in training.stages]
+    memory = resident | max(working, key=Counter.total)
+    memory["runtime"] = device.runtime
+    steps = tuple(
+        _step_time(training, stage, each, device) for stage, each in zip(training.stages, degrees, strict=True)
+    )
+    return TrainingPlan(training, device, memory, steps)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Parameters on a rank, and ranks that hold the same."""
+
+    parameters: float
+    copies: int
+
+    @property
+    def partition(self) -> float:
+        """Parameters whose optimizer state is on this rank."""
+        return self.parameters / self.copies
+
+
+def _held(training: Training) -> list[_Held]:
+    count = count_parameters(training.config)
+    experts = _Held(count.experts / training.expert_parallel, training.world // training.expert_parallel)
+    dense = _Held(count.dense + count.routers, training.world)
+    return [dense, experts] if count.experts else [dense]
+
+
+def _resident(training: Training) -> Counter[str]:
+    """What is there all the time."""
+    held, width = _held(training), BYTES[training.compute]
+    parameters = sum(each.parameters for each in held)
+    partition = sum(each.partition for each in held)
+    kept = {0: parameters, 1: parameters, 2: partition}[training.zero_stage]
+    states = parameters if training.zero_stage == 0 else partition
+    return Counter(
+        {
+            "weights": round(parameters * width),
+            "gradients": round(kept * width),
+            "optimizer": round(states * (1 + MOMENTS) * BYTES["fp32"]),
+            "buffers": round(2 * min(BUCKET_ELEMENTS, max(each.parameters for each in held)) * width),
+        }
+    )
+
+
+def _working(training: Training, stage: Stage) -> Counter[str]:
+    """What a micro-batch keeps for its backward pass; experts are taken to be chosen evenly."""
+    tokens, config = training.micro_batch_tokens(stage), training.config
+    layers = sum(saved_by_layer(config, layer) for layer in range(config.num_hidden_layers))
+    return Counter(
+        {
+            "activations": tokens * layers * BYTES[training.compute],
+            "loss": tokens * LOSS_COPIES * config.vocab_size * BYTES["fp32"],
+        }
+    )
+
+
+def saved_by_layer(config: ArcticConfig, layer: int) -> int:
+    """Elements a token that a layer keeps for the backward pass, as autograd does: the inputs of what multiplies.
+
+    Each norm keeps what it normalised and what it returned, attention its queries, keys, values and output, a gated MLP
+    both halves, the activated one and their product, experts those and their input and output for each choice.
+    """
+    hidden, inner, chosen = config.hidden_size, config.intermediate_size, config.num_experts_per_tok
+    grouped = config.num_key_value_heads * config.head_dim
+    attention = 2 * hidden + 2 * grouped
+    if not config.has_experts(layer):
+        return 2 * hidden + 2 * 2 * hidden + attention + 4 * inner
+    experts = chosen * (2 * hidden + 4 * inner) + 2 * config.num_local_experts
+    return 2 * hidden + 3 * 2 * hidden + attention + 4 * hidden + experts
+
+
+def _step_time(training: Training, stage: Stage, degrees: Degrees, device: Device) -> StepTime | None:
+    rate = flops_of(device, training.compute)
+    if rate is None or device.bandwidth is None:
+        return None
+    config = training.config
+    tokens = training.micro_batch_tokens(stage) * degrees.gradient_accumulation
+    compute = tokens * training_flops_per_token(config, stage.sequence_length) / rate
+    lines = _Lines(device, training.processes_per_node)
+    exchange = _exchange_seconds(training, tokens, lines)
+    window = tokens * _layer_flops(config, stage.sequence_length) / rate
+    layers = config.expert_layers
+    return StepTime(
+        compute=compute,
+        exchange=layers * exchange,
+        exposed=layers * max(0.0, exchange - window),
+        reduction=_reduction_seconds(training, degrees.gradient_accumulation, lines),
+        optimizer=_optimizer_bytes(training) / device.bandwidth,
+    )
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """How long bytes take between ranks: those of a node over its fabric, all others over the network, both at once."""
+
+    device: Device
+    per_node: int
+
+    def seconds(self, sent: float, ranks: int) -> float:
+        """Return how long a rank takes that sends `sent` bytes to the other ranks of its group, evenly."""
+        near = min(ranks, self.per_node) - 1
+        far = ranks - 1 - near
+        times = [
+            sent * share / (ranks - 1) / rate
+            for share, rate in ((near, self.device.fabric), (far, self.device.network))
+            if share and rate
+        ]
+        return max(times, default=0.0)
+
+
+def _exchange_seconds(training: Training, tokens: int, lines: _Lines) -> float:
+    """Of one layer in one step: rows to their experts and back, in the forward pass and again in the backward pass."""
+    ranks, config = training.expert_parallel, training.config
+    rows = tokens * config.num_experts_per_tok * (ranks - 1) / ranks
+    return 4 * lines.seconds(rows * config.hidden_size * BYTES[training.compute], ranks)
+
+
+def _layer_flops(config: ArcticConfig, sequence_length: int) -> float:
+    """FLOPs a token of one hybrid layer, forward and backward: what its exchange can hide behind."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    grouped = config.num_key_value_heads * config.head_dim
+    matrices = 2 * hidden * (hidden + grouped) + 3 * hidden**2 + 3 * config.num_experts_per_tok * hidden * inner
+    return 6 * matrices + 12 * hidden * sequence_length
+
+
+def _reduction_seconds(training: Training, micro_batches: int, lines: _Lines) -> float:
+    """Gradients once a micro-batch to their keepers, new weights once a step to all: (n - 1) / n of each, a rank.
+
+    ZeRO stage 0 has no keepers: an all-reduce, which moves as much as both.
+    """
+    width = BYTES[training.compute]
+    seconds = 0.0
+    for held in _held(training):
+        share = held.parameters * width * (held.copies - 1) / held.copies
+        times = micro_batches + 1 if training.zero_stage else 2
+        seconds += times * lines.seconds(share, held.copies)
+    return seconds
+
+
+def _optimizer_bytes(training: Training) -> float:
+    """Read: gradient, master, moments; written: master, moments, weights."""
+    states = sum(held.partition if training.zero_stage else held.parameters for held in _held(training))
+    return states * (2 * (1 + MOMENTS) * BYTES["fp32"] + 2 * BYTES[training.compute])
+
+
+Fields = dict[str, int]
+"""Fields of a manifest's specification, and what to write there."""
+_Candidates = list[tuple[Fields, Training]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Fields to write, and the plan that comes of it."""
+
+    fields: Fields
+    plan: TrainingPlan
+
+
+def advise(training: Training, device: Device, allowed: Callable[[Fields], bool] = lambda _: True) -> list[Change]:
+    """Return changes to a world that doesn't fit, each enough by itself and the least of its way. None may help."""
+    ways = (_smaller_micro_batches(training), _zero_stages(training), *_more_parallel(training), _more_nodes(training))
+    found = (_first(way, device, allowed) for way in ways)
+    return [change for change in found if change]
+
+
+def _first(candidates: _Candidates, device: Device, allowed: Callable[[Fields], bool]) -> Change | None:
+    for fields, training in candidates:
+        try:
+            plan = plan_training(training, device)
+        except ValueError:  # degrees that can't be
+            continue
+        if plan.fits and allowed(fields):
+            return Change(fields, plan)
+    return None
+
+
+def _smaller_micro_batches(training: Training) -> _Candidates:
+    sizes = range(training.micro_batch_size - 1, 0, -1)
+    return [({"batch.microBatchSize": size}, replace(training, micro_batch_size=size)) for size in sizes]
+
+
+def _zero_stages(training: Training) -> _Candidates:
+    stages = range(training.zero_stage + 1, 3)
+    return [({"parallelism.zeroStage": stage}, replace(training, zero_stage=stage)) for stage in stages]
+
+
+def _more_parallel(training: Training) -> tuple[_Candidates, _Candidates]:
+    """The experts, or each sequence, shared out over more of the same ranks."""
+    expert = range(training.expert_parallel + 1, min(training.world, training.config.num_local_experts) + 1)
+    sequence = range(training.sequence_parallel + 1, min(training.world, training.config.num_key_value_heads) + 1)
+    return (
+        [({"parallelism.expertParallel": n}, replace(training, expert_parallel=n)) for n in expert],
+        [({"parallelism.sequenceParallel": n}, replace(training, sequence_parallel=n)) for n in sequence],
+    )
+
+
+def _more_nodes(training: Training) -> _Candidates:
+    """Twice the nodes, four times, and so on, the experts shared out over as many ranks as there are of either."""
+    candidates: _Candidates = []
+    nodes = 2 * training.nodes
+    while nodes <= MOST_NODES:
+        expert_parallel = min(nodes * training.processes_per_node, training.config.num_local_experts)
+        fields = {"parallelism.nodes": nodes, "parallelism.expertParallel": expert_parallel}
+        candidates.append((fields, replace(training, nodes=nodes, expert_parallel=expert_parallel)))
+        nodes *= 2
+    return candidates

@@ -1,0 +1,183 @@
+"""What training takes, against figures made by hand, what autograd really keeps, and laws that hold for any world."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arctic_model.config import ArcticConfig
+from arctic_model.cost import count_parameters, training_flops_per_token
+from arctic_model.initialization import init_weights
+from arctic_model.model import ArcticModel
+from arctic_model.planning.devices import DEVICES, GIB, Device, cpu
+from arctic_model.planning.training import (
+    Stage,
+    Training,
+    advise,
+    flops_of,
+    plan_training,
+    saved_by_layer,
+    shared_by,
+)
+
+ARCTIC, TINY = ArcticConfig(), ArcticConfig.preset("arctic-tiny")
+H100 = DEVICES["h100"]
+STAGE = Stage("general", tokens=10**12, tokens_per_step=2**23, sequence_length=4096)
+PUBLISHED = Training(ARCTIC, (STAGE,), nodes=128, processes_per_node=8, expert_parallel=128)
+
+
+def test_memory_of_arctic_on_1024_devices_by_hand():
+    plan = plan_training(PUBLISHED, H100)
+    dense, experts = 9.965e9 + 32e6, 128 * 3.661e9
+    # 128 ranks share out the experts, so 8 ranks have the same one.
+    assert plan.memory["weights"] == pytest.approx(2 * (dense + experts / 128), rel=0.001)
+    partition = dense / 1024 + experts / 128 / 8
+    assert plan.memory["gradients"] == pytest.approx(2 * partition, rel=0.001)
+    assert plan.memory["optimizer"] == pytest.approx(12 * partition, rel=0.001)
+    assert plan.memory["runtime"] == 3 * GIB
+
+
+@pytest.mark.parametrize(
+    ("stage", "gradients", "states"), [(0, 1, 1), (1, 1, 1 / 8), (2, 1 / 8, 1 / 8)], ids=["none", "one", "two"]
+)
+def test_zero_shares_out_what_its_stages_name(stage, gradients, states):
+    # Rajbhandari et al. 2020, figure 1: with 8 data-parallel ranks, of 4 + 12 bytes a parameter in fp32.
+    count = count_parameters(TINY).total
+    training = Training(TINY, (Stage("s", 10**6, 8192, 128),), processes_per_node=8, zero_stage=stage, compute="fp32")
+    memory = plan_training(training, replace(H100, fp32_flops=1e12)).memory
+    assert memory["weights"] == 4 * count
+    assert memory["gradients"] == pytest.approx(4 * count * gradients, abs=8)
+    assert memory["optimizer"] == pytest.approx(12 * count * states, abs=8)
+
+
+@pytest.mark.parametrize("frequency", [1, 2])
+def test_what_a_layer_keeps_is_what_autograd_keeps(frequency):
+    config = TINY.replace(moe_layer_frequency=frequency, num_local_experts=4)
+    model = ArcticModel(config)
+    init_weights(model, 0)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # the tensor, so that its memory is not given anew
+        return tensor
+
+    x_BTD = torch.randn(2, 64, config.hidden_size, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.run_layers(x_BTD, torch.arange(64).expand(2, 64))
+    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    planned = 4 * 2 * 64 * sum(saved_by_layer(config, layer) for layer in range(config.num_hidden_layers))
+    assert planned == pytest.approx(real, rel=0.05)
+
+
+def test_time_of_a_step_by_hand():
+    plan = plan_training(PUBLISHED, H100)
+    (step,) = plan.steps
+    tokens = 2**23 / 1024  # of a rank: two micro-batches of 4,096
+    assert step.compute == pytest.approx(tokens * training_flops_per_token(ARCTIC, 4096) / 989.5e12)
+    # Each token's two rows of 7168 bf16 go out to 127 of 128 ranks, of which 120 are on other nodes, and come back, and
+    # both again backward, in 35 layers; 50 GB/s is the slower way.
+    assert step.exchange == pytest.approx(35 * 4 * tokens * 2 * 127 / 128 * 7168 * 2 * 120 / 127 / 50e9)
+    assert step.exposed == 0
+    assert step.total == step.compute + step.reduction + step.optimizer
+    assert plan.seconds == pytest.approx(STAGE.steps * step.total)
+    assert plan.mfu == pytest.approx(step.compute / step.total)
+
+
+def test_an_exchange_that_its_layer_cannot_hide_is_exposed():
+    slow = replace(H100, network=5e9)
+    (step,) = plan_training(PUBLISHED, slow).steps
+    assert 0 < step.exposed < step.exchange
+    assert step.blocking == pytest.approx(step.total + step.exchange - step.exposed)
+
+
+@st.composite
+def trainings(draw: st.DrawFn) -> Training:
+    nodes, per_node = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2]))
+    world = nodes * per_node
+    micro, length = draw(st.integers(1, 3)), draw(st.sampled_from([16, 64]))
+    return Training(
+        TINY.replace(moe_layer_frequency=draw(st.integers(1, 3)), num_hidden_layers=3),
+        (Stage("s", draw(st.integers(1, 10**7)), world * micro * length * draw(st.integers(1, 3)), length),),
+        nodes=nodes,
+        processes_per_node=per_node,
+        expert_parallel=draw(st.sampled_from([n for n in (1, 2, 4, 8) if world % n == 0])),
+        zero_stage=draw(st.sampled_from([0, 1, 2])),
+        micro_batch_size=micro,
+        compute=draw(st.sampled_from(["fp32", "bf16"])),
+    )
+
+
+DEVICE = Device(
+    title="d",
+    memory=GIB,
+    runtime=0,
+    bandwidth=1e10,
+    bf16_flops=1e12,
+    fp8_flops=None,
+    per_node=8,
+    fp32_flops=1e11,
+    fabric=1e9,
+    network=1e8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(trainings())
+def test_the_ranks_of_a_world_hold_the_model_and_its_state_as_often_as_zero_says(training):
+    plan = plan_training(training, DEVICE)
+    count = count_parameters(training.config)
+    copies = training.world / training.expert_parallel
+    everywhere = (count.dense + count.routers) * training.world + count.experts * copies
+    width = 4 if training.compute == "fp32" else 2
+    assert plan.memory["weights"] * training.world == pytest.approx(width * everywhere, rel=1e-3)
+    states = everywhere if training.zero_stage == 0 else count.total
+    assert plan.memory["optimizer"] * training.world == pytest.approx(12 * states, rel=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(trainings())
+def test_no_bound_is_below_arithmetic_or_above_what_blocks(training):
+    (step,) = plan_training(training, DEVICE).steps
+    assert 0 <= step.compute <= step.total <= step.blocking
+    alone = training.world == 1
+    assert (step.exchange == 0) == (training.expert_parallel == 1)
+    assert (step.reduction == 0) == alone
+    assert 0 < plan_training(training, DEVICE).mfu <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(trainings(), st.floats(0.05, 1))
+def test_advice_fits_and_is_allowed(training, share):
+    needed = plan_training(training, DEVICE).memory.total()
+    small = replace(DEVICE, memory=int(needed * share))
+    for change in advise(training, small, lambda fields: "parallelism.nodes" not in fields):
+        assert change.plan.fits
+        assert "parallelism.nodes" not in change.fields
+
+
+def test_ranks_of_a_machine_share_it():
+    device = shared_by(cpu(memory=64 * GIB, bandwidth=20e9, fp32_flops=2e11), 2)
+    assert (device.memory, device.bandwidth, device.fp32_flops) == (32 * GIB, 10e9, 1e11)
+    assert device.bf16_flops is None
+    assert flops_of(device, "bf16") is None
+
+
+def test_without_rates_memory_alone_is_planned():
+    plan = plan_training(
+        Training(TINY, (Stage("s", 4096, 4096, 128),), compute="fp32"), cpu(memory=GIB, bandwidth=None)
+    )
+    assert plan.fits
+    assert plan.seconds is None
+    assert plan.mfu is None
+    assert plan.spending(0.4) is None
+
+
+def test_degrees_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="expertParallel is 3"):
+        plan_training(replace(PUBLISHED, expert_parallel=3), H100)
