@@ -4,8 +4,6 @@ import ctypes
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from arctic_model.planning.devices import Device, cpu
 from arctic_workers.inference.memory import available_cores, available_memory
 
@@ -26,8 +24,15 @@ def this_machine() -> Device:
     )
 
 
-def _multiplication_rate() -> float:
-    """Return FLOPs a second of a large product in fp32 on all cores; the best of a few rounds."""
+def _multiplication_rate() -> float | None:
+    """Return FLOPs a second of a large product in fp32 on all cores, the best of a few; None without a library for it.
+
+    Whoever installs the command alone has no numpy, and nothing that trains.
+    """
+    try:
+        import numpy as np
+    except ImportError:
+        return None
     factor = np.random.default_rng(0).standard_normal((_MATRIX, _MATRIX), dtype=np.float32)
     rates = []
     for _ in range(_ROUNDS):

@@ -54,6 +54,16 @@ def kv_bytes_per_token(config: ArcticConfig, *, bytes_per_element: int = 2) -> i
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bytes_per_element
 
 
+def layer_multiplications(config: ArcticConfig, layer: int) -> int:
+    """Multiply-adds that a token asks of one layer's matrices: of experts, those that it has."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    attention = 2 * hidden * (hidden + config.num_key_value_heads * config.head_dim)
+    if not config.has_experts(layer):
+        return attention + 3 * hidden * inner
+    experts = hidden * config.num_local_experts + 3 * config.num_experts_per_tok * hidden * inner
+    return attention + 3 * hidden**2 + experts
+
+
 def training_flops_per_token(config: ArcticConfig, sequence_length: int) -> int:
     """FLOPs that the model asks for a token of training, the numerator of MFU; recomputation is not counted.
 

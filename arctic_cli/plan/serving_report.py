@@ -52,7 +52,7 @@ class Report:
             notes.append(
                 f"batching.maxSequences is {serving.max_sequences:,}: so many have room only if they are shorter"
             )
-        if max(rank.read_bytes for rank in plan.ranks) < CACHE_BYTES:
+        if max(rank.read(1) for rank in plan.ranks) < CACHE_BYTES:
             notes.append("weights that small may stay in a processor's caches, and the limit is none then")
         return notes
 
@@ -155,7 +155,7 @@ def _limits(plan: ServingPlan) -> list[str]:
     empty, full = plan.tokens_per_second_limit(), plan.tokens_per_second_limit(length)
     if not plan.fits or empty is None or full is None or plan.device.bandwidth is None:
         return []
-    read = sum(rank.read_bytes for rank in plan.ranks) / GB
+    read = sum(rank.read(1) for rank in plan.ranks) / GB
     return [
         f"One request alone gets at most {empty:,.0f} tokens/s, {full:,.0f} after {length:,} tokens: "
         "a limit, no measurement.",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from arctic_model.planning.devices import Device
-from arctic_model.planning.serving import BYTES, PAGE, Format, Serving, ServingPlan, plan_serving
+from arctic_model.planning.devices import BYTES, Device, Format
+from arctic_model.planning.serving import PAGE, Serving, ServingPlan, plan_serving
 
 MOST_PIPELINE_RANKS = 64
 """As many as a manifest takes."""

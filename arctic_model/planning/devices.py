@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 GIB = 2**30
+Format = Literal["fp8", "bf16", "fp32"]
+BYTES: dict[Format, int] = {"fp8": 1, "bf16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,32 @@ class Device:
     """Bytes a second that a device sends to others of its node, and receives as many; None where nobody knows."""
     network: float | None = None
     """Bytes a second that a device sends to other nodes, and receives as many; None where nobody knows."""
+
+    def flops(self, format_: Format) -> float | None:
+        """FLOPs a second of matrices in a format; None where it has no units for it, or nobody knows."""
+        return {"fp32": self.fp32_flops, "bf16": self.bf16_flops, "fp8": self.fp8_flops}[format_]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """How long bytes take between ranks: those of a node over its fabric, all others over the network, both at once."""
+
+    device: Device
+    per_node: int
+
+    def seconds(self, sent: float, ranks: int) -> float:
+        """Return how long a rank takes that sends `sent` bytes to the other ranks of its group, evenly.
+
+        Rates that nobody knows are left out.
+        """
+        near = min(ranks, self.per_node) - 1
+        far = ranks - 1 - near
+        times = [
+            sent * share / (ranks - 1) / rate
+            for share, rate in ((near, self.device.fabric), (far, self.device.network))
+            if share and rate
+        ]
+        return max(times, default=0.0)
 
 
 # CUDA's context, kernels and workspaces of libraries, NCCL's buffers, captured graphs: an allowance, no measurement.

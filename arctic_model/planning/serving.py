@@ -17,15 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Literal
 
 from arctic_model.config import ArcticConfig
+from arctic_model.cost import expected_experts_touched
 from arctic_model.names import layer_shapes
 from arctic_model.parallel import LayerSlice, plan_inference
-from arctic_model.planning.devices import Device
+from arctic_model.planning.devices import BYTES, Device, Format
 
-Format = Literal["fp8", "bf16", "fp32"]
-BYTES: dict[Format, int] = {"fp8": 1, "bf16": 2, "fp32": 4}
 SCALE_BYTES = 4
 PAGE = 32
 """Tokens of a block of the cache, whole blocks a sequence: TensorRT-LLM's default (vLLM's and native's is 16)."""
@@ -83,13 +81,19 @@ class RankMemory:
     """Of the device."""
     memory_fraction: float
     kv_bytes_per_token: int
-    read_bytes: float
-    """Bytes of weights that a step of one token reads."""
+    config: ArcticConfig
 
     @property
     def used(self) -> int:
         """Bytes that are gone when all is loaded and one step is provided for."""
         return self.weights.total() + self.scales.total() + self.activations + self.runtime
+
+    def read(self, tokens: int) -> float:
+        """Bytes of weights that a step of so many tokens reads: rows of the embedding, and of experts those touched."""
+        resident, config = self.weights + self.scales, self.config
+        whole = resident.total() - resident["embedding"] - resident["experts"]
+        rows = resident["embedding"] * min(tokens / config.vocab_size, 1)
+        return whole + rows + resident["experts"] * expected_experts_touched(config, tokens) / config.num_local_experts
 
     @property
     def kv_bytes(self) -> int:
@@ -142,7 +146,7 @@ class ServingPlan:
             return None
         serving = self.serving
         kept = context if serving.visible is None else min(context, serving.visible)
-        read = sum(rank.read_bytes + kept * rank.kv_bytes_per_token for rank in self.ranks)
+        read = sum(rank.read(1) + kept * rank.kv_bytes_per_token for rank in self.ranks)
         return self.device.bandwidth / read
 
 
@@ -175,7 +179,7 @@ def _plan_rank(serving: Serving, device: Device, part: LayerSlice, pieces: list[
         * len(part.layers)
         * heads
         * vector_bytes(config, serving.kv_cache, scaled=serving.kv_scaled),
-        read_bytes=_read_by_one_token(config, weights + scales),
+        config=config,
     )
 
 
@@ -277,10 +281,3 @@ def _activations(serving: Serving, part: LayerSlice) -> int:
     rows = min(serving.max_sequences, serving.token_budget) if part.lm_head else 0
     # One position of each request becomes logits; they are gathered, and sampled from a copy, in fp32.
     return serving.token_budget * token * BYTES[serving.compute] + 2 * rows * config.vocab_size * BYTES["fp32"]
-
-
-def _read_by_one_token(config: ArcticConfig, resident: Counter[str]) -> float:
-    """All but the embedding, of which one row is read, and of experts the share that a token has."""
-    whole = resident.total() - resident["embedding"] - resident["experts"]
-    row = resident["embedding"] / config.vocab_size
-    return whole + row + resident["experts"] * config.num_experts_per_tok / config.num_local_experts

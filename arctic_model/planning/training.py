@@ -14,11 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from arctic_model.config import ArcticConfig
-from arctic_model.cost import count_parameters, training_flops_per_token
+from arctic_model.cost import count_parameters, layer_multiplications, training_flops_per_token
 from arctic_model.parallel import TrainingPlan as Degrees
 from arctic_model.parallel import plan_training as plan_degrees
-from arctic_model.planning.devices import Device
-from arctic_model.planning.serving import BYTES, Format
+from arctic_model.planning.devices import BYTES, Device, Format, Lines
 
 MOMENTS = 2
 """Of AdamW, in fp32 as the master weights are."""
@@ -150,12 +149,12 @@ class TrainingPlan:
     @property
     def mfu(self) -> float | None:
         """The greatest model FLOPs utilization that the bounds allow."""
-        seconds, peak = self.seconds, flops_of(self.device, self.training.compute)
+        seconds, peak = self.seconds, self.device.flops(self.training.compute)
         return None if not seconds or peak is None else self.flops / seconds / peak / self.training.world
 
     def spending(self, mfu: float) -> Spending | None:
         """Return what the curriculum takes at a utilization; None where the device's FLOPs aren't known."""
-        peak = flops_of(self.device, self.training.compute)
+        peak = self.device.flops(self.training.compute)
         return None if peak is None else Spending(self.flops, self.training.world, mfu * peak)
 
 
@@ -191,11 +190,6 @@ class Spending:
 def needed_mfu(flops: float, device_weeks: float, peak: float) -> float:
     """Return the utilization at which so many FLOPs take so many weeks of one device."""
     return flops / (device_weeks * WEEK) / peak
-
-
-def flops_of(device: Device, compute: Format) -> float | None:
-    """Return a device's FLOPs a second in a format; None where nobody knows."""
-    return {"fp32": device.fp32_flops, "bf16": device.bf16_flops, "fp8": device.fp8_flops}[compute]
 
 
 def shared_by(device: Device, ranks: int) -> Device:
@@ -294,16 +288,20 @@ def saved_by_layer(config: ArcticConfig, layer: int) -> int:
 
 
 def _step_time(training: Training, stage: Stage, degrees: Degrees, device: Device) -> StepTime | None:
-    rate = flops_of(device, training.compute)
+    rate = device.flops(training.compute)
     if rate is None or device.bandwidth is None:
         return None
     config = training.config
     tokens = training.micro_batch_tokens(stage) * degrees.gradient_accumulation
     compute = tokens * training_flops_per_token(config, stage.sequence_length) / rate
-    lines = _Lines(device, training.processes_per_node)
+    lines = Lines(device, training.processes_per_node)
     exchange = _exchange_seconds(training, tokens, lines)
-    window = tokens * _layer_flops(config, stage.sequence_length) / rate
     layers = config.expert_layers
+    hybrid = config.moe_layer_frequency - 1
+    window = 0.0
+    if layers:  # what a layer's exchange can hide behind: its own arithmetic, forward and backward
+        flops = 6 * layer_multiplications(config, hybrid) + 12 * config.hidden_size * stage.sequence_length
+        window = tokens * flops / rate
     return StepTime(
         compute=compute,
         exchange=layers * exchange,
@@ -313,41 +311,14 @@ def _step_time(training: Training, stage: Stage, degrees: Degrees, device: Devic
     )
 
 
-@dataclass(frozen=True)
-class _Lines:
-    """How long bytes take between ranks: those of a node over its fabric, all others over the network, both at once."""
-
-    device: Device
-    per_node: int
-
-    def seconds(self, sent: float, ranks: int) -> float:
-        """Return how long a rank takes that sends `sent` bytes to the other ranks of its group, evenly."""
-        near = min(ranks, self.per_node) - 1
-        far = ranks - 1 - near
-        times = [
-            sent * share / (ranks - 1) / rate
-            for share, rate in ((near, self.device.fabric), (far, self.device.network))
-            if share and rate
-        ]
-        return max(times, default=0.0)
-
-
-def _exchange_seconds(training: Training, tokens: int, lines: _Lines) -> float:
+def _exchange_seconds(training: Training, tokens: int, lines: Lines) -> float:
     """Of one layer in one step: rows to their experts and back, in the forward pass and again in the backward pass."""
     ranks, config = training.expert_parallel, training.config
     rows = tokens * config.num_experts_per_tok * (ranks - 1) / ranks
     return 4 * lines.seconds(rows * config.hidden_size * BYTES[training.compute], ranks)
 
 
-def _layer_flops(config: ArcticConfig, sequence_length: int) -> float:
-    """FLOPs a token of one hybrid layer, forward and backward: what its exchange can hide behind."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    grouped = config.num_key_value_heads * config.head_dim
-    matrices = 2 * hidden * (hidden + grouped) + 3 * hidden**2 + 3 * config.num_experts_per_tok * hidden * inner
-    return 6 * matrices + 12 * hidden * sequence_length
-
-
-def _reduction_seconds(training: Training, micro_batches: int, lines: _Lines) -> float:
+def _reduction_seconds(training: Training, micro_batches: int, lines: Lines) -> float:
     """Gradients once a micro-batch to their keepers, new weights once a step to all: (n - 1) / n of each, a rank.
 
     ZeRO stage 0 has no keepers: an all-reduce, which moves as much as both.

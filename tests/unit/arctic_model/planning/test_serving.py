@@ -19,8 +19,8 @@ from arctic_model.fp8 import quantize_model
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 from arctic_model.parallel import plan_inference
-from arctic_model.planning.devices import DEVICES, GIB, Device
-from arctic_model.planning.serving import BYTES, Serving, plan_serving
+from arctic_model.planning.devices import BYTES, DEVICES, GIB, Device
+from arctic_model.planning.serving import Serving, plan_serving
 
 ARCTIC = ArcticConfig()
 H100 = DEVICES["h100"]

@@ -18,7 +18,6 @@ from arctic_model.planning.training import (
     Stage,
     Training,
     advise,
-    flops_of,
     plan_training,
     saved_by_layer,
     shared_by,
@@ -165,7 +164,7 @@ def test_ranks_of_a_machine_share_it():
     device = shared_by(cpu(memory=64 * GIB, bandwidth=20e9, fp32_flops=2e11), 2)
     assert (device.memory, device.bandwidth, device.fp32_flops) == (32 * GIB, 10e9, 1e11)
     assert device.bf16_flops is None
-    assert flops_of(device, "bf16") is None
+    assert device.flops("bf16") is None
 
 
 def test_without_rates_memory_alone_is_planned():

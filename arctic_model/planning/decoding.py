@@ -1,0 +1,128 @@
+"""How fast a group decodes a batch at most, and what binds it: memory, arithmetic or the lines between its ranks.
+
+A roofline (Williams et al. 2009) a pipeline rank and micro-batch: bytes of weights, keys and values over the memory's
+bandwidth, or FLOPs over the device's rate, whichever takes longer, and then what tensor ranks add up over their fabric.
+Pipeline ranks work at once on as many micro-batches; with fewer requests than ranks, they wait. Kernel starts, prompts
+and latencies of lines come on top: nothing is faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from arctic_model.cost import layer_multiplications
+from arctic_model.planning.devices import BYTES, Device, Format, Lines
+from arctic_model.planning.serving import RankMemory, Serving, ServingPlan
+
+Bound = Literal["memory", "arithmetic", "lines"]
+ALL_REDUCES = 2
+"""Of each layer: after attention, and after the residual MLP and the experts together."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """One token more for each of `batch` requests."""
+
+    batch: int
+    seconds: float
+    """Between a request's tokens."""
+    bound: Bound
+    """What takes longest on the rank that takes longest."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the group."""
+        return self.batch / self.seconds
+
+    def cost(self, devices: int, price_per_hour: float) -> float:
+        """US dollars a million tokens."""
+        return devices * price_per_hour / 3600 / self.tokens_per_second * 1e6
+
+
+def decode(plan: ServingPlan, batch: int, context: int) -> Decoding | None:
+    """Bound a step of `batch` requests that have `context` tokens each; None where the device's rates aren't known."""
+    serving, device = plan.serving, plan.device
+    rate = multiplying_rate(serving, device)
+    if rate is None or device.bandwidth is None:
+        return None
+    ranks = len(plan.ranks)
+    size = -(-batch // ranks)
+    flying = -(-batch // size)
+    parts = [_parts(plan, rank, size, context, rate, device.bandwidth) for rank in plan.ranks]
+    times = [max(part["memory"], part["arithmetic"]) + part["lines"] for part in parts]
+    hop = _row_bytes(serving) * size / device.network if device.network and ranks > 1 else 0.0
+    slowest = parts[times.index(max(times))]
+    return Decoding(
+        batch, max(sum(times) + (ranks - 1) * hop, flying * max(times)), max(slowest, key=slowest.__getitem__)
+    )
+
+
+def compute_bound_from(plan: ServingPlan, context: int, most: int = 2**20) -> int | None:
+    """Return the fewest requests at once that arithmetic binds; None where memory or lines do at `most` too."""
+
+    def bound(batch: int) -> bool:
+        step = decode(plan, batch, context)
+        return step is not None and step.bound == "arithmetic"
+
+    if not bound(most):
+        return None
+    low, high = 0, most  # arithmetic grows with each request, weights are read once for all of them
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if bound(middle) else (middle, high)
+    return high
+
+
+def most_within(plan: ServingPlan, context: int, seconds: float) -> Decoding | None:
+    """Return the largest step of at most `seconds`, for which there is room; None where one request takes longer."""
+    low, high = 0, min(plan.serving.max_sequences, plan.kv_tokens // max(context, 1))
+    best = None
+    while low < high:
+        middle = (low + high + 1) // 2
+        step = decode(plan, middle, context)
+        if step is not None and step.seconds <= seconds:
+            low, best = middle, step
+        else:
+            high = middle - 1
+    return best
+
+
+def best_layout(plans: Iterable[ServingPlan], context: int, seconds: float) -> tuple[ServingPlan, Decoding] | None:
+    """Return the layout with most tokens a second of each device whose step takes at most `seconds`; None if none."""
+    steps = ((plan, most_within(plan, context, seconds)) for plan in plans)
+    fast = [(plan, step) for plan, step in steps if step is not None]
+    return max(fast, key=lambda pair: pair[1].tokens_per_second / pair[0].devices, default=None)
+
+
+def multiplying_rate(serving: Serving, device: Device) -> float | None:
+    """Return the FLOPs a second of the format that a group multiplies in: FP8 where weights and device have it."""
+    if serving.compute == "bf16" and serving.weights == "fp8" and device.fp8_flops is not None:
+        return device.fp8_flops
+    format_: Format = serving.compute
+    return device.flops(format_)
+
+
+def _parts(
+    plan: ServingPlan, rank: RankMemory, tokens: int, context: int, rate: float, bandwidth: float
+) -> dict[Bound, float]:
+    """Seconds of a pipeline rank for a micro-batch, by what they go to."""
+    serving, config = plan.serving, plan.serving.config
+    kept = context if serving.visible is None else min(context, serving.visible)
+    read = rank.read(tokens) + tokens * kept * rank.kv_bytes_per_token
+    multiplications = sum(layer_multiplications(config, layer) for layer in rank.layers)
+    multiplications += 2 * kept * config.hidden_size * len(rank.layers)  # scores, and what they weigh
+    if rank.weights["lm_head"]:
+        multiplications += config.vocab_size * config.hidden_size
+    share = (serving.tensor - 1) / serving.tensor
+    reduced = 2 * share * ALL_REDUCES * len(rank.layers) * tokens * _row_bytes(serving)  # a ring sends it twice
+    return {
+        "memory": read / bandwidth,
+        "arithmetic": 2 * tokens * multiplications / serving.tensor / rate,
+        "lines": Lines(plan.device, serving.tensor).seconds(reduced, serving.tensor) if serving.tensor > 1 else 0.0,
+    }
+
+
+def _row_bytes(serving: Serving) -> int:
+    return serving.config.hidden_size * BYTES[serving.compute]
