@@ -346,6 +346,17 @@ TRAINING_RULES = (
         "tie_word_embeddings is true, and an Arctic's output matrix is its own: write false, or leave it out",
         ".config",
     ),
+    Rule(
+        ArcticTrainingSpec,
+        "!has(self.stopAfter) || self.curriculum.stages.exists(stage, stage.name == self.stopAfter)",
+        lambda spec: spec.stop_after is None or spec.stop_after in [stage.name for stage in spec.curriculum.stages],
+        "there is no such stage: write the name of one of curriculum.stages",
+        ".stopAfter",
+        detail=lambda spec: (
+            f"there is no stage {spec.stop_after!r}: write one of "
+            + ", ".join(stage.name for stage in spec.curriculum.stages)
+        ),
+    ),
     _unchanged("model", optional=False),
     _unchanged("tokenizer", optional=True),
     _unchanged("seed", optional=False),

@@ -308,6 +308,10 @@ class ArcticTrainingSpec(Resource):
     """Price for status.costUSD, in US dollars, as text: "2.50"."""
     suspend: bool = False
     """Stops the world after a checkpoint, and keeps it stopped."""
+    paused: bool = False
+    """Holds the training between two steps, its pods kept: to go on later without starting anew."""
+    stop_after: ItemName | None = None
+    """Ends the training with this stage, as succeeded and with its export; at once if that stage is over already."""
     start_deadline: Duration | None = None
     """Fails if not running so long after creation."""
     active_deadline: Duration | None = None
@@ -379,6 +383,17 @@ class LastCheckpoint(Resource):
     """When it was committed."""
 
 
+class CheckpointRequest(Resource):
+    """The checkpoint that was asked for last, by the annotation `arctic.dev/checkpoint-request`."""
+
+    token: str
+    """Value of the annotation that this answers: another one asks for another checkpoint."""
+    step: int
+    """Optimizer updates before it."""
+    uri: str
+    """Where it is."""
+
+
 class Export(Resource):
     """The exported weights."""
 
@@ -429,6 +444,8 @@ class ArcticTrainingStatus(Resource):
     """When it succeeded, or failed for good: unset while an edit can mend what its workers refused."""
     last_checkpoint: LastCheckpoint | None = None
     """The newest committed checkpoint."""
+    checkpoint_request: CheckpointRequest | None = None
+    """The checkpoint that was asked for last, once it is committed."""
     export: Export | None = None
     """The exported weights."""
     evaluation: dict[str, str] | None = None

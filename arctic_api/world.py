@@ -67,6 +67,10 @@ class Label(StrEnum):
     """`on` or `off`: whether the gateway may send requests to the pod."""
 
 
+CHECKPOINT_REQUEST = "arctic.dev/checkpoint-request"
+"""Annotation of an ArcticTraining: each new value asks for one checkpoint, which status.checkpointRequest answers."""
+
+
 class Ports(Resource):
     """Ports of a worker pod; local processes get free ones."""
 

@@ -37,6 +37,7 @@ from arctic_api.world import (
 )
 from arctic_cli.manifest import ManifestError, load_one
 from arctic_cli.ports import LOOPBACK, free_ports
+from arctic_cli.running import announced
 from arctic_cluster.image import USER
 from arctic_cluster.paths import default_volumes
 from arctic_workers.control import lifeline
@@ -300,7 +301,8 @@ def _run_attempts(manifest: dict[str, Any], spec: ArcticTrainingSpec, volumes: P
         with tempfile.TemporaryDirectory(prefix="arctic-train-") as scratch:
             worlds = training_worlds(manifest, volumes, failures + 1, Path(scratch))
             processes = Processes(TRAINING_MODULE, worlds, spec.template)
-            codes = processes.wait(parse_duration(spec.checkpoint.grace_period), stop)
+            with announced(volumes, worlds[0]):
+                codes = processes.wait(parse_duration(spec.checkpoint.grace_period), stop)
             reports = [_read_report(Path(world.termination_message)) for world in worlds]
         if _is_final(codes, stop):
             return _conclude(codes, reports)

@@ -7,6 +7,7 @@ import click
 from arctic_cli.convert import export, import_, quantize
 from arctic_cli.corpus import corpus
 from arctic_cli.demo import demo
+from arctic_cli.live import checkpoint, pause, resume, stop
 from arctic_cli.local import serve, train
 from arctic_cli.plan import plan
 from arctic_cli.validate import validate
@@ -30,5 +31,6 @@ def main() -> None:
     """Train and serve Arctic-class models, on a laptop or on Kubernetes."""
 
 
-for _command in (train, serve, validate, plan, import_, export, quantize, corpus, cluster, demo):
+_LIVE = (pause, resume, checkpoint, stop)
+for _command in (train, serve, validate, plan, *_LIVE, import_, export, quantize, corpus, cluster, demo):
     main.add_command(_command)

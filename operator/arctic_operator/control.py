@@ -145,6 +145,10 @@ class Followers:
         """Let it go on."""
         await self._call(key, "Resume", control_pb2.ResumeRequest(), seconds)
 
+    async def stop_after(self, key: Key, stage: str, seconds: float = CALL_SECONDS) -> None:
+        """Have it end with this stage; with the last one if it is empty."""
+        await self._call(key, "StopAfter", control_pb2.StopAfterRequest(stage=stage), seconds)
+
     async def drain(self, key: Key, seconds: float = CALL_SECONDS) -> None:
         """Have it take no new requests; its observations tell how far it is."""
         await self._call(key, "Drain", control_pb2.DrainRequest(), seconds)
@@ -272,6 +276,7 @@ def _training(state: control_pb2.WorkerState, phase: Phase, figures: control_pb2
         gradient_norm=_finite(figures.gradient_norm) if stepped else None,
         stages=tuple(_stage(stage) for stage in figures.stages),
         last_checkpoint=_checkpoint(figures.last_checkpoint) if figures.HasField("last_checkpoint") else None,
+        stop_after=figures.stop_after,
     )
 
 

@@ -61,6 +61,8 @@ class TrainingObservation:
     gradient_norm: float | None = None
     stages: tuple[StageSeen, ...] = ()
     last_checkpoint: CheckpointSeen | None = None
+    stop_after: str = ""
+    """The stage that the run ends with; empty: the last one."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from arctic_api import inference as inference_api
 from arctic_api import training as training_api
 from arctic_api.common import BaseWeights
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
-from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus
+from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, CheckpointRequest
 from arctic_api.verdict import field_problems, verdict
+from arctic_api.world import CHECKPOINT_REQUEST
 from arctic_operator.cache import Cache, Key, Manifest, version_of
 from arctic_operator.cluster import CHILD_KINDS, Cluster
 from arctic_operator.live import Live
@@ -124,7 +125,8 @@ class Observer:
         if isinstance(spec, ArcticTrainingSpec):
             revision = revision_of({field: manifest["spec"].get(field) for field in TRAINING_REVISION})
             before = read_status(ArcticTrainingStatus, raw)
-            return Training(identity, generation, created, deleting, revision, spec, before)
+            request = metadata.get("annotations", {}).get(CHECKPOINT_REQUEST, "")
+            return Training(identity, generation, created, deleting, revision, spec, before, request)
         if isinstance(spec, ArcticInferenceSpec):
             revision = revision_of({field: manifest["spec"].get(field) for field in INFERENCE_REVISION})
             status = read_status(ArcticInferenceStatus, raw)
@@ -162,7 +164,13 @@ class Observer:
         """Forget ConfigMaps, which nobody may list: they are written anew, whether they are there or not."""
         self._cache.forget_children(uid, "ConfigMap")
 
-    def training_seen(self, training: Training, live: Live | None, refusals: Mapping[str, str]) -> TrainingSeen:
+    def training_seen(
+        self,
+        training: Training,
+        live: Live | None,
+        refusals: Mapping[str, str],
+        answer: CheckpointRequest | None = None,
+    ) -> TrainingSeen:
         """Return all that is known about a training."""
         uid, source = training.identity.uid, training.spec.model.from_
         named = source.training if source else None
@@ -178,6 +186,7 @@ class Observer:
             base=base,
             lack=lack,
             refusals=refusals,
+            answer=answer,
             others=self._others(uid),
         )
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from arctic_api.common import BaseWeights
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
-from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus
+from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, CheckpointRequest
 from arctic_api.world import Label
 from arctic_operator.live import Live
 
@@ -52,6 +52,8 @@ class Training:
     revision: str
     spec: ArcticTrainingSpec
     status: ArcticTrainingStatus
+    checkpoint_request: str = ""
+    """Value of the annotation that asks for a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,8 @@ class TrainingSeen:
     """Why there are no such weights, and will be none of themselves."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Why children have too few pods, by their names, where that was asked for."""
+    answer: CheckpointRequest | None = None
+    """The checkpoint that a request of this operator's has brought last."""
     others: Sequence[Manifest] = ()
     """Children of other kinds, whole."""
 

@@ -21,6 +21,7 @@ from arctic_operator.cluster import (
     NotServedError,
     OwnedByAnotherError,
 )
+from arctic_operator.commands import Commands
 from arctic_operator.control import CommandError, Followers
 from arctic_operator.keys import Keys
 from arctic_operator.live import Live, TrainingObservation
@@ -112,6 +113,7 @@ class Reconciler:
         self._keys = Keys(cluster, settings, _now)
         self._events = Events(cluster, settings.pod_name)
         self._followers = Followers(self._on_live_change)
+        self._commands = Commands(self._followers, queue.add)
         self._memory: dict[Key, _Memory] = {}
         self._bucket = Bucket(PROGRESS_RATE)
 
@@ -119,12 +121,14 @@ class Reconciler:
         """Reconcile until cancelled, all objects first: what happened before is not known."""
         self._memory.clear()
         self._followers = Followers(self._on_live_change)
+        self._commands = Commands(self._followers, self._queue.add)
         await self._first_look()
         try:
             async with asyncio.TaskGroup() as workers:
                 for number in range(WORKERS):
                     workers.create_task(self._work(), name=f"reconciler {number}")
         finally:
+            self._commands.close()
             # Whatever becomes of old streams must not keep this operator from leading again.
             await asyncio.wait([asyncio.create_task(self._followers.close())], timeout=CLOSE_SECONDS)
 
@@ -226,7 +230,8 @@ class Reconciler:
             return Plan()
         refusals = self._memory[key].refusals
         if isinstance(subject, Training):
-            seen = self.observer.training_seen(subject, self._followers.latest((key, "")), refusals)
+            answer = self._commands.answer(key, subject.identity.uid)
+            seen = self.observer.training_seen(subject, self._followers.latest((key, "")), refusals, answer)
             return plan_training(subject, seen, self._settings, now)
         if isinstance(subject, Inference):
             services = self.observer.inference_seen(
@@ -261,6 +266,7 @@ class Reconciler:
                 await self._cluster.delete(delete)
             await self._follow(key, identity, plan.follow)
             await self._drain(key, plan.drain)
+            self._commands.send(key, identity.uid, plan.commands)
         except REFUSALS as error:
             return error
         return None
@@ -360,6 +366,7 @@ class Reconciler:
     def _forget(self, key: Key, memory: _Memory) -> None:
         for group in memory.followed:
             self._followers.unfollow((key, group))
+        self._commands.forget(key)
         self._keys.forget(memory.uid)
         self.observer.forget(memory.uid)
         self.observer.forget_unwatched(memory.uid)
@@ -382,7 +389,7 @@ def _shape(live: Live | None) -> object:
     if live is None or seen is None:
         return None
     if isinstance(seen, TrainingObservation):
-        return (live.connected, seen.phase, seen.stage, seen.epoch, seen.step > 0)
+        return (live.connected, seen.phase, seen.stage, seen.epoch, seen.step > 0, seen.stop_after)
     return (live.connected, seen.phase, seen.ready, seen.draining, seen.draining and seen.running + seen.waiting == 0)
 
 

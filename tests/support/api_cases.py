@@ -403,6 +403,12 @@ CASES = [
         {"spec.model": {"config": {"tie_word_embeddings": True}}},
         {"spec.model": {"config": {"tie_word_embeddings": False}}},
     ),
+    _training(
+        ArcticTrainingSpec, ".stopAfter", "no such stage", {"spec.stopAfter": "b"}, {"spec.stopAfter": "general"}
+    ),
+    _training(
+        ArcticTrainingSpec, ".stopAfter", "no such stage", {"spec.stopAfter": "b"}, {"spec.stopAfter": "general"}
+    ),
     _update(ArcticTrainingSpec, ".model", {}, {"spec.model": {"preset": "arctic"}}),
     _update(
         ArcticTrainingSpec,

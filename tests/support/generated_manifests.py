@@ -243,6 +243,8 @@ def right_trainings(draw: st.DrawFn) -> Manifest:
             activeDeadline=st.sampled_from(DURATIONS),
             ttlAfterFinished=st.sampled_from(DURATIONS),
             image=st.just("example.com/arctic:1"),
+            paused=st.booleans(),
+            stopAfter=st.sampled_from([stage["name"] for stage in spec["curriculum"]["stages"]]),
         )
     )
     return _manifest("ArcticTraining", draw(names), spec)

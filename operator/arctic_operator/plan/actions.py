@@ -41,6 +41,15 @@ class Follow:
 
 
 @dataclass(frozen=True)
+class Command:
+    """Something that a training's rank 0 is told; it is told again for as long as it does not show."""
+
+    name: Literal["pause", "resume", "stop_after", "checkpoint"]
+    argument: str = ""
+    """The stage, or the token of the request that is answered."""
+
+
+@dataclass(frozen=True)
 class Event:
     """Something that happened, for people."""
 
@@ -64,6 +73,8 @@ class Plan:
     delete: tuple[Delete, ...] = ()
     follow: tuple[Follow, ...] = ()
     """All streams that should be open for this object."""
+    commands: tuple[Command, ...] = ()
+    """What a training is told; none of it is waited for."""
     status: dict[str, Any] | None = None
     """The whole status; None leaves it alone."""
     short: tuple[Job | GroupSet, ...] = ()

@@ -22,7 +22,7 @@ from arctic_operator.observed import (
     format_time,
     parse_time,
 )
-from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, sooner
+from arctic_operator.plan.actions import Command, Delete, Follow, Mark, Plan, sooner
 from arctic_operator.plan.conditions import (
     PODS_AFTER,
     lacks_pods,
@@ -31,7 +31,15 @@ from arctic_operator.plan.conditions import (
     waiting_for,
 )
 from arctic_operator.plan.endings import Ending, judge
-from arctic_operator.plan.training_status import Outlook, gpu_hours, gpus_per_pod, is_finished, training_status
+from arctic_operator.plan.training_control import commands
+from arctic_operator.plan.training_status import (
+    Outlook,
+    gpu_hours,
+    gpus_per_pod,
+    is_finished,
+    observation_of,
+    training_status,
+)
 from arctic_operator.settings import Settings
 
 KEPT_RECORDS = 5
@@ -187,6 +195,7 @@ def _during(case: _Case) -> Plan:
         mark=_stamps(case, job),
         delete=_leftovers(case),
         follow=_follow(case),
+        commands=_commands(case),
         short=(job,) if lacks_pods(job.created, world.pods, spec.parallelism.nodes, now) else (),
         status=case.status(Outlook("Running")),
         requeue_after=sooner(
@@ -286,6 +295,12 @@ def _follow(case: _Case) -> tuple[Follow, ...]:
     pods = case.world.pods
     first = next((pod for pod in pods if pod.index == 0 and pod.ip and pod.phase == "Running"), None)
     return (Follow("", first.ip, Ports().control),) if first else ()
+
+
+def _commands(case: _Case) -> tuple[Command, ...]:
+    live, identity = case.seen.live, case.training.identity
+    seen = observation_of(live, identity.uid, case.world.attempt) if live and live.connected else None
+    return commands(case.training, seen, case.seen.answer)
 
 
 def _backoff_left(case: _Case) -> float:

@@ -14,6 +14,7 @@ from arctic_operator.live import Live, Phase, TrainingObservation
 from arctic_operator.observed import INVALID_SPEC, Job, Pod, Training, TrainingSeen, Trouble, format_time
 from arctic_operator.plan.conditions import Conditions, find, is_true, refusal_of, trouble_of
 from arctic_operator.plan.endings import first_report
+from arctic_operator.plan.training_control import answered_request
 
 PROGRESS_FIELDS = frozenset(
     {"step", "tokens", "loss", "tokensPerSecond", "mfu", "gpuHours", "costUSD", "eta", "stages", "lastCheckpoint"}
@@ -67,7 +68,7 @@ def training_status(
 ) -> dict[str, Any]:
     """Return the whole status. `pods` are those of the newest attempt, and each has so many GPUs."""
     before, spec = training.status, training.spec
-    observation = _observation(seen.live, training.identity.uid, attempt)
+    observation = observation_of(seen.live, training.identity.uid, attempt)
     report = first_report(pods)
     ended = bool(outlook.succeeded or outlook.failed)
     lack = seen.lack if outlook.state == "WaitingForTraining" else None
@@ -92,6 +93,7 @@ def training_status(
         start_time=before.start_time or (format_time(now) if running else None),
         completion_time=before.completion_time or (format_time(now) if ended and not outlook.correctable else None),
         last_checkpoint=checkpoint,
+        checkpoint_request=answered_request(training, seen.answer),
         export=Export(uri=report.export_uri) if report and report.export_uri else before.export,
         evaluation=_evaluation(report) or before.evaluation,
         gpu_hours=f"{hours:.3f}" if hours else None,
@@ -103,7 +105,7 @@ def training_status(
     return status.wire()
 
 
-def _observation(live: Live | None, uid: str, attempt: int) -> TrainingObservation | None:
+def observation_of(live: Live | None, uid: str, attempt: int) -> TrainingObservation | None:
     """Return what rank 0 says, unless it is of another world."""
     seen = live.observation if live else None
     matches = isinstance(seen, TrainingObservation) and seen.uid == uid and seen.epoch == attempt

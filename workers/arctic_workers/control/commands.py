@@ -36,6 +36,10 @@ class Commands:
         """Go on."""
         raise Unsupported("This worker can't be paused, so there is nothing to resume.")
 
+    def stop_after(self, stage: str, timeout: float) -> None:
+        """End with this stage; with the last one if it is empty."""
+        raise Unsupported("This worker has no stages.")
+
     def drain(self, timeout: float) -> None:
         """Take no new requests; return at once."""
         raise Unsupported("This worker serves no requests that could be drained.")

@@ -180,6 +180,10 @@ class LinkedCommands(Commands):
         """Ask the rank to go on."""
         self._ask("resume", timeout)
 
+    def stop_after(self, stage: str, timeout: float) -> None:
+        """Tell the rank which stage is the last one."""
+        self._ask("stop_after", timeout, stage=stage)
+
     def stop(self, timeout: float) -> None:  # noqa: ARG002 - answers at once
         """Begin what SIGTERM begins."""
         self._stop()

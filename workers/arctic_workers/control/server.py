@@ -87,6 +87,12 @@ class _Control(control_pb2_grpc.ControlServicer):
         await self._run(context, self._commands.resume)
         return control_pb2.ResumeReply()
 
+    async def StopAfter(
+        self, request: control_pb2.StopAfterRequest, context: grpc.aio.ServicerContext
+    ) -> control_pb2.StopAfterReply:
+        await self._run(context, lambda timeout: self._commands.stop_after(request.stage, timeout))
+        return control_pb2.StopAfterReply()
+
     async def Drain(
         self, request: control_pb2.DrainRequest, context: grpc.aio.ServicerContext
     ) -> control_pb2.DrainReply:

@@ -1,5 +1,6 @@
 """What the supervisor asks of this rank, kept until it is done. No torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from arctic_api.world import CheckpointReport
@@ -13,12 +14,18 @@ class Desk:
     Args:
         link: to the supervisor.
         leader: whether this is rank 0, which alone knows of commits.
+        stages: names of the run's stages.
+        stop: whether the world is to end in order.
+        pause: whether it is to hold.
+        stop_after: the stage that the run ends with; empty: the last one. Only the leader's counts.
     """
 
     link: LinkClient | None
     leader: bool = True
+    stages: Sequence[str] = ()
     stop: bool = False
     pause: bool = False
+    stop_after: str = ""
     _checkpoints: list[Command] = field(default_factory=list)
     _promised: list[tuple[int, Command]] = field(default_factory=list)
 
@@ -39,8 +46,18 @@ class Desk:
                     command.answer()
                 case "checkpoint" if self.leader:
                     self._checkpoints.append(command)
+                case "stop_after" if self.leader:
+                    self._set_last_stage(command)
                 case _:
                     command.refuse(f"This rank of a training can't {command.name}.")
+
+    def _set_last_stage(self, command: Command) -> None:
+        stage = command.arguments["stage"]
+        if stage and stage not in self.stages:
+            command.refuse(f"This training has no stage {stage!r}: it has {', '.join(self.stages)}.")
+            return
+        self.stop_after = stage
+        command.answer()
 
     @property
     def checkpoint(self) -> bool:

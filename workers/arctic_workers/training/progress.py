@@ -1,6 +1,7 @@
 """How far a run is, as it is reported, and kept in checkpoints: the stages' tokens, times and held-out losses."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -74,20 +75,33 @@ def trained_with(seed: int, stages: Iterable[StagePlan]) -> dict[str, Any]:
 def check_same(kept: Mapping[str, Any], seed: int, curriculum: Curriculum, step: int) -> None:
     """Refuse a manifest under which the first `step` steps would have been others than they were.
 
+    The budget of the stage under way may have become another one: no step that was made depends on it.
+
     Args:
         kept: what `trained_with` gave to the checkpoint of that step.
         seed, curriculum: the manifest's now.
         step: updates done.
     """
     fields = trained_with(seed, curriculum.stages)
+    budget = _open_budget(kept, curriculum, step)
     for field, value in kept.items():
-        if fields.get(field) != value:
+        if field != budget and fields.get(field) != value:
             raise Refused(
                 CHECKPOINT_MISMATCH,
                 f"the checkpoint of step {step} was trained with {field} {json.dumps(value)}, and the manifest says "
                 f"{json.dumps(fields.get(field))}: what has been trained can't be changed; write the old value again, "
                 "or make another training",
             )
+
+
+def _open_budget(kept: Mapping[str, Any], curriculum: Curriculum, step: int) -> str | None:
+    """Return the field of the budget that may change: of the stage under way, which neither budget ends before now."""
+    begun = [stage for stage in curriculum.stages if f"curriculum.stages[{stage.index}].tokens" in kept]
+    if not begun:
+        return None
+    stage, field = begun[-1], f"curriculum.stages[{begun[-1].index}].tokens"
+    steps = math.ceil(kept[field] / stage.tokens_per_step)
+    return field if stage.first_step <= step < min(stage.first_step + steps, stage.end_step) else None
 
 
 def append_line(path: Path, entry: dict[str, Any]) -> None:

@@ -122,12 +122,23 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         engine=start_engine(model, world.spec),
         store=store,
         checkpointer=checkpointer,
-        desk=Desk(link, ranks.leader),
+        desk=desk_of(world, curriculum, link, ranks),
         pulsing=pulsing,
     )
     wait_for_peers_at_most(STEP_TIMEOUT)  # the groups of experts are new
     log.info("rank %d of %d: the model is there", ranks.rank, ranks.world)
     return Trainer(place).run()
+
+
+def desk_of(world: TrainingWorld, curriculum: Curriculum, link: LinkClient | None, ranks: Ranks) -> Desk:
+    """Return this rank's desk; the leader's begins with what the manifest said when the attempt was made."""
+    return Desk(
+        link,
+        ranks.leader,
+        stages=[stage.name for stage in curriculum.stages],
+        pause=world.spec.paused and ranks.leader,
+        stop_after=(world.spec.stop_after or "") if ranks.leader else "",
+    )
 
 
 def from_leader(ranks: Ranks, call: Callable[[], T]) -> T:

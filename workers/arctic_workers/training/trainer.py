@@ -121,6 +121,7 @@ class Trainer:
         self._saved_step = 0
         self._put_off = False  # a checkpoint that was due while the one before it was being written
         self._skipped = 0  # updates in a row
+        self._last_stage = place.curriculum.stages[self._wanted_last_stage(place.spec.stop_after)]
         self.step = 0
 
     def run(self) -> Report:
@@ -128,7 +129,9 @@ class Trainer:
         self._restore()
         place = self._place
         place.desk.begin()
-        while self.step < place.curriculum.steps:
+        if place.spec.paused and self._hold().stop:
+            return self._interrupt()
+        while self.step < self._last_stage.end_step:
             stage = place.curriculum.stage_at(self.step)
             if self.step == stage.first_step:
                 self._begin(stage)
@@ -140,7 +143,7 @@ class Trainer:
                 self._start_checkpoint_unless(wishes.busy)
             if wishes.pause:
                 wishes = self._hold()
-            if wishes.stop and self.step < place.curriculum.steps:
+            if wishes.stop and self.step < self._last_stage.end_step:
                 return self._interrupt()
         return self._finish()
 
@@ -197,11 +200,18 @@ class Trainer:
         timed = place.ranks.leader and self._interval_is_over()
         # Whether it is busy comes first: what has ended by then has said how.
         own = [desk.stop, desk.pause, desk.checkpoint or timed, place.checkpointer.busy, place.checkpointer.full]
-        mean, *reduced = mean_over_ranks([loss, *own], place.ranks.device)
+        last_stage = self._wanted_last_stage(desk.stop_after) if place.ranks.leader else 0
+        mean, *reduced, last = mean_over_ranks([loss, *own, last_stage], place.ranks.device)
+        self._last_stage = place.curriculum.stages[round(last * place.ranks.world)]
         wishes = Wishes(*(wish > 0 for wish in reduced))
         if wishes.full:
             self._give_up_checkpoint(wishes.busy)
         return mean, wishes
+
+    def _wanted_last_stage(self, name: str | None) -> int:
+        """Return the index of the stage that the run is to end with: the last one unless another is named."""
+        stages = self._place.curriculum.stages
+        return next((stage.index for stage in stages if stage.name == name), len(stages) - 1)
 
     def _hold(self) -> Wishes:
         """Wait while somebody wants a pause, still writing checkpoints that are asked for or were put off."""
@@ -401,7 +411,9 @@ class Trainer:
     def _finish(self) -> Report:
         """Export what the final checkpoint holds; both are committed when this returns."""
         place = self._place
-        log.info("the curriculum is done")
+        done = self._ending()
+        log.info(done)
+        self._write_checkpoint()
         exported = None
         if place.spec.checkpoint.export == "huggingface":
             self._publish(EXPORTING)
@@ -411,9 +423,12 @@ class Trainer:
                 dist.barrier()
             exported = self._uri(EXPORT)
         self._publish(DONE)
-        return self._report("succeeded", "Succeeded", "the curriculum is done").model_copy(
-            update={"export_uri": exported}
-        )
+        return self._report("succeeded", "Succeeded", done).model_copy(update={"export_uri": exported})
+
+    def _ending(self) -> str:
+        if self._last_stage is self._place.curriculum.stages[-1]:
+            return "the curriculum is done"
+        return f"stage {self._last_stage.name} is done, with which the training was to end"
 
     def _report(self, outcome: Any, reason: str, message: str) -> Report:
         place = self._place
@@ -456,6 +471,7 @@ class Trainer:
             gradient_norm=self._measures.gradient_norm,
             stages=[stage_state(report) for report in self._progress.reports(self.step)],
             last_checkpoint=checkpoint_state(place.checkpointer.last),
+            stop_after=place.desk.stop_after,
         )
         place.desk.link.publish(WorkerState(phase=phase, training=state))
 

@@ -34,7 +34,7 @@ def changed(**first: Any) -> list[dict[str, Any]]:
         (STAGES, 32, 7, "step 3 was trained with batch.tokensPerStep 16, and the manifest says 32"),
         (STAGES, 16, 8, "seed 7, and the manifest says 8"),
         (changed(name="renamed"), 16, 7, r'curriculum.stages\[0\].name "s0", and the manifest says "renamed"'),
-        (changed(tokens=128), 16, 7, r"curriculum.stages\[0\].tokens 64, and the manifest says 128"),
+        (changed(tokens=48), 16, 7, r"curriculum.stages\[0\].tokens 64, and the manifest says 48"),
         (changed(sequenceLength=8), 16, 7, r"curriculum.stages\[0\].sequenceLength 16, and the manifest says 8"),
         (changed(mixture={"b": 1}), 16, 7, r'stages\[0\].mixture {"a": 1.0}, and the manifest says {"b": 1.0}'),
     ],
@@ -45,6 +45,18 @@ def test_a_manifest_that_rewrites_what_was_trained_is_refused_with_the_field(
     with pytest.raises(Refused, match=says) as refused:
         check_same(kept, seed, Curriculum.plan(spec_of(stages, tokens_per_step)), STEP)
     assert refused.value.reason in CORRECTABLE
+
+
+@pytest.mark.parametrize("tokens", [49, 64, 6400])
+def test_the_budget_of_the_stage_under_way_may_change_down_to_what_is_trained(
+    spec_of: SpecOf, kept: dict[str, Any], tokens: int
+) -> None:
+    check_same(kept, 7, Curriculum.plan(spec_of(changed(tokens=tokens), 16)), STEP)
+
+
+def test_the_budget_of_a_stage_that_is_over_may_not_change(spec_of: SpecOf, kept: dict[str, Any]) -> None:
+    with pytest.raises(Refused, match=r"stages\[0\].tokens 64, and the manifest says 128"):
+        check_same(kept, 7, Curriculum.plan(spec_of(changed(tokens=128), 16)), STEP + 1)
 
 
 def test_learning_rates_and_stages_to_come_may_change(spec_of: SpecOf, kept: dict[str, Any]) -> None:

@@ -61,8 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(30):
             text = "\n".join(line.format(i * 7 + j, j) for j in range(12))
             (folder / "corpus" / name / f"{i:02}.txt").write_text(text)
-    parts = ("refusals", "one_step", "runs", "commands", "skipped_updates", "slow_commit", "pause_when_put_off")
-    finish(folder, start(folder, 2, *parts, "full_store"))
+    parts = ("refusals", "one_step", "runs", "commands", "stopped_early", "extended", "skipped_updates")
+    finish(folder, start(folder, 2, *parts, "slow_commit", "pause_when_put_off", "full_store"))
     finish(folder, start(folder, 1, "other_world"))
     finish(folder, start(folder, 2, "and_back"))
     return folder
@@ -183,6 +183,37 @@ def test_commands_are_answered_when_they_are_done(folder: Path) -> None:
     assert [answer["step"] for answer in committed] in ([3, 5], [3, 6])
     assert [int(answer["uri"][-10:]) for answer in committed] == [answer["step"] for answer in committed]
     assert read(folder, "paused", 1)["replies"] == [{"refusal": "This rank of a training can't checkpoint."}]
+
+
+def test_a_run_that_is_told_to_end_with_a_stage_succeeds_after_it_with_its_export(folder: Path) -> None:
+    early = read(folder, "stopped-early")
+    for report in (early["report"], read(folder, "stopped-early-again")):
+        assert (report["outcome"], report["step"], report["checkpoint"]["step"]) == ("succeeded", 4, 4)
+        assert report["message"] == "stage first is done, with which the training was to end"
+        assert report["exportUri"] == f"file://{folder}/stopped-early/export"
+    assert early["replies"] == [
+        {"refusal": "This training has no stage 'third': it has first, second."},
+        {"answer": {}},
+        {"answer": {}},
+    ]
+    assert early["states"][-1]["training"]["stopAfter"] == "first"
+    assert read(folder, "stopped-early", 1)["replies"] == [{"refusal": "This rank of a training can't stop_after."}]
+
+
+def test_a_run_that_begins_paused_makes_no_step_before_it_is_resumed(folder: Path) -> None:
+    states = read(folder, "stopped-early")["states"]
+    assert (states[0]["phase"], states[0]["training"].get("step")) == ("PAUSED", None)
+    assert [state["phase"] for state in states[1:]] == ["RUNNING"] * 4 + ["EXPORTING", "DONE"]
+
+
+def test_a_run_that_ended_with_a_stage_goes_on_to_the_same_end_once_that_wish_is_gone(folder: Path) -> None:
+    assert read(folder, "stopped-early-goes-on")["step"] == 8
+    assert_same_end(folder, "stopped-early")
+
+
+def test_a_stage_that_is_extended_half_way_ends_as_if_it_had_been_so_long_from_the_first(folder: Path) -> None:
+    assert read(folder, "extended")["stages"][1]["tokens"] == 512
+    assert_same_end(folder, "extended", "not-extended")
 
 
 def test_the_published_state_is_that_of_the_world(folder: Path) -> None:

@@ -98,7 +98,7 @@ def world_of(run: str, attempt: int, spec: ArcticTrainingSpec | None = None) -> 
 class ScriptedLink:
     """Stands where the supervisor's link does: gives commands at the polls that a script names, keeps what it hears."""
 
-    def __init__(self, script: dict[int, str]) -> None:
+    def __init__(self, script: dict[int, str | tuple[str, dict[str, Any]]]) -> None:
         self._script = script
         self._polls = 0
         self.replies: list[Any] = []
@@ -109,8 +109,11 @@ class ScriptedLink:
 
     def poll(self) -> list[Command]:
         self._polls += 1
-        name = self._script.get(self._polls)
-        return [Command(name, {}, self.replies.append)] if name else []
+        asked = self._script.get(self._polls)
+        if asked is None:
+            return []
+        name, arguments = asked if isinstance(asked, tuple) else (asked, {})
+        return [Command(name, arguments, self.replies.append)]
 
     def publish(self, state: WorkerState) -> None:
         self.states.append(state)
@@ -360,6 +363,29 @@ def commands() -> None:
     write("paused", {"report": report.wire(), "replies": link.replies, "states": states})
 
 
+def stopped_early() -> None:
+    """A run that begins paused, is told to end with its first stage, and is taken up again without that wish."""
+    asked = {2: ("stop_after", {"stage": "third"}), 3: ("stop_after", {"stage": "first"}), 4: "resume"}
+    link = ScriptedLink(asked if RANK == 0 else {2: ("stop_after", {"stage": "first"})})
+    report = run("stopped-early", link=link, spec=spec_of(paused=True))
+    states = [MessageToDict(state) for state in link.states]
+    write("stopped-early", {"report": report.wire(), "replies": link.replies, "states": states})
+    ended = run("stopped-early", attempt=2, spec=spec_of(stopAfter="first"))
+    write("stopped-early-again", ended.wire())
+    write("stopped-early-goes-on", run("stopped-early", attempt=3).wire())
+
+
+def extended() -> None:
+    """A run whose second stage is told, when it is half done, to take as many tokens as it has in other runs."""
+    short = spec_of().curriculum.wire()
+    short["stages"][1] |= {"tokens": 384, "learningRate": {"peak": 3e-3, "warmupTokens": 128, "schedule": "constant"}}
+    full = spec_of().curriculum.wire()
+    full["stages"][1] |= {"learningRate": short["stages"][1]["learningRate"]}
+    run("extended", link=ScriptedLink({6: "stop"} if RANK == 0 else {}), spec=spec_of(curriculum=short))
+    write("extended", run("extended", attempt=2, spec=spec_of(curriculum=full)).wire())
+    run("not-extended", spec=spec_of(curriculum=full))
+
+
 def refusals() -> None:
     """Bad input is refused in the same words on all ranks."""
     missing = spec_of().data.model_dump(by_alias=True, exclude_none=True)
@@ -393,8 +419,8 @@ def and_back() -> None:
 
 if __name__ == "__main__":
     parts = (
-        *(commands, one_step, runs, refusals, skipped_updates, slow_commit, pause_when_put_off, full_store),
-        *(other_world, and_back),
+        *(commands, stopped_early, extended, one_step, runs, refusals, skipped_updates, slow_commit),
+        *(pause_when_put_off, full_store, other_world, and_back),
     )
     for name in sys.argv[2:]:
         next(part for part in parts if part.__name__ == name)()
