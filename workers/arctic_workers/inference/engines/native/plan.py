@@ -9,7 +9,8 @@ from arctic_api.inference import Attention, PrefixCaching
 from arctic_api.world import InferenceGroup
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import LayerSlice, plan_inference
-from arctic_model.planning.serving import Format, vector_bytes
+from arctic_model.planning.devices import Format
+from arctic_model.planning.serving import vector_bytes
 from arctic_model.quantization import read_quantization
 from arctic_workers.inference.engine import Refused
 from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE
