@@ -1,4 +1,4 @@
-"""How fast a group decodes a batch at most, and what binds it: memory, arithmetic or the lines between its ranks.
+"""How fast a group decodes a batch at most, and what binds it: memory or arithmetic.
 
 A roofline (Williams et al. 2009) a pipeline rank and micro-batch: bytes of weights, keys and values over the memory's
 bandwidth, or FLOPs over the device's rate, whichever takes longer, and then what tensor ranks add up over their fabric.
@@ -16,7 +16,7 @@ from arctic_model.cost import layer_multiplications
 from arctic_model.planning.devices import BYTES, Device, Format, Lines
 from arctic_model.planning.serving import RankMemory, Serving, ServingPlan
 
-Bound = Literal["memory", "arithmetic", "lines"]
+Bound = Literal["memory", "arithmetic"]
 ALL_REDUCES = 2
 """Of each layer: after attention, and after the residual MLP and the experts together."""
 
@@ -29,7 +29,9 @@ class Decoding:
     seconds: float
     """Between a request's tokens."""
     bound: Bound
-    """What takes longest on the rank that takes longest."""
+    """What takes longer on the rank that takes longest."""
+    lines: float
+    """Seconds of those that bytes take between ranks."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -50,17 +52,23 @@ def decode(plan: ServingPlan, batch: int, context: int) -> Decoding | None:
     ranks = len(plan.ranks)
     size = -(-batch // ranks)
     flying = -(-batch // size)
-    parts = [_parts(plan, rank, size, context, rate, device.bandwidth) for rank in plan.ranks]
-    times = [max(part["memory"], part["arithmetic"]) + part["lines"] for part in parts]
-    hop = _row_bytes(serving) * size / device.network if device.network and ranks > 1 else 0.0
-    slowest = parts[times.index(max(times))]
+    memory = [_bytes(plan, rank, size, context) / device.bandwidth for rank in plan.ranks]
+    arithmetic = [_flops(plan, rank, size, context) / rate for rank in plan.ranks]
+    reduced = [_reduction_seconds(plan, rank, size) for rank in plan.ranks]
+    times = [max(pair) + more for pair, more in zip(zip(memory, arithmetic, strict=True), reduced, strict=True)]
+    slowest = times.index(max(times))
+    hops = (ranks - 1) * _row_bytes(serving) * size / device.network if device.network else 0.0
+    through, full = sum(times) + hops, flying * times[slowest]
     return Decoding(
-        batch, max(sum(times) + (ranks - 1) * hop, flying * max(times)), max(slowest, key=slowest.__getitem__)
+        batch,
+        seconds=max(through, full),
+        bound="memory" if memory[slowest] >= arithmetic[slowest] else "arithmetic",
+        lines=sum(reduced) + hops if through >= full else flying * reduced[slowest],
     )
 
 
 def compute_bound_from(plan: ServingPlan, context: int, most: int = 2**20) -> int | None:
-    """Return the fewest requests at once that arithmetic binds; None where memory or lines do at `most` too."""
+    """Return the fewest requests at once that arithmetic binds; None where memory does at `most` too."""
 
     def bound(batch: int) -> bool:
         step = decode(plan, batch, context)
@@ -104,24 +112,31 @@ def multiplying_rate(serving: Serving, device: Device) -> float | None:
     return device.flops(format_)
 
 
-def _parts(
-    plan: ServingPlan, rank: RankMemory, tokens: int, context: int, rate: float, bandwidth: float
-) -> dict[Bound, float]:
-    """Seconds of a pipeline rank for a micro-batch, by what they go to."""
+def _kept(serving: Serving, context: int) -> int:
+    return context if serving.visible is None else min(context, serving.visible)
+
+
+def _bytes(plan: ServingPlan, rank: RankMemory, tokens: int, context: int) -> float:
+    """That a device of a pipeline rank reads for a micro-batch."""
+    return rank.read(tokens) + tokens * _kept(plan.serving, context) * rank.kv_bytes_per_token
+
+
+def _flops(plan: ServingPlan, rank: RankMemory, tokens: int, context: int) -> float:
+    """Of a device of a pipeline rank for a micro-batch: two a multiply-add."""
     serving, config = plan.serving, plan.serving.config
-    kept = context if serving.visible is None else min(context, serving.visible)
-    read = rank.read(tokens) + tokens * kept * rank.kv_bytes_per_token
     multiplications = sum(layer_multiplications(config, layer) for layer in rank.layers)
-    multiplications += 2 * kept * config.hidden_size * len(rank.layers)  # scores, and what they weigh
+    # Scores, and what they weigh.
+    multiplications += 2 * _kept(serving, context) * config.hidden_size * len(rank.layers)
     if rank.weights["lm_head"]:
         multiplications += config.vocab_size * config.hidden_size
-    share = (serving.tensor - 1) / serving.tensor
-    reduced = 2 * share * ALL_REDUCES * len(rank.layers) * tokens * _row_bytes(serving)  # a ring sends it twice
-    return {
-        "memory": read / bandwidth,
-        "arithmetic": 2 * tokens * multiplications / serving.tensor / rate,
-        "lines": Lines(plan.device, serving.tensor).seconds(reduced, serving.tensor) if serving.tensor > 1 else 0.0,
-    }
+    return 2 * tokens * multiplications / serving.tensor
+
+
+def _reduction_seconds(plan: ServingPlan, rank: RankMemory, tokens: int) -> float:
+    """Of what the tensor ranks of a pipeline rank add up: a ring sends everything twice, but for its own part."""
+    tensor = plan.serving.tensor
+    sent = 2 * (tensor - 1) / tensor * ALL_REDUCES * len(rank.layers) * tokens * _row_bytes(plan.serving)
+    return Lines(plan.device, tensor).seconds(sent, tensor) if tensor > 1 else 0.0
 
 
 def _row_bytes(serving: Serving) -> int:
