@@ -73,7 +73,7 @@ def plan(
     models = Models(trainings, volumes or default_volumes())
     manifest = _one(files, services or trainings)
     if services:
-        serving = report_serving(manifest, models, choice)
+        serving = report_serving(manifest, models, choice, price)
         text = serving_report.render_json(serving) if output == "json" else serving_report.render_table(serving)
         fits = serving.plan.fits
     else:

@@ -1,9 +1,11 @@
 """What an ArcticInference takes on a device, and what to change where it doesn't fit."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import click
 
+from arctic_api.common import parse_duration
 from arctic_api.inference import ArcticInferenceSpec, Attention
 from arctic_api.verdict import verdict
 from arctic_cli.manifest import ManifestError
@@ -11,14 +13,15 @@ from arctic_cli.models import Manifest, Models
 from arctic_cli.plan.choice import CPU, Choice, brings_no_problem
 from arctic_cli.plan.serving_report import Report
 from arctic_model.config import ArcticConfig
-from arctic_model.planning.advice import Fields, advise
+from arctic_model.planning.advice import Fields, advise, layouts
+from arctic_model.planning.decoding import Decoding, best_layout
 from arctic_model.planning.devices import DEVICES, Device
 from arctic_model.planning.serving import Serving, ServingPlan, plan_serving
 from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE
 from arctic_workers.inference.engines.native.window import Window
 
 
-def report_serving(manifest: Manifest, models: Models, choice: Choice) -> Report:
+def report_serving(manifest: Manifest, models: Models, choice: Choice, price: float | None) -> Report:
     """Plan what an ArcticInference asks for. Raises ManifestError where it can't be."""
     spec = ArcticInferenceSpec.model_validate(manifest.content["spec"])
     if spec.engine.name == "nim":
@@ -27,7 +30,7 @@ def report_serving(manifest: Manifest, models: Models, choice: Choice) -> Report
         )
     config, source = choice.model() or _served(manifest, spec, models)
     device = choice.device(CPU if spec.engine.name == "native" else "h100")
-    return _report(manifest, spec, config, device, source)
+    return _report(manifest, spec, config, device, source, price)
 
 
 def _served(manifest: Manifest, spec: ArcticInferenceSpec, models: Models) -> tuple[ArcticConfig, str]:
@@ -39,12 +42,20 @@ def _served(manifest: Manifest, spec: ArcticInferenceSpec, models: Models) -> tu
         raise ManifestError(f"{manifest.file}: spec.model: {words}; {others}") from None
 
 
-def _report(manifest: Manifest, spec: ArcticInferenceSpec, config: ArcticConfig, device: Device, source: str) -> Report:
+def _report(
+    manifest: Manifest,
+    spec: ArcticInferenceSpec,
+    config: ArcticConfig,
+    device: Device,
+    source: str,
+    price: float | None,
+) -> Report:
     try:
         plan = plan_serving(serving_of(spec, config), device)
     except ValueError as error:
         raise ManifestError(f"{manifest.file}: spec: {error}") from None
-    refused = verdict(manifest.content)
+    latency = spec.batching.target_inter_token_latency
+    target = None if latency is None else parse_duration(latency)
 
     def allowed(fields: Fields) -> bool:
         if spec.engine.name == "native" and fields.get("parallelism.tensor", 1) != 1:
@@ -60,8 +71,17 @@ def _report(manifest: Manifest, spec: ArcticInferenceSpec, config: ArcticConfig,
         plan=plan,
         others=_on_other_devices(plan),
         changes=[] if plan.fits else advise(plan, allowed),
-        refused=[str(problem) for problem in refused],
+        refused=[str(problem) for problem in verdict(manifest.content)],
+        price=price,
+        target=target,
+        best=None if target is None else _best(plan, target, allowed),
     )
+
+
+def _best(plan: ServingPlan, target: float, allowed: Callable[[Fields], bool]) -> tuple[ServingPlan, Decoding] | None:
+    candidates = (candidate for fields, candidate in layouts(plan.serving, plan.device) if allowed(fields))
+    plans = (plan_serving(candidate, plan.device) for candidate in candidates)
+    return best_layout(plans, plan.serving.max_length, target)
 
 
 def serving_of(spec: ArcticInferenceSpec, config: ArcticConfig) -> Serving:

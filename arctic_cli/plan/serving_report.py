@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from arctic_cli.plan.text import GB, MB, aligned, billions, count, size_unit, written
 from arctic_model.cost import count_parameters
 from arctic_model.planning.advice import Change
+from arctic_model.planning.decoding import Decoding, compute_bound_from, decode, most_within
 from arctic_model.planning.serving import PARTS, RankMemory, ServingPlan
 
 CACHE_BYTES = 128 * MB
@@ -33,6 +34,12 @@ class Report:
     """What would make it fit."""
     refused: list[str]
     """Why the API server would not take the manifest."""
+    price: float | None
+    """US dollars a GPU hour."""
+    target: float | None
+    """Seconds between a request's tokens that the manifest wants at most."""
+    best: tuple[ServingPlan, Decoding] | None
+    """The layout that gives most within the target."""
 
     @property
     def notes(self) -> list[str]:
@@ -74,6 +81,8 @@ def render_table(report: Report) -> str:
         *_advice(report),
         *_limits(plan),
     ]
+    if plan.fits and (batches := _batches(plan)):
+        lines += ["", *aligned(_batch_rows(report, batches)), *_turning_point(plan), *_target(report)]
     if report.others:
         lines += ["", *aligned(_device_rows(report))]
     if report.notes:
@@ -164,6 +173,54 @@ def _limits(plan: ServingPlan) -> list[str]:
     ]
 
 
+def _batches(plan: ServingPlan) -> list[Decoding]:
+    """Return steps of ever more requests of the greatest length, as many as have room."""
+    most = min(plan.serving.max_sequences, plan.sequences)
+    sizes = [*(4**power for power in range(10) if 4**power < most), most]
+    steps = (decode(plan, size, plan.serving.max_length) for size in sizes)
+    return [step for step in steps if step is not None]
+
+
+def _batch_rows(report: Report, steps: list[Decoding]) -> list[list[str]]:
+    plan = report.plan
+    rows = [
+        [f"requests at once, of {plan.serving.max_length:,} tokens", *(f"{step.batch:,}" for step in steps)],
+        ["tokens/s of the group, at most", *(f"{step.tokens_per_second:,.0f}" for step in steps)],
+        ["ms between a request's tokens", *(f"{step.seconds * 1e3:,.2f}" for step in steps)],
+        ["  of them between ranks", *(f"{step.lines * 1e3:,.2f}" for step in steps)],
+        ["bound by", *(step.bound for step in steps)],
+    ]
+    if report.price is not None:
+        costs = (step.cost(plan.devices, report.price) for step in steps)
+        rows.append([f"US dollars a million tokens, at {report.price:g} an hour", *(f"{cost:,.3f}" for cost in costs)])
+    return rows
+
+
+def _turning_point(plan: ServingPlan) -> list[str]:
+    first = compute_bound_from(plan, 0)
+    return [] if first is None else [f"Of short requests, arithmetic binds from {first:,} at once on, memory before."]
+
+
+def _target(report: Report) -> list[str]:
+    if report.target is None:
+        return []
+    plan, length = report.plan, report.plan.serving.max_length
+    words = f"Within {report.target * 1e3:g} ms between tokens"
+    own = most_within(plan, length, report.target)
+    lines = [
+        f"{words}: at most {count(own.batch, 'request')} of {length:,} tokens."
+        if own
+        else f"{words}: not even one request."
+    ]
+    if report.best is not None and report.best[0].devices != plan.devices:
+        best, step = report.best
+        lines.append(
+            f"  Most of each device gives tensor {best.serving.tensor} x pipeline {best.serving.pipeline}: "
+            f"{count(step.batch, 'request')}, {step.tokens_per_second / best.devices:,.0f} tokens/s a device."
+        )
+    return lines
+
+
 def _device_rows(report: Report) -> list[list[str]]:
     rows = [["the same group on", "fits", "tokens of keys and values", "limit of one request, tokens/s"]]
     for plan in report.others.values():
@@ -200,6 +257,10 @@ def render_json(report: Report) -> str:
         **_outcome_json(plan),
         "changes": [{"fields": change.fields, **_outcome_json(change.plan)} for change in report.changes],
         "otherDevices": {name: _outcome_json(other) for name, other in report.others.items()},
+        "batches": [
+            {**asdict(step), "tokensPerSecondLimit": step.tokens_per_second}
+            for step in (_batches(plan) if plan.fits else [])
+        ],
         "notes": report.notes,
     }
     return json.dumps(content, indent=2)

@@ -30,7 +30,7 @@ class Change:
 def advise(plan: ServingPlan, allowed: Allowed = lambda _: True) -> list[Change]:
     """Changes to a group that doesn't fit, each enough by itself; several at once only where none is. None may help."""
     serving, device = plan.serving, plan.device
-    alone = (_weights(serving), _kv_caches(serving), _shorter(plan), _layouts(serving, device))
+    alone = (_weights(serving), _kv_caches(serving), _shorter(plan), layouts(serving, device))
     changes = [change for way in alone if (change := _first(way, device, allowed))]
     if changes:
         return changes
@@ -65,7 +65,7 @@ def _shorter(plan: ServingPlan) -> Iterator[tuple[Fields, Serving]]:
         yield {"attention.maxLength": tokens}, replace(plan.serving, max_length=tokens)
 
 
-def _layouts(serving: Serving, device: Device) -> Iterator[tuple[Fields, Serving]]:
+def layouts(serving: Serving, device: Device) -> Iterator[tuple[Fields, Serving]]:
     """Every tensor x pipeline that the model can be cut into: fewest nodes first, as a pod has a node, then devices."""
     most = min(serving.config.num_hidden_layers, MOST_PIPELINE_RANKS)
     degrees = product(range(1, most + 1), _tensor_degrees(replace(serving, pipeline=most), device))
@@ -92,5 +92,5 @@ def _narrower_layouts(serving: Serving, device: Device) -> Iterator[tuple[Fields
     """Layouts with narrower weights, with narrower keys and values, with both."""
     _, *formats = product([({}, serving), *_weights(serving)], [({}, serving), *_kv_caches(serving)])
     for (fields, narrow), (kv_fields, kv) in formats:
-        for layout, candidate in _layouts(replace(narrow, kv_cache=kv.kv_cache), device):
+        for layout, candidate in layouts(replace(narrow, kv_cache=kv.kv_cache), device):
             yield {**fields, **kv_fields, **layout}, candidate

@@ -36,7 +36,9 @@ ARCTIC = ROOT / "examples" / "arctic-inference.yaml"
 
 @pytest.fixture(autouse=True)
 def machine_of_64_gib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arctic_cli.plan.choice.this_machine", lambda: cpu(memory=64 * GIB, bandwidth=10e9))
+    monkeypatch.setattr(
+        "arctic_cli.plan.choice.this_machine", lambda: cpu(memory=64 * GIB, bandwidth=10e9, fp32_flops=1e11)
+    )
 
 
 def plan(*arguments: object) -> Result:
@@ -379,3 +381,21 @@ def test_ranks_beyond_the_devices_of_a_node_are_refused(tmp_path: Path) -> None:
     result = plan("-f", file, "--device", "h100")
     assert result.exit_code == 64
     assert "spec.parallelism.processesPerNode is 16 and a node has 8 x H100" in result.stderr
+
+
+def test_a_batch_is_bounded_and_priced(tmp_path: Path) -> None:
+    batches = planned("-f", ARCTIC, "--preset", "arctic")["batches"]
+    assert [each["batch"] for each in batches] == [1, 4, 16, 64, 256, 512]
+    assert all(each["bound"] == "memory" for each in batches)
+    result = plan("-f", ARCTIC, "--preset", "arctic", "--price", 3)
+    assert "US dollars a million tokens, at 3 an hour" in result.stdout
+    assert "arithmetic binds from" in result.stdout
+
+
+def test_a_target_between_tokens_says_how_many_requests_keep_it_and_what_layout_does_best(tmp_path: Path) -> None:
+    batching = {"targetInterTokenLatency": "30ms", "maxSequences": 64}
+    file = written(tmp_path, {"spec.batching": batching, "spec.parallelism": {"pipeline": 2}})
+    result = plan("-f", file, "--preset", "arctic-466m", "--device", "cpu")
+    assert "Within 30 ms between tokens: at most " in result.stdout, result.stderr
+    slow = written(tmp_path, {"spec.batching": batching | {"targetInterTokenLatency": "1ms"}})
+    assert "not even one request" in plan("-f", slow, "--preset", "arctic-466m", "--device", "cpu").stdout
