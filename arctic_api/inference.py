@@ -202,7 +202,11 @@ class Service(Resource):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port of the OpenAI-compatible endpoint."""
     auth: SecretReference | None = None
-    """Secret whose values are the accepted API keys."""
+    """Secret whose values are the accepted API keys, one or several a value, one a line; anybody may ask if unset.
+
+    Clients send `Authorization: Bearer KEY`, and are refused with 401 without one; `/health` needs none. With no such
+    Secret, or none in it, every request is refused. What changes in it counts within a minute, and restarts nothing.
+    """
     cors: Annotated[list[Origin], Field(min_length=1, max_length=32)] | None = Field(None, json_schema_extra=SET)
     """Origins whose pages may ask from a browser, such as https://chat.example.com, or "*" for all; none by default."""
 

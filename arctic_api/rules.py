@@ -28,7 +28,6 @@ from arctic_api.inference import (
     AutoscalingTarget,
     InferenceModel,
     Rollout,
-    Service,
 )
 from arctic_api.rule import Judge, Rule
 from arctic_api.training import (
@@ -545,7 +544,6 @@ NOT_YET_SUPPORTED = (
     _unset(ArcticInferenceSpec, "autoscaling"),
     _unset(Rollout, "canary"),
     _unset(Rollout, "toRevision"),
-    _unset(Service, "auth"),
 )
 
 RULES = (*COMMON_RULES, *TRAINING_RULES, *INFERENCE_RULES, *ENGINE_RULES, *NOT_YET_SUPPORTED)

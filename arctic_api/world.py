@@ -157,6 +157,8 @@ class InferenceGroup(_World):
     revision: str
     model_folder: str
     """Folder of the weights in the Hugging Face layout; `hf://` URIs stay as they are."""
+    keys_folder: str | None = None
+    """Folder of the Secret that `service.auth` names, a file a value; None where a gateway asks for keys."""
     login_folder: str | None = None
     """Folder with the group's `LOGIN_KEY`; None where its pods have no need of it."""
 

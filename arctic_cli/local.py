@@ -21,8 +21,9 @@ from typing import IO, Any
 import click
 from pydantic import ValidationError
 
-from arctic_api.common import ClaimVolume, WorkerTemplate, parse_duration
+from arctic_api.common import ClaimVolume, SecretReference, WorkerTemplate, parse_duration
 from arctic_api.inference import ArcticInferenceSpec, InferenceModel
+from arctic_api.keys import read_keys
 from arctic_api.training import ArcticTrainingSpec, Restart, WeightsFrom
 from arctic_api.world import (
     NODE_RANK_VARIABLE,
@@ -39,7 +40,7 @@ from arctic_cli.manifest import ManifestError, load_one
 from arctic_cli.ports import LOOPBACK, free_ports
 from arctic_cli.running import announced
 from arctic_cluster.image import USER
-from arctic_cluster.paths import default_volumes
+from arctic_cluster.paths import default_secrets, default_volumes
 from arctic_workers.control import lifeline
 from arctic_workers.control.signals import StopFlag
 
@@ -112,7 +113,9 @@ def training_worlds(manifest: dict[str, Any], volumes: Path, attempt: int, scrat
     ]
 
 
-def inference_groups(manifest: dict[str, Any], volumes: Path, scratch: Path) -> list[InferenceGroup]:
+def inference_groups(
+    manifest: dict[str, Any], volumes: Path, scratch: Path, secrets: Path | None = None
+) -> list[InferenceGroup]:
     """Return the group document of each pipeline rank; they differ in ports alone."""
     spec = ArcticInferenceSpec.model_validate(manifest["spec"])
     namespace, name = _identity(manifest)
@@ -120,6 +123,7 @@ def inference_groups(manifest: dict[str, Any], volumes: Path, scratch: Path) -> 
     rendezvous, *ports = free_ports(1 + 2 * pipeline)
     mounts = local_mounts(spec.template, volumes)
     folder = weights_folder(spec.model, namespace, volumes)
+    keys = str(keys_folder(spec.service.auth, secrets or default_secrets())) if spec.service.auth else None
     return [
         InferenceGroup(
             namespace=namespace,
@@ -136,9 +140,26 @@ def inference_groups(manifest: dict[str, Any], volumes: Path, scratch: Path) -> 
             group=f"{name}-local",
             revision="local",
             model_folder=folder,
+            keys_folder=keys,
         )
         for rank in range(pipeline)
     ]
+
+
+def keys_folder(auth: SecretReference, secrets: Path) -> Path:
+    """Return the folder that stands for the Secret with the API keys; who serves closed must have one."""
+    folder = secrets / auth.secret_name
+    files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    keys = read_keys({path.name: path.read_bytes() for path in files})
+    if keys.problems:
+        raise click.ClickException(
+            f"spec.service.auth: {folder} has what no client can send: {'; '.join(keys.problems)}"
+        )
+    if not keys.digests:
+        raise click.ClickException(
+            f"spec.service.auth: no API key in {folder}: write one a line into a file there, or leave auth out"
+        )
+    return folder
 
 
 def _identity(manifest: dict[str, Any]) -> tuple[str, str]:
@@ -379,7 +400,13 @@ def train(file: Path, volumes: Path | None) -> None:
 @click.command()
 @_file_option
 @volumes_option
-def serve(file: Path, volumes: Path | None) -> None:
+@click.option(
+    "--secrets",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Folder that holds a folder for each Secret, a file a value [default: $XDG_DATA_HOME/arctic/secrets].",
+)
+def serve(file: Path, volumes: Path | None, secrets: Path | None) -> None:
     """Run one group of an ArcticInference as local processes, on loopback."""
     manifest = _load_to_run(file, "ArcticInference")
     spec = ArcticInferenceSpec.model_validate(manifest["spec"])
@@ -390,7 +417,7 @@ def serve(file: Path, volumes: Path | None) -> None:
         )
     stop = stop_flag()
     with tempfile.TemporaryDirectory(prefix="arctic-serve-") as scratch:
-        groups = inference_groups(manifest, volumes or default_volumes(), Path(scratch))
+        groups = inference_groups(manifest, volumes or default_volumes(), Path(scratch), secrets)
         click.echo(f"OpenAI-compatible API: http://{LOOPBACK}:{groups[0].ports.http}/v1 (once ready)")
         processes = Processes(INFERENCE_MODULE, groups, spec.template)
         codes = processes.wait(parse_duration(spec.rollout.drain_timeout), stop)

@@ -29,6 +29,11 @@ def cache() -> Path:
     return _xdg("XDG_CACHE_HOME", ".cache")
 
 
+def default_secrets() -> Path:
+    """The folder with a folder for each Secret that local processes are told of, unless the user names another."""
+    return _xdg("XDG_DATA_HOME", ".local/share") / "secrets"
+
+
 def default_volumes() -> Path:
     """The folder with the corpus, the models and the store that pods share, unless the user names another."""
     return _xdg("XDG_DATA_HOME", ".local/share") / "volumes"

@@ -363,12 +363,6 @@ def contains(known: Any, wanted: Any) -> bool:
     return bool(known == wanted)
 
 
-def secret_manifest(metadata: Manifest, data: Mapping[str, bytes]) -> Manifest:
-    """Return a Secret."""
-    encoded = {name: base64.b64encode(value).decode() for name, value in data.items()}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": encoded}
-
-
 def secret_data(manifest: Manifest) -> dict[str, bytes]:
     """Return the content of a Secret."""
     return {name: base64.b64decode(value) for name, value in (manifest.get("data") or {}).items()}

@@ -14,9 +14,9 @@ from arctic_operator.certificates import (
     needs_rotation,
     server_secret,
 )
-from arctic_operator.cluster import ApiError, Cluster, secret_data, secret_manifest
+from arctic_operator.cluster import ApiError, Cluster, secret_data
 from arctic_operator.logins import is_login, new_login
-from arctic_operator.manifests.common import child_metadata, login_name, tls_name
+from arctic_operator.manifests.common import child_metadata, login_name, secret_manifest, tls_name
 from arctic_operator.observed import Identity
 from arctic_operator.settings import Settings
 

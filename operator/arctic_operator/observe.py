@@ -12,15 +12,17 @@ from arctic_api.common import BaseWeights
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, CheckpointRequest
 from arctic_api.verdict import field_problems, verdict
-from arctic_api.world import CHECKPOINT_REQUEST
+from arctic_api.world import CHECKPOINT_REQUEST, Label
 from arctic_operator.cache import Cache, Key, Manifest, version_of
 from arctic_operator.cluster import CHILD_KINDS, Cluster
 from arctic_operator.live import Live
 from arctic_operator.manifests.common import revision_of
+from arctic_operator.manifests.gateway import ROLE as GATEWAY
 from arctic_operator.observed import (
     INVALID_SPEC,
     LEADER_WORKER_SET,
     STATEFUL_SET,
+    Access,
     Identity,
     Inference,
     InferenceSeen,
@@ -30,6 +32,7 @@ from arctic_operator.observed import (
     TrainingSeen,
     Trouble,
     exported_by,
+    gateway_pod_of,
     group_set_of,
     identity_of,
     job_of,
@@ -161,8 +164,9 @@ class Observer:
         return any(pod.node and pod.phase == "Pending" for pod in self._pods(uid))
 
     def forget_unwatched(self, uid: str) -> None:
-        """Forget ConfigMaps, which nobody may list: they are written anew, whether they are there or not."""
-        self._cache.forget_children(uid, "ConfigMap")
+        """Forget what nobody may list: it is written anew, whether it is there or not."""
+        for kind in ("ConfigMap", "Secret"):
+            self._cache.forget_children(uid, kind)
 
     def training_seen(
         self,
@@ -191,9 +195,13 @@ class Observer:
         )
 
     def inference_seen(
-        self, inference: Inference, live: Callable[[str], Live | None], refusals: Mapping[str, str]
+        self,
+        inference: Inference,
+        live: Callable[[str], Live | None],
+        refusals: Mapping[str, str],
+        access: Access | None = None,
     ) -> InferenceSeen:
-        """Return all that is known about a service."""
+        """Return all that is known about a service; `access` is who may use it."""
         uid = inference.identity.uid
         groups = [group_set_of(child) for kind in GROUP_KINDS for child in self._owned(uid, kind)]
         known = {group.name: seen for group in groups if (seen := live(group.name))}
@@ -204,6 +212,8 @@ class Observer:
             pods=[pod for pod in self._pods(uid) if pod.group is not None],
             nodes=self._nodes(),
             live=known,
+            access=access,
+            gateways=[gateway_pod_of(child) for child in self._cache.children(uid, "Pod") if _is_gateway(child)],
             base=base,
             lack=lack,
             refusals=refusals,
@@ -255,3 +265,8 @@ class Observer:
         newest = exported_by(manifest) if manifest else None
         found = (known or newest) if keep else (newest or known)
         return found, None if found else lack_of(manifest, namespace, name)
+
+
+def _is_gateway(pod: Manifest) -> bool:
+    metadata = pod["metadata"]
+    return metadata["labels"].get(Label.ROLE) == GATEWAY and "deletionTimestamp" not in metadata

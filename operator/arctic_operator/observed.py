@@ -21,6 +21,8 @@ GENERATION_ANNOTATION = "arctic.dev/generation"
 GPU_HOURS_ANNOTATION = "arctic.dev/gpu-hours-before"
 DRAINING_ANNOTATION = "arctic.dev/draining-since"
 WEIGHTS_ANNOTATION = "arctic.dev/weights"
+READ_ANNOTATION = "arctic.dev/read"
+"""Says of a gateway's pod what it should have read: the kubelet brings the files of a pod up to date that changes."""
 WORKER_CONTAINER = "worker"
 """The container of ours in a worker's pod, whose exit code says how the worker ended."""
 POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
@@ -29,6 +31,9 @@ COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 STATEFUL_SET, LEADER_WORKER_SET = "StatefulSet", "LeaderWorkerSet"
 INVALID_SPEC = "InvalidSpec"
 """State, and reason of the conditions, of an object whose specification can't be carried out."""
+
+NO_KEYS = "NoKeys"
+"""State of a service that nobody may use, and reason of that trouble."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,26 @@ class Trouble:
 
 
 @dataclass(frozen=True)
+class Access:
+    """Who may use a service that asks for a key."""
+
+    digests: tuple[str, ...] = ()
+    """Of the keys that are accepted, in hex and in order."""
+    lack: Trouble | None = None
+    """What is wrong with the Secret that they are in."""
+
+
+@dataclass(frozen=True)
+class GatewayPod:
+    """A pod of the gateway."""
+
+    name: str
+    uid: str
+    told: str
+    """What it was told last to read anew."""
+
+
+@dataclass(frozen=True)
 class Pod:
     """A worker's pod. Times that do not apply are None."""
 
@@ -211,6 +236,9 @@ class InferenceSeen:
     """Why there are no such weights, and will be none of themselves."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Why children have too few pods, by their names, where that was asked for."""
+    access: Access | None = None
+    """Who may use the service, None where it asks for no key."""
+    gateways: Sequence[GatewayPod] = ()
     others: Sequence[Manifest] = ()
     """Children of other kinds, whole."""
 
@@ -334,6 +362,12 @@ def pod_of(manifest: Manifest) -> Pod:
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
         beside=next((trouble for each in containers if each is not container and (trouble := _mishap(each))), None),
     )
+
+
+def gateway_pod_of(manifest: Manifest) -> GatewayPod:
+    """Reduce a pod of the gateway."""
+    metadata = manifest["metadata"]
+    return GatewayPod(metadata["name"], metadata["uid"], metadata.get("annotations", {}).get(READ_ANNOTATION, ""))
 
 
 def _mishap(container: Manifest) -> Trouble | None:

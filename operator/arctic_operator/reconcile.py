@@ -10,6 +10,7 @@ from typing import Any
 
 from arctic_api.common import Condition
 from arctic_api.training import ArcticTrainingStatus
+from arctic_operator.access import AccessKeys
 from arctic_operator.cache import Cache, Key, Manifest
 from arctic_operator.certificates import DamagedPEM, server_name
 from arctic_operator.cluster import (
@@ -35,7 +36,7 @@ from arctic_operator.metrics import (
     STATUS_WRITES,
 )
 from arctic_operator.observe import Observer, Subject
-from arctic_operator.observed import STATEFUL_SET, GroupSet, Identity, Inference, Job, Training
+from arctic_operator.observed import STATEFUL_SET, Access, GroupSet, Identity, Inference, Job, Training
 from arctic_operator.plan import inference_status, training_status
 from arctic_operator.plan.actions import Follow, Plan, sooner
 from arctic_operator.plan.conditions import Conditions, events_between
@@ -100,6 +101,7 @@ class _Memory:
     followed: set[str] = field(default_factory=set)
     shapes: dict[str, object] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
+    access: Access | None = None
 
 
 class Reconciler:
@@ -111,6 +113,7 @@ class Reconciler:
             cluster, cache, read_nodes=settings.read_nodes, leader_worker_sets=settings.leader_worker_sets
         )
         self._keys = Keys(cluster, settings, _now)
+        self._access_keys = AccessKeys(cluster)
         self._events = Events(cluster, settings.pod_name)
         self._followers = Followers(self._on_live_change)
         self._commands = Commands(self._followers, queue.add)
@@ -185,6 +188,8 @@ class Reconciler:
             return None
         memory = self._memory.setdefault(key, _Memory(subject.identity.uid))
         looked = memory.looked
+        if isinstance(subject, Inference):
+            memory.access = await self._access_keys.read(subject)
         try:
             plan = await self._newest_plan(key, subject, memory)
         except PlanningError as error:
@@ -228,14 +233,15 @@ class Reconciler:
     def _decide(self, key: Key, subject: Subject, now: datetime) -> Plan:
         if subject.deleting:
             return Plan()
-        refusals = self._memory[key].refusals
+        memory = self._memory[key]
+        refusals = memory.refusals
         if isinstance(subject, Training):
             answer = self._commands.answer(key, subject.identity.uid)
             seen = self.observer.training_seen(subject, self._followers.latest((key, "")), refusals, answer)
             return plan_training(subject, seen, self._settings, now)
         if isinstance(subject, Inference):
             services = self.observer.inference_seen(
-                subject, lambda group: self._followers.latest((key, group)), refusals
+                subject, lambda group: self._followers.latest((key, group)), refusals, memory.access
             )
             return plan_inference(subject, services, self._settings, now)
         if isinstance(subject.status, ArcticTrainingStatus):
@@ -368,6 +374,7 @@ class Reconciler:
             self._followers.unfollow((key, group))
         self._commands.forget(key)
         self._keys.forget(memory.uid)
+        self._access_keys.forget(memory.uid)
         self.observer.forget(memory.uid)
         self.observer.forget_unwatched(memory.uid)
         self._memory.pop(key, None)

@@ -15,7 +15,6 @@ from arctic_api.inference import (
     AutoscalingTarget,
     InferenceModel,
     Rollout,
-    Service,
 )
 from arctic_api.rule import Rule
 from arctic_api.rules import RULES
@@ -536,6 +535,5 @@ CASES = [
     _inference(ArcticInferenceSpec, ".autoscaling", NO, {"spec.autoscaling": SCALING}),
     _inference(Rollout, ".canary", NO, {"spec.rollout.canary": {"weight": "10%"}}),
     _inference(Rollout, ".toRevision", NO, {"spec.rollout.toRevision": "abc"}),
-    _inference(Service, ".auth", NO, {"spec.service.auth": SECRET}, {"spec.service.port": 80}),
     *_engine_cases(),
 ]

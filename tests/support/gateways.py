@@ -17,10 +17,12 @@ from typing import Any
 
 import httpx
 
+from arctic_api.keys import digest_of
 from arctic_api.world import Ports
 from arctic_cli.ports import free_ports
 from arctic_operator.manifests import gateway
 from arctic_operator.manifests.gateway import GatewayShape, gateway_command, haproxy_config
+from arctic_operator.manifests.gateway_lua import LUA, LUA_FILE
 
 PATIENCE = 20.0
 HOST = "demo-leaders.default.svc.cluster.local"
@@ -68,6 +70,11 @@ class Leader:
     def _api(leader) -> type[BaseHTTPRequestHandler]:  # noqa: N805
         class Api(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.answer()
+
+            do_OPTIONS = do_GET
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -192,6 +199,8 @@ def run_gateway(
     requests_per_leader: int = 100,
     queue_timeout: str = "60s",
     beside: Ports | None = None,
+    keys: list[str] | None = None,
+    browsers: bool = False,
 ) -> Iterator[Gateway]:
     """Run the configuration as it is built, but for its ports, its name server and shorter times.
 
@@ -201,13 +210,18 @@ def run_gateway(
     port, metrics_port, *ports = free_ports(4)
     api_port, health_port = (beside.http, beside.metrics) if beside else ports
     made = [Leader(f"127.0.0.{2 + index}") for index in range(leaders)]
-    config = haproxy_config(GatewayShape(HOST, api_port, health_port, 16, requests_per_leader, 30))
+    lock = {"locked": keys is not None, "browsers": browsers}
+    config = haproxy_config(GatewayShape(HOST, api_port, health_port, 16, requests_per_leader, 30, **lock))
+    (folder / LUA_FILE).write_text(LUA)
+    write_keys(folder, keys or [])
     with ExitStack() as stack:
         dns = Dns()
         stack.callback(dns.close)
         for here, there in (
             (f"bind :{gateway.HTTP_PORT}", f"bind 127.0.0.1:{port}"),
             (f"bind :{health_port}", f"bind 127.0.0.1:{metrics_port}"),
+            (f"{gateway.CONFIG_FOLDER}/{LUA_FILE}", str(folder / LUA_FILE)),
+            (f"{gateway.KEYS_FOLDER}/{gateway.KEYS_FILE}", str(folder / gateway.KEYS_FILE)),
             ("parse-resolv-conf", f"nameserver test 127.0.0.1:{dns.port}"),
             (f"grace {gateway.GRACE_SECONDS}s", "grace 1s"),
             ("timeout resolve 1s", "timeout resolve 100ms"),
@@ -235,6 +249,13 @@ def run_gateway(
         for leader in made:
             leader.release.set()
             leader.next_chunk.set()
+
+
+def write_keys(folder: Path, keys: list[str]) -> None:
+    """Write what the gateway reads of the Secret with the digests, in one go as the kubelet does."""
+    whole = folder / "digests.new"
+    whole.write_text("".join(f"{digest_of(key.encode())}\n" for key in keys))
+    whole.replace(folder / gateway.KEYS_FILE)
 
 
 def kill_session(process: subprocess.Popen[bytes]) -> None:

@@ -3,6 +3,7 @@
 Names follow from the owner alone, so that doing a thing twice is doing it once.
 """
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
@@ -79,6 +80,11 @@ def gateway_name(identity: Identity) -> str:
     return f"{base_name(identity)}-gateway"
 
 
+def keys_name(identity: Identity) -> str:
+    """Return the name of the Secret with the digests of the API keys that the gateway accepts."""
+    return f"{base_name(identity)}-keys"
+
+
 def object_labels(identity: Identity) -> dict[str, str]:
     """Return the labels of every child of one object."""
     return {
@@ -142,6 +148,12 @@ def headless_service(identity: Identity, name: str, selector: Mapping[str, str],
             "ports": [{"name": "rendezvous", "port": port, "protocol": "TCP"}],
         },
     }
+
+
+def secret_manifest(metadata: Manifest, data: Mapping[str, bytes]) -> Manifest:
+    """Return a Secret."""
+    encoded = {name: base64.b64encode(value).decode() for name, value in data.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": encoded}
 
 
 def hosts(name: str, namespace: str, count: int) -> list[str]:

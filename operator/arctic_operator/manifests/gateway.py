@@ -1,11 +1,13 @@
 """Builders of what stands in front of an inference service: its stable address and the HAProxy behind it.
 
 HAProxy finds the ready leaders by DNS and asks each for its own health: groups come and go without a change here.
+What may change more often than a gateway should restart is in files that it reads anew (`gateway_lua`).
 """
 
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from arctic_api.common import parse_duration
@@ -17,15 +19,20 @@ from arctic_operator.manifests.common import (
     Manifest,
     child_metadata,
     gateway_name,
+    keys_name,
     leader_selector,
     leaders_name,
+    secret_manifest,
 )
+from arctic_operator.manifests.gateway_lua import LUA, LUA_FILE
 from arctic_operator.observed import Identity
 from arctic_operator.settings import Settings
 
 ROLE = "gateway"
 CONFIG_FILE = "haproxy.cfg"
 CONFIG_FOLDER = "/etc/arctic/gateway"
+KEYS_FOLDER = "/etc/arctic/keys"
+KEYS_FILE = "digests"
 CONFIG_HASH = "arctic.dev/config-hash"
 HTTP_PORT = 8080
 """Port of the gateway's pods: above 1024, since they are not root; the Service maps the spec's port to it."""
@@ -46,6 +53,11 @@ _ERRORS = {
 }
 _RETRY_AFTER_SECONDS = {502: 1, 503: 5, 429: 1}
 _LENGTH_REQUIRED = ("invalid_request_error", "length_required", "Send the request with a Content-Length.")
+_NO_KEY = (
+    "invalid_request_error",
+    "invalid_api_key",
+    "The API key is missing or is not one of this service: send the header Authorization: Bearer KEY.",
+)
 _UNREADY = ("server_error", "service_unavailable", "No replica of this model is ready: try again in a few seconds.")
 _QUEUE_FULL = ("rate_limit_error", "queue_full", "Too many requests wait already: try again later.")
 
@@ -64,6 +76,10 @@ class GatewayShape(NamedTuple):
     """Requests that a leader is given at once; the others queue here."""
     drain_seconds: int
     """Time that running requests get once the gateway is told to stop."""
+    locked: bool = False
+    """Whether a request needs a key."""
+    browsers: bool = False
+    """Whether pages may ask, whose browsers ask first, without a key, whether they may (CORS)."""
 
 
 def leader_slots(most_groups: int) -> int:
@@ -77,6 +93,8 @@ def haproxy_config(shape: GatewayShape) -> str:
     return f"""\
 global
     log stdout format raw local0 notice
+    setenv ARCTIC_KEYS {KEYS_FOLDER}/{KEYS_FILE}
+    lua-load {CONFIG_FOLDER}/{LUA_FILE}
     # Fixed, since HAProxy otherwise sizes itself by the node's processors and its limit of open files.
     maxconn 4096
     nbthread 4
@@ -139,7 +157,7 @@ frontend api
     # A leader gets a request once it is here, so that slow senders fill no queue: the whole of it up to
     # `tune.bufsize`, of a longer one that much. `option http-buffer-request` would wait before the size is looked at.
     http-request wait-for-body time 30s
-    http-after-response set-header Connection close if {{ stopping }}
+{_lock(shape)}    http-after-response set-header Connection close if {{ stopping }}
     default_backend leaders
 
 backend leaders
@@ -164,10 +182,25 @@ frontend observability
 """
 
 
+def _lock(shape: GatewayShape) -> str:
+    """Return the rules that refuse who has no key; `/health` is for load balancers, which have none.
+
+    They come after the body, since who is refused while it still sends may find no answer but a broken connection.
+    """
+    if not shape.locked:
+        return ""
+    free = " !{ method OPTIONS }" if shape.browsers else ""
+    return f"""\
+    http-request set-var(txn.key_digest) http_auth_bearer,sha2(256),hex,lower
+    http-request return {_answer(401, _NO_KEY)} if !{{ lua.has_key -m bool }} !{{ path /health }}{free}
+"""
+
+
 def _answer(status: int, error: tuple[str, str, str]) -> str:
     """Return the arguments of HAProxy's answers of its own: a body as the OpenAI API has it."""
     retry = f" hdr Retry-After {_RETRY_AFTER_SECONDS[status]}" if status in _RETRY_AFTER_SECONDS else ""
-    return f"status {status} content-type application/json string '{_json_error(*error)}'{retry}"
+    asks = " hdr WWW-Authenticate Bearer" if status == 401 else ""
+    return f"status {status} content-type application/json string '{_json_error(*error)}'{retry}{asks}"
 
 
 def _json_error(kind: str, code: str, message: str) -> str:
@@ -179,8 +212,10 @@ def service_url(identity: Identity, spec: ArcticInferenceSpec) -> str:
     return f"http://{identity.name}.{identity.namespace}.svc:{spec.service.port}"
 
 
-def gateway_children(identity: Identity, spec: ArcticInferenceSpec, settings: Settings) -> list[Manifest]:
-    """Return all that stands in front of the groups of one ArcticInference.
+def gateway_children(
+    identity: Identity, spec: ArcticInferenceSpec, settings: Settings, digests: Sequence[str] = ()
+) -> list[Manifest]:
+    """Return all that stands in front of the groups of one ArcticInference; `digests` are those of accepted keys.
 
     It does not depend on which groups there are: with none ready, or none wanted, requests are answered with 503.
     """
@@ -188,8 +223,12 @@ def gateway_children(identity: Identity, spec: ArcticInferenceSpec, settings: Se
     config = haproxy_config(shape)
     selector: dict[str, str] = {Label.UID.value: identity.uid, Label.ROLE.value: ROLE}
     name, ports = gateway_name(identity), Ports()
+    keys = "".join(f"{digest}\n" for digest in digests)
+    locked = spec.service.auth is not None
+    key_secret = secret_manifest(child_metadata(identity, keys_name(identity), role=ROLE), {KEYS_FILE: keys.encode()})
     return [
-        _child("v1", "ConfigMap", identity, name) | {"data": {CONFIG_FILE: config}},
+        *([key_secret] if locked else []),
+        _child("v1", "ConfigMap", identity, name) | {"data": {CONFIG_FILE: config, LUA_FILE: LUA}},
         _child("v1", "Service", identity, leaders_name(identity))
         | {
             "spec": {
@@ -216,7 +255,7 @@ def gateway_children(identity: Identity, spec: ArcticInferenceSpec, settings: Se
                 "template": {
                     "metadata": {
                         "labels": _child("v1", "Pod", identity, name)["metadata"]["labels"],
-                        "annotations": {CONFIG_HASH: hashlib.sha256(config.encode()).hexdigest()[:16]},
+                        "annotations": {CONFIG_HASH: hashlib.sha256((config + LUA).encode()).hexdigest()[:16]},
                     },
                     "spec": _pod(identity, shape, selector, spec, settings),
                 },
@@ -236,6 +275,8 @@ def _shape(identity: Identity, spec: ArcticInferenceSpec, settings: Settings) ->
         # As many again as can run: a leader always has a next request, and its own queue shows that it is full.
         requests_per_leader=2 * spec.batching.max_sequences,
         drain_seconds=math.ceil(parse_duration(spec.rollout.drain_timeout)),
+        locked=spec.service.auth is not None,
+        browsers=bool(spec.service.cors),
     )
 
 
@@ -257,7 +298,10 @@ def _pod(
         "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}},
         **({"priorityClassName": spec.priority_class_name} if spec.priority_class_name else {}),
         "containers": [_container(shape, settings)],
-        "volumes": [{"name": "config", "configMap": {"name": gateway_name(identity)}}],
+        "volumes": [
+            {"name": "config", "configMap": {"name": gateway_name(identity)}},
+            *([{"name": "keys", "secret": {"secretName": keys_name(identity)}}] if shape.locked else []),
+        ],
     }
 
 
@@ -275,7 +319,10 @@ def _container(shape: GatewayShape, settings: Settings) -> Manifest:
         "livenessProbe": {"httpGet": {"path": "/healthz", "port": "metrics"}, "periodSeconds": 10},
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "768Mi"}},
         "securityContext": CONTAINER_SECURITY,
-        "volumeMounts": [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}],
+        "volumeMounts": [
+            {"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True},
+            *([{"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True}] if shape.locked else []),
+        ],
     }
 
 

@@ -13,6 +13,7 @@ from arctic_operator.manifests.inference import group_services, group_set
 from arctic_operator.observed import (
     DRAINING_ANNOTATION,
     GENERATION_ANNOTATION,
+    READ_ANNOTATION,
     REVISION_ANNOTATION,
     GroupSet,
     Inference,
@@ -31,6 +32,8 @@ SETTLE = timedelta(seconds=10)
 SERVED_AFTER = timedelta(seconds=60)
 """A pod that lived longer is remade at once when it waits to be restarted; one that can't start is left to back off."""
 LOOK_AGAIN_SECONDS = 30.0
+LOOK_AT_KEYS_SECONDS = 15.0
+"""Nothing tells of a Secret that has changed."""
 
 
 @dataclass(frozen=True)
@@ -190,13 +193,14 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
     left = tuple(_left_behind(seen, identity.namespace)) if settings.leader_worker_sets else ()
     return Plan(
         apply=(
-            *gateway_children(identity, spec, settings),
+            *gateway_children(identity, spec, settings, seen.access.digests if seen.access else ()),
             *(child for name, kind in kinds.items() for child in group_services(identity, name, kind, settings)),
         ),
         create=tuple(group_set(inference, revision, name, settings, seen.base) for name in made),
         mark=(
             *_stamps(inference, seen),
             *(mark for group in groups for mark in _marks(group, identity.namespace, group in moves.drain, now)),
+            *_told_to_read(seen, identity.namespace),
         ),
         drain=tuple(group.name for group in staying if _must_tell(group, seen, now)),
         delete=(
@@ -208,7 +212,11 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
         follow=tuple(follow for group in staying for follow in _follow(group)),
         short=tuple(g.set for g in staying if lacks_pods(g.set.created, g.pods, g.set.size, now)),
         status=inference_status(inference, seen, groups, revision, desired, waiting, now),
-        requeue_after=sooner(_next_look(groups, now), until_unreachable(seen.pods, seen.nodes, now)),
+        requeue_after=sooner(
+            _next_look(groups, now),
+            until_unreachable(seen.pods, seen.nodes, now),
+            LOOK_AT_KEYS_SECONDS if seen.access else None,
+        ),
         needs_fresh=bool(made or left) or any(group.lost for group in groups),
     )
 
@@ -243,6 +251,16 @@ def _marks(group: Group, namespace: str, begins: bool, now: datetime) -> Iterabl
         yield Mark(group.set.kind, namespace, group.name, group.set.uid, annotations=since)
     if leader and leader.routed and (begins or group.draining or group.lost):
         yield Mark("Pod", namespace, leader.name, leader.uid, labels={Label.ROUTING: "off"})
+
+
+def _told_to_read(seen: InferenceSeen, namespace: str) -> Iterable[Mark]:
+    """Have the files of gateways brought up to date now: the kubelet would take its time, a minute or two."""
+    if seen.access is None:
+        return
+    files = revision_of({"keys": seen.access.digests})
+    for pod in seen.gateways:
+        if pod.told != files:
+            yield Mark("Pod", namespace, pod.name, pod.uid, annotations={READ_ANNOTATION: files})
 
 
 def _since_drain(group: Group, now: datetime) -> timedelta:

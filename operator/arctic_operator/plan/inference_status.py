@@ -11,7 +11,7 @@ from arctic_api.world import ExitCode
 from arctic_operator.live import InferenceObservation, Live
 from arctic_operator.manifests.common import leader_selector
 from arctic_operator.manifests.gateway import service_url
-from arctic_operator.observed import INVALID_SPEC, Inference, InferenceSeen, Pod, Trouble, format_time
+from arctic_operator.observed import INVALID_SPEC, NO_KEYS, Inference, InferenceSeen, Pod, Trouble, format_time
 from arctic_operator.plan.conditions import Conditions, is_true, refusal_of, trouble_of
 from arctic_operator.plan.endings import report_of
 
@@ -76,7 +76,8 @@ def inference_status(
     )
     trouble = _trouble(kept, seen.refusals)
     told = {group.name: told for group in kept if (told := _observation(seen.live.get(group.name)))}
-    state = _state(inference, counts, trouble, waiting)
+    closed = seen.access.lack if seen.access else None
+    state = _state(inference, counts, trouble, waiting, closed)
     identity = inference.identity
     status = ArcticInferenceStatus(
         state=state,
@@ -89,7 +90,7 @@ def inference_status(
         url=service_url(identity, inference.spec),
         revision=revision,
         start_time=inference.status.start_time or (format_time(now) if counts.ready else None),
-        conditions=_conditions(inference, counts, trouble, state, waiting, _loading(kept, told), now),
+        conditions=_conditions(inference, counts, trouble, state, waiting, closed, _loading(kept, told), now),
         weights=(seen.base or inference.status.weights) if inference.spec.model.training else None,
         **_figures(list(told.values())),
     )
@@ -146,7 +147,9 @@ def _last_line(pod: Pod) -> str:
     return report.message if report else (lines[-1].strip() if lines else "it left no message")
 
 
-def _state(inference: Inference, counts: _Counts, trouble: Trouble | None, waiting: Trouble | None) -> str:
+def _state(
+    inference: Inference, counts: _Counts, trouble: Trouble | None, waiting: Trouble | None, closed: Trouble | None
+) -> str:
     if inference.spec.suspend:
         return "Suspended" if counts.all == 0 else "Suspending"
     if waiting and counts.all == 0:
@@ -154,7 +157,7 @@ def _state(inference: Inference, counts: _Counts, trouble: Trouble | None, waiti
     if counts.desired == 0:
         return "Idle" if counts.all == 0 else "ScalingDown"
     if counts.updated_ready >= counts.desired and counts.stale == 0:
-        return "Ready"
+        return NO_KEYS if closed and closed.reason == NO_KEYS else "Ready"
     if counts.ready < counts.enough:
         return trouble.reason if trouble else "Starting"
     return "RollingOut" if counts.stale else "Scaling"
@@ -166,6 +169,7 @@ def _conditions(
     trouble: Trouble | None,
     state: str,
     waiting: Trouble | None,
+    closed: Trouble | None,
     loading: str,
     now: datetime,
 ) -> list[Condition]:
@@ -173,7 +177,7 @@ def _conditions(
     conditions = Conditions(inference.status.conditions, inference.generation, now)
     told = f"{counts.updated_ready} of {counts.desired} groups of the wanted revision are ready"
     conditions.set("Ready", state == "Ready", "AllGroupsReady" if state == "Ready" else state, told)
-    available = counts.desired > 0 and counts.ready >= counts.enough
+    available = counts.desired > 0 and counts.ready >= counts.enough and not (closed and closed.reason == NO_KEYS)
     conditions.set(
         "Available", available, "EnoughGroupsReady" if available else state, f"{counts.ready} groups are ready"
     )
@@ -183,6 +187,8 @@ def _conditions(
     late = None if counts.ready else _start_deadline_passed(inference, now)
     if trouble:
         conditions.set("Degraded", True, trouble.reason, trouble.message)
+    elif closed:
+        conditions.set("Degraded", True, closed.reason, closed.message)
     elif waiting and waiting.reason != WAITING:
         conditions.set("Degraded", True, waiting.reason, waiting.message)
     elif late:

@@ -123,6 +123,16 @@ def test_a_folder_of_weights_is_handed_on_as_a_path(inference: dict, tmp_path: P
     assert local.inference_groups(inference, tmp_path, tmp_path)[0].model_folder == "/weights"
 
 
+def test_a_folder_stands_for_the_secret_with_the_keys_and_must_have_some(inference: dict, tmp_path: Path) -> None:
+    inference["spec"] |= {"model": {"uri": "file:///weights"}, "service": {"auth": {"secretName": "people"}}}
+    with pytest.raises(click.ClickException, match="no API key in"):
+        local.inference_groups(inference, tmp_path, tmp_path, tmp_path)
+    (tmp_path / "people").mkdir()
+    (tmp_path / "people" / "all").write_text("one\n")
+    groups = local.inference_groups(inference, tmp_path, tmp_path, tmp_path)
+    assert groups[0].keys_folder == str(tmp_path / "people")
+
+
 @pytest.mark.parametrize(("command", "manifest"), [(local.train, TRAINING), (local.serve, INFERENCE)])
 def test_what_is_suspended_is_not_run(command: click.Command, manifest: dict, tmp_path: Path) -> None:
     file = tmp_path / "manifest.yaml"

@@ -18,6 +18,7 @@ from arctic_workers.control.commands import Commands, NotNow
 from arctic_workers.control.loop import in_thread
 from arctic_workers.inference.engine import Engine, Refused, Stats
 from arctic_workers.inference.http.chat import TextError
+from arctic_workers.inference.http.keys import KeyFiles
 from arctic_workers.inference.http.server import Api, Gate
 from arctic_workers.inference.http.text import Text
 from arctic_workers.inference.metrics import Metrics
@@ -70,6 +71,7 @@ class Leader(Commands):
             most_running=spec.batching.max_sequences,
             most_waiting=QUEUE_FACTOR * spec.batching.max_sequences,
             cors=spec.service.cors or (),
+            keys=KeyFiles(Path(pod.group.keys_folder)) if pod.group.keys_folder else None,
         )
         self._server = _Server(
             uvicorn.Config(

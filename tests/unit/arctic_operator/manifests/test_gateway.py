@@ -1,5 +1,6 @@
 """The gateway's objects, and its configuration in a real HAProxy with leaders on loopback."""
 
+import base64
 import http.client
 import json
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from gateways import HOST, PATIENCE, answers, find_haproxy, run_gateway, wait_until
+from gateways import HOST, PATIENCE, answers, find_haproxy, run_gateway, wait_until, write_keys
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ from arctic_operator.manifests.gateway import (
     leader_slots,
     service_url,
 )
+from arctic_operator.manifests.gateway_lua import LUA, LUA_FILE
 from arctic_operator.observed import Identity
 from arctic_operator.settings import Settings
 
@@ -46,7 +48,9 @@ def children(**changes: Any) -> dict[tuple[str, str], dict[str, Any]]:
 @pytest.mark.parametrize("slots", [16, 1024])
 def test_haproxy_takes_the_configuration_without_a_warning(tmp_path: Path, slots: int) -> None:
     path = tmp_path / "haproxy.cfg"
-    path.write_text(haproxy_config(GatewayShape(HOST, 8000, 9441, slots, 512, 120)))
+    (tmp_path / LUA_FILE).write_text(LUA)
+    config = haproxy_config(GatewayShape(HOST, 8000, 9441, slots, 512, 120, locked=slots > 16))
+    path.write_text(config.replace(gateway.CONFIG_FOLDER, str(tmp_path)))
     checked = subprocess.run([find_haproxy(), "-c", "-dW", "-f", path], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
@@ -176,6 +180,42 @@ def test_a_request_that_waited_in_vain_hears_that_all_are_busy(tmp_path: Path) -
         client.join(PATIENCE)
 
 
+def test_a_request_needs_a_key_and_a_replaced_one_counts_while_requests_are_open(tmp_path: Path) -> None:
+    with run_gateway(tmp_path, leaders=1, keys=["old", "other"]) as running:
+
+        def asked(scheme: str = "Bearer", key: str = "", path: str = "/answer") -> httpx.Response:
+            return running.post(path, headers={"Authorization": f"{scheme} {key}"})
+
+        refused = [running.post("/answer"), asked(key="wrong"), asked("Basic", "old"), asked(key="old2")]
+        assert {answer.status_code for answer in refused} == {401}
+        assert {answer.headers["WWW-Authenticate"] for answer in refused} == {"Bearer"}
+        assert {answer.json()["error"]["code"] for answer in refused} == {"invalid_api_key"}
+        assert running.leaders[0].requests == []
+        assert (asked(key="old").status_code, asked("bearer", "other").status_code) == (200, 200)
+        assert httpx.get(running.url + "/health").status_code == 200
+        assert httpx.get(running.url + "/v1/models").status_code == 401
+        assert httpx.options(running.url + "/answer").status_code == 401, "no page may ask"
+        headers = {"Authorization": "Bearer old"}
+        with httpx.stream("POST", running.url + "/stream", content=b"{}", headers=headers, timeout=PATIENCE) as answer:
+            chunks = answer.iter_raw()
+            assert next(chunks) == b"one"
+            write_keys(tmp_path, ["new"])
+            wait_until(lambda: asked(key="old").status_code == 401, "the end of the old key")
+            assert asked(key="new").status_code == 200
+            running.leaders[0].next_chunk.set()
+            assert b"".join(chunks) == b"two"
+        (tmp_path / gateway.KEYS_FILE).unlink()
+        wait_until(lambda: asked(key="new").status_code == 401, "closing where there are no keys")
+        told = (tmp_path / "haproxy.log").read_text()
+        assert not any(key in told for key in ("old", "other", "wrong"))
+
+
+def test_a_browser_may_ask_without_a_key_whether_a_page_may_ask(tmp_path: Path) -> None:
+    with run_gateway(tmp_path, leaders=1, keys=[], browsers=True) as running:
+        assert httpx.options(running.url + "/answer").status_code == 200
+        assert running.post("/answer").status_code == 401
+
+
 @pytest.mark.parametrize("size", [2, 40_000])
 def test_a_leader_hears_of_a_request_once_it_is_whole(tmp_path: Path, size: int) -> None:
     with run_gateway(tmp_path, leaders=1, requests_per_leader=1) as running:
@@ -225,6 +265,22 @@ def test_the_gateway_of_a_service_is_these_objects() -> None:
     }
     assert all(child["metadata"]["ownerReferences"][0]["uid"] == UID for child in children().values())
     json.dumps(list(children().values()))
+
+
+def test_digests_of_keys_are_in_a_secret_alone_and_a_new_one_restarts_nothing() -> None:
+    spec = make_spec(service={"auth": {"secretName": "people"}})
+    one, other = (
+        {child["kind"]: child for child in gateway_children(DEMO, spec, SETTINGS, digests)}
+        for digests in (["aa", "bb"], ["cc"])
+    )
+    secret = one.pop("Secret")
+    assert secret["metadata"]["name"] == "demo-0a1b2-keys"
+    assert base64.b64decode(secret["data"][gateway.KEYS_FILE]) == b"aa\nbb\n"
+    assert one == {kind: child for kind, child in other.items() if kind != "Secret"}
+    assert "people" not in json.dumps(list(one.values()))
+    pod = one["Deployment"]["spec"]["template"]["spec"]
+    assert {"name": "keys", "secret": {"secretName": "demo-0a1b2-keys"}} in pod["volumes"]
+    assert gateway.KEYS_FOLDER in {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
 
 
 def test_the_stable_address_leads_to_the_gateway_on_the_port_of_the_spec() -> None:

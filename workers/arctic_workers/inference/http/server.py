@@ -27,6 +27,7 @@ from arctic_workers.inference.http.access import AccessLog
 from arctic_workers.inference.http.answer import Answers, together
 from arctic_workers.inference.http.chat import TextError
 from arctic_workers.inference.http.forms import ChatForm, CompletionForm, Envelope, Form
+from arctic_workers.inference.http.keys import KeyFiles, Locked
 from arctic_workers.inference.http.protocol import (
     ApiError,
     ChatRequest,
@@ -116,10 +117,11 @@ class Api:
         most_running: int,
         most_waiting: int,
         cors: Sequence[str] = (),
+        keys: KeyFiles | None = None,
     ) -> None:
         """Of one request, at most `most_running` answers are made at once, so that it takes no more than its turn.
 
-        Pages of the origins `cors` may ask, of all where "*" is among them.
+        Pages of the origins `cors` may ask, of all where "*" is among them. With `keys` a request needs one of them.
         """
         self._engine = engine
         self._text = text
@@ -147,7 +149,8 @@ class Api:
             Exception: _break,
         }
         app = Starlette(routes=routes, exception_handlers=handlers)
-        self.app: ASGIApp = AccessLog(_Doorkeeper(app, gate, engine, most_waiting))
+        doorkeeper = _Doorkeeper(app, gate, engine, most_waiting)
+        self.app: ASGIApp = AccessLog(Locked(doorkeeper, keys) if keys else doorkeeper)
         if cors:
             self.app = CORSMiddleware(
                 self.app,

@@ -1,0 +1,50 @@
+"""Reads the API keys of services from the Secrets that they name; only digests are kept, and nothing is logged."""
+
+import time
+from collections.abc import Callable
+
+from arctic_api.keys import read_keys
+from arctic_operator.cluster import Cluster, secret_data
+from arctic_operator.observed import NO_KEYS, Access, Inference, Trouble
+
+LOOK_EVERY = 15.0
+"""Seconds after which a Secret is read anew: Secrets are not watched, as a list would be everybody's."""
+
+
+class AccessKeys:
+    """What the Secrets held when they were read last. Losing this object loses nothing."""
+
+    def __init__(self, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
+        self._cluster, self._clock = cluster, clock
+        self._known: dict[str, tuple[float, str, Access]] = {}
+
+    async def read(self, inference: Inference) -> Access | None:
+        """Return the keys of a service, None if it asks for none. Raises ApiError."""
+        auth, identity = inference.spec.service.auth, inference.identity
+        if auth is None:
+            return None
+        read, name, access = self._known.get(identity.uid, (float("-inf"), "", Access()))
+        now = self._clock()
+        if name == auth.secret_name and now - read < LOOK_EVERY:
+            return access
+        secret = await self._cluster.get("Secret", identity.namespace, auth.secret_name)
+        access = access_of(auth.secret_name, secret_data(secret) if secret else None)
+        self._known[identity.uid] = (now, auth.secret_name, access)
+        return access
+
+    def forget(self, uid: str) -> None:
+        """Forget an object that is gone."""
+        self._known.pop(uid, None)
+
+
+def access_of(secret_name: str, data: dict[str, bytes] | None) -> Access:
+    """Return the keys of a Secret, with what is wrong with it; `data` is None where there is none."""
+    where = f"Secret {secret_name}, which service.auth names,"
+    if data is None:
+        return Access((), Trouble(NO_KEYS, f"{where} is not there: make it; until then every request is refused"))
+    keys = read_keys(data)
+    if not keys.digests and not keys.problems:
+        message = f"{where} has no key: write one a line; until then every request is refused"
+        return Access((), Trouble(NO_KEYS, message))
+    wrong = Trouble("BadKeys", f"{where} has what no client can send: {'; '.join(keys.problems)}")
+    return Access(tuple(sorted(keys.digests)), wrong if keys.problems else None)
