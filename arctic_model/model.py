@@ -74,7 +74,9 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ArcticConfig, layers: range, embed: bool, lm_head: bool, moe: MoEFactory) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if embed else None
+        shape = (config.vocab_size, config.hidden_size)
+        # Given its weight it draws none: on a meta device that would import torch's compiler, for seconds of a start.
+        self.embed_tokens = nn.Embedding(*shape, _weight=torch.empty(shape)) if embed else None
         self.layers = nn.ModuleDict({str(layer): DecoderLayer(config, layer, moe) for layer in layers})
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if lm_head else None
 

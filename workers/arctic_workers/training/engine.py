@@ -1,5 +1,6 @@
 """The DeepSpeed engine of a run: processes, model with shared-out experts, optimizer. DeepSpeed is set up here."""
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator
@@ -159,8 +160,20 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
+def _import_without_compiling(module: str) -> None:
+    """Import a module whose functions are compiled as it is imported, without that."""
+    compiled = torch.compile
+    torch.compile = lambda function=None, **_: function or (lambda given: given)  # type: ignore[assignment]
+    try:
+        importlib.import_module(module)
+    finally:
+        torch.compile = compiled
+
+
 def start_engine(model: ArcticModel, spec: ArcticTrainingSpec) -> Any:
     """Hand the model to DeepSpeed: ZeRO, clipping, AdamW; returns the engine, its optimizer state linked and zero."""
+    # DeepSpeed asks whether the optimizer is of a kind that nobody uses here, and would import torch's compiler for it.
+    _import_without_compiling("deepspeed.runtime.zero.muon.original_muon")
     module = LossModule(model)
     optimizer = torch.optim.AdamW(
         _parameter_groups(module, spec.optimizer.weight_decay),
