@@ -18,6 +18,11 @@ GAUGES = {
 COUNTERS = {
     "step": ("steps", "Optimizer updates of the run, over all attempts."),
     "tokens": ("tokens", "Tokens trained on, over all stages and attempts."),
+    "checkpoint_stall_seconds": (
+        "checkpoint_stall_seconds",
+        "Time that rank 0 did not train because of checkpoints, in this attempt: copies to memory, and at the end of a "
+        "stage the wait for the commit.",
+    ),
 }
 
 

@@ -6,8 +6,9 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from arctic_api.world import WORLD_VARIABLE, ExitCode, Report, TrainingWorld
@@ -20,6 +21,7 @@ from arctic_workers.training.checkpoint.checkpointer import Checkpointer
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.curriculum import Curriculum
 from arctic_workers.training.data.batches import TrainingData
+from arctic_workers.training.data.mixture import key
 from arctic_workers.training.data.prepare import TOKENIZER_FOLDER, prepare
 from arctic_workers.training.data.sources import file_path
 from arctic_workers.training.data.streams import Prepared, open_streams
@@ -37,6 +39,7 @@ from arctic_workers.training.engine import (
 from arctic_workers.training.errors import Fenced, Refused, StoreFull
 from arctic_workers.training.hang.pulse import Pulsing
 from arctic_workers.training.outcome import PEER_LOST, outcome_folder, write_outcome
+from arctic_workers.training.record import machine, write_record
 from arctic_workers.training.trainer import Diverged, Trainer, Workplace
 
 T = TypeVar("T")
@@ -85,7 +88,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     """Prepare what is missing, then train; raises `Refused` for bad input, the same on all ranks."""
     ranks = start_processes()
     log.info("rank %d of %d: all ranks are there", ranks.rank, ranks.world)
-    pulsing = Pulsing(outcome_folder(), ranks.rank, launched_collectives)
+    pulsing = Pulsing(outcome_folder(), ranks.rank, launched_collectives, on_cpu=ranks.device.type == "cpu")
     curriculum = _checked(lambda: Curriculum.plan(world.spec))
     config = model_config(world)
     check_degrees(world, curriculum, config)
@@ -96,6 +99,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         return prepare(world, store)
 
     sources = from_leader(ranks, claim_and_prepare)
+    keep_record(world, store, ranks)
     log.info("rank %d of %d: tokenizer and token streams are there", ranks.rank, ranks.world)
     wait_for_peers_at_most(STEP_TIMEOUT)
     config = fit_vocabulary(world, config, TextEncoder(store.run_folder / TOKENIZER_FOLDER))
@@ -127,6 +131,8 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     )
     wait_for_peers_at_most(STEP_TIMEOUT)  # the groups of experts are new
     log.info("rank %d of %d: the model is there", ranks.rank, ranks.world)
+    # What draws at random draws the same in each attempt that begins anew; others get their state from a checkpoint.
+    torch.manual_seed(key(world.spec.seed, ranks.rank))
     return Trainer(place).run()
 
 
@@ -141,13 +147,21 @@ def desk_of(world: TrainingWorld, curriculum: Curriculum, link: LinkClient | Non
     )
 
 
+def keep_record(world: TrainingWorld, store: CheckpointStore, ranks: Ranks) -> None:
+    """Keep what makes this attempt in the run's folder. Collective."""
+    machines: list[Any] | None = [None] * ranks.world if ranks.leader else None
+    dist.gather_object(machine(), machines)
+    if machines is not None:
+        store.keep_note(lambda: write_record(world, store, machines))
+
+
 def from_leader(ranks: Ranks, call: Callable[[], T]) -> T:
     """Return on all ranks what `call` returns on rank 0, or raise what it raises there of our errors. Collective."""
     answer: list[object] = [None]
     if ranks.leader:
         try:
             answer = [call()]
-        except (Refused, Fenced) as error:
+        except (Refused, Fenced, StoreFull) as error:
             answer = [error]
     dist.broadcast_object_list(answer, src=0)
     if isinstance(answer[0], Exception):

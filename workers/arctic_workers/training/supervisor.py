@@ -148,10 +148,15 @@ def launch_command(world: TrainingWorld, node_rank: int) -> Sequence[str]:
     )
 
 
+def threads_of_a_rank(inherited: Mapping[str, str]) -> str:
+    """Return how many threads a rank computes with, under what its pod's environment says."""
+    return inherited.get("OMP_NUM_THREADS", "1")
+
+
 def rank_environment(world: TrainingWorld, inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the ranks, without what the link adds."""
     defaults = {
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": threads_of_a_rank(inherited),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         # torch says that names which DeepSpeed uses will go: nothing for the reader of a training's log.

@@ -4,7 +4,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,6 @@ from arctic_workers.training.engine import (
     set_learning_rate,
     tensor_names,
 )
-from arctic_workers.training.errors import StoreFull
 from arctic_workers.training.export import EXPORT, export
 from arctic_workers.training.files import write_json
 from arctic_workers.training.hang.pulse import Pulsing
@@ -119,6 +119,7 @@ class Trainer:
         self._last_checkpoint = time.monotonic()
         self._last_log = 0.0
         self._saved_step = 0
+        self._stall_seconds = 0.0
         self._put_off = False  # a checkpoint that was due while the one before it was being written
         self._skipped = 0  # updates in a row
         self._last_stage = place.curriculum.stages[self._wanted_last_stage(place.spec.stop_after)]
@@ -265,7 +266,7 @@ class Trainer:
         if self._place.ranks.leader:
             folder = self._place.store.run_folder / "evaluation"
             folder.mkdir(exist_ok=True)
-            self._keep_note(lambda: write_json(folder / f"{stage.name}.json", self._evaluation))
+            self._place.store.keep_note(lambda: write_json(folder / f"{stage.name}.json", self._evaluation))
 
     def _note(self, stage: StagePlan, moment: str, loss: float | None) -> None:
         """Leave a line about a stage's held-out loss in the run's folder and in the log."""
@@ -273,7 +274,7 @@ class Trainer:
             return
         category = main_category(stage, self._categories)
         log.info("stage %s, %s: held-out loss on %s %s", stage.name, moment, category, _round(loss))
-        self._keep_note(
+        self._place.store.keep_note(
             lambda: append_line(
                 self._place.store.run_folder / "stages.jsonl",
                 {
@@ -287,15 +288,6 @@ class Trainer:
                 },
             )
         )
-
-    def _keep_note(self, write: Callable[[], None]) -> None:
-        """Write what is for people alone: a full store is no reason to end for it."""
-        try:
-            write()
-        except OSError as error:
-            if not isinstance(full := self._place.store.explain(error), StoreFull):
-                raise
-            log.warning("a note is lost: %s", full)
 
     # --- checkpoints
 
@@ -334,7 +326,8 @@ class Trainer:
     def _start_checkpoint_unless(self, busy: bool) -> None:
         """Begin a checkpoint, or put it off: a rank that waited here for its last one would keep all others waiting."""
         if not busy:
-            self._start_checkpoint()
+            with self._stalled():
+                self._start_checkpoint()
             return
         if not self._put_off and self._place.ranks.leader:
             log.warning("the checkpoint of step %d is put off: the one before it is still being written", self.step)
@@ -353,12 +346,18 @@ class Trainer:
 
     def _write_checkpoint(self) -> None:
         """Write a checkpoint and wait until it is committed; `StoreFull`, on all ranks, if it can't be."""
-        with patience():
+        with patience(), self._stalled():
             self._settle()
             self._start_checkpoint()
             if not self._settle():
                 raise self._place.store.full()
         self._answer_checkpoints()
+
+    @contextmanager
+    def _stalled(self) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self._stall_seconds += time.monotonic() - start
 
     def _settle(self) -> bool:
         """Wait until no rank writes any more; returns whether what was written is committed. Collective."""
@@ -472,6 +471,7 @@ class Trainer:
             stages=[stage_state(report) for report in self._progress.reports(self.step)],
             last_checkpoint=checkpoint_state(place.checkpointer.last),
             stop_after=place.desk.stop_after,
+            checkpoint_stall_seconds=self._stall_seconds,
         )
         place.desk.link.publish(WorkerState(phase=phase, training=state))
 

@@ -19,6 +19,7 @@ def test_the_state_is_exposed_under_the_names_of_the_training() -> None:
         tokens_per_second=1000,
         learning_rate=0.5,
         gradient_norm=1.5,
+        checkpoint_stall_seconds=0.25,
         stages=[
             StageState(name="general", initial_validation_loss=7.0, validation_loss=4.0),
             StageState(name="code", initial_validation_loss=0.0),
@@ -33,6 +34,7 @@ def test_the_state_is_exposed_under_the_names_of_the_training() -> None:
         "arctic_training_tokens_per_second 1000.0",
         "arctic_training_steps_total 3.0",
         "arctic_training_tokens_total 300.0",
+        "arctic_training_checkpoint_stall_seconds_total 0.25",
         "arctic_training_last_checkpoint_timestamp_seconds 1.7e+09",
         'arctic_training_validation_loss{moment="start",stage="general"} 7.0',
         'arctic_training_validation_loss{moment="end",stage="general"} 4.0',

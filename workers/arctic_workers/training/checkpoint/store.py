@@ -7,9 +7,10 @@ epochs away; so the rename that commits is itself the compare-and-set: under a s
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from typing import Any
 from arctic_workers.training.errors import Fenced, Refused, StoreFull
 from arctic_workers.training.files import sha256, sync_folder, write_json
 
+log = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
 OWNER = "owner.json"
 FORMAT = 1
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -121,11 +125,13 @@ class CheckpointStore:
         """Take the store for this epoch, so that no older one can commit any more.
 
         Raises `Refused` if the folder can't be written or another object's uid owns it, `Fenced` if a newer epoch has
-        claimed it.
+        claimed it, `StoreFull` if there is no room even for that.
         """
         try:
             self._take(uid)
         except OSError as error:
+            if error.errno in FULL:
+                raise self.full() from error
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             raise Refused(
@@ -201,7 +207,7 @@ class CheckpointStore:
         """Return what is behind an error of a write: `Fenced` if a newer epoch took over, or `StoreFull`."""
         if not self._own.exists():
             return self._fenced()
-        return self.full() if any(_means(error, number) for number in (errno.ENOSPC, errno.EDQUOT)) else error
+        return self.full() if any(_means(error, number) for number in FULL) else error
 
     def full(self) -> StoreFull:
         """Return what there is to say of a full volume."""
@@ -209,6 +215,15 @@ class CheckpointStore:
             f"there is no room left for {self.run_folder}: make the claim of checkpoint.volume larger, remove what is "
             "not needed there, or lower checkpoint.keep"
         )
+
+    def keep_note(self, write: Callable[[], None]) -> None:
+        """Write what is for people alone: a full volume is no reason to end for it."""
+        try:
+            write()
+        except OSError as error:
+            if not isinstance(full := self.explain(error), StoreFull):
+                raise
+            log.warning("a note is lost: %s", full)
 
     def discard(self) -> None:
         """Remove what is staged; no rank may be writing there."""

@@ -22,8 +22,8 @@ class Standing:
     step: int
     in_step: bool
     groups: dict[str, int]
-    still: float
-    """Seconds without any sign of life."""
+    unmoved: float
+    """Seconds without progress: it waits, or computes, or hangs."""
     stopped: bool
 
     def is_behind(self, other: "Standing") -> bool:
@@ -42,6 +42,9 @@ class Vigil:
     vitals: Vitals
     most: float
     still: float = 0.0
+    """Seconds without any sign of life."""
+    unmoved: float = 0.0
+    """Seconds without progress."""
     before: Vitals | None = None
     """At its last progress that was seen."""
 
@@ -52,13 +55,14 @@ class Vigil:
             self.before = vitals
         alive = progress or vitals.is_alive_since(self.vitals)
         self.still = 0.0 if alive else self.still + min(elapsed, self.most)
+        self.unmoved = 0.0 if progress else self.unmoved + min(elapsed, self.most)
         self.pulse, self.vitals = pulse, vitals
 
     @property
     def standing(self) -> Standing:
         """What to tell the peers."""
         pulse = self.pulse
-        return Standing(pulse.rank, pulse.step, pulse.in_step, dict(pulse.groups), self.still, self.vitals.stopped)
+        return Standing(pulse.rank, pulse.step, pulse.in_step, dict(pulse.groups), self.unmoved, self.vitals.stopped)
 
     @property
     def computed(self) -> float:
@@ -83,7 +87,7 @@ class Vigil:
         return max(least, UNTIMED_SECONDS / LEAST_SECONDS * least if usual is None else USUAL_STEPS * usual)
 
 
-def waiting_for(suspect: Standing, others: Iterable[Standing], still: float) -> list[int]:
+def waiting_for(suspect: Standing, others: Iterable[Standing], unmoved: float) -> list[int]:
     """Return the ranks that wait for a suspect, and for nobody else: none if somebody else may be the cause.
 
     All ranks launch the same collectives in the same order, so who waits for whom follows from how many they have
@@ -92,11 +96,12 @@ def waiting_for(suspect: Standing, others: Iterable[Standing], still: float) -> 
     Args:
         suspect: a rank that shows no sign of life.
         others: what all other ranks have said of themselves last.
-        still: seconds after which a rank that is in a step counts as waiting.
+        unmoved: seconds after which a rank that is in a step counts as waiting, whatever its process does meanwhile:
+            waiting for a GPU is computing to the kernel.
     """
     others = list(others)
     if any(other.is_behind(suspect) for other in others):
         return []
-    waiting = [other for other in others if other.in_step and not other.stopped and other.still >= still]
+    waiting = [other for other in others if other.in_step and not other.stopped and other.unmoved >= unmoved]
     # A stopped process may hold up a collective that it has entered.
     return sorted(other.rank for other in waiting if suspect.stopped or suspect.is_behind(other))

@@ -40,7 +40,7 @@ class Pulse:
     step_seconds: float | None = None
     """Usual time of a step, once there is one."""
     step_cpu: float | None = None
-    """Processor time of it, of the main thread alone."""
+    """Processor time of it, of the main thread alone; none where that may be spent on waiting for a GPU."""
 
     @classmethod
     def read(cls, path: Path) -> "Pulse":
@@ -65,10 +65,11 @@ class Pulsing:
         folder: shared with the process that starts the ranks; None where nobody looks.
         rank: of the world.
         launched: returns the number of collectives launched so far, by group.
+        on_cpu: whether it computes on a processor.
     """
 
-    def __init__(self, folder: Path | None, rank: int, launched: Callable[[], dict[str, int]]) -> None:
-        self._launched = launched
+    def __init__(self, folder: Path | None, rank: int, launched: Callable[[], dict[str, int]], *, on_cpu: bool) -> None:
+        self._launched, self._on_cpu = launched, on_cpu
         self._rank = rank
         self._step, self._stage, self._in_step = 0, "", False
         self._times: deque[tuple[float, float]] = deque(maxlen=TIMED_STEPS)
@@ -110,5 +111,5 @@ class Pulsing:
             in_step=self._in_step,
             groups=self._launched(),
             step_seconds=statistics.median(seconds for seconds, _ in times) if times else None,
-            step_cpu=statistics.median(cpu for _, cpu in times) if times else None,
+            step_cpu=statistics.median(cpu for _, cpu in times) if times and self._on_cpu else None,
         )

@@ -148,7 +148,7 @@ class Watchdog:
     # --- judging
 
     def _judge(self, elapsed: float) -> Report | None:
-        waits = any(vigil.still >= vigil.deadline(self._least) / 2 for vigil in self._vigils.values())
+        waits = any(vigil.unmoved >= vigil.deadline(self._least) / 2 for vigil in self._vigils.values())
         suspicions = {local_rank: vigil.suspicion(self._least) for local_rank, vigil in self._vigils.items()}
         suspected = {local_rank: why for local_rank, why in suspicions.items() if why is not None}
         self._exchange(elapsed, waits=waits or bool(suspected))
@@ -176,7 +176,7 @@ class Watchdog:
             for vigil in self._vigils.values():
                 long = SILENT * vigil.deadline(self._least)
                 own = vigil.standing
-                if own.in_step and min(age, own.still) >= long and not any(own.is_behind(each) for each in ranks):
+                if own.in_step and min(age, own.unmoved) >= long and not any(own.is_behind(each) for each in ranks):
                     named = ", ".join(str(each.rank) for each in ranks)
                     return self._failure(
                         f"pod {node} ({word['pod']}) with ranks {named} has said nothing for {age:.0f} s, "
@@ -191,7 +191,7 @@ class Watchdog:
         log.error("the stacks of rank %d:\n%s", own.rank, text)
         return self._failure(
             f"rank {own.rank} on pod {self._node} ({_pod()}) is hung at step {own.step}: {why} for "
-            f"{max(own.still, vigil.computed):.0f} s, while {_ranks(waiting)} for it; it is in {frames(text)}"
+            f"{vigil.unmoved:.0f} s, while {_ranks(waiting)} for it; it is in {frames(text)}"
             + (f"; its stacks are in {place}" if place else "")
         )
 

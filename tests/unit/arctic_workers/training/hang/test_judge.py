@@ -71,7 +71,7 @@ def test_a_rank_that_nobody_waits_for_holds_nobody_up() -> None:
     own = Standing(0, 3, True, {"all": 4}, 30.0, stopped=False)
     ahead = Standing(1, 3, True, {"all": 5}, 30.0, stopped=False)
     assert waiting_for(own, [ahead], 10) == [1]
-    assert waiting_for(own, [replace(ahead, still=3.0)], 10) == []
+    assert waiting_for(own, [replace(ahead, unmoved=3.0)], 10) == []
     assert waiting_for(own, [replace(ahead, in_step=False)], 10) == []
     assert waiting_for(own, [replace(ahead, groups={"all": 4})], 10) == []
     assert waiting_for(own, [replace(ahead, groups={"another": 9})], 10) == []

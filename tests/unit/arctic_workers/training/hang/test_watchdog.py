@@ -118,7 +118,7 @@ def test_a_pod_that_says_nothing_any_more_is_named_by_those_that_wait_for_it(
         store.set(
             "arctic/pulse/1",
             '{"number": 4, "pod": "other", "hung": null, "ranks": [{"rank": 1, "step": 3, "in_step": true, '
-            '"groups": {"all": 4}, "still": 0.0, "stopped": false}]}',
+            '"groups": {"all": 4}, "unmoved": 0.0, "stopped": false}]}',
         )
         [thread] = watching(world_of(2, 1), [tmp_path])
         thread.join(20)
