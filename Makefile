@@ -73,6 +73,7 @@ test-engines: setup setup-engines ## one suite for every engine: in vLLM's own e
 bench: setup setup-engines ## every benchmark, whole (two hours): prints its tables, keeps its figures in benchmarks/RESULTS.md
 	@$(RUN) python -m benchmarks.demo --keep
 	@$(RUN) python -m benchmarks.endless --keep
+	@$(RUN) python -m benchmarks.faults_training --keep
 	@$(RUN) python -m benchmarks.pipeline --keep
 	@$(RUN) python -m benchmarks.serving --keep
 	@$(RUN) python -m benchmarks.soak --keep

@@ -1,0 +1,112 @@
+"""Faults against a training in a real cluster that local processes don't have: of pods, operator and API server."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from objects import Objects, processes
+from training_faults import Fault
+
+from arctic_cluster.errors import ClusterError
+from arctic_cluster.manifests import SYSTEM_NAMESPACE
+
+KIND = "arctictraining"
+PATIENCE = 300.0
+API_SERVER_AWAY = 30.0
+
+
+class ClusterFaults:
+    """One training of an operator's cluster, and what befalls it.
+
+    Args:
+        objects: the namespace.
+        manifest: of the training; applied here.
+        say: told of each fault.
+    """
+
+    def __init__(self, objects: Objects, manifest: dict[str, Any], say: Callable[[str], None] = print) -> None:
+        self._objects, self._cluster, self._say = objects, objects.cluster, say
+        self._name = manifest["metadata"]["name"]
+        objects.apply(manifest)
+
+    def inflict(self) -> list[Fault]:
+        """Inflict each once, and return what each cost once the run is past it."""
+        kinds: dict[str, Callable[[], float]] = {
+            "the operator is killed, and a rank while nobody looks": self._kill_operator_and_rank,
+            "the API server is away for 30 s, and a rank is killed": self._lose_the_api_server,
+            "a pod is deleted at once": self._delete_a_pod,
+        }
+        faults = []
+        for kind, act in kinds.items():
+            before = self._reached(0)
+            hit = act()
+            self._reached(before)
+            faults.append(Fault(kind, before, time.monotonic() - hit))
+            self._say(f"{kind} at step {before}: {faults[-1].seconds_lost:.1f} s lost")
+        return faults
+
+    def _reached(self, step: int) -> int:
+        """Wait until the run is past a step, and return which it has come to."""
+        deadline = time.monotonic() + PATIENCE
+        status: dict[str, Any] = {}
+        while time.monotonic() < deadline:
+            with suppress(ClusterError):  # the API server is away
+                status = self._objects.status(KIND, self._name)
+                if status.get("state") in ("Succeeded", "Failed"):
+                    raise AssertionError(f"{self._name} is {status['state']} at step {status.get('step')}")
+                if status.get("state") == "Running" and (now := status.get("step") or 0) > step:
+                    return int(now)
+            time.sleep(0.5)
+        raise AssertionError(f"not within {PATIENCE:.0f} s: {self._name} is past step {step}; seen last: {status}")
+
+    def _ranks(self) -> list[int]:
+        """Return the processes that compute, on whichever node."""
+        return [
+            int(folder.name)
+            for pod in self._objects.pods(self._name)
+            for folder in processes(pod)
+            if _arguments(folder)[-1:] == ["arctic_workers.training.rank"] and "RANK=" in _environment(folder)
+        ]
+
+    # --- the faults: each returns when it hit
+
+    def _kill_operator_and_rank(self) -> float:
+        ranks = self._ranks()
+        selector = ("-l", "app.kubernetes.io/name=arctic-operator")
+        self._cluster.kubectl(
+            "delete", "pods", "-n", SYSTEM_NAMESPACE, *selector, "--grace-period=0", "--force", "--wait=false"
+        )
+        os.kill(ranks[-1], signal.SIGKILL)
+        return time.monotonic()
+
+    def _lose_the_api_server(self) -> float:
+        ranks = self._ranks()
+        self._cluster.stop("kube-apiserver")
+        hit = time.monotonic()
+        try:
+            os.kill(ranks[0], signal.SIGKILL)
+            time.sleep(API_SERVER_AWAY)
+        finally:
+            self._cluster.start("kube-apiserver")
+        return hit
+
+    def _delete_a_pod(self) -> float:
+        pod = self._objects.pods(self._name)[-1]["metadata"]["name"]
+        self._objects.kubectl("delete", "pod", pod, "--grace-period=0", "--force", "--wait=false")
+        return time.monotonic()
+
+
+def _arguments(process: Path) -> list[str]:
+    with suppress(OSError):
+        return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    return []
+
+
+def _environment(process: Path) -> str:
+    with suppress(OSError):
+        return (process / "environ").read_bytes().decode(errors="replace")
+    return ""
