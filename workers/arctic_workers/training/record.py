@@ -81,7 +81,8 @@ def machine() -> dict[str, Any]:
 def _accelerator() -> str:
     """Return the name of the first GPU, as NVIDIA's driver has it."""
     for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        return dict(re.findall(r"^([\w ]+?):\s*(.*)$", information.read_text(), re.MULTILINE)).get("Model", "unknown")
+        fields: dict[str, str] = dict(re.findall(r"^([\w ]+?):\s*(.*)$", information.read_text(), re.MULTILINE))
+        return fields.get("Model", "unknown")
     return "none"
 
 

@@ -9,12 +9,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from arctic_api.world import Report, TrainingWorld
 from arctic_workers.training.files import write_atomically
+from arctic_workers.training.hang.board import Board
 from arctic_workers.training.hang.judge import LEAST_SECONDS, Standing, Vigil, waiting_for
 from arctic_workers.training.hang.process import frames, stacks, vitals
 from arctic_workers.training.hang.pulse import Pulse, pulse_path, stack_path
@@ -32,33 +32,6 @@ TOLD_SECONDS = 2.5
 """Time for the other pods to read why this one ends, before they lose it."""
 STACKS_FOLDER = "hung"
 KEEP_SECONDS = 3.0
-
-
-class Board:
-    """What the pods of a world tell each other, in the store of their rendezvous.
-
-    Args:
-        address: of the store, HOST:PORT.
-        nodes: pods of the world.
-    """
-
-    def __init__(self, address: str, nodes: int) -> None:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-        host, _, port = address.rpartition(":")
-        patience = timedelta(seconds=5)
-        self._store = TCPStore(host, int(port), is_master=False, timeout=patience, wait_for_workers=False)
-        self._keys = {node: f"arctic/pulse/{node}" for node in range(nodes)}
-
-    def put(self, node: int, text: str) -> None:
-        """Put what a pod says in place of what it said before."""
-        self._store.set(self._keys[node], text)
-
-    def read(self) -> dict[int, str]:
-        """Return what each pod has said last, if it has said anything."""
-        there = [node for node, key in self._keys.items() if self._store.check([key])]
-        values = self._store.multi_get([self._keys[node] for node in there]) if there else []
-        return {node: value.decode() for node, value in zip(there, values, strict=True)}
 
 
 class Watchdog:
@@ -124,19 +97,20 @@ class Watchdog:
         """Say how the ranks of this pod are, and hear of the others' where that may matter."""
         if self._nodes == 1 or not self._vigils:
             return
-        try:
-            if self._board is None:
-                self._board = Board(next(iter(self._vigils.values())).pulse.store, self._nodes)
-            if hung or time.monotonic() - self._put_at >= self._nodes / PODS_A_SECOND:
-                self._words += 1
-                self._put_at = time.monotonic()
-                standings = [asdict(vigil.standing) for vigil in self._vigils.values()]
-                told = hung.model_dump(mode="json", by_alias=True) if hung else None
-                word = {"number": self._words, "pod": _pod(), "ranks": standings, "hung": told}
-                self._board.put(self._node, json.dumps(word))
-            heard = self._board.read() if waits else {}
-        except RuntimeError:  # the store does not answer, or is gone
-            heard = {}
+        word = None
+        if hung or time.monotonic() - self._put_at >= self._nodes / PODS_A_SECOND:
+            self._words += 1
+            self._put_at = time.monotonic()
+            standings = [asdict(vigil.standing) for vigil in self._vigils.values()]
+            told = hung.model_dump(mode="json", by_alias=True) if hung else None
+            word = json.dumps({"number": self._words, "pod": _pod(), "ranks": standings, "hung": told})
+        if self._board is None:
+            self._board = Board(next(iter(self._vigils.values())).pulse.store, self._node, self._nodes)
+        heard = self._board.talk(word, listen=waits)
+        if heard is None and self._node:  # it is on pod 0, which may have said nothing that was heard here
+            nothing = json.dumps({"number": 0, "pod": self._world.hosts[0], "ranks": [], "hung": None})
+            self._said.setdefault(0, (nothing, 0.0))
+        heard = heard or {}
         if not waits:
             self._said.clear()
             return
@@ -177,7 +151,7 @@ class Watchdog:
                 long = SILENT * vigil.deadline(self._least)
                 own = vigil.standing
                 if own.in_step and min(age, own.unmoved) >= long and not any(own.is_behind(each) for each in ranks):
-                    named = ", ".join(str(each.rank) for each in ranks)
+                    named = ", ".join(str(each.rank) for each in ranks) or "unknown"
                     return self._failure(
                         f"pod {node} ({word['pod']}) with ranks {named} has said nothing for {age:.0f} s, "
                         f"while rank {own.rank} waits at step {own.step}"

@@ -15,6 +15,7 @@ from torch.distributed import TCPStore
 
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import Report, TrainingWorld
+from arctic_workers.training.hang import board
 from arctic_workers.training.hang.pulse import pulse_path
 from arctic_workers.training.hang.watchdog import Watchdog
 from arctic_workers.training.outcome import read_outcomes
@@ -124,3 +125,15 @@ def test_a_pod_that_says_nothing_any_more_is_named_by_those_that_wait_for_it(
         thread.join(20)
         [report] = read_outcomes(tmp_path)
     assert report.message.startswith("pod 1 (other) with ranks 1 has said nothing for ")
+
+
+def test_the_pod_of_a_store_that_never_answers_is_named(
+    world_of: Callable[..., TrainingWorld], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "ANSWER_SECONDS", 0.3)
+    with ranks([tmp_path], "127.0.0.1:9", ("waits", 5)):
+        thread = threading.Thread(target=Watchdog(world_of(2, 1), 1, tmp_path, LEAST).watch, daemon=True)
+        thread.start()
+        thread.join(20)
+        [report] = read_outcomes(tmp_path)
+    assert report.message.startswith("pod 0 (127.0.0.1) with ranks unknown has said nothing for ")
