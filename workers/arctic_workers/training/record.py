@@ -19,7 +19,7 @@ import arctic_workers
 from arctic_api.world import TrainingWorld
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.data.prepare import DATA_FOLDER, TOKENIZER_FOLDER
-from arctic_workers.training.data.streams import INDEX
+from arctic_workers.training.data.streams import INDEX, is_whole
 from arctic_workers.training.files import sha256, write_json
 from arctic_workers.training.progress import now
 
@@ -109,12 +109,9 @@ def _code() -> str:
 
 
 def contents(run_folder: Path) -> dict[str, Any]:
-    """Return digests of a run's tokenizer and of its token streams, as they are now."""
+    """Return digests of a run's tokenizer, and of the indexes of its token streams, which hold those of the tokens."""
     tokenizer = run_folder / TOKENIZER_FOLDER / "tokenizer.json"
-    streams = {
-        index.parent.name: {part: _digest(index.parent / f"{part}.bin") for part in ("train", "held-out")}
-        for index in sorted(run_folder.glob(f"{DATA_FOLDER}/*/{INDEX}"))
-    }
+    streams = {index.parent.name: _digest(index) for index in sorted(run_folder.glob(f"{DATA_FOLDER}/*/{INDEX}"))}
     return {"tokenizer": _digest(tokenizer), "streams": streams}
 
 
@@ -155,6 +152,11 @@ def differences_here(
     there = {name: record[name] for name in here}
     if spec is not None:
         there["manifest"], here["manifest"] = record["manifest"], spec
+    damaged = [
+        f"streams.{name}: its tokens are not as they were written"
+        for name in here["streams"]
+        if not is_whole(run_folder / DATA_FOLDER / name)
+    ]
     own = {**machine(), "threads": threads}
     lines = [f"machine.{line}" for kind in record["machines"] for line in differences(kind, own)]
-    return differences(there, here) + lines
+    return differences(there, here) + damaged + lines

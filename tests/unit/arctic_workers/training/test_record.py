@@ -11,8 +11,11 @@ from arctic_api.world import TrainingWorld
 from arctic_cli.main import main
 from arctic_workers.training import record as module
 from arctic_workers.training.checkpoint.store import CheckpointStore
+from arctic_workers.training.data import tokenizer
+from arctic_workers.training.data.streams import write_streams
 from arctic_workers.training.record import differences, machine, newest_record, write_record
 
+TEXTS = ["one text", "another text", "and one more"]
 TOKENIZER = Tokenizer(uri="file:///tokenizer")
 
 
@@ -22,11 +25,10 @@ def run(spec_of: Callable[..., ArcticTrainingSpec], tmp_path: Path, monkeypatch:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = tmp_path / "run"
     (folder / "tokenizer").mkdir(parents=True)
-    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    tokenizer.save(tokenizer.train(TEXTS, 300), folder / "tokenizer")
     source = folder / "data" / "books-0123"
     source.mkdir(parents=True)
-    for name in ("index.json", "train.bin", "held-out.bin"):
-        (source / name).write_text(name)
+    write_streams(source, tokenizer.TextEncoder(folder / "tokenizer"), TEXTS, 0.5)
     record(folder, spec_of([{"tokens": 100, "sequenceLength": 16}], 16), epoch=7)
     return folder
 
@@ -56,11 +58,11 @@ def test_each_difference_is_a_line_with_both_values(run: Path, monkeypatch: pyte
     result = reproduce(run)
     lines = {line.split(":")[0]: line for line in result.output.splitlines()}
     assert result.exit_code == 1
-    assert {"streams.books-0123.train", "tokenizer", "machine.threads", "versions.torch"} <= lines.keys()
+    assert {"streams.books-0123", "tokenizer", "machine.threads", "versions.torch"} <= lines.keys()
     assert lines["machine.threads"] == 'machine.threads: "1" made it, "3" is here'
     assert lines["tokenizer"].endswith('"missing" is here')
     assert lines["versions.torch"].endswith('"9" is here')
-    assert "streams.books-0123.held-out" not in lines
+    assert lines["streams.books-0123"].endswith("its tokens are not as they were written")
 
 
 def test_the_newest_attempts_record_counts_and_every_kind_of_machine_that_it_had(
