@@ -4,8 +4,8 @@ A small Arctic is trained twice as two pods of local processes: once left alone,
 decides. Killed are ranks, rank 0, pods, nodes, and all at once; a rank is stopped; the newest checkpoint is truncated;
 the disk is full for a while (on a file system of its own, for which this needs root). What a fault costs is the time
 until the run is past the step that it had reached. A checkpoint is written every 20 steps. Goodput is the time that the
-run takes when it is left alone, over what it took. How long ranks wait for checkpoints is measured with the example,
-whose steps are larger. Faults in the cluster itself are inflicted by `make chaos` and `tests/cluster`.
+run takes when it is left alone, over what it took. How long ranks wait for checkpoints is measured with the example's
+model and batch, whose steps are larger. Faults in the cluster itself are inflicted by `make chaos` and `tests/cluster`.
 """
 
 import statistics
@@ -21,15 +21,15 @@ from typing import Any
 from objects import example
 from training_faults import Campaign, Fault, LocalRun, same_end, small_disk, small_training
 
-from arctic_cluster.paths import CORPUS, STORE, default_volumes
+from arctic_cluster.paths import CORPUS, STORE
 from benchmarks.form import arguments, finish, note, print_table, wait_for_quiet
 
 FAULTS, QUICK = 20, 4
 SEED = 1
 CHECKPOINT_STEPS = 20
 STEPS, QUICK_STEPS = 600, 150
-STALL_STEPS = 65
-"""Of the example: three checkpoints."""
+STALL_STEPS = 45
+"""Two checkpoints, and some steps after each."""
 STALL = "arctic_training_checkpoint_stall_seconds_total"
 FAULTS_OF_STEPS = 0.7
 """Share of the run over which the faults are spread: some wait for a checkpoint, and a run must not end before them."""
@@ -37,14 +37,15 @@ DISK = "256m"
 """Room for the checkpoints that are kept, one that is written, tokens and export; whole copies fit many times."""
 
 
-def stalled_manifest() -> dict[str, Any]:
-    """The example, long enough for some checkpoints: its steps are large enough to say what waiting is beside them."""
-    manifest = example("ArcticTraining", "stalled")
+def stalled_manifest(corpus: Path) -> dict[str, Any]:
+    """The example's model and batch, with time for some checkpoints: what waiting is beside steps of some size."""
+    manifest, like = small_training(corpus, "stalled", STALL_STEPS, CHECKPOINT_STEPS), example("ArcticTraining", "like")
     spec = manifest["spec"]
+    spec["model"], spec["batch"] = like["spec"]["model"], like["spec"]["batch"]
     spec["curriculum"]["stages"] = spec["curriculum"]["stages"][:1]
     [stage] = spec["curriculum"]["stages"]
     stage["tokens"] = STALL_STEPS * spec["batch"]["tokensPerStep"]
-    spec["checkpoint"]["every"] = {"steps": CHECKPOINT_STEPS}
+    stage["sequenceLength"] = like["spec"]["curriculum"]["stages"][0]["sequenceLength"]
     return manifest
 
 
@@ -73,8 +74,9 @@ def running(manifest: dict[str, Any], place: Path, corpus: Path) -> Iterator[tup
 
 
 def stall_share(scratch: Path) -> float:
-    """Return the share of the example's time that its ranks wait for checkpoints."""
-    with running(stalled_manifest(), scratch / "stalled", default_volumes() / CORPUS) as (run, _):
+    """Return the share of the time that ranks wait for checkpoints."""
+    corpus = scratch / "corpus"
+    with running(stalled_manifest(corpus), scratch / "stalled", corpus) as (run, _):
         start, step = time.monotonic(), run.step()
         before = after = run.metrics()
         while run.code is None and after["arctic_training_steps_total"] < STALL_STEPS - 1:
@@ -149,7 +151,7 @@ def main() -> None:
             ("seconds of the run with the faults", f"{measured.disturbed:.1f}"),
             ("the same bits at the end", "yes" if measured.equal else "NO"),
             ("goodput with a fault an hour", f"{1 - statistics.mean(lost) / 3600:.2%}"),
-            ("share of the example's time that it waits for checkpoints", f"{stalled:.2%}"),
+            ("share of the time that steps wait for checkpoints", f"{stalled:.2%}"),
         ),
     )
     finish(
