@@ -45,6 +45,7 @@ from arctic_api.training import (
     Tokenizer,
     TrainingModel,
     TrainingParallelism,
+    Upcycle,
     Validation,
     WeightsFrom,
 )
@@ -97,6 +98,17 @@ def _exactly_one(where: type[Resource], *fields: str) -> Rule:
         f"[{', '.join(f'has(self.{field})' for field in fields)}].filter(present, present).size() == 1",
         lambda node: sum(getattr(node, attribute) is not None for attribute in attributes) == 1,
         f"write exactly one of {', '.join(fields[:-1])} and {fields[-1]}",
+    )
+
+
+def _needs_from(field: str, message: str) -> Rule:
+    attribute = _attribute(TrainingModel, field)
+    return Rule(
+        TrainingModel,
+        f"!has(self.{field}) || has(self.from)",
+        lambda node: getattr(node, attribute) is None or node.from_ is not None,
+        message,
+        f".{field}",
     )
 
 
@@ -277,6 +289,14 @@ TRAINING_RULES = (
     ),
     _exactly_one(TrainingModel, "preset", "config", "from"),
     _exactly_one(WeightsFrom, "uri", "training"),
+    _needs_from("upcycle", "only a model that has been trained can grow experts: write model.from"),
+    Rule(
+        Upcycle,
+        "self.topK <= self.experts",
+        lambda node: node.top_k <= node.experts,
+        "topK is more than experts: a token cannot have more experts than there are",
+        ".topK",
+    ),
     _exactly_one(Tokenizer, "train", "uri"),
     _exactly_one(Validation, "fraction", "sources"),
     _exactly_one(Every, "steps", "interval"),

@@ -45,7 +45,10 @@ class WeightsFrom(Resource):
     """Weights to start from: exactly one of the two."""
 
     uri: Uri | None = None
-    """A folder in the Hugging Face layout: `file:///...` or `hf://owner/name`."""
+    """A folder in the Hugging Face layout, or a GGUF file: `file:///...` or `hf://owner/name`.
+
+    Of an Arctic, or of a Llama: a layer without experts is Llama's own.
+    """
     training: ObjectName | None = None
     """An ArcticTraining in this namespace whose export is read."""
 
@@ -66,6 +69,20 @@ class Adapter(Resource):
     """Low-rank adaptation."""
 
 
+class Upcycle(Resource):
+    """Gives experts to a model without any; before the first step it computes what it did (sparse upcycling).
+
+    Hybrid layers are put between the model's own.
+    """
+
+    experts: Annotated[int, Field(ge=1, le=4096)]
+    """Experts of a hybrid layer."""
+    top_k: Annotated[int, Field(ge=1, le=64)] = 2
+    """Experts of a token."""
+    every: Annotated[int, Field(ge=2, le=4096)] = 6
+    """Which layers are hybrid: the `every`-th, the one after as many again, and so on."""
+
+
 class TrainingModel(Resource):
     """Which model is trained: exactly one of `preset`, `config` and `from`."""
 
@@ -75,6 +92,8 @@ class TrainingModel(Resource):
     """The content of a Hugging Face `config.json` of an Arctic."""
     from_: WeightsFrom | None = Field(None, alias="from")
     """Weights to continue from."""
+    upcycle: Upcycle | None = None
+    """Experts for a model of `from` that has none."""
     adapter: Adapter | None = None
     """Train an adapter instead of all weights."""
     rope_scaling: RopeScaling | None = None

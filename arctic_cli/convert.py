@@ -29,15 +29,9 @@ def _working(title: str) -> Iterator[Callable[[float], None]]:
 
 
 def _llama(source: str) -> "Llama":
-    from arctic_model.gguf.reader import GgufLlama
-    from arctic_model.llama import LlamaFolder
+    from arctic_model.llama import open_llama
 
-    path = small_model.smollm2() if source == small_model.NAME else Path(source)
-    if path.is_dir():
-        return LlamaFolder(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is not there: name a folder, a GGUF file, or {small_model.NAME}")
-    return GgufLlama(path)
+    return open_llama(small_model.smollm2() if source == small_model.NAME else Path(source))
 
 
 @click.command("import")

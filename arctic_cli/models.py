@@ -12,6 +12,7 @@ from arctic_api.verdict import field_problems, settle
 from arctic_cli.local import DEFAULT_NAMESPACE, local_mounts, weights_folder
 from arctic_cli.manifest import Document, ManifestError, describe, load
 from arctic_model.config import ArcticConfig
+from arctic_model.upcycle import grown_config
 
 
 @dataclass(frozen=True)
@@ -82,4 +83,7 @@ class Models:
             return ArcticConfig.from_dict(model.config, f"{where}.config"), f"{where}.config"
         if model.from_ is None:
             raise ValueError(f"{where}: write exactly one of preset, config and from")
-        return self.find(model.from_, training.namespace, spec.template)
+        config, where = self.find(model.from_, training.namespace, spec.template)
+        if grown := model.upcycle:
+            config = grown_config(config, experts=grown.experts, every=grown.every, chosen=grown.top_k)
+        return config, where

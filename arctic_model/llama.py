@@ -7,8 +7,7 @@ those, which it does at its first step, as what is before them is not zero (Koma
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,16 +18,17 @@ from arctic_model import fp8
 from arctic_model.config import CONFIG_FILE, ArcticConfig, read_json
 from arctic_model.initialization import initial_matrix, is_added
 from arctic_model.names import tensor_shapes
+from arctic_model.upcycle import dense_name, grown_config
 from arctic_model.weights import (
     DEFAULT_SHARD_BYTES,
     Checkpoint,
+    Piece,
     TensorEntry,
     atomic_folder,
     write_config,
     write_weights,
 )
 
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -36,7 +36,7 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-_EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING = "model.embed_tokens.weight"
 _SEED = 0
 
 
@@ -59,16 +59,19 @@ class Llama(Protocol):
 
 
 class LlamaFolder:
-    """A Llama in the Hugging Face layout. Raises ValueError, and CheckpointError where it is not whole."""
+    """A Llama in the Hugging Face layout, or an Arctic without experts, which is the same under other names.
+
+    Raises ValueError, and CheckpointError where it is not whole.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = Path(folder)
         raw = read_json(self._folder / CONFIG_FILE)
-        names = raw.get("architectures") or ["LlamaForCausalLM"]
-        if raw.get("model_type") != "llama" or names != ["LlamaForCausalLM"]:
+        kind, names = raw.get("model_type"), raw.get("architectures") or ["LlamaForCausalLM"]
+        if kind != "arctic" and (kind != "llama" or names != ["LlamaForCausalLM"]):
             raise ValueError(
-                f"{self._folder / CONFIG_FILE}: it is a {', '.join(map(str, names))} of model_type "
-                f"{raw.get('model_type')!r}; a LlamaForCausalLM alone can become an Arctic"
+                f"{self._folder / CONFIG_FILE}: it is a {', '.join(map(str, names))} of model_type {kind!r}; a "
+                "LlamaForCausalLM alone can become an Arctic"
             )
         self._checkpoint = Checkpoint(self._folder)
         self.config = self._checkpoint.config
@@ -90,34 +93,40 @@ class LlamaFolder:
                 (folder / name).write_bytes((self._folder / name).read_bytes())
 
 
-def grown_config(llama: ArcticConfig, *, experts: int, every: int) -> ArcticConfig:
-    """Return the configuration with a hybrid layer at every `every`-th place, and the dense layers around them.
+class Grown:
+    """A dense model as the Arctic that it becomes, tensor by tensor: its layers, and hybrid ones that add zeros.
 
-    Dense layers that are left over come last. Raises ValueError where there would be no hybrid layer.
+    What is new follows from `seed`. A `Weights`: it can be written, or loaded as it is read.
     """
-    dense = llama.num_hidden_layers
-    if not 2 <= every <= dense + 1:
-        raise ValueError(
-            f"a hybrid layer at every {every}. place, and the model has {dense} layers: write a number from 2 to "
-            f"{dense + 1}"
-        )
-    return llama.replace(
-        num_hidden_layers=dense + dense // (every - 1),
-        moe_layer_frequency=every,
-        num_local_experts=experts,
-        num_experts_per_tok=min(2, experts),
-    )
 
+    def __init__(self, source: Llama, config: ArcticConfig, seed: int = _SEED) -> None:
+        """`config` is the source's, or what `grown_config` made of it."""
+        self.config = config
+        self._source = source
+        self._seed = seed
 
-def llama_layer_name(config: ArcticConfig, hf_name: str) -> str | None:
-    """The tensor of the Llama that one of the grown model is; None for one of a hybrid layer. Pure."""
-    match = _LAYER.fullmatch(hf_name)
-    if match is None:
-        return hf_name
-    layer = int(match[1])
-    if config.has_experts(layer):
-        return None
-    return f"model.layers.{layer - layer // config.moe_layer_frequency}.{match[2]}"
+    def check_names(self, wanted: Sequence[str], model: ArcticConfig) -> None:
+        """See `Weights`: a source is whole, and every other tensor is made."""
+
+    def dtype(self, hf_name: str) -> torch.dtype:
+        """The narrowest type that holds a tensor exactly; of what is new that of the embedding."""
+        return self._source.dtype(dense_name(self.config, hf_name) or EMBEDDING)
+
+    def tensor(self, hf_name: str, shape: tuple[int, ...]) -> Tensor:
+        """Read or make one tensor."""
+        name = dense_name(self.config, hf_name)
+        if name is not None:
+            return self._source.tensor(name, shape).to(self.dtype(hf_name))
+        return self._new(hf_name, shape).to(self.dtype(hf_name))
+
+    def pieces(self, hf_name: str, shape: tuple[int, ...]) -> Iterator[Piece]:
+        """See `Weights`."""
+        yield Piece(slice(0, shape[0]), self.tensor(hf_name, shape), None, None)
+
+    def _new(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if len(shape) == 1:
+            return torch.ones(shape)
+        return torch.zeros(shape) if is_added(name) else initial_matrix(self.config, name, shape, self._seed)
 
 
 def import_llama(
@@ -134,31 +143,32 @@ def import_llama(
     Each tensor has the type that holds the source's exactly. `progress` is called with the share that is written.
     Raises FileExistsError, and what the source raises.
     """
-    common = source.dtype(_EMBEDDING)
     config = grown_config(source.config, experts=experts, every=every)
-    config = config.replace(torch_dtype=str(common).removeprefix("torch."))
+    config = config.replace(torch_dtype=str(source.dtype(EMBEDDING)).removeprefix("torch."))
+    grown = Grown(source, config)
     shapes = tensor_shapes(config)
-    origins = {name: llama_layer_name(config, name) for name in shapes}
-    dtypes = {name: common if origin is None else source.dtype(origin) for name, origin in origins.items()}
     written = 0
 
     def fetch(name: str) -> Tensor:
         nonlocal written
         written += 1
         progress(written / len(shapes))
-        origin, shape = origins[name], shapes[name]
-        tensor = _of_hybrid_layer(config, name, shape) if origin is None else source.tensor(origin, shape)
-        return tensor.to(dtypes[name])
+        return grown.tensor(name, shapes[name])
 
     with atomic_folder(target) as temporary:
         write_config(temporary, config)
         source.write_tokenizer(temporary)
-        entries = [TensorEntry(name, shape, dtypes[name]) for name, shape in shapes.items()]
+        entries = [TensorEntry(name, shape, grown.dtype(name)) for name, shape in shapes.items()]
         write_weights(temporary, entries, fetch, max_shard_bytes=max_shard_bytes)
     return config
 
 
-def _of_hybrid_layer(config: ArcticConfig, name: str, shape: tuple[int, ...]) -> Tensor:
-    if len(shape) == 1:
-        return torch.ones(shape)
-    return torch.zeros(shape) if is_added(name) else initial_matrix(config, name, shape, _SEED)
+def open_llama(path: Path) -> Llama:
+    """Open a folder or a GGUF file. Raises ValueError where it is neither, or not of a model without experts."""
+    from arctic_model.gguf.reader import GgufLlama
+
+    if path.is_dir():
+        return LlamaFolder(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is not there: name a folder or a GGUF file")
+    return GgufLlama(path)

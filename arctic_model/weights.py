@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,18 @@ class Piece(NamedTuple):
         if self.block is None:
             return self.values.float() * self.scale
         return fp8.dequantize(self.values, self.scale, (1, self.block[1]))
+
+
+class Weights(Protocol):
+    """Where a model's weights come from, by an Arctic's names: a checkpoint, or what is made of one as it is read."""
+
+    def check_names(self, wanted: Sequence[str], model: ArcticConfig) -> None:
+        """Raise CheckpointError where a wanted tensor is missing, or one is there that `model` has no place for."""
+        ...
+
+    def pieces(self, hf_name: str, shape: tuple[int, ...]) -> Iterator[Piece]:
+        """Read one tensor some rows at a time; what was returned is not kept. CheckpointError where that fails."""
+        ...
 
 
 class Checkpoint:
@@ -246,23 +258,23 @@ def _count(names: Sequence[str]) -> str:
 
 def load_weights(
     model: ArcticModel,
-    folder: Path,
+    source: Path | Weights,
     *,
     device: torch.device | str = "cpu",
     first_expert: int = 0,
     progress: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Fill a model, or a slice of one, from a checkpoint folder; reads nothing that it does not need.
+    """Fill a model, or a slice of one, from a checkpoint's folder or other weights; reads nothing that it doesn't need.
 
     Parameters keep their dtype; those on the meta device get their memory on `device`; those in FP8 are quantised as
     they are read, or take what is stored in FP8 as it is. `first_expert` is the first of the experts that this rank
     holds. `progress` is called with the share of the parameters that are there, 0 to 1. Raises CheckpointError, and
     ValueError where config.json is at fault.
     """
-    checkpoint = Checkpoint(folder)
+    weights = Checkpoint(source) if isinstance(source, Path) else source
     parameters = list(model.named_parameters())
     names = {name: hf_names(name, held_experts(parameter, first_expert)) for name, parameter in parameters}
-    checkpoint.check_names([part for parts in names.values() for part in parts], model.config)
+    weights.check_names([part for parts in names.values() for part in parts], model.config)
     loaded, total = 0, sum(parameter.numel() for _, parameter in parameters)
     # All memory first: between what stays, what is freed while reading would leave holes in the heap.
     targets = [(name, *_memory_of(model, name, device)) for name, _ in parameters]
@@ -271,7 +283,7 @@ def load_weights(
             for index, part in enumerate(names[name]):
                 where: Any = index if target.dim() == 3 else ...
                 into, scale_into = target[where], None if scale is None else scale[where]
-                for piece in checkpoint.pieces(part, tuple(into.shape)):
+                for piece in weights.pieces(part, tuple(into.shape)):
                     _fill(into, scale_into, block, piece, part)
                     loaded += piece.values.numel()
                     progress(loaded / total)

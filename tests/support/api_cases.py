@@ -33,6 +33,7 @@ from arctic_api.training import (
     Tokenizer,
     TrainingModel,
     TrainingParallelism,
+    Upcycle,
     Validation,
     WeightsFrom,
 )
@@ -503,6 +504,20 @@ CASES = [
         "",
         {"spec.rollout": {"maxSurge": 0}},
         {"spec.rollout": {"maxSurge": 0, "maxUnavailable": 1}},
+    ),
+    _training(
+        TrainingModel,
+        ".upcycle",
+        "grow experts",
+        {"spec.model.upcycle": {"experts": 2}},
+        {"spec.model": {"from": {"training": "a"}, "upcycle": {"experts": 2}}},
+    ),
+    _training(
+        Upcycle,
+        ".topK",
+        "than experts",
+        {"spec.model": {"from": {"training": "a"}, "upcycle": {"experts": 2, "topK": 3}}},
+        {"spec.model": {"from": {"training": "a"}, "upcycle": {"experts": 3, "topK": 3}}},
     ),
     _training(TrainingModel, ".adapter", NO, {"spec.model.adapter": {"lora": {"rank": 8, "alpha": 16}}}),
     _training(TrainingModel, ".ropeScaling", NO, {"spec.model.ropeScaling": STRETCHED}),

@@ -44,7 +44,7 @@ def test_a_llama_becomes_an_arctic(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("nowhere", "nowhere is not there: name a folder, a GGUF file, or smollm2"),
+        ("nowhere", "nowhere is not there: name a folder or a GGUF file"),
         ("mistral", "a LlamaForCausalLM alone can become an Arctic"),
     ],
 )

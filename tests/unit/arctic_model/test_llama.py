@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from arctic_model.config import ArcticConfig
-from arctic_model.llama import LlamaFolder, grown_config, import_llama, llama_layer_name
+from arctic_model.llama import LlamaFolder, import_llama
 from arctic_model.model import ArcticModel
 from arctic_model.names import llama_name, tensor_shapes
+from arctic_model.upcycle import dense_name, grown_config
 from arctic_model.weights import SINGLE_FILE, load_weights
 
 LLAMA = {
@@ -91,8 +92,7 @@ def test_every_layer_of_the_llama_is_there_once_and_in_order(dense, every):
         return
     config = grown_config(llama, experts=8, every=every)
     names = [
-        llama_layer_name(config, f"model.layers.{layer}.input_layernorm.weight")
-        for layer in range(config.num_hidden_layers)
+        dense_name(config, f"model.layers.{layer}.input_layernorm.weight") for layer in range(config.num_hidden_layers)
     ]
     assert [name for name in names if name] == [f"model.layers.{n}.input_layernorm.weight" for n in range(dense)]
     assert [name is None for name in names] == [config.has_experts(layer) for layer in range(len(names))]

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 # Read when DeepSpeed is imported.
@@ -27,7 +26,7 @@ from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 from arctic_model.names import hf_names
-from arctic_model.weights import load_weights
+from arctic_model.weights import Weights, load_weights
 from arctic_workers.training.checkpoint.zero import prepare_optimizer
 from arctic_workers.training.experts import ParallelExperts
 
@@ -115,11 +114,11 @@ class LossModule(nn.Module):
 
 
 def build_model(
-    config: ArcticConfig, ranks: Ranks, expert_parallel: int, seed: int, weights: Path | None
+    config: ArcticConfig, ranks: Ranks, expert_parallel: int, seed: int, weights: Weights | None
 ) -> ArcticModel:
-    """Build the model with this rank's experts: from the folder `weights`, or fresh from the seed.
+    """Build the model with this rank's experts: from `weights`, or fresh from the seed.
 
-    Weights depend on no parallel degree. Raises `CheckpointError` for a folder that does not hold this model.
+    Weights depend on no parallel degree. Raises `CheckpointError` for weights that are not this model's.
     """
     ep_rank = ranks.rank % expert_parallel
 

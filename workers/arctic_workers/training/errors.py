@@ -1,5 +1,10 @@
 """The ways in which a training ends by its own word: bad input, a store that a newer attempt owns or that is full."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class Refused(Exception):  # noqa: N818 - a refusal is no error
     """The input is bad and trying again can't help.
@@ -25,3 +30,11 @@ class Fenced(Exception):  # noqa: N818 - nor is being late
 
 class StoreFull(Exception):  # noqa: N818 - names what happened
     """The volume of the store has no room for what is to be written there; the text says which, and what to do."""
+
+
+def checked(call: Callable[[], T]) -> T:
+    """Turn the sentence of a ValueError about the manifest into a refusal."""
+    try:
+        return call()
+    except ValueError as error:
+        raise Refused("InvalidSpec", str(error)) from error

@@ -23,7 +23,6 @@ from arctic_workers.training.curriculum import Curriculum
 from arctic_workers.training.data.batches import TrainingData
 from arctic_workers.training.data.mixture import key
 from arctic_workers.training.data.prepare import TOKENIZER_FOLDER, prepare
-from arctic_workers.training.data.sources import file_path
 from arctic_workers.training.data.streams import Prepared, open_streams
 from arctic_workers.training.data.tokenizer import TextEncoder
 from arctic_workers.training.desk import Desk
@@ -36,10 +35,11 @@ from arctic_workers.training.engine import (
     start_processes,
     wait_for_peers_at_most,
 )
-from arctic_workers.training.errors import Fenced, Refused, StoreFull
+from arctic_workers.training.errors import Fenced, Refused, StoreFull, checked
 from arctic_workers.training.hang.pulse import Pulsing
 from arctic_workers.training.outcome import PEER_LOST, outcome_folder, write_outcome
 from arctic_workers.training.record import machine, write_record
+from arctic_workers.training.start import find_start, fit_vocabulary
 from arctic_workers.training.trainer import Diverged, Trainer, Workplace
 
 T = TypeVar("T")
@@ -89,9 +89,9 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     ranks = start_processes()
     log.info("rank %d of %d: all ranks are there", ranks.rank, ranks.world)
     pulsing = Pulsing(outcome_folder(), ranks.rank, launched_collectives, on_cpu=ranks.device.type == "cpu")
-    curriculum = _checked(lambda: Curriculum.plan(world.spec))
-    config = model_config(world)
-    check_degrees(world, curriculum, config)
+    curriculum = checked(lambda: Curriculum.plan(world.spec))
+    start = find_start(world)
+    check_degrees(world, curriculum, start.config)
     store = CheckpointStore(Path(world.locate(world.run_folder)), world.epoch)
 
     def claim_and_prepare() -> list[Prepared]:
@@ -102,11 +102,9 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     keep_record(world, store, ranks)
     log.info("rank %d of %d: tokenizer and token streams are there", ranks.rank, ranks.world)
     wait_for_peers_at_most(STEP_TIMEOUT)
-    config = fit_vocabulary(world, config, TextEncoder(store.run_folder / TOKENIZER_FOLDER))
-    model = _checked(
-        lambda: build_model(
-            config, ranks, world.spec.parallelism.expert_parallel, world.spec.seed, _weights_folder(world)
-        )
+    config = fit_vocabulary(world, start.config, TextEncoder(store.run_folder / TOKENIZER_FOLDER))
+    model = checked(
+        lambda: build_model(config, ranks, world.spec.parallelism.expert_parallel, world.spec.seed, start.weights)
     )
     checkpointer = Checkpointer(
         store,
@@ -169,51 +167,13 @@ def from_leader(ranks: Ranks, call: Callable[[], T]) -> T:
     return answer[0]  # type: ignore[return-value]
 
 
-def model_config(world: TrainingWorld) -> ArcticConfig:
-    """Return the configuration of the model that the manifest names."""
-    model = world.spec.model
-    if model.preset is not None:
-        preset = model.preset
-        return _checked(lambda: ArcticConfig.preset(preset))
-    if model.config is not None:
-        content = model.config
-        return _checked(lambda: ArcticConfig.from_dict(content, "model.config"))
-    folder = _weights_folder(world)
-    assert folder is not None, "the resource's rules ask for one of preset, config and from"
-    return _checked(lambda: ArcticConfig.from_folder(folder))
-
-
-def fit_vocabulary(world: TrainingWorld, config: ArcticConfig, encoder: TextEncoder) -> ArcticConfig:
-    """Return the configuration for a tokenizer: a preset takes its size, any other must have room for it."""
-    if world.spec.model.preset is not None:
-        config = config.with_vocab_size(encoder.vocab_size)
-    if encoder.vocab_size > config.vocab_size:
-        raise Refused(
-            "VocabularyTooLarge",
-            f"the tokenizer has {encoder.vocab_size} entries and the model's vocab_size is {config.vocab_size}",
-        )
-    return config.replace(bos_token_id=encoder.bos, eos_token_id=encoder.eos)
-
-
-def _weights_folder(world: TrainingWorld) -> Path | None:
-    """Return the folder of the weights that the training starts from, None for fresh ones."""
-    start = world.spec.model.from_
-    if start is None:
-        return None
-    if start.uri is not None:
-        return file_path(start.uri, world.locate, "model.from")
-    if world.weights_folder is None:
-        raise Refused("WeightsNotFound", f"model.from: the training {start.training} has no export")
-    return Path(world.locate(world.weights_folder))
-
-
 def check_degrees(world: TrainingWorld, curriculum: Curriculum, config: ArcticConfig) -> None:
     """Refuse parallel degrees and batches that fit neither each other nor the model."""
     parallelism, batch = world.spec.parallelism, world.spec.batch
     if parallelism.zero_stage == 0:
         raise Refused("ZeroStageUnsupported", "parallelism.zeroStage 0 is not yet supported: write 1 or 2")
     for stage in curriculum.stages:
-        _checked(
+        checked(
             lambda stage=stage: plan_training(  # type: ignore[misc]
                 config,
                 nodes=parallelism.nodes,
@@ -225,14 +185,6 @@ def check_degrees(world: TrainingWorld, curriculum: Curriculum, config: ArcticCo
                 sequence_length=stage.spec.sequence_length,
             )
         )
-
-
-def _checked(call: Callable[[], T]) -> T:
-    """Turn the sentence of a ValueError about the manifest into a refusal."""
-    try:
-        return call()
-    except ValueError as error:
-        raise Refused("InvalidSpec", str(error)) from error
 
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ from typing import Any
 from arctic_api.common import parse_tokens
 from arctic_api.training import ArcticTrainingSpec, Source
 from arctic_api.world import TOKENIZER_MISMATCH, TrainingWorld
+from arctic_model.llama import open_llama
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.data import tokenizer
 from arctic_workers.training.data.sources import file_path, read_documents
 from arctic_workers.training.data.streams import Prepared, is_whole, write_streams
 from arctic_workers.training.data.tokenizer import TextEncoder
-from arctic_workers.training.errors import Refused
+from arctic_workers.training.errors import Refused, checked
 from arctic_workers.training.files import sha256, sync_files, write_json
+from arctic_workers.training.start import weights_place
 
 TOKENIZER_FOLDER = "tokenizer"
 DATA_FOLDER = "data"
@@ -124,7 +126,11 @@ def _make_tokenizer(world: TrainingWorld, folder: Path) -> None:
         )
         tokenizer.save(tokenizer.train(sample, vocab_size), folder)
         return
-    tokenizer.copy(_given_tokenizer(world), folder)
+    given = _given_tokenizer(world)
+    if given.is_file():
+        checked(lambda: open_llama(given).write_tokenizer(folder))  # a GGUF file has its tokenizer in it
+        return
+    tokenizer.copy(given, folder)
 
 
 def _given_tokenizer(world: TrainingWorld) -> Path:
@@ -132,10 +138,8 @@ def _given_tokenizer(world: TrainingWorld) -> Path:
     spec = world.spec
     if spec.tokenizer is not None and spec.tokenizer.uri is not None:
         return file_path(spec.tokenizer.uri, world.locate, "tokenizer")
-    if spec.model.from_ is not None and spec.model.from_.uri is not None:
-        return file_path(spec.model.from_.uri, world.locate, "model.from")
-    if world.weights_folder is not None:
-        return Path(world.locate(world.weights_folder))
+    if (place := weights_place(world)) is not None:
+        return place
     raise Refused("TokenizerNotFound", "tokenizer: write tokenizer.train or tokenizer.uri")
 
 
