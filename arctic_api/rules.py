@@ -290,6 +290,21 @@ TRAINING_RULES = (
     _exactly_one(TrainingModel, "preset", "config", "from"),
     _exactly_one(WeightsFrom, "uri", "training"),
     _needs_from("upcycle", "only a model that has been trained can grow experts: write model.from"),
+    _needs_from("adapter", "an adapter is added to weights that are there: write model.from"),
+    Rule(
+        TrainingModel,
+        "!(has(self.adapter) && has(self.upcycle))",
+        lambda node: node.adapter is None or node.upcycle is None,
+        "an adapter would leave new experts untrained: write one of adapter and upcycle",
+        ".adapter",
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        "self.checkpoint.export != 'adapter' || has(self.model.adapter)",
+        lambda spec: spec.checkpoint.export != "adapter" or spec.model.adapter is not None,
+        "no adapter is trained: write huggingface or none, or model.adapter",
+        ".checkpoint.export",
+    ),
     Rule(
         Upcycle,
         "self.topK <= self.experts",
@@ -540,7 +555,6 @@ def _only_files(where: type[Resource], *, optional: bool) -> Rule:
 # One line for each thing that the types already name and nothing does yet. Refused, never ignored: who makes it work
 # deletes its line.
 NOT_YET_SUPPORTED = (
-    _unset(TrainingModel, "adapter"),
     _unset(TrainingModel, "ropeScaling"),
     _only_files(WeightsFrom, optional=True),
     _only_files(Tokenizer, optional=True),

@@ -54,7 +54,10 @@ class WeightsFrom(Resource):
 
 
 class Lora(Resource):
-    """Low-rank adaptation (Hu et al., 2021)."""
+    """Low-rank adaptation (Hu et al., 2021).
+
+    Of attention's projections, the residual MLP, and the MLP of layers without experts.
+    """
 
     rank: Annotated[int, Field(ge=1, le=1024)]
     """Rank of the added matrices."""
@@ -63,7 +66,7 @@ class Lora(Resource):
 
 
 class Adapter(Resource):
-    """Trains a small addition instead of all weights."""
+    """Trains a small addition to weights that stay as they are."""
 
     lora: Lora
     """Low-rank adaptation."""
@@ -95,7 +98,7 @@ class TrainingModel(Resource):
     upcycle: Upcycle | None = None
     """Experts for a model of `from` that has none."""
     adapter: Adapter | None = None
-    """Train an adapter instead of all weights."""
+    """Train an adapter on the weights of `from` instead of all of them."""
     rope_scaling: RopeScaling | None = None
     """Stretch rotary positions."""
 
@@ -263,8 +266,11 @@ class Checkpoint(Resource):
     """How many are kept, besides the last of each stage."""
     grace_period: Duration = "120s"
     """Time that a pod gets to write a checkpoint when it is asked to go."""
-    export: Literal["huggingface", "none"] = "huggingface"
-    """Layout of the weights written at the end; `none` writes none."""
+    export: Literal["huggingface", "adapter", "none"] = "huggingface"
+    """What is written at the end: weights in the Hugging Face layout, those of an adapter merged into them.
+
+    `adapter` writes the adapter alone, as the library peft does; `none` writes nothing.
+    """
 
 
 class Backoff(Resource):

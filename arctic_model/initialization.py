@@ -37,7 +37,7 @@ def init_weights(model: ArcticModel, seed: int, *, device: torch.device | str = 
 def initial_matrix(config: ArcticConfig, hf_name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """Return the initial value of one matrix, by its name in a checkpoint; see `init_weights`."""
     shrink = math.sqrt(2 * config.num_hidden_layers) if is_added(hf_name) else 1.0
-    return _normal(hf_name, shape, seed) * (config.initializer_range / shrink)
+    return normal_matrix(hf_name, shape, seed) * (config.initializer_range / shrink)
 
 
 def is_added(hf_name: str) -> bool:
@@ -45,7 +45,8 @@ def is_added(hf_name: str) -> bool:
     return hf_name.endswith(_ADDED)
 
 
-def _normal(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+def normal_matrix(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Return standard normal numbers in fp32 that follow from a name and a seed."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")

@@ -38,6 +38,8 @@ from arctic_api.training import (
     WeightsFrom,
 )
 
+LORA = {"lora": {"rank": 8, "alpha": 16}}
+
 ABSENT = object()
 """Stands for a field that a change removes."""
 
@@ -519,7 +521,27 @@ CASES = [
         {"spec.model": {"from": {"training": "a"}, "upcycle": {"experts": 2, "topK": 3}}},
         {"spec.model": {"from": {"training": "a"}, "upcycle": {"experts": 3, "topK": 3}}},
     ),
-    _training(TrainingModel, ".adapter", NO, {"spec.model.adapter": {"lora": {"rank": 8, "alpha": 16}}}),
+    _training(
+        TrainingModel,
+        ".adapter",
+        "weights that are there",
+        {"spec.model.adapter": LORA},
+        {"spec.model": {"from": {"training": "a"}, "adapter": LORA}},
+    ),
+    _training(
+        TrainingModel,
+        ".adapter",
+        "new experts untrained",
+        {"spec.model": {"from": {"training": "a"}, "adapter": LORA, "upcycle": {"experts": 2}}},
+        {"spec.model": {"from": {"training": "a"}, "adapter": LORA}},
+    ),
+    _training(
+        ArcticTrainingSpec,
+        ".checkpoint.export",
+        "no adapter is trained",
+        {"spec.checkpoint.export": "adapter"},
+        {"spec.checkpoint.export": "adapter", "spec.model": {"from": {"training": "a"}, "adapter": LORA}},
+    ),
     _training(TrainingModel, ".ropeScaling", NO, {"spec.model.ropeScaling": STRETCHED}),
     _training(
         WeightsFrom,

@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from torch.distributed import distributed_c10d
 from torch.nn import functional
 
-from arctic_api.training import ArcticTrainingSpec
+from arctic_api.training import ArcticTrainingSpec, Lora
 from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
+from arctic_model.lora import adapter_shapes, add_adapter
 from arctic_model.model import ArcticModel
-from arctic_model.names import hf_names
+from arctic_model.names import hf_names, tensor_shapes
 from arctic_model.weights import Weights, load_weights
 from arctic_workers.training.checkpoint.zero import prepare_optimizer
-from arctic_workers.training.experts import ParallelExperts
+from arctic_workers.training.experts import ParallelExperts, TrainedExperts
 
 PREPARATION_TIMEOUT = timedelta(hours=24)
 """Longest wait for rank 0 while it trains the tokenizer and writes the token streams."""
@@ -114,16 +115,22 @@ class LossModule(nn.Module):
 
 
 def build_model(
-    config: ArcticConfig, ranks: Ranks, expert_parallel: int, seed: int, weights: Weights | None
+    config: ArcticConfig,
+    ranks: Ranks,
+    expert_parallel: int,
+    seed: int,
+    weights: Weights | None,
+    lora: Lora | None = None,
 ) -> ArcticModel:
-    """Build the model with this rank's experts: from `weights`, or fresh from the seed.
+    """Build the model with this rank's experts: from `weights`, or fresh from the seed; frozen under an adapter.
 
     Weights depend on no parallel degree. Raises `CheckpointError` for weights that are not this model's.
     """
     ep_rank = ranks.rank % expert_parallel
+    experts = TrainedExperts if lora is None else ParallelExperts
 
     def moe(config: ArcticConfig, layer: int) -> ParallelExperts:  # noqa: ARG001
-        return ParallelExperts(config, expert_parallel, ep_rank)
+        return experts(config, expert_parallel, ep_rank)
 
     with torch.device("meta"):
         model = ArcticModel(config, moe=moe).to(training_dtype(ranks.device))
@@ -135,7 +142,14 @@ def build_model(
     for layer in model.modules():
         if isinstance(layer, ParallelExperts):
             layer.mark_parameters()
+    if lora is not None:
+        add_adapter(model, lora.rank, lora.alpha, seed)
     return model
+
+
+def trained_shapes(config: ArcticConfig, lora: Lora | None) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor that is trained: an adapter's, or all."""
+    return tensor_shapes(config) if lora is None else adapter_shapes(config, lora.rank)
 
 
 def tensor_names(module: nn.Module) -> dict[str, list[str]]:
@@ -189,12 +203,14 @@ def start_engine(model: ArcticModel, spec: ArcticTrainingSpec) -> Any:
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return the optimizer's groups: norms without decay, and experts apart."""
-    norms = [p for p in module.parameters() if p.dim() == 1]
-    others = [p for p in module.parameters() if p.dim() > 1]
+    trained = [p for p in module.parameters() if p.requires_grad]
+    norms = [p for p in trained if p.dim() == 1]
+    others = [p for p in trained if p.dim() > 1]
     groups: list[dict[str, Any]] = [
         {"name": "weights", "params": others, "weight_decay": weight_decay},
         {"name": "norms", "params": norms, "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]  # an adapter has no norms
     return list(split_params_into_different_moe_groups_for_optimizer(groups))
 
 

@@ -97,12 +97,13 @@ class _Computed(NamedTuple):
     dispatched: _Dispatched
 
 
-class ParallelExperts(AutoEPMoELayer):  # type: ignore[misc]
+class ParallelExperts(nn.Module):
     """The experts of one layer, of which this rank holds `num_experts / ep_size`: an `ExpertLayer`.
 
-    An instance of `AutoEPMoELayer` whose parameters carry its marks, because by these DeepSpeed reduces, clips and
-    partitions experts over the right ranks. Its constructor is left out: it wants all of a layer's experts in memory.
+    As it is, for experts that are frozen: DeepSpeed gives it its group and sees no experts to train in it.
     """
+
+    set_deepspeed_parallelism = AutoEPMoELayer.set_deepspeed_parallelism
 
     def __init__(self, config: ArcticConfig, ep_size: int, ep_rank: int) -> None:
         nn.Module.__init__(self)
@@ -177,6 +178,14 @@ class ParallelExperts(AutoEPMoELayer):  # type: ignore[misc]
             return out
         nothing = sum(weight.sum() * 0 for weight in self.experts.parameters())
         return rows_PD + nothing
+
+
+class TrainedExperts(ParallelExperts, AutoEPMoELayer):  # type: ignore[misc]
+    """Experts that are trained.
+
+    An instance of `AutoEPMoELayer` whose parameters carry its marks, because by these DeepSpeed reduces, clips and
+    partitions experts over the right ranks. Its constructor is left out: it wants all of a layer's experts in memory.
+    """
 
 
 def _order_by_expert(counts_RE: Tensor) -> Tensor:

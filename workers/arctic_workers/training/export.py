@@ -1,13 +1,21 @@
-"""The weights of a run in the exact Hugging Face layout, gathered tensor by tensor from the ranks that hold them."""
+"""The weights of a run in the exact Hugging Face layout, gathered tensor by tensor from the ranks that hold them.
 
-from collections.abc import Callable
+Of an adapter either the merged weights, or its own files in peft's layout.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from arctic_api.training import ArcticTrainingSpec
 from arctic_model.config import ArcticConfig
+from arctic_model.lora import A, B, adapter_shapes, merged
 from arctic_model.names import module_name, tensor_shapes
+from arctic_model.peft import write_adapter
 from arctic_model.weights import TensorEntry, write_config, write_weights
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.data import tokenizer
@@ -20,36 +28,60 @@ DTYPE = torch.bfloat16  # as Arctic was published
 
 
 def export(
-    store: CheckpointStore, config: ArcticConfig, tensors: dict[str, Tensor], ranks: Ranks, expert_parallel: int
+    store: CheckpointStore, config: ArcticConfig, tensors: dict[str, Tensor], ranks: Ranks, spec: ArcticTrainingSpec
 ) -> None:
-    """Write `export/` in the run's folder: config.json, weights, tokenizer; whole or not at all. Collective.
+    """Write `export/` in the run's folder, as the manifest asks; whole or not at all. Collective.
+
+    That is config.json, weights (with what an adapter adds) and tokenizer; or an adapter's own files and tokenizer.
 
     Args:
         store: the attempt's handle on the store; `Fenced` if a newer attempt has claimed it.
         config: of the model.
         tensors: what this rank holds, by Hugging Face name.
         ranks: the world.
-        expert_parallel: ranks that share out the experts; the first so many hold all of them together.
+        spec: the manifest's; of the ranks that share out the experts, the first so many hold all of them together.
     """
-    owner = _owners(config, expert_parallel)
+    owner = _owners(config, spec.parallelism.expert_parallel)
+    lora = None if spec.model.adapter is None else spec.model.adapter.lora
+    if lora is not None and spec.checkpoint.export == "adapter":
+        if ranks.leader:
+            own = {name: tensors[name].float() for name in adapter_shapes(config, lora.rank)}
+            base = spec.model.from_.wire() if spec.model.from_ else {}
+            with _published(store) as folder:
+                write_adapter(folder, own, lora.rank, lora.alpha, next(iter(base.values()), ""))
+        return
     shapes = tensor_shapes(config)
+
+    def own_tensor(name: str) -> Tensor:
+        a, b = (tensors.get(f"{name.removesuffix('.weight')}.{part}.weight") for part in (A, B))
+        if lora is None or a is None or b is None:
+            return tensors[name].to(DTYPE)
+        return merged(tensors[name], a, b, lora.alpha / lora.rank).to(DTYPE)
+
     if not ranks.leader:
         for name in shapes:
             if owner(name) == ranks.rank:
-                dist.send(tensors[name].to(DTYPE).contiguous(), 0)
+                dist.send(own_tensor(name).contiguous(), 0)
         return
 
     def fetch(name: str) -> Tensor:
         if owner(name) == 0:
-            return tensors[name].to(DTYPE)
+            return own_tensor(name)
         received = torch.empty(shapes[name], dtype=DTYPE, device=ranks.device)
         dist.recv(received, owner(name))
         return received
 
-    folder = store.stage(EXPORT)
-    try:
+    with _published(store) as folder:
         write_config(folder, config.replace(torch_dtype="bfloat16"))
         write_weights(folder, [TensorEntry(name, shape, DTYPE) for name, shape in shapes.items()], fetch)
+
+
+@contextmanager
+def _published(store: CheckpointStore) -> Iterator[Path]:
+    """A staged folder that becomes the run's export, with the tokenizer in it, when the block ends well."""
+    folder = store.stage(EXPORT)
+    try:
+        yield folder
         tokenizer.copy(store.run_folder / TOKENIZER_FOLDER, folder)
         sync_files(folder)
         store.publish(EXPORT, store.run_folder / EXPORT)

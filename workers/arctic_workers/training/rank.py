@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from arctic_api.world import WORLD_VARIABLE, ExitCode, Report, TrainingWorld
 from arctic_model.config import ArcticConfig
-from arctic_model.names import tensor_shapes
 from arctic_model.parallel import plan_training
 from arctic_workers.control.lifeline import die_with_parent
 from arctic_workers.control.link import LinkClient
+from arctic_workers.training.base import find_base
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.curriculum import Curriculum
@@ -33,6 +33,7 @@ from arctic_workers.training.engine import (
     launched_collectives,
     start_engine,
     start_processes,
+    trained_shapes,
     wait_for_peers_at_most,
 )
 from arctic_workers.training.errors import Fenced, Refused, StoreFull, checked
@@ -101,16 +102,18 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     sources = from_leader(ranks, claim_and_prepare)
     keep_record(world, store, ranks)
     log.info("rank %d of %d: tokenizer and token streams are there", ranks.rank, ranks.world)
+    lora = None if world.spec.model.adapter is None else world.spec.model.adapter.lora
+    base = find_base(start.place, lora, ranks)
     wait_for_peers_at_most(STEP_TIMEOUT)
     config = fit_vocabulary(world, start.config, TextEncoder(store.run_folder / TOKENIZER_FOLDER))
     model = checked(
-        lambda: build_model(config, ranks, world.spec.parallelism.expert_parallel, world.spec.seed, start.weights)
+        lambda: build_model(config, ranks, world.spec.parallelism.expert_parallel, world.spec.seed, start.weights, lora)
     )
     checkpointer = Checkpointer(
         store,
         ranks.rank,
         ranks.world,
-        {name: list(shape) for name, shape in tensor_shapes(config).items()},
+        {name: list(shape) for name, shape in trained_shapes(config, lora).items()},
         world.spec.checkpoint.keep,
         lambda step: f"file://{world.run_folder}/checkpoints/{store.name(step)}",
     )
@@ -122,6 +125,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         data=TrainingData(curriculum, open_streams(sources, "train"), world.spec.seed),
         held_out=open_streams(sources, "held-out"),
         engine=start_engine(model, world.spec),
+        base=base,
         store=store,
         checkpointer=checkpointer,
         desk=desk_of(world, curriculum, link, ranks),

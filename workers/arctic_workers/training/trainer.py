@@ -18,6 +18,7 @@ from arctic_api.world import Report, TrainingWorld
 from arctic_model.config import ArcticConfig
 from arctic_rpc.control_pb2 import CHECKPOINTING, DONE, EXPORTING, PAUSED, RUNNING, Phase, TrainingState, WorkerState
 from arctic_workers.evaluation import evaluate
+from arctic_workers.training.base import Base
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Position
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.checkpoint.zero import finish_restore, get_step, local_pieces
@@ -94,6 +95,8 @@ class Workplace:
     data: TrainingData
     held_out: Mapping[str, Stream]
     engine: Any
+    base: Base | None
+    """What stands under an adapter; None where all weights are trained."""
     store: CheckpointStore
     checkpointer: Checkpointer
     desk: Desk
@@ -297,6 +300,8 @@ class Trainer:
         if folder is None:
             return
         manifest = place.checkpointer.read(folder, local_pieces(place.engine, self._names))
+        if place.base is not None:
+            place.base.check_same(manifest.progress.get("base"), manifest.step)
         check_same(manifest.progress.get("trained_with", {}), place.spec.seed, place.curriculum, manifest.step)
         finish_restore(place.engine, manifest.progress.get("adam_step", manifest.step))
         self.step = self._saved_step = manifest.step
@@ -314,6 +319,7 @@ class Trainer:
             "stages": self._progress.to_json(),
             "evaluation": self._evaluation,
             "loss": self._measures.loss,
+            "base": None if place.base is None else place.base.to_json(),
             "adam_step": get_step(place.engine),  # fewer than steps where updates were left out
             "trained_with": trained_with(
                 place.spec.seed, [stage for stage in place.curriculum.stages if stage.first_step < self.step]
@@ -414,11 +420,11 @@ class Trainer:
         log.info(done)
         self._write_checkpoint()
         exported = None
-        if place.spec.checkpoint.export == "huggingface":
+        if place.spec.checkpoint.export != "none":
             self._publish(EXPORTING)
             with patience():
                 tensors = named_tensors(place.engine.module)
-                export(place.store, place.config, tensors, place.ranks, place.spec.parallelism.expert_parallel)
+                export(place.store, place.config, tensors, place.ranks, place.spec)
                 dist.barrier()
             exported = self._uri(EXPORT)
         self._publish(DONE)

@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 
 from arctic_cli.ports import free_ports
 from arctic_model.config import ArcticConfig
+from arctic_model.lora import merged
 from arctic_model.model import ArcticModel
 from arctic_model.names import tensor_shapes
+from arctic_model.peft import read_adapter
 from arctic_model.weights import load_weights
 from arctic_workers.training.data.tokenizer import TextEncoder
 
@@ -64,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = ("refusals", "one_step", "runs", "commands", "stopped_early", "extended", "skipped_updates")
     finish(folder, start(folder, 2, *parts, "slow_commit", "pause_when_put_off", "full_store"))
     finish(folder, start(folder, 1, "other_world"))
-    finish(folder, start(folder, 2, "and_back"))
+    finish(folder, start(folder, 2, "and_back", "adapters"))
     return folder
 
 
@@ -297,6 +299,43 @@ def test_the_export_is_a_whole_model_in_the_published_layout(folder: Path) -> No
         model = ArcticModel(config)
     load_weights(model, exported)
     assert model(torch.tensor([encoder.tokenizer.encode("x7 = f(1)").ids])).isfinite().all()
+
+
+def shards(folder: Path, run: str) -> dict[str, torch.Tensor]:
+    files = sorted((folder / run / "checkpoints" / "step-0000000008").glob("*.safetensors"))
+    return {f"{file.name}:{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def test_a_checkpoint_of_an_adapter_holds_nothing_of_the_weights_that_it_stands_on(folder: Path) -> None:
+    kept = {name.split(":")[3].rsplit(".", 2)[1] for name in shards(folder, "adapter") if not name.endswith(":rng")}
+    assert kept == {"lora_A", "lora_B"}
+
+
+def test_an_adapter_that_was_stopped_ends_with_the_same_bits_as_one_left_alone(folder: Path) -> None:
+    expected, found = shards(folder, "adapter"), shards(folder, "adapter-stopped")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_an_adapter_learns_and_is_exported_alone_or_merged_with_the_same_numbers(folder: Path) -> None:
+    report = read(folder, "adapter")
+    assert all(stage["validationLoss"] < stage["initialValidationLoss"] for stage in report["stages"])
+    base, made = (load_file(folder / name / "model.safetensors") for name in ("base", "adapter-stopped/export"))
+    additions = read_adapter(folder / "adapter" / "export", ArcticConfig.from_folder(folder / "base"))
+    moved = {name for name in base if not torch.equal(base[name], made[name])}
+    assert moved == {f"{name}.weight" for name in additions}
+    for name, added in additions.items():
+        expected = merged(base[f"{name}.weight"], added.a, added.b, added.scale).bfloat16()
+        assert torch.equal(made[f"{name}.weight"], expected), name
+    assert TextEncoder(folder / "adapter" / "export").eos is not None
+    assert not (folder / "adapter" / "export" / "config.json").exists()
+
+
+def test_an_adapter_does_not_go_on_when_the_weights_below_it_have_changed(folder: Path) -> None:
+    refusal = read(folder, "other-base")
+    assert refusal["reason"] == "CheckpointMismatch"
+    assert "the adapter of the checkpoint of step 8 was trained on" in refusal["message"]
+    assert read(folder, "other-base", 1) == refusal
 
 
 @pytest.mark.parametrize(

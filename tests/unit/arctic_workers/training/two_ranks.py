@@ -406,6 +406,31 @@ def refusals() -> None:
     write("refusals", said)
 
 
+def adapters() -> None:
+    """An adapter on the export of another run: left alone, stopped and resumed, and resumed on other weights."""
+    base = FOLDER / "whole" / "export"
+    model = {"from": {"uri": f"file://{base}"}, "adapter": {"lora": {"rank": 3, "alpha": 6}}}
+
+    def spec(export: str) -> ArcticTrainingSpec:
+        checkpoint = spec_of().checkpoint.wire() | {"export": export}
+        return spec_of(model=model, tokenizer=None, checkpoint=checkpoint)
+
+    write("adapter", run("adapter", spec=spec("adapter")).wire())
+    run("adapter-stopped", link=ScriptedLink({5: "stop"} if RANK == 0 else {}), spec=spec("huggingface"))
+    torch.distributed.barrier()
+    write("adapter-merged", run("adapter-stopped", attempt=2, spec=spec("huggingface")).wire())
+    torch.distributed.barrier()
+    if RANK == 0:
+        shutil.copytree(base, FOLDER / "base")
+        content = json.loads((base / "config.json").read_text()) | {"router_aux_loss_coef": 0.2}
+        (base / "config.json").write_text(json.dumps(content))
+    torch.distributed.barrier()
+    try:
+        run("adapter-stopped", attempt=3, spec=spec("huggingface"))
+    except Refused as error:
+        write("other-base", {"reason": error.reason, "message": error.message})
+
+
 def other_world() -> None:
     """A run that two ranks have begun is ended by one; another one is led on by one, to be ended by two."""
     write("other-world", run("other-world", attempt=2).wire())
@@ -420,7 +445,7 @@ def and_back() -> None:
 if __name__ == "__main__":
     parts = (
         *(commands, stopped_early, extended, one_step, runs, refusals, skipped_updates, slow_commit),
-        *(pause_when_put_off, full_store, other_world, and_back),
+        *(pause_when_put_off, full_store, other_world, and_back, adapters),
     )
     for name in sys.argv[2:]:
         next(part for part in parts if part.__name__ == name)()

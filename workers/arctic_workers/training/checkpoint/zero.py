@@ -40,10 +40,10 @@ def prepare_optimizer(engine: Any) -> None:
 
 
 def local_pieces(engine: Any, names: TensorNames) -> list[Piece]:
-    """Return this rank's pieces; over all ranks they cover every tensor exactly once."""
+    """Return this rank's pieces; over all ranks they cover every tensor that is trained exactly once."""
     pieces: list[Piece] = []
     for parameter_name, parameter in engine.module.named_parameters():
-        mapping = parameter._hp_mapping
+        mapping = parameter._hp_mapping if parameter.requires_grad else None
         if mapping is None:
             continue
         state = {kind: mapping.get_hp_fragment(None if kind == "master" else kind) for kind in KINDS}
