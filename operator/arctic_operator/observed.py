@@ -412,13 +412,18 @@ def node_of(manifest: Manifest) -> Node:
 
 
 def exported_by(manifest: Manifest) -> BaseWeights | None:
-    """Return what an ArcticTraining has exported."""
+    """Return the weights that an ArcticTraining has exported."""
     uri = (manifest.get("status") or {}).get("export", {}).get("uri")
     volume = manifest["spec"].get("checkpoint", {}).get("volume") or {}
     folder = uri.removeprefix("file://") if uri else ""
-    if not folder:
+    if not folder or _export(manifest) == "adapter":
         return None
     return BaseWeights(training=manifest["metadata"]["name"], folder=folder, claim_name=volume.get("claimName"))
+
+
+def _export(manifest: Manifest) -> str | None:
+    export: str | None = manifest["spec"].get("checkpoint", {}).get("export")
+    return export
 
 
 def lack_of(manifest: Manifest | None, namespace: str, name: str) -> Trouble | None:
@@ -431,7 +436,7 @@ def lack_of(manifest: Manifest | None, namespace: str, name: str) -> Trouble | N
     if failed.get("status") == "True":
         message = f"ArcticTraining {name} has failed ({failed['reason']}): mend it, or name another"
         return Trouble("BaseFailed", message)
-    if manifest["spec"].get("checkpoint", {}).get("export") == "none":
-        message = f"ArcticTraining {name} exports no weights: name one whose checkpoint.export is not none"
+    if _export(manifest) in ("none", "adapter"):
+        message = f"ArcticTraining {name} exports no weights: name one whose checkpoint.export is huggingface"
         return Trouble("BaseExportsNothing", message)
     return None

@@ -239,6 +239,7 @@ async def test_a_service_scales_with_its_weights_when_the_training_that_made_the
     [
         ("huggingface", [], "WaitingForTraining"),
         ("none", [], "BaseExportsNothing"),
+        ("adapter", [], "BaseExportsNothing"),
         ("huggingface", [{"type": "Failed", "status": "True", "reason": "RestartLimitExceeded"}], "BaseFailed"),
         (None, [], "NoSuchTraining"),
     ],
@@ -247,7 +248,8 @@ async def test_weights_that_will_not_come_of_themselves_are_told_as_trouble(oper
     if checkpoint:
         volume = {"claimName": "store"}
         base = operator.add("ArcticTraining", "base", checkpoint={"volume": volume, "export": checkpoint})
-        operator.set_status(base, conditions=conditions)
+        export = {"uri": "file:///var/lib/arctic/store/export"} if checkpoint == "adapter" else None
+        operator.set_status(base, conditions=conditions, **({"export": export} if export else {}))
     training = operator.add("ArcticTraining", model={"from": {"training": "base"}})
     await operator.reconcile(training)
     inference = operator.add("ArcticInference", model={"training": "base"})
