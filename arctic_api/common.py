@@ -81,6 +81,13 @@ def parse_duration(value: str) -> float:
     return sum(float(number) * _DURATION_UNITS[unit] for number, unit in re.findall(r"([0-9.]+)(ms|s|m|h)", value))
 
 
+def parse_percent(value: str) -> float:
+    """Return the share, from 0 to 1, that a percentage such as `5%` means."""
+    if not re.fullmatch(PERCENT_PATTERN, value):
+        raise ValueError(f"{value!r} is not a percentage: {HINTS[PERCENT_PATTERN]}")
+    return int(value.removesuffix("%")) / 100
+
+
 def _check_tokens(value: Any) -> Any:
     parse_tokens(value)
     return value

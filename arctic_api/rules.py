@@ -437,6 +437,27 @@ TRAINING_RULES = (
         ".final",
     ),
     Rule(
+        Source,
+        "!has(self.field) || self.format != 'text'",
+        lambda source: source.field is None or source.format != "text",
+        "files of text have no fields: leave it out, or write another format",
+        ".field",
+    ),
+    Rule(
+        Source,
+        "self.content != 'messages' || self.format != 'text'",
+        lambda source: source.content != "messages" or source.format != "text",
+        "files of text have no messages: write format jsonl, parquet or hf",
+        ".format",
+    ),
+    Rule(
+        Source,
+        "!has(self.split) || self.format == 'hf'",
+        lambda source: source.split is None or source.format == "hf",
+        "only what datasets saved has splits: leave it out, or write format: hf",
+        ".split",
+    ),
+    Rule(
         TrainingParallelism,
         "self.nodes * self.processesPerNode % self.expertParallel == 0",
         lambda degrees: degrees.nodes * degrees.processes_per_node % degrees.expert_parallel == 0,

@@ -18,6 +18,7 @@ from arctic_api.common import (
     ItemName,
     Manifest,
     ObjectName,
+    Percent,
     PositiveFloat,
     Resource,
     Resources,
@@ -129,7 +130,19 @@ class Source(Resource):
     uri: Uri
     """A file, a folder or a glob: `file:///...`, `s3://...`, `hf://owner/name`."""
     format: Literal["text", "jsonl", "parquet", "hf"] = "text"
-    """`text`: one document a file; `jsonl` and `parquet`: a column `text`; `hf`: a Hugging Face datasets folder."""
+    """`text`: a document a file, a long one in several; `jsonl`: JSON objects, a line each or in one array; `parquet`;
+    `hf`: a folder that `datasets` saved. Text and JSON may be packed by gzip, Zstandard, xz or bzip2."""
+    content: Literal["text", "messages"] = "text"
+    """`text`, of which all is learnt; `messages`: conversations, of which the answers are learnt and nothing else.
+
+    A conversation is a list of objects with `role` and `content`, and is written by the tokenizer's chat template.
+    """
+    field: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Field that holds the content, in all formats but `text`; named as the content is if unset."""
+    split: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Split of a saved DatasetDict, format `hf` alone; `train` if unset."""
+    max_skipped: Percent = "1%"
+    """Share of rows that may be without a usable text: they are left out and counted; more are refused."""
     credentials: SecretReference | None = None
     """Secret with the keys to reach it."""
 
@@ -395,6 +408,25 @@ class StageStatus(Resource):
     """Loss on the same text at its end, in nats a token."""
 
 
+class SourceStatus(Resource):
+    """What the workers found in one source, and how much of it is used."""
+
+    name: str
+    """Name of the source."""
+    documents: int = 0
+    """Documents in it, those that are held out among them."""
+    skipped: int = 0
+    """Rows that were left out because they had no usable text."""
+    tokens: int = 0
+    """Tokens in it to train on."""
+    epochs: str = "0"
+    """How often these have been read so far."""
+    planned_epochs: str = "0"
+    """How often they will have been read at the end of the curriculum."""
+    unused_splits: list[str] | None = None
+    """Splits of a DatasetDict that are not read."""
+
+
 class LastCheckpoint(Resource):
     """The newest committed checkpoint."""
 
@@ -439,6 +471,8 @@ class ArcticTrainingStatus(Resource):
     """Name of the stage under way."""
     stages: list[StageStatus] | None = Field(None, json_schema_extra=MAP_BY_NAME)
     """Progress of each stage."""
+    sources: list[SourceStatus] | None = Field(None, json_schema_extra=MAP_BY_NAME)
+    """What was found in each source that is trained on; there once the text is prepared, before the first step."""
     step: int | None = None
     """Optimizer updates so far."""
     tokens: int | None = None

@@ -5,6 +5,7 @@ as JSON: it is part of the create-only Job or group, so a world can't see anothe
 its revision was computed from. `arctic train` and `arctic serve` make the same documents for local processes.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum, StrEnum
 from typing import Annotated, Literal, TypeVar
 
@@ -99,6 +100,12 @@ class Mount(Resource):
         return None
 
 
+def locate(path: str, mounts: Iterable[Mount]) -> str:
+    """Return where a path of the manifest really is: in the innermost mount that it is under."""
+    found = (mount.resolve(path) for mount in sorted(mounts, key=lambda mount: -len(mount.mount_path)))
+    return next((place for place in found if place is not None), path)
+
+
 class _World(BaseModel):
     model_config = ConfigDict(
         alias_generator=Resource.model_config["alias_generator"], populate_by_name=True, frozen=True
@@ -118,8 +125,7 @@ class _World(BaseModel):
 
     def locate(self, path: str) -> str:
         """Return where a path of the manifest really is."""
-        found = (mount.resolve(path) for mount in sorted(self.mounts, key=lambda m: -len(m.mount_path)))
-        return next((place for place in found if place is not None), path)
+        return locate(path, self.mounts)
 
 
 def _without_pods(spec: Spec) -> Spec:
@@ -200,6 +206,24 @@ class StageReport(Resource):
     """The same, at its end."""
 
 
+class SourceReport(Resource):
+    """One source as the worker prepared it."""
+
+    name: str
+    documents: int = 0
+    """Documents, those that are held out among them."""
+    skipped: int = 0
+    """Rows left out because they had no usable text."""
+    tokens: int = 0
+    """Tokens to train on."""
+    epochs: float = 0.0
+    """How often they have been read."""
+    planned_epochs: float = 0.0
+    """How often they will have been read at the end of the curriculum."""
+    unused_splits: list[str] = Field(default_factory=list)
+    """Splits of its data set that are not read."""
+
+
 class CheckpointReport(Resource):
     """A committed checkpoint."""
 
@@ -225,4 +249,5 @@ class Report(Resource):
     export_uri: str | None = None
     """Set only when the final checkpoint and the export are committed: the final marker."""
     stages: list[StageReport] = Field(default_factory=list)
+    sources: list[SourceReport] = Field(default_factory=list)
     evaluation: dict[str, float] | None = None

@@ -36,6 +36,7 @@ from arctic_api.world import (
     TrainingWorld,
     run_folder,
 )
+from arctic_cli.data import data_problems
 from arctic_cli.manifest import ManifestError, load_one
 from arctic_cli.ports import LOOPBACK, free_ports
 from arctic_cli.running import announced
@@ -394,7 +395,20 @@ volumes_option = click.option(
 @volumes_option
 def train(file: Path, volumes: Path | None) -> None:
     """Run an ArcticTraining as local processes, and resume it if it ran before."""
-    sys.exit(run_training(_load_to_run(file, "ArcticTraining"), volumes or default_volumes(), stop_flag()))
+    manifest, volumes = _load_to_run(file, "ArcticTraining"), volumes or default_volumes()
+    _check_data(file, manifest, volumes)
+    sys.exit(run_training(manifest, volumes, stop_flag()))
+
+
+def _check_data(file: Path, manifest: dict[str, Any], volumes: Path) -> None:
+    """Refuse sources that can't be read, before any rank starts."""
+    spec = ArcticTrainingSpec.model_validate(manifest["spec"])
+    namespace, name = _identity(manifest)
+    store = str(_local_store(spec, namespace, volumes))
+    folder = Path(run_folder(store, namespace, name, local_uid(namespace, name)))
+    problems = list(data_problems(spec, local_mounts(spec.template, volumes), folder))
+    if problems:
+        raise ManifestError("\n".join(f"{file}: {problem}" for problem in problems))
 
 
 @click.command()

@@ -6,6 +6,8 @@ own. Shapes are named by the legend of `arctic_model.layers`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -39,6 +41,81 @@ class CausalAttend:
         positions_T = torch.arange(length, device=q_BTNH.device)
         visible_TT = attention_mask(positions_T, positions_T, self._window, self._sinks)
         return grouped_attention(q_BTNH, k_BTGH, v_BTGH, visible_TT)
+
+
+class DocumentAttend:
+    """Attention within each of the documents that share a sequence; keeps nothing.
+
+    Documents are cut apart and attended to one by one, so that no mask is made for them and nothing is computed between
+    them; short ones that follow each other are taken together, under a mask of at most `TOGETHER` squared. On a GPU
+    each part is one call of a fused kernel, and their sizes are known on the host: nothing waits for the device.
+
+    Args:
+        starts: where documents begin, by sequence: the first at 0, in order.
+        length: tokens of each sequence.
+        window, sinks: as of `CausalAttend`, counted within each document.
+    """
+
+    def __init__(self, starts: Sequence[Sequence[int]], length: int, window: int | None = None, sinks: int = 0) -> None:
+        self._causal = CausalAttend(window, sinks)
+        self._window, self._sinks = window, sinks
+        self._parts = list(_together(_document_lengths(starts, length), self._fits_whole))
+        self._alone = all(len(row) == 1 for row in starts)
+        self._masks: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, layer: int, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> Tensor:
+        """See `Attend`."""
+        if self._alone:
+            return self._causal(layer, q_BTNH, k_BTGH, v_BTGH)
+        sizes = [sum(part) for part in self._parts]
+        rows = (x.flatten(0, 1).unsqueeze(0) for x in (q_BTNH, k_BTGH, v_BTGH))
+        cut = zip(*(torch.split(row, sizes, 1) for row in rows), strict=True)
+        pieces = [self._attend(layer, part, *tensors) for part, tensors in zip(self._parts, cut, strict=True)]
+        return torch.cat(pieces, 1).view_as(q_BTNH)
+
+    def _fits_whole(self, size: int) -> bool:
+        return self._window is None or size <= self._window
+
+    def _attend(self, layer: int, part: tuple[int, ...], q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> Tensor:
+        if len(part) == 1:
+            return self._causal(layer, q_BTNH, k_BTGH, v_BTGH)
+        if part not in self._masks:
+            documents_T = torch.repeat_interleave(torch.arange(len(part)), torch.tensor(part))
+            visible_TT = (documents_T[:, None] == documents_T[None, :]).tril()
+            self._masks[part] = visible_TT.to(q_BTNH.device, non_blocking=True)
+        return grouped_attention(q_BTNH, k_BTGH, v_BTGH, self._masks[part])
+
+
+TOGETHER = 128
+"""Tokens up to which documents are attended to in one call: fewer are not worth one of their own."""
+
+
+def _document_lengths(starts: Sequence[Sequence[int]], length: int) -> list[int]:
+    return [end - begin for row in starts for begin, end in pairwise([*row, length])]
+
+
+def _together(lengths: Iterable[int], fits: Callable[[int], bool]) -> Iterator[tuple[int, ...]]:
+    """Yield the lengths of documents in groups: those of one call."""
+    group: tuple[int, ...] = ()
+    for size in lengths:
+        if group and (sum(group) + size > TOGETHER or not fits(size) or not fits(group[0])):
+            yield group
+            group = ()
+        group += (size,)
+    if group:
+        yield group
+
+
+def document_positions(starts: Sequence[Sequence[int]], length: int) -> Tensor:
+    """Return the position of each token within its document, from 0: [B, T], on the CPU.
+
+    Args:
+        starts: where documents begin, by sequence: the first at 0, in order.
+        length: tokens of each sequence.
+    """
+    lengths = torch.tensor(_document_lengths(starts, length))
+    begins = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    return (torch.arange(len(begins)) - begins).view(-1, length)
 
 
 def attention_mask(queries_Q: Tensor, keys_L: Tensor, window: int | None = None, sinks: int = 0) -> Tensor:

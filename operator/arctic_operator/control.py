@@ -21,6 +21,7 @@ from arctic_operator.live import (
     Live,
     Observation,
     Phase,
+    SourceSeen,
     StageSeen,
     TrainingObservation,
 )
@@ -275,6 +276,7 @@ def _training(state: control_pb2.WorkerState, phase: Phase, figures: control_pb2
         learning_rate=_finite(figures.learning_rate) if stepped else None,
         gradient_norm=_finite(figures.gradient_norm) if stepped else None,
         stages=tuple(_stage(stage) for stage in figures.stages),
+        sources=tuple(_source(source) for source in figures.sources),
         last_checkpoint=_checkpoint(figures.last_checkpoint) if figures.HasField("last_checkpoint") else None,
         stop_after=figures.stop_after,
     )
@@ -293,6 +295,18 @@ def _stage(stage: control_pb2.StageState) -> StageSeen:
         checkpoint=stage.checkpoint,
         initial_validation_loss=_loss(stage, "initial_validation_loss"),
         validation_loss=_loss(stage, "validation_loss"),
+    )
+
+
+def _source(source: control_pb2.SourceState) -> SourceSeen:
+    return SourceSeen(
+        name=source.name,
+        documents=source.documents,
+        skipped=source.skipped,
+        tokens=source.tokens,
+        epochs=_finite(source.epochs) or 0.0,
+        planned_epochs=_finite(source.planned_epochs) or 0.0,
+        unused_splits=tuple(source.unused_splits),
     )
 
 

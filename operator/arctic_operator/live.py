@@ -33,6 +33,19 @@ class StageSeen:
 
 
 @dataclass(frozen=True)
+class SourceSeen:
+    """One prepared source, in the words of `arctic_api.world.SourceReport`."""
+
+    name: str
+    documents: int
+    skipped: int
+    tokens: int
+    epochs: float
+    planned_epochs: float
+    unused_splits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class CheckpointSeen:
     """A committed checkpoint."""
 
@@ -60,6 +73,7 @@ class TrainingObservation:
     learning_rate: float | None = None
     gradient_norm: float | None = None
     stages: tuple[StageSeen, ...] = ()
+    sources: tuple[SourceSeen, ...] = ()
     last_checkpoint: CheckpointSeen | None = None
     stop_after: str = ""
     """The stage that the run ends with; empty: the last one."""

@@ -8,16 +8,24 @@ from decimal import Decimal
 from typing import Any
 
 from arctic_api.common import Condition, Resources, parse_tokens
-from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, Export, LastCheckpoint, StageStatus
-from arctic_api.world import Report
-from arctic_operator.live import Live, Phase, TrainingObservation
+from arctic_api.training import (
+    ArcticTrainingSpec,
+    ArcticTrainingStatus,
+    Export,
+    LastCheckpoint,
+    SourceStatus,
+    StageStatus,
+)
+from arctic_api.world import Report, SourceReport
+from arctic_operator.live import Live, Phase, SourceSeen, TrainingObservation
 from arctic_operator.observed import INVALID_SPEC, Job, Pod, Training, TrainingSeen, Trouble, format_time
 from arctic_operator.plan.conditions import Conditions, find, is_true, refusal_of, trouble_of
 from arctic_operator.plan.endings import first_report
 from arctic_operator.plan.training_control import answered_request
 
 PROGRESS_FIELDS = frozenset(
-    {"step", "tokens", "loss", "tokensPerSecond", "mfu", "gpuHours", "costUSD", "eta", "stages", "lastCheckpoint"}
+    {"step", "tokens", "loss", "tokensPerSecond", "mfu", "gpuHours", "costUSD", "eta", "stages", "sources"}
+    | {"lastCheckpoint"}
 )
 """What changes all the time: written less often than a change of state."""
 GPU_RESOURCES = r"(nvidia\.com/(gpu|mig-.+)|amd\.com/gpu|gpu\.intel\.com/(i915|xe)|habana\.ai/gaudi)"
@@ -87,6 +95,7 @@ def training_status(
         observed_generation=training.generation,
         stage=observation.stage if observation and observation.stage else before.stage,
         stages=stages,
+        sources=_sources(before, report, observation),
         attempt=attempt or None,
         restarts=before.restarts or 0,
         attempts=before.attempts,
@@ -202,6 +211,26 @@ def _stage(
         checkpoint=checkpoint,
         initial_validation_loss=initial,
         validation_loss=final,
+    )
+
+
+def _sources(
+    before: ArcticTrainingStatus, report: Report | None, seen: TrainingObservation | None
+) -> list[SourceStatus] | None:
+    """Return a line for each source, from the newest word: the observation's, a report's, the one before."""
+    told: Sequence[SourceSeen | SourceReport] = (seen.sources if seen else ()) or (report.sources if report else ())
+    return [_source(source) for source in told] or before.sources
+
+
+def _source(source: SourceSeen | SourceReport) -> SourceStatus:
+    return SourceStatus(
+        name=source.name,
+        documents=source.documents,
+        skipped=source.skipped,
+        tokens=source.tokens,
+        epochs=f"{source.epochs:.3f}",
+        planned_epochs=f"{source.planned_epochs:.3f}",
+        unused_splits=list(source.unused_splits) or None,
     )
 
 

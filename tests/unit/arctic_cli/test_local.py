@@ -100,6 +100,23 @@ def as_root() -> None:
 
 
 @pytest.mark.usefixtures("as_root")
+def test_sources_that_are_missing_are_named_before_any_rank_starts_unless_the_run_has_their_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(local, "run_training", lambda *_: started.append(1) or 0)
+    file = tmp_path / "manifest.yaml"
+    file.write_text(json.dumps(apply_changes(TRAINING, {"spec.data.sources.0.uri": f"file://{tmp_path}/nowhere"})))
+    command = ["-f", str(file), "--volumes", str(tmp_path)]
+    result = CliRunner().invoke(local.train, command)
+    assert (result.exit_code, started) == (64, [])
+    assert "spec.data.sources[0]: source books: no text file" in result.stderr
+    prepared = next(tmp_path.glob("store/default"))
+    (prepared / f"tiny-{local.local_uid('default', 'tiny')[:5]}" / "data" / "books-0123").mkdir(parents=True)
+    assert CliRunner().invoke(local.train, command).exit_code == 0
+    assert started == [1]
+
+
 def test_a_run_as_root_makes_folders_that_pods_can_write_to(training: dict, tmp_path: Path) -> None:
     training["spec"]["checkpoint"]["volume"]["path"] = "team/a"
     local.training_worlds(training, tmp_path / "volumes", 1, tmp_path)

@@ -14,6 +14,12 @@ from arctic_cli.validate import validate
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
 
 
+@pytest.fixture(autouse=True)
+def no_volumes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this machine has in its claims is not to decide on the tests."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+
+
 def written(tmp_path: Path, text: str) -> Path:
     file = tmp_path / "manifest.yaml"
     file.write_text(text)
@@ -155,6 +161,20 @@ def test_validate_prints_every_problem_of_every_file_and_exits_64(tmp_path: Path
     assert "spec.bach: unknown field; did you mean batch?" in result.stderr
     assert "other.yaml:1: not YAML" in result.stderr
     assert result.stdout == f"{EXAMPLES[0]}: ok (1 manifest)\n"
+
+
+def test_validate_looks_at_the_data_that_are_on_this_machine(tmp_path: Path) -> None:
+    """What is in a claim that has no folder here is not judged."""
+    volumes = [{"claimName": "corpus", "mountPath": "/data"}]
+    file = written(tmp_path, json.dumps(apply_changes(TRAINING, {"spec.template": {"volumes": volumes}})))
+    command = ["-f", str(file), "--volumes", str(tmp_path / "volumes")]
+    assert CliRunner().invoke(validate, command).exit_code == 0
+    (tmp_path / "volumes" / "corpus").mkdir(parents=True)
+    result = CliRunner().invoke(validate, command)
+    assert result.exit_code == 64
+    assert "spec.data.sources[0]: source books: no text file at file:///data" in result.stderr
+    (tmp_path / "volumes" / "corpus" / "a.txt").write_text("a")
+    assert CliRunner().invoke(validate, command).exit_code == 0
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n---\n", "apiVersion: v1\nkind: List\nitems: []\n"])

@@ -13,12 +13,21 @@ from arctic_api.world import CheckpointReport, InferenceGroup, Ports
 from arctic_operator import control
 from arctic_operator.certificates import Authority, ClientTLS, client_tls, server_secret
 from arctic_operator.control import CommandError, Followers, observation_of
-from arctic_operator.live import CheckpointSeen, InferenceObservation, Live, Phase, StageSeen, TrainingObservation
+from arctic_operator.live import (
+    CheckpointSeen,
+    InferenceObservation,
+    Live,
+    Phase,
+    SourceSeen,
+    StageSeen,
+    TrainingObservation,
+)
 from arctic_rpc.control_pb2 import (
     DRAINING,
     RUNNING,
     CheckpointState,
     InferenceState,
+    SourceState,
     StageState,
     TrainingState,
     WorkerState,
@@ -373,6 +382,10 @@ class TestObservations:
                     StageState(name="code", tokens=400),
                 ],
                 last_checkpoint=CheckpointState(step=5, tokens=500, uri="file:///c/5"),
+                sources=[
+                    SourceState(name="a", documents=9, skipped=1, tokens=80, epochs=0.5, planned_epochs=2.0),
+                    SourceState(name="b", unused_splits=["test"]),
+                ],
             )
         )
         message.training.stages[0].start_time.FromJsonString("2026-01-01T00:00:01Z")
@@ -395,6 +408,7 @@ class TestObservations:
             gradient_norm=0.5,
             stages=(StageSeen("general", 500, first, fifth, "file:///c/5", 3.0, 2.0), StageSeen("code", 400)),
             last_checkpoint=CheckpointSeen(5, 500, "file:///c/5", fifth),
+            sources=(SourceSeen("a", 9, 1, 80, 0.5, 2.0, ()), SourceSeen("b", 0, 0, 0, 0.0, 0.0, ("test",))),
         )
 
     def test_figures_that_are_not_known_or_not_finite_are_none(self) -> None:

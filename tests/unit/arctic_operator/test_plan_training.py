@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from arctic_api.common import BaseWeights, Resources
 from arctic_api.training import ArcticTrainingStatus
 from arctic_api.world import CORRECTABLE, ExitCode, Label, TrainingWorld
-from arctic_operator.live import Live, Phase, StageSeen, TrainingObservation
+from arctic_operator.live import Live, Phase, SourceSeen, StageSeen, TrainingObservation
 from arctic_operator.observed import GENERATION_ANNOTATION, REVISION_ANNOTATION, Job, Node, TrainingSeen, read_status
 from arctic_operator.plan.training import plan_training
 from arctic_operator.plan.training_status import invalid_status, is_finished
@@ -103,6 +103,7 @@ def test_what_rank_0_says_is_shown_and_never_ends_the_training(build):
     seen = observation(
         build, phase=Phase.DONE, step=122, tokens=500_000, loss=2.5, tokens_per_second=1000.0, stages=(stage,)
     )
+    seen = replace(seen, sources=(SourceSeen("books", 90, 2, 1000, 0.5, 2.0, ("test",)),))
     plan = plan_training(*running(build, seen), build.settings, build.seconds(60))
     status = plan.status
     assert (status["step"], status["tokens"], status["loss"], status["tokensPerSecond"]) == (
@@ -112,6 +113,10 @@ def test_what_rank_0_says_is_shown_and_never_ends_the_training(build):
         1000,
     )
     assert status["stages"][0]["tokens"] == 500_000
+    assert status["sources"] == [
+        {"name": "books", "documents": 90, "skipped": 2, "tokens": 1000, "epochs": "0.500", "plannedEpochs": "2.000"}
+        | {"unusedSplits": ["test"]}
+    ]
     assert status["eta"] == "2026-01-01T00:09:30Z"  # 500 s after now, to the nearest half minute
     assert condition(plan, "Succeeded")["status"] == "False"
 

@@ -3,7 +3,7 @@
 import logging
 import os
 
-from arctic_api.world import Report, StageReport
+from arctic_api.world import Report, SourceReport, StageReport
 
 LIMIT = 4096
 """Bytes that a kubelet reads of a termination message."""
@@ -30,13 +30,15 @@ def write_report(report: Report, path: str) -> None:
 
 
 def encode(report: Report, limit: int = LIMIT) -> bytes:
-    """Return the report as JSON of at most `limit` bytes: message cut first, then oldest stages, then evaluation."""
-    message, stages, evaluation = report.message, report.stages, report.evaluation
-    while (excess := len(content := _json(report, message, stages, evaluation)) - limit) > 0:
+    """Return the report as JSON of at most `limit` bytes: cut are message, sources, old stages, evaluation."""
+    message, sources, stages, evaluation = report.message, report.sources, report.stages, report.evaluation
+    while (excess := len(content := _json(report, message, sources, stages, evaluation)) - limit) > 0:
         if message:
             # A character takes up to six bytes (`\u0007`), so this never cuts more than is needed.
             message = message.removesuffix("…")[: -(excess // 6 + 1)]
             message += "…" if message else ""
+        elif sources:
+            sources = []
         elif stages:
             stages = stages[1:]
         elif evaluation:
@@ -46,6 +48,12 @@ def encode(report: Report, limit: int = LIMIT) -> bytes:
     return content
 
 
-def _json(report: Report, message: str, stages: list[StageReport], evaluation: dict[str, float] | None) -> bytes:
-    cut = report.model_copy(update={"message": message, "stages": stages, "evaluation": evaluation})
+def _json(
+    report: Report,
+    message: str,
+    sources: list[SourceReport],
+    stages: list[StageReport],
+    evaluation: dict[str, float] | None,
+) -> bytes:
+    cut = report.model_copy(update={"message": message, "sources": sources, "stages": stages, "evaluation": evaluation})
     return cut.model_dump_json(by_alias=True, exclude_none=True).encode()

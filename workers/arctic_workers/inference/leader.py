@@ -14,10 +14,10 @@ import uvicorn
 from arctic_api.common import parse_duration
 from arctic_api.world import InferenceGroup
 from arctic_rpc.control_pb2 import DONE, DRAINING, RUNNING, STARTING, InferenceState, Phase
+from arctic_workers.chat.template import TextError
 from arctic_workers.control.commands import Commands, NotNow
 from arctic_workers.control.loop import in_thread
 from arctic_workers.inference.engine import Engine, Refused, Stats
-from arctic_workers.inference.http.chat import TextError
 from arctic_workers.inference.http.keys import KeyFiles
 from arctic_workers.inference.http.server import Api, Gate
 from arctic_workers.inference.http.text import Text

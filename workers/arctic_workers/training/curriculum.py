@@ -65,9 +65,13 @@ class StagePlan:
         total = math.fsum(self.spec.mixture.values())
         return {name: weight / total for name, weight in sorted(self.spec.mixture.items())}
 
+    def steps_done(self, step: int) -> int:
+        """Return the steps of this stage that are done after `step` steps of the run."""
+        return min(max(step - self.first_step, 0), self.steps)
+
     def tokens_done(self, step: int) -> int:
         """Return the tokens of this stage that are spent after `step` steps of the run."""
-        return min(max(step - self.first_step, 0), self.steps) * self.tokens_per_step
+        return self.steps_done(step) * self.tokens_per_step
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of the run's step `step` (counted from zero)."""

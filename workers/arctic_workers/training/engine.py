@@ -3,7 +3,7 @@
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +22,7 @@ from torch.distributed import distributed_c10d
 from torch.nn import functional
 
 from arctic_api.training import ArcticTrainingSpec, Lora
+from arctic_model.attention import DocumentAttend, document_positions
 from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.lora import adapter_shapes, add_adapter
@@ -29,6 +30,7 @@ from arctic_model.model import ArcticModel
 from arctic_model.names import hf_names, tensor_shapes
 from arctic_model.weights import Weights, load_weights
 from arctic_workers.training.checkpoint.zero import prepare_optimizer
+from arctic_workers.training.data.windows import IGNORED, MicroBatch
 from arctic_workers.training.experts import ParallelExperts, TrainedExperts
 
 PREPARATION_TIMEOUT = timedelta(hours=24)
@@ -102,16 +104,43 @@ class LossModule(nn.Module):
         super().__init__()
         self.arctic = arctic
 
-    def forward(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean cross-entropy of predicting tokens 1.. from those before, and the auxiliary loss."""
-        logits_BTV, balance = self.arctic.forward_with_loss(tokens_BT[:, :-1])
-        loss = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
-        return loss, balance
+    def forward(
+        self, tokens_BT: Tensor, labels_BT: Tensor | None = None, starts: Sequence[Sequence[int]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean cross-entropy over the labels that count, and the auxiliary loss.
 
-    def row_losses(self, tokens_BT: Tensor) -> Tensor:
-        """Return the mean cross-entropy of each sequence: [B]."""
-        logits_BVT = self.arctic(tokens_BT[:, :-1]).transpose(1, 2).float()
-        return functional.cross_entropy(logits_BVT, tokens_BT[:, 1:], reduction="none").mean(1)
+        Args:
+            tokens_BT: token ids.
+            labels_BT: what each of them is to predict, `IGNORED` where nothing; by default the next one, and the last
+                of a row is a label alone.
+            starts: where documents begin, by row; by default each row is one. None sees another.
+        """
+        if labels_BT is None:
+            tokens_BT, labels_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+        loss, balance = self._loss_sum(tokens_BT, labels_BT, starts)
+        return loss / (labels_BT != IGNORED).sum().clamp(min=1), balance
+
+    def loss_and_targets(self, batch: MicroBatch) -> Tensor:
+        """Return the summed cross-entropy of a batch and how many labels that is: [2]."""
+        device = next(self.parameters()).device
+        labels_BT = torch.from_numpy(batch.labels).to(device)
+        loss, _ = self._loss_sum(torch.from_numpy(batch.tokens).to(device), labels_BT, batch.starts)
+        return torch.stack([loss, (labels_BT != IGNORED).sum().to(loss)])
+
+    def _loss_sum(
+        self, tokens_BT: Tensor, labels_BT: Tensor, starts: Sequence[Sequence[int]] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the summed cross-entropy over the labels that count, and the auxiliary loss."""
+        positions_BT = attend = None
+        if starts is not None:
+            length = tokens_BT.shape[1]
+            positions_BT = document_positions(starts, length).to(tokens_BT.device, non_blocking=True)
+            attend = DocumentAttend(starts, length, self.arctic.config.sliding_window)
+        logits_BTV, balance = self.arctic.forward_with_loss(tokens_BT, positions_BT, attend)
+        loss = functional.cross_entropy(
+            logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return loss, balance
 
 
 def build_model(

@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from arctic_workers.training.data.batches import held_out_windows
-from arctic_workers.training.data.streams import Stream
+from arctic_workers.training.data.windows import IGNORED, MicroBatch, Stream
 from arctic_workers.training.engine import Ranks
 
 STEPS = 2
@@ -68,15 +66,14 @@ class HeldOut:
             for start in range(self._ranks.rank * self._micro_batch, _round_up(len(windows), stride), stride):
                 # Ranks that have no window left compute one that does not count: experts need all ranks.
                 chosen = [min(start + i, len(windows) - 1) for i in range(self._micro_batch)]
-                counts = torch.tensor([start + i < len(windows) for i in range(self._micro_batch)])
-                losses_B = self._module.row_losses(self._tensor([windows[i] for i in chosen]))
-                total += torch.stack([losses_B[counts].double().sum(), counts.sum().double()]).to(total.device)
+                rows = MicroBatch.of([windows[i] for i in chosen])
+                for i in range(len(chosen)):
+                    if start + i >= len(windows):
+                        rows.labels[i] = IGNORED
+                total += self._module.loss_and_targets(rows).double()
         self._module.train()
         dist.all_reduce(total)
         return float(total[0] / total[1])
-
-    def _tensor(self, rows: Sequence[Any]) -> Tensor:
-        return torch.from_numpy(np.stack(rows)).to(self._ranks.device)
 
 
 def _round_up(count: int, multiple: int) -> int:

@@ -11,9 +11,10 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from arctic_api.common import parse_tokens
-from arctic_api.world import CHECKPOINT_MISMATCH, CheckpointReport, StageReport
-from arctic_rpc.control_pb2 import CheckpointState, StageState
+from arctic_api.world import CHECKPOINT_MISMATCH, CheckpointReport, SourceReport, StageReport
+from arctic_rpc.control_pb2 import CheckpointState, SourceState, StageState
 from arctic_workers.training.curriculum import Curriculum, StagePlan
+from arctic_workers.training.data.streams import VERSION
 from arctic_workers.training.errors import Refused
 
 
@@ -55,9 +56,13 @@ class Progress:
         ]
 
 
+STREAMS = "streams"
+"""Which version of the token streams and their windows a checkpoint has been trained on; at first nothing said so."""
+
+
 def trained_with(seed: int, stages: Iterable[StagePlan]) -> dict[str, Any]:
     """Return what of a manifest may not change once these stages have begun, by field: it says which tokens came."""
-    fields: dict[str, Any] = {"seed": seed}
+    fields: dict[str, Any] = {"seed": seed, STREAMS: VERSION}
     for stage in stages:
         fields["batch.tokensPerStep"] = stage.tokens_per_step
         fields |= {
@@ -84,6 +89,13 @@ def check_same(kept: Mapping[str, Any], seed: int, curriculum: Curriculum, step:
     """
     fields = trained_with(seed, curriculum.stages)
     budget = _open_budget(kept, curriculum, step)
+    if kept and kept.get(STREAMS, 1) != VERSION:
+        raise Refused(
+            CHECKPOINT_MISMATCH,
+            f"the checkpoint of step {step} was trained on sequences of version {kept.get(STREAMS, 1)}, and this "
+            f"release cuts those of version {VERSION}: finish the run with the release that began it, or begin another "
+            "training from its weights (model.from)",
+        )
     for field, value in kept.items():
         if field != budget and fields.get(field) != value:
             raise Refused(
@@ -123,6 +135,19 @@ def stage_state(report: StageReport) -> StageState:
         checkpoint=report.checkpoint or "",
         validation_loss=report.validation_loss,
         initial_validation_loss=report.initial_validation_loss,
+    )
+
+
+def source_state(report: SourceReport) -> SourceState:
+    """Return a source's report in the words of the control protocol."""
+    return SourceState(
+        name=report.name,
+        documents=report.documents,
+        skipped=report.skipped,
+        tokens=report.tokens,
+        epochs=report.epochs,
+        planned_epochs=report.planned_epochs,
+        unused_splits=report.unused_splits,
     )
 
 

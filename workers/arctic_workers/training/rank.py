@@ -20,6 +20,7 @@ from arctic_workers.training.base import find_base
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.curriculum import Curriculum
+from arctic_workers.training.data.accounts import Accounts
 from arctic_workers.training.data.batches import TrainingData
 from arctic_workers.training.data.mixture import key
 from arctic_workers.training.data.prepare import TOKENIZER_FOLDER, prepare
@@ -117,13 +118,15 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         world.spec.checkpoint.keep,
         lambda step: f"file://{world.run_folder}/checkpoints/{store.name(step)}",
     )
+    data = TrainingData(curriculum, open_streams(sources, "train"), world.spec.seed)
     place = Workplace(
         world=world,
         ranks=ranks,
         config=config,
         curriculum=curriculum,
-        data=TrainingData(curriculum, open_streams(sources, "train"), world.spec.seed),
+        data=data,
         held_out=open_streams(sources, "held-out"),
+        sources=Accounts(sources, data, curriculum.steps),
         engine=start_engine(model, world.spec),
         base=base,
         store=store,

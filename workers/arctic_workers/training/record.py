@@ -26,7 +26,7 @@ from arctic_workers.training.progress import now
 RECORDS = "attempts"
 FILE = "run.json"
 FORMAT = 1
-LIBRARIES = ("torch", "deepspeed", "numpy", "safetensors", "tokenizers", "pyarrow", "datasets")
+LIBRARIES = ("torch", "deepspeed", "numpy", "safetensors", "tokenizers", "pyarrow", "zstandard")
 _VECTORS = re.compile(r"avx\w*|amx\w*|sse4\w*|fma|asimd\w*|sve\w*")
 
 

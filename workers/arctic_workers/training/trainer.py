@@ -16,15 +16,26 @@ from arctic_api.common import parse_duration
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import Report, TrainingWorld
 from arctic_model.config import ArcticConfig
-from arctic_rpc.control_pb2 import CHECKPOINTING, DONE, EXPORTING, PAUSED, RUNNING, Phase, TrainingState, WorkerState
+from arctic_rpc.control_pb2 import (
+    CHECKPOINTING,
+    DONE,
+    EXPORTING,
+    PAUSED,
+    RUNNING,
+    STARTING,
+    Phase,
+    TrainingState,
+    WorkerState,
+)
 from arctic_workers.evaluation import evaluate
 from arctic_workers.training.base import Base
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Position
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.checkpoint.zero import finish_restore, get_step, local_pieces
 from arctic_workers.training.curriculum import Curriculum, StagePlan
+from arctic_workers.training.data.accounts import Accounts
 from arctic_workers.training.data.batches import TrainingData, main_category
-from arctic_workers.training.data.streams import Stream
+from arctic_workers.training.data.windows import Stream
 from arctic_workers.training.desk import Desk
 from arctic_workers.training.engine import (
     Ranks,
@@ -44,6 +55,7 @@ from arctic_workers.training.progress import (
     check_same,
     checkpoint_state,
     now,
+    source_state,
     stage_state,
     trained_with,
 )
@@ -94,6 +106,7 @@ class Workplace:
     curriculum: Curriculum
     data: TrainingData
     held_out: Mapping[str, Stream]
+    sources: Accounts
     engine: Any
     base: Base | None
     """What stands under an adapter; None where all weights are trained."""
@@ -133,6 +146,7 @@ class Trainer:
         self._restore()
         place = self._place
         place.desk.begin()
+        self._publish(STARTING)
         if place.spec.paused and self._hold().stop:
             return self._interrupt()
         while self.step < self._last_stage.end_step:
@@ -162,10 +176,13 @@ class Trainer:
         rate = stage.learning_rate(self.step)
         set_learning_rate(engine, rate)
         total = torch.zeros((), dtype=torch.float64, device=place.ranks.device)
+        targets = max(1, place.data.targets(stage, self.step))
         for batch in batches:
-            loss, balance = engine(torch.from_numpy(batch).to(place.ranks.device))
-            engine.backward((loss + balance) / len(batches))
-            total += loss.detach().double() / len(batches)
+            tokens, labels = (torch.from_numpy(part).to(place.ranks.device) for part in (batch.tokens, batch.labels))
+            loss, balance = engine(tokens, labels, batch.starts)
+            share = batch.targets * place.ranks.world / targets  # each label of the step counts alike
+            engine.backward(loss * share + balance / len(batches))
+            total += loss.detach().double() * share
         engine.step()
         self.step += 1
         loss_value, wishes = self._exchange(float(total))
@@ -447,6 +464,7 @@ class Trainer:
             loss=self._measures.loss if math.isfinite(self._measures.loss) else None,
             checkpoint=place.checkpointer.last,
             stages=self._progress.reports(self.step),
+            sources=place.sources.at(self.step),
             evaluation=self._evaluation or None,
         )
 
@@ -475,6 +493,7 @@ class Trainer:
             learning_rate=self._measures.learning_rate,
             gradient_norm=self._measures.gradient_norm,
             stages=[stage_state(report) for report in self._progress.reports(self.step)],
+            sources=[source_state(report) for report in place.sources.at(self.step)],
             last_checkpoint=checkpoint_state(place.checkpointer.last),
             stop_after=place.desk.stop_after,
             checkpoint_stall_seconds=self._stall_seconds,

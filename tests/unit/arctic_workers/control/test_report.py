@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arctic_api.world import CheckpointReport, Report, StageReport
+from arctic_api.world import CheckpointReport, Report, SourceReport, StageReport
 from arctic_workers.control.report import LIMIT, encode, write_report
 
 CHECKPOINT = CheckpointReport(step=7, tokens=700, uri="file:///store/7", time="2026-01-01T00:00:00Z")
@@ -55,6 +55,12 @@ def test_the_message_is_cut_before_any_stage() -> None:
     assert len(read.stages) == 3
     assert read.message.endswith("é…")
     assert len(encode(report("é" * 6000, 3))) > LIMIT - 16
+
+
+def test_sources_are_cut_before_stages() -> None:
+    sources = [SourceReport(name=f"source-{n}", tokens=n) for n in range(64)]
+    read = Report.model_validate_json(encode(report("", 3).model_copy(update={"sources": sources})))
+    assert (read.sources, len(read.stages)) == ([], 3)
 
 
 def test_the_oldest_stages_are_cut_before_the_evaluation() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from arctic_api.training import ArcticTrainingSpec
 from arctic_workers.training.curriculum import Curriculum, StagePlan
 from arctic_workers.training.data.batches import TrainingData, held_out_windows, main_category
-from arctic_workers.training.data.streams import Stream
+from arctic_workers.training.data.windows import Stream
 from arctic_workers.training.errors import Refused
 
 SpecOf = Callable[..., ArcticTrainingSpec]
@@ -35,10 +35,10 @@ def curriculum(spec_of: SpecOf) -> Curriculum:
 
 def all_rows(data: TrainingData, stage: StagePlan, step: int, ranks: int, size: int) -> list[tuple[int, ...]]:
     batches = [data.micro_batches(stage, step, rank, ranks, size) for rank in range(ranks)]
-    return sorted(tuple(row) for rank in batches for batch in rank for row in batch.tolist())
+    return sorted(tuple(row) for rank in batches for batch in rank for row in batch.tokens.tolist())
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(step=st.integers(0, 47), seed=st.integers(0, 2**63 - 1))
 def test_a_step_reads_the_same_tokens_with_any_number_of_ranks_and_after_any_restart(
     curriculum: Curriculum, step: int, seed: int
@@ -53,8 +53,8 @@ def test_a_step_reads_the_same_tokens_with_any_number_of_ranks_and_after_any_res
 def test_ranks_read_different_sequences_in_batches_of_the_asked_size(curriculum: Curriculum) -> None:
     data = TrainingData(curriculum, STREAMS, 0)
     batches = [data.micro_batches(curriculum.stages[0], 0, rank, 2, 2) for rank in range(2)]
-    assert [batch.shape for rank in batches for batch in rank] == [(2, 17)] * 4
-    starts = {int(row[0]) for rank in batches for batch in rank for row in batch}
+    assert [batch.tokens.shape for rank in batches for batch in rank] == [(2, 16)] * 4
+    starts = {int(row[0]) for rank in batches for batch in rank for row in batch.tokens}
     assert len(starts) == 8
 
 
@@ -66,7 +66,7 @@ def test_seeds_change_the_order(curriculum: Curriculum) -> None:
 def test_a_source_is_read_once_before_it_is_read_again(spec_of: SpecOf) -> None:
     stage = Curriculum.plan(spec_of([{"tokens": 4000, "sequenceLength": 16}], 16)).stages[0]
     data = TrainingData(Curriculum((stage,)), STREAMS, 3)
-    starts = [int(data.micro_batches(stage, step, 0, 1, 1)[0][0, 0]) for step in range(250)]
+    starts = [int(data.micro_batches(stage, step, 0, 1, 1)[0].tokens[0, 0]) for step in range(250)]
     assert sorted(starts) == list(range(0, 4000, 16))
     assert starts != sorted(starts)
 
@@ -84,13 +84,14 @@ def test_a_source_that_is_missing_is_refused_by_name(curriculum: Curriculum) -> 
         TrainingData(curriculum, {name: STREAMS[name] for name in "ab"}, 0)
 
 
+@settings(deadline=None)
 @given(most=st.integers(1, 300), length=st.sampled_from([8, 16, 200]))
 def test_held_out_windows_are_spread_over_the_category(most: int, length: int) -> None:
     windows = held_out_windows(STREAMS, "code", length, most)
     available = sum(STREAMS[name].windows(length) for name in "bc")
     assert len(windows) == min(most, available)
-    assert len({int(window[0]) for window in windows}) == len(windows)
-    assert all(window.shape == (length + 1,) and window[0] >= 10_000 for window in windows)
+    assert len({int(window.tokens[0]) for window in windows}) == len(windows)
+    assert all(window.tokens.shape == (length + 1,) and window.tokens[0] >= 10_000 for window in windows)
 
 
 def test_the_main_category_is_that_with_the_greatest_weight_over_its_sources(spec_of: SpecOf) -> None:

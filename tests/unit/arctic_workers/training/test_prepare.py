@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,31 @@ def test_a_source_for_validation_without_text_is_refused(
     content["validation"] = {"sources": [{"name": "v", "category": "math", "uri": "file:///corpus/empty"}]}
     with pytest.raises(Refused, match="source v: there is no text in file:///corpus/empty"):
         prepare(make_world(data=content), store)
+
+
+def test_a_source_that_cannot_be_read_is_named_before_others_take_their_time(
+    make_world: MakeWorld, store: CheckpointStore, tmp_path: Path
+) -> None:
+    for path in (tmp_path / "b").iterdir():
+        path.unlink()
+    with pytest.raises(Refused, match="source b: no text file"):
+        prepare(make_world(), store)
+    assert not (tmp_path / "run" / "tokenizer").exists()
+
+
+def test_what_was_left_out_of_a_source_is_known_for_the_life_of_a_run(
+    make_world: MakeWorld, store: CheckpointStore, tmp_path: Path
+) -> None:
+    lines = [json.dumps({"content": f"text {i}"}) for i in range(8)] + ["{}", '{"content": null}']
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    content = make_world().spec.data.wire()
+    content["sources"][0] |= {"uri": "file:///corpus/lines.jsonl", "format": "jsonl", "field": "content"}
+    content["sources"][0]["maxSkipped"] = "20%"
+    prepare(make_world(data=content), store)
+    (tmp_path / "lines.jsonl").unlink()
+    found = prepare(make_world(data=content), store)[0].content()
+    assert (found.documents, found.skipped, found.unused_splits) == (8, 2, ())
+    assert found.tokens > 8 * 3
 
 
 def test_a_given_tokenizer_is_taken_over(make_world: MakeWorld, store: CheckpointStore, tmp_path: Path) -> None:

@@ -47,6 +47,12 @@ def test_a_manifest_that_rewrites_what_was_trained_is_refused_with_the_field(
     assert refused.value.reason in CORRECTABLE
 
 
+def test_a_checkpoint_of_sequences_that_were_cut_otherwise_is_refused(spec_of: SpecOf, kept: dict[str, Any]) -> None:
+    del kept["streams"]  # as when sequences ran across documents
+    with pytest.raises(Refused, match=r"step 3 was trained on sequences of version 1, and .* version 2: finish"):
+        check_same(kept, 7, Curriculum.plan(spec_of(STAGES, 16)), STEP)
+
+
 @pytest.mark.parametrize("tokens", [49, 64, 6400])
 def test_the_budget_of_the_stage_under_way_may_change_down_to_what_is_trained(
     spec_of: SpecOf, kept: dict[str, Any], tokens: int

@@ -7,12 +7,12 @@ import pytest
 from arctic_workers.training.data import tokenizer
 from arctic_workers.training.data.streams import (
     Prepared,
-    Stream,
     is_held_out,
     is_whole,
     open_streams,
     write_streams,
 )
+from arctic_workers.training.data.windows import Stream
 from arctic_workers.training.errors import Refused
 
 TEXTS = [f"document {i}: the quick brown fox jumps over {i * 37} lazy dogs\n" for i in range(700)]
@@ -59,7 +59,7 @@ def test_every_document_is_in_one_stream_whole_and_in_order(written: Path, encod
 def test_a_copy_of_a_held_out_document_is_held_out_too(tmp_path: Path, encoder: tokenizer.TextEncoder) -> None:
     held_out = next(text for text in TEXTS if is_held_out(text, 0.1))
     write_streams(tmp_path, encoder, [*TEXTS, held_out, held_out], 0.1)
-    [ids] = encoder.encode_documents([held_out])
+    [(ids, *_)] = encoder.encode_documents([held_out])
     train = np.fromfile(tmp_path / "train.bin", "<u2").tolist()
     assert not any(train[i : i + len(ids)] == ids for i in range(len(train)))
 
@@ -85,7 +85,7 @@ def test_a_source_may_be_all_for_training_or_all_for_validation(
 
 def test_text_that_looks_like_special_tokens_is_text(encoder: tokenizer.TextEncoder) -> None:
     text = "price: <s>10</s> <pad>5"
-    [ids] = encoder.encode_documents([text])
+    [(ids, *_)] = encoder.encode_documents([text])
     assert [ids.count(token) for token in (encoder.bos, encoder.eos, encoder.pad)] == [1, 1, 0]
     assert encoder.tokenizer.decode(ids[1:-1], skip_special_tokens=False) == text
 
@@ -95,7 +95,7 @@ def test_a_long_document_is_encoded_in_pieces_and_stays_one_document(
     tmp_path: Path, encoder: tokenizer.TextEncoder, monkeypatch: pytest.MonkeyPatch, end_of_line: str
 ) -> None:
     text = "".join(f"line {i} of a long file 漢{end_of_line}" for i in range(200))
-    [whole] = encoder.encode_documents([text])
+    [(whole, *_)] = encoder.encode_documents([text])
     monkeypatch.setattr(tokenizer, "PIECE", 100)
     assert len(list(encoder.encode_documents([text]))) > 30
     write_streams(tmp_path, encoder, [text, "short"], 0.0)
@@ -111,7 +111,7 @@ def test_documents_of_any_length_have_one_beginning_and_one_end(
     encoder: tokenizer.TextEncoder, monkeypatch: pytest.MonkeyPatch, document: str
 ) -> None:
     monkeypatch.setattr(tokenizer, "PIECE", 100)
-    ids = [token for part in encoder.encode_documents([document]) for token in part]
+    ids = [token for part in encoder.encode_documents([document]) for token in part.ids]
     assert (ids[0], ids.count(encoder.bos), ids[-1], ids.count(encoder.eos)) == (encoder.bos, 1, encoder.eos, 1)
     assert encoder.tokenizer.decode(ids) == document
 
@@ -148,10 +148,11 @@ def test_damage_is_noticed(written: Path) -> None:
 def test_windows_overlap_by_one_token_and_go_round() -> None:
     stream = Stream("s", "code", np.arange(10, dtype=np.uint16))
     assert stream.windows(4) == 2
-    assert stream.window(0, 4).tolist() == [0, 1, 2, 3, 4]
-    assert stream.window(1, 4).tolist() == [4, 5, 6, 7, 8]
+    assert stream.window(0, 4).tokens.tolist() == [0, 1, 2, 3, 4]
+    assert stream.window(1, 4).tokens.tolist() == [4, 5, 6, 7, 8]
     assert stream.windows(16) == 1
-    assert stream.window(0, 16).tolist() == [*range(10), *range(7)]
+    assert stream.window(0, 16).tokens.tolist() == [*range(10), *range(7)]
+    assert stream.window(0, 16).starts.tolist() == [0, 10]  # going round is a document's beginning too
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from arctic_workers.chat.template import TextError
 from arctic_workers.inference import engine as engines
 from arctic_workers.inference.engine import UNLIMITED, Engine, Sampling, SamplingField, Stats
 from arctic_workers.inference.http.access import HEADER as REQUEST_ID
 from arctic_workers.inference.http.access import AccessLog
 from arctic_workers.inference.http.answer import Answers, together
-from arctic_workers.inference.http.chat import TextError
 from arctic_workers.inference.http.forms import ChatForm, CompletionForm, Envelope, Form
 from arctic_workers.inference.http.keys import KeyFiles, Locked
 from arctic_workers.inference.http.protocol import (

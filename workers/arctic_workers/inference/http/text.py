@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from arctic_workers.inference.http.chat import SETTINGS_FILE, ChatTemplate, TextError
+from arctic_workers.chat.template import SETTINGS_FILE, ChatTemplate, TextError
 from arctic_workers.inference.http.token_bytes import TokenBytes
 
 TOKENIZER_FILE = "tokenizer.json"

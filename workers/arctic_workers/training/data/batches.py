@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from arctic_workers.training.curriculum import Curriculum, StagePlan
 from arctic_workers.training.data.mixture import Counts, Mixture, key, permute
-from arctic_workers.training.data.streams import Stream
+from arctic_workers.training.data.windows import MicroBatch, Stream, Window
 from arctic_workers.training.errors import Refused
-
-Batch = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,15 @@ class StageDraws:
         shuffled = np.random.default_rng(key(self._seed, self.plan.name, step)).permutation(len(draws))
         return [draws[i] for i in shuffled]
 
+    def drawn_before(self, step: int) -> dict[str, int]:
+        """Return how many sequences of each source the stage's first `step` steps have."""
+        return dict(zip(self._sources, map(int, self._mixture.drawn_before(step)), strict=True))
+
     @cached_property
     def taken(self) -> dict[str, int]:
         """Tokens that the whole stage takes from each source."""
-        drawn = self._mixture.drawn_before(self.plan.steps) * self.plan.spec.sequence_length
-        return {name: int(tokens) for name, tokens in zip(self._sources, drawn, strict=True)}
+        length = self.plan.spec.sequence_length
+        return {name: drawn * length for name, drawn in self.drawn_before(self.plan.steps).items()}
 
 
 class TrainingData:
@@ -82,31 +83,48 @@ class TrainingData:
         """Return all sequences of the run's step `step`, which is one of `stage`."""
         return self._stages[stage.index].step(step - stage.first_step)
 
-    def tokens(self, draw: Draw, length: int) -> Batch:
-        """Return the tokens of a draw and the one after them: [length + 1].
+    def epochs(self, step: int) -> dict[str, float]:
+        """Return how often each source has been read after `step` steps of the run."""
+        totals = dict.fromkeys(self._streams, 0.0)
+        for stage in self._stages:
+            length, done = stage.plan.spec.sequence_length, stage.plan.steps_done(step)
+            for name, drawn in stage.drawn_before(done).items():
+                if drawn:
+                    totals[name] += drawn / self._streams[name].windows(length)
+        return totals
 
-        Each time that a source has been used up, its windows come in a new order.
-        """
-        stream = self._streams[draw.source]
-        windows = stream.windows(length)
+    def window(self, draw: Draw, length: int) -> Window:
+        """Return the sequence of a draw."""
+        return self._streams[draw.source].window(self._index(draw, length), length)
+
+    def _index(self, draw: Draw, length: int) -> int:
+        """Return which window of its source a draw is: each time that all are used up, they come in a new order."""
+        windows = self._streams[draw.source].windows(length)
         epoch, index = divmod(draw.number, windows)
-        return stream.window(permute(index, windows, key(self._seed, draw.source, length, epoch)), length)
+        return permute(index, windows, key(self._seed, draw.source, length, epoch))
 
-    def micro_batches(self, stage: StagePlan, step: int, rank: int, ranks: int, size: int) -> list[Batch]:
-        """Return what rank `rank` of `ranks` computes in a step: arrays of [size, sequence length + 1].
+    def targets(self, stage: StagePlan, step: int) -> int:
+        """Return how many tokens a step predicts, over all ranks: its loss is the mean over them."""
+        length = stage.spec.sequence_length
+        return sum(
+            self._streams[draw.source].targets(self._index(draw, length), length) for draw in self.step(stage, step)
+        )
+
+    def micro_batches(self, stage: StagePlan, step: int, rank: int, ranks: int, size: int) -> list[MicroBatch]:
+        """Return what rank `rank` of `ranks` computes in a step: `size` sequences each.
 
         Together the ranks have all sequences of the step once; `sequences_per_step` is a multiple of `ranks` x `size`.
         """
         length = stage.spec.sequence_length
         draws = self.step(stage, step)
         return [
-            np.stack([self.tokens(draw, length) for draw in draws[start : start + size]])
+            MicroBatch.of([self.window(draw, length) for draw in draws[start : start + size]])
             for start in range(rank * size, len(draws), ranks * size)
         ]
 
 
-def held_out_windows(streams: Mapping[str, Stream], category: str, length: int, most: int) -> list[Batch]:
-    """Return at most `most` sequences of held-out text of a category, spread over its streams: [length + 1] each."""
+def held_out_windows(streams: Mapping[str, Stream], category: str, length: int, most: int) -> list[Window]:
+    """Return at most `most` sequences of held-out text of a category, spread over its streams."""
     chosen = [streams[name] for name in sorted(streams) if streams[name].category == category]
     places = [(stream, index) for stream in chosen for index in range(stream.windows(length))]
     count = min(most, len(places))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +16,23 @@ from arctic_api.world import TOKENIZER_MISMATCH, TrainingWorld
 from arctic_model.llama import open_llama
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.data import tokenizer
-from arctic_workers.training.data.sources import file_path, read_documents
-from arctic_workers.training.data.streams import Prepared, is_whole, write_streams
+from arctic_workers.training.data.conversations import ConversationEncoder
+from arctic_workers.training.data.sources import (
+    Tally,
+    file_path,
+    read_contents,
+    read_documents,
+    source_files,
+    unused_splits,
+)
+from arctic_workers.training.data.streams import VERSION, Prepared, is_whole, note_source, write_streams
+from arctic_workers.training.data.survey import check_beginnings
 from arctic_workers.training.data.tokenizer import TextEncoder
 from arctic_workers.training.errors import Refused, checked
 from arctic_workers.training.files import sha256, sync_files, write_json
 from arctic_workers.training.start import weights_place
+
+log = logging.getLogger(__name__)
 
 TOKENIZER_FOLDER = "tokenizer"
 DATA_FOLDER = "data"
@@ -39,7 +51,9 @@ class _Text:
 
     def folder_name(self, tokenizer_digest: str) -> str:
         """Return a name that says all that the tokens follow from, and nothing else of the manifest."""
-        made_from = [self.source.uri, self.source.format, self.fraction, tokenizer_digest]
+        source = self.source
+        read = [source.uri, source.format, source.content, source.field, source.split]
+        made_from = [VERSION, *read, self.fraction, tokenizer_digest]
         return f"{self.name}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]}"
 
 
@@ -55,15 +69,19 @@ def prepare(world: TrainingWorld, store: CheckpointStore) -> list[Prepared]:
         store: of the run, claimed by this attempt.
     """
     tokenizer_folder = store.run_folder / TOKENIZER_FOLDER
+    data_folder = store.run_folder / DATA_FOLDER
+    texts = _texts(world.spec)
+    for text in texts:
+        if not any(data_folder.glob(f"{text.name}-*")):  # a wrong source is named before hours go into another one
+            check_beginnings(text.source, source_files(text.source, world.locate))
     if not (tokenizer_folder / "tokenizer.json").is_file():
         _make_folder(store, tokenizer_folder, lambda folder: _make_tokenizer(world, folder))
     _check_origin(world.spec, tokenizer_folder)
     encoder = TextEncoder(tokenizer_folder)
     digest = sha256(tokenizer_folder / "tokenizer.json")
-    data_folder = store.run_folder / DATA_FOLDER
     data_folder.mkdir(exist_ok=True)
     prepared = []
-    for text in _texts(world.spec):
+    for text in texts:
         folder = data_folder / text.folder_name(digest)
         if not is_whole(folder):
             _make_folder(store, folder, partial(_make_streams, world, text, encoder))
@@ -155,7 +173,21 @@ def _texts(spec: ArcticTrainingSpec) -> list[_Text]:
 
 
 def _make_streams(world: TrainingWorld, text: _Text, encoder: TextEncoder, folder: Path) -> None:
-    source = text.source
-    tokens = write_streams(folder, encoder, read_documents(source, world.locate), text.fraction)
+    source, tally = text.source, Tally()
+    if source.content == "messages":
+        chat = ConversationEncoder(encoder.folder)
+        conversations = read_contents(source, world.locate, tally, chat.conversation)
+        tokens = write_streams(folder, chat, conversations, text.fraction)
+    else:
+        tokens = write_streams(folder, encoder, read_documents(source, world.locate, tally), text.fraction)
+    splits = unused_splits(source, world.locate)
+    note_source(folder, tally.skipped, splits)
+    if tally.skipped:
+        log.warning(
+            "source %s: %d of %d rows have no usable content and are left out; the first: %s",
+            *(source.name, tally.skipped, tally.rows, tally.first_skipped),
+        )
+    if splits:
+        log.warning("source %s: not read are its splits %s", source.name, ", ".join(splits))
     if not tokens["train" if text.fraction < 1 else "held-out"]:
         raise Refused("SourceEmpty", f"source {source.name}: there is no text in {source.uri}")

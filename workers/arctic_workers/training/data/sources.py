@@ -2,26 +2,55 @@
 
 import errno
 import glob
-import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from arctic_api.common import parse_percent
 from arctic_api.training import Source
+from arctic_workers.training.data.messages import Message, RowFault, messages_of, whole_characters
+from arctic_workers.training.data.opening import DAMAGED
+from arctic_workers.training.data.rows import DEFAULT_SPLIT, READERS, FileFault, Row, field_of, splits
 from arctic_workers.training.errors import Refused
+
+T = TypeVar("T")
 
 Locate = Callable[[str], str]
 """Where a path of the manifest really is (`TrainingWorld.locate`)."""
 
-_FAULTS = (ValueError, LookupError, TypeError, NotImplementedError, RecursionError)
+_FAULTS = (ValueError, LookupError, TypeError, NotImplementedError, RecursionError, *DAMAGED)
 """What the libraries raise for content that they can't read."""
 _LASTING = (None, errno.EACCES, errno.EPERM)
-"""Errors (without a number: pyarrow's own) that another attempt would meet again; others are the file system's."""
+"""Errors (without a number: the libraries' own) that another attempt would meet again; others are the file system's."""
 
-_ENCODING = "utf-8-sig"  # what Windows tools write before a text is none of it
-_SUFFIX = {"text": "*", "jsonl": "*.jsonl", "parquet": "*.parquet"}
+_PACKED = r"(\.(gz|zst|zstd|xz|bz2))?$"
+_NAMES = {
+    "text": [""],
+    "jsonl": [rf"\.(jsonl|ndjson){_PACKED}", rf"\.json{_PACKED}"],
+    "parquet": [r"\.(parquet|pq)$"],
+}
+"""Which files of a folder are a source's, by their names: the first kind of which there are any."""
+
+
+@dataclass
+class Tally:
+    """What reading a source came to."""
+
+    rows: int = 0
+    """All that were read."""
+    skipped: int = 0
+    """Those without a usable text."""
+    first_skipped: str = ""
+    """File, line and reason of the first of them."""
+
+    def skip(self, place: str, why: str) -> None:
+        """Count a row that is left out."""
+        self.skipped += 1
+        self.first_skipped = self.first_skipped or f"{place} {why}"
 
 
 def file_path(uri: str, locate: Locate, what: str) -> Path:
@@ -32,14 +61,87 @@ def file_path(uri: str, locate: Locate, what: str) -> Path:
     return Path(locate(unquote(parts.path)))
 
 
-def read_documents(source: Source, locate: Locate) -> Iterator[str]:
-    """Yield the texts of a source; `Refused` says which file is missing or unreadable and why."""
+def read_documents(source: Source, locate: Locate, tally: Tally | None = None) -> Iterator[str]:
+    """Yield the texts of a source, of conversations what is said in them; else as `read_contents`."""
+    return read_contents(source, locate, Tally() if tally is None else tally, _as_text)
+
+
+def read_contents(source: Source, locate: Locate, tally: Tally, make: Callable[[Any], T]) -> Iterator[T]:
+    """Yield what `make` makes of the contents of a source's rows, without those that have none.
+
+    `Refused` says which file is missing or unreadable and why; at the end also where more rows were left out than
+    `maxSkipped` allows.
+
+    Args:
+        source: of the manifest.
+        locate: where its paths are.
+        tally: is counted up.
+        make: is given the text, or the messages; may raise `RowFault`.
+    """
+    for file, row in read_rows(source, source_files(source, locate)):
+        tally.rows += 1
+        try:
+            made = make(content_of(source, row))
+        except RowFault as fault:
+            tally.skip(place_of(file, row), str(fault))
+            continue
+        yield made
+    check_skipped(source, tally)
+
+
+def content_of(source: Source, row: Row) -> str | list[Message]:
+    """Return a row's text or messages; `RowFault` says why there is none."""
+    if row.fault:
+        raise RowFault(row.fault)
+    if source.content == "messages":
+        return messages_of(row.content)
+    if not isinstance(row.content, str):
+        found = "null" if row.content is None else type(row.content).__name__
+        raise RowFault(f'has no text: its "{field_of(source)}" is {found}, not a string')
+    return whole_characters(row.content)
+
+
+def _as_text(content: str | list[Message]) -> str:
+    return content if isinstance(content, str) else "\n".join(message["content"] for message in content)
+
+
+def source_files(source: Source, locate: Locate) -> list[Path]:
+    """Return the files of a source, or the folder that `datasets` saved; `Refused` where there are none."""
     path = file_path(source.uri, locate, f"source {source.name}")
     with _explained(source, path):
-        files = [path] if source.format == "hf" else _files(source, path)
+        return [path] if source.format == "hf" else _files(source, path)
+
+
+def read_rows(source: Source, files: list[Path]) -> Iterator[tuple[Path, Row]]:
+    """Yield the rows of files, each with its file; `Refused` says which one can't be read and why."""
     for file in files:
         with _explained(source, file):
-            yield from _READERS[source.format](source, file)
+            for row in READERS[source.format](source, file):
+                yield file, row
+
+
+def place_of(file: Path, row: Row) -> str:
+    """Return how people find a row."""
+    return f"{file}, {row.place}"
+
+
+def unused_splits(source: Source, locate: Locate) -> list[str]:
+    """Return the splits of a source that are not read."""
+    if source.format != "hf":
+        return []
+    found = splits(file_path(source.uri, locate, f"source {source.name}"))
+    return [name for name in found if name != (source.split or DEFAULT_SPLIT)]
+
+
+def check_skipped(source: Source, tally: Tally) -> None:
+    """Refuse a source of which more rows were left out than the manifest allows."""
+    if tally.skipped <= parse_percent(source.max_skipped) * tally.rows:
+        return
+    raise Refused(
+        "SourceUnreadable",
+        f"source {source.name}: {tally.skipped} of {tally.rows} rows have no usable {source.content}, more than "
+        f"maxSkipped {source.max_skipped}; the first: {tally.first_skipped}",
+    )
 
 
 @contextmanager
@@ -47,6 +149,8 @@ def _explained(source: Source, file: Path) -> Iterator[None]:
     """Let whatever a library raises name the source and the file: `Refused`, unless another attempt may help."""
     try:
         yield
+    except FileFault as error:
+        raise Refused("SourceUnreadable", f"source {source.name}: {file}: {error}") from error
     except OSError as error:
         if error.errno in _LASTING:
             raise _unreadable(source, str(file), error.strerror or error) from error
@@ -60,7 +164,9 @@ def _files(source: Source, path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [file for file in path.rglob(_SUFFIX[source.format]) if not _hidden(file, path)]
+        there = [file for file in path.rglob("*") if not _hidden(file, path)]
+        kinds = [[file for file in there if re.search(kind, file.name)] for kind in _NAMES[source.format]]
+        found = next(filter(None, kinds), [])
     else:
         found = [Path(name) for name in glob.glob(str(path), recursive=True)]
     files = sorted(file for file in found if file.is_file())
@@ -77,68 +183,3 @@ def _hidden(file: Path, root: Path) -> bool:
 
 def _unreadable(source: Source, place: str, why: object) -> Refused:
     return Refused("SourceUnreadable", f"source {source.name}: {place}: {why}")
-
-
-def _read_text(source: Source, file: Path) -> Iterator[str]:  # noqa: ARG001 - as all readers
-    yield file.read_text(encoding=_ENCODING, errors="replace")
-
-
-def _read_jsonl(source: Source, file: Path) -> Iterator[str]:
-    with file.open(encoding=_ENCODING, errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise _unreadable(
-                    source, f"{file}, line {number}", 'each line must be a JSON object with a "text"'
-                ) from error
-            yield _checked(source, text, f"{file}, line {number}")
-
-
-def _read_parquet(source: Source, file: Path) -> Iterator[str]:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.ParquetFile(file)
-    if "text" not in table.schema_arrow.names:
-        raise _unreadable(source, str(file), f'no column "text" (found {", ".join(table.schema_arrow.names)})')
-    for batch in table.iter_batches(columns=["text"]):
-        for text in batch.column(0).to_pylist():
-            yield _checked(source, text, str(file))
-
-
-def _read_datasets_folder(source: Source, folder: Path) -> Iterator[str]:
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(folder))
-    except (FileNotFoundError, ValueError) as error:
-        raise Refused(
-            "SourceNotFound",
-            f"source {source.name}: {source.uri} is not a folder that datasets' save_to_disk wrote: {error}",
-        ) from error
-    parts: list[Any] = list(loaded.values()) if isinstance(loaded, datasets.DatasetDict) else [loaded]
-    for part in parts:
-        if "text" not in part.column_names:
-            raise _unreadable(source, str(folder), f'no column "text" (found {", ".join(part.column_names)})')
-        for row in part.select_columns(["text"]):
-            yield _checked(source, row["text"], str(folder))
-
-
-def _checked(source: Source, text: object, place: str) -> str:
-    if not isinstance(text, str):
-        raise _unreadable(source, place, f'"text" is {type(text).__name__}, not a string')
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 can't
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-_READERS: dict[str, Callable[[Source, Path], Iterator[str]]] = {
-    "text": _read_text,
-    "jsonl": _read_jsonl,
-    "parquet": _read_parquet,
-    "hf": _read_datasets_folder,
-}

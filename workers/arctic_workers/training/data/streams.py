@@ -1,21 +1,58 @@
-"""Token streams: each source as memory-mapped tokens, made once by one rank for all attempts of a run; checksummed."""
+"""Token streams: each source as memory-mapped tokens, made once by one rank for all attempts of a run; checksummed.
+
+A part of a source (train, held-out) is files of numbers: its tokens, where its documents begin and, of conversations,
+which tokens are answers.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from arctic_workers.training.data.tokenizer import TextEncoder, batches
+from arctic_workers.training.data.tokenizer import Encoded, batches
+from arctic_workers.training.data.windows import Conversations, Stream
 from arctic_workers.training.files import sha256, sync_file, write_json
 
 INDEX = "index.json"
+VERSION = 2
+"""Of what is written here, and of how windows are cut from it: a run goes on only with its own."""
+PARTS = ("train", "held-out")
+_PLACES = np.dtype("<u8")
 
-Tokens = npt.NDArray[np.uint16 | np.uint32]
+
+class Document(Protocol):
+    """A text, or what stands for one: its `str` is all that it says, its length about how much that is."""
+
+    def __len__(self) -> int:
+        """Return its size in characters, 0 if there is nothing in it."""
+        ...
+
+
+D = TypeVar("D", bound=Document)
+D_contra = TypeVar("D_contra", bound=Document, contravariant=True)
+
+
+class Encoder(Protocol[D_contra]):
+    """Makes tokens of documents."""
+
+    pad: int | None
+    eos: int
+    of_conversations: bool
+    """Whether only answers in what it encodes are learnt."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Return how many tokens there are."""
+        ...
+
+    def encode_documents(self, documents: Iterable[D_contra]) -> Iterator[Encoded]:
+        """Yield each document, in one piece or several."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,56 +63,103 @@ class Prepared:
     category: str
     folder: Path
 
-
-@dataclass(frozen=True)
-class Stream:
-    """The tokens of one source, document after document."""
-
-    name: str
-    category: str
-    tokens: Tokens
-
-    def window(self, index: int, length: int) -> npt.NDArray[np.int64]:
-        """Return tokens [index x length, (index + 1) x length], both ends included: each token's label is the next one.
-
-        A stream goes round: a source that is shorter than a sequence is repeated.
-        """
-        places = np.arange(index * length, (index + 1) * length + 1) % len(self.tokens)
-        return np.asarray(self.tokens[places], np.int64)
-
-    def windows(self, length: int) -> int:
-        """Return how many windows cover the stream without overlap, at least one."""
-        return max(1, (len(self.tokens) - 1) // length)
+    def content(self) -> "Content":
+        """Return what is in them."""
+        index = _index(self.folder)
+        train, held_out = (index["parts"][part] for part in PARTS)
+        return Content(
+            tokens=train["tokens"],
+            documents=train["documents"] + held_out["documents"],
+            held_out_tokens=held_out["tokens"],
+            skipped=index["source"].get("skipped", 0),
+            unused_splits=tuple(index["source"].get("unusedSplits", ())),
+        )
 
 
-def is_held_out(text: str, fraction: float) -> bool:
+class Content(NamedTuple):
+    """What the streams of a source hold."""
+
+    tokens: int
+    """To train on."""
+    documents: int
+    """All, those that are held out among them."""
+    held_out_tokens: int
+    skipped: int
+    """Rows that were left out, because they had no usable text."""
+    unused_splits: tuple[str, ...]
+
+
+def is_held_out(document: Document, fraction: float) -> bool:
     """Return whether a document is for validation: by its content, so that a copy of it is never trained on."""
-    return _place(text) < fraction
+    return _place(document) < fraction
 
 
-def _place(text: str) -> float:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+def _place(document: Document) -> float:
+    return int.from_bytes(hashlib.blake2b(str(document).encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def write_streams(folder: Path, encoder: TextEncoder, documents: Iterable[str], fraction: float) -> dict[str, int]:
-    """Write the streams of one source and their index into an existing folder; returns the tokens of each part.
+def write_streams(folder: Path, encoder: Encoder[D], documents: Iterable[D], fraction: float) -> dict[str, int]:
+    """Write the streams of one source into an existing folder, all but their index; returns the tokens of each part.
 
     `fraction` of the documents, by their content, are held out. Between 0 and 1 at least one is where there are two or
     more, so that every such source can be judged.
     """
-    dtype = np.dtype("<u2") if encoder.vocab_size <= 2**16 else np.dtype("<u4")
-    files = {part: folder / f"{part}.bin" for part in ("train", "held-out")}
-    counts = dict.fromkeys(files, 0)
-    with files["train"].open("wb") as train, files["held-out"].open("wb") as held_out:
+    with ExitStack() as stack:
+        train, held_out = (stack.enter_context(_Writer(folder, part, encoder)) for part in PARTS)
         for kept, chosen in _divided(documents, fraction):
-            counts["train"] += _append(train, kept, encoder, dtype)
-            counts["held-out"] += _append(held_out, chosen, encoder, dtype)
-    parts = {part: _describe(path, counts[part]) for part, path in files.items()}
-    write_json(folder / INDEX, {"version": 1, "dtype": dtype.str, "parts": parts})
-    return counts
+            train.append(kept)
+            held_out.append(chosen)
+    parts = {writer.part: writer.describe() for writer in (train, held_out)}
+    index = {"version": VERSION, "dtype": train.dtype.str, "parts": parts, "source": {}}
+    if encoder.of_conversations:
+        index["pad"] = encoder.eos if encoder.pad is None else encoder.pad
+    write_json(folder / INDEX, index)
+    return {part: described["tokens"] for part, described in parts.items()}
 
 
-def _divided(documents: Iterable[str], fraction: float) -> Iterator[tuple[list[str], list[str]]]:
+def note_source(folder: Path, skipped: int, unused_splits: Sequence[str]) -> None:
+    """Keep, beside streams that are written, what their source had besides."""
+    noted = {"skipped": skipped, "unusedSplits": list(unused_splits)}
+    write_json(folder / INDEX, _index(folder) | {"source": noted})
+
+
+class _Writer(ExitStack):
+    """Writes one part."""
+
+    def __init__(self, folder: Path, part: str, encoder: Encoder[Any]) -> None:
+        super().__init__()
+        self.part = part
+        self.dtype = np.dtype("<u2") if encoder.vocab_size <= 2**16 else np.dtype("<u4")
+        self._encoder = encoder
+        self._paths = {kind: folder / f"{part}{ending}" for kind, ending in _FILES.items()}
+        self._files = {kind: self.enter_context(path.open("wb")) for kind, path in self._paths.items()}
+        self._tokens = self._documents = 0
+
+    def append(self, documents: Sequence[Document]) -> None:
+        for encoded in self._encoder.encode_documents(document for document in documents if len(document)):
+            if encoded.first:
+                self._write("documents", [self._tokens], _PLACES)
+                self._documents += 1
+            spans = [self._tokens + place for span in encoded.answers for place in span]
+            self._write("answers", spans, _PLACES)
+            self._write("tokens", encoded.ids, self.dtype)
+            self._tokens += len(encoded.ids)
+
+    def _write(self, kind: str, numbers: Sequence[int], dtype: "np.dtype[Any]") -> None:
+        self._files[kind].write(np.asarray(numbers, dtype=dtype).tobytes())
+
+    def describe(self) -> dict[str, Any]:
+        for path in self._paths.values():
+            sync_file(path)
+        files = {kind: {"file": path.name, "sha256": sha256(path)} for kind, path in self._paths.items()}
+        return {"tokens": self._tokens, "documents": self._documents, "files": files}
+
+
+_FILES = {"tokens": ".bin", "documents": ".documents.bin", "answers": ".answers.bin"}
+"""What a part's files hold, and how their names end."""
+
+
+def _divided(documents: Iterable[D], fraction: float) -> Iterator[tuple[list[D], list[D]]]:
     """Yield batch after batch the documents that are trained on, and those that are held out."""
     groups = batches(documents, len, least=2)  # of one document none could be chosen
     if 0 < fraction < 1:
@@ -87,15 +171,7 @@ def _divided(documents: Iterable[str], fraction: float) -> Iterator[tuple[list[s
         yield kept, [text for text in batch if is_held_out(text, fraction)]
 
 
-def _append(file: BinaryIO, texts: list[str], encoder: TextEncoder, dtype: "np.dtype[Any]") -> int:
-    tokens = 0
-    for ids in encoder.encode_documents(text for text in texts if text):
-        file.write(np.asarray(ids, dtype=dtype).tobytes())
-        tokens += len(ids)
-    return tokens
-
-
-def _chosen(texts: list[str], fraction: float) -> set[int]:
+def _chosen(texts: Sequence[Document], fraction: float) -> set[int]:
     """Return which of a source's first documents are held out, at least one if there are two."""
     chosen = {i for i, text in enumerate(texts) if is_held_out(text, fraction)}
     if len(chosen) == len(texts):
@@ -105,28 +181,33 @@ def _chosen(texts: list[str], fraction: float) -> set[int]:
     return chosen
 
 
-def _describe(path: Path, tokens: int) -> dict[str, Any]:
-    sync_file(path)
-    return {"file": path.name, "tokens": tokens, "sha256": sha256(path)}
-
-
 def is_whole(folder: Path) -> bool:
     """Return whether a folder's streams are all there and as they were written; OSError if that can't be told."""
     try:
-        return all(sha256(folder / part["file"]) == part["sha256"] for part in _index(folder)["parts"].values())
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        files = [file for part in _index(folder)["parts"].values() for file in part["files"].values()]
+        return all(sha256(folder / file["file"]) == file["sha256"] for file in files)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def open_streams(sources: Iterable[Prepared], part: str) -> dict[str, Stream]:
     """Return the streams that are not empty, by source, mapped into memory; `part`: train or held-out."""
-    streams = {}
+    streams: dict[str, Stream] = {}
     for source in sources:
         index = _index(source.folder)
         content = index["parts"][part]
-        if content["tokens"]:
-            tokens = np.memmap(source.folder / content["file"], dtype=np.dtype(index["dtype"]), mode="r")
-            streams[source.name] = Stream(source.name, source.category, tokens)
+        if not content["tokens"]:
+            continue
+        files = {kind: source.folder / file["file"] for kind, file in content["files"].items()}
+        tokens = np.memmap(files["tokens"], dtype=np.dtype(index["dtype"]), mode="r")
+        documents = np.fromfile(files["documents"], _PLACES).astype(np.int64)
+        if "pad" in index:
+            answers = np.fromfile(files["answers"], _PLACES).astype(np.int64).reshape(-1, 2)
+            streams[source.name] = Conversations(
+                source.name, source.category, tokens, documents, answers=answers, pad=index["pad"]
+            )
+        else:
+            streams[source.name] = Stream(source.name, source.category, tokens, documents)
     return streams
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -94,8 +94,20 @@ def copy(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
+class Encoded(NamedTuple):
+    """The tokens of a document or of a piece of it."""
+
+    ids: list[int]
+    first: bool = True
+    """Whether a document begins here."""
+    answers: Sequence[tuple[int, int]] = ()
+    """Of a conversation: where in `ids` the answers begin and end."""
+
+
 class TextEncoder:
     """A saved tokenizer with the ids that a training needs."""
+
+    of_conversations = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -104,7 +116,7 @@ class TextEncoder:
         except Exception as error:  # the library raises plain Exception
             raise Refused("TokenizerDamaged", f"tokenizer: {folder}/tokenizer.json can't be read: {error}") from error
         self.tokenizer.encode_special_tokens = True  # as text: `<s>` in a document does not begin another one
-        config = _read_config(folder)
+        config = read_config(folder)
         self.bos = self._token_id(config, "bos_token")
         self.pad = self._token_id(config, "pad_token")
         eos = self._token_id(config, "eos_token")
@@ -118,24 +130,28 @@ class TextEncoder:
         return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def _token_id(self, config: dict[str, Any], name: str) -> int | None:
+        token = self._content(config, name)
+        return None if token is None else self.tokenizer.token_to_id(token)
+
+    def _content(self, config: dict[str, Any], name: str) -> str | None:
+        """Return the text of a special token."""
         value = config.get(name)
         token = value.get("content") if isinstance(value, dict) else value
-        if token is None:
-            return None
-        if not isinstance(token, str):
+        if token is not None and not isinstance(token, str):
             raise Refused(
                 "TokenizerDamaged", f"tokenizer: {name} in {self.folder}/tokenizer_config.json is {token!r}, not a text"
             )
-        return self.tokenizer.token_to_id(token)
+        return token
 
-    def encode_documents(self, texts: Iterable[str]) -> Iterator[list[int]]:
+    def encode_documents(self, texts: Iterable[str]) -> Iterator[Encoded]:
         """Yield each text as BOS, its tokens, EOS (without BOS where the tokenizer has none); a long one in pieces."""
         start = [] if self.bos is None else [self.bos]
         pieces = (piece for text in texts for piece in _pieces(text))
         for batch in batches(pieces, lambda piece: len(piece.text)):
             encodings = self.tokenizer.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
             for piece, encoding in zip(batch, encodings, strict=True):
-                yield [*(start if piece.first else []), *encoding.ids, *([self.eos] if piece.last else [])]
+                ids = [*(start if piece.first else []), *encoding.ids, *([self.eos] if piece.last else [])]
+                yield Encoded(ids, piece.first)
 
 
 class _Piece(NamedTuple):
@@ -173,7 +189,8 @@ def batches(items: Iterable[T], size: Callable[[T], int], least: int = 1) -> Ite
         yield batch
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a folder's `tokenizer_config.json`; `Refused` if there is none."""
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         raise Refused("TokenizerNotFound", f"tokenizer: there is no tokenizer_config.json in {folder}")

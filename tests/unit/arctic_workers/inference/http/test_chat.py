@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from arctic_workers.inference.http.chat import ChatTemplate, TextError
+from arctic_workers.chat.template import ChatTemplate, TextError
 from arctic_workers.inference.http.text import Text
 
 HI = [{"role": "user", "content": "hi"}]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from arctic_workers.inference.http.chat import TextError
+from arctic_workers.chat.template import TextError
 from arctic_workers.inference.http.text import Detokenizer, StopStrings, Text
 
 

@@ -1,12 +1,14 @@
-"""From a conversation to the text of a prompt: the model's chat template, as `transformers` would render it.
+"""From a conversation to text: the model's chat template, as `transformers` would render it.
 
 Filters, globals and arguments are those of its `utils/chat_template_utils.py` (5.19).
 """
 
 import json
+import re
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,9 +27,15 @@ _DEFAULT = (
 """For models that come without one: plain words, because such a model knows no special ones."""
 _PROBE = "probe"
 _END = "\N{OBJECT REPLACEMENT CHARACTER}end of the last message\N{OBJECT REPLACEMENT CHARACTER}"
-_OURS = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
+_ANSWER = tuple(
+    f"\N{OBJECT REPLACEMENT CHARACTER}answer {x}\N{OBJECT REPLACEMENT CHARACTER}" for x in ("begins", "ends")
+)
+_MARKS = "arctic_marks"
+"""Variable under which the template marks what an assistant said."""
+_OURS = frozenset({"messages", "add_generation_prompt", "tools", "documents", _MARKS})
 
 Message = dict[str, Any]
+Spans = list[tuple[int, int]]
 
 
 class TextError(ValueError):
@@ -45,6 +53,7 @@ class ChatTemplate:
         self.is_marked = source is not None
         """Whether rendered chats have their special tokens already: a model's own template writes them itself."""
         self._reads_parts = self._can_read_parts()
+        self._marks_answers = source is not None and bool(re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", source))
 
     @classmethod
     def of(cls, folder: Path, settings: Mapping[str, Any], special: Mapping[str, str]) -> Self:
@@ -71,6 +80,32 @@ class ChatTemplate:
             chat[-1] = _marked(chat[-1])
         text = self._run(chat, add_generation_prompt and not continue_final, variables or {})
         return _before_mark(text) if continue_final else text
+
+    def conversation(self, messages: Sequence[Message]) -> tuple[str, Spans]:
+        """Return the text of a whole conversation, and where in it the answers are: what a model is to learn.
+
+        Answers are what the template itself marks (`{% generation %}`), as far as it does; else all that follows the
+        prompt for them, up to where the next message begins: with it the sign that ends an answer. TextError if the
+        template refuses the messages, or does not write an answer behind its prompt.
+        """
+        chat = [self._readable(message) for message in messages]
+        if self._marks_answers:
+            return _cut_marks(self._run(chat, False, {_MARKS: True}))
+        text = self._run(chat, False, {})
+        answered = [i for i, message in enumerate(chat) if message.get("role") == "assistant"]
+        return text, [self._answer(text, chat, i) for i in answered]
+
+    def _answer(self, text: str, chat: Sequence[Message], index: int) -> tuple[int, int]:
+        if index == 0:
+            raise TextError("the first message is an assistant's, which answers nothing")
+        prompt = self._run(chat[:index], True, {})
+        if not text.startswith(prompt):
+            raise TextError(
+                "the model's chat template does not write an answer behind its prompt: "
+                "mark answers in it with {% generation %}"
+            )
+        upto = self._run(chat[: index + 1], False, {})
+        return len(prompt), len(commonprefix([text, upto]))  # noqa: RUF071 - character by character is what is meant
 
     def _run(self, messages: Sequence[Message], add_generation_prompt: bool, variables: Mapping[str, Any]) -> str:
         known = {**self._special, **variables, "tools": None, "documents": None}
@@ -114,6 +149,18 @@ def _before_mark(text: str) -> str:
     return text[:place] if text.startswith(_END + " ", place) else text[:place].rstrip()
 
 
+def _cut_marks(text: str) -> tuple[str, Spans]:
+    """Return a text without its marks, and what was between them."""
+    begin, end = _ANSWER
+    whole, *marked = text.split(begin)
+    spans = []
+    for part in marked:
+        answer, _, rest = part.partition(end)
+        spans.append((len(whole), len(whole) + len(answer)))
+        whole += answer + rest
+    return whole, spans
+
+
 def _line_of(error: Exception) -> str:
     """Where in the template an error came from; jinja makes its lines look like those of a file."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
@@ -138,14 +185,19 @@ def _compile(source: str, place: str) -> Template:
 
 
 class _Generation(Extension):
-    """`{% generation %}`, which marks for training what an assistant said; it changes no text."""
+    """`{% generation %}`, which says what an assistant said: it changes no text but for who asks for marks."""
 
     tags = {"generation"}  # noqa: RUF012 - as the base has it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Return what is inside."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        """Return what is inside, between marks."""
+        line = next(parser.stream).lineno
+        inside = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        begin, end = (
+            nodes.If(nodes.Name(_MARKS, "load"), [nodes.Output([nodes.TemplateData(mark)])], [], [], lineno=line)
+            for mark in _ANSWER
+        )
+        return [begin, *inside, end]
 
 
 def _raise(message: str) -> None:

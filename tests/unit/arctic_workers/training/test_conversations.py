@@ -1,0 +1,169 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arctic_api.training import Source
+from arctic_workers.training.data import tokenizer
+from arctic_workers.training.data.conversations import Conversation, ConversationEncoder
+from arctic_workers.training.data.messages import RowFault, messages_of
+from arctic_workers.training.data.sources import Tally, read_contents, read_documents
+from arctic_workers.training.data.streams import Prepared, open_streams, write_streams
+from arctic_workers.training.data.windows import IGNORED, Conversations, MicroBatch
+
+CHATS = [
+    [
+        {"role": "user", "content": f"how many foxes jump over {i} dogs?"},
+        {"role": "assistant", "content": f"{i * i} foxes"},
+        {"role": "user", "content": "and then?"},
+        {"role": "assistant", "content": "they sleep"},
+    ]
+    for i in range(40)
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> ConversationEncoder:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    texts = [message["content"] for chat in CHATS for message in chat]
+    tokenizer.save(tokenizer.train(texts, 300), folder)
+    return ConversationEncoder(folder)
+
+
+@pytest.fixture(scope="module")
+def stream(encoder: ConversationEncoder, tmp_path_factory: pytest.TempPathFactory) -> Conversations:
+    folder = tmp_path_factory.mktemp("streams")
+    write_streams(folder, encoder, map(encoder.conversation, CHATS), 0.0)
+    found = open_streams([Prepared("s", "instruction", folder)], "train")["s"]
+    assert isinstance(found, Conversations)
+    return found
+
+
+def decoded(encoder: ConversationEncoder, ids: Any) -> str:
+    return encoder.tokenizer.decode([int(i) for i in ids if i != IGNORED], skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("length", [64, 100, 400])
+def test_every_answer_and_nothing_else_is_learnt_once(
+    encoder: ConversationEncoder, stream: Conversations, length: int
+) -> None:
+    windows = [stream.window(i, length) for i in range(stream.windows(length))]
+    learnt = "".join(decoded(encoder, window.labels) for window in windows)
+    assert learnt == "".join(f" {i * i} foxes\n they sleep\n</s>" for i in range(40))
+    for i, window in enumerate(windows):
+        assert stream.targets(i, length) == int((window.labels != IGNORED).sum())
+        at = np.flatnonzero(window.labels != IGNORED)
+        assert (window.labels[at] == window.tokens[at + 1]).all()
+        assert [decoded(encoder, window.tokens[s : s + 2])[:4] for s in window.starts[:-1]] == ["<s>u"] * (
+            len(window.starts) - 1
+        )
+
+
+def test_a_conversation_that_is_longer_than_a_sequence_is_cut_off(stream: Conversations) -> None:
+    assert stream.windows(16) == 40
+    assert all(stream.window(i, 16).starts.tolist() == [0] for i in range(40))
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(2, 30), min_size=1, max_size=20), length=st.integers(8, 40))
+def test_whole_conversations_are_packed_and_counted(sizes: list[int], length: int) -> None:
+    documents = np.cumsum([0, *sizes[:-1]])
+    answers = np.stack([documents + 1, documents + np.array(sizes)], 1)  # all but the first token
+    tokens = np.concatenate([np.arange(100 * i, 100 * i + size) for i, size in enumerate(sizes)]).astype(np.uint16)
+    stream = Conversations("s", "code", tokens, documents, answers=answers, pad=9999)
+    learnt = []
+    for i in range(stream.windows(length)):
+        window = stream.window(i, length)
+        assert window.tokens.shape == (length + 1,)
+        assert stream.targets(i, length) == int((window.labels != IGNORED).sum())
+        learnt += [int(label) for label in window.labels if label != IGNORED]
+        starts = [j for j in range(length) if window.tokens[j] % 100 == 0]
+        padding = np.flatnonzero(window.tokens[:-1] == 9999)
+        assert window.starts.tolist() == [*starts, *padding[:1].tolist()]
+    assert learnt == [100 * i + j for i, size in enumerate(sizes) for j in range(1, min(size, length + 1))]
+
+
+def test_the_loss_on_prompts_is_exactly_absent(stream: Conversations) -> None:
+    """No gradient reaches the logits of what predicts a prompt, and no label of one is looked at."""
+    batch = MicroBatch.of([stream.window(i, 100) for i in range(2)])
+    logits = torch.randn(2, 100, 300, requires_grad=True)
+    labels = torch.from_numpy(batch.labels)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    loss.backward()
+    assert logits.grad is not None
+    reached = logits.grad.abs().sum(-1) > 0
+    assert torch.equal(reached, labels != IGNORED)
+    assert batch.targets == int(reached.sum())
+
+
+def test_signs_of_the_template_are_special_and_the_first_token_is_never_learnt(encoder: ConversationEncoder) -> None:
+    [encoded] = encoder.encode_documents([Conversation("<s>user: hi", [(0, 11)])])
+    assert encoded.ids[0] == encoder.bos
+    assert encoded.answers[0][0] == 1
+    assert encoded.ids[-1] == encoder.eos
+
+
+def test_a_token_that_is_partly_of_a_prompt_is_no_answers(encoder: ConversationEncoder) -> None:
+    [encoded] = encoder.encode_documents([Conversation("how many foxes sleep", [(11, 20)])])  # from `xes` on
+    begin, end = encoded.answers[0]
+    assert encoder.tokenizer.decode(encoded.ids[begin : end - 1]) == " sleep"
+
+
+PAIR = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PAIR,
+        [{**message, "tool_calls": None} for message in PAIR],
+        [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+        {"role": ["user", "assistant"], "content": ["a", "b"]},
+    ],
+)
+def test_conversations_are_read_in_the_forms_that_are_published(content: Any) -> None:
+    assert messages_of(content) == PAIR
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "has no messages"),
+        ([], "has no messages"),
+        ("hi", "has no messages"),
+        ([1], "message 1 that is no object"),
+        ([PAIR[0], {"role": "assistant", "text": "b"}], r"message 2 without role and content .*fields: role, text"),
+        (PAIR[:1], "no answer to learn"),
+    ],
+)
+def test_what_is_no_conversation_is_said(content: Any, says: str) -> None:
+    with pytest.raises(RowFault, match=says):
+        messages_of(content)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_rows_that_are_no_conversations_are_left_out_and_counted(
+    tmp_path: Path, encoder: ConversationEncoder, form: str
+) -> None:
+    rows = [{"chat": PAIR}, {"chat": None}, {"chat": PAIR[:1]}, {"chat": PAIR}]
+    if form == "jsonl":
+        (tmp_path / "d").write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "d")
+    source = Source.model_validate(
+        {"name": "s", "category": "instruction", "uri": f"file://{tmp_path}/d", "format": form}
+        | {"content": "messages", "field": "chat", "maxSkipped": "50%"}
+    )
+    tally = Tally()
+    read = list(read_contents(source, lambda path: path, tally, encoder.conversation))
+    assert [str(conversation) for conversation in read] == ["<s>user: a\nassistant: b\n"] * 2
+    assert (tally.rows, tally.skipped) == (4, 2)
+    assert "has no messages" in tally.first_skipped
+    assert list(read_documents(source, lambda path: path)) == ["a\nb"] * 2  # what a tokenizer is trained on
