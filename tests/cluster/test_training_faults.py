@@ -3,6 +3,7 @@
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from arctic_cluster.paths import CORPUS, STORE
 
 pytestmark = pytest.mark.timeout(1500)
 
-STEPS, EVERY = 160, 20
-FAULTS = 4
-Undisturbed = tuple[dict[str, Any], Path]
+STEPS, EVERY, FAULTS = 300, 20, 4
+# Its status says how far it is every 10 s: it must not be done before it has been hit three times.
+STEPS_IN_A_CLUSTER, TOKENS_IN_A_CLUSTER = 1000, 4096
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +31,15 @@ def text(operator: Cluster) -> Iterator[str]:
     shutil.rmtree(operator.volumes / CORPUS / folder)
 
 
-@pytest.fixture(scope="module")
-def alone(operator: Cluster, text: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
-    """The manifest, and the folder of a run of it that nothing befell."""
-    place = tmp_path_factory.mktemp("alone")
-    manifest = small_training(operator.volumes / CORPUS, text, STEPS, EVERY)
+@contextmanager
+def finished(manifest: dict[str, Any], operator: Cluster, place: Path) -> Iterator[Path]:
+    """The folder of a run that nothing befell."""
     run = LocalRun(manifest, volumes_in(place, operator), place)
     try:
         run.begin()
         run.finish()
         assert run.folder is not None
-        yield manifest, run.folder
+        yield run.folder
     finally:
         run.end()
 
@@ -53,12 +52,16 @@ def volumes_in(place: Path, operator: Cluster) -> Path:
 
 
 def test_local_processes_that_are_hit_end_with_the_same_bits(
-    alone: Undisturbed, operator: Cluster, tmp_path: Path, pytestconfig: pytest.Config
+    text: str, operator: Cluster, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    manifest, undisturbed = alone
-    (tmp_path / "volumes").mkdir()
-    with small_disk(tmp_path / "volumes", "256m") as disk:
-        run = LocalRun(manifest, volumes_in(tmp_path, operator), tmp_path)
+    manifest = small_training(operator.volumes / CORPUS, f"{text}/processes", STEPS, EVERY)
+    disturbed = tmp_path / "disturbed"
+    (disturbed / "volumes").mkdir(parents=True)
+    with (
+        finished(manifest, operator, tmp_path) as undisturbed,
+        small_disk(disturbed / "volumes", "256m") as disk,
+    ):
+        run = LocalRun(manifest, volumes_in(disturbed, operator), disturbed)
         try:
             run.begin()
             list(Campaign(run, pytestconfig.getoption("--seed"), STEPS // 2, disk).inflict(FAULTS))
@@ -70,14 +73,16 @@ def test_local_processes_that_are_hit_end_with_the_same_bits(
 
 
 def test_a_training_whose_pods_operator_and_api_server_are_hit_ends_with_the_same_bits(
-    alone: Undisturbed, operator: Cluster, namespace: str
+    text: str, operator: Cluster, namespace: str, tmp_path: Path
 ) -> None:
-    manifest, undisturbed = alone
+    corpus = operator.volumes / CORPUS
+    manifest = small_training(corpus, f"{text}/cluster", STEPS_IN_A_CLUSTER, EVERY, TOKENS_IN_A_CLUSTER)
     objects = Objects(operator, namespace)
     ClusterFaults(objects, manifest).inflict()
     status = objects.state("arctictraining", manifest["metadata"]["name"], "Succeeded", limit=300)
     folder = operator.volumes / STORE / status["export"]["uri"].removeprefix("file:///var/lib/arctic/store/")
     try:
-        assert same_end(undisturbed, folder.parent)
+        with finished(manifest, operator, tmp_path) as undisturbed:
+            assert same_end(undisturbed, folder.parent)
     finally:
         shutil.rmtree(folder.parent, ignore_errors=True)

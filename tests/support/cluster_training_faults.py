@@ -42,15 +42,15 @@ class ClusterFaults:
         }
         faults = []
         for kind, act in kinds.items():
-            before = self._reached(0)
+            attempt, before = self._running()
             hit = act()
-            self._reached(before)
+            self._running(after=attempt)
             faults.append(Fault(kind, before, time.monotonic() - hit))
-            self._say(f"{kind} at step {before}: {faults[-1].seconds_lost:.1f} s lost")
+            self._say(f"{kind} at step {before}: {faults[-1].seconds_lost:.1f} s until the next attempt's first steps")
         return faults
 
-    def _reached(self, step: int) -> int:
-        """Wait until the run is past a step, and return which it has come to."""
+    def _running(self, after: int = 0) -> tuple[int, int]:
+        """Wait until a later attempt makes steps; return its number, and the step that it has come to."""
         deadline = time.monotonic() + PATIENCE
         status: dict[str, Any] = {}
         while time.monotonic() < deadline:
@@ -58,10 +58,11 @@ class ClusterFaults:
                 status = self._objects.status(KIND, self._name)
                 if status.get("state") in ("Succeeded", "Failed"):
                     raise AssertionError(f"{self._name} is {status['state']} at step {status.get('step')}")
-                if status.get("state") == "Running" and (now := status.get("step") or 0) > step:
-                    return int(now)
+                attempt, step = status.get("attempt", 0), status.get("step", 0)
+                if status.get("state") == "Running" and attempt > after and step:
+                    return attempt, step
             time.sleep(0.5)
-        raise AssertionError(f"not within {PATIENCE:.0f} s: {self._name} is past step {step}; seen last: {status}")
+        raise AssertionError(f"not within {PATIENCE:.0f} s: an attempt after {after} makes steps; seen last: {status}")
 
     def _ranks(self) -> list[int]:
         """Return the processes that compute, on whichever node."""
@@ -69,7 +70,7 @@ class ClusterFaults:
             int(folder.name)
             for pod in self._objects.pods(self._name)
             for folder in processes(pod)
-            if _arguments(folder)[-1:] == ["arctic_workers.training.rank"] and "RANK=" in _environment(folder)
+            if _is_rank(_arguments(folder))
         ]
 
     # --- the faults: each returns when it hit
@@ -106,7 +107,6 @@ def _arguments(process: Path) -> list[str]:
     return []
 
 
-def _environment(process: Path) -> str:
-    with suppress(OSError):
-        return (process / "environ").read_bytes().decode(errors="replace")
-    return ""
+def _is_rank(arguments: list[str]) -> bool:
+    """Whether a process computes; what starts it has its name among its arguments too."""
+    return "arctic_workers.training.rank" in arguments and "arctic_workers.training.launch" not in arguments

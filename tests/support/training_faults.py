@@ -43,7 +43,7 @@ LINES = (
 )
 
 
-def small_training(corpus: Path, folder: str, steps: int, every: int) -> dict[str, Any]:
+def small_training(corpus: Path, folder: str, steps: int, every: int, tokens_per_step: int = 1024) -> dict[str, Any]:
     """Return the manifest of a training of two pods that starts fast and makes many steps; its text is written here.
 
     Args:
@@ -51,6 +51,7 @@ def small_training(corpus: Path, folder: str, steps: int, every: int) -> dict[st
         folder: in it, for the text.
         steps: in two stages.
         every: steps between checkpoints.
+        tokens_per_step: how large a step is.
     """
     for name, _, line in LINES:
         (corpus / folder / name).mkdir(parents=True)
@@ -68,8 +69,8 @@ def small_training(corpus: Path, folder: str, steps: int, every: int) -> dict[st
         router_aux_loss_coef=0.1,
     )
     stage = {
-        "tokens": steps // 2 * 1024,
-        "learningRate": {"peak": 3e-3, "warmupTokens": 1024},
+        "tokens": steps // 2 * tokens_per_step,
+        "learningRate": {"peak": 3e-3, "warmupTokens": tokens_per_step},
         "sequenceLength": 32,
         "mixture": {"books": 0.6, "programs": 0.4},
     }
@@ -87,7 +88,7 @@ def small_training(corpus: Path, folder: str, steps: int, every: int) -> dict[st
                 ]
             },
             "curriculum": {"stages": [{"name": "first", **stage}, {"name": "second", **stage}]},
-            "batch": {"tokensPerStep": 1024, "microBatchSize": 16},
+            "batch": {"tokensPerStep": tokens_per_step, "microBatchSize": 16},
             "parallelism": {"nodes": 2, "expertParallel": 2},
             "checkpoint": {"volume": {"claimName": STORE}, "every": {"steps": every}, "keep": 2},
             "template": {"volumes": [{"claimName": CORPUS, "mountPath": MOUNTED}]},
