@@ -5,7 +5,7 @@ decides. Killed are ranks, rank 0, pods, nodes, and all at once; a rank is stopp
 the disk is full for a while (on a file system of its own, for which this needs root). What a fault costs is the time
 until the run is past the step that it had reached. A checkpoint is written every 20 steps. Goodput is the time that the
 run takes when it is left alone, over what it took. How long ranks wait for checkpoints is measured with the example's
-model and batch, whose steps are larger. Faults in the cluster itself are inflicted by `make chaos` and `tests/cluster`.
+model and batch, whose steps are larger. Faults in the cluster itself are inflicted by `make chaos`.
 """
 
 import statistics
