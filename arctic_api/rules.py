@@ -192,13 +192,21 @@ def _uneven_stages(spec: ArcticTrainingSpec) -> list[tuple[str, int]]:
         (stage.name, stage.sequence_length * spec.batch.micro_batch_size * degrees.nodes * degrees.processes_per_node)
         for stage in spec.curriculum.stages
     )
-    tokens = parse_tokens(spec.batch.tokens_per_step) * degrees.sequence_parallel
-    return [(stage, size // degrees.sequence_parallel) for stage, size in rounds if tokens % size]
+    tokens = [stage_step(spec, stage) * degrees.sequence_parallel for stage in spec.curriculum.stages]
+    uneven = ((stage, size) for step, (stage, size) in zip(tokens, rounds, strict=True) if step % size)
+    return [(stage, size // degrees.sequence_parallel) for stage, size in uneven]
+
+
+def stage_step(spec: ArcticTrainingSpec, stage: Stage) -> int:
+    """Return the tokens of one update in a stage."""
+    own = stage.tokens_per_step
+    return parse_tokens(spec.batch.tokens_per_step if own is None else own)
 
 
 def _suggest_step(spec: ArcticTrainingSpec) -> str:
     stage, size = _uneven_stages(spec)[0]
-    near = max(1, round(parse_tokens(spec.batch.tokens_per_step) / size)) * size
+    asked = next(stage_step(spec, each) for each in spec.curriculum.stages if each.name == stage)
+    near = max(1, round(asked / size)) * size
     return (
         f"write a multiple of {size} = sequenceLength x microBatchSize x ranks / sequenceParallel of stage {stage!r}, "
         f"such as {near}"
@@ -334,7 +342,8 @@ TRAINING_RULES = (
     Rule(
         ArcticTrainingSpec,
         "self.curriculum.stages.all(stage, "
-        f"{cel_tokens('self.batch.tokensPerStep')} * self.parallelism.sequenceParallel % ({_ROUND}) == 0)",
+        f"(has(stage.tokensPerStep) ? {cel_tokens('stage.tokensPerStep')} : {cel_tokens('self.batch.tokensPerStep')})"
+        f" * self.parallelism.sequenceParallel % ({_ROUND}) == 0)",
         lambda spec: not _uneven_stages(spec),
         "write a multiple of sequenceLength x microBatchSize x ranks / sequenceParallel for every stage",
         ".batch.tokensPerStep",
@@ -421,6 +430,27 @@ TRAINING_RULES = (
         lambda stage: any(weight > 0 for weight in stage.mixture.values()),
         "write at least one weight above 0",
         ".mixture",
+    ),
+    Rule(
+        Stage,
+        f"!has(self.tokensPerStep) || {cel_tokens('self.tokensPerStep')} > 0",
+        lambda stage: stage.tokens_per_step is None or parse_tokens(stage.tokens_per_step) > 0,
+        "write at least one token",
+        ".tokensPerStep",
+    ),
+    Rule(
+        Stage,
+        "!has(self.finalMixture) || self.finalMixture.all(name, name in self.mixture)",
+        lambda stage: set(stage.final_mixture or ()) <= set(stage.mixture),
+        "write sources of the stage's mixture: one that is to come in later has the weight 0 there",
+        ".finalMixture",
+    ),
+    Rule(
+        Stage,
+        "!has(self.finalMixture) || self.finalMixture.exists(name, self.finalMixture[name] > 0.0)",
+        lambda stage: stage.final_mixture is None or any(weight > 0 for weight in stage.final_mixture.values()),
+        "write at least one weight above 0",
+        ".finalMixture",
     ),
     Rule(
         LearningRate,

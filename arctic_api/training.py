@@ -141,6 +141,8 @@ class Source(Resource):
     """Field that holds the content, in all formats but `text`; named as the content is if unset."""
     split: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Split of a saved DatasetDict, format `hf` alone; `train` if unset."""
+    when_exhausted: Literal["repeat", "refuse"] = "repeat"
+    """What to do if the curriculum asks for more tokens than the source has: read it again, or end before step 1."""
     max_skipped: Percent = "1%"
     """Share of rows that may be without a usable text: they are left out and counted; more are refused."""
     credentials: SecretReference | None = None
@@ -168,14 +170,17 @@ class Data(Resource):
 
 
 class LearningRate(Resource):
-    """Learning rate over the tokens of one stage: linear warm-up to `peak`, then the schedule down to `final`."""
+    """Learning rate over the tokens of one stage: linear warm-up to `peak`, then the schedule down to `final`.
+
+    The warm-up begins at the rate that the stage before ended with, in the first stage at zero.
+    """
 
     peak: PositiveFloat
     """Highest rate."""
     final: Annotated[float, Field(ge=0)] = 0.0
     """Rate at the end of the stage."""
     warmup_tokens: Tokens = 0
-    """Tokens over which the rate rises from zero."""
+    """Tokens over which the rate comes to the peak."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """Shape after the warm-up; `wsd` holds the peak and decays linearly over the last tenth."""
 
@@ -189,6 +194,10 @@ class Stage(Resource):
     """Token budget."""
     mixture: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=64)]
     """Weight of each source, by its name; weights are normalised to sum to 1."""
+    final_mixture: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=64)] | None = None
+    """Weights at the stage's end, of sources in `mixture`: from those to these they change evenly over its tokens."""
+    tokens_per_step: Tokens | None = None
+    """Tokens of one optimizer update in this stage; `batch.tokensPerStep` if unset."""
     learning_rate: LearningRate
     """Learning rate of this stage."""
     sequence_length: Annotated[int, Field(ge=8, le=1_048_576)] = 4096

@@ -3,6 +3,7 @@
 import click
 
 from arctic_api.common import parse_tokens
+from arctic_api.rules import stage_step
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.verdict import verdict
 from arctic_cli.manifest import ManifestError
@@ -39,7 +40,7 @@ def report_training(manifest: Manifest, models: Models, choice: Choice, mfu: flo
 def training_of(spec: ArcticTrainingSpec, config: ArcticConfig, *, on_cpu: bool) -> Training:
     """Return what a manifest asks of a world; CPUs train in fp32, GPUs in bf16."""
     stages = (
-        Stage(stage.name, parse_tokens(stage.tokens), parse_tokens(spec.batch.tokens_per_step), stage.sequence_length)
+        Stage(stage.name, parse_tokens(stage.tokens), stage_step(spec, stage), stage.sequence_length)
         for stage in spec.curriculum.stages
     )
     return Training(

@@ -432,6 +432,24 @@ CASES = [
         {f"{STAGE}.tokens": "1.5T", f"{STAGE}.learningRate.warmupTokens": "1500000M"},
     ),
     _training(Stage, ".mixture", "", {f"{STAGE}.mixture.books": 0}, {f"{STAGE}.mixture.books": 1e-9}),
+    _training(Stage, ".tokensPerStep", "", {f"{STAGE}.tokensPerStep": 0}, {f"{STAGE}.tokensPerStep": 512}),
+    _training(
+        ArcticTrainingSpec,
+        ".batch.tokensPerStep",
+        "multiple of",
+        {f"{STAGE}.tokensPerStep": 128},
+        {f"{STAGE}.tokensPerStep": "0.768k"},
+    ),
+    _training(
+        Stage,
+        ".finalMixture",
+        "write sources of",
+        {f"{STAGE}.finalMixture": {"code": 1}},
+        {f"{STAGE}.finalMixture": {"books": 2}},
+    ),
+    _training(
+        Stage, ".finalMixture", "above 0", {f"{STAGE}.finalMixture.books": 0}, {f"{STAGE}.finalMixture.books": 1}
+    ),
     _training(LearningRate, ".final", "above the peak", {f"{STAGE}.learningRate.final": 1}),
     _training(
         LearningRate,

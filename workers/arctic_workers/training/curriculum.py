@@ -5,7 +5,7 @@ Rounding of budgets: a stage takes the fewest whole steps that spend its budget,
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from arctic_api.common import parse_tokens
@@ -15,16 +15,16 @@ WSD_DECAY = 0.1
 """Share of a stage over which the `wsd` schedule decays."""
 
 
-def learning_rate(rate: LearningRate, tokens: int, total: int) -> float:
+def learning_rate(rate: LearningRate, tokens: int, total: int, start: float = 0.0) -> float:
     """Return the learning rate of the step that ends `tokens` tokens into a stage of `total` tokens.
 
-    Linear warm-up from zero to `peak` over `warmup_tokens`; then `constant`, or `cosine` (Loshchilov and Hutter, 2017)
-    or `wsd` (warm-up, stable, decay: Hu et al., 2024) down to `final`, which the stage's last step has exactly. A
+    Linear warm-up from `start` to `peak` over `warmup_tokens`; then `constant`, or `cosine` (Loshchilov and Hutter,
+    2017) or `wsd` (warm-up, stable, decay: Hu et al., 2024) down to `final`, which the stage's last step has exactly. A
     warm-up that takes the whole stage leaves nothing to decay: the last step has what it has come to, at most `peak`.
     """
     warmup = parse_tokens(rate.warmup_tokens)
     if tokens < warmup:
-        return rate.peak * tokens / warmup
+        return start + (rate.peak - start) * tokens / warmup
     if rate.schedule == "constant":
         return rate.peak
     decay_start = warmup if rate.schedule == "cosine" else max(warmup, math.floor(total * (1 - WSD_DECAY)))
@@ -43,6 +43,8 @@ class StagePlan:
     """Steps of the run before this stage."""
     steps: int
     tokens_per_step: int
+    start_rate: float = 0.0
+    """Learning rate that the stage before it ended with: from there it warms up."""
 
     @property
     def name(self) -> str:
@@ -62,8 +64,18 @@ class StagePlan:
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each source, summing to 1, by name in alphabetical order."""
-        total = math.fsum(self.spec.mixture.values())
-        return {name: weight / total for name, weight in sorted(self.spec.mixture.items())}
+        return _normalised(self.spec.mixture, self.spec.mixture)
+
+    @property
+    def final_weights(self) -> dict[str, float]:
+        """The same at the stage's end: weights change evenly over its steps."""
+        return _normalised(self.spec.final_mixture or self.spec.mixture, self.spec.mixture)
+
+    @property
+    def mean_weights(self) -> dict[str, float]:
+        """The same over the whole stage."""
+        final = self.final_weights
+        return {name: (weight + final[name]) / 2 for name, weight in self.weights.items()}
 
     def steps_done(self, step: int) -> int:
         """Return the steps of this stage that are done after `step` steps of the run."""
@@ -75,7 +87,15 @@ class StagePlan:
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of the run's step `step` (counted from zero)."""
-        return learning_rate(self.spec.learning_rate, self.tokens_done(step + 1), self.steps * self.tokens_per_step)
+        return learning_rate(
+            self.spec.learning_rate, self.tokens_done(step + 1), self.steps * self.tokens_per_step, self.start_rate
+        )
+
+
+def _normalised(mixture: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """Return the weight of each of `names`, summing to 1, in alphabetical order."""
+    total = math.fsum(mixture.values())
+    return {name: mixture.get(name, 0.0) / total for name in sorted(names)}
 
 
 @dataclass(frozen=True)
@@ -87,18 +107,20 @@ class Curriculum:
     @classmethod
     def plan(cls, spec: ArcticTrainingSpec) -> "Curriculum":
         """Lay the stages of a manifest out over steps; ValueError names a stage that the batch does not fit."""
-        tokens_per_step = parse_tokens(spec.batch.tokens_per_step)
         stages: list[StagePlan] = []
-        first = 0
+        first, rate = 0, 0.0
         for index, stage in enumerate(spec.curriculum.stages):
+            own = stage.tokens_per_step
+            tokens_per_step = parse_tokens(spec.batch.tokens_per_step if own is None else own)
             if tokens_per_step < 1 or tokens_per_step % stage.sequence_length:
                 raise ValueError(
-                    f"batch.tokensPerStep {tokens_per_step} is not a multiple of the sequenceLength "
-                    f"{stage.sequence_length} of stage {stage.name}"
+                    f"{'batch.' if own is None else ''}tokensPerStep {tokens_per_step} is not a multiple of the "
+                    f"sequenceLength {stage.sequence_length} of stage {stage.name}"
                 )
             steps = math.ceil(parse_tokens(stage.tokens) / tokens_per_step)
-            stages.append(StagePlan(index, stage, first, steps, tokens_per_step))
+            stages.append(StagePlan(index, stage, first, steps, tokens_per_step, rate))
             first += steps
+            rate = stages[-1].learning_rate(first - 1)
         return cls(tuple(stages))
 
     @property

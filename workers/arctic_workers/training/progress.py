@@ -64,7 +64,12 @@ def trained_with(seed: int, stages: Iterable[StagePlan]) -> dict[str, Any]:
     """Return what of a manifest may not change once these stages have begun, by field: it says which tokens came."""
     fields: dict[str, Any] = {"seed": seed, STREAMS: VERSION}
     for stage in stages:
-        fields["batch.tokensPerStep"] = stage.tokens_per_step
+        if stage.spec.tokens_per_step is None:
+            fields["batch.tokensPerStep"] = stage.tokens_per_step
+        else:
+            fields[f"curriculum.stages[{stage.index}].tokensPerStep"] = stage.tokens_per_step
+        if stage.spec.final_mixture is not None:
+            fields[f"curriculum.stages[{stage.index}].finalMixture"] = stage.final_weights
         fields |= {
             f"curriculum.stages[{stage.index}].{field}": value
             for field, value in (
@@ -109,7 +114,7 @@ def check_same(kept: Mapping[str, Any], seed: int, curriculum: Curriculum, step:
 def _open_budget(kept: Mapping[str, Any], curriculum: Curriculum, step: int) -> str | None:
     """Return the field of the budget that may change: of the stage under way, which neither budget ends before now."""
     begun = [stage for stage in curriculum.stages if f"curriculum.stages[{stage.index}].tokens" in kept]
-    if not begun:
+    if not begun or begun[-1].spec.final_mixture is not None:  # what a ramp has drawn follows from its whole length
         return None
     stage, field = begun[-1], f"curriculum.stages[{begun[-1].index}].tokens"
     steps = math.ceil(kept[field] / stage.tokens_per_step)

@@ -119,6 +119,8 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         lambda step: f"file://{world.run_folder}/checkpoints/{store.name(step)}",
     )
     data = TrainingData(curriculum, open_streams(sources, "train"), world.spec.seed)
+    accounts = Accounts(sources, data, curriculum.steps)
+    accounts.check(world.spec.data.sources, ranks.leader)
     place = Workplace(
         world=world,
         ranks=ranks,
@@ -126,7 +128,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         curriculum=curriculum,
         data=data,
         held_out=open_streams(sources, "held-out"),
-        sources=Accounts(sources, data, curriculum.steps),
+        sources=accounts,
         engine=start_engine(model, world.spec),
         base=base,
         store=store,

@@ -477,7 +477,8 @@ class Trainer:
     def _tokens_per_second(self) -> float:
         if len(self._times) < 2:
             return 0.0
-        tokens = (len(self._times) - 1) * self._place.curriculum.stages[0].tokens_per_step
+        done = self._place.curriculum.tokens_done
+        tokens = done(self.step) - done(self.step - len(self._times) + 1)
         return tokens / (self._times[-1] - self._times[0])
 
     def _publish(self, phase: Phase) -> None:

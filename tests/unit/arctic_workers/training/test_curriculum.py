@@ -75,3 +75,36 @@ def test_learning_rate_has_the_shape_of_its_schedule(schedule: str, tokens: int,
 def test_a_warm_up_that_takes_the_whole_stage_is_not_followed_by_a_decay(warmup: int, last: float) -> None:
     rate = LearningRate.model_validate({"peak": 1.0, "final": 0.2, "warmupTokens": warmup})
     assert learning_rate(rate, 1000, 1000) == last
+
+
+def test_a_stage_warms_up_from_the_rate_that_the_one_before_it_ended_with(spec_of: SpecOf) -> None:
+    rates = [
+        {"peak": 1.0, "final": 0.2, "warmupTokens": 16},
+        {"peak": 0.6, "final": 0.1, "warmupTokens": 64},
+        {"peak": 0.05, "warmupTokens": 16, "schedule": "constant"},
+    ]
+    stages = [{"tokens": 128, "sequenceLength": 16, "learningRate": rate} for rate in rates]
+    curriculum = Curriculum.plan(spec_of(stages, 16))
+    found = [curriculum.stage_at(step).learning_rate(step) for step in range(curriculum.steps)]
+    assert found[7:12] == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6])
+    assert found[15:17] == pytest.approx([0.1, 0.05])  # a peak below is come down to
+
+
+def test_a_stage_may_have_a_batch_of_its_own(spec_of: SpecOf) -> None:
+    stages = [
+        {"tokens": 64, "sequenceLength": 16},
+        {"tokens": 64, "sequenceLength": 16, "tokensPerStep": 32},
+        {"tokens": 64, "sequenceLength": 16},
+    ]
+    curriculum = Curriculum.plan(spec_of(stages, 16))
+    assert [(stage.steps, stage.sequences_per_step) for stage in curriculum.stages] == [(4, 1), (2, 2), (4, 1)]
+    assert [curriculum.tokens_done(step) for step in (4, 5, 6, 7)] == [64, 96, 128, 144]
+    with pytest.raises(ValueError, match=r"^tokensPerStep 24 is not a multiple of the sequenceLength 16 of stage s0"):
+        Curriculum.plan(spec_of([{"tokens": 64, "sequenceLength": 16, "tokensPerStep": 24}], 16))
+
+
+def test_a_mixture_may_change_over_a_stage(spec_of: SpecOf) -> None:
+    mixtures = {"mixture": {"a": 1, "b": 0}, "finalMixture": {"a": 1, "b": 3}}
+    [stage] = Curriculum.plan(spec_of([{"tokens": 64, "sequenceLength": 16, **mixtures}], 16)).stages
+    assert (stage.weights, stage.final_weights) == ({"a": 1.0, "b": 0.0}, {"a": 0.25, "b": 0.75})
+    assert stage.mean_weights == {"a": 0.625, "b": 0.375}

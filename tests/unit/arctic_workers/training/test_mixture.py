@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arctic_workers.training.data.mixture import PERIOD, Mixture, permute
+from arctic_workers.training.data.mixture import PERIOD, Mixture, Ramp, permute
 
 weights = st.lists(st.floats(0, 1), min_size=1, max_size=6).filter(lambda w: sum(w) > 0.01)
 
@@ -34,6 +34,34 @@ def test_over_many_steps_each_source_has_its_weight(weights: list[float], sequen
     steps = periods * PERIOD
     drawn = Mixture(shares.tolist(), sequences).drawn_before(steps)
     assert (np.abs(drawn - shares * sequences * steps) <= periods).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    pair=st.integers(1, 5).flatmap(lambda n: st.tuples(*[st.lists(st.floats(0.01, 1), min_size=n, max_size=n)] * 2)),
+    sequences=st.integers(1, 16),
+    steps=st.integers(1, 3 * PERIOD),
+    place=st.floats(0, 1),
+)
+def test_a_ramp_gives_every_step_its_share_and_the_stage_the_mean_of_both_ends(
+    pair: tuple[list[float], list[float]], sequences: int, steps: int, place: float
+) -> None:
+    first, last = (np.array(weights) / sum(weights) for weights in pair)
+    ramp = Ramp(first.tolist(), last.tolist(), sequences, steps, 7)
+    step = min(int(place * steps), steps - 1)
+    share = first + (last - first) * (step + 0.5) / steps
+    counts = ramp.counts(step)
+    assert counts.sum() == sequences
+    assert (np.abs(counts - sequences * share) <= 1 + 1e-9).all()
+    assert (ramp.drawn_before(step) + counts == ramp.drawn_before(step + 1)).all()
+    assert ramp.drawn_before(steps).sum() == sequences * steps
+    # As near to the mean as systematic sampling comes over so many steps.
+    assert (np.abs(ramp.drawn_before(steps) - sequences * steps * (first + last) / 2) <= 12 + steps / 50).all()
+
+
+def test_a_ramp_between_equal_weights_is_no_ramp() -> None:
+    mixture, ramp = Mixture([0.3, 0.7], 5, 9), Ramp([0.3, 0.7], [0.3, 0.7], 5, 3000, 9)
+    assert all((mixture.drawn_before(step) == ramp.drawn_before(step)).all() for step in (0, 1, 1024, 1500, 3000))
 
 
 def test_a_source_of_weight_zero_is_never_drawn() -> None:

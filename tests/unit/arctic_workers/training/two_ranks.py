@@ -69,7 +69,12 @@ def spec_of(**changes: Any) -> ArcticTrainingSpec:
         },
         "curriculum": {
             "stages": [
-                {"name": "first", "mixture": {"books": 0.7, "programs": 0.3}, **stage},
+                {
+                    "name": "first",
+                    "mixture": {"books": 0.8, "programs": 0.2},
+                    "finalMixture": {"books": 1, "programs": 1},
+                }
+                | stage,
                 {"name": "second", "mixture": {"books": 0.2, "programs": 0.8}, **stage},
             ]
         },

@@ -1,10 +1,15 @@
 """What became of each source: what was found in it, and how often it is read."""
 
+import logging
 from collections.abc import Iterable
 
+from arctic_api.training import Source
 from arctic_api.world import SourceReport
 from arctic_workers.training.data.batches import TrainingData
 from arctic_workers.training.data.streams import Prepared
+from arctic_workers.training.errors import Refused
+
+log = logging.getLogger(__name__)
 
 
 class Accounts:
@@ -20,6 +25,26 @@ class Accounts:
         self._data = data
         self._planned = data.epochs(steps)
         self._content = {source.name: source.content() for source in prepared if source.name in self._planned}
+
+    def check(self, sources: Iterable[Source], leader: bool) -> None:
+        """Say of which sources there is too little, and refuse those that may not be read twice.
+
+        Args:
+            sources: of the manifest.
+            leader: whether this rank speaks for all.
+        """
+        for source in sources:
+            planned = self._planned.get(source.name, 0.0)
+            if planned <= 1:
+                continue
+            there = (
+                f"source {source.name} has {self._content[source.name].tokens} tokens to train on, and the curriculum "
+                f"reads them {planned:.2f} times"
+            )
+            if source.when_exhausted == "refuse":
+                raise Refused("SourceExhausted", f"{there}: give it less weight or fewer tokens, or let it repeat")
+            if leader:
+                log.warning("%s", there)
 
     def at(self, step: int) -> list[SourceReport]:
         """Return the reports after `step` steps of the run, in the order of the manifest."""

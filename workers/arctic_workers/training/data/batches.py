@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from arctic_workers.training.curriculum import Curriculum, StagePlan
-from arctic_workers.training.data.mixture import Counts, Mixture, key, permute
+from arctic_workers.training.data.mixture import Counts, Mixture, Ramp, key, permute
 from arctic_workers.training.data.windows import MicroBatch, Stream, Window
 from arctic_workers.training.errors import Refused
 
@@ -33,7 +33,7 @@ class StageDraws:
     def __init__(self, plan: StagePlan, seed: int, taken: Mapping[str, int]) -> None:
         self.plan = plan
         self._sources = list(plan.weights)
-        self._mixture = Mixture(list(plan.weights.values()), plan.sequences_per_step, key(seed, plan.name) % 2**32)
+        self._mixture = _mixture_of(plan, key(seed, plan.name) % 2**32)
         self._seed = seed
         length = plan.spec.sequence_length
         self._first = np.array([-(-taken.get(name, 0) // length) for name in self._sources], np.int64)
@@ -57,6 +57,13 @@ class StageDraws:
         return {name: drawn * length for name, drawn in self.drawn_before(self.plan.steps).items()}
 
 
+def _mixture_of(plan: StagePlan, offset: int) -> Mixture | Ramp:
+    first, last = list(plan.weights.values()), list(plan.final_weights.values())
+    if first == last:
+        return Mixture(first, plan.sequences_per_step, offset)
+    return Ramp(first, last, plan.sequences_per_step, plan.steps, offset)
+
+
 class TrainingData:
     """The sequences of a run.
 
@@ -73,7 +80,7 @@ class TrainingData:
         taken: dict[str, int] = {}
         for plan in curriculum.stages:
             for name in plan.weights:
-                if plan.spec.mixture[name] and name not in streams:
+                if plan.mean_weights[name] and name not in streams:
                     raise Refused("SourceEmpty", f"stage {plan.name}: there are no tokens of source {name}")
             draws = StageDraws(plan, seed, taken)
             self._stages.append(draws)
@@ -134,6 +141,6 @@ def held_out_windows(streams: Mapping[str, Stream], category: str, length: int, 
 def main_category(stage: StagePlan, categories: Mapping[str, str]) -> str:
     """Return the category whose sources have the most weight together, the first in the alphabet among equals."""
     totals: dict[str, float] = defaultdict(float)
-    for name, weight in stage.weights.items():
+    for name, weight in stage.mean_weights.items():
         totals[categories[name]] += weight
     return max(sorted(totals), key=lambda category: totals[category])

@@ -18,11 +18,24 @@ STRIDE = 633  # nearest odd number to PERIOD x 0.618...: consecutive offsets are
 _MASK = (1 << 64) - 1
 
 Counts = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 
 
 def key(*parts: object) -> int:
     """Return 64 bits that depend on all `parts`: the root of every pseudo-random choice, equal on all machines."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
+
+
+def _sample(weights: Weights, sequences: int, offset: int, steps: Counts) -> Counts:
+    """Return how many sequences each of some steps takes from each source: [steps, sources].
+
+    `weights` are those of each step, [steps or 1, sources], each summing to 1.
+    """
+    edges = np.minimum(np.cumsum(weights, axis=1), 1.0)
+    edges[:, -1] = 1.0
+    shifts = (offset + steps * STRIDE) % PERIOD / PERIOD
+    below = np.maximum(np.ceil(sequences * edges - shifts[:, None]).astype(np.int64), 0)
+    return np.diff(below, axis=1, prepend=0)
 
 
 @dataclass(frozen=True)
@@ -42,17 +55,12 @@ class Mixture:
     @cached_property
     def _table(self) -> Counts:
         """Counts of one period of steps, [PERIOD, sources]."""
-        edges = np.minimum(np.cumsum(self.weights), 1.0)
-        edges[-1] = 1.0
-        shifts = (self.offset + np.arange(PERIOD) * STRIDE) % PERIOD / PERIOD
-        below = np.ceil(self.sequences * edges[None, :] - shifts[:, None]).astype(np.int64)
-        below = np.maximum(below, 0)
-        return np.diff(below, axis=1, prepend=0)
+        return _sample(np.array([self.weights]), self.sequences, self.offset, np.arange(PERIOD))
 
     @cached_property
     def _drawn(self) -> Counts:
         """Counts before each step of a period, and of the whole period in the last row: [PERIOD + 1, sources]."""
-        return np.concatenate([np.zeros((1, len(self.weights)), np.int64), np.cumsum(self._table, axis=0)])
+        return _summed(self._table)
 
     def counts(self, step: int) -> Counts:
         """Return how many sequences of step `step` each source gives: [sources], summing to `sequences`."""
@@ -62,6 +70,51 @@ class Mixture:
         """Return how many sequences each source gave in the steps before `step`: [sources]."""
         periods, rest = divmod(step, PERIOD)
         return np.asarray(periods * self._drawn[PERIOD] + self._drawn[rest])
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Draws of a stage whose weights change evenly, from its first step to its last.
+
+    Args:
+        first, last: weight of each source at the stage's beginning and at its end, each summing to 1.
+        sequences: sequences of one step.
+        steps: of the stage.
+        offset: where the sequence of u_t starts; any integer.
+    """
+
+    first: Sequence[float]
+    last: Sequence[float]
+    sequences: int
+    steps: int
+    offset: int = 0
+
+    def counts(self, step: int) -> Counts:
+        """Return how many sequences of step `step` each source gives: [sources], summing to `sequences`."""
+        return np.asarray(self._between(step, step + 1)[0])
+
+    def drawn_before(self, step: int) -> Counts:
+        """Return how many sequences each source gave in the steps before `step`: [sources]."""
+        whole = step // PERIOD
+        return np.asarray(self._blocks[whole] + self._between(whole * PERIOD, step).sum(axis=0))
+
+    @cached_property
+    def _blocks(self) -> Counts:
+        """Counts before each PERIOD of steps: a long stage is not held step by step."""
+        starts = range(0, self.steps - PERIOD + 1, PERIOD)
+        sums = [self._between(start, start + PERIOD).sum(axis=0) for start in starts]
+        return _summed(np.array(sums, np.int64).reshape(-1, len(self.first)))
+
+    def _between(self, begin: int, end: int) -> Counts:
+        steps = np.arange(begin, end)
+        shares = ((steps + 0.5) / self.steps)[:, None]
+        first, last = np.array(self.first), np.array(self.last)
+        return _sample(first + (last - first) * shares, self.sequences, self.offset, steps)
+
+
+def _summed(counts: Counts) -> Counts:
+    """Return the sums before each row, and of all: one row more."""
+    return np.concatenate([np.zeros((1, counts.shape[1]), np.int64), np.cumsum(counts, axis=0)])
 
 
 def permute(index: int, size: int, seed: int) -> int:
