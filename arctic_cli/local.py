@@ -393,20 +393,36 @@ volumes_option = click.option(
 @click.command()
 @_file_option
 @volumes_option
-def train(file: Path, volumes: Path | None) -> None:
+@click.option("--dry-run", is_flag=True, help="Say what it will take and read, and start nothing.")
+@click.option(
+    "--tokens-per-second",
+    type=click.FloatRange(0, min_open=True),
+    help="Rate at which --dry-run says time and cost besides.",
+)
+def train(file: Path, volumes: Path | None, dry_run: bool, tokens_per_second: float | None) -> None:
     """Run an ArcticTraining as local processes, and resume it if it ran before."""
     manifest, volumes = _load_to_run(file, "ArcticTraining"), volumes or default_volumes()
     _check_data(file, manifest, volumes)
+    if dry_run:
+        from arctic_cli.dry_run import describe_run  # which needs what is in this module
+
+        click.echo(describe_run(file, manifest, volumes, _run_folder(manifest, volumes), tokens_per_second))
+        return
     sys.exit(run_training(manifest, volumes, stop_flag()))
+
+
+def _run_folder(manifest: dict[str, Any], volumes: Path) -> Path:
+    """Return the folder of a training in its store, which need not be there."""
+    namespace, name = _identity(manifest)
+    volume = manifest["spec"]["checkpoint"]["volume"]
+    store = volumes / volume["claimName"] / volume.get("path", "")
+    return Path(run_folder(str(store), namespace, name, local_uid(namespace, name)))
 
 
 def _check_data(file: Path, manifest: dict[str, Any], volumes: Path) -> None:
     """Refuse sources that can't be read, before any rank starts."""
     spec = ArcticTrainingSpec.model_validate(manifest["spec"])
-    namespace, name = _identity(manifest)
-    store = str(_local_store(spec, namespace, volumes))
-    folder = Path(run_folder(store, namespace, name, local_uid(namespace, name)))
-    problems = list(data_problems(spec, local_mounts(spec.template, volumes), folder))
+    problems = list(data_problems(spec, local_mounts(spec.template, volumes), _run_folder(manifest, volumes)))
     if problems:
         raise ManifestError("\n".join(f"{file}: {problem}" for problem in problems))
 

@@ -111,10 +111,29 @@ def test_sources_that_are_missing_are_named_before_any_rank_starts_unless_the_ru
     result = CliRunner().invoke(local.train, command)
     assert (result.exit_code, started) == (64, [])
     assert "spec.data.sources[0]: source books: no text file" in result.stderr
-    prepared = next(tmp_path.glob("store/default"))
+    prepared = tmp_path / "store" / "default"
     (prepared / f"tiny-{local.local_uid('default', 'tiny')[:5]}" / "data" / "books-0123").mkdir(parents=True)
     assert CliRunner().invoke(local.train, command).exit_code == 0
     assert started == [1]
+
+
+def test_a_dry_run_says_what_is_read_and_what_it_takes_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "run_training", lambda *_: pytest.fail("started"))
+    (tmp_path / "books.txt").write_text("x" * 400_000)
+    file = tmp_path / "manifest.yaml"
+    changes = {"spec.data.sources.0.uri": f"file://{tmp_path}/books.txt", "spec.pricePerGPUHour": "2.50"}
+    file.write_text(json.dumps(apply_changes(TRAINING, changes)))
+    command = ["-f", str(file), "--volumes", str(tmp_path / "volumes"), "--dry-run", "--tokens-per-second", "1000"]
+    result = CliRunner().invoke(local.train, command)
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["books", "1,000,000", "about", "100,000", "about", "10.00", "times"] in rows
+    assert next(row for row in rows if row[:1] == ["general"])[1:3] == ["1,000,000", "245"]
+    assert any(row[:2] == ["=", "all"] for row in rows)  # memory of a rank
+    assert "At 1,000 tokens a second: 0.28 hours, 0.56 of devices, $1.39 at $2.50 an hour." in result.stdout
+    assert not (tmp_path / "volumes").exists()
 
 
 def test_a_run_as_root_makes_folders_that_pods_can_write_to(training: dict, tmp_path: Path) -> None:
