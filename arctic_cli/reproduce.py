@@ -7,8 +7,6 @@ import click
 
 from arctic_api.training import ArcticTrainingSpec
 from arctic_cli.manifest import load_one
-from arctic_workers.training.record import differences_here, newest_record
-from arctic_workers.training.supervisor import threads_of_a_rank
 
 
 @click.command()
@@ -25,6 +23,10 @@ def reproduce(run_folder: Path, file: Path | None) -> None:
 
     Exits 0 only where nothing does. RUN_FOLDER is a run's folder in its store, NAMESPACE/NAME-UID5.
     """
+    # The other commands run where torch is not installed.
+    from arctic_workers.training.record import differences_here, newest_record
+    from arctic_workers.training.supervisor import threads_of_a_rank
+
     spec = None
     if file is not None:
         spec = ArcticTrainingSpec.model_validate(load_one(file, "ArcticTraining")["spec"]).wire()
