@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from arctic_api.common import (
+    MAP_BY_NAME,
     MAP_BY_TYPE,
     MAX_COUNT,
     OPAQUE,
@@ -189,11 +190,14 @@ class Rollout(Resource):
     drain_timeout: Duration = "120s"
     """Time that running requests get before a group is deleted."""
     paused: bool = False
-    """Holds the rollout where it is."""
+    """Holds the rollout where it is; what breaks meanwhile is replaced by the newest revision."""
     canary: Canary | None = None
     """Share of requests that the newest revision gets."""
     to_revision: Annotated[str, Field(min_length=1, max_length=63)] | None = None
-    """Goes back to this revision."""
+    """Goes back to this revision, one of `status.revisions`, and stays there while it is set.
+
+    What a group is made of is as it was then, the weights of a training among it; the rest is as this manifest says.
+    """
 
 
 class Service(Resource):
@@ -246,6 +250,17 @@ class ArcticInferenceSpec(Resource):
     """What else may be said about the pods."""
 
 
+class RevisionStatus(Resource):
+    """A revision that can be gone back to."""
+
+    name: str
+    """What `rollout.toRevision` takes."""
+    generation: int
+    """The metadata.generation at which it was first asked for."""
+    image: str | None = None
+    """Its engine's image, if it names one."""
+
+
 class ArcticInferenceStatus(Resource):
     """What was observed last. Real numbers are text, as Kubernetes conventions ask."""
 
@@ -268,7 +283,9 @@ class ArcticInferenceStatus(Resource):
     url: str | None = None
     """Stable address of the service."""
     revision: str | None = None
-    """The newest revision."""
+    """The revision that groups should have."""
+    revisions: list[RevisionStatus] | None = Field(None, json_schema_extra=MAP_BY_NAME)
+    """Revisions that `rollout.toRevision` takes, the newest first: those in use and ten more."""
     start_time: Timestamp | None = None
     """When a group was ready first."""
     requests_per_second: str | None = None

@@ -628,7 +628,6 @@ NOT_YET_SUPPORTED = (
     _unset(InferenceModel, "credentials"),
     _unset(ArcticInferenceSpec, "autoscaling"),
     _unset(Rollout, "canary"),
-    _unset(Rollout, "toRevision"),
 )
 
 RULES = (*COMMON_RULES, *TRAINING_RULES, *INFERENCE_RULES, *ENGINE_RULES, *NOT_YET_SUPPORTED)

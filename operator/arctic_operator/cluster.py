@@ -17,7 +17,7 @@ from arctic_api import API_VERSION, inference, training
 from arctic_api.world import Label, uid5
 from arctic_operator.cache import Listing, version_of
 from arctic_operator.cache import Manifest as Manifest
-from arctic_operator.observed import LEADER_WORKER_SET, STATEFUL_SET, Identity
+from arctic_operator.observed import HISTORY, LEADER_WORKER_SET, STATEFUL_SET, Identity
 from arctic_operator.plan.actions import Delete, Event, Mark
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ RESOURCES = {
     STATEFUL_SET: Resource("apps/v1", "statefulsets"),
     LEADER_WORKER_SET: Resource("leaderworkerset.x-k8s.io/v1", "leaderworkersets"),
     "Deployment": Resource("apps/v1", "deployments"),
+    "ControllerRevision": Resource("apps/v1", "controllerrevisions"),
     "Pod": Resource("v1", "pods"),
     "Service": Resource("v1", "services"),
     "ConfigMap": Resource("v1", "configmaps"),
@@ -53,8 +54,17 @@ RESOURCES = {
     "Lease": Resource("coordination.k8s.io/v1", "leases"),
     "Event": Resource("events.k8s.io/v1", "events"),
 }
-CHILD_KINDS = ("Job", "StatefulSet", "Deployment", "Pod", "Service", "NetworkPolicy", "PodDisruptionBudget")
+CHILD_KINDS = (
+    *("Job", "StatefulSet", "Deployment", "ControllerRevision", "Pod"),
+    *("Service", "NetworkPolicy", "PodDisruptionBudget"),
+)
 """Children that are always watched. Secrets and ConfigMaps are written by name and never listed."""
+
+
+def selector_of(kind: str) -> str:
+    """Return which objects of a kind are watched: a StatefulSet's records of itself have our labels, and aren't ours."""
+    records = f",{Label.ROLE}={HISTORY}" if kind == "ControllerRevision" else ""
+    return f"{Label.MANAGED}=true{records}"
 
 
 NAMESPACE_ENDS = "NamespaceTerminating"
@@ -182,7 +192,7 @@ class Cluster:
 
     async def list_children(self, kind: str, namespace: str, owner: str) -> Listing:
         """Return the objects that carry an owner's uid, as the API server has them now; none of an unknown kind."""
-        query = {"labelSelector": f"{Label.MANAGED}=true,{Label.UID}={owner}"}
+        query = {"labelSelector": f"{selector_of(kind)},{Label.UID}={owner}"}
         try:
             return _listing(kind, await self.request("GET", _path(kind, namespace), query=query))
         except ApiError as error:

@@ -6,9 +6,8 @@ from typing import Any
 
 import kopf
 
-from arctic_api.world import Label
 from arctic_operator.cache import CUSTOM_KINDS
-from arctic_operator.cluster import CHILD_KINDS, RESOURCES
+from arctic_operator.cluster import CHILD_KINDS, RESOURCES, selector_of
 from arctic_operator.observed import LEADER_WORKER_SET
 from arctic_operator.settings import Settings
 
@@ -62,7 +61,7 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     result = kopf.OperatorSettings()
     for kind, resource in watched(settings).items():
         if kind not in (*CUSTOM_KINDS, "Node"):
-            result.watching.label_selectors[resource] = f"{Label.MANAGED}=true"
+            result.watching.label_selectors[resource] = selector_of(kind)
     result.networking.error_backoffs = EndlessBackoff()
     result.posting.enabled = False
     result.scanning.disabled = True

@@ -40,6 +40,7 @@ from arctic_operator.observed import (
     node_of,
     pod_of,
     read_status,
+    revision_seen_of,
 )
 
 TRAINING_REVISION = (
@@ -55,10 +56,17 @@ INFERENCE_REVISION = (
 GROUP_KINDS = (STATEFUL_SET, LEADER_WORKER_SET)
 LOOKED_AT = {
     training_api.KIND: ("Job", "Service", "NetworkPolicy"),
-    inference_api.KIND: (*GROUP_KINDS, "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"),
+    inference_api.KIND: (
+        *GROUP_KINDS,
+        "Deployment",
+        "Service",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "ControllerRevision",
+    ),
 }
 """Kinds of children besides pods, which both have."""
-REDUCED = frozenset({"Job", "Pod", *GROUP_KINDS})
+REDUCED = frozenset({"Job", "Pod", "ControllerRevision", *GROUP_KINDS})
 
 
 @dataclass(frozen=True)
@@ -131,9 +139,9 @@ class Observer:
             request = metadata.get("annotations", {}).get(CHECKPOINT_REQUEST, "")
             return Training(identity, generation, created, deleting, revision, spec, before, request)
         if isinstance(spec, ArcticInferenceSpec):
-            revision = revision_of({field: manifest["spec"].get(field) for field in INFERENCE_REVISION})
+            made_of = {field: manifest["spec"].get(field) for field in INFERENCE_REVISION}
             status = read_status(ArcticInferenceStatus, raw)
-            return Inference(identity, generation, created, deleting, revision, spec, status)
+            return Inference(identity, generation, created, deleting, revision_of(made_of), spec, status, made_of)
         if key.kind == training_api.KIND:
             return Invalid(identity, generation, deleting, read_status(ArcticTrainingStatus, raw), spec)
         return Invalid(identity, generation, deleting, read_status(ArcticInferenceStatus, raw), spec)
@@ -212,6 +220,7 @@ class Observer:
             pods=[pod for pod in self._pods(uid) if pod.group is not None],
             nodes=self._nodes(),
             live=known,
+            history=[revision_seen_of(child) for child in self._owned(uid, "ControllerRevision")],
             access=access,
             gateways=[gateway_pod_of(child) for child in self._cache.children(uid, "Pod") if _is_gateway(child)],
             base=base,

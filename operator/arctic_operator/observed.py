@@ -23,6 +23,8 @@ DRAINING_ANNOTATION = "arctic.dev/draining-since"
 WEIGHTS_ANNOTATION = "arctic.dev/weights"
 READ_ANNOTATION = "arctic.dev/read"
 """Says of a gateway's pod what it should have read: the kubelet brings the files of a pod up to date that changes."""
+HISTORY = "history"
+"""Role of the records of revisions."""
 WORKER_CONTAINER = "worker"
 """The container of ours in a worker's pod, whose exit code says how the worker ended."""
 POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
@@ -72,6 +74,8 @@ class Inference:
     revision: str
     spec: ArcticInferenceSpec
     status: ArcticInferenceStatus
+    made_of: Mapping[str, Any] = field(default_factory=dict)
+    """The fields of the specification, as stored, that a group is made of; what is unset is None."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,24 @@ class GroupSet:
     def makers(self) -> tuple[str, ...]:
         """Names of the StatefulSets that make the pods for a LeaderWorkerSet: the leader's, then the workers'."""
         return (self.name, f"{self.name}-0")[: self.size] if self.kind == LEADER_WORKER_SET else ()
+
+
+@dataclass(frozen=True)
+class Revision:
+    """An earlier specification of a service, or the present one, as it was recorded."""
+
+    name: str
+    object_name: str
+    uid: str
+    specification: str
+    """Its revision as the operator that recorded it computed it."""
+    generation: int
+    """The service's generation at that time."""
+    created: datetime
+    made_of: Mapping[str, Any]
+    """As in `Inference`."""
+    weights: BaseWeights | None = None
+    """Weights of the training that it names."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +258,8 @@ class InferenceSeen:
     """Why there are no such weights, and will be none of themselves."""
     refusals: Mapping[str, str] = field(default_factory=dict)
     """Why children have too few pods, by their names, where that was asked for."""
+    history: Sequence[Revision] = ()
+    """Revisions that can be gone back to."""
     access: Access | None = None
     """Who may use the service, None where it asks for no key."""
     gateways: Sequence[GatewayPod] = ()
@@ -361,6 +385,21 @@ def pod_of(manifest: Manifest) -> Pod:
         waiting_message=waiting.get("message", ""),
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
         beside=next((trouble for each in containers if each is not container and (trouble := _mishap(each))), None),
+    )
+
+
+def revision_seen_of(manifest: Manifest) -> Revision:
+    """Reduce the record of a revision."""
+    metadata, data = manifest["metadata"], manifest["data"]
+    return Revision(
+        name=metadata["labels"][Label.REVISION],
+        object_name=metadata["name"],
+        uid=metadata["uid"],
+        specification=metadata.get("annotations", {}).get(REVISION_ANNOTATION, ""),
+        generation=manifest["revision"],
+        created=datetime.fromisoformat(metadata["creationTimestamp"]),
+        made_of=dict.fromkeys(data["fields"]) | data["spec"],
+        weights=BaseWeights.model_validate(data["weights"]) if "weights" in data else None,
     )
 
 

@@ -610,6 +610,5 @@ CASES = [
     _inference(InferenceModel, ".credentials", NO, {"spec.model.credentials": SECRET}),
     _inference(ArcticInferenceSpec, ".autoscaling", NO, {"spec.autoscaling": SCALING}),
     _inference(Rollout, ".canary", NO, {"spec.rollout.canary": {"weight": "10%"}}),
-    _inference(Rollout, ".toRevision", NO, {"spec.rollout.toRevision": "abc"}),
     *_engine_cases(),
 ]

@@ -24,6 +24,7 @@ from arctic_operator.observed import (
 )
 from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, sooner
 from arctic_operator.plan.conditions import PODS_AFTER, lacks_pods, unreachable, until_unreachable, waiting_for
+from arctic_operator.plan.inference_history import Target, forgotten, records, target_of
 from arctic_operator.plan.inference_status import WAITING, inference_status
 from arctic_operator.settings import Settings
 
@@ -66,32 +67,13 @@ class Group:
         return self.ready_since is not None and now - self.ready_since >= SETTLE
 
 
-def wanted_revision(inference: Inference, seen: InferenceSeen) -> str:
-    """Return the revision that groups should have.
-
-    A group that agrees with the specification of this generation is up to date, whatever its revision: an upgrade of
-    ours that computes revisions otherwise must not replace groups that serve. Nor must weights that are gone.
-    """
-    same = [group for group in seen.groups if _agrees(group, inference, seen)]
-    if same:
-        return max(same, key=lambda group: group_index(group.name)).revision
-    return revision_of({"spec": inference.revision, "weights": seen.base.folder if seen.base else ""})
-
-
-def _agrees(group: GroupSet, inference: Inference, seen: InferenceSeen) -> bool:
-    """Whether a group is what the specification asks for: nothing has been edited, or nothing that it is made of."""
-    if group.generation != inference.generation and group.specification != inference.revision:
-        return False
-    known = inference.spec.model.training is None or seen.base is not None
-    return not known or group.weights == (seen.base.folder if seen.base else "")
-
-
-def _stamps(inference: Inference, seen: InferenceSeen) -> Iterable[Mark]:
+def _stamps(target: Target, seen: InferenceSeen) -> Iterable[Mark]:
     """Note which groups agree still: or else the next edit, or upgrade, would see two changes in one."""
+    inference = target.inference
     wanted = {REVISION_ANNOTATION: inference.revision, GENERATION_ANNOTATION: str(inference.generation)}
     for group in seen.groups:
         known = {REVISION_ANNOTATION: group.specification, GENERATION_ANNOTATION: str(group.generation)}
-        if not group.deleting and known != wanted and _agrees(group, inference, seen):
+        if not group.deleting and known != wanted and target.agrees(group):
             yield Mark(group.kind, inference.identity.namespace, group.name, group.uid, annotations=wanted)
 
 
@@ -175,30 +157,32 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
     """Return what to do for a service, and its status."""
     if inference.deleting:
         return Plan()
-    spec, identity = inference.spec, inference.identity
-    revision = wanted_revision(inference, seen)
-    groups = groups_of(seen, revision, now)
-    waiting = _waiting(inference, seen)
+    target, held = target_of(inference, seen)
+    spec, identity = target.inference.spec, inference.identity
+    groups = groups_of(seen, target.name, now)
+    waiting = _waiting(target, seen)
     desired = 0 if spec.suspend or (waiting and not groups) else spec.replicas
     rollout = spec.rollout
     # Without its weights no group of the wanted revision can be made: none goes in favour of it.
     paused = rollout.paused or waiting is not None
     moves = next_moves(groups, desired, rollout.max_surge, rollout.max_unavailable, now, paused=paused)
     first = 1 + max(map(group_index, _names(seen)), default=-1)
-    made = [group_name(identity, revision, first + number) for number in range(0 if waiting else moves.create)]
+    made = [group_name(identity, target.name, first + number) for number in range(0 if waiting else moves.create)]
     gone = [group for group in groups if group.draining and _is_idle(group, inference, seen, now)]
     removed = [*moves.remove, *gone]
     staying = [group for group in groups if group not in removed]
     kinds = {group.name: group.set.kind for group in staying} | dict.fromkeys(made, settings.inference_groups)
     left = tuple(_left_behind(seen, identity.namespace)) if settings.leader_worker_sets else ()
+    used = [target.name, *(group.set.revision for group in groups)]
     return Plan(
         apply=(
+            *records(target, seen),
             *gateway_children(identity, spec, settings, seen.access.digests if seen.access else ()),
             *(child for name, kind in kinds.items() for child in group_services(identity, name, kind, settings)),
         ),
-        create=tuple(group_set(inference, revision, name, settings, seen.base) for name in made),
+        create=tuple(group_set(target.inference, target.name, name, settings, target.base) for name in made),
         mark=(
-            *_stamps(inference, seen),
+            *_stamps(target, seen),
             *(mark for group in groups for mark in _marks(group, identity.namespace, group in moves.drain, now)),
             *_told_to_read(seen, identity.namespace),
         ),
@@ -208,10 +192,11 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
             *_orphans(seen),
             *left,
             *_crashed(staying, identity.namespace, now),
+            *forgotten(inference, seen, used),
         ),
         follow=tuple(follow for group in staying for follow in _follow(group)),
         short=tuple(g.set for g in staying if lacks_pods(g.set.created, g.pods, g.set.size, now)),
-        status=inference_status(inference, seen, groups, revision, desired, waiting, now),
+        status=inference_status(target.inference, seen, groups, target, desired, waiting, held, now),
         requeue_after=sooner(
             _next_look(groups, now),
             until_unreachable(seen.pods, seen.nodes, now),
@@ -227,10 +212,10 @@ def _names(seen: InferenceSeen) -> Iterable[str]:
     yield from (pod.group for pod in seen.pods if pod.group)
 
 
-def _waiting(inference: Inference, seen: InferenceSeen) -> Trouble | None:
+def _waiting(target: Target, seen: InferenceSeen) -> Trouble | None:
     """Return why the weights of the training that is named are not there."""
-    name = inference.spec.model.training
-    if name is None or seen.base:
+    name = target.inference.spec.model.training
+    if name is None or target.base:
         return None
     return seen.lack or Trouble(WAITING, waiting_for(name))
 

@@ -6,14 +6,24 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from arctic_api.common import Condition, parse_duration
-from arctic_api.inference import ArcticInferenceStatus
+from arctic_api.inference import ArcticInferenceStatus, RevisionStatus
 from arctic_api.world import ExitCode
 from arctic_operator.live import InferenceObservation, Live
 from arctic_operator.manifests.common import leader_selector
 from arctic_operator.manifests.gateway import service_url
-from arctic_operator.observed import INVALID_SPEC, NO_KEYS, Inference, InferenceSeen, Pod, Trouble, format_time
+from arctic_operator.observed import (
+    INVALID_SPEC,
+    NO_KEYS,
+    Inference,
+    InferenceSeen,
+    Pod,
+    Revision,
+    Trouble,
+    format_time,
+)
 from arctic_operator.plan.conditions import Conditions, is_true, refusal_of, trouble_of
 from arctic_operator.plan.endings import report_of
+from arctic_operator.plan.inference_history import Target, told_revisions
 
 WAITING = "WaitingForTraining"
 PROGRESS_FIELDS = frozenset({"requestsPerSecond", "tokensPerSecond", "queued", "kvCacheUtilization", "ttftP99"})
@@ -57,12 +67,16 @@ def inference_status(
     inference: Inference,
     seen: InferenceSeen,
     groups: Sequence[GroupView],
-    revision: str,
+    target: Target,
     desired: int,
     waiting: Trouble | None,
+    held: Trouble | None,
     now: datetime,
 ) -> dict[str, Any]:
-    """Return the whole status; `waiting` says why there are no weights to make groups with."""
+    """Return the whole status.
+
+    `waiting` says why there are no weights to make groups with, `held` why it is not at the revision that is asked for.
+    """
     kept = [group for group in groups if not group.lost and not group.draining]
     unavailable = inference.spec.rollout.max_unavailable
     counts = _Counts(
@@ -88,13 +102,19 @@ def inference_status(
         updated_replicas=counts.updated,
         selector=",".join(f"{name}={value}" for name, value in leader_selector(identity).items()),
         url=service_url(identity, inference.spec),
-        revision=revision,
+        revision=target.name,
+        revisions=[_told(each) for each in told_revisions(seen)] or None,
         start_time=inference.status.start_time or (format_time(now) if counts.ready else None),
-        conditions=_conditions(inference, counts, trouble, state, waiting, closed, _loading(kept, told), now),
+        conditions=_conditions(inference, counts, trouble, state, waiting, held or closed, _loading(kept, told), now),
         weights=(seen.base or inference.status.weights) if inference.spec.model.training else None,
         **_figures(list(told.values())),
     )
     return status.wire()
+
+
+def _told(recorded: Revision) -> RevisionStatus:
+    image = (recorded.made_of.get("engine") or {}).get("image")
+    return RevisionStatus(name=recorded.name, generation=recorded.generation, image=image)
 
 
 def _observation(live: Live | None) -> InferenceObservation | None:

@@ -12,6 +12,7 @@ from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus
 from arctic_api.world import Label, Report
 from arctic_operator.cache import Cache, Key, Listing
 from arctic_operator.cluster import Cluster
+from arctic_operator.observe import INFERENCE_REVISION
 from arctic_operator.observed import Identity, Inference, Pod, Training, group_set_of, job_of, pod_of, read_status
 from arctic_operator.reconcile import Reconciler
 from arctic_operator.settings import Settings
@@ -61,7 +62,9 @@ class Build:
         before = read_status(ArcticInferenceStatus, status or {})
         identity = Identity("ArcticInference", "team", "tiny", UID)
         revision = f"s{generation}-{spec.engine.image}"
-        return Inference(identity, generation, START, False, revision, spec, before)
+        stored = spec.wire()
+        made_of = {field: stored.get(field) for field in INFERENCE_REVISION}
+        return Inference(identity, generation, START, False, revision, spec, before, made_of)
 
     def pod(self, index: int = 0, attempt: int = 1, **fields: Any) -> Pod:
         name = f"tiny-a{attempt}-{index}"

@@ -1,5 +1,7 @@
 """Plans of inference groups, one by one and over whole rollouts: a small world that starts and stops pods, no clock."""
 
+import json
+import re
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,8 +13,17 @@ from arctic_api.common import BaseWeights
 from arctic_api.inference import ArcticInferenceStatus
 from arctic_api.world import InferenceGroup, Label
 from arctic_operator.live import InferenceObservation, Live, Phase
-from arctic_operator.observed import LEADER_WORKER_SET, GroupSet, InferenceSeen, Node, Owner, read_status
+from arctic_operator.observed import (
+    LEADER_WORKER_SET,
+    GroupSet,
+    InferenceSeen,
+    Node,
+    Owner,
+    read_status,
+    revision_seen_of,
+)
 from arctic_operator.plan.inference import SETTLE, plan_inference
+from arctic_operator.plan.inference_history import KEPT
 
 NODES = 8
 START_SECONDS = 7
@@ -28,6 +39,7 @@ class Cluster:
         self.nodes = {f"n{i}": Node(f"n{i}", True, build.start, False) for i in range(NODES)}
         self.busy, self.broken, self.told = set(), set(), set()
         self.made, self.raw, self.most = [], {}, 0
+        self.history = {}
 
     @property
     def serving(self):
@@ -50,14 +62,26 @@ class Cluster:
     def reconcile(self):
         inference = replace(self.inference, status=read_status(ArcticInferenceStatus, self.status))
         live = {name: self.live(name) for name in self.groups}
-        seen = InferenceSeen(tuple(self.groups.values()), tuple(self.pods.values()), self.nodes, live)
+        seen = InferenceSeen(
+            tuple(self.groups.values()),
+            tuple(self.pods.values()),
+            self.nodes,
+            live,
+            history=tuple(map(revision_seen_of, self.history.values())),
+        )
         plan = plan_inference(inference, seen, self.settings, self.now)
+        for manifest in plan.apply:
+            if manifest["kind"] == "ControllerRevision":
+                self.record(manifest)
         for manifest in plan.create:
             self.create(manifest)
         for mark in plan.mark:
             self.mark(mark)
         self.told.update(plan.drain)
         for delete in plan.delete:
+            if delete.kind == "ControllerRevision":
+                assert delete.uid == f"uid-{delete.name}"
+                del self.history[delete.name]
             if delete.name in self.groups:
                 assert (delete.kind, delete.uid) == (self.groups[delete.name].kind, f"uid-{delete.name}")
                 del self.groups[delete.name]
@@ -65,6 +89,12 @@ class Cluster:
         self.status = plan.status
         self.most = max(self.most, len(self.groups))
         return plan
+
+    def record(self, manifest):
+        name = manifest["metadata"]["name"]
+        assert name not in self.history, "what is recorded can't be changed"
+        made = {"uid": f"uid-{name}", "creationTimestamp": self.now.isoformat()}
+        self.history[name] = manifest | {"metadata": manifest["metadata"] | made}
 
     def create(self, manifest):
         name = manifest["metadata"]["name"]
@@ -291,6 +321,98 @@ def test_a_paused_rollout_stays_where_it_is_but_replaces_what_breaks(build):
     del cluster.groups[sorted(before)[0]]
     cluster.run(60)
     assert len(cluster.groups) == 2
+
+
+def templates(cluster):
+    """What the pods of each group were made of, but for names and numbers of the group itself."""
+    made = {}
+    for name, raw in cluster.raw.items():
+        text = json.dumps(raw["spec"]["template"], sort_keys=True)
+        made[name] = text.replace(name, "NAME").replace(
+            cluster.groups[name].revision if name in cluster.groups else "", ""
+        )
+    return made
+
+
+def test_a_service_goes_back_to_an_earlier_revision_as_it_was_and_forward_again(build):
+    cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
+    cluster.run(30)
+    first, before = cluster.status["revision"], templates(cluster)
+    enough = lambda it: assert_bounds(it, 2, 3)  # noqa: E731
+    cluster.edit(build, 2, **fields(2, 1, 0, "two", pipeline=1))
+    cluster.run(120, enough, step=2)
+    second = cluster.status["revision"]
+    assert [each["name"] for each in cluster.status["revisions"]] == [second, first]
+
+    back = fields(2, 1, 0, "three", pipeline=3)
+    back["rollout"]["toRevision"] = first
+    cluster.edit(build, 3, **back)
+    cluster.run(120, enough, step=2)
+    assert {group.revision for group in cluster.groups.values()} == {first}
+    assert (cluster.status["state"], cluster.status["revision"]) == ("Ready", first)
+    again = templates(cluster)
+    assert {worlds_apart(again[name]) for name in cluster.groups} == {worlds_apart(text) for text in before.values()}
+
+    cluster.edit(build, 4, **fields(2, 1, 0, "two", pipeline=1))
+    cluster.run(120, enough, step=2)
+    # An edit to what there was already is that revision again.
+    assert {group.size for group in cluster.groups.values()} == {1}
+
+
+def worlds_apart(text):
+    """What a pod is told of the rollout itself differs, and it has no say in what the pod is."""
+    return re.sub(r', ?\\"rollout\\": ?\{[^}]*\}', "", text)
+
+
+def assert_bounds(cluster, least, most):
+    assert len(cluster.serving) >= least
+    assert len(cluster.groups) <= most
+
+
+def test_a_revision_that_is_not_there_is_told_and_nothing_moves(build):
+    cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
+    cluster.run(30)
+    before, revision = set(cluster.groups), cluster.status["revision"]
+    wrong = fields(2, 1, 0, "two")
+    wrong["rollout"]["toRevision"] = "nobody"
+    cluster.edit(build, 2, **wrong)
+    cluster.run(30)
+    assert set(cluster.groups) == before
+    degraded = condition(cluster.status, "Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("True", "NoSuchRevision")
+    assert degraded["message"].endswith(f"write one of {revision}")
+    del cluster.groups[min(before)]
+    cluster.run(30)
+    assert {group.revision for group in cluster.groups.values()} == {revision}, "what breaks is made as it was"
+
+
+def test_so_many_revisions_are_kept_and_those_in_use(build):
+    cluster = Cluster(build, build.inference(**fields(1, 1, 0)))
+    cluster.run(20)
+    first = cluster.status["revision"]
+    cluster.broken = {f"tiny-0a1b2-{number}" for number in range(100)}
+    for generation in range(2, KEPT + 6):
+        cluster.edit(build, generation, **fields(1, 1, 0, f"image-{generation}"))
+        cluster.run(1)
+    names = [each["name"] for each in cluster.status["revisions"]]
+    assert first in names, "its group serves still"
+    assert KEPT <= len(names) <= KEPT + 3
+    assert {record["metadata"]["name"].rpartition("-")[2] for record in cluster.history.values()} >= set(names[:KEPT])
+
+
+def test_a_training_that_exports_anew_is_another_revision_with_the_old_weights_to_go_back_to(build):
+    old, new = (BaseWeights(training="base", folder=f"/weights/{name}", claim_name="store") for name in ("old", "new"))
+    inference = build.inference(model={"training": "base"}, rollout={})
+    plan = plan_inference(inference, InferenceSeen(base=old), build.settings, build.start)
+    (record,) = [each for each in plan.apply if each["kind"] == "ControllerRevision"]
+    first = record["metadata"]["labels"][Label.REVISION.value]
+    made = {"uid": "record-1", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    history = [revision_seen_of(record | {"metadata": record["metadata"] | made})]
+    back = build.inference(model={"training": "base"}, rollout={"toRevision": first}, generation=2)
+    plan = plan_inference(back, InferenceSeen(base=new, history=history), build.settings, build.start)
+    (container,) = plan.create[0]["spec"]["template"]["spec"]["containers"]
+    (text,) = [item["value"] for item in container["env"] if item["name"] == "ARCTIC_WORLD"]
+    assert InferenceGroup.model_validate_json(text).model_folder == "/weights/old"
 
 
 def test_an_upgrade_that_computes_revisions_otherwise_leaves_groups_alone(build):

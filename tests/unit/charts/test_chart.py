@@ -200,7 +200,8 @@ def rights(found: list[Manifest]) -> set[tuple[str, str, str]]:
 def test_only_what_plans_delete_may_be_deleted(render: Render) -> None:
     (role,) = (each for each in of_kind(render(), "ClusterRole") if each["metadata"]["name"] == "arctic-operator")
     assert {resource for _, resource, verb in rights(role["rules"]) if verb == "delete"} == {
-        *("arctictrainings", "jobs", "statefulsets", "pods", "services", "networkpolicies", "poddisruptionbudgets"),
+        *("arctictrainings", "jobs", "statefulsets", "controllerrevisions", "pods"),
+        *("services", "networkpolicies", "poddisruptionbudgets"),
     }
 
 
