@@ -62,7 +62,7 @@ CHILD_KINDS = (
 
 
 def selector_of(kind: str) -> str:
-    """Return which objects of a kind are watched: a StatefulSet's records of itself have our labels, and aren't ours."""
+    """Return which objects of a kind are watched: a StatefulSet's records of itself have our labels too."""
     records = f",{Label.ROLE}={HISTORY}" if kind == "ControllerRevision" else ""
     return f"{Label.MANAGED}=true{records}"
 

@@ -88,9 +88,10 @@ def test_only_what_is_ours_is_watched_and_nobodys_object_is_written(build):
     kinds = watched(build.settings)
     selectors = list(kopf.watching.label_selectors.values())
     assert set(kinds) - {"ArcticTraining", "ArcticInference"} == {
-        *("Job", "StatefulSet", "Deployment", "Pod", "Service", "NetworkPolicy", "PodDisruptionBudget", "Lease")
+        *("Job", "StatefulSet", "Deployment", "ControllerRevision", "Pod"),
+        *("Service", "NetworkPolicy", "PodDisruptionBudget", "Lease"),
     }
-    assert set(selectors) == {"arctic.dev/managed=true"}
+    assert set(selectors) == {"arctic.dev/managed=true", "arctic.dev/managed=true,arctic.dev/role=history"}
     assert len(selectors) == len(kinds) - 2
     assert "Node" in watched(build.settings.model_copy(update={"read_nodes": True}))
     sets = watched(build.lws_settings)["LeaderWorkerSet"]
@@ -317,7 +318,8 @@ async def test_the_key_of_pods_that_log_in_to_each_other_is_made_once_and_for_th
 async def test_nothing_of_a_service_that_is_gone_is_kept_in_memory(operator, build):
     key = operator.add("ArcticInference")
     await operator.reconcile(key)
-    for manifest in operator.server.of("StatefulSet", "Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"):
+    children = ("StatefulSet", "Deployment", "ControllerRevision", "Service", "NetworkPolicy", "PodDisruptionBudget")
+    for manifest in operator.server.of(*children):
         operator.remove(manifest["kind"], manifest["metadata"]["name"])
     operator.remove(key.kind, key.name)
     await operator.reconcile(key)
