@@ -110,6 +110,7 @@ ENGINE_RULES = (
     _prefixes("vllm", False, True),
     _unset("vllm", "batching.targetInterTokenLatency"),
     _unset("vllm", "batching.suffixDecoding"),
+    _unset("vllm", "model.adapters", "adapters are served by engine native alone"),
     _unset("vllm", "model.inImage", "the image brings no model"),
     _unset("vllm", "engine.credentials"),
     _unset("vllm", "engine.cacheClaim"),
@@ -121,6 +122,7 @@ ENGINE_RULES = (
     _prefixes("tensorrt-llm", False, True),
     _unset("tensorrt-llm", "batching.targetInterTokenLatency"),
     _unset("tensorrt-llm", "batching.suffixDecoding"),
+    _unset("tensorrt-llm", "model.adapters", "adapters are served by engine native alone"),
     _unset("tensorrt-llm", "model.inImage", "the image brings no model"),
     _unset("tensorrt-llm", "engine.credentials"),
     _unset("tensorrt-llm", "engine.cacheClaim"),
@@ -141,6 +143,7 @@ ENGINE_RULES = (
     _prefixes("nim", False, why=_OWN),
     _unset("nim", "batching.targetInterTokenLatency", _OWN),
     _unset("nim", "batching.suffixDecoding", _OWN),
+    _unset("nim", "model.adapters", "adapters are served by engine native alone"),
     *(rule for engine in ENGINES for rule in _foreign_options(engine)),
 )
 

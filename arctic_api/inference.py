@@ -15,6 +15,7 @@ from arctic_api.common import (
     Condition,
     Count,
     Duration,
+    ItemName,
     Manifest,
     ObjectName,
     Percent,
@@ -57,6 +58,15 @@ Length = Annotated[
 ]
 
 
+class ServedAdapter(Resource):
+    """A low-rank adapter that is served beside the model, under a name of its own."""
+
+    name: ItemName
+    """Name under which clients ask for it, as for a model; not the model's own."""
+    uri: Uri
+    """A folder in the layout of the library peft: `file:///...`, such as a training's export with `export: adapter`."""
+
+
 class InferenceModel(Resource):
     """Which weights are served: exactly one of `training`, `uri` and `inImage`."""
 
@@ -70,6 +80,10 @@ class InferenceModel(Resource):
     """Secret with the keys to reach `uri`."""
     served_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """Name under which clients ask for the model; the object's name if unset."""
+    adapters: Annotated[list[ServedAdapter], Field(min_length=1, max_length=64)] | None = Field(
+        None, json_schema_extra=MAP_BY_NAME
+    )
+    """Adapters that are served beside the model, in the same batches: `native` alone."""
 
 
 class Engine(Resource):

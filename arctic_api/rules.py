@@ -22,12 +22,14 @@ from arctic_api.common import (
 )
 from arctic_api.engine_rules import ENGINE_RULES
 from arctic_api.inference import (
+    ArcticInference,
     ArcticInferenceSpec,
     Attention,
     Autoscaling,
     AutoscalingTarget,
     InferenceModel,
     Rollout,
+    ServedAdapter,
 )
 from arctic_api.rule import Judge, Rule
 from arctic_api.training import (
@@ -526,6 +528,17 @@ TRAINING_RULES = (
 )
 
 INFERENCE_RULES = (
+    Rule(
+        ArcticInference,
+        "!has(self.spec.model.adapters) || !self.spec.model.adapters.exists(adapter, adapter.name == "
+        "(has(self.spec.model.servedName) ? self.spec.model.servedName : self.metadata.name))",
+        lambda served: all(
+            adapter.name != (served.spec.model.served_name or served.metadata.name)
+            for adapter in served.spec.model.adapters or []
+        ),
+        "an adapter has the model's own name: write another one",
+        ".spec.model.adapters",
+    ),
     _exactly_one(InferenceModel, "training", "uri", "inImage"),
     _exactly_one(AutoscalingTarget, "queuedPerReplica", "kvCacheUtilization", "ttft"),
     Rule(
@@ -625,6 +638,7 @@ NOT_YET_SUPPORTED = (
     ),
     _unset(ArcticTrainingSpec, "queue"),
     _only_files(InferenceModel, optional=True),
+    _only_files(ServedAdapter, optional=False),
     _unset(InferenceModel, "credentials"),
     _unset(ArcticInferenceSpec, "autoscaling"),
     _unset(Rollout, "canary"),

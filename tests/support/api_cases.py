@@ -9,12 +9,14 @@ from arctic_api import API_VERSION
 from arctic_api.common import ClaimVolume, KeyValue, Manifest, Metadata, Resource, Resources, WorkerTemplate
 from arctic_api.engine_rules import ENGINE_RULES
 from arctic_api.inference import (
+    ArcticInference,
     ArcticInferenceSpec,
     Attention,
     Autoscaling,
     AutoscalingTarget,
     InferenceModel,
     Rollout,
+    ServedAdapter,
 )
 from arctic_api.rule import Rule
 from arctic_api.rules import RULES
@@ -38,6 +40,7 @@ from arctic_api.training import (
     WeightsFrom,
 )
 
+ADAPTER = {"name": "clerk", "uri": "file:///clerk"}
 LORA = {"lora": {"rank": 8, "alpha": 16}}
 
 ABSENT = object()
@@ -176,6 +179,7 @@ BEYOND: dict[str, dict[str, Changes]] = {
     ".batching.prefixCaching": {"": {"spec.batching.prefixCaching": "perKey"}},
     ".batching.targetInterTokenLatency": {"": {"spec.batching.targetInterTokenLatency": "50ms"}},
     ".batching.suffixDecoding": {"": {"spec.batching.suffixDecoding": True}},
+    ".model.adapters": {"": {"spec.model.adapters": [ADAPTER]}},
     ".model.inImage": {"nim": {"spec.model": {"uri": "file:///b"}}, "": {"spec.model": {"inImage": True}}},
     ".engine.image": {"": {"spec.engine.image": ABSENT}},
     ".engine.credentials": {"": {"spec.engine.credentials": SECRET}},
@@ -607,6 +611,27 @@ CASES = [
     ),
     _training(ArcticTrainingSpec, ".queue", NO, {"spec.queue": "team"}),
     _inference(InferenceModel, ".uri", NO, {"spec.model": {"uri": "hf://a/b"}}, {"spec.model": {"uri": "file:///b"}}),
+    _inference(
+        ServedAdapter,
+        ".uri",
+        NO,
+        {"spec.model.adapters": [ADAPTER | {"uri": "hf://a/b"}]},
+        {"spec.model.adapters": [ADAPTER]},
+    ),
+    _inference(
+        ArcticInference,
+        ".spec.model.adapters",
+        "the model's own name",
+        {"spec.model.adapters": [ADAPTER], "spec.model.servedName": "clerk"},
+        {"spec.model.adapters": [ADAPTER], "spec.model.servedName": "base"},
+    ),
+    _inference(
+        ArcticInference,
+        ".spec.model.adapters",
+        "the model's own name",
+        {"spec.model.adapters": [ADAPTER], "metadata.name": "clerk"},
+        {"spec.model.adapters": [ADAPTER], "metadata.name": "clerks"},
+    ),
     _inference(InferenceModel, ".credentials", NO, {"spec.model.credentials": SECRET}),
     _inference(ArcticInferenceSpec, ".autoscaling", NO, {"spec.autoscaling": SCALING}),
     _inference(Rollout, ".canary", NO, {"spec.rollout.canary": {"weight": "10%"}}),

@@ -61,6 +61,8 @@ class Request:
     """Lower is earlier, where the engine knows priorities."""
     caller: bytes = b""
     """Digest of the API key that it came with."""
+    adapter: str | None = None
+    """Which of the group's adapters is added to the weights."""
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class Leader(Commands):
             self._metrics,
             self._gate,
             model=pod.group.served_name,
+            adapters=[adapter.name for adapter in spec.model.adapters or ()],
             vocabulary=vocabulary,
             most_running=spec.batching.max_sequences,
             most_waiting=QUEUE_FACTOR * spec.batching.max_sequences,

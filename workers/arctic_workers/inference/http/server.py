@@ -113,6 +113,7 @@ class Api:
         gate: Gate,
         *,
         model: str,
+        adapters: Sequence[str] = (),
         vocabulary: int,
         most_running: int,
         most_waiting: int,
@@ -128,6 +129,7 @@ class Api:
         self._metrics = metrics
         self._answers = Answers(engine, text, metrics)
         self._model = model
+        self._names = (model, *adapters)
         self._created = int(time.time())
         self._vocabulary = vocabulary
         self._most_running = most_running
@@ -193,19 +195,22 @@ class Api:
         return JSONResponse({"prompt": text, "content": text})
 
     async def _models(self, request: Request) -> Response:  # noqa: ARG002
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._names]})
 
     async def _one_model(self, request: Request) -> Response:
-        self._check_model(request.path_params["model"])
-        return JSONResponse(self._card())
+        name = request.path_params["model"]
+        self._check_model(name)
+        return JSONResponse(self._card(name))
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self, name: str) -> dict[str, Any]:
+        base = {} if name == self._model else {"parent": self._model}
         return {
-            "id": self._model,
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "arctic",
             "max_model_len": self._engine.max_length,
+            **base,
         }
 
     async def _completions(self, request: Request) -> Response:
@@ -234,7 +239,7 @@ class Api:
             )
             for index in range(len(prompts) * asked.choices)
         ]  # fmt: skip
-        envelope = Envelope(self._model, "cmpl", "text_completion", "text_completion")
+        envelope = Envelope(asked.model, "cmpl", "text_completion", "text_completion")
         return await self._answer(request, asked, requests, envelope, forms, asks_nothing=asks_nothing)
 
     async def _chat(self, request: Request) -> Response:
@@ -246,7 +251,7 @@ class Api:
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         asked_of_engine = self._engine_request(asked, prompt, most, logprobs, None, _caller(request))
         forms = [ChatForm(self._text, index, logprobs=logprobs is not None) for index in range(asked.choices)]
-        envelope = Envelope(self._model, "chatcmpl", "chat.completion", "chat.completion.chunk")
+        envelope = Envelope(asked.model, "chatcmpl", "chat.completion", "chat.completion.chunk")
         return await self._answer(request, asked, [asked_of_engine], envelope, forms)
 
     async def _chat_tokens(self, asked: Conversation, size: int) -> list[int]:
@@ -257,10 +262,10 @@ class Api:
         return await self._encode(text, "messages", special=not self._text.chat.is_marked)
 
     def _check_model(self, name: str | None) -> None:
-        if name not in (None, self._model):
+        if name not in (None, *self._names):
             raise ApiError(
                 404,
-                f"There is no model {name!r} here; write {self._model!r}",
+                f"There is no model {name!r} here; write {' or '.join(map(repr, self._names))}",
                 param="model",
                 code="model_not_found",
             )
@@ -338,7 +343,8 @@ class Api:
                 "of them shorter",
             )
         sampling = self._sampling(asked, most, logprobs, prompt_logprobs)
-        made = engines.Request(tuple(prompt), sampling, asked.priority or 0, caller)
+        adapter = None if asked.model == self._model else asked.model
+        made = engines.Request(tuple(prompt), sampling, asked.priority or 0, caller, adapter)
         self._check_abilities(asked, made)
         return made
 

@@ -26,11 +26,16 @@ from arctic_workers.inference.metrics import Metrics
 
 
 def serve(
-    text: Text, engine: Scripted, most_waiting: int = 8, most_running: int = 2, cors: tuple[str, ...] = ()
+    text: Text,
+    engine: Scripted,
+    most_waiting: int = 8,
+    most_running: int = 2,
+    cors: tuple[str, ...] = (),
+    adapters: tuple[str, ...] = (),
 ) -> Api:
     metrics = Metrics(CollectorRegistry(), engine.stats)
     most = {"most_waiting": most_waiting, "most_running": most_running}
-    return Api(engine, text, metrics, Gate(), model="tiny", vocabulary=300, cors=cors, **most)
+    return Api(engine, text, metrics, Gate(), model="tiny", adapters=adapters, vocabulary=300, cors=cors, **most)
 
 
 async def ask(api: Api, method: str, path: str, **given: Any) -> httpx.Response:
@@ -243,6 +248,21 @@ async def test_what_other_servers_answer_beside_the_api_is_there(text: Text) -> 
     assert "arctic_inference_requests_waiting 0.0" in measured
     engine.ready = False
     assert (await get(api, "/health")).status_code == 503
+
+
+async def test_adapters_are_further_models_that_a_request_chooses(text: Text) -> None:
+    engine = Scripted()
+    api = serve(text, engine, adapters=("clerk", "poet"))
+    cards = (await get(api, "/v1/models")).json()["data"]
+    assert [(card["id"], card.get("parent")) for card in cards] == [("tiny", None), ("clerk", "tiny"), ("poet", "tiny")]
+    assert (await get(api, "/v1/models/poet")).json()["id"] == "poet"
+    for name in ("poet", "tiny"):
+        answer = await post(api, "/v1/completions", model=name, prompt="a", max_tokens=1)
+        assert answer.json()["model"] == name
+    assert [request.adapter for request in engine.asked] == ["poet", None]
+    answer = await post(api, "/v1/completions", model="cook", prompt="a")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"] == "There is no model 'cook' here; write 'tiny' or 'clerk' or 'poet'"
 
 
 @pytest.mark.parametrize("field", ["prompt", "content"])

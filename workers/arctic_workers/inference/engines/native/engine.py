@@ -301,6 +301,7 @@ def _part(chunk: Chunk) -> Part:
         draws=max(chunk.draws, 1),
         known=sequence.known(chunk.start, chunk.length),
         dropped=sequence.dropped,
+        adapter=sequence.adapter,
     )
 
 
@@ -336,10 +337,14 @@ def _outputs(drawn: list[Drawn], prompt: tuple[Output, ...], reason: FinishReaso
 
 
 def _sequence(request: Request, plan: Plan) -> Sequence:
-    """Return a request's sequence, and with whom it shares: nothing that was computed crosses salts.
+    """Return a request's sequence, and with whom it shares: nothing that was computed crosses salts, or adapters.
 
     Who is told of its prompt computes all of it.
     """
     salt = request.caller if plan.prefix_caching == "perKey" else b""
+    adapter = -1
+    if request.adapter is not None:
+        adapter = list(plan.adapters).index(request.adapter)
+        salt = b"%d/%b" % (adapter, salt)  # longer than any without an adapter
     shares = plan.prefix_caching is not False and request.sampling.prompt_logprobs is None
-    return Sequence(request, salt=salt, shares=shares)
+    return Sequence(request, salt=salt, shares=shares, adapter=adapter)

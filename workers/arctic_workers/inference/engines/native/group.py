@@ -10,6 +10,7 @@ import torch
 from arctic_api.world import InferenceGroup
 from arctic_model import fp8
 from arctic_workers.inference.engine import Refused
+from arctic_workers.inference.engines.native.adapters import load_adapters
 from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE
 from arctic_workers.inference.engines.native.cache import PagedCache
 from arctic_workers.inference.engines.native.link import Link, connect
@@ -59,6 +60,7 @@ def bring_up(
         # Waiting for a message has no limit: heartbeats tell whether there is something to wait for.
         link = connect(store, address=address, port=port, rank=rank, ranks=plan.ranks)
     part = plan.slices[rank]
+    adapters = load_adapters(plan.adapters, plan.config)
     try:
         model = load_slice(plan.folder, plan.config, part, plan.weights, progress)
     except ValueError as error:
@@ -80,7 +82,7 @@ def bring_up(
         window=plan.window,
     )
     log.info("The cache has %d blocks of %d tokens", blocks, BLOCK_SIZE)
-    return Rank(Runner(model, cache, plan.tensor), blocks, link, heartbeats)
+    return Rank(Runner(model, cache, plan.tensor, adapters), blocks, link, heartbeats)
 
 
 def _check_cores(tensor: int, cores: int) -> None:

@@ -1,5 +1,6 @@
 """What a group's manifest means for this engine, checked before anything is loaded. Reads config.json, no more."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class Plan:
     """What every rank of a group needs to know; all ranks compute the same."""
 
     folder: Path
+    adapters: Mapping[str, Path]
+    """Folders of the adapters beside it, by the names that they are served under."""
     config: ArcticConfig
     slices: tuple[LayerSlice, ...]
     """By pipeline rank."""
@@ -81,6 +84,9 @@ def plan_group(group: InferenceGroup) -> Plan:
     length, window = _reach(spec.attention, config)
     return Plan(
         folder=model.folder,
+        adapters={
+            each.name: Path(group.locate(each.uri.removeprefix("file://"))) for each in spec.model.adapters or ()
+        },
         config=config,
         slices=shared.slices,
         tensor=spec.parallelism.tensor,

@@ -15,6 +15,7 @@ from arctic_model.layers import rotary_frequencies
 from arctic_model.model import ArcticModel
 from arctic_model.parallel import LayerSlice
 from arctic_model.weights import load_weights, take_fp8_form
+from arctic_workers.inference.engines.native.adapters import AdaptedLinear, Adapter, adapt_model
 from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache
 from arctic_workers.inference.engines.native.invariant import make_invariant
 from arctic_workers.inference.engines.native.kernel.rank import kernel_rank
@@ -78,6 +79,10 @@ class Compute(Protocol):
         """Return the logits [R, V] of some rows, and the likeliest token of each."""
         ...
 
+    def adapt(self, adapters: Sequence[Adapter]) -> None:
+        """Have adapters for the parts that name them, by their place; what of them stands on other layers is left."""
+        ...
+
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each part of all steps so far, as far as it measures them."""
         ...
@@ -92,12 +97,19 @@ class TorchRank:
         self._frequencies_H2 = rotary_frequencies(model.config, length=model.config.max_position_embeddings)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         make_invariant(model, working_copy=4 * parameters < available_memory() // 2)
+        self._adapted: list[AdaptedLinear] = []
+
+    def adapt(self, adapters: Sequence[Adapter]) -> None:
+        """See `Compute`."""
+        self._adapted = adapt_model(self._model, adapters)
 
     def run(self, parts: Sequence[Part], x_TD: Tensor | None) -> Tensor:
         """See `Compute`."""
         if x_TD is None:
             x_TD = self._model.embed(torch.tensor([token for part in parts for token in part.tokens])).float()
         positions_T = torch.cat([torch.arange(part.start, part.end) for part in parts])
+        for linear in self._adapted:
+            linear.parts = [(part.adapter, len(part.tokens)) for part in parts]
         attend = PagedAttend(self._cache, parts, self._frequencies_H2)
         x_BTD, _ = self._model.run_layers(x_TD[None], positions_T[None], attend)
         return x_BTD[0]
@@ -123,9 +135,13 @@ def compute_of(model: ArcticModel, cache: PagedCache, tensor: int = 1) -> Comput
 class Runner:
     """Runs the slice of one pipeline rank over a step's parts."""
 
-    def __init__(self, model: ArcticModel, cache: PagedCache, tensor: int = 1) -> None:
-        """`tensor` is as in `compute_of`."""
+    def __init__(
+        self, model: ArcticModel, cache: PagedCache, tensor: int = 1, adapters: Sequence[Adapter] = ()
+    ) -> None:
+        """`tensor` is as in `compute_of`, `adapters` as in `Compute.adapt`."""
         self._compute = compute_of(model, cache, tensor)
+        if adapters:
+            self._compute.adapt(adapters)
 
     def run(self, parts: Sequence[Part], x_TD: Tensor | None) -> Tensor:
         """See `Compute`."""

@@ -19,8 +19,10 @@ class Sequence:
     lost can't be computed again. It forgets tokens once they are computed, so that its memory has a bound.
     """
 
-    def __init__(self, request: Request, *, salt: bytes = b"", shares: bool = False) -> None:
+    def __init__(self, request: Request, *, salt: bytes = b"", shares: bool = False, adapter: int = -1) -> None:
         self.request = request
+        self.adapter = adapter
+        """Place of its adapter among the group's, -1 for none."""
         self.salt = salt
         """Nothing goes from one sequence to another of another salt."""
         self.shares = shares

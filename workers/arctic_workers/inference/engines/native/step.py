@@ -90,6 +90,8 @@ class Part:
     """How many tokens are chosen, where any are: one after each of the last so many tokens."""
     known: Known | None = None
     dropped: int = 0
+    adapter: int = -1
+    """Which of the group's adapters is added to the weights, -1 for none."""
 
     @property
     def end(self) -> int:
@@ -117,6 +119,7 @@ def encode_parts(parts: Sequence[Part]) -> list[int]:
             part.dropped,
             part.draws if part.draw is not None else 0,
             part.known is not None,
+            part.adapter,
         )
         if part.draw is not None:
             numbers += _encode_draw(part.draw)
@@ -152,7 +155,7 @@ def decode_parts(numbers: Sequence[int]) -> list[Part]:
 
 
 def _decode_part(rest: Iterator[int]) -> Part:
-    start, tokens, blocks, dropped, draws, knows = islice(rest, 6)
+    start, tokens, blocks, dropped, draws, knows, adapter = islice(rest, 7)
     draw = _decode_draw(rest) if draws else None
     known = None
     if knows:
@@ -166,6 +169,7 @@ def _decode_part(rest: Iterator[int]) -> Part:
         draws=draws or 1,
         known=known,
         dropped=dropped,
+        adapter=adapter,
     )
 
 

@@ -34,11 +34,13 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
             "suffixDecoding": True,
         },
         engine={"name": "native", "options": {"pipeline_format": "bf16"}},
+        model={"uri": "file:///models/tiny", "adapters": [{"name": "clerk", "uri": "file:///models/clerk"}]},
     )
     first, second = map(plan_group, groups)
     assert first == second
     assert first == Plan(
         folder=model_folder,
+        adapters={"clerk": Path("/models/clerk")},
         config=ArcticConfig.from_folder(model_folder),
         slices=(
             LayerSlice(layers=range(2), embed=True, lm_head=False),

@@ -44,6 +44,7 @@ places = {
     "blocks": st.lists(ids).map(tuple),
     "known": st.none() | known,
     "dropped": ids,
+    "adapter": st.integers(-1, 63),
 }
 parts = st.builds(Part, **places, draw=st.none()) | st.builds(Part, **places, draw=draws, draws=st.integers(1, 20))
 drawn = st.builds(

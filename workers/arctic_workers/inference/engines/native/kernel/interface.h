@@ -34,6 +34,19 @@ struct LayerWeights {
     float *value_scales;
 };
 
+// What a low-rank adapter adds to a matrix, on the same inputs.
+struct Addition {
+    const float *down; // [rank, inputs], rows padded to 8: A
+    const float *up;   // [outputs / 8, rank, 8], outputs padded: B, by the adapter's scale
+    int32_t rank;      // 0 where it adds nothing
+    int32_t inputs;
+};
+
+// An adapter's part in a layer: of q, k, v, o, and w1, w3, w2 of the residual MLP or of the one MLP of a layer without experts.
+struct LayerAdditions {
+    Addition of[7];
+};
+
 // What is before the layers and behind them.
 struct Ends {
     Matrix embedding; // [tokens, D] in rows, bf16 or fp32; its `data` is null where hidden states come from another pipeline rank
@@ -54,9 +67,9 @@ struct Shape {
 constexpr int64_t CPU_BYTES = 1024; // of a set of CPUs, a bit each: as many as Linux can be built for
 
 // Consecutive tokens of one sequence: the first is at position `start`, the table of its blocks begins at `tables[blocks]` and
-// lacks `dropped` blocks after those of the sinks.
+// lacks `dropped` blocks after those of the sinks. `adapter` is which of the rank's adapters is added, -1 for none.
 struct Span {
-    int64_t start, rows, blocks, dropped;
+    int64_t start, rows, blocks, dropped, adapter;
 };
 
 struct Step {

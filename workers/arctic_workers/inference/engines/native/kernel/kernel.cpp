@@ -9,6 +9,7 @@
 // Names: T rows of the step, D hidden, F intermediate, N query heads, G key-value heads, H head size, E experts, K experts of
 // a token, R rows of one product.
 
+#include "additions.h"
 #include "attention.h"
 #include "interface.h"
 #include "numbers.h"
@@ -36,6 +37,7 @@ enum Part { NORMS, PROJECTIONS, PLACING, ATTENTION_AND_EXPERTS, OUTPUTS, RESIDUA
 // What one thread needs for itself.
 struct Scratch {
     Range groups; // key-value heads of its tensor rank
+    int64_t layer = 0; // that it is at
     Buffer sums, out, gated;
     AttentionScratch attention;
     std::vector<const float *> rows;
@@ -55,10 +57,14 @@ class Rank {
         gated_ = std::max(inner_, hidden_);
     }
 
+    // Have adapters [count, layers] for the spans that name them; what it leads to must outlive this.
+    void adapt(const LayerAdditions *additions, int64_t count) { additions_.set(additions, count, s_.layers); }
+
     // Run all layers over x [T, D], in place; where the step has tokens, these are what x is made of.
     void run(const Step &step, float *x) {
         step_ = &step;
         Attention::cut(step, tiles_);
+        additions_.begin(step);
         const int64_t rows = step.rows, choices = rows * s_.chosen;
         a_ = a_buffer_.get(rows * hidden_);
         m_ = m_buffer_.get(rows * hidden_);
@@ -79,7 +85,7 @@ class Rank {
             team_.share(thread, static_cast<int64_t>(tiles_.size()), [&](int64_t index) { begin(tiles_[index], x); });
             finish(NORMS);
             const LayerWeights *own = layers_.data() + static_cast<int64_t>(team_.rank_of(thread)) * s_.layers;
-            for (int layer = 0; layer < s_.layers; ++layer) run_layer(own[layer], x, thread);
+            for (int64_t &layer = scratch_[thread].layer = 0; layer < s_.layers; ++layer) run_layer(own[layer], x, thread);
         });
     }
 
@@ -208,15 +214,25 @@ class Rank {
         team_.share_in_rank(thread, tasks.count(), [&](int64_t index) { product(matrix, tasks, index, x, stride, thread, put); });
     }
 
-    // One panel of silu(w1 x) * w3 x of some rows, carrying INPUT: `out(row)` is where a row's begins.
-    template <class Out>
-    void gate(const Matrix &w1, const Matrix &w3, int64_t p, const float *const *x, int64_t rows, int thread, Out out) {
+    // What products of these inputs, which have just been made, want of adapters: all threads need it before they go on.
+    void shrink(int thread, std::initializer_list<Target> targets, const float *x, int64_t stride, Part part) {
+        if (!additions_.used()) return;
+        team_.share(thread, step_->rows, [&](int64_t row) { additions_.shrink(scratch_[thread].layer, row, targets, x + row * stride); });
+        finish(part);
+    }
+
+    __m256 added(int thread, int64_t row, Target target, int64_t at, __m256 value) { return additions_.added(scratch_[thread].layer, row, target, at, value); }
+
+    // One panel of silu(w1 x) * w3 x of some rows, carrying INPUT: `out(row)` is where a row's begins, `add` what adapters add.
+    template <class Out, class Add>
+    void gate(const Matrix &w1, const Matrix &w3, int64_t p, const float *const *x, int64_t rows, int thread, Out out, Add add) {
         Scratch &own = scratch_[thread];
         float *first = own.out.get(rows * LANES), *third = own.gated.get(rows * LANES);
         multiply(w1, p, x, rows, first, own.sums);
         multiply(w3, p, x, rows, third, own.sums);
         for (int64_t row = 0; row < rows; ++row) {
-            const __m256 value = _mm256_mul_ps(silu8(_mm256_loadu_ps(first + row * LANES)), _mm256_loadu_ps(third + row * LANES));
+            const __m256 gates = add(row, W1, _mm256_loadu_ps(first + row * LANES)), values = add(row, W3, _mm256_loadu_ps(third + row * LANES));
+            const __m256 value = _mm256_mul_ps(silu8(gates), values);
             _mm256_storeu_ps(out(row) + output_of(w1, p), _mm256_mul_ps(value, _mm256_set1_ps(INPUT)));
         }
     }
@@ -229,6 +245,7 @@ class Rank {
             if (experts) norm(x + row * D, layer.post_norm, m_ + row * hidden_);
         });
         finish(NORMS);
+        shrink(thread, {Q, K, V}, a_, hidden_, PROJECTIONS);
         project(layer, thread, experts);
         finish(PROJECTIONS);
         if (const Range &groups = scratch_[thread].groups; groups.size())
@@ -242,22 +259,27 @@ class Rank {
         finish(PLACING, [&] { if (experts) sort_by_expert(); });
         attend_and_expand(layer, thread, experts);
         finish(ATTENTION_AND_EXPERTS);
+        shrink(thread, {O}, q_, attended_, OUTPUTS);
         contract_and_project(layer, x, thread, experts);
         finish(OUTPUTS);
         const float *second_norm = experts ? layer.residual_norm : layer.post_norm;
         team_.share(thread, rows, [&](int64_t row) { norm(h_ + row * hidden_, second_norm, m_ + row * hidden_); });
         finish(NORMS);
+        shrink(thread, {W1, W3}, m_, hidden_, RESIDUAL_IN);
         const Matrix &w1 = experts ? layer.residual_w1 : layer.w1[0], &w3 = experts ? layer.residual_w3 : layer.w3[0];
         const Matrix &w2 = experts ? layer.residual_w2 : layer.w2[0];
         const Tasks tasks = tasks_of(w1, rows);
         team_.share_in_rank(thread, tasks.count(), [&](int64_t index) {
             const int64_t first = index / tasks.panels * tasks.block, count = std::min(tasks.block, rows - first);
             const float *const *inputs = rows_of(m_, hidden_, first, count, scratch_[thread]);
-            gate(w1, w3, index % tasks.panels, inputs, count, thread, [&](int64_t row) { return g_ + (first + row) * gated_; });
+            const int64_t p = index % tasks.panels, at = output_of(w1, p);
+            gate(w1, w3, p, inputs, count, thread, [&](int64_t row) { return g_ + (first + row) * gated_; },
+                 [&](int64_t row, Target target, __m256 value) { return added(thread, first + row, target, at, value); });
         });
         finish(RESIDUAL_IN);
+        shrink(thread, {W2}, g_, gated_, RESIDUAL_OUT);
         products(w2, g_, gated_, rows, thread, [&](int64_t row, int64_t at, __m256 value) {
-            __m256 y = _mm256_add_ps(_mm256_loadu_ps(h_ + row * hidden_ + at), value);
+            __m256 y = _mm256_add_ps(_mm256_loadu_ps(h_ + row * hidden_ + at), added(thread, row, W2, at, value));
             if (experts) y = _mm256_add_ps(y, mixed(row, at));
             store(x + row * D, at, D, y);
         });
@@ -267,13 +289,13 @@ class Rank {
     // Queries, keys, values, and the router's logits.
     void project(const LayerWeights &layer, int thread, bool experts) {
         const int64_t rows = step_->rows;
-        struct Part {
+        struct Product {
             const Matrix *matrix;
             const float *x;
             float *out;
             int64_t stride;
         };
-        const Part parts[] = {{&layer.q, a_, q_, attended_},
+        const Product parts[] = {{&layer.q, a_, q_, attended_},
                               {&layer.k, a_, k_, grouped_},
                               {&layer.v, a_, v_, grouped_},
                               {&layer.gate, m_, logits_, padded(std::max(s_.experts, 1))}};
@@ -284,9 +306,10 @@ class Rank {
         team_.share_in_rank(thread, total, [&](int64_t index) {
             int part = 0;
             while (index >= ends[part]) ++part;
-            const Part &of = parts[part];
+            const Product &of = parts[part];
             const int64_t own = index - (part ? ends[part - 1] : 0);
             product(*of.matrix, tasks[part], own, of.x, hidden_, thread, [&](int64_t row, int64_t at, __m256 value) {
+                if (part < 3) value = added(thread, row, static_cast<Target>(Q + part), at, value);
                 _mm256_storeu_ps(of.out + row * of.stride + at, value);
             });
         });
@@ -353,7 +376,8 @@ class Rank {
             }
             const ExpertBlock &block = expert_blocks_[(index - attentions) / panels];
             gate(layer.w1[block.expert], layer.w3[block.expert], (index - attentions) % panels, rows_of(block, m_, hidden_, s_.chosen, own),
-                 block.rows, thread, [&](int64_t row) { return expert_gated_ + sorted_[block.first + row] * inner_; });
+                 block.rows, thread, [&](int64_t row) { return expert_gated_ + sorted_[block.first + row] * inner_; },
+                 [](int64_t, Target, __m256 value) { return value; });
         });
     }
 
@@ -366,7 +390,7 @@ class Rank {
             if (index < tasks.count()) {
                 product(layer.o, tasks, index, q_, attended_, thread, [&](int64_t row, int64_t at, __m256 value) {
                     const __m256 before = load(x + row * s_.hidden, at, s_.hidden);
-                    _mm256_storeu_ps(h_ + row * hidden_ + at, _mm256_add_ps(before, value));
+                    _mm256_storeu_ps(h_ + row * hidden_ + at, _mm256_add_ps(before, added(thread, row, O, at, value)));
                 });
                 return;
             }
@@ -395,6 +419,7 @@ class Rank {
     const Ends ends_;
     int64_t vocabulary_ = 0;
     const Attention attention_;
+    Additions additions_;
     Team team_;
     std::vector<Scratch> scratch_;
     int64_t hidden_, attended_, grouped_, inner_, gated_; // from row to row
@@ -427,7 +452,7 @@ int arctic_supported() {
 
 // Sizes of the structures that Python calls with, to be compared with those that it has.
 const int64_t *arctic_sizes() {
-    static const int64_t sizes[] = {sizeof(Matrix), sizeof(LayerWeights), sizeof(Ends), sizeof(Shape), sizeof(Step)};
+    static const int64_t sizes[] = {sizeof(Matrix), sizeof(LayerWeights), sizeof(Ends), sizeof(Shape), sizeof(Step), sizeof(LayerAdditions)};
     return sizes;
 }
 
@@ -440,6 +465,9 @@ void *arctic_rank(const Shape *shape, const LayerWeights *layers, const Ends *en
         return nullptr;
     }
 }
+
+// Give a rank adapters [count, layers], which must outlive it: spans name them by their place.
+void arctic_adapt(void *rank, const LayerAdditions *additions, int64_t count) { static_cast<arctic::Rank *>(rank)->adapt(additions, count); }
 
 // Seconds of each part of all steps so far: [PARTS] in their order.
 const double *arctic_seconds(void *rank) { return static_cast<arctic::Rank *>(rank)->seconds(); }

@@ -94,12 +94,28 @@ class Shape(Structure):
 
 
 class Step(Structure):
-    """The rows of a step; a span is four integers."""
+    """The rows of a step; a span is five integers."""
 
     _fields_ = [("rows", c_int64), ("count", c_int64), ("spans", c_void_p), ("tables", c_void_p), ("tokens", c_void_p)]
 
 
-STRUCTURES = (Matrix, LayerWeights, Ends, Shape, Step)
+TARGETS = ("q", "k", "v", "o", "w1", "w3", "w2")
+"""What adapters stand on, as additions.h has it."""
+
+
+class Addition(Structure):
+    """What an adapter adds to one matrix."""
+
+    _fields_ = [("down", c_void_p), ("up", c_void_p), ("rank", c_int32), ("inputs", c_int32)]
+
+
+class LayerAdditions(Structure):
+    """An adapter's part in one layer."""
+
+    _fields_ = [("of", Addition * len(TARGETS))]
+
+
+STRUCTURES = (Matrix, LayerWeights, Ends, Shape, Step, LayerAdditions)
 """In the order of `arctic_sizes`."""
 
 
@@ -124,6 +140,8 @@ def load(path: Path) -> ctypes.CDLL | None:
     _check_sizes(path, loaded)
     loaded.arctic_rank.argtypes = [POINTER(Shape), POINTER(LayerWeights), POINTER(Ends), c_char_p]
     loaded.arctic_rank.restype = c_void_p
+    loaded.arctic_adapt.argtypes = [c_void_p, POINTER(LayerAdditions), c_int64]
+    loaded.arctic_adapt.restype = None
     loaded.arctic_seconds.argtypes = [c_void_p]
     loaded.arctic_seconds.restype = POINTER(c_double)
     loaded.arctic_free.argtypes = [c_void_p]

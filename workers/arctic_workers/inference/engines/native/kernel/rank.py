@@ -11,15 +11,20 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from arctic_model.layers import MLP
 from arctic_model.model import ArcticModel, DecoderLayer, DenseMLP
 from arctic_model.moe import MoE
+from arctic_workers.inference.engines.native.adapters import Adapter
 from arctic_workers.inference.engines.native.cache import PagedCache
 from arctic_workers.inference.engines.native.kernel.arena import release_freed
 from arctic_workers.inference.engines.native.kernel.library import (
     PARTS,
+    TARGETS,
+    Addition,
     Ends,
+    LayerAdditions,
     LayerWeights,
     Matrix,
     Shape,
@@ -27,7 +32,7 @@ from arctic_workers.inference.engines.native.kernel.library import (
     library,
 )
 from arctic_workers.inference.engines.native.kernel.nodes import ANYWHERE, Cpus, bits_of, cpus_of_ranks
-from arctic_workers.inference.engines.native.kernel.panels import FORMATS, Panels
+from arctic_workers.inference.engines.native.kernel.panels import FORMATS, LANES, Panels
 from arctic_workers.inference.engines.native.step import Part
 
 log = logging.getLogger(__name__)
@@ -84,6 +89,27 @@ class KernelRank:
         if not self._rank:
             raise MemoryError("no memory for the native engine's threads")
         weakref.finalize(self, code.arctic_free, self._rank)
+
+    def adapt(self, adapters: Sequence[Adapter]) -> None:
+        """See `Compute`."""
+        layers = list(self._model.layers)
+        placed = [self._additions(adapter, layer) for adapter in adapters for layer in layers]
+        self._adapters = (LayerAdditions * len(placed))(*placed)
+        self._code.arctic_adapt(self._rank, self._adapters, len(adapters))
+
+    def _additions(self, adapter: Adapter, layer: int) -> LayerAdditions:
+        """Return an adapter's part in a layer: matrices that it does not stand on have rank 0."""
+        mlp = "residual_mlp" if self._model.config.has_experts(layer) else "block_sparse_moe.mlp"
+        part = LayerAdditions()
+        for place, target in enumerate(TARGETS):
+            name = f"self_attn.{target}_proj" if len(target) == 1 else f"{mlp}.{target}"
+            if (found := adapter.get(f"model.layers.{layer}.{name}")) is None:
+                continue
+            down = functional.pad(found.a, (0, -found.a.shape[1] % LANES)).contiguous()
+            up = functional.pad(found.scale * found.b, (0, 0, 0, -len(found.b) % LANES))
+            panels = up.view(-1, LANES, len(found.a)).transpose(1, 2).contiguous()
+            part.of[place] = Addition(self._panels.pointer(down), self._panels.pointer(panels), *found.a.shape)
+        return part
 
     def _of_ends(self, model: ArcticModel) -> Ends:
         embedding, norm, head = model.model.embed_tokens, model.model.norm, model.lm_head
@@ -148,7 +174,7 @@ class KernelRank:
         rows = 0
         for part in parts:
             length = len(part.tokens)
-            spans.extend((part.start, length, len(tables), part.dropped))
+            spans.extend((part.start, length, len(tables), part.dropped, part.adapter))
             tables.extend(part.blocks)
             if x_TD is None:
                 tokens.extend(part.tokens)
