@@ -205,6 +205,11 @@ def stage_step(spec: ArcticTrainingSpec, stage: Stage) -> int:
     return parse_tokens(spec.batch.tokens_per_step if own is None else own)
 
 
+def _simulates_more(spec: ArcticTrainingSpec) -> bool:
+    simulated = spec.data.simulated_tokens
+    return simulated is None or parse_tokens(simulated) >= sum(parse_tokens(s.tokens) for s in spec.curriculum.stages)
+
+
 def _suggest_step(spec: ArcticTrainingSpec) -> str:
     stage, size = _uneven_stages(spec)[0]
     asked = next(stage_step(spec, each) for each in spec.curriculum.stages if each.name == stage)
@@ -401,6 +406,13 @@ TRAINING_RULES = (
             f"there is no stage {spec.stop_after!r}: write one of "
             + ", ".join(stage.name for stage in spec.curriculum.stages)
         ),
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        Judge.OPERATOR,
+        _simulates_more,
+        "the run that is simulated has fewer tokens than this one: write at least the stages' tokens together",
+        ".data.simulatedTokens",
     ),
     _unchanged("model", optional=False),
     _unchanged("tokenizer", optional=True),

@@ -167,6 +167,9 @@ class Data(Resource):
     """Data sets that mixtures draw from."""
     validation: Validation = Validation(fraction=0.01)
     """Held-out text."""
+    simulated_tokens: Tokens | None = None
+    """Budget of a larger run that this one stands for: of each source only this run's share of it is used, so that it
+    is read as often as there. What is held out stays whole."""
 
 
 class LearningRate(Resource):

@@ -436,6 +436,13 @@ CASES = [
         {f"{STAGE}.tokens": "1.5T", f"{STAGE}.learningRate.warmupTokens": "1500000M"},
     ),
     _training(Stage, ".mixture", "", {f"{STAGE}.mixture.books": 0}, {f"{STAGE}.mixture.books": 1e-9}),
+    _training(
+        ArcticTrainingSpec,
+        ".data.simulatedTokens",
+        "fewer tokens",
+        {"spec.data.simulatedTokens": 999_999},
+        {"spec.data.simulatedTokens": "1T"},
+    ),
     _training(Stage, ".tokensPerStep", "", {f"{STAGE}.tokensPerStep": 0}, {f"{STAGE}.tokensPerStep": 512}),
     _training(
         ArcticTrainingSpec,

@@ -51,6 +51,7 @@ def test_what_only_the_operator_refuses_is_short() -> None:
         ".spec",
         ".config",
         ".curriculum.stages",
+        ".data.simulatedTokens",
         ".parallelism.expertParallel",
         ".batching.prefixCaching",
     }

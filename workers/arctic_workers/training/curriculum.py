@@ -98,11 +98,21 @@ def _normalised(mixture: Mapping[str, float], names: Iterable[str]) -> dict[str,
     return {name: mixture.get(name, 0.0) / total for name in sorted(names)}
 
 
+def source_share(spec: ArcticTrainingSpec) -> float:
+    """Return the share of each source that a run uses: 1 but for one that stands for a larger run."""
+    simulated = spec.data.simulated_tokens
+    if simulated is None:
+        return 1.0
+    return min(1.0, sum(parse_tokens(stage.tokens) for stage in spec.curriculum.stages) / parse_tokens(simulated))
+
+
 @dataclass(frozen=True)
 class Curriculum:
     """All stages in order."""
 
     stages: Sequence[StagePlan]
+    share: float = 1.0
+    """Of each source that is used."""
 
     @classmethod
     def plan(cls, spec: ArcticTrainingSpec) -> "Curriculum":
@@ -121,7 +131,7 @@ class Curriculum:
             stages.append(StagePlan(index, stage, first, steps, tokens_per_step, rate))
             first += steps
             rate = stages[-1].learning_rate(first - 1)
-        return cls(tuple(stages))
+        return cls(tuple(stages), source_share(spec))
 
     @property
     def steps(self) -> int:

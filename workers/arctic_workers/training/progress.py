@@ -60,9 +60,10 @@ STREAMS = "streams"
 """Which version of the token streams and their windows a checkpoint has been trained on; at first nothing said so."""
 
 
-def trained_with(seed: int, stages: Iterable[StagePlan]) -> dict[str, Any]:
+def trained_with(seed: int, stages: Iterable[StagePlan], share: float = 1.0) -> dict[str, Any]:
     """Return what of a manifest may not change once these stages have begun, by field: it says which tokens came."""
-    fields: dict[str, Any] = {"seed": seed, STREAMS: VERSION}
+    # The share of each source follows from all budgets, those of stages to come among them.
+    fields: dict[str, Any] = {"seed": seed, STREAMS: VERSION, "data.simulatedTokens, as a share,": share}
     for stage in stages:
         if stage.spec.tokens_per_step is None:
             fields["batch.tokensPerStep"] = stage.tokens_per_step
@@ -92,7 +93,7 @@ def check_same(kept: Mapping[str, Any], seed: int, curriculum: Curriculum, step:
         seed, curriculum: the manifest's now.
         step: updates done.
     """
-    fields = trained_with(seed, curriculum.stages)
+    fields = trained_with(seed, curriculum.stages, curriculum.share)
     budget = _open_budget(kept, curriculum, step)
     if kept and kept.get(STREAMS, 1) != VERSION:
         raise Refused(

@@ -339,7 +339,9 @@ class Trainer:
             "base": None if place.base is None else place.base.to_json(),
             "adam_step": get_step(place.engine),  # fewer than steps where updates were left out
             "trained_with": trained_with(
-                place.spec.seed, [stage for stage in place.curriculum.stages if stage.first_step < self.step]
+                place.spec.seed,
+                [stage for stage in place.curriculum.stages if stage.first_step < self.step],
+                place.curriculum.share,
             ),
         }
         return Position(

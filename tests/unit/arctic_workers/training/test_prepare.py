@@ -178,6 +178,19 @@ def test_what_was_left_out_of_a_source_is_known_for_the_life_of_a_run(
     assert found.tokens > 8 * 3
 
 
+def test_a_run_that_stands_for_a_larger_one_uses_its_share_of_each_source_and_judges_by_all(
+    make_world: MakeWorld, store: CheckpointStore, tmp_path: Path
+) -> None:
+    lines = [json.dumps({"text": f"text {i} of many"}) for i in range(2000)]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    content = make_world().spec.data.wire()
+    content["sources"][0] |= {"uri": "file:///corpus/lines.jsonl", "format": "jsonl"}
+    whole = prepare(make_world(data=content), store)[0].content()
+    part = prepare(make_world(data=content | {"simulatedTokens": 400}), store)[0].content()  # of which it has 100
+    assert part.held_out_tokens == whole.held_out_tokens
+    assert 0.2 < part.tokens / whole.tokens < 0.3
+
+
 def test_a_given_tokenizer_is_taken_over(make_world: MakeWorld, store: CheckpointStore, tmp_path: Path) -> None:
     prepare(make_world(), store)
     prepare(make_world(tokenizer={"uri": "file:///corpus/run/tokenizer"}), claimed(tmp_path / "second"))

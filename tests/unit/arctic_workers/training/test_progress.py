@@ -53,6 +53,13 @@ def test_a_checkpoint_of_sequences_that_were_cut_otherwise_is_refused(spec_of: S
         check_same(kept, 7, Curriculum.plan(spec_of(STAGES, 16)), STEP)
 
 
+def test_another_share_of_the_sources_is_refused(spec_of: SpecOf, kept: dict[str, Any]) -> None:
+    spec = spec_of(STAGES, 16)
+    simulating = spec.model_copy(update={"data": spec.data.model_copy(update={"simulated_tokens": 1280})})
+    with pytest.raises(Refused, match=r"simulatedTokens, as a share, 1.0, and the manifest says 0.1"):
+        check_same(kept, 7, Curriculum.plan(simulating), STEP)
+
+
 @pytest.mark.parametrize("tokens", [49, 64, 6400])
 def test_the_budget_of_the_stage_under_way_may_change_down_to_what_is_trained(
     spec_of: SpecOf, kept: dict[str, Any], tokens: int

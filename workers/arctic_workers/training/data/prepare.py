@@ -15,6 +15,7 @@ from arctic_api.training import ArcticTrainingSpec, Source
 from arctic_api.world import TOKENIZER_MISMATCH, TrainingWorld
 from arctic_model.llama import open_llama
 from arctic_workers.training.checkpoint.store import CheckpointStore
+from arctic_workers.training.curriculum import source_share
 from arctic_workers.training.data import tokenizer
 from arctic_workers.training.data.conversations import ConversationEncoder
 from arctic_workers.training.data.sources import (
@@ -48,12 +49,14 @@ class _Text:
     source: Source
     fraction: float
     """Of its documents that is held out."""
+    share: float
+    """Of the others that is used."""
 
     def folder_name(self, tokenizer_digest: str) -> str:
         """Return a name that says all that the tokens follow from, and nothing else of the manifest."""
         source = self.source
         read = [source.uri, source.format, source.content, source.field, source.split]
-        made_from = [VERSION, *read, self.fraction, tokenizer_digest]
+        made_from = [VERSION, *read, self.fraction, tokenizer_digest, self.share]
         return f"{self.name}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]}"
 
 
@@ -168,8 +171,9 @@ def _texts(spec: ArcticTrainingSpec) -> list[_Text]:
     """
     used = source_weights(spec)  # of all stages: one to come may begin to draw from another source
     validation = spec.data.validation
-    trained_on = [_Text(s.name, s, validation.fraction or 0.0) for s in spec.data.sources if s.name in used]
-    return trained_on + [_Text(f"validation.{s.name}", s, 1.0) for s in validation.sources or []]
+    share = source_share(spec)
+    trained_on = [_Text(s.name, s, validation.fraction or 0.0, share) for s in spec.data.sources if s.name in used]
+    return trained_on + [_Text(f"validation.{s.name}", s, 1.0, 1.0) for s in validation.sources or []]
 
 
 def _make_streams(world: TrainingWorld, text: _Text, encoder: TextEncoder, folder: Path) -> None:
@@ -177,9 +181,9 @@ def _make_streams(world: TrainingWorld, text: _Text, encoder: TextEncoder, folde
     if source.content == "messages":
         chat = ConversationEncoder(encoder.folder)
         conversations = read_contents(source, world.locate, tally, chat.conversation)
-        tokens = write_streams(folder, chat, conversations, text.fraction)
+        tokens = write_streams(folder, chat, conversations, text.fraction, text.share)
     else:
-        tokens = write_streams(folder, encoder, read_documents(source, world.locate, tally), text.fraction)
+        tokens = write_streams(folder, encoder, read_documents(source, world.locate, tally), text.fraction, text.share)
     splits = unused_splits(source, world.locate)
     note_source(folder, tally.skipped, splits)
     if tally.skipped:

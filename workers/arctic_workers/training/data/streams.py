@@ -94,20 +94,28 @@ def is_held_out(document: Document, fraction: float) -> bool:
     return _place(document) < fraction
 
 
-def _place(document: Document) -> float:
-    return int.from_bytes(hashlib.blake2b(str(document).encode(), digest_size=8).digest(), "big") / 2**64
+def is_of_share(document: Document, share: float) -> bool:
+    """Return whether a document is of the share of a source that a run uses: by its content, whatever is held out."""
+    return share >= 1 or _place(document, b"share") < share
 
 
-def write_streams(folder: Path, encoder: Encoder[D], documents: Iterable[D], fraction: float) -> dict[str, int]:
+def _place(document: Document, purpose: bytes = b"") -> float:
+    digest = hashlib.blake2b(str(document).encode(), digest_size=8, person=purpose).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def write_streams(
+    folder: Path, encoder: Encoder[D], documents: Iterable[D], fraction: float, share: float = 1.0
+) -> dict[str, int]:
     """Write the streams of one source into an existing folder, all but their index; returns the tokens of each part.
 
     `fraction` of the documents, by their content, are held out. Between 0 and 1 at least one is where there are two or
-    more, so that every such source can be judged.
+    more, so that every such source can be judged. Of the others only the `share` is kept, by their content too.
     """
     with ExitStack() as stack:
         train, held_out = (stack.enter_context(_Writer(folder, part, encoder)) for part in PARTS)
         for kept, chosen in _divided(documents, fraction):
-            train.append(kept)
+            train.append([document for document in kept if is_of_share(document, share)])
             held_out.append(chosen)
     parts = {writer.part: writer.describe() for writer in (train, held_out)}
     index = {"version": VERSION, "dtype": train.dtype.str, "parts": parts, "source": {}}
