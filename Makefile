@@ -79,6 +79,7 @@ bench: setup setup-engines ## every benchmark, whole (two hours): prints its tab
 	@$(RUN) python -m benchmarks.soak --keep
 	@$(RUN) python -m benchmarks.split_fuse --keep
 	@$(RUN) python -m benchmarks.suffix_decoding --keep
+	@$(RUN) python -m benchmarks.training --keep
 
 format: ## rewrite the code in the house's format
 	@$(RUN) ruff check --fix . ; $(RUN) ruff format .

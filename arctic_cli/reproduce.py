@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from arctic_api.training import ArcticTrainingSpec
+from arctic_api.training import ArcticTrainingSpec, TrainingParallelism
 from arctic_cli.manifest import load_one
 
 
@@ -34,7 +34,8 @@ def reproduce(run_folder: Path, file: Path | None) -> None:
         record = newest_record(run_folder)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    lines = differences_here(record, run_folder, threads_of_a_rank(os.environ), spec)
+    parallelism = TrainingParallelism.model_validate((spec or record["manifest"]).get("parallelism", {}))
+    lines = differences_here(record, run_folder, threads_of_a_rank(parallelism, os.environ, local=True), spec)
     for line in lines:
         click.echo(line)
     if lines:

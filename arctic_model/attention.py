@@ -80,7 +80,7 @@ class DocumentAttend:
         if len(part) == 1:
             return self._causal(layer, q_BTNH, k_BTGH, v_BTGH)
         if part not in self._masks:
-            documents_T = torch.repeat_interleave(torch.arange(len(part)), torch.tensor(part))
+            documents_T = torch.arange(len(part)).repeat_interleave(torch.tensor(part), output_size=sum(part))
             visible_TT = (documents_T[:, None] == documents_T[None, :]).tril()
             self._masks[part] = visible_TT.to(q_BTNH.device, non_blocking=True)
         return grouped_attention(q_BTNH, k_BTGH, v_BTGH, self._masks[part])
@@ -113,9 +113,9 @@ def document_positions(starts: Sequence[Sequence[int]], length: int) -> Tensor:
         starts: where documents begin, by sequence: the first at 0, in order.
         length: tokens of each sequence.
     """
-    lengths = torch.tensor(_document_lengths(starts, length))
-    begins = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-    return (torch.arange(len(begins)) - begins).view(-1, length)
+    lengths, tokens = torch.tensor(_document_lengths(starts, length)), len(starts) * length
+    begins = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=tokens)
+    return (torch.arange(tokens) - begins).view(-1, length)
 
 
 def attention_mask(queries_Q: Tensor, keys_L: Tensor, window: int | None = None, sinks: int = 0) -> Tensor:

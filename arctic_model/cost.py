@@ -9,6 +9,10 @@ from math import prod
 from arctic_model.config import ArcticConfig
 from arctic_model.names import tensor_shapes
 
+_PIECE = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Logits that the loss makes at once: on CPUs few enough to stay near the core, on GPUs enough to fill it."""
+_FEWEST = 128
+"""Tokens of such a piece, at least: for each the gradient of the whole output matrix is read and written."""
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
@@ -72,6 +76,11 @@ def training_flops_per_token(config: ArcticConfig, sequence_length: int) -> int:
     """
     multiplying = count_parameters(config).active - config.vocab_size * config.hidden_size
     return 6 * multiplying + 12 * config.num_hidden_layers * config.hidden_size * sequence_length
+
+
+def tokens_of_a_piece(tokens: int, vocabulary: int, device: str) -> int:
+    """Tokens whose logits the loss holds at once, of `tokens` in all, on a device of type `cpu` or `cuda`."""
+    return min(tokens, max(_FEWEST, _PIECE[device] // vocabulary))
 
 
 def model_flops_utilization(

@@ -130,20 +130,31 @@ class ArcticModel(nn.Module):
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Turn the last layer's hidden states into logits [B, T, V]."""
-        if self.lm_head is None or self.model.norm is None:
-            raise RuntimeError("this slice of the model has no output matrix: it returns hidden states")
-        logits_BTV: Tensor = self.lm_head(self.model.norm(x_BTD))
+        lm_head, norm = self._output()
+        logits_BTV: Tensor = lm_head(norm(x_BTD))
         return logits_BTV
+
+    def normed_with_loss(
+        self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `lm_head` takes [B, T, D] and the auxiliary loss (a scalar, `router_aux_loss_coef` applied)."""
+        if positions_BT is None:
+            positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
+        x_BTD, balance = self.run_layers(self.embed(tokens_BT), positions_BT, attend)
+        return self._output()[1](x_BTD), self.config.router_aux_loss_coef * balance
 
     def forward_with_loss(
         self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return logits [B, T, V] and the auxiliary loss (a scalar, `router_aux_loss_coef` applied), for training."""
-        if positions_BT is None:
-            positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
-        x_BTD, balance = self.run_layers(self.embed(tokens_BT), positions_BT, attend)
-        return self.logits(x_BTD), self.config.router_aux_loss_coef * balance
+        """Return logits [B, T, V] and the auxiliary loss; `arctic_model.loss` never holds the logits of all tokens."""
+        x_BTD, balance = self.normed_with_loss(tokens_BT, positions_BT, attend)
+        return self._output()[0](x_BTD), balance
 
     def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend | None = None) -> Tensor:
         """Return logits [B, T, V]. Positions count from 0 in every sequence unless they are given."""
         return self.forward_with_loss(tokens_BT, positions_BT, attend)[0]
+
+    def _output(self) -> tuple[nn.Linear, RMSNorm]:
+        if self.lm_head is None or self.model.norm is None:
+            raise RuntimeError("this slice of the model has no output matrix: it returns hidden states")
+        return self.lm_head, self.model.norm

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arctic_model.config import ArcticConfig
+from arctic_model.devices import Wait, counts_on_host
 
 
 class ExpertLayer(Protocol):
@@ -57,6 +58,14 @@ class Router(nn.Module):
         return Routing(weights_SK.to(x_SD.dtype), experts_SK, probabilities_SE)
 
 
+def count_choices(choices_R: Tensor, experts: int) -> Tensor:
+    """Return how many choices fell on each expert: int64 [E].
+
+    Not `bincount`, for which a host has to wait for its GPU.
+    """
+    return choices_R.new_zeros(experts).scatter_add_(0, choices_R, torch.ones_like(choices_R))
+
+
 def load_balancing_loss(probabilities_SE: Tensor, experts_SK: Tensor) -> Tensor:
     """`E * sum over k, e of f[k,e] * P[e]`: f is the share of tokens whose k-th choice is e, P the mean probability.
 
@@ -64,7 +73,7 @@ def load_balancing_loss(probabilities_SE: Tensor, experts_SK: Tensor) -> Tensor:
     the choices as the published Arctic does.
     """
     experts = probabilities_SE.shape[-1]
-    shares_E = torch.bincount(experts_SK.flatten(), minlength=experts) / experts_SK.shape[0]
+    shares_E = count_choices(experts_SK.flatten(), experts) / experts_SK.shape[0]
     return experts * (shares_E * probabilities_SE.mean(0)).sum()
 
 
@@ -89,9 +98,14 @@ class Experts(nn.Module):
         return expert_by_expert(x_RD, counts_E, run)
 
 
+def split_by_expert(x_RD: Tensor, counts_E: Tensor) -> tuple[Tensor, ...]:
+    """Return each expert's rows of those that are sorted by expert."""
+    return torch.split(x_RD, counts_on_host(counts_E, Wait.EXPERT_ROWS))
+
+
 def expert_by_expert(x_RD: Tensor, counts_E: Tensor, run: Callable[[int, Tensor], Tensor]) -> Tensor:
     """Give each expert its rows (sorted by expert, `counts_E` each), skipping those without; returns [R, D]."""
-    parts = [run(expert, x_rD) for expert, x_rD in enumerate(torch.split(x_RD, counts_E.tolist())) if x_rD.shape[0]]
+    parts = [run(expert, x_rD) for expert, x_rD in enumerate(split_by_expert(x_RD, counts_E)) if x_rD.shape[0]]
     return torch.cat(parts) if parts else x_RD
 
 
@@ -124,7 +138,7 @@ class MoE(nn.Module):
         experts, chosen = routing.probabilities_SE.shape[-1], routing.experts_SK.shape[-1]
         choices_R = routing.experts_SK.flatten()
         order_R = choices_R.argsort(stable=True)
-        counts_E = torch.bincount(choices_R, minlength=experts)
+        counts_E = count_choices(choices_R, experts)
         return _Dispatched(x_SD[order_R // chosen], counts_E, order_R, routing, x_BTD.shape)
 
     def compute(self, dispatched: _Dispatched) -> _Computed:

@@ -24,6 +24,7 @@ from arctic_cli.corpus import prepare_corpus
 from arctic_cluster.paths import CORPUS, default_volumes
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import plan_inference
+from arctic_workers.control.cores import available_cores
 from arctic_workers.inference.engine import Request, Sampling
 from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE
 from arctic_workers.inference.engines.native.cache import PagedCache
@@ -32,7 +33,6 @@ from arctic_workers.inference.engines.native.runner import compute_of, load_slic
 from arctic_workers.inference.engines.native.step import Part
 from arctic_workers.inference.engines.native.window import CHUNK, Window
 from arctic_workers.inference.http.text import Text
-from arctic_workers.inference.memory import available_cores
 from benchmarks.drawing import Chart
 from benchmarks.form import arguments, draw, finish, note, print_table, wait_for_quiet
 from benchmarks.models import imported_model, prompts, random_model

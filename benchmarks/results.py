@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from arctic_workers.inference.memory import available_cores
+from arctic_workers.control.cores import available_cores
 
 FILE = Path(__file__).with_name("RESULTS.md")
 DRAWINGS = FILE.with_name("drawings")

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from arctic_model.config import ArcticConfig
-from arctic_workers.inference.memory import available_cores
+from arctic_workers.control.cores import available_cores
 from benchmarks.compiled import ReadCeiling
 from benchmarks.form import arguments, finish, in_alternation, note, print_table, spread, wait_for_quiet
 from benchmarks.models import imported_gguf, imported_model, prompts, random_gguf, random_model

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from arctic_model.config import ArcticConfig
-from arctic_model.cost import count_parameters, layer_multiplications, training_flops_per_token
+from arctic_model.cost import count_parameters, layer_multiplications, tokens_of_a_piece, training_flops_per_token
 from arctic_model.parallel import TrainingPlan as Degrees
 from arctic_model.parallel import plan_training as plan_degrees
 from arctic_model.planning.devices import BYTES, Device, Format, Lines
@@ -24,8 +24,6 @@ MOMENTS = 2
 BUCKET_ELEMENTS = 50_000_000
 """Elements that one collective reduces, and gathers: the engine's setting."""
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "buffers", "runtime")
-LOSS_COPIES = 3
-"""Of the logits in fp32: themselves, their log-softmax, and its gradient."""
 MOST_NODES = 4096
 """As many as a manifest takes."""
 WEEK, HOUR = 7 * 24 * 3600, 3600
@@ -250,12 +248,15 @@ def _resident(training: Training) -> Counter[str]:
     partition = sum(each.partition for each in held)
     kept = {0: parameters, 1: parameters, 2: partition}[training.zero_stage]
     states = parameters if training.zero_stage == 0 else partition
+    # Without partitions, as on one rank, weights in fp32 are their own masters and nothing is gathered for reduction.
+    whole = training.compute == "fp32" and (training.zero_stage == 0 or training.world == 1)
+    buckets = 0 if whole else 2 * min(BUCKET_ELEMENTS, max(each.parameters for each in held))
     return Counter(
         {
             "weights": round(parameters * width),
             "gradients": round(kept * width),
-            "optimizer": round(states * (1 + MOMENTS) * BYTES["fp32"]),
-            "buffers": round(2 * min(BUCKET_ELEMENTS, max(each.parameters for each in held)) * width),
+            "optimizer": round(states * (MOMENTS + (not whole)) * BYTES["fp32"]),
+            "buffers": round(buckets * width),
         }
     )
 
@@ -267,9 +268,16 @@ def _working(training: Training, stage: Stage) -> Counter[str]:
     return Counter(
         {
             "activations": tokens * layers * BYTES[training.compute],
-            "loss": tokens * LOSS_COPIES * config.vocab_size * BYTES["fp32"],
+            "loss": _loss(training, tokens),
         }
     )
+
+
+def _loss(training: Training, tokens: int) -> int:
+    """Of a piece of the tokens the logits, their log-softmax and gradient; and the output matrix's gradient in fp32."""
+    config, width = training.config, BYTES[training.compute]
+    piece = tokens_of_a_piece(tokens, config.vocab_size, "cpu" if training.compute == "fp32" else "cuda")
+    return config.vocab_size * (piece * (2 * width + BYTES["fp32"]) + config.hidden_size * BYTES["fp32"])
 
 
 def saved_by_layer(config: ArcticConfig, layer: int) -> int:

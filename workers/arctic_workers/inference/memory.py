@@ -1,9 +1,9 @@
-"""How much room this process has: cores and memory under the limits of its container."""
+"""How much memory this process has under the limits of its container."""
 
-import os
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
+from arctic_workers.control.cores import CGROUPS
+
 _UNLIMITED = 1 << 60
 
 
@@ -33,25 +33,6 @@ def _cgroup_memory(root: Path) -> list[tuple[int, int]]:
             cached = next((int(line.split()[1]) for line in lines if line.startswith(f"{cache_key} ")), 0)
             return [(int(limit), int(usage_file.read_text(encoding="ascii")) - cached)]
     return []
-
-
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, or its container's quota rounded up, if that is less."""
-    affinity = len(os.sched_getaffinity(0))
-    quota = _cgroup_quota(CGROUPS)
-    return affinity if quota is None else max(1, min(affinity, -(-quota[0] // quota[1])))
-
-
-def _cgroup_quota(root: Path) -> tuple[int, int] | None:
-    """Microseconds of CPU in a period of so many, version 2 or 1; None without a quota."""
-    if (both := root / "cpu.max").exists():
-        quota, period = both.read_text(encoding="ascii").split()
-        return None if quota == "max" else (int(quota), int(period))
-    if (file := root / "cpu/cpu.cfs_quota_us").exists():
-        microseconds = int(file.read_text(encoding="ascii"))
-        period_file = root / "cpu/cpu.cfs_period_us"
-        return None if microseconds < 0 else (microseconds, int(period_file.read_text(encoding="ascii")))
-    return None
 
 
 def affordable_blocks(available: int, *, fraction: float, block_bytes: int, most: int) -> int:

@@ -19,19 +19,22 @@ import torch
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d
-from torch.nn import functional
 
 from arctic_api.training import ArcticTrainingSpec, Lora
+from arctic_model import devices
 from arctic_model.attention import DocumentAttend, document_positions
 from arctic_model.config import ArcticConfig
+from arctic_model.devices import Wait
 from arctic_model.initialization import init_weights
 from arctic_model.lora import adapter_shapes, add_adapter
+from arctic_model.loss import loss_sum
 from arctic_model.model import ArcticModel
 from arctic_model.names import hf_names, tensor_shapes
 from arctic_model.weights import Weights, load_weights
 from arctic_workers.training.checkpoint.zero import prepare_optimizer
 from arctic_workers.training.data.windows import IGNORED, MicroBatch
 from arctic_workers.training.experts import ParallelExperts, TrainedExperts
+from arctic_workers.training.optimizer import UnpartitionedAdamW
 
 PREPARATION_TIMEOUT = timedelta(hours=24)
 """Longest wait for rank 0 while it trains the tokenizer and writes the token streams."""
@@ -136,11 +139,48 @@ class LossModule(nn.Module):
             length = tokens_BT.shape[1]
             positions_BT = document_positions(starts, length).to(tokens_BT.device, non_blocking=True)
             attend = DocumentAttend(starts, length, self.arctic.config.sliding_window)
-        logits_BTV, balance = self.arctic.forward_with_loss(tokens_BT, positions_BT, attend)
-        loss = functional.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        x_BTD, balance = self.arctic.normed_with_loss(tokens_BT, positions_BT, attend)
+        assert self.arctic.lm_head is not None, "what is trained is a whole model"
+        labels_S = labels_BT.flatten()
+        weights_S = (labels_S != IGNORED).float()
+        loss = loss_sum(x_BTD.flatten(0, 1), self.arctic.lm_head.weight, labels_S.clamp(min=0), weights_S)
         return loss, balance
+
+
+def shape_model(config: ArcticConfig, ranks: Ranks, expert_parallel: int, lora: Lora | None = None) -> ArcticModel:
+    """Return the model with this rank's experts, on the meta device: it takes no memory."""
+    ep_rank = ranks.rank % expert_parallel
+    experts = TrainedExperts if lora is None else ParallelExperts
+
+    def moe(config: ArcticConfig, layer: int) -> ParallelExperts:  # noqa: ARG001
+        return experts(config, expert_parallel, ep_rank)
+
+    with torch.device("meta"):
+        return ArcticModel(config, moe=moe).to(training_dtype(ranks.device))
+
+
+def fill_model(
+    model: ArcticModel,
+    ranks: Ranks,
+    expert_parallel: int,
+    seed: int,
+    weights: Weights | None,
+    lora: Lora | None = None,
+) -> None:
+    """Give a shaped model its memory: `weights`, or fresh ones from the seed; frozen under an adapter.
+
+    Weights depend on no parallel degree. Raises `CheckpointError` for weights that are not this model's.
+    """
+    first_expert = ranks.rank % expert_parallel * (model.config.num_local_experts // expert_parallel)
+    if weights is None:
+        init_weights(model, seed, device=ranks.device, first_expert=first_expert)
+    else:
+        load_weights(model, weights, device=ranks.device, first_expert=first_expert)
+    for layer in model.modules():
+        if isinstance(layer, ParallelExperts):
+            layer.mark_parameters()
+    if lora is not None:
+        add_adapter(model, lora.rank, lora.alpha, seed)
 
 
 def build_model(
@@ -151,28 +191,9 @@ def build_model(
     weights: Weights | None,
     lora: Lora | None = None,
 ) -> ArcticModel:
-    """Build the model with this rank's experts: from `weights`, or fresh from the seed; frozen under an adapter.
-
-    Weights depend on no parallel degree. Raises `CheckpointError` for weights that are not this model's.
-    """
-    ep_rank = ranks.rank % expert_parallel
-    experts = TrainedExperts if lora is None else ParallelExperts
-
-    def moe(config: ArcticConfig, layer: int) -> ParallelExperts:  # noqa: ARG001
-        return experts(config, expert_parallel, ep_rank)
-
-    with torch.device("meta"):
-        model = ArcticModel(config, moe=moe).to(training_dtype(ranks.device))
-    first_expert = ep_rank * (config.num_local_experts // expert_parallel)
-    if weights is None:
-        init_weights(model, seed, device=ranks.device, first_expert=first_expert)
-    else:
-        load_weights(model, weights, device=ranks.device, first_expert=first_expert)
-    for layer in model.modules():
-        if isinstance(layer, ParallelExperts):
-            layer.mark_parameters()
-    if lora is not None:
-        add_adapter(model, lora.rank, lora.alpha, seed)
+    """Return the model that `shape_model` shapes and `fill_model` fills."""
+    model = shape_model(config, ranks, expert_parallel, lora)
+    fill_model(model, ranks, expert_parallel, seed, weights, lora)
     return model
 
 
@@ -217,17 +238,29 @@ def start_engine(model: ArcticModel, spec: ArcticTrainingSpec) -> Any:
     # DeepSpeed asks whether the optimizer is of a kind that nobody uses here, and would import torch's compiler for it.
     _import_without_compiling("deepspeed.runtime.zero.muon.original_muon")
     module = LossModule(model)
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(module, spec.optimizer.weight_decay),
-        lr=0.0,
-        betas=(spec.optimizer.beta1, spec.optimizer.beta2),
-        eps=spec.optimizer.epsilon,
-        fused=True,
-    )
     dtype = next(module.parameters()).dtype
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=_configuration(spec, dtype))
-    prepare_optimizer(engine)
+    adam = spec.optimizer
+    groups = _parameter_groups(module, adam.weight_decay)
+    if partitions(spec, dtype):
+        optimizer = torch.optim.AdamW(groups, 0.0, (adam.beta1, adam.beta2), adam.epsilon, fused=True)
+        engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=_configuration(spec, dtype, spec.parallelism.zero_stage)
+        )
+        prepare_optimizer(engine)
+        return engine
+    whole = UnpartitionedAdamW(groups, (adam.beta1, adam.beta2), adam.epsilon, adam.gradient_clipping)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=whole, config=_configuration(spec, dtype, 0))
+    engine.enable_backward_allreduce = dist.get_world_size() > 1
     return engine
+
+
+def partitions(spec: ArcticTrainingSpec, dtype: torch.dtype) -> bool:
+    """Whether ZeRO partitions the state of the optimizer.
+
+    One rank in fp32 has nobody to share with, and needs no masters beside its weights: what ZeRO does there is copying
+    (measured by `benchmarks.training`). The numbers are the same.
+    """
+    return spec.parallelism.zero_stage > 0 and (dist.get_world_size() > 1 or dtype != torch.float32)
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -243,15 +276,15 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, 
     return list(split_params_into_different_moe_groups_for_optimizer(groups))
 
 
-def _configuration(spec: ArcticTrainingSpec, dtype: torch.dtype) -> dict[str, Any]:
+def _configuration(spec: ArcticTrainingSpec, dtype: torch.dtype, stage: int) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": spec.batch.micro_batch_size,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,  # a step ends where the trainer says so: stages differ in micro-batches
-        "gradient_clipping": spec.optimizer.gradient_clipping,
+        "gradient_clipping": spec.optimizer.gradient_clipping if stage else 0.0,  # `UnpartitionedAdamW` clips itself
         "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_optimization": {
-            "stage": spec.parallelism.zero_stage,
+            "stage": stage,
             "contiguous_gradients": True,
             "reduce_scatter": True,
             "overlap_comm": False,
@@ -269,8 +302,27 @@ def set_learning_rate(engine: Any, rate: float) -> None:
         group["lr"] = rate
 
 
+def update(engine: Any, batches: Sequence[MicroBatch], targets: int, ranks: Ranks) -> float:
+    """Make one update from a rank's micro-batches of a step of so many `targets`; returns the rank's mean loss."""
+    total = torch.zeros(1, dtype=torch.float64, device=ranks.device)
+    for batch in batches:
+        tokens, labels = (torch.from_numpy(part).to(ranks.device) for part in (batch.tokens, batch.labels))
+        loss, balance = engine(tokens, labels, batch.starts)
+        share = batch.targets * ranks.world / targets  # each label of the step counts alike
+        engine.backward(loss * share + balance / len(batches))
+        total += loss.detach().double() * share
+    engine.step()
+    return devices.on_host(total, Wait.STEP)[0]
+
+
 def mean_over_ranks(values: list[float], device: torch.device) -> list[float]:
     """Return the means over all ranks: the same bits on each of them."""
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return [float(value) for value in tensor / dist.get_world_size()]
+    torch.distributed.all_reduce(tensor)
+    return devices.on_host(tensor / torch.distributed.get_world_size(), Wait.STEP)
+
+
+def gradient_norm(engine: Any) -> float:
+    """Return the norm of the last step's gradient before it was clipped, over all ranks."""
+    norm = engine.get_global_grad_norm()
+    return devices.on_host(norm.view(1), Wait.STEP)[0] if isinstance(norm, Tensor) else norm or 0.0

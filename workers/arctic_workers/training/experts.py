@@ -14,7 +14,8 @@ from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from torch import Tensor, nn
 
 from arctic_model.config import ArcticConfig
-from arctic_model.moe import Experts, Router, Routing, load_balancing_loss
+from arctic_model.devices import Wait, counts_on_host
+from arctic_model.moe import Experts, Router, Routing, count_choices, load_balancing_loss
 
 
 class Exchange:
@@ -134,7 +135,7 @@ class ParallelExperts(nn.Module):
         x_SD = x_BTD.flatten(0, -2)
         routing: Routing = self.router(x_SD)
         choices_R = routing.experts_SK.flatten()
-        counts_RE = torch.bincount(choices_R, minlength=self.num_experts).view(self.ep_size, -1)
+        counts_RE = count_choices(choices_R, self.num_experts).view(self.ep_size, -1)
         if self.ep_size == 1:
             order_R = choices_R.argsort(stable=True)
             rows_RD = x_SD[order_R // routing.experts_SK.shape[-1]]
@@ -144,7 +145,8 @@ class ParallelExperts(nn.Module):
         order_R = choices_R.argsort(stable=True)
         rows_RD = x_SD[order_R // routing.experts_SK.shape[-1]]
         counting.wait()
-        there = Exchange(self.ep_group, counts_RE.sum(1).tolist(), arriving_RE.sum(1).tolist())
+        sent, received = (counts_on_host(counts.sum(1), Wait.EXCHANGED_ROWS) for counts in (counts_RE, arriving_RE))
+        there = Exchange(self.ep_group, sent, received)
         return _Dispatched(_start(rows_RD, there), there, arriving_RE, order_R, routing, x_BTD.shape)
 
     def compute(self, dispatched: _Dispatched) -> _Computed:

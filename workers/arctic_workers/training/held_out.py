@@ -6,6 +6,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from arctic_model import devices
+from arctic_model.devices import Wait
 from arctic_workers.training.data.batches import held_out_windows
 from arctic_workers.training.data.windows import IGNORED, MicroBatch, Stream
 from arctic_workers.training.engine import Ranks
@@ -73,7 +75,8 @@ class HeldOut:
                 total += self._module.loss_and_targets(rows).double()
         self._module.train()
         dist.all_reduce(total)
-        return float(total[0] / total[1])
+        loss, count = devices.on_host(total, Wait.HELD_OUT)
+        return loss / count
 
 
 def _round_up(count: int, multiple: int) -> int:

@@ -21,8 +21,10 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from pydantic import ValidationError
 
 from arctic_api.common import parse_duration
+from arctic_api.training import TrainingParallelism
 from arctic_api.world import NODE_RANK_VARIABLE, TERMINATION_MESSAGE, WORLD_VARIABLE, ExitCode, Report, TrainingWorld
 from arctic_rpc.control_pb2 import TrainingState
+from arctic_workers.control.cores import available_cores
 from arctic_workers.control.link import LinkedCommands, LinkServer
 from arctic_workers.control.probes import Heartbeat, ProbeServer
 from arctic_workers.control.report import write_report
@@ -148,15 +150,20 @@ def launch_command(world: TrainingWorld, node_rank: int) -> Sequence[str]:
     )
 
 
-def threads_of_a_rank(inherited: Mapping[str, str]) -> str:
-    """Return how many threads a rank computes with, under what its pod's environment says."""
-    return inherited.get("OMP_NUM_THREADS", "1")
+def threads_of_a_rank(parallelism: TrainingParallelism, inherited: Mapping[str, str], *, local: bool) -> str:
+    """Return how many threads a rank computes with, if its environment does not say it.
+
+    Its share of its pod's cores, or of the machine's where all nodes are `local` processes.
+    """
+    ranks = parallelism.processes_per_node * (parallelism.nodes if local else 1)
+    return inherited.get("OMP_NUM_THREADS", str(max(1, available_cores() // ranks)))
 
 
 def rank_environment(world: TrainingWorld, inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the ranks, without what the link adds."""
     defaults = {
-        "OMP_NUM_THREADS": threads_of_a_rank(inherited),
+        "OMP_NUM_THREADS": threads_of_a_rank(world.spec.parallelism, inherited, local=world.tls_folder is None),
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve what else a busy node runs, their own process first
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         # torch says that names which DeepSpeed uses will go: nothing for the reader of a training's log.

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from arctic_api.common import parse_duration
@@ -31,7 +30,7 @@ from arctic_workers.evaluation import evaluate
 from arctic_workers.training.base import Base
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Position
 from arctic_workers.training.checkpoint.store import CheckpointStore
-from arctic_workers.training.checkpoint.zero import finish_restore, get_step, local_pieces
+from arctic_workers.training.checkpoint.zero import finish_restore, get_step, local_pieces, restored_pieces
 from arctic_workers.training.curriculum import Curriculum, StagePlan
 from arctic_workers.training.data.accounts import Accounts
 from arctic_workers.training.data.batches import TrainingData, main_category
@@ -39,11 +38,13 @@ from arctic_workers.training.data.windows import Stream
 from arctic_workers.training.desk import Desk
 from arctic_workers.training.engine import (
     Ranks,
+    gradient_norm,
     mean_over_ranks,
     named_tensors,
     patience,
     set_learning_rate,
     tensor_names,
+    update,
 )
 from arctic_workers.training.export import EXPORT, export
 from arctic_workers.training.files import write_json
@@ -175,23 +176,16 @@ class Trainer:
         )
         rate = stage.learning_rate(self.step)
         set_learning_rate(engine, rate)
-        total = torch.zeros((), dtype=torch.float64, device=place.ranks.device)
         targets = max(1, place.data.targets(stage, self.step))
-        for batch in batches:
-            tokens, labels = (torch.from_numpy(part).to(place.ranks.device) for part in (batch.tokens, batch.labels))
-            loss, balance = engine(tokens, labels, batch.starts)
-            share = batch.targets * place.ranks.world / targets  # each label of the step counts alike
-            engine.backward(loss * share + balance / len(batches))
-            total += loss.detach().double() * share
-        engine.step()
+        loss = update(engine, batches, targets, place.ranks)
         self.step += 1
-        loss_value, wishes = self._exchange(float(total))
+        loss_value, wishes = self._exchange(loss)
         if not math.isfinite(loss_value):
             raise Diverged(
                 f"the loss is {loss_value} at step {self.step} of stage {stage.name}: lower its learning rate"
             )
         self._count_skipped(stage)
-        self._measures = Measures(loss_value, rate, float(engine.get_global_grad_norm() or 0.0))
+        self._measures = Measures(loss_value, rate, gradient_norm(engine))
         self._times.append(time.monotonic())
         self._publish(RUNNING)
         self._log(stage)
@@ -316,7 +310,7 @@ class Trainer:
         folder = place.checkpointer.newest_whole(lambda yes: mean_over_ranks([float(yes)], place.ranks.device) == [1.0])
         if folder is None:
             return
-        manifest = place.checkpointer.read(folder, local_pieces(place.engine, self._names))
+        manifest = place.checkpointer.read(folder, restored_pieces(place.engine, self._names))
         if place.base is not None:
             place.base.check_same(manifest.progress.get("base"), manifest.step)
         check_same(manifest.progress.get("trained_with", {}), place.spec.seed, place.curriculum, manifest.step)

@@ -41,16 +41,24 @@ def test_memory_of_arctic_on_1024_devices_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("stage", "gradients", "states"), [(0, 1, 1), (1, 1, 1 / 8), (2, 1 / 8, 1 / 8)], ids=["none", "one", "two"]
+    ("stage", "gradients", "optimizer"), [(0, 4, 8), (1, 4, 12 / 8), (2, 4 / 8, 12 / 8)], ids=["none", "one", "two"]
 )
-def test_zero_shares_out_what_its_stages_name(stage, gradients, states):
-    # Rajbhandari et al. 2020, figure 1: with 8 data-parallel ranks, of 4 + 12 bytes a parameter in fp32.
+def test_zero_shares_out_what_its_stages_name(stage, gradients, optimizer):
+    # Rajbhandari et al. 2020, figure 1: with 8 data-parallel ranks, of 4 + 12 bytes a parameter in fp32. Without
+    # partitions weights in fp32 are their own masters.
     count = count_parameters(TINY).total
     training = Training(TINY, (Stage("s", 10**6, 8192, 128),), processes_per_node=8, zero_stage=stage, compute="fp32")
     memory = plan_training(training, replace(H100, fp32_flops=1e12)).memory
     assert memory["weights"] == 4 * count
-    assert memory["gradients"] == pytest.approx(4 * count * gradients, abs=8)
-    assert memory["optimizer"] == pytest.approx(12 * count * states, abs=8)
+    assert memory["gradients"] == pytest.approx(gradients * count, abs=8)
+    assert memory["optimizer"] == pytest.approx(optimizer * count, abs=8)
+
+
+def test_one_rank_in_fp32_has_no_masters_and_no_buffers():
+    count = count_parameters(TINY).total
+    training = Training(TINY, (Stage("s", 10**6, 8192, 128),), processes_per_node=1, compute="fp32")
+    memory = plan_training(training, replace(H100, fp32_flops=1e12)).memory
+    assert sum(memory[part] for part in ("weights", "gradients", "optimizer", "buffers")) == 16 * count
 
 
 @pytest.mark.parametrize("frequency", [1, 2])
@@ -136,7 +144,8 @@ def test_the_ranks_of_a_world_hold_the_model_and_its_state_as_often_as_zero_says
     width = 4 if training.compute == "fp32" else 2
     assert plan.memory["weights"] * training.world == pytest.approx(width * everywhere, rel=1e-3)
     states = everywhere if training.zero_stage == 0 else count.total
-    assert plan.memory["optimizer"] * training.world == pytest.approx(12 * states, rel=1e-3)
+    own_masters = training.compute == "fp32" and (training.zero_stage == 0 or training.world == 1)
+    assert plan.memory["optimizer"] * training.world == pytest.approx((8 if own_masters else 12) * states, rel=1e-3)
 
 
 @settings(max_examples=60, deadline=None)

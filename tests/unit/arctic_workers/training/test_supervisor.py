@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from arctic_api.training import ArcticTrainingSpec
+from arctic_api.training import ArcticTrainingSpec, TrainingParallelism
 from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, ExitCode, Ports, Report, TrainingWorld
 from arctic_rpc.control_pb2 import TrainingState
 from arctic_workers.control.link import LinkClient, LinkServer
@@ -108,6 +108,18 @@ def test_local_ranks_talk_over_loopback_and_what_the_pod_sets_wins(world: Traini
     assert (environment["OMP_NUM_THREADS"], environment["GLOO_SOCKET_IFNAME"]) == ("4", "lo")
     in_a_pod = world.model_copy(update={"tls_folder": "/etc/arctic/tls"})
     assert "GLOO_SOCKET_IFNAME" not in supervisor.rank_environment(in_a_pod, {})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "processes", "local", "threads"), [(1, 1, True, 8), (2, 2, True, 2), (2, 2, False, 4), (1, 9, True, 1)]
+)
+def test_ranks_share_out_the_cores_that_they_have_together(
+    monkeypatch: pytest.MonkeyPatch, nodes: int, processes: int, local: bool, threads: int
+) -> None:
+    monkeypatch.setattr(supervisor, "available_cores", lambda: 8)
+    parallelism = TrainingParallelism(nodes=nodes, processes_per_node=processes)
+    assert supervisor.threads_of_a_rank(parallelism, {}, local=local) == str(threads)
+    assert supervisor.threads_of_a_rank(parallelism, {"OMP_NUM_THREADS": "3"}, local=local) == "3"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""What one rank holds of the training state under DeepSpeed's ZeRO-1 and ZeRO-2, as flat pieces of named tensors.
+"""What one rank holds of the training state, as flat pieces of named tensors, partitioned by ZeRO or not.
 
-Reads and writes DeepSpeed's own buffers without a collective: `_hp_mapping` says which range of a parameter this rank
-owns (`lp_fragment_address`), where its fp32 master is and, once linked, where its moments are. For DeepSpeed 0.19.8.
+Under ZeRO-1 and ZeRO-2 reads and writes DeepSpeed's own buffers without a collective: `_hp_mapping` says which range of
+a parameter this rank owns (`lp_fragment_address`), where its fp32 master is and, once linked, where its moments are.
+For DeepSpeed 0.19.8. Without partitions each rank holds all of its parameters, and answers for its share of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from deepspeed.moe.utils import is_moe_param
+from deepspeed.utils import groups
 from torch import Tensor
+
+from arctic_workers.training.optimizer import UnpartitionedAdamW
 
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 
@@ -32,7 +38,8 @@ def prepare_optimizer(engine: Any) -> None:
     zero = engine.optimizer
     for partition in zero.single_partition_of_fp32_groups:
         zero.optimizer.state[partition] = {
-            "step": torch.zeros((), dtype=torch.float32),
+            # Where the moments are: fused AdamW counts on the device itself.
+            "step": torch.zeros((), dtype=torch.float32, device=partition.device),
             "exp_avg": torch.zeros_like(partition),
             "exp_avg_sq": torch.zeros_like(partition),
         }
@@ -40,19 +47,53 @@ def prepare_optimizer(engine: Any) -> None:
 
 
 def local_pieces(engine: Any, names: TensorNames) -> list[Piece]:
-    """Return this rank's pieces; over all ranks they cover every tensor that is trained exactly once."""
-    pieces: list[Piece] = []
-    for parameter_name, parameter in engine.module.named_parameters():
-        mapping = parameter._hp_mapping if parameter.requires_grad else None
-        if mapping is None:
-            continue
-        state = {kind: mapping.get_hp_fragment(None if kind == "master" else kind) for kind in KINDS}
-        start = mapping.lp_fragment_address.start
-        numel = mapping.lp_fragment_address.numel
-        tensors = names[parameter_name]
-        for name, first, low, high in split(start, start + numel, parameter.numel() // len(tensors), tensors):
-            pieces.append(Piece(name, first, {k: v.detach()[low - start : high - start] for k, v in state.items()}))
-    return pieces
+    """Return the pieces that this rank answers for; over all ranks they cover all that is trained exactly once."""
+    if isinstance(engine.optimizer, UnpartitionedAdamW):
+        return [piece for name, p in _trained(engine) for piece in _whole(engine, names[name], p, *_share(p))]
+    return [piece for name, p in _trained(engine) for piece in _partition(names[name], p)]
+
+
+def restored_pieces(engine: Any, names: TensorNames) -> list[Piece]:
+    """Return the pieces that a restore has to fill on this rank; `finish_restore` does the rest."""
+    if isinstance(engine.optimizer, UnpartitionedAdamW):
+        return [piece for name, p in _trained(engine) for piece in _whole(engine, names[name], p, 0, p.numel())]
+    return local_pieces(engine, names)
+
+
+def _trained(engine: Any) -> list[tuple[str, Any]]:
+    return [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+
+
+def _partition(tensors: Sequence[str], parameter: Any) -> list[Piece]:
+    """Return this rank's part of a parameter, in ZeRO's buffers."""
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return []
+    state = {kind: mapping.get_hp_fragment(None if kind == "master" else kind) for kind in KINDS}
+    return _pieces(tensors, mapping.lp_fragment_address.start, parameter.numel(), state)
+
+
+def _whole(engine: Any, tensors: Sequence[str], parameter: Tensor, start: int, end: int) -> list[Piece]:
+    """Return a range of a parameter that is not partitioned."""
+    adam = engine.optimizer.state[parameter]
+    held = {kind: parameter if kind == "master" else adam[kind] for kind in KINDS}
+    return _pieces(tensors, start, parameter.numel(), {k: v.detach().view(-1)[start:end] for k, v in held.items()})
+
+
+def _share(parameter: Any) -> tuple[int, int]:
+    """Return the range of a parameter that this rank, of all that hold it, answers for."""
+    alike = groups._get_expert_data_parallel_group(parameter.group_name) if is_moe_param(parameter) else None
+    rank, ranks = dist.get_rank(alike), dist.get_world_size(alike)
+    return parameter.numel() * rank // ranks, parameter.numel() * (rank + 1) // ranks
+
+
+def _pieces(tensors: Sequence[str], start: int, elements: int, state: Mapping[str, Tensor]) -> list[Piece]:
+    """Cut a range of a parameter of so many `elements`, in which `tensors` are stacked, at their borders."""
+    end = start + state["master"].numel()
+    return [
+        Piece(name, first, {kind: held.detach()[low - start : high - start] for kind, held in state.items()})
+        for name, first, low, high in split(start, end, elements // len(tensors), tensors)
+    ]
 
 
 def split(start: int, end: int, each: int, names: Sequence[str]) -> Iterator[tuple[str, int, int, int]]:
@@ -67,12 +108,17 @@ def split(start: int, end: int, each: int, names: Sequence[str]) -> Iterator[tup
 
 def get_step(engine: Any) -> int:
     """Return how many updates Adam has made."""
+    if isinstance(engine.optimizer, UnpartitionedAdamW):
+        return engine.optimizer.steps
     zero = engine.optimizer
     return int(zero.optimizer.state[zero.single_partition_of_fp32_groups[0]]["step"])
 
 
 def finish_restore(engine: Any, step: int) -> None:
     """Set Adam's step and bring the model's parameters, on all ranks, to what the masters now hold. Collective."""
+    if isinstance(engine.optimizer, UnpartitionedAdamW):
+        engine.optimizer.steps = step
+        return
     zero = engine.optimizer
     for partition in zero.single_partition_of_fp32_groups:
         zero.optimizer.state[partition]["step"].fill_(step)

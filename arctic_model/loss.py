@@ -1,0 +1,89 @@
+"""The loss of predicting tokens, without ever holding the logits of all of them.
+
+Logits take vocabulary times tokens, more than anything else of a step. They are made of a piece of the tokens at a
+time, and where gradients are wanted, these are made at once, while the piece is there: the backward pass only scales
+them (the method of Liger Kernel, Hsu et al. 2024, arXiv 2410.10989, and of torchtitan). Shapes are named by the legend
+of `arctic_model.layers`; C are the tokens of a piece.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from arctic_model.cost import tokens_of_a_piece
+
+
+def token_losses(x_SD: Tensor, lm_head_VD: Tensor, labels_S: Tensor) -> Tensor:
+    """Return the cross-entropy of each token's label, in nats, fp32 [S]; gives no gradients."""
+    with torch.no_grad():
+        return torch.cat([-_chosen(log_CV, labels_S[piece]) for piece, log_CV in _log_probabilities(x_SD, lm_head_VD)])
+
+
+def loss_sum(x_SD: Tensor, lm_head_VD: Tensor, labels_S: Tensor, weights_S: Tensor) -> Tensor:
+    """Return the cross-entropies of the tokens' labels, in nats, times `weights_S` (fp32), summed: an fp32 scalar.
+
+    Equals `(cross_entropy(linear(x_SD, lm_head_VD).float(), labels_S, reduction="none") * weights_S).sum()` up to the
+    order of additions.
+    """
+    if not torch.is_grad_enabled():
+        return (token_losses(x_SD, lm_head_VD, labels_S) * weights_S).sum()
+    return _loss_sum(x_SD, lm_head_VD, labels_S, weights_S)
+
+
+class _LossSum(torch.autograd.Function):
+    """The weighted sum of losses, whose gradients are those that the forward pass has made."""
+
+    @staticmethod
+    def forward(ctx: Any, x_SD: Tensor, lm_head_VD: Tensor, labels_S: Tensor, weights_S: Tensor) -> Tensor:
+        x_grad_SD = torch.empty_like(x_SD)
+        # Summed over pieces in fp32 whatever the model's dtype; None where the matrix is not trained.
+        lm_head_grad_VD = torch.zeros_like(lm_head_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        total = torch.zeros((), dtype=torch.float32, device=x_SD.device)
+        for piece, log_CV in _log_probabilities(x_SD, lm_head_VD):
+            labels_C, weights_C = labels_S[piece], weights_S[piece]
+            total -= (_chosen(log_CV, labels_C) * weights_C).sum()
+            # The gradient of the logits: probabilities, less 1 at the label.
+            grad_CV = log_CV.exp_().scatter_add_(1, labels_C[:, None], log_CV.new_full((len(labels_C), 1), -1.0))
+            grad_CV = grad_CV.to(x_SD.dtype)
+            torch.mm(grad_CV, lm_head_VD, out=x_grad_SD[piece]).mul_(weights_C[:, None])
+            if lm_head_grad_VD is not None:
+                _add_product(lm_head_grad_VD, grad_CV.t(), (x_SD[piece] * weights_C[:, None]).to(x_SD.dtype))
+        ctx.save_for_backward(x_grad_SD, lm_head_grad_VD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        x_grad_SD, lm_head_grad_VD = ctx.saved_tensors
+        lm_head_grad_VD = None if lm_head_grad_VD is None else (lm_head_grad_VD * gradient).to(x_grad_SD.dtype)
+        return x_grad_SD * gradient, lm_head_grad_VD, None, None
+
+
+_loss_sum = cast("Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]", _LossSum.apply)
+
+
+def _log_probabilities(x_SD: Tensor, lm_head_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield pieces of the tokens with their log probabilities, fp32 [C, V], which the next piece overwrites."""
+    tokens, vocabulary = x_SD.shape[0], lm_head_VD.shape[0]
+    each = tokens_of_a_piece(tokens, vocabulary, x_SD.device.type)
+    logits = x_SD.new_empty(each, vocabulary)
+    log = x_SD.new_empty(each, vocabulary, dtype=torch.float32)
+    for start in range(0, tokens, each):
+        piece = slice(start, min(start + each, tokens))
+        rows = piece.stop - start
+        torch.mm(x_SD[piece], lm_head_VD.t(), out=logits[:rows])
+        torch.log_softmax(logits[:rows], 1, dtype=torch.float32, out=log[:rows])
+        yield piece, log[:rows]
+
+
+def _chosen(log_CV: Tensor, labels_C: Tensor) -> Tensor:
+    return log_CV.gather(1, labels_C[:, None])[:, 0]
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add the product of two matrices to `total`, which is fp32 whatever they are."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

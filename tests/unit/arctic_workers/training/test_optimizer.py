@@ -1,0 +1,65 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from arctic_workers.training.optimizer import UnpartitionedAdamW
+
+BETAS, EPSILON, RATE = (0.9, 0.95), 1e-8, 1e-2
+
+
+def parameters() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((5, 3), (7,))]
+
+
+def groups(of: list[nn.Parameter]) -> list[dict[str, Any]]:
+    return [{"params": of[:1], "weight_decay": 0.1, "lr": RATE}, {"params": of[1:], "weight_decay": 0.0, "lr": RATE}]
+
+
+def give(to: list[nn.Parameter], scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in to:
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * scale
+
+
+def detached(of: list[nn.Parameter]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in of]
+
+
+@pytest.mark.parametrize("clipping", [0.0, 1.0])
+def test_updates_are_those_of_torch_with_clipped_gradients(clipping: float) -> None:
+    mine, theirs = parameters(), parameters()
+    ours = UnpartitionedAdamW(groups(mine), BETAS, EPSILON, clipping)
+    plain = torch.optim.AdamW(groups(theirs), betas=BETAS, eps=EPSILON)
+    for step, scale in enumerate((10.0, 0.01, 3.0)):  # clipped, not clipped, clipped
+        give(mine, scale, step)
+        give(theirs, scale, step)
+        norm = nn.utils.clip_grad_norm_(theirs, clipping or math.inf)
+        ours.step()
+        plain.step()
+        assert ours._global_grad_norm == pytest.approx(float(norm), rel=1e-6)
+    for got, expected in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
+    assert ours.steps == 3
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_an_update_whose_gradient_is_not_finite_is_left_out_and_not_counted(bad: float) -> None:
+    mine = parameters()
+    ours = UnpartitionedAdamW(groups(mine), BETAS, EPSILON, 1.0)
+    give(mine, 1.0, 0)
+    ours.step()
+    before = detached(mine)
+    give(mine, 1.0, 1)
+    assert mine[1].grad is not None
+    mine[1].grad[2] = bad
+    ours.step()
+    assert (ours.overflow, ours._global_grad_norm, ours.steps) == (True, math.inf, 1)
+    assert all(map(torch.equal, detached(mine), before))
+    give(mine, 1.0, 2)
+    ours.step()
+    assert (ours.overflow, ours.steps) == (False, 2)
+    assert not torch.equal(mine[0], before[0])
