@@ -173,7 +173,7 @@ def test_the_reduced_loss_is_identical_on_all_ranks(folder: Path) -> None:
 def test_a_pause_changes_nothing_but_the_time(folder: Path) -> None:
     assert_same_end(folder, "paused")
     phases = [state["phase"] for state in read(folder, "paused")["states"]]
-    assert phases == ["RUNNING"] * 3 + ["PAUSED"] + ["RUNNING"] * 5 + ["EXPORTING", "DONE"]
+    assert phases == ["STARTING"] + ["RUNNING"] * 3 + ["PAUSED"] + ["RUNNING"] * 5 + ["EXPORTING", "DONE"]
 
 
 def test_commands_are_answered_when_they_are_done(folder: Path) -> None:
@@ -203,7 +203,8 @@ def test_a_run_that_is_told_to_end_with_a_stage_succeeds_after_it_with_its_expor
 
 
 def test_a_run_that_begins_paused_makes_no_step_before_it_is_resumed(folder: Path) -> None:
-    states = read(folder, "stopped-early")["states"]
+    starting, *states = read(folder, "stopped-early")["states"]
+    assert starting["phase"] == "STARTING"
     assert (states[0]["phase"], states[0]["training"].get("step")) == ("PAUSED", None)
     assert [state["phase"] for state in states[1:]] == ["RUNNING"] * 4 + ["EXPORTING", "DONE"]
 
