@@ -66,11 +66,14 @@ class Document:
 
 
 def load(file: Path) -> list[Document]:
-    """Return the documents of a file, without empty ones; ManifestError names the file and the line."""
+    """Return the documents of a file, or of the standard input for `-`; ManifestError names the file and the line.
+
+    Empty documents are left out.
+    """
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver = _KubectlResolver
     try:
-        with file.open(encoding="utf-8") as stream:
+        with click.open_file(str(file), encoding="utf-8") as stream:
             nodes = [node for node in yaml.compose_all(stream) if node is not None]
         return [_Reader(file).document(node) for node in nodes if _value_tag(node) != "null"]
     except RecursionError:

@@ -13,6 +13,9 @@ from arctic_cli.local import local_mounts, volumes_option
 from arctic_cli.manifest import Document, ManifestError, describe, load
 from arctic_cluster.paths import default_volumes
 
+SUFFIXES = (".json", ".yaml", ".yml")
+"""Of the files that kubectl takes from a folder."""
+
 
 @click.command()
 @click.option(
@@ -21,8 +24,8 @@ from arctic_cluster.paths import default_volumes
     "files",
     multiple=True,
     required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Manifest; may be given several times.",
+    type=click.Path(exists=True, allow_dash=True, path_type=Path),
+    help="Manifest, a folder of them, or - for the standard input; may be given several times.",
 )
 @volumes_option
 def validate(files: tuple[Path, ...], volumes: Path | None) -> None:
@@ -30,18 +33,39 @@ def validate(files: tuple[Path, ...], volumes: Path | None) -> None:
 
     Prints each problem with its file, line and field, and exits with 64 if there is any.
     """
-    right = [_is_right(file, volumes or default_volumes()) for file in files]
+    held = volumes or default_volumes()
+    right = [_is_right_folder(file, held) if file.is_dir() else _is_right(file, held) for file in files]
     if not all(right):
         raise SystemExit(ExitCode.BAD_INPUT)
 
 
+def _is_right_folder(folder: Path, volumes: Path) -> bool:
+    """Judge the files of a folder that kubectl would take; among others a file may have no manifest of ours."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    loaded = [(file, documents) for file in files if (documents := _loaded(file)) is not None]
+    ours = [(file, documents) for file, documents in loaded if any(document.ours for document in documents)]
+    right = [_judge(file, documents, volumes) for file, documents in ours]
+    if not ours and len(loaded) == len(files):
+        click.echo(f"{folder}: no file has a manifest of {GROUP}: write one, or name another folder", err=True)
+    return bool(ours) and all(right) and len(loaded) == len(files)
+
+
 def _is_right(file: Path, volumes: Path) -> bool:
-    """Judge the manifests of ours in a file, and print what is to be said of them."""
+    documents = _loaded(file)
+    return documents is not None and _judge(file, documents, volumes)
+
+
+def _loaded(file: Path) -> list[Document] | None:
+    """Return the documents of a file; None, after saying why, if it can't be read."""
     try:
-        documents = load(file)
+        return load(file)
     except ManifestError as error:
         click.echo(error.message, err=True)
-        return False
+        return None
+
+
+def _judge(file: Path, documents: list[Document], volumes: Path) -> bool:
+    """Judge the manifests of ours in a file, and print what is to be said of them."""
     ours = [document for document in documents if document.ours]
     lines = [describe(file, document, problem) for document in ours for problem in _problems(document, volumes)]
     if not ours:

@@ -192,6 +192,25 @@ def test_other_objects_of_a_file_are_left_to_others(tmp_path: Path) -> None:
     assert result.stdout == f"{file}: ok (1 manifest; 2 others not judged)\n"
 
 
+def test_validate_takes_the_standard_input_and_folders_as_kubectl_does(tmp_path: Path) -> None:
+    result = CliRunner().invoke(validate, ["-f", "-"], input=json.dumps(TRAINING))
+    assert (result.exit_code, result.stdout) == (0, "-: ok (1 manifest)\n")
+    result = CliRunner().invoke(validate, ["-f", "-"], input=json.dumps(apply_changes(TRAINING, {"spec.seed": -1})))
+    assert result.exit_code == 64
+    assert result.stderr.startswith("-:1: spec.seed: must be greater")
+
+    for name in ("b.json", "claim.yml", "notes.txt"):
+        (tmp_path / name).write_text("apiVersion: v1\nkind: List\n" if name == "claim.yml" else json.dumps(TRAINING))
+    (tmp_path / "inner.yaml").mkdir()
+    result = CliRunner().invoke(validate, ["-f", str(tmp_path)])
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path}/b.json: ok (1 manifest)\n")
+    (tmp_path / "c.yaml").write_text("[")
+    result = CliRunner().invoke(validate, ["-f", str(tmp_path)])
+    assert (result.exit_code, "c.yaml:1: not YAML" in result.stderr) == (64, True)
+    result = CliRunner().invoke(validate, ["-f", str(tmp_path / "inner.yaml")])
+    assert (result.exit_code, "no file has a manifest of arctic.dev" in result.stderr) == (64, True)
+
+
 @pytest.mark.parametrize("identity", [{"apiVersion": "v1"}, {"kind": "ArcticTrainer"}, {"apiVersion": "arctic.dev/v1"}])
 def test_a_manifest_of_ours_that_is_misnamed_is_judged(tmp_path: Path, identity: dict[str, str]) -> None:
     result = CliRunner().invoke(validate, ["-f", str(written(tmp_path, json.dumps(TRAINING | identity)))])
