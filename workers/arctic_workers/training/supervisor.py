@@ -26,11 +26,13 @@ from arctic_api.world import NODE_RANK_VARIABLE, TERMINATION_MESSAGE, WORLD_VARI
 from arctic_rpc.control_pb2 import TrainingState
 from arctic_workers.control.cores import available_cores
 from arctic_workers.control.link import LinkedCommands, LinkServer
+from arctic_workers.control.memory import Memory
 from arctic_workers.control.probes import Heartbeat, ProbeServer
 from arctic_workers.control.report import write_report
 from arctic_workers.control.server import ControlServer
 from arctic_workers.control.signals import StopFlag
 from arctic_workers.control.state import StateBoard
+from arctic_workers.training.killed import RANKS_LOST, with_memory
 from arctic_workers.training.metrics import TrainingCollector
 from arctic_workers.training.outcome import OUTCOME_VARIABLE, PEER_LOST, read_outcomes
 
@@ -122,10 +124,11 @@ def run(world: TrainingWorld, node_rank: int, stop: StopFlag) -> Report:
         if stop.requested.is_set():
             return _stopped_early(world)
         environment = rank_environment(world, os.environ) | link.environment | {OUTCOME_VARIABLE: str(folder)}
+        memory = Memory.now()
         process = subprocess.Popen(launch_command(world, node_rank), env=environment, start_new_session=True)
         code = _watch(process, stop, heartbeat, parse_duration(world.spec.checkpoint.grace_period), link)
         report = conclude(world, code, read_outcomes(folder), stopped=stop.requested.is_set(), begun=link.begun)
-        return with_progress(report, board.latest.training)
+        return with_progress(with_memory(report, memory, Memory.now()), board.latest.training)
 
 
 def launch_command(world: TrainingWorld, node_rank: int) -> Sequence[str]:
@@ -256,7 +259,7 @@ def conclude(world: TrainingWorld, code: int, outcomes: Sequence[Report], *, sto
         return faults[0]
     if stopped:
         return _failure(world, "StopTimedOut", "the ranks wrote no checkpoint within the grace period, and were ended")
-    return _failure(world, "RanksLost", f"the ranks ended without a report (torchrun's exit code is {code})")
+    return _failure(world, RANKS_LOST, f"the ranks ended without a report (torchrun's exit code is {code})")
 
 
 def with_progress(report: Report, latest: TrainingState) -> Report:
