@@ -16,6 +16,7 @@ from arctic_operator.cache import CUSTOM_KINDS, Cache, Key, key_of
 from arctic_operator.cluster import NO_LEADER_WORKER_SETS, ApiError, Cluster, connect
 from arctic_operator.handlers import build_registry, kopf_settings
 from arctic_operator.health import Health, Heartbeat
+from arctic_operator.install import Install
 from arctic_operator.lease import Lease
 from arctic_operator.metrics import OBJECTS, WATCH_EVENTS
 from arctic_operator.observed import LEADER_WORKER_SET
@@ -44,8 +45,9 @@ class Operator:
         self._cluster, self._settings = cluster, settings
         self._cache, self._queue = Cache(), WorkQueue[Key]()
         self._reconciler = Reconciler(cluster, self._cache, self._queue, settings)
-        self._heartbeat = Heartbeat(cluster, settings)
-        self._lease = Lease(cluster, settings)
+        install = Install(cluster, settings)
+        self._heartbeat = Heartbeat(cluster, settings, install)
+        self._lease = Lease(cluster, settings, install)
         self._most_watchers = 0
         self._health = Health(self._heartbeat, self._missing_watchers, settings.metrics_port)
 

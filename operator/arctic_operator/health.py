@@ -12,6 +12,7 @@ from prometheus_client.exposition import generate_latest
 from arctic_api.world import Label
 from arctic_operator.cache import Manifest
 from arctic_operator.cluster import ApiError, Cluster, micro_time
+from arctic_operator.install import Install
 from arctic_operator.metrics import HEARTBEAT_AGE, REGISTRY
 from arctic_operator.settings import Settings
 
@@ -26,8 +27,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Heartbeat:
     """Writes an object that is watched, and sees it come back."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        self._cluster, self._clock = cluster, clock
+    def __init__(
+        self, cluster: Cluster, settings: Settings, install: Install, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cluster, self._install, self._clock = cluster, install, clock
         self._namespace, self._pod = settings.heartbeat_namespace, settings.pod_name
         # One for all pods of an install: those of pods that are gone would stay.
         self.name = f"{settings.lease_name}-heartbeat"
@@ -54,6 +57,7 @@ class Heartbeat:
                     "name": self.name,
                     "namespace": self._namespace,
                     "labels": {Label.MANAGED.value: "true"},
+                    **await self._install.owners(self._namespace),
                 },
                 "spec": {"holderIdentity": self._pod, "renewTime": now},
             }

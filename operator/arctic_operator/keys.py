@@ -1,7 +1,8 @@
 """Keeps keys where they belong: the authority in the operator's namespace, Secrets beside each object."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 from arctic_operator.cache import Manifest
 from arctic_operator.certificates import (
@@ -15,6 +16,7 @@ from arctic_operator.certificates import (
     server_secret,
 )
 from arctic_operator.cluster import ApiError, Cluster, secret_data
+from arctic_operator.install import Install
 from arctic_operator.logins import is_login, new_login
 from arctic_operator.manifests.common import child_metadata, login_name, secret_manifest, tls_name
 from arctic_operator.observed import Identity
@@ -27,8 +29,8 @@ CHECK_EVERY = timedelta(hours=1)
 class Keys:
     """The authority, what it has signed, and when that was looked at last. Losing this object loses nothing."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, clock: Callable[[], datetime]) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: Cluster, settings: Settings, install: Install, clock: Callable[[], datetime]) -> None:
+        self._cluster, self._install = cluster, install
         self._namespace = settings.namespace
         self._clock = clock
         self._authority: Authority | None = None
@@ -85,9 +87,10 @@ class Keys:
 
     async def _load(self, now: datetime) -> Authority:
         """Read, make or advance the authority. Of two operators that do so at once, one wins and both read it."""
+        owners = await self._install.owners(self._namespace)
         known = await self._cluster.get("Secret", self._namespace, AUTHORITY_SECRET)
         if known is None:
-            await self._cluster.create(self._secret(Authority.create(now), {}))
+            await self._cluster.create(self._secret(Authority.create(now), owners))
             known = await self._cluster.get("Secret", self._namespace, AUTHORITY_SECRET)
             if known is None:
                 raise ApiError(404, "NotFound", f"Secret {AUTHORITY_SECRET} was made and is gone again")
@@ -96,14 +99,15 @@ class Keys:
         except DamagedPEM as error:
             raise DamagedPEM(f"Secret {self._namespace}/{AUTHORITY_SECRET}: {error}") from error
         advanced = authority.advance(now)
-        if advanced is authority:
+        owned = owners.get("ownerReferences", []) == known["metadata"].get("ownerReferences", [])
+        if advanced is authority and owned:
             return authority
         version = {"resourceVersion": known["metadata"]["resourceVersion"]}
-        written = await self._cluster.merge(self._secret(advanced, version), dropped=known["data"])
+        written = await self._cluster.merge(self._secret(advanced, owners | version), dropped=known["data"])
         return Authority.from_secret(secret_data(written))
 
-    def _secret(self, authority: Authority, version: dict[str, str]) -> Manifest:
-        metadata = {"name": AUTHORITY_SECRET, "namespace": self._namespace} | version
+    def _secret(self, authority: Authority, more: Mapping[str, Any]) -> Manifest:
+        metadata = {"name": AUTHORITY_SECRET, "namespace": self._namespace, **more}
         return secret_manifest(metadata, authority.to_secret())
 
 

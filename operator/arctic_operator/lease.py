@@ -11,6 +11,7 @@ from typing import Any
 from arctic_api.common import parse_duration
 from arctic_operator.cache import Manifest
 from arctic_operator.cluster import ApiError, Cluster, micro_time
+from arctic_operator.install import Install
 from arctic_operator.metrics import LEADER
 from arctic_operator.settings import Settings
 
@@ -23,8 +24,8 @@ STOP_SECONDS = 15.0
 class Lease:
     """One candidate. Another's Lease is judged by how long this process has seen it unchanged: clocks may differ."""
 
-    def __init__(self, cluster: Cluster, settings: Settings) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: Cluster, settings: Settings, install: Install) -> None:
+        self._cluster, self._install = cluster, install
         self._namespace, self._name = settings.namespace, settings.lease_name
         self._identity = settings.pod_name
         self._duration = parse_duration(settings.lease_duration)
@@ -91,7 +92,7 @@ class Lease:
         return held is not None
 
     async def _write(self, known: Manifest | None) -> Manifest | None:
-        now = micro_time(datetime.now(UTC))
+        now, owners = micro_time(datetime.now(UTC)), await self._install.owners(self._namespace)
         spec = {
             "holderIdentity": self._identity,
             "leaseDurationSeconds": math.ceil(self._duration),
@@ -99,7 +100,7 @@ class Lease:
         }
         if known is None:
             first = spec | {"acquireTime": now, "leaseTransitions": 0}
-            metadata = {"name": self._name, "namespace": self._namespace}
+            metadata = {"name": self._name, "namespace": self._namespace, **owners}
             manifest = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": first}
             return await self._cluster.create(manifest)
         old = known.get("spec", {})
@@ -108,7 +109,7 @@ class Lease:
             return None
         if not mine:
             spec |= {"acquireTime": now, "leaseTransitions": old.get("leaseTransitions", 0) + 1}
-        return await self._cluster.replace(known | {"spec": old | spec})
+        return await self._cluster.replace(known | {"metadata": known["metadata"] | owners, "spec": old | spec})
 
     def _run_out(self, spec: Manifest) -> bool:
         if not spec.get("holderIdentity"):

@@ -24,6 +24,7 @@ from arctic_operator.cluster import (
 )
 from arctic_operator.commands import Commands
 from arctic_operator.control import CommandError, Followers
+from arctic_operator.install import Install
 from arctic_operator.keys import Keys
 from arctic_operator.live import Live, TrainingObservation
 from arctic_operator.manifests.inference import needs_login
@@ -112,7 +113,7 @@ class Reconciler:
         self.observer = Observer(
             cluster, cache, read_nodes=settings.read_nodes, leader_worker_sets=settings.leader_worker_sets
         )
-        self._keys = Keys(cluster, settings, _now)
+        self._keys = Keys(cluster, settings, Install(cluster, settings), _now)
         self._access_keys = AccessKeys(cluster)
         self._events = Events(cluster, settings.pod_name)
         self._followers = Followers(self._on_live_change)

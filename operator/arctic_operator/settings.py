@@ -79,6 +79,8 @@ class Settings(BaseModel):
     """Pull policy of workers and gateways."""
     image_pull_secrets: Annotated[tuple[str, ...], BeforeValidator(_from_json)] = ()
     """Names of the Secrets that images of workers and gateways are pulled with, in each object's namespace."""
+    deployment: str = ""
+    """Name of the operator's own Deployment, which what it keeps for itself goes with; empty if there is none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level of the log."""
     lease_name: Annotated[str, Field(min_length=1)] = "arctic-operator"

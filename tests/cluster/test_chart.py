@@ -39,6 +39,13 @@ def worlds(cluster: Cluster, namespace: str) -> dict[str, tuple[str, int]]:
     return {each["name"]: (each["uid"], each["generation"]) for each in found}
 
 
+def left(cluster: Cluster, namespace: str) -> set[str]:
+    """Return what is in a namespace besides what every namespace has."""
+    kinds = "all,leases,secrets,configmaps,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
+    names = cluster.kubectl("get", kinds, "-n", namespace, "-o", "name").split()
+    return set(names) - {"serviceaccount/default", "configmap/kube-root-ca.crt"}
+
+
 @pytest.fixture
 def since() -> str:
     """The moment before the test, and before the fixtures that are named after this one."""
@@ -100,14 +107,22 @@ def test_an_upgrade_renews_the_operator_and_leaves_worlds_alone(operator: Cluste
         install_operator(operator)
 
 
-def test_uninstalling_keeps_definitions_resources_and_what_runs(operator: Cluster, service: str) -> None:
+def test_uninstalling_keeps_definitions_resources_and_what_runs_and_nothing_else(
+    operator: Cluster, service: str
+) -> None:
     before = worlds(operator, service)
     with uninstalled(operator):
-        eventually("the end of the operator's pods", lambda: listed(operator, "pods", SYSTEM_NAMESPACE) == [])
+        eventually("the end of all that was the operator's", lambda: left(operator, SYSTEM_NAMESPACE) == set())
         assert {each["metadata"]["name"] for each in listed(operator, "crds", "default")} >= DEFINITIONS
         assert [each["metadata"]["name"] for each in listed(operator, "arcticinferences", service)] == ["demo"]
         assert worlds(operator, service) == before
-    assert worlds(operator, service) == before, "and a new install goes on with it"
+        release = ("other", str(CHART), "-n", SYSTEM_NAMESPACE, *LOCAL, *operator.helm_values())
+        operator.helm("install", *release, "--wait", "--timeout", "3m")
+        try:
+            assert "Succeeded" in operator.helm("test", "other", "-n", SYSTEM_NAMESPACE)
+        finally:
+            operator.helm("uninstall", "other", "-n", SYSTEM_NAMESPACE, "--wait")
+    assert worlds(operator, service) == before, "and new installs, whatever their names, go on with it"
 
 
 def test_an_install_for_one_namespace_serves_that_one_alone(operator: Cluster, since: str, namespace: str) -> None:

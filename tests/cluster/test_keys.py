@@ -11,6 +11,7 @@ from objects import Objects, example
 from arctic_cluster import Cluster
 from arctic_operator.certificates import AUTHORITIES, AUTHORITY_LIFE, CERTIFICATE
 from arctic_operator.cluster import Cluster as Calls
+from arctic_operator.install import Install
 from arctic_operator.keys import AUTHORITY_SECRET, Keys
 from arctic_operator.logins import is_login
 from arctic_operator.manifests.common import login_name, tls_name
@@ -33,7 +34,7 @@ class Edge:
     def operator(self) -> Keys:
         """Return the keys of an operator that has just started."""
         settings = Settings(namespace=self.objects.namespace, worker_image="worker", gateway_image="gateway")
-        return Keys(self.calls, settings, lambda: self.now)
+        return Keys(self.calls, settings, Install(self.calls, settings), lambda: self.now)
 
     def secret(self, name: str) -> dict[str, bytes]:
         return {key: base64.b64decode(value) for key, value in self.objects.get("secret", name)["data"].items()}

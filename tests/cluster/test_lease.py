@@ -8,6 +8,7 @@ import pytest
 
 from arctic_cluster import Cluster
 from arctic_operator.cluster import Cluster as Calls
+from arctic_operator.install import Install
 from arctic_operator.lease import Lease
 from arctic_operator.settings import Settings
 
@@ -27,7 +28,7 @@ class Candidate:
             lease_renew="500ms",
         )
         self.name, self.leaders = name, leaders
-        self.lease = Lease(calls, settings)
+        self.lease = Lease(calls, settings, Install(calls, settings))
         self.leading = asyncio.Event()
         self.task = asyncio.create_task(self.lease.lead(self._work))
 

@@ -67,3 +67,18 @@ matchNames: {{ toJson .Values.watchNamespaces }}
 any: true
 {{- end }}
 {{- end }}
+
+{{/* Whether the definitions are this release's to write. They outlive the release that brought them, and Helm refuses what another's name
+     stands on: of the same version they are left as they are, whatever the name of this one. */}}
+{{- define "arctic.definitions" -}}
+{{- if .Values.crds.enabled }}
+{{- $there := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "arctictrainings.arctic.dev" | default dict }}
+{{- $notes := dig "metadata" "annotations" dict $there }}
+{{- $owner := get $notes "meta.helm.sh/release-name" }}
+{{- $theirs := and $owner (not (and (eq $owner .Release.Name) (eq (get $notes "meta.helm.sh/release-namespace") .Release.Namespace))) }}
+{{- if or (not $theirs) .Values.crds.takeOver }}true
+{{- else if ne (get $notes "arctic.dev/version" | toString) .Chart.AppVersion }}
+{{- fail (printf "the definitions of arctic.dev are of another version and belong to the release %s: give Helm --take-ownership --set crds.takeOver=true, or set crds.enabled=false" $owner) }}
+{{- end }}
+{{- end }}
+{{- end }}

@@ -27,10 +27,11 @@ def test_the_chart_has_no_other_crds() -> None:
 def test_a_crd_template_is_the_crd_behind_a_switch(kind: Kind) -> None:
     comment, switch, *body, end = crd_template(kind).splitlines()
     assert comment.startswith("#")
-    assert (switch, end) == ("{{- if .Values.crds.enabled }}", "{{- end }}")
-    read = YAML(typ="safe").load("\n".join(body))
-    assert read == crd(kind)
-    assert read["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert (switch, end) == ('{{- if include "arctic.definitions" . }}', "{{- end }}")
+    read = YAML(typ="safe").load("\n".join(body).replace("{{ .Chart.AppVersion | quote }}", "'1'"))
+    assert read["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep", "arctic.dev/version": "1"}
+    metadata = {name: value for name, value in crd(kind)["metadata"].items() if name != "annotations"}
+    assert read == crd(kind) | {"metadata": metadata}
 
 
 def test_writing_makes_every_file(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """The heartbeat that proves that watching works."""
 
 from arctic_operator.health import Heartbeat
+from arctic_operator.install import Install
 
 
 async def test_the_pods_of_an_install_share_one_heartbeat_and_each_sees_its_own_watch_by_it(operator, build):
     now, server = [0.0], operator.server
     first, second = (
-        Heartbeat(server, build.settings.model_copy(update={"pod_name": pod}), lambda: now[0]) for pod in ("a", "b")
+        Heartbeat(
+            server, build.settings.model_copy(update={"pod_name": pod}), Install(server, build.settings), lambda: now[0]
+        )
+        for pod in ("a", "b")
     )
     await first.beat()
     now[0] = 5.0

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from arctic_operator.install import Install
 from arctic_operator.lease import Lease
 
 
@@ -29,7 +30,8 @@ class Slow:
 @pytest.mark.parametrize("steps", range(8))
 async def test_leading_ends_when_told_whatever_else_happens_at_that_moment(build, steps):
     server = Slow()
-    lease = Lease(server, build.settings.model_copy(update={"lease_renew": "0.01s"}))
+    settings = build.settings.model_copy(update={"lease_renew": "0.01s"})
+    lease = Lease(server, settings, Install(server, settings))
     leading = asyncio.create_task(lease.lead(asyncio.Event().wait))
     await server.asked.wait()
     await asyncio.sleep(0.05)

@@ -250,7 +250,18 @@ def test_leading_touches_its_own_lease_and_secret_alone(render: Render) -> None:
         ("leases", ("arctic-operator",)): {"get", "update"},
         ("secrets", ()): {"create"},
         ("secrets", ("arctic-ca",)): {"get", "patch"},
+        ("deployments", ("arctic-operator",)): {"get"},
     }
+
+
+def test_what_the_operator_keeps_for_itself_has_an_owner_that_goes_with_the_release(render: Render) -> None:
+    objects = render()
+    assert settings_of(objects).deployment == one(objects, "Deployment")["metadata"]["name"]
+    assert of_kind(objects, "Lease") == []
+    elsewhere = render(*NAMESPACED)
+    heartbeat = one(elsewhere, "Lease")["metadata"]
+    assert (heartbeat["namespace"], heartbeat["name"]) == ("team-a", f"{settings_of(elsewhere).lease_name}-heartbeat")
+    assert of_kind(render("--set", "watchNamespaces={team-a,arctic-system}"), "Lease") == []
 
 
 @every_value
