@@ -284,6 +284,8 @@ class Cluster:
             "kind": "DeleteOptions",
             "propagationPolicy": "Foreground" if delete.after_pods else "Background",
         }
+        if delete.grace_seconds is not None:
+            options["gracePeriodSeconds"] = delete.grace_seconds
         if delete.uid:
             options["preconditions"] = {"uid": delete.uid}
         try:

@@ -31,6 +31,8 @@ POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
 """A pod's ordinal in its StatefulSet: the node rank in a LeaderWorkerSet too, which numbers workers from 1."""
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 STATEFUL_SET, LEADER_WORKER_SET = "StatefulSet", "LeaderWorkerSet"
+ENDED = ("Succeeded", "Failed")
+"""Phases of a pod that will not run again."""
 INVALID_SPEC = "InvalidSpec"
 """State, and reason of the conditions, of an object whose specification can't be carried out."""
 
@@ -179,7 +181,11 @@ class GatewayPod:
 
 @dataclass(frozen=True)
 class Pod:
-    """A worker's pod. Times that do not apply are None."""
+    """A worker's pod. Times that do not apply are None.
+
+    The phase is the cluster's, but for a worker that has ended for good: its end decides, whatever others may have put
+    beside it in the pod.
+    """
 
     name: str
     uid: str
@@ -194,6 +200,8 @@ class Pod:
     ready_since: datetime | None = None
     routed: bool = True
     delete_requested: datetime | None = None
+    grace_seconds: int = 0
+    """What a pod that is being deleted gets to end."""
     disrupted: datetime | None = None
     disruption: str = ""
     exit_code: int | None = None
@@ -207,11 +215,15 @@ class Pod:
     unschedulable: str = ""
     beside: Trouble | None = None
     """Why a container beside the worker's does not run, or began anew."""
+    lingers: bool = False
+    """Whether other containers still run, though the worker has ended for good."""
+    memory_limit: str = ""
+    """Of the worker's container, as its manifest has it."""
 
     @property
     def ended(self) -> bool:
-        """Whether none of its containers will run again."""
-        return self.phase in ("Succeeded", "Failed")
+        """Whether its worker will not run again."""
+        return self.phase in ENDED
 
 
 @dataclass(frozen=True)
@@ -359,11 +371,13 @@ def pod_of(manifest: Manifest) -> Pod:
     disruption = conditions.get("DisruptionTarget", {})
     disrupted = disruption.get("status") == "True"
     index = labels.get(POD_INDEX_LABEL) or metadata.get("annotations", {}).get(COMPLETION_INDEX) or 0
+    phase = status.get("phase", "Pending")
+    at_its_end = manifest.get("spec", {}).get("restartPolicy") == "Never" and "terminated" in state
     return Pod(
         name=metadata["name"],
         uid=metadata["uid"],
         index=int(index),
-        phase=status.get("phase", "Pending"),
+        phase=("Failed" if terminated.get("exitCode") else "Succeeded") if at_its_end else phase,
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
         attempt=int(labels[Label.ATTEMPT]) if Label.ATTEMPT in labels else None,
         group=labels.get(Label.GROUP),
@@ -373,6 +387,7 @@ def pod_of(manifest: Manifest) -> Pod:
         ready_since=parse_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
         routed=labels.get(Label.ROUTING) != "off",
         delete_requested=_delete_requested(metadata),
+        grace_seconds=metadata.get("deletionGracePeriodSeconds") or 0,
         disrupted=parse_time(disruption.get("lastTransitionTime")) if disrupted else None,
         disruption=disruption.get("reason", "") if disrupted else "",
         exit_code=terminated.get("exitCode"),
@@ -385,6 +400,8 @@ def pod_of(manifest: Manifest) -> Pod:
         waiting_message=waiting.get("message", ""),
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
         beside=next((trouble for each in containers if each is not container and (trouble := _mishap(each))), None),
+        lingers=at_its_end and phase not in ENDED,
+        memory_limit=_memory_limit(manifest.get("spec", {})),
     )
 
 
@@ -407,6 +424,12 @@ def gateway_pod_of(manifest: Manifest) -> GatewayPod:
     """Reduce a pod of the gateway."""
     metadata = manifest["metadata"]
     return GatewayPod(metadata["name"], metadata["uid"], metadata.get("annotations", {}).get(READ_ANNOTATION, ""))
+
+
+def _memory_limit(spec: Manifest) -> str:
+    containers = [*(spec.get("containers") or ()), *(spec.get("initContainers") or ())]
+    worker: Manifest = next((each for each in containers if each["name"] == WORKER_CONTAINER), {})
+    return str(worker.get("resources", {}).get("limits", {}).get("memory", ""))
 
 
 def _mishap(container: Manifest) -> Trouble | None:

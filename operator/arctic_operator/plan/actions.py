@@ -10,13 +10,17 @@ from arctic_operator.observed import GroupSet, Job
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete the object that has this uid. `after_pods` keeps it until its pods are gone."""
+    """Delete the object that has this uid. `after_pods` keeps it until its pods are gone.
+
+    `grace_seconds` is what a pod gets to end; None leaves it what its manifest says.
+    """
 
     kind: str
     namespace: str
     name: str
     uid: str | None = None
     after_pods: bool = False
+    grace_seconds: int | None = None
 
 
 @dataclass(frozen=True)

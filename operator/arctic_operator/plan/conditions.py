@@ -7,6 +7,7 @@ from typing import Literal
 from arctic_api.common import Condition
 from arctic_operator.observed import Node, Pod, Trouble, format_time
 from arctic_operator.plan.actions import Event
+from arctic_operator.plan.words import OUT_OF_MEMORY, out_of_memory
 
 IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
@@ -95,8 +96,11 @@ def refusal_of(name: str, refusals: Mapping[str, str]) -> Trouble | None:
     return Trouble("PodsNotCreated", f"{name} can't make its pods: {refusals[name]}")
 
 
-def trouble_of(pods: Sequence[Pod]) -> Trouble | None:
-    """Return what keeps pods from running, the most telling first: configuration, image, memory, room."""
+def trouble_of(pods: Sequence[Pod], remedy: str) -> Trouble | None:
+    """Return what keeps pods from running, the most telling first: configuration, image, memory, room.
+
+    `remedy` says what to change where the memory is not enough.
+    """
     for pod in pods:
         if pod.waiting in CONTAINER_REASONS:
             return Trouble(pod.waiting, f"pod {pod.name}: {pod.waiting_message}")
@@ -104,8 +108,10 @@ def trouble_of(pods: Sequence[Pod]) -> Trouble | None:
         if pod.waiting in IMAGE_REASONS:
             return Trouble(pod.waiting, f"pod {pod.name}: {pod.waiting_message}")
     for pod in pods:
-        if pod.exit_reason in ("OOMKilled", "Evicted"):
-            return Trouble(pod.exit_reason, f"pod {pod.name} {pod.exit_message or 'used more memory than its limit'}")
+        if pod.exit_reason == "Evicted":
+            return Trouble(pod.exit_reason, f"pod {pod.name} was evicted: {pod.exit_message or 'no reason given'}")
+        if pod.exit_reason == OUT_OF_MEMORY:
+            return Trouble(OUT_OF_MEMORY, out_of_memory(pod, remedy))
     for pod in pods:
         if pod.unschedulable:
             return Trouble("Unschedulable", f"pod {pod.name}: {pod.unschedulable}")

@@ -1,20 +1,18 @@
 """How an attempt ended, told from what its Job and pods left behind."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from pydantic import ValidationError
-
-from arctic_api.common import REASON_PATTERN
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import CORRECTABLE, ExitCode, Report
 from arctic_operator.observed import Job, Node, Pod
 from arctic_operator.plan.conditions import unreachable
+from arctic_operator.plan.words import OUT_OF_MEMORY, exit_of, out_of_memory, report_of
 
-NODE_LOST = "NodeLost"
+NODE_LOST, POD_LOST = "NodeLost", "PodLost"
+LESS_MEMORY = "raise resources.limits.memory, or lower batch.microBatchSize or the stage's sequenceLength"
 UNCOUNTED_EXITS = (None, ExitCode.DONE, ExitCode.INTERRUPTED)
 
 
@@ -32,20 +30,6 @@ class Ending:
     counted: bool = False
     final: Literal["Succeeded", "Failed"] | None = None
     correctable: bool = False
-
-
-def report_of(pod: Pod | None) -> Report | None:
-    """Return what a pod left in its termination message, None if it left nothing or something else.
-
-    Anybody's image may have written it: a reason that no condition can have is left out.
-    """
-    if pod is None or not pod.exit_message:
-        return None
-    try:
-        report = Report.model_validate_json(pod.exit_message)
-    except ValidationError:
-        return None
-    return report if re.fullmatch(REASON_PATTERN, report.reason) else report.model_copy(update={"reason": ""})
 
 
 def first_report(pods: Sequence[Pod]) -> Report | None:
@@ -73,9 +57,10 @@ def judge(
     if job is None or job.deleting:
         alive = any(not pod.ended and not unreachable(pod, nodes, now) for pod in pods)
         return None if alive else Ending("Stopped", "the world was stopped and its pods are gone", now)
-    disturbed = bool(job.failed or job.complete)
+    complete = job.complete or _all_done(spec, pods, job)
+    disturbed = bool(job.failed or complete)
     causes = [*_disruptions(pods, nodes, now, ignore_deletion=disturbed), *_failures(pods, now)]
-    if job.complete:
+    if complete:
         return _completion(spec, pods, causes, now)
     if causes:
         return min(causes, key=lambda ending: (ending.time, not ending.counted))
@@ -86,8 +71,17 @@ def judge(
     return None
 
 
+def _all_done(spec: ArcticTrainingSpec, pods: Sequence[Pod], job: Job) -> bool:
+    """Whether all workers are done in a world whose Job can't say so, for what else is in its pods.
+
+    Such a container never ends, or it ended otherwise, and the Job has failed.
+    """
+    done = len(pods) == spec.parallelism.nodes and all(pod.exit_code == ExitCode.DONE for pod in pods)
+    return done and (job.failed or any(pod.lingers for pod in pods))
+
+
 def _pod_lost(time: datetime) -> Ending:
-    return Ending("PodLost", "a pod of the world is gone and left no word", time)
+    return Ending(POD_LOST, "a pod of the world is gone and left no word", time)
 
 
 def _completion(spec: ArcticTrainingSpec, pods: Sequence[Pod], causes: list[Ending], now: datetime) -> Ending:
@@ -106,7 +100,7 @@ def _completion(spec: ArcticTrainingSpec, pods: Sequence[Pod], causes: list[Endi
 
 def _refusal(pod: Pod, now: datetime) -> Ending:
     report = report_of(pod)
-    message = report.message if report and report.message else _last_words(pod)
+    message = report.message if report and report.message else exit_of(pod)
     reason = report.reason if report and report.reason else "BadInput"
     if reason in CORRECTABLE:
         return Ending(reason, message, pod.finished or now, correctable=True)
@@ -134,16 +128,12 @@ def _failures(pods: Sequence[Pod], now: datetime) -> Iterator[Ending]:
             continue
         if pod.exit_code not in UNCOUNTED_EXITS:
             report = report_of(pod)
-            named = pod.exit_reason if pod.exit_reason == "OOMKilled" else (report.reason if report else "")
-            words = report.message if report and report.message else _last_words(pod)
-            yield Ending(named or "WorkerFailed", words, pod.finished or now, counted=True)
+            if OUT_OF_MEMORY in (pod.exit_reason, report and report.reason):
+                reason, words = OUT_OF_MEMORY, out_of_memory(pod, LESS_MEMORY)
+            else:
+                reason = report.reason if report else ""
+                words = report.message if report and report.message else exit_of(pod)
+            yield Ending(reason or "WorkerFailed", words, pod.finished or now, counted=True)
         elif pod.phase == "Failed" and pod.exit_code is None:
             words = f"pod {pod.name} failed: {pod.exit_message or pod.exit_reason or 'no reason given'}"
             yield Ending(pod.exit_reason or "PodFailed", words, pod.finished or now, counted=True)
-
-
-def _last_words(pod: Pod) -> str:
-    lines = [line for line in pod.exit_message.splitlines() if line.strip()]
-    said = f": {lines[-1].strip()}" if lines else ""
-    because = f" ({pod.exit_reason})" if pod.exit_reason and pod.exit_reason != "Error" else ""
-    return f"pod {pod.name} exited with code {pod.exit_code}{because}{said}"

@@ -22,9 +22,13 @@ from arctic_operator.observed import (
     format_time,
 )
 from arctic_operator.plan.conditions import Conditions, is_true, refusal_of, trouble_of
-from arctic_operator.plan.endings import report_of
 from arctic_operator.plan.inference_history import Target, told_revisions
+from arctic_operator.plan.words import exit_of, report_of
 
+LESS_MEMORY = (
+    "raise resources.limits.memory, lower batching.kvCache.memoryFraction or batching.tokenBudget, "
+    "or spread the model over more pods by parallelism.pipeline"
+)
 WAITING = "WaitingForTraining"
 PROGRESS_FIELDS = frozenset({"requestsPerSecond", "tokensPerSecond", "queued", "kvCacheUtilization", "ttftP99"})
 """What changes all the time: written less often than a change of state."""
@@ -60,7 +64,7 @@ class _Counts:
     updated_ready: int
     stale: int
     enough: int
-    """Groups that must be ready for the service to be available."""
+    """Groups that the manifest wants ready at all times."""
 
 
 def inference_status(
@@ -146,7 +150,7 @@ def _trouble(groups: Iterable[GroupView], refusals: Mapping[str, str]) -> Troubl
     unready = [group for group in groups if group.ready_since is None]
     pods = [pod for group in unready for pod in group.pods]
     refused = (refusal for group in unready if group.lacks_pods and (refusal := refusal_of(group.name, refusals)))
-    known = next(refused, None) or trouble_of(pods)
+    known = next(refused, None) or trouble_of(pods, LESS_MEMORY)
     if known:
         return known
     for pod in pods:
@@ -156,15 +160,9 @@ def _trouble(groups: Iterable[GroupView], refusals: Mapping[str, str]) -> Troubl
             return Trouble(reason, report.message if report and report.message else f"pod {pod.name} refused its input")
     for pod in pods:
         if pod.waiting == "CrashLoopBackOff":
-            return Trouble("CrashLoopBackOff", f"pod {pod.name} exited with code {pod.exit_code}: {_last_line(pod)}")
+            return Trouble("CrashLoopBackOff", exit_of(pod))
     beside = ((pod.name, pod.beside) for pod in pods if pod.beside and pod.delete_requested is None)
     return next((Trouble(trouble.reason, f"pod {name}: {trouble.message}") for name, trouble in beside), None)
-
-
-def _last_line(pod: Pod) -> str:
-    report = report_of(pod)
-    lines = [line for line in pod.exit_message.splitlines() if line.strip()]
-    return report.message if report else (lines[-1].strip() if lines else "it left no message")
 
 
 def _state(
@@ -178,7 +176,7 @@ def _state(
         return "Idle" if counts.all == 0 else "ScalingDown"
     if counts.updated_ready >= counts.desired and counts.stale == 0:
         return NO_KEYS if closed and closed.reason == NO_KEYS else "Ready"
-    if counts.ready < counts.enough:
+    if counts.ready == 0:
         return trouble.reason if trouble else "Starting"
     return "RollingOut" if counts.stale else "Scaling"
 
@@ -197,10 +195,10 @@ def _conditions(
     conditions = Conditions(inference.status.conditions, inference.generation, now)
     told = f"{counts.updated_ready} of {counts.desired} groups of the wanted revision are ready"
     conditions.set("Ready", state == "Ready", "AllGroupsReady" if state == "Ready" else state, told)
-    available = counts.desired > 0 and counts.ready >= counts.enough and not (closed and closed.reason == NO_KEYS)
-    conditions.set(
-        "Available", available, "EnoughGroupsReady" if available else state, f"{counts.ready} groups are ready"
-    )
+    available = counts.desired > 0 and counts.ready > 0 and not (closed and closed.reason == NO_KEYS)
+    enough = "EnoughGroupsReady" if counts.ready >= counts.enough else "SomeGroupsReady"
+    served = f"{counts.ready} of {counts.desired} groups are ready"
+    conditions.set("Available", available, enough if available else state, served)
     moving = state in ("Starting", "RollingOut", "Scaling", "ScalingDown", "Suspending") or bool(trouble)
     held = inference.spec.rollout.paused and counts.stale > 0
     conditions.set("Progressing", moving and not held, "Paused" if held else state, loading if moving else "")

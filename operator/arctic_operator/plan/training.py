@@ -4,6 +4,7 @@ Memory is in two places only: the attempts' numbers in names and labels, and the
 An ending is written down before anything is done about it, so that it counts once however often it is seen.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -30,7 +31,7 @@ from arctic_operator.plan.conditions import (
     until_unreachable,
     waiting_for,
 )
-from arctic_operator.plan.endings import Ending, judge
+from arctic_operator.plan.endings import NODE_LOST, POD_LOST, Ending, judge
 from arctic_operator.plan.training_control import commands
 from arctic_operator.plan.training_status import (
     Outlook,
@@ -46,6 +47,10 @@ KEPT_RECORDS = 5
 SHORT_LIFE = timedelta(seconds=10)
 """An interrupted attempt that lived no longer is followed by the next one only after the first backoff."""
 LOOK_AGAIN_SECONDS = 30.0
+SURVIVOR_SECONDS = 1
+"""What the pods of a broken world get to end: with a rank gone they can write nothing any more."""
+LINGER_SECONDS = 5
+"""What containers beside a worker that has ended get to end: time to send the last lines of a log."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +240,7 @@ def _between(case: _Case) -> Plan:
     return Plan(
         apply=tuple(attempt_services(case.training.identity, following, case.settings)),
         create=(attempt_job(case.training, following, case.settings, case.seen.base, hours),),
+        delete=_stop(case),
         status=case.status(Outlook("Starting" if world.attempt == 0 else "Restarting", waiting=_why(case))),
         requeue_after=5.0,
         needs_fresh=True,
@@ -262,11 +268,29 @@ def _why(case: _Case) -> str:
 def _stop(case: _Case) -> tuple[Delete, ...]:
     """End all Jobs that run; one that ended by itself ends its pods too, and is kept for its logs."""
     namespace = case.training.identity.namespace
-    return tuple(
+    jobs = (
         Delete("Job", namespace, job.name, job.uid, after_pods=True)
         for job in case.seen.jobs
         if not (job.deleting or job.complete or job.failed)
     )
+    return (*jobs, *_hurry(case))
+
+
+def _hurry(case: _Case) -> Iterator[Delete]:
+    """End pods of which nothing is to be had any more before their grace period is over."""
+    broken = _is_broken(case.world.record)
+    for pod in case.seen.pods:
+        survives = broken and not pod.ended and pod.attempt == case.world.attempt
+        if not (pod.lingers or survives) or unreachable(pod, case.seen.nodes, case.now):
+            continue
+        seconds = LINGER_SECONDS if pod.lingers else SURVIVOR_SECONDS
+        if pod.delete_requested is None or pod.grace_seconds > seconds:
+            yield Delete("Pod", case.training.identity.namespace, pod.name, pod.uid, grace_seconds=seconds)
+
+
+def _is_broken(record: AttemptStatus | None) -> bool:
+    """Whether an attempt lost a rank otherwise than in order, when all write a checkpoint together."""
+    return record is not None and (record.counted or bool(record.refused) or record.reason in (NODE_LOST, POD_LOST))
 
 
 def _leftovers(case: _Case) -> tuple[Delete, ...]:

@@ -20,7 +20,7 @@ from arctic_api.world import Report, SourceReport
 from arctic_operator.live import Live, Phase, SourceSeen, TrainingObservation
 from arctic_operator.observed import INVALID_SPEC, Job, Pod, Training, TrainingSeen, Trouble, format_time
 from arctic_operator.plan.conditions import Conditions, find, is_true, refusal_of, trouble_of
-from arctic_operator.plan.endings import first_report
+from arctic_operator.plan.endings import LESS_MEMORY, first_report
 from arctic_operator.plan.training_control import answered_request
 
 PROGRESS_FIELDS = frozenset(
@@ -82,7 +82,7 @@ def training_status(
     lack = seen.lack if outlook.state == "WaitingForTraining" else None
     job = next((job for job in seen.jobs if job.attempt == attempt), None)
     refusal = refusal_of(job.name, seen.refusals) if job and len(pods) < spec.parallelism.nodes else None
-    trouble = None if ended else lack or refusal or trouble_of(pods)
+    trouble = None if ended else lack or refusal or trouble_of(pods, LESS_MEMORY)
     running = len(pods) == spec.parallelism.nodes and all(pod.phase == "Running" for pod in pods)
     ready = running and all(pod.ready_since for pod in pods)
     unheard = "Running" if ready else "Finishing" if any(pod.phase == "Succeeded" for pod in pods) else "Starting"

@@ -55,8 +55,8 @@ def test_children_give_the_reason():
         "Evicted": {"phase": "Failed", "reason": "Evicted", "message": "the node was low on memory"},
     }
     for reason, status in cases.items():
-        assert trouble_of([pod_of(raw_pod(**status))]).reason == reason
-    assert trouble_of([pod_of(raw_pod(**waiting("ContainerCreating")))]) is None
+        assert trouble_of([pod_of(raw_pod(**status))], "").reason == reason
+    assert trouble_of([pod_of(raw_pod(**waiting("ContainerCreating")))], "") is None
 
 
 def test_only_the_workers_container_says_how_a_worker_ended():
@@ -65,10 +65,21 @@ def test_only_the_workers_container_says_how_a_worker_ended():
     for statuses in ([killed, worker], [worker, killed]):
         pod = pod_of(raw_pod(phase="Failed", containerStatuses=statuses))
         assert (pod.exit_code, pod.exit_reason) == (0, "Completed")
-    assert trouble_of([pod_of(raw_pod(containerStatuses=[killed]))]) is None
+    assert trouble_of([pod_of(raw_pod(containerStatuses=[killed]))], "") is None
 
 
 def test_a_deletion_was_requested_the_grace_period_before_its_deadline(build):
     manifest = raw_pod()
     manifest["metadata"] |= {"deletionTimestamp": "2026-01-01T00:01:00Z", "deletionGracePeriodSeconds": 60}
     assert pod_of(manifest).delete_requested == build.start
+
+
+def test_no_condition_has_the_json_that_a_worker_leaves(build):
+    said = build.report("failed", reason="RanksLost", message="rank 1 was killed by SIGKILL")
+    killed = {"exitCode": 137, "reason": "OOMKilled", "message": said, "finishedAt": "2026-01-01T00:00:05Z"}
+    manifest = raw_pod(containerStatuses=[{"name": "worker", "state": {"terminated": killed}}])
+    limits = {"resources": {"limits": {"memory": "2Gi"}}}
+    manifest["spec"] |= {"containers": [{"name": "proxy"}, {"name": "worker"} | limits]}
+    trouble = trouble_of([pod_of(manifest)], "raise it")
+    words = "needed more memory than its limit of 2Gi (rank 1 was killed by SIGKILL): raise it"
+    assert (trouble.reason, trouble.message) == ("OOMKilled", f"container worker of pod p {words}")

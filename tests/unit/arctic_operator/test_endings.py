@@ -117,3 +117,26 @@ def test_a_stopped_world_has_ended_when_its_pods_are_gone_or_out_of_reach(build)
     assert judge(spec, deleting, [build.pod(0)], None, build.seconds(99)) is None
     assert judge(spec, deleting, [build.pod(0)], nodes, build.seconds(99)).reason == "Stopped"
     assert judge(spec, None, [], None, build.seconds(99)).reason == "Stopped"
+
+
+@pytest.mark.parametrize("job", [JOB, FAILED])
+def test_workers_that_are_done_are_enough_where_other_containers_keep_the_job_from_saying_so(build, job):
+    spec = build.training().spec
+    word = build.report(exportUri="file:///export")
+    lingers = job is JOB
+    first = build.pod(0, phase="Succeeded", exit_code=0, exit_message=word, lingers=lingers)
+    peer = build.pod(1, phase="Succeeded", exit_code=0, lingers=lingers)
+    assert judge(spec, job, [first, peer], None, build.start).final == "Succeeded"
+    assert judge(spec, JOB, [first, build.pod(1)], None, build.start) is None
+    assert judge(spec, JOB, [first, replace(peer, exit_code=1, phase="Failed")], None, build.start).counted
+
+
+@pytest.mark.parametrize(("reason", "told"), [("OOMKilled", "Error"), ("RanksLost", "OOMKilled")])
+def test_out_of_memory_names_the_container_the_limit_the_rank_and_what_to_change(build, reason, told):
+    word = build.report("failed", reason=reason, message="rank 1 was killed by SIGKILL")
+    pod = build.pod(1, phase="Failed", exit_code=1, exit_reason=told, exit_message=word, memory_limit="2Gi")
+    ending = judge(build.training().spec, FAILED, [build.pod(0), pod], None, build.start)
+    assert ending.reason == "OOMKilled"
+    for part in ("container worker of pod tiny-a1-1", "limit of 2Gi", "rank 1 was killed", "resources.limits.memory"):
+        assert part in ending.message
+    assert "microBatchSize" in ending.message

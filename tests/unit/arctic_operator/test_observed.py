@@ -1,5 +1,7 @@
 """From objects as the API server shows them to what plans need."""
 
+import pytest
+
 from arctic_operator.observed import Owner, pod_of
 
 
@@ -22,3 +24,20 @@ def test_a_leader_worker_sets_worker_has_the_rank_of_its_ordinal_and_another_own
 
 def test_a_pod_that_nothing_controls_has_no_owner():
     assert pod_of(raw_pod()).owner is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "worker", "others", "phase", "seen"),
+    [
+        ("Never", {"terminated": {"exitCode": 0}}, "Running", "Running", ("Succeeded", True)),
+        ("Never", {"terminated": {"exitCode": 137}}, "Running", "Running", ("Failed", True)),
+        ("Never", {"terminated": {"exitCode": 0}}, "Error", "Failed", ("Succeeded", False)),
+        ("Never", {"running": {}}, "Running", "Running", ("Running", False)),
+        ("Always", {"terminated": {"exitCode": 137}}, "Running", "Running", ("Running", False)),
+    ],
+)
+def test_the_end_of_the_workers_container_decides_whatever_else_is_in_the_pod(policy, worker, others, phase, seen):
+    proxy = {"running": {}} if others == "Running" else {"terminated": {"exitCode": 1}}
+    statuses = [{"name": "proxy", "state": proxy}, {"name": "worker", "state": worker}]
+    pod = raw_pod() | {"spec": {"restartPolicy": policy}, "status": {"phase": phase, "containerStatuses": statuses}}
+    assert (pod_of(pod).phase, pod_of(pod).lingers) == seen

@@ -687,3 +687,17 @@ def test_a_leader_worker_sets_pods_are_those_that_its_size_says(build):
     assert group.makers == (group.name, f"{group.name}-0")
     assert replace(group, size=1).makers == (group.name,)
     assert replace(group, kind="StatefulSet").makers == ()
+
+
+def test_a_service_that_scales_up_says_so_and_is_available_while_its_first_group_serves(build):
+    cluster = Cluster(build, build.inference(**fields(1, 1, 0)))
+    cluster.run(30)
+    cluster.go_back(build, 2, **fields(2, 1, 0))
+    cluster.reconcile()
+    assert (cluster.status["state"], cluster.status["readyReplicas"]) == ("Scaling", 1)
+    available, ready = (condition(cluster.status, kind) for kind in ("Available", "Ready"))
+    assert (available["status"], available["reason"]) == ("True", "SomeGroupsReady")
+    assert available["message"] == "1 of 2 groups are ready"
+    assert (ready["status"], ready["reason"]) == ("False", "Scaling")
+    cluster.run(30)
+    assert (cluster.status["state"], condition(cluster.status, "Available")["reason"]) == ("Ready", "EnoughGroupsReady")

@@ -269,6 +269,38 @@ def test_a_pod_on_a_dead_node_does_not_hold_up_the_next_attempt_but_one_on_a_liv
         assert len(plan.create) == made
 
 
+def test_survivors_of_a_broken_world_get_a_second_and_those_of_one_that_stops_in_order_their_grace_period(build):
+    nodes = {"n0": Node("n0", True, build.start, False), "n1": Node("n1", False, build.start, False)}
+    lost = record(1) | {"reason": "NodeLost"}
+    seen = TrainingSeen(jobs=[job(build)], pods=[build.pod(0), build.pod(1)], nodes=nodes)
+    for entry, hurried in ((lost, ["tiny-a1-0"]), (record(1, counted=True), ["tiny-a1-0"]), (record(1), [])):
+        training = build.training({"attempt": 1, "attempts": [entry]})
+        plan = plan_training(training, seen, build.settings, build.seconds(60))
+        assert [(d.name, d.grace_seconds) for d in plan.delete if d.kind == "Pod"] == [(name, 1) for name in hurried]
+    told = replace(seen, pods=[build.pod(0, delete_requested=build.start, grace_seconds=1), build.pod(1)])
+    plan = plan_training(build.training({"attempt": 1, "attempts": [lost]}), told, build.settings, build.seconds(60))
+    assert [d.kind for d in plan.delete] == ["Job"]
+
+
+@pytest.mark.parametrize(("kind", "state"), [("finish", "Succeeded"), ("crash", "Running")])
+def test_a_container_that_never_ends_keeps_no_training_from_its_end_or_its_next_attempt(build, kind, state):
+    cluster = Cluster(build, build.training(restart={"limit": 3, "backoff": {"initial": "1s", "max": "1s"}}))
+    cluster.sidecars = True
+    for _ in range(3):
+        cluster.reconcile()
+        cluster.tick()
+    if kind == "finish":
+        cluster.finish()
+    else:
+        cluster.fault("crash", 0)
+    for _ in range(6):
+        cluster.reconcile()
+        cluster.tick()
+    assert cluster.status["state"] in (state, "Starting" if state == "Running" else state)
+    assert not any(pod.lingers for pod in cluster.pods.values())
+    assert [a["reason"] for a in cluster.status["attempts"]] == ["Succeeded" if kind == "finish" else "WorkerFailed"]
+
+
 # -- whole lives
 
 
@@ -280,6 +312,7 @@ class Cluster:
         self.now = build.start
         self.jobs, self.pods, self.dead = {}, {}, {}
         self.raw, self.status = {}, {}
+        self.sidecars = False
 
     def seen(self):
         nodes = {f"n{i}": Node(f"n{i}", f"n{i}" not in self.dead, self.dead.get(f"n{i}"), False) for i in range(2)}
@@ -296,6 +329,10 @@ class Cluster:
             for name, found in list(self.jobs.items()):
                 if found.uid == delete.uid:
                     self.jobs[name] = replace(found, deleting=True)
+            for key, pod in list(self.pods.items()):
+                if pod.uid == delete.uid:
+                    since = pod.delete_requested or self.now
+                    self.pods[key] = replace(pod, delete_requested=since, grace_seconds=delete.grace_seconds)
         self.status = plan.status or self.status
         return plan
 
@@ -341,15 +378,16 @@ class Cluster:
         """What the Job controller does for one Job."""
         found = self.jobs[attempt]
         pods = {key: pod for key, pod in self.pods.items() if key[0] == attempt}
-        phases = [pod.phase for pod in pods.values()]
+        phases = ["Running" if pod.lingers else pod.phase for pod in pods.values()]
         if ("Failed" in phases or len(pods) < 2) and not found.complete:
             found = replace(found, failed=True, ended=self.now)
         elif phases == ["Succeeded", "Succeeded"]:
             found = replace(found, complete=True)
         self.jobs[attempt] = found
         for key, pod in pods.items():
-            if (found.failed or found.deleting) and not pod.ended and pod.delete_requested is None:
-                self.pods[key] = replace(pod, delete_requested=self.now)
+            runs = pod.lingers or not pod.ended
+            if (found.failed or found.deleting) and runs and pod.delete_requested is None:
+                self.pods[key] = replace(pod, delete_requested=self.now, grace_seconds=120)
 
     def fault(self, kind, index):
         """Do harm to a node, to the object, or to a pod that runs."""
@@ -358,6 +396,8 @@ class Cluster:
             self.dead[f"n{index}"] = self.now
         elif kind == "mend":
             self.dead.pop(f"n{index}", None)
+        elif kind == "sidecars":
+            self.sidecars = True
         elif kind == "job":
             self.jobs = {attempt: replace(found, deleting=True) for attempt, found in self.jobs.items()}
         elif kind in ("suspend", "resume"):
@@ -377,7 +417,8 @@ class Cluster:
             del self.pods[key]
         else:
             phase = "Failed" if codes[kind] else "Succeeded"
-            self.pods[key] = replace(pod, phase=phase, exit_code=codes[kind], finished=self.now)
+            ended = {"phase": phase, "exit_code": codes[kind], "finished": self.now, "lingers": self.sidecars}
+            self.pods[key] = replace(pod, **ended)
 
     def finish(self):
         """Let every pod of the newest world end well."""
@@ -386,10 +427,11 @@ class Cluster:
             if key[0] == newest and pod.phase == "Running" and pod.delete_requested is None:
                 message = self.build.report(exportUri="file:///export") if key[1] == 0 else ""
                 done = {"phase": "Succeeded", "exit_code": 0, "exit_message": message, "finished": self.now}
-                self.pods[key] = replace(pod, **done)
+                self.pods[key] = replace(pod, **done, lingers=self.sidecars)
 
 
 FAULTS = ["crash", "interrupt", "quit", "delete", "vanish", "node", "mend", "job", "suspend", "resume", "forget"]
+FAULTS += ["sidecars"]
 STEPS = st.lists(
     st.tuples(st.sampled_from([*FAULTS, "wait", "wait", "wait"]), st.integers(0, 1), st.integers(0, 3)), max_size=40
 )

@@ -1,0 +1,52 @@
+"""What workers leave behind when they end, as sentences for people: never the JSON that they leave it in."""
+
+import re
+
+from pydantic import ValidationError
+
+from arctic_api.common import REASON_PATTERN
+from arctic_api.world import Report
+from arctic_operator.observed import WORKER_CONTAINER, Pod
+
+OUT_OF_MEMORY = "OOMKilled"
+"""Reason of a container that the kernel killed, or one of whose processes it killed, for its memory."""
+
+
+def report_of(pod: Pod | None) -> Report | None:
+    """Return what a pod left in its termination message, None if it left nothing or something else.
+
+    Anybody's image may have written it: a reason that no condition can have is left out.
+    """
+    if pod is None or not pod.exit_message:
+        return None
+    try:
+        report = Report.model_validate_json(pod.exit_message)
+    except ValidationError:
+        return None
+    return report if re.fullmatch(REASON_PATTERN, report.reason) else report.model_copy(update={"reason": ""})
+
+
+def last_words(pod: Pod) -> str:
+    """Return what a pod said last: its report's sentence, or the last line of its log; empty if it said nothing."""
+    report = report_of(pod)
+    if report is not None:
+        return report.message
+    lines = [line.strip() for line in pod.exit_message.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def exit_of(pod: Pod) -> str:
+    """Say how a pod's worker ended, with what it said last."""
+    said = last_words(pod)
+    because = f" ({pod.exit_reason})" if pod.exit_reason and pod.exit_reason != "Error" else ""
+    return f"pod {pod.name} exited with code {pod.exit_code}{because}{f': {said}' if said else ''}"
+
+
+def out_of_memory(pod: Pod, remedy: str) -> str:
+    """Say which container was killed for its memory, at which limit, with what it said last, and what to change."""
+    limit = f"its limit of {pod.memory_limit}" if pod.memory_limit else "what its node has, for it has no limit"
+    said = last_words(pod)
+    return (
+        f"container {WORKER_CONTAINER} of pod {pod.name} needed more memory than {limit}"
+        f"{f' ({said})' if said else ''}: {remedy}"
+    )
