@@ -21,8 +21,8 @@ RENEW_AFTER = 2 / 3
 OVERLAP = timedelta(days=1)
 """Time for a new authority to reach every pod, before it signs: the operator rewrites each object's Secret, and a
 kubelet brings it into the pods within minutes."""
-BACKDATE = timedelta(minutes=5)
-"""How far clocks of nodes may be behind."""
+BACKDATE = timedelta(hours=2)
+"""How far clocks of nodes, and the operator's own, may be behind: one may have been set to another zone's time."""
 
 CERTIFICATE, KEY, AUTHORITIES = "tls.crt", "tls.key", "ca.crt"
 NEXT_CERTIFICATE, NEXT_KEY, PREVIOUS = "next.crt", "next.key", "previous.crt"
@@ -104,7 +104,7 @@ class Authority:
         if self.following is None:
             if needs_rotation(self.signer.certificate, now):
                 return replace(self, following=_new_authority(now))
-        elif now >= _read_certificate(self.following.certificate, NEXT_CERTIFICATE).not_valid_before_utc + OVERLAP:
+        elif now >= _made_at(self.following) + OVERLAP:
             return Authority(self.following, None, self.signer.certificate + self.previous)
         trusted = [cert for cert in _read_certificates(self.previous, PREVIOUS) if cert.not_valid_after_utc > now]
         previous = b"".join(cert.public_bytes(Encoding.PEM) for cert in trusted)
@@ -128,6 +128,10 @@ def needs_rotation(pem: bytes, now: datetime) -> bool:
     certificate = _read_certificate(pem, CERTIFICATE)
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return now >= start + (end - start) * RENEW_AFTER
+
+
+def _made_at(authority: Pair) -> datetime:
+    return _read_certificate(authority.certificate, NEXT_CERTIFICATE).not_valid_before_utc + BACKDATE
 
 
 def _new_authority(now: datetime) -> Pair:

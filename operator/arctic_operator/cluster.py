@@ -17,6 +17,7 @@ from arctic_api import API_VERSION, inference, training
 from arctic_api.world import Label, uid5
 from arctic_operator.cache import Listing, version_of
 from arctic_operator.cache import Manifest as Manifest
+from arctic_operator.clock import ClusterClock
 from arctic_operator.observed import HISTORY, LEADER_WORKER_SET, STATEFUL_SET, Identity
 from arctic_operator.plan.actions import Delete, Event, Mark
 
@@ -139,6 +140,7 @@ class Cluster:
 
     def __init__(self, api: client.ApiClient) -> None:
         self._api = api
+        self.clock = ClusterClock()
 
     async def request(
         self,
@@ -161,6 +163,7 @@ class Cluster:
         try:
             response = await self._api.call_api(*serialized, _request_timeout=REQUEST_SECONDS)
             text = await response.read()
+            self.clock.hear(response.headers.get("Date"))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(0, "Unreachable", f"the API server can't be reached: {error!r}") from error
         if response.status >= 400:

@@ -26,3 +26,10 @@ HEARTBEAT_AGE = Gauge(
     "Age of the oldest heartbeat that was written and that the watch has not shown.",
     registry=REGISTRY,
 )
+RECOVERY_SECONDS = Histogram(
+    "arctic_operator_recovery_seconds",
+    "Time from a fault until a world trains or serves again, by part: noticing, waiting, scheduling, loading.",
+    ["kind", "fault", "part"],
+    registry=REGISTRY,
+    buckets=(0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 300, 600),
+)

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from arctic_api.common import Condition
@@ -34,14 +34,26 @@ from arctic_operator.metrics import (
     QUEUE_RETRIES,
     RECONCILE,
     RECONCILE_SECONDS,
+    RECOVERY_SECONDS,
     STATUS_WRITES,
 )
-from arctic_operator.observe import Observer, Subject
-from arctic_operator.observed import STATEFUL_SET, Access, GroupSet, Identity, Inference, Job, Training
+from arctic_operator.observe import Invalid, Observer, Subject
+from arctic_operator.observed import (
+    STATEFUL_SET,
+    Access,
+    GroupSet,
+    Identity,
+    Inference,
+    InferenceSeen,
+    Job,
+    Training,
+    TrainingSeen,
+)
 from arctic_operator.plan import inference_status, training_status
 from arctic_operator.plan.actions import Follow, Plan, sooner
 from arctic_operator.plan.conditions import Conditions, events_between
 from arctic_operator.plan.inference import plan_inference
+from arctic_operator.plan.recovery import Fault, track
 from arctic_operator.plan.training import plan_training
 from arctic_operator.settings import Settings
 from arctic_operator.workqueue import WorkQueue
@@ -102,6 +114,10 @@ class _Memory:
     followed: set[str] = field(default_factory=set)
     shapes: dict[str, object] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
+    seen: TrainingSeen | InferenceSeen | None = None
+    """What the last plan was made on."""
+    fault: Fault | None = None
+    """What the world has not recovered from."""
     access: Access | None = None
 
 
@@ -113,7 +129,7 @@ class Reconciler:
         self.observer = Observer(
             cluster, cache, read_nodes=settings.read_nodes, leader_worker_sets=settings.leader_worker_sets
         )
-        self._keys = Keys(cluster, settings, Install(cluster, settings), _now)
+        self._keys = Keys(cluster, settings, Install(cluster, settings), cluster.clock.now)
         self._access_keys = AccessKeys(cluster)
         self._events = Events(cluster, settings.pod_name)
         self._followers = Followers(self._on_live_change)
@@ -202,6 +218,7 @@ class Reconciler:
             return None
         failure = await self._carry_out(key, subject, plan, read=memory.looked != looked)
         waits = await self._write_status(key, subject, plan, memory, failure)
+        self._note_recovery(key, subject, plan, memory)
         await self._ask(key, plan, memory)
         if failure:
             raise failure
@@ -224,7 +241,7 @@ class Reconciler:
     def _plan(self, key: Key, subject: Subject) -> Plan:
         """Plan, whatever may be wrong with the plan's code: a user must hear of that too."""
         try:
-            return self._decide(key, subject, _now())
+            return self._decide(key, subject, self._cluster.clock.now())
         except Exception as error:
             raise PlanningError(
                 f"the operator fails on this object and leaves what runs alone ({type(error).__name__}: {error}): "
@@ -239,11 +256,13 @@ class Reconciler:
         if isinstance(subject, Training):
             answer = self._commands.answer(key, subject.identity.uid)
             seen = self.observer.training_seen(subject, self._followers.latest((key, "")), refusals, answer)
+            memory.seen = seen
             return plan_training(subject, seen, self._settings, now)
         if isinstance(subject, Inference):
             services = self.observer.inference_seen(
                 subject, lambda group: self._followers.latest((key, group)), refusals, memory.access
             )
+            memory.seen = services
             return plan_inference(subject, services, self._settings, now)
         if isinstance(subject.status, ArcticTrainingStatus):
             return Plan(status=training_status.invalid_status(subject.status, subject.message, subject.generation, now))
@@ -348,7 +367,7 @@ class Reconciler:
         """Write the status if it is news, then tell the events; return the seconds that mere progress has to wait."""
         if plan.status is None:
             return None
-        status = with_failure(plan.status, failure, subject, _now()) if failure else plan.status
+        status = with_failure(plan.status, failure, subject, self._cluster.clock.now()) if failure else plan.status
         manifest = self._cache.custom(key)
         change = difference((manifest or {}).get("status") or {}, status)
         if not change:
@@ -365,10 +384,19 @@ class Reconciler:
                 return None
             raise
         STATUS_WRITES.labels(key.kind).inc()
-        now = _now()
+        now = self._cluster.clock.now()
         for event in events_between(subject.status.conditions, map(Condition.model_validate, status["conditions"])):
             await self._events.tell(subject.identity, event, now)
         return None
+
+    def _note_recovery(self, key: Key, subject: Subject, plan: Plan, memory: _Memory) -> None:
+        """Measure how long what broke takes to be whole again."""
+        if isinstance(subject, Invalid) or memory.seen is None or plan.status is None:
+            return
+        memory.fault, over = track(memory.fault, subject, memory.seen, plan.status, self._cluster.clock.now())
+        if over is not None:
+            for part, seconds in over.seconds.items():
+                RECOVERY_SECONDS.labels(key.kind, over.fault, part).observe(seconds)
 
     def _forget(self, key: Key, memory: _Memory) -> None:
         for group in memory.followed:
@@ -448,7 +476,3 @@ def is_passing(failure: ApiError) -> bool:
 def is_expected(failure: Exception) -> bool:
     """Whether an object is refused its children because its namespace is being deleted."""
     return isinstance(failure, ApiError) and failure.reason == NAMESPACE_ENDS
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

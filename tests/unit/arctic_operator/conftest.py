@@ -11,6 +11,7 @@ from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus
 from arctic_api.world import Label, Report
 from arctic_operator.cache import Cache, Key, Listing
+from arctic_operator.clock import ClusterClock
 from arctic_operator.cluster import Cluster
 from arctic_operator.observe import INFERENCE_REVISION
 from arctic_operator.observed import Identity, Inference, Pod, Training, group_set_of, job_of, pod_of, read_status
@@ -99,6 +100,7 @@ class ApiServer(Cluster):
         self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
         self.version = 0
+        self.clock = ClusterClock()
 
     def put(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Keep an object, over what there was of it, and return it as the API server does."""

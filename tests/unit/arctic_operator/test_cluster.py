@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arctic_operator.cluster import ApiError, Cluster, NotServedError, yaml_text
@@ -12,6 +12,7 @@ from arctic_operator.cluster import ApiError, Cluster, NotServedError, yaml_text
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text("abc", max_size=9), TEXTS | st.integers() | st.booleans()))
 def test_an_applied_object_reads_the_same_as_yaml(body: dict[str, object]) -> None:
     assert yaml.safe_load(yaml_text(body)) == body
