@@ -204,6 +204,11 @@ class Pod:
     """What a pod that is being deleted gets to end."""
     disrupted: datetime | None = None
     disruption: str = ""
+    disruption_message: str = ""
+    """The cluster's own words on the disruption."""
+    failure: str = ""
+    """Reason of a pod that the cluster itself has made fail, as `Evicted`."""
+    failure_message: str = ""
     exit_code: int | None = None
     exit_reason: str = ""
     exit_message: str = ""
@@ -390,9 +395,12 @@ def pod_of(manifest: Manifest) -> Pod:
         grace_seconds=metadata.get("deletionGracePeriodSeconds") or 0,
         disrupted=parse_time(disruption.get("lastTransitionTime")) if disrupted else None,
         disruption=disruption.get("reason", "") if disrupted else "",
+        disruption_message=disruption.get("message", "") if disrupted else "",
+        failure=status.get("reason", ""),
+        failure_message=status.get("message", ""),
         exit_code=terminated.get("exitCode"),
-        exit_reason=terminated.get("reason", "") or status.get("reason", ""),
-        exit_message=terminated.get("message", "") or status.get("message", ""),
+        exit_reason=terminated.get("reason", ""),
+        exit_message=terminated.get("message", ""),
         started=parse_time(status.get("startTime")),
         finished=parse_time(terminated.get("finishedAt")),
         container_restarts=container.get("restartCount", 0),

@@ -7,12 +7,12 @@ from typing import Literal
 from arctic_api.common import Condition
 from arctic_operator.observed import Node, Pod, Trouble, format_time
 from arctic_operator.plan.actions import Event
-from arctic_operator.plan.words import OUT_OF_MEMORY, out_of_memory
+from arctic_operator.plan.words import OUT_OF_MEMORY, failure_of, out_of_memory
 
 IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-UNREACHABLE_AFTER = timedelta(seconds=30)
-"""How long a node is NotReady before its worlds are given up."""
+UNREACHABLE_AFTER = timedelta(seconds=10)
+"""How long a node is NotReady before its worlds are given up: it has been silent for most of a minute by then."""
 PODS_AFTER = timedelta(seconds=10)
 """What a Job or StatefulSet gets to make its pods before it is asked why it has not."""
 ENDS = {"Degraded": "Recovered", "Ready": "NotReady", "Available": "NotAvailable", "Suspended": "Resumed"}
@@ -77,6 +77,12 @@ def unreachable(pod: Pod, nodes: Mapping[str, Node] | None, now: datetime) -> bo
     return not node.ready and node.ready_changed is not None and now - node.ready_changed >= UNREACHABLE_AFTER
 
 
+def is_silent(pod: Pod, nodes: Mapping[str, Node] | None) -> bool:
+    """Whether a pod's node is not ready, or is gone, for however short a time."""
+    node = nodes.get(pod.node) if nodes is not None and pod.node else None
+    return nodes is not None and bool(pod.node) and (node is None or not node.ready)
+
+
 def until_unreachable(pods: Iterable[Pod], nodes: Mapping[str, Node] | None, now: datetime) -> float | None:
     """Return the seconds until a pod's node has been NotReady too long; no event will tell."""
     silent = [node for pod in pods if nodes and (node := nodes.get(pod.node)) and not node.ready and node.ready_changed]
@@ -108,8 +114,8 @@ def trouble_of(pods: Sequence[Pod], remedy: str) -> Trouble | None:
         if pod.waiting in IMAGE_REASONS:
             return Trouble(pod.waiting, f"pod {pod.name}: {pod.waiting_message}")
     for pod in pods:
-        if pod.exit_reason == "Evicted":
-            return Trouble(pod.exit_reason, f"pod {pod.name} was evicted: {pod.exit_message or 'no reason given'}")
+        if pod.failure:
+            return Trouble(pod.failure, failure_of(pod))
         if pod.exit_reason == OUT_OF_MEMORY:
             return Trouble(OUT_OF_MEMORY, out_of_memory(pod, remedy))
     for pod in pods:

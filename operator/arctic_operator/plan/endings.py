@@ -8,11 +8,13 @@ from typing import Literal
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import CORRECTABLE, ExitCode, Report
 from arctic_operator.observed import Job, Node, Pod
-from arctic_operator.plan.conditions import unreachable
-from arctic_operator.plan.words import OUT_OF_MEMORY, exit_of, out_of_memory, report_of
+from arctic_operator.plan.conditions import is_silent, unreachable
+from arctic_operator.plan.words import OUT_OF_MEMORY, exit_of, failure_of, out_of_memory, report_of
 
 NODE_LOST, POD_LOST = "NodeLost", "PodLost"
 LESS_MEMORY = "raise resources.limits.memory, or lower batch.microBatchSize or the stage's sequenceLength"
+CONSEQUENCES = frozenset({"PeerLost", "RankHung"})
+"""Reasons of workers whose peer is gone, or does not answer."""
 UNCOUNTED_EXITS = (None, ExitCode.DONE, ExitCode.INTERRUPTED)
 
 
@@ -59,7 +61,7 @@ def judge(
         return None if alive else Ending("Stopped", "the world was stopped and its pods are gone", now)
     complete = job.complete or _all_done(spec, pods, job)
     disturbed = bool(job.failed or complete)
-    causes = [*_disruptions(pods, nodes, now, ignore_deletion=disturbed), *_failures(pods, now)]
+    causes = [*_disruptions(pods, nodes, now, ignore_deletion=disturbed), *_failures(pods, nodes, now)]
     if complete:
         return _completion(spec, pods, causes, now)
     if causes:
@@ -113,27 +115,40 @@ def _disruptions(
     """A Job deletes the pods of a world that failed: their deletion says nothing then."""
     for pod in pods:
         if pod.disrupted:
-            yield Ending(pod.disruption or "Disrupted", f"pod {pod.name} was disrupted", pod.disrupted)
+            words = pod.disruption_message or pod.failure_message
+            told = f"pod {pod.name} was disrupted{f': {words}' if words else ''}"
+            yield Ending(pod.disruption or "Disrupted", told, pod.disrupted)
         elif pod.delete_requested and not ignore_deletion:
             yield Ending("PodDeleted", f"pod {pod.name} was deleted", pod.delete_requested)
         if pod.exit_code == ExitCode.INTERRUPTED:
             yield Ending("Interrupted", f"pod {pod.name} was interrupted and ended in order", pod.finished or now)
         if not pod.ended and unreachable(pod, nodes, now):
-            yield Ending(NODE_LOST, f"node {pod.node} of pod {pod.name} can't be reached", now)
+            yield _node_lost(pod, nodes, now)
 
 
-def _failures(pods: Sequence[Pod], now: datetime) -> Iterator[Ending]:
+def _node_lost(pod: Pod, nodes: Mapping[str, Node] | None, now: datetime) -> Ending:
+    why = "can't be reached" if nodes and pod.node in nodes else "is not in the cluster any more"
+    return Ending(NODE_LOST, f"node {pod.node} of pod {pod.name} {why}", now)
+
+
+def _failures(pods: Sequence[Pod], nodes: Mapping[str, Node] | None, now: datetime) -> Iterator[Ending]:
+    """Ranks that lost a peer, or waited in vain, end with that word: where its node is silent that is the cause."""
+    silent = next((pod for pod in pods if not pod.ended and is_silent(pod, nodes)), None)
     for pod in pods:
         if pod.disrupted or (pod.delete_requested and pod.finished and pod.delete_requested < pod.finished):
             continue
         if pod.exit_code not in UNCOUNTED_EXITS:
             report = report_of(pod)
+            if silent and report and report.reason in CONSEQUENCES:
+                yield _node_lost(silent, nodes, pod.finished or now)
+                continue
             if OUT_OF_MEMORY in (pod.exit_reason, report and report.reason):
                 reason, words = OUT_OF_MEMORY, out_of_memory(pod, LESS_MEMORY)
+            elif pod.failure and not report:
+                reason, words = pod.failure, failure_of(pod)
             else:
                 reason = report.reason if report else ""
                 words = report.message if report and report.message else exit_of(pod)
             yield Ending(reason or "WorkerFailed", words, pod.finished or now, counted=True)
         elif pod.phase == "Failed" and pod.exit_code is None:
-            words = f"pod {pod.name} failed: {pod.exit_message or pod.exit_reason or 'no reason given'}"
-            yield Ending(pod.exit_reason or "PodFailed", words, pod.finished or now, counted=True)
+            yield Ending(pod.failure or "PodFailed", failure_of(pod), pod.finished or now, counted=True)

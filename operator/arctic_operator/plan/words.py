@@ -42,6 +42,12 @@ def exit_of(pod: Pod) -> str:
     return f"pod {pod.name} exited with code {pod.exit_code}{because}{f': {said}' if said else ''}"
 
 
+def failure_of(pod: Pod) -> str:
+    """Say why the cluster has made a pod fail, in its own words."""
+    words = f": {pod.failure_message}" if pod.failure_message else ""
+    return f"pod {pod.name} failed ({pod.failure or 'no reason given'}){words}"
+
+
 def out_of_memory(pod: Pod, remedy: str) -> str:
     """Say which container was killed for its memory, at which limit, with what it said last, and what to change."""
     limit = f"its limit of {pod.memory_limit}" if pod.memory_limit else "what its node has, for it has no limit"

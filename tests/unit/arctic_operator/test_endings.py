@@ -104,8 +104,8 @@ def test_a_pod_that_is_gone_without_a_word_does_not_count(build):
     assert (ending.reason, ending.counted) == ("PodLost", False)
 
 
-@pytest.mark.parametrize(("silent_for", "ended"), [(29, False), (30, True)])
-def test_a_node_that_is_silent_for_30_s_ends_the_attempt(build, silent_for, ended):
+@pytest.mark.parametrize(("silent_for", "ended"), [(9, False), (10, True)])
+def test_a_node_that_is_not_ready_for_10_s_ends_the_attempt(build, silent_for, ended):
     nodes = {"n0": Node("n0", True, build.start, False), "n1": Node("n1", False, build.start, False)}
     ending = judge(build.training().spec, JOB, [build.pod(0), build.pod(1)], nodes, build.seconds(silent_for))
     assert (ending is not None and ending.reason == "NodeLost") == ended
@@ -140,3 +140,50 @@ def test_out_of_memory_names_the_container_the_limit_the_rank_and_what_to_change
     for part in ("container worker of pod tiny-a1-1", "limit of 2Gi", "rank 1 was killed", "resources.limits.memory"):
         assert part in ending.message
     assert "microBatchSize" in ending.message
+
+
+@pytest.mark.parametrize(
+    ("n1", "reason", "counted"),
+    [
+        (Node("n1", False, None, False), "NodeLost", False),
+        (None, "NodeLost", False),
+        (Node("n1", True, None, False), "PeerLost", True),
+    ],
+)
+def test_peers_that_have_lost_a_pod_whose_node_is_silent_are_believed_at_once(build, n1, reason, counted):
+    word = build.report("failed", reason="PeerLost", message="a peer is gone")
+    gone = build.pod(0, phase="Failed", exit_code=1, exit_message=word, finished=build.seconds(3))
+    nodes = {"n0": Node("n0", True, None, False)} | ({"n1": n1} if n1 else {})
+    ending = judge(build.training().spec, FAILED, [gone, build.pod(1)], nodes, build.seconds(4))
+    assert (ending.reason, ending.counted) == (reason, counted)
+
+
+def test_a_node_that_was_deleted_is_lost_whatever_its_kubelet_does(build):
+    nodes = {"n0": Node("n0", True, build.start, False)}
+    ending = judge(build.training().spec, JOB, [build.pod(0), build.pod(1)], nodes, build.start)
+    words = "node n1 of pod tiny-a1-1 is not in the cluster any more"
+    assert (ending.reason, ending.message, ending.counted) == ("NodeLost", words, False)
+
+
+FULL = "The node was low on resource: ephemeral-storage. Threshold quantity: 1Gi, available: 900Mi."
+
+
+@pytest.mark.parametrize(
+    ("disruption", "reason", "counted"),
+    [("TerminationByKubelet", "TerminationByKubelet", False), ("", "Evicted", True)],
+)
+@pytest.mark.parametrize("exit_code", [None, 137])
+def test_an_eviction_is_told_in_the_clusters_words(build, disruption, reason, counted, exit_code):
+    disrupted = {"disrupted": build.start, "disruption": disruption, "disruption_message": FULL} if disruption else {}
+    pod = build.pod(
+        1,
+        phase="Failed",
+        exit_code=exit_code,
+        failure="Evicted",
+        failure_message=FULL,
+        finished=build.start,
+        **disrupted,
+    )
+    ending = judge(build.training().spec, FAILED, [build.pod(0), pod], None, build.start)
+    assert (ending.reason, ending.counted) == (reason, counted)
+    assert FULL in ending.message

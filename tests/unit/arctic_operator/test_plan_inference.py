@@ -280,7 +280,7 @@ def test_a_lost_node_takes_its_group_out_at_once_and_a_new_name_replaces_it(buil
     (old,) = cluster.groups
     node = cluster.pods[old, 1].node
     cluster.nodes[node] = Node(node, False, cluster.now, False)
-    cluster.run(28)
+    cluster.run(8)
     assert set(cluster.groups) == {old}
     cluster.run(3)
     assert old not in cluster.groups
@@ -701,3 +701,15 @@ def test_a_service_that_scales_up_says_so_and_is_available_while_its_first_group
     assert (ready["status"], ready["reason"]) == ("False", "Scaling")
     cluster.run(30)
     assert (cluster.status["state"], condition(cluster.status, "Available")["reason"]) == ("Ready", "EnoughGroupsReady")
+
+
+def test_a_claim_in_another_zone_is_told_in_the_schedulers_words(build):
+    words = "0/8 nodes are available: 8 node(s) had volume node affinity conflict."
+    cluster = Cluster(build, build.inference())
+    cluster.reconcile()
+    for key, pod in cluster.pods.items():
+        cluster.pods[key] = replace(pod, phase="Pending", node="", unschedulable=words)
+    cluster.reconcile()
+    degraded = condition(cluster.status, "Degraded")
+    assert (cluster.status["state"], degraded["reason"]) == ("Unschedulable", "Unschedulable")
+    assert words in degraded["message"]

@@ -269,6 +269,33 @@ def test_a_pod_on_a_dead_node_does_not_hold_up_the_next_attempt_but_one_on_a_liv
         assert len(plan.create) == made
 
 
+def test_a_node_that_is_back_under_its_old_name_runs_nothing_of_the_world_that_it_lost(build):
+    lost = record(1) | {"reason": "NodeLost"}
+    training = build.training({"attempt": 1, "attempts": [lost]})
+    back = {name: Node(name, True, build.seconds(90), False) for name in ("n0", "n1")}
+    failed = replace(job(build), failed=True)
+    seen = TrainingSeen(jobs=[failed], pods=[build.pod(1)], nodes=back)
+    plan = plan_training(training, seen, build.settings, build.seconds(91))
+    assert ([(d.name, d.grace_seconds) for d in plan.delete], plan.create) == ([("tiny-a1-1", 1)], ())
+    plan = plan_training(training, replace(seen, pods=()), build.settings, build.seconds(93))
+    assert world_of(plan.create[0]).epoch == 2
+
+
+@pytest.mark.parametrize("status", [{}, {"state": "Failed"}, {"attempt": 1, "restarts": 9, "attempts": []}])
+def test_what_the_status_does_not_know_any_more_is_seen_in_what_exists(build, status):
+    third = replace(job(build), name="tiny-0a1b2-a3", uid="job-3", attempt=3)
+    pods = [build.pod(i, attempt=3) for i in range(2)]
+    plan = plan_training(
+        build.training(status), TrainingSeen(jobs=[third], pods=pods), build.settings, build.seconds(60)
+    )
+    assert (plan.create, plan.delete, plan.status["attempt"], plan.status["state"]) == ((), (), 3, "Starting")
+    word = build.report(exportUri="file:///export")
+    done = [build.pod(i, attempt=3, phase="Succeeded", exit_code=0, exit_message=word) for i in range(2)]
+    seen = TrainingSeen(jobs=[replace(third, complete=True)], pods=done)
+    plan = plan_training(build.training(status), seen, build.settings, build.seconds(60))
+    assert (plan.status["state"], plan.status["export"]["uri"]) == ("Succeeded", "file:///export")
+
+
 def test_survivors_of_a_broken_world_get_a_second_and_those_of_one_that_stops_in_order_their_grace_period(build):
     nodes = {"n0": Node("n0", True, build.start, False), "n1": Node("n1", False, build.start, False)}
     lost = record(1) | {"reason": "NodeLost"}
