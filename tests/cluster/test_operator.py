@@ -2,11 +2,15 @@
 real, and so are the pods; a cheap stand-in runs in them where the lifecycle alone is in question."""
 
 import json
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
-from objects import condition, is_ready
+from objects import condition, is_ready, processes
 from stand_in import StandIns
+from webhook import PROXY, second_containers
 
 from arctic_api.world import Label
 from arctic_cluster import Cluster
@@ -175,6 +179,31 @@ def test_a_world_on_a_node_that_is_cut_off_goes_on_elsewhere_without_counting(ob
     finally:
         objects.cluster.mend(node.name)
         objects.cluster.kubectl("wait", "--for=condition=Ready", f"node/{node.name}", "--timeout=120s")
+
+
+def test_a_second_container_that_never_ends_keeps_nothing_from_its_end(objects: StandIns, tmp_path: Path) -> None:
+    with second_containers(objects.cluster, objects.namespace, tmp_path):
+        objects.train("done", {"SECONDS": "5"})
+        objects.train("killed")
+        objects.serve("killed")
+        for pod in objects.running("killed", 1):
+            assert [container["name"] for container in pod["spec"]["containers"]] == ["worker", PROXY]
+        kill_worker(objects.running("killed", 1)[1])
+        objects.state("arctictraining", "done", "Succeeded")
+        objects.eventually("what ran beside its workers is gone", lambda: objects.pods("done") == [])
+        objects.running("killed", 2)
+        (ending,) = objects.status("arctictraining", "killed")["attempts"]
+        assert (ending["reason"], ending["counted"]) == ("WorkerFailed", True)
+        objects.state("arcticinference", "killed", "Ready")
+        kill_worker(objects.pods("killed", "ArcticInference")[1])
+        objects.eventually("it is noticed", lambda: objects.status("arcticinference", "killed")["readyReplicas"] == 0)
+        objects.state("arcticinference", "killed", "Ready")
+
+
+def kill_worker(pod: dict[str, Any]) -> None:
+    """End what stands for the worker in a pod, by force."""
+    (worker,) = (each for each in processes(pod) if b"arctic_workers" in (each / "cmdline").read_bytes())
+    os.kill(int(worker.name), signal.SIGKILL)
 
 
 def holder(cluster: Cluster) -> str:
