@@ -296,4 +296,4 @@ def test_a_refusal_of_the_ranks_ends_a_pod_with_bad_input(world: TrainingWorld) 
     )
     assert done.returncode == ExitCode.BAD_INPUT, done.stderr[-3000:]
     report = Report.model_validate_json(Path(world.termination_message).read_text())
-    assert (report.outcome, report.reason, report.epoch) == ("refused", "TokenizerNotFound", 3)
+    assert (report.outcome, report.reason, report.epoch) == ("refused", "SourceNotFound", 3)
