@@ -22,6 +22,7 @@ MOUNT_PATH_PATTERN = rf"^(/{_MOUNT_SEGMENT})+$"
 FOLDER_PATTERN = rf"^{_FOLDER_SEGMENT}(/{_FOLDER_SEGMENT})*$"
 PERCENT_PATTERN = r"^(100|[1-9]?[0-9])%$"
 REASON_PATTERN = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
+TRACKING_PATTERN = r"^(https?://[^/\s]+|file:///)\S*$"
 NUMBER_PATTERN = r"^[0-9]+(\.[0-9]+)?$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 ORIGIN_PATTERN = r"^(\*|https?://[^/\s]+)$"
@@ -38,6 +39,7 @@ HINTS = {
     FOLDER_PATTERN: "write a relative path such as runs/first, without '.' and '..'",
     PERCENT_PATTERN: "write a percentage from 0% to 100%",
     ORIGIN_PATTERN: 'write an origin such as https://chat.example.com, without a path, or "*" for all',
+    TRACKING_PATTERN: "write https://HOST, or file:/// and a folder",
     NUMBER_PATTERN: 'write a decimal number as text, such as "2.50"',
 }
 """What to write instead, by the pattern that a text does not match."""

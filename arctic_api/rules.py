@@ -41,7 +41,6 @@ from arctic_api.training import (
     Evaluation,
     Every,
     LearningRate,
-    Restart,
     Source,
     Stage,
     Tokenizer,
@@ -640,7 +639,6 @@ NOT_YET_SUPPORTED = (
     _only(TrainingParallelism, "zeroStage", 1, 2),
     _unset(Checkpoint, "uri"),
     _unset(Checkpoint, "credentials"),
-    _unset(Restart, "lossSpike"),
     Rule(
         Evaluation,
         "self.suites.all(suite, suite == 'perplexity')",

@@ -10,6 +10,7 @@ from arctic_api.common import (
     MAP_BY_TYPE,
     OPAQUE,
     SET,
+    TRACKING_PATTERN,
     BaseWeights,
     Condition,
     Count,
@@ -317,7 +318,11 @@ class Restart(Resource):
     backoff: Backoff = Backoff()
     """Waiting time between attempts."""
     loss_spike: Literal["skip", "rollback", "stop"] | None = None
-    """What to do when the loss jumps."""
+    """What to do when the loss jumps: 8 standard deviations, and 5%, above the median of the stage's last 128 steps.
+
+    `skip` leaves the update out; `rollback` goes back to the last checkpoint and passes over the data up to the jump;
+    `stop` fails the training, its checkpoint kept, until it is edited. By default a jump changes nothing.
+    """
 
 
 class Evaluation(Resource):
@@ -327,6 +332,35 @@ class Evaluation(Resource):
     """Whether to evaluate at the end of each stage."""
     suites: Annotated[list[Suite], Field(min_length=1, max_length=8)] = Field(json_schema_extra=SET)
     """What is measured."""
+
+
+class Mlflow(Resource):
+    """An MLflow tracking server."""
+
+    uri: Annotated[str, Field(pattern=TRACKING_PATTERN, max_length=1024)]
+    """Where it is: `https://...`, or a folder that it reads later, `file:///...`."""
+    experiment: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Name of the experiment; the training's name if unset."""
+
+
+class WeightsAndBiases(Resource):
+    """A project of Weights & Biases."""
+
+    project: Annotated[str, Field(min_length=1, max_length=128)]
+    """Name of the project."""
+    entity: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """User or team that it belongs to."""
+    mode: Literal["offline", "online"] = "offline"
+    """`offline` writes into the run's folder, for `wandb sync`; `online` needs its key in the workers' environment."""
+
+
+class Tracking(Resource):
+    """Where the figures of a run are sent besides."""
+
+    mlflow: Mlflow | None = None
+    """MLflow."""
+    wandb: WeightsAndBiases | None = None
+    """Weights & Biases."""
 
 
 class ArcticTrainingSpec(Resource):
@@ -354,6 +388,8 @@ class ArcticTrainingSpec(Resource):
     """What happens when an attempt fails."""
     evaluation: Evaluation | None = None
     """Judges the model on the way."""
+    tracking: Tracking | None = None
+    """Where the figures of a run are sent besides; TensorBoard's files are in the run's folder anyway."""
     price_per_gpu_hour: DecimalText | None = Field(None, alias="pricePerGPUHour")
     """Price for status.costUSD, in US dollars, as text: "2.50"."""
     suspend: bool = False
@@ -452,6 +488,45 @@ class LastCheckpoint(Resource):
     """When it was committed."""
 
 
+class SourceLoss(Resource):
+    """How well the text of one source is predicted while it is trained on."""
+
+    name: str
+    """Name of the source."""
+    loss: str
+    """Mean loss of its latest sequences, in nats a token."""
+
+
+class TimeShares(Resource):
+    """What the time of the latest attempt is spent on, from 0 to 1; what is hidden behind compute counts as that."""
+
+    data: str | None = None
+    """Fetching sequences."""
+    compute: str | None = None
+    """Forward and backward passes and updates; on GPUs with the communication among them."""
+    communication: str | None = None
+    """Waiting in collectives; unset on GPUs, where that can't be told from outside."""
+    checkpoint: str | None = None
+    """Copying the state for checkpoints, and waiting for those of stages' ends."""
+    evaluation: str | None = None
+    """Held-out text and suites."""
+    pause: str | None = None
+    """Being paused."""
+
+
+class Routing(Resource):
+    """How the routers share out tokens over experts, over all layers."""
+
+    imbalance: str
+    """Load of the busiest expert over that of even routing, in the layer where that is highest."""
+    entropy: str
+    """Entropy of a token's probabilities over that of even ones, from 0 to 1, in the layer where that is lowest."""
+    dead_experts: int
+    """Experts without a token for 100 steps."""
+    dropped: str
+    """Share of the choices that were dropped, in the layer where that is highest."""
+
+
 class CheckpointRequest(Resource):
     """The checkpoint that was asked for last, by the annotation `arctic.dev/checkpoint-request`."""
 
@@ -491,12 +566,27 @@ class ArcticTrainingStatus(Resource):
     """Tokens trained so far, over all stages."""
     loss: str | None = None
     """Training loss of the latest step, in nats a token."""
+    loss_by_source: list[SourceLoss] | None = Field(None, json_schema_extra=MAP_BY_NAME)
+    """Training loss of each source that was drawn from lately."""
+    learning_rate: str | None = None
+    """Learning rate of the latest step."""
+    gradient_norm: str | None = None
+    """Global norm of the latest step's gradient, before clipping."""
+    skipped_updates: int | None = None
+    """Updates that were left out: the gradient was not finite, or the loss jumped (`restart.lossSpike: skip`)."""
+    time_shares: TimeShares | None = None
+    """What the time of the latest attempt is spent on."""
+    routing: Routing | None = None
+    """How the routers share out tokens over experts."""
     tokens_per_second: int | None = None
     """Tokens trained a second, over the whole world."""
     mfu: str | None = None
-    """Model FLOPs utilization: useful operations by the peak of the hardware, from 0 to 1."""
+    """Model FLOPs utilization: useful operations by the peak of the hardware, from 0 to 1.
+
+    The peak is the vendor's word on GPUs; on CPUs it is measured at the start of an attempt.
+    """
     gpu_hours: str | None = None
-    """Hours of GPUs spent, over all attempts."""
+    """Hours of GPUs spent, over all attempts; where pods ask for no GPUs, hours of pods."""
     cost_usd: str | None = Field(None, alias="costUSD")
     """gpuHours times spec.pricePerGPUHour, in US dollars."""
     eta: Timestamp | None = None

@@ -48,7 +48,9 @@ CHECKPOINT_MISMATCH = "CheckpointMismatch"
 """The manifest asks for another past, or another model, than the run's checkpoints have."""
 TOKENIZER_MISMATCH = "TokenizerMismatch"
 """The manifest asks for another tokenizer than the one that the run has."""
-CORRECTABLE = frozenset({CHECKPOINT_MISMATCH, TOKENIZER_MISMATCH})
+LOSS_SPIKE = "LossSpike"
+"""The loss jumped, and `restart.lossSpike` says to stop then."""
+CORRECTABLE = frozenset({CHECKPOINT_MISMATCH, TOKENIZER_MISMATCH, LOSS_SPIKE})
 """Refusals that an edit of the manifest can mend: the training waits for it."""
 
 

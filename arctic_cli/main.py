@@ -10,6 +10,7 @@ from arctic_cli.demo import demo
 from arctic_cli.live import checkpoint, pause, resume, stop
 from arctic_cli.local import serve, train
 from arctic_cli.plan import plan
+from arctic_cli.report import report
 from arctic_cli.reproduce import reproduce
 from arctic_cli.validate import validate
 from arctic_cluster.commands import cluster
@@ -33,5 +34,6 @@ def main() -> None:
 
 
 _LIVE = (pause, resume, checkpoint, stop)
-for _command in (train, serve, validate, plan, reproduce, *_LIVE, import_, export, quantize, corpus, cluster, demo):
+_RUNS = (report, reproduce)
+for _command in (train, serve, validate, plan, *_LIVE, *_RUNS, import_, export, quantize, corpus, cluster, demo):
     main.add_command(_command)

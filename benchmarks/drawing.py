@@ -1,13 +1,13 @@
 """Charts of lines as SVG: enough to see a curve, and nothing to install."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from arctic_workers.axes import axis_over
+
 _WIDTH, _HEIGHT = 720, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 40, 50
-_TICKS = 6
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Of Okabe and Ito, which colour-blind people tell apart."""
 Points = Sequence[tuple[float, float]]
@@ -25,45 +25,11 @@ class Chart:
     """Whether y is; all of its values are then above 0."""
 
 
-@dataclass(frozen=True)
-class _Axis:
-    low: float
-    high: float
-    begin: float
-    end: float
-    logarithmic: bool = False
-
-    def place(self, value: float) -> float:
-        """Return where a value is drawn."""
-        low, high, value = (math.log(it) if self.logarithmic else it for it in (self.low, self.high, value))
-        return self.begin + (self.end - self.begin) * (value - low) / (high - low)
-
-    def ticks(self) -> list[float]:
-        """Return round values between the ends."""
-        if self.logarithmic:
-            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            found = [digit * 10.0**power for power in decades for digit in (1, 2, 5)]
-        else:
-            rough = (self.high - self.low) / _TICKS
-            power = 10.0 ** math.floor(math.log10(rough))
-            step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough)
-            found = [step * count for count in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
-        return [value for value in found if self.low <= value <= self.high]
-
-
-def _axis(values: list[float], begin: float, end: float, *, logarithmic: bool = False) -> _Axis:
-    low, high = min(values), max(values)
-    if logarithmic:
-        return _Axis(low / 1.1, high * 1.1, begin, end, logarithmic=True)
-    margin = 0.05 * (high - low) or abs(high) or 1.0
-    return _Axis(low - margin, high + margin, begin, end)
-
-
 def svg(chart: Chart) -> str:
     """Return the chart; each line has at least a point."""
     points = [point for line in chart.lines.values() for point in line]
-    across = _axis([x for x, _ in points], _LEFT, _WIDTH - _RIGHT)
-    up = _axis([y for _, y in points], _HEIGHT - _BOTTOM, _TOP, logarithmic=chart.logarithmic)
+    across = axis_over([x for x, _ in points], _LEFT, _WIDTH - _RIGHT)
+    up = axis_over([y for _, y in points], _HEIGHT - _BOTTOM, _TOP, logarithmic=chart.logarithmic)
     drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',

@@ -122,6 +122,17 @@ DEVICES: dict[str, Device] = {
 }
 
 
+def device_named(name: str) -> Device | None:
+    """Return the device that CUDA calls so, as in "NVIDIA H100 80GB HBM3"; None for one that the table lacks.
+
+    A card for a PCIe slot, or two of them joined (NVL), is another device than the one on a board of eight (SXM).
+    """
+    words = name.replace("-", " ").split()
+    if any(word in ("PCIe", "NVL") for word in words):
+        return None
+    return next((device for device in DEVICES.values() if device.title.split()[0] in words), None)
+
+
 def cpu(*, memory: int, bandwidth: float | None, fp32_flops: float | None = None) -> Device:
     """A machine without GPUs as one device: its memory that is free, how fast all cores read it and multiply."""
     # Python with torch imported takes 522 MB (measured on Linux).

@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from arctic_operator.live import (
     Live,
     Observation,
     Phase,
+    RoutingSeen,
     SourceSeen,
     StageSeen,
     TrainingObservation,
@@ -279,6 +280,21 @@ def _training(state: control_pb2.WorkerState, phase: Phase, figures: control_pb2
         sources=tuple(_source(source) for source in figures.sources),
         last_checkpoint=_checkpoint(figures.last_checkpoint) if figures.HasField("last_checkpoint") else None,
         stop_after=figures.stop_after,
+        loss_by_source={name: loss for name, loss in figures.loss_by_source.items() if math.isfinite(loss)},
+        seconds=dict(figures.seconds),
+        routing=_routing(figures.routers),
+        skipped_updates=figures.skipped_updates,
+    )
+
+
+def _routing(routers: Sequence[control_pb2.RouterState]) -> RoutingSeen | None:
+    if not routers:
+        return None
+    return RoutingSeen(
+        imbalance=max(max(router.load, default=0.0) * len(router.load) for router in routers),
+        entropy=min(router.entropy for router in routers),
+        dead_experts=sum(len(router.dead) for router in routers),
+        dropped=max(router.dropped for router in routers),
     )
 
 

@@ -1,6 +1,7 @@
 """What workers say of themselves, as frozen values: no gRPC, so that planning may read them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -56,6 +57,16 @@ class CheckpointSeen:
 
 
 @dataclass(frozen=True)
+class RoutingSeen:
+    """The routers of all layers: the worst figure of each kind, and how many experts are dead."""
+
+    imbalance: float
+    entropy: float
+    dead_experts: int
+    dropped: float
+
+
+@dataclass(frozen=True)
 class TrainingObservation:
     """A training as its rank 0 says it is. Rates are per second; a figure that is not known (yet) is None."""
 
@@ -77,6 +88,11 @@ class TrainingObservation:
     last_checkpoint: CheckpointSeen | None = None
     stop_after: str = ""
     """The stage that the run ends with; empty: the last one."""
+    loss_by_source: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of the attempt, by what they were spent on."""
+    routing: RoutingSeen | None = None
+    skipped_updates: int = 0
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,11 @@ from arctic_operator.observed import (
 
 TRAINING_REVISION = (
     *("model", "tokenizer", "data", "curriculum", "optimizer", "seed", "batch", "parallelism", "checkpoint"),
-    *("evaluation", "priorityClassName", "image", "resources", "template"),
+    *("evaluation", "tracking", "priorityClassName", "image", "resources", "template"),
 )
 """What a training's world is made of; the rest of a specification may change under it."""
+WORKERS_RESTART = "lossSpike"
+"""What of `restart` is the workers' own."""
 INFERENCE_REVISION = (
     *("model", "engine", "quantization", "parallelism", "attention", "batching"),
     *("priorityClassName", "resources", "template"),
@@ -81,6 +83,13 @@ class Invalid:
 
 
 Subject = Training | Inference | Invalid
+
+
+def training_parts(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a training's specification its world is made of."""
+    parts = {field: spec.get(field) for field in TRAINING_REVISION}
+    policy = spec.get("restart", {}).get(WORKERS_RESTART)
+    return parts if policy is None else parts | {WORKERS_RESTART: policy}
 
 
 class Observer:
@@ -134,7 +143,7 @@ class Observer:
         raw = manifest.get("status") or {}
         spec = self._spec(manifest, generation)
         if isinstance(spec, ArcticTrainingSpec):
-            revision = revision_of({field: manifest["spec"].get(field) for field in TRAINING_REVISION})
+            revision = revision_of(training_parts(manifest["spec"]))
             before = read_status(ArcticTrainingStatus, raw)
             request = metadata.get("annotations", {}).get(CHECKPOINT_REQUEST, "")
             return Training(identity, generation, created, deleting, revision, spec, before, request)

@@ -29,7 +29,6 @@ from arctic_api.training import (
     Evaluation,
     Every,
     LearningRate,
-    Restart,
     Source,
     Stage,
     Tokenizer,
@@ -608,7 +607,6 @@ CASES = [
     _training(TrainingParallelism, ".zeroStage", NO, {"spec.parallelism.zeroStage": 0}),
     _training(Checkpoint, ".uri", NO, {"spec.checkpoint": {"uri": "s3://bucket/prefix"}}),
     _training(Checkpoint, ".credentials", NO, {"spec.checkpoint.credentials": SECRET}),
-    _training(Restart, ".lossSpike", NO, {"spec.restart.lossSpike": "skip"}, {"spec.restart.limit": 1}),
     _training(
         Evaluation,
         ".suites",

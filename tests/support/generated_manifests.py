@@ -212,6 +212,7 @@ optimizers = optional(
 )
 restarts = optional(
     limit=st.integers(0, 10000),
+    lossSpike=st.sampled_from(["skip", "rollback", "stop"]),
     backoff=st.sampled_from([{}, {"initial": "2s", "max": "30s"}, {"initial": "500ms", "factor": 1}, {"max": "10s"}]),
 )
 
@@ -243,6 +244,10 @@ def right_trainings(draw: st.DrawFn) -> Manifest:
             activeDeadline=st.sampled_from(DURATIONS),
             ttlAfterFinished=st.sampled_from(DURATIONS),
             image=st.just("example.com/arctic:1"),
+            tracking=optional(
+                mlflow=objects({"experiment": st.just("e")}, uri=st.sampled_from(["https://m", "file:///runs"])),
+                wandb=objects({"mode": st.sampled_from(["online", "offline"])}, project=st.just("p")),
+            ),
             paused=st.booleans(),
             stopAfter=st.sampled_from([stage["name"] for stage in spec["curriculum"]["stages"]]),
         )

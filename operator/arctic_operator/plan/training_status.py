@@ -22,10 +22,13 @@ from arctic_operator.observed import INVALID_SPEC, Job, Pod, Training, TrainingS
 from arctic_operator.plan.conditions import Conditions, find, is_true, refusal_of, trouble_of
 from arctic_operator.plan.endings import LESS_MEMORY, first_report
 from arctic_operator.plan.training_control import answered_request
+from arctic_operator.plan.training_figures import figures
 
 PROGRESS_FIELDS = frozenset(
-    {"step", "tokens", "loss", "tokensPerSecond", "mfu", "gpuHours", "costUSD", "eta", "stages", "sources"}
-    | {"lastCheckpoint"}
+    {
+        *("step", "tokens", "loss", "lossBySource", "learningRate", "gradientNorm", "skippedUpdates", "timeShares"),
+        *("routing", "tokensPerSecond", "mfu", "gpuHours", "costUSD", "eta", "stages", "sources", "lastCheckpoint"),
+    }
 )
 """What changes all the time: written less often than a change of state."""
 GPU_RESOURCES = r"(nvidia\.com/(gpu|mig-.+)|amd\.com/gpu|gpu\.intel\.com/(i915|xe)|habana\.ai/gaudi)"
@@ -145,23 +148,32 @@ def _progress(
     if report and report.step:
         step, tokens = report.step, report.tokens
         loss = f"{report.loss:.4f}" if report.loss is not None else loss
+    kept = {"step": step, "tokens": tokens, "loss": loss, "skipped_updates": before.skipped_updates}
     if seen is None:
-        return {"step": step, "tokens": tokens, "loss": loss}
+        return kept
     if seen.step:
         step, tokens = seen.step, seen.tokens
     if seen.loss is not None:
         loss = f"{seen.loss:.4f}"
     rate = seen.tokens_per_second
-    left = sum(parse_tokens(stage.tokens) for stage in spec.curriculum.stages) - (tokens or 0)
+    left = _wanted_tokens(spec) - (tokens or 0)
     eta = now + timedelta(seconds=left / rate) if rate and left > 0 and left / rate < 10**8 else None
     return {
         "step": step,
         "tokens": tokens,
         "loss": loss,
+        **figures(seen),
         "tokens_per_second": round(rate) if rate is not None else None,
         "mfu": f"{seen.mfu:.3f}" if seen.mfu else None,
         "eta": format_time(_rounded(eta)) if eta else None,
     }
+
+
+def _wanted_tokens(spec: ArcticTrainingSpec) -> int:
+    """Return the tokens of all stages that are to be trained."""
+    stages = spec.curriculum.stages
+    last = next((i for i, stage in enumerate(stages) if stage.name == spec.stop_after), len(stages) - 1)
+    return sum(parse_tokens(stage.tokens) for stage in stages[: last + 1])
 
 
 def _rounded(moment: datetime) -> datetime:
@@ -267,13 +279,11 @@ def _number(quantity: int | str) -> float:
 def gpu_hours(training: Training, gpus: float, job: Job | None, pods: Sequence[Pod], now: datetime) -> float:
     """Return the GPU hours of all attempts: what the newest Job was told of the earlier ones, and its own pods'.
 
-    `gpus` is the number of GPUs of one pod.
+    `gpus` is the number of GPUs of one pod. A pod without any counts as one: it has its price too.
     """
     known = float(training.status.gpu_hours or 0)
-    if not gpus:
-        return known
     seconds = sum(((pod.finished or now) - pod.started).total_seconds() for pod in pods if pod.started)
-    return max(known, (job.gpu_hours_before if job else 0.0) + seconds * gpus / 3600)
+    return max(known, (job.gpu_hours_before if job else 0.0) + seconds * (gpus or 1) / 3600)
 
 
 def _cost(spec: ArcticTrainingSpec, hours: float) -> str | None:

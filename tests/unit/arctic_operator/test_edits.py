@@ -16,6 +16,7 @@ from arctic_operator.plan.training import plan_training
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "train.md"
 EDITS = {
     "restart": {"spec.restart": {"limit": 3}},
+    "restart.lossSpike": {"spec.restart": {"lossSpike": "skip"}},
     "startDeadline": {"spec.startDeadline": "1h"},
     "activeDeadline": {"spec.activeDeadline": "1h"},
     "ttlAfterFinished": {"spec.ttlAfterFinished": "1h"},
@@ -31,6 +32,7 @@ EDITS = {
     "batch.tokensPerStep": {"spec.batch.tokensPerStep": 8192},
     "data": {"spec.data.sources.0.uri": "file:///other"},
     "data.validation": {"spec.data.validation": {"fraction": 0.1}},
+    "tracking": {"spec.tracking": {"wandb": {"project": "p"}}},
     "batch": {"spec.batch.microBatchSize": 2},
     "optimizer": {"spec.optimizer": {"beta1": 0.8}},
     "parallelism": {"spec.parallelism.nodes": 4},

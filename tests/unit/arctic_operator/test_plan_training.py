@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from arctic_api.common import BaseWeights, Resources
 from arctic_api.training import ArcticTrainingStatus
 from arctic_api.world import CORRECTABLE, ExitCode, Label, TrainingWorld
-from arctic_operator.live import Live, Phase, SourceSeen, StageSeen, TrainingObservation
+from arctic_operator.live import Live, Phase, RoutingSeen, SourceSeen, StageSeen, TrainingObservation
 from arctic_operator.observed import GENERATION_ANNOTATION, REVISION_ANNOTATION, Job, Node, TrainingSeen, read_status
 from arctic_operator.plan.training import plan_training
 from arctic_operator.plan.training_status import invalid_status, is_finished
@@ -121,6 +121,34 @@ def test_what_rank_0_says_is_shown_and_never_ends_the_training(build):
     assert condition(plan, "Succeeded")["status"] == "False"
 
 
+def test_how_the_latest_steps_went_is_shown_as_text(build):
+    seen = observation(
+        build,
+        step=5,
+        learning_rate=3e-4,
+        gradient_norm=1.23456,
+        loss_by_source={"code": 2.5, "books": 3.0},
+        seconds={"data": 1.0, "compute": 7.0, "checkpoint": 2.0, "what a newer worker counts": 0.0},
+        routing=RoutingSeen(imbalance=1.5, entropy=0.9, dead_experts=2, dropped=0.0),
+        skipped_updates=3,
+    )
+    status = plan_training(*running(build, seen), build.settings, build.seconds(60)).status
+    assert (status["learningRate"], status["gradientNorm"], status["skippedUpdates"]) == ("0.0003", "1.235", 3)
+    assert status["lossBySource"] == [{"name": "books", "loss": "3.0000"}, {"name": "code", "loss": "2.5000"}]
+    assert status["timeShares"] == {"data": "0.100", "compute": "0.700", "checkpoint": "0.200"}
+    assert status["routing"] == {"imbalance": "1.500", "entropy": "0.900", "deadExperts": 2, "dropped": "0.0000"}
+
+
+def test_the_time_left_is_that_of_the_stages_that_are_to_be_trained(build):
+    stages = [build.training().spec.curriculum.stages[0].wire() | {"name": name} for name in ("a", "b")]
+    seen = observation(build, step=5, tokens=500_000, tokens_per_second=1000.0, stop_after="a")
+    training, others = running(build, seen)
+    for stop_after, eta in (("a", "2026-01-01T00:09:30Z"), (None, "2026-01-01T00:26:00Z")):
+        spec = build.training(curriculum={"stages": stages}, stopAfter=stop_after).spec
+        plan = plan_training(replace(training, spec=spec), others, build.settings, build.seconds(60))
+        assert plan.status["eta"] == eta
+
+
 def test_a_world_whose_pods_end_one_by_one_is_finishing_not_starting(build):
     pods = [build.pod(0, phase="Succeeded", exit_code=0), build.pod(1)]
     seen = TrainingSeen(jobs=[job(build)], pods=pods)
@@ -155,7 +183,7 @@ def test_gpu_hours_and_their_price_add_up_over_attempts(build):
         ({"amd.com/gpu": "1Ki"}, "2048.000"),
         ({"nvidia.com/mig-1g.5gb": 2, "gpu.intel.com/xe": 1}, "6.000"),
         ({"habana.ai/gaudi": 1}, "2.000"),
-        ({"cpu": 8, "memory": "16Gi", "example.com/gpus-wanted": 1}, None),
+        ({"cpu": 8, "memory": "16Gi", "example.com/gpus-wanted": 1}, "2.000"),
     ],
 )
 @pytest.mark.parametrize("default", [False, True])

@@ -3,8 +3,8 @@
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -296,22 +296,51 @@ def _configuration(spec: ArcticTrainingSpec, dtype: torch.dtype, stage: int) -> 
     }
 
 
+def leave_update_out(engine: Any) -> None:
+    """End a step without its update: as DeepSpeed does where a gradient is not finite, here whatever it is."""
+    zero = engine.optimizer
+    if isinstance(zero, UnpartitionedAdamW):
+        zero.holds = True
+        engine.step()
+        zero.holds = False
+        return
+    check, checks = zero.check_overflow, zero.check_grad_overflow
+
+    def declare(**_: Any) -> None:
+        zero.overflow = True
+
+    zero.check_overflow, zero.check_grad_overflow = declare, True
+    try:
+        engine.step()
+    finally:
+        zero.check_overflow, zero.check_grad_overflow = check, checks
+
+
 def set_learning_rate(engine: Any, rate: float) -> None:
     """Set the rate of every group for the next step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
 
 
-def update(engine: Any, batches: Sequence[MicroBatch], targets: int, ranks: Ranks) -> float:
-    """Make one update from a rank's micro-batches of a step of so many `targets`; returns the rank's mean loss."""
+def gradients_of(
+    engine: Any,
+    batches: Sequence[MicroBatch],
+    targets: int,
+    ranks: Ranks,
+    forward: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> float:
+    """Compute the gradients of a rank's micro-batches of a step of so many `targets`; returns the rank's mean loss.
+
+    Each forward pass, and not what of it the backward pass computes again, is within a `forward()`.
+    """
     total = torch.zeros(1, dtype=torch.float64, device=ranks.device)
     for batch in batches:
         tokens, labels = (torch.from_numpy(part).to(ranks.device) for part in (batch.tokens, batch.labels))
-        loss, balance = engine(tokens, labels, batch.starts)
+        with forward():
+            loss, balance = engine(tokens, labels, batch.starts)
         share = batch.targets * ranks.world / targets  # each label of the step counts alike
         engine.backward(loss * share + balance / len(batches))
         total += loss.detach().double() * share
-    engine.step()
     return devices.on_host(total, Wait.STEP)[0]
 
 

@@ -1,11 +1,11 @@
 """The newest state of a training as `arctic_training_*` metrics. No torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
-from arctic_rpc.control_pb2 import WorkerState
+from arctic_rpc.control_pb2 import RouterState, WorkerState
 
 PREFIX = "arctic_training_"
 
@@ -14,6 +14,7 @@ GAUGES = {
     "learning_rate": "Learning rate of the last step.",
     "gradient_norm": "Global norm of the last step's gradient, before clipping.",
     "tokens_per_second": "Tokens trained on a second, over the last steps.",
+    "mfu": "Model FLOPs utilization over the last steps, 0 to 1; 0 where the peak of the device is not known.",
 }
 COUNTERS = {
     "step": ("steps", "Optimizer updates of the run, over all attempts."),
@@ -23,6 +24,13 @@ COUNTERS = {
         "Time that rank 0 did not train because of checkpoints, in this attempt: copies to memory, and at the end of a "
         "stage the wait for the commit.",
     ),
+    "skipped_updates": ("skipped_updates", "Updates that were left out, over all attempts."),
+}
+ROUTERS = {
+    "entropy": "Mean entropy of a token's probabilities over that of even ones, 0 to 1.",
+    "imbalance": "Load of the busiest expert over that of even routing.",
+    "dead_experts": "Experts without a token for 100 steps.",
+    "dropped": "Share of the choices of experts that were dropped, 0 to 1.",
 }
 
 
@@ -69,3 +77,35 @@ def _training(state: WorkerState) -> Iterator[Metric]:
         if stage.HasField("validation_loss"):
             held_out.add_metric([stage.name, "end"], stage.validation_loss)
     yield held_out
+    yield _by_label("loss_by_source", "Mean loss of a source's latest sequences.", "source", training.loss_by_source)
+    parts = CounterMetricFamily(f"{PREFIX}seconds", "Time of the attempt by what it is spent on.", labels=["part"])
+    for part, seconds in sorted(training.seconds.items()):
+        parts.add_metric([part], seconds)
+    yield parts
+    yield from _routers(training.routers)
+
+
+def _by_label(name: str, help_text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"{PREFIX}{name}", help_text, labels=[label])
+    for value, figure in sorted(values.items()):
+        family.add_metric([value], figure)
+    return family
+
+
+def _routers(routers: Iterable[RouterState]) -> Iterator[Metric]:
+    """Yield the health of each layer's router, and each expert's load."""
+    families = {
+        name: GaugeMetricFamily(f"{PREFIX}router_{name}", text, labels=["layer"]) for name, text in ROUTERS.items()
+    }
+    load = GaugeMetricFamily(
+        f"{PREFIX}expert_load", "Share of a layer's choices that fell on an expert.", labels=["layer", "expert"]
+    )
+    for router in routers:
+        layer = str(router.layer)
+        families["entropy"].add_metric([layer], router.entropy)
+        families["imbalance"].add_metric([layer], max(router.load, default=0.0) * len(router.load))
+        families["dead_experts"].add_metric([layer], len(router.dead))
+        families["dropped"].add_metric([layer], router.dropped)
+        for expert, share in enumerate(router.load):
+            load.add_metric([layer, str(expert)], share)
+    yield from (*families.values(), load)

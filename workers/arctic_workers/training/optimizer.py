@@ -26,6 +26,8 @@ class UnpartitionedAdamW(torch.optim.AdamW):
         super().__init__(groups, 0.0, betas, epsilon, fused=True)
         self.overflow = False
         """Whether the last update was left out."""
+        self.holds = False
+        """Whether updates are left out, whatever their gradients."""
         self.expert_group: Any = None
         """The ranks that share out the experts; None where each has all."""
         self._clipping = clipping
@@ -48,7 +50,7 @@ class UnpartitionedAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Make one update, or leave it out. Collective where ranks share out experts."""
         assert closure is None, "DeepSpeed gives none"
-        norm = self._norm()
+        norm = math.inf if self.holds else self._norm()
         self.overflow = not math.isfinite(norm)
         self._global_grad_norm = math.inf if self.overflow else norm
         if not self.overflow:

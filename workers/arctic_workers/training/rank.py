@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +18,10 @@ from arctic_model.parallel import plan_training
 from arctic_workers.control.lifeline import die_with_parent
 from arctic_workers.control.link import LinkClient
 from arctic_workers.training.base import find_base
+from arctic_workers.training.books import Books
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer
 from arctic_workers.training.checkpoint.store import CheckpointStore
+from arctic_workers.training.communication import waits_counted
 from arctic_workers.training.curriculum import Curriculum
 from arctic_workers.training.data.accounts import Accounts
 from arctic_workers.training.data.batches import TrainingData
@@ -40,8 +43,10 @@ from arctic_workers.training.engine import (
 from arctic_workers.training.errors import Fenced, Refused, StoreFull, checked
 from arctic_workers.training.hang.pulse import Pulsing
 from arctic_workers.training.outcome import PEER_LOST, outcome_folder, write_outcome
+from arctic_workers.training.peak import peak_flops
 from arctic_workers.training.record import machine, write_record
 from arctic_workers.training.start import find_start, fit_vocabulary
+from arctic_workers.training.tracking import check_installed
 from arctic_workers.training.trainer import Diverged, Trainer, Workplace
 
 T = TypeVar("T")
@@ -94,6 +99,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     curriculum = checked(lambda: Curriculum.plan(world.spec))
     start = find_start(world)
     check_degrees(world, curriculum, start.config)
+    check_installed(world.spec.tracking)
     store = CheckpointStore(Path(world.locate(world.run_folder)), world.epoch)
 
     def claim_and_prepare() -> list[Prepared]:
@@ -129,18 +135,24 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         data=data,
         held_out=open_streams(sources, "held-out"),
         sources=accounts,
-        engine=start_engine(model, world.spec),
+        engine=(engine := start_engine(model, world.spec)),
         base=base,
         store=store,
         checkpointer=checkpointer,
         desk=desk_of(world, curriculum, link, ranks),
         pulsing=pulsing,
+        books=Books(world, ranks, config, engine.module, peak_flops(ranks), store.run_folder),
     )
     wait_for_peers_at_most(STEP_TIMEOUT)  # the groups of experts are new
     log.info("rank %d of %d: the model is there", ranks.rank, ranks.world)
     # What draws at random draws the same in each attempt that begins anew; others get their state from a checkpoint.
     torch.manual_seed(key(world.spec.seed, ranks.rank))
-    return Trainer(place).run()
+    # On GPUs a collective only begins where it is called: its time is seen by nobody there.
+    with waits_counted(place.books.parts) if ranks.device.type == "cpu" else nullcontext():
+        try:
+            return Trainer(place).run()
+        finally:
+            place.books.close()
 
 
 def desk_of(world: TrainingWorld, curriculum: Curriculum, link: LinkClient | None, ranks: Ranks) -> Desk:

@@ -32,9 +32,12 @@ from arctic_workers.control.report import write_report
 from arctic_workers.control.server import ControlServer
 from arctic_workers.control.signals import StopFlag
 from arctic_workers.control.state import StateBoard
+from arctic_workers.training.journal import ATTEMPT_ENDED, EVENTS, JOURNAL
 from arctic_workers.training.killed import RANKS_LOST, with_memory
 from arctic_workers.training.metrics import TrainingCollector
 from arctic_workers.training.outcome import OUTCOME_VARIABLE, PEER_LOST, read_outcomes
+from arctic_workers.training.progress import append_line, now
+from arctic_workers.training.report.page import write_page
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +68,29 @@ def main(stop: StopFlag) -> int:
     except Exception as error:
         log.exception("The supervisor failed")
         report = _failure(world, "SupervisorFailed", f"{type(error).__name__}: {error}")
-    return _end(report, world.termination_message)
+    code = _end(report, world.termination_message)
+    if node_rank == 0:
+        leave_page(world, report)
+    return code
 
 
 def _end(report: Report, path: str) -> int:
     write_report(report, path)
     log.info("%s: %s", report.outcome, report.message)
     return exit_code(report)
+
+
+def leave_page(world: TrainingWorld, report: Report) -> None:
+    """Write into the run's folder how the attempt ended, and the page of the run; for people, so it never fails."""
+    folder = Path(world.locate(world.run_folder))
+    if not (folder / JOURNAL).exists():
+        return
+    end = {"time": now(), "attempt": world.epoch, "kind": ATTEMPT_ENDED, "step": report.step}
+    try:
+        append_line(folder / EVENTS, end | {"reason": report.reason, "message": report.message})
+        write_page(folder)
+    except Exception:
+        log.warning("The page of the run could not be written", exc_info=True)
 
 
 def exit_code(report: Report) -> int:

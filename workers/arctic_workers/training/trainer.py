@@ -3,17 +3,17 @@
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 
 from arctic_api.common import parse_duration
 from arctic_api.training import ArcticTrainingSpec
-from arctic_api.world import Report, TrainingWorld
+from arctic_api.world import LOSS_SPIKE, Report, TrainingWorld
 from arctic_model.config import ArcticConfig
 from arctic_rpc.control_pb2 import (
     CHECKPOINTING,
@@ -27,7 +27,9 @@ from arctic_rpc.control_pb2 import (
     WorkerState,
 )
 from arctic_workers.evaluation import evaluate
+from arctic_workers.training.accounts import CHECKPOINT, DATA, EVALUATION, PAUSE
 from arctic_workers.training.base import Base
+from arctic_workers.training.books import Books, Measures
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Position
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.checkpoint.zero import finish_restore, get_step, local_pieces, restored_pieces
@@ -39,17 +41,21 @@ from arctic_workers.training.desk import Desk
 from arctic_workers.training.engine import (
     Ranks,
     gradient_norm,
+    gradients_of,
+    leave_update_out,
     mean_over_ranks,
     named_tensors,
     patience,
     set_learning_rate,
     tensor_names,
-    update,
 )
+from arctic_workers.training.errors import Refused
 from arctic_workers.training.export import EXPORT, export
 from arctic_workers.training.files import write_json
+from arctic_workers.training.guard import SpikeGuard
 from arctic_workers.training.hang.pulse import Pulsing
 from arctic_workers.training.held_out import HeldOut
+from arctic_workers.training.journal import ATTEMPT_BEGAN, EVENTS
 from arctic_workers.training.progress import (
     Progress,
     append_line,
@@ -66,7 +72,6 @@ log = logging.getLogger(__name__)
 HOLD_SECONDS = 0.2
 LOG_SECONDS = 5.0
 SETTLE_SECONDS = 0.02
-RATE_STEPS = 20  # steps that tokens a second are averaged over
 MOST_SKIPPED = 10
 """Updates in a row that may be left out because of infinite gradients: more are no accident of a batch."""
 
@@ -86,15 +91,8 @@ class Wishes:
     """Whether a checkpoint is still being written."""
     full: bool
     """Whether the store had no room for the last one."""
-
-
-@dataclass
-class Measures:
-    """What the last step was like."""
-
-    loss: float = math.nan
-    learning_rate: float = 0.0
-    gradient_norm: float = 0.0
+    look: bool
+    """Whether it is time to look at the books."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +113,7 @@ class Workplace:
     checkpointer: Checkpointer
     desk: Desk
     pulsing: Pulsing
+    books: Books
 
     @property
     def spec(self) -> ArcticTrainingSpec:
@@ -132,13 +131,15 @@ class Trainer:
         self._progress = Progress(place.curriculum)
         self._evaluation: dict[str, float] = {}
         self._measures = Measures()
-        self._times: deque[float] = deque(maxlen=RATE_STEPS + 1)
+        self._books = place.books
+        self._guard = SpikeGuard(place.spec.restart.loss_spike)
         self._last_checkpoint = time.monotonic()
         self._last_log = 0.0
         self._saved_step = 0
         self._stall_seconds = 0.0
         self._put_off = False  # a checkpoint that was due while the one before it was being written
         self._skipped = 0  # updates in a row
+        self._left_out = 0  # updates of the whole run
         self._last_stage = place.curriculum.stages[self._wanted_last_stage(place.spec.stop_after)]
         self.step = 0
 
@@ -146,6 +147,8 @@ class Trainer:
         """Train to the end, or until somebody asks to stop; returns how it ended."""
         self._restore()
         place = self._place
+        self._books.begin(self.step, self._place.store.keep_note)
+        self._note_event(ATTEMPT_BEGAN, ranks=place.ranks.world)
         place.desk.begin()
         self._publish(STARTING)
         if place.spec.paused and self._hold().stop:
@@ -156,6 +159,11 @@ class Trainer:
                 self._begin(stage)
             with place.pulsing.step(self.step, stage.name):
                 wishes = self._train_step(stage)
+            if self._guard.alarm is not None:
+                self._answer_spike(stage, self._guard.alarm)
+                continue
+            if wishes.look or self.step == stage.end_step:
+                self._look(stage)
             if self.step == stage.end_step:
                 self._end(stage)
             elif wishes.checkpoint or self._put_off or self._is_due():
@@ -171,39 +179,89 @@ class Trainer:
     def _train_step(self, stage: StagePlan) -> Wishes:
         """Make one update from this step's tokens, and learn what the ranks wish."""
         place, engine = self._place, self._place.engine
-        batches = place.data.micro_batches(
-            stage, self.step, place.ranks.rank, place.ranks.world, place.spec.batch.micro_batch_size
-        )
+        with self._books.parts.of(DATA):
+            step = self.step + self._guard.skipped_data(stage.name)
+            batches = place.data.micro_batches(
+                stage, step, place.ranks.rank, place.ranks.world, place.spec.batch.micro_batch_size
+            )
         rate = stage.learning_rate(self.step)
         set_learning_rate(engine, rate)
-        targets = max(1, place.data.targets(stage, self.step))
-        loss = update(engine, batches, targets, place.ranks)
-        self.step += 1
+        targets = max(1, place.data.targets(stage, step))
+        loss = gradients_of(engine, batches, targets, place.ranks, self._books.tally.counting)
         loss_value, wishes = self._exchange(loss)
-        if not math.isfinite(loss_value):
+        allowed = self._guard.allows(loss_value, can_go_back=self._saved_step > 0)
+        if allowed and not math.isfinite(loss_value):
             raise Diverged(
-                f"the loss is {loss_value} at step {self.step} of stage {stage.name}: lower its learning rate"
+                f"the loss is {loss_value} at step {self.step + 1} of stage {stage.name}: lower its learning rate"
             )
-        self._count_skipped(stage)
+        (engine.step if allowed else partial(leave_update_out, engine))()
+        if self._guard.alarm is not None:
+            return wishes
+        self.step += 1
         self._measures = Measures(loss_value, rate, gradient_norm(engine))
-        self._times.append(time.monotonic())
+        if not allowed:
+            self._note_spike(stage, loss_value)
+        self._count_skipped(stage, "the gradient was not finite" if allowed else "the loss jumped")
+        self._books.stepped(stage, place.curriculum.tokens_done(self.step))
         self._publish(RUNNING)
         self._log(stage)
         return wishes
 
-    def _count_skipped(self, stage: StagePlan) -> None:
+    def _count_skipped(self, stage: StagePlan, why: str) -> None:
         """Notice an update that DeepSpeed, on all ranks, left out: its tokens are spent, and nothing was learnt."""
         if not self._place.engine.optimizer.overflow:
             self._skipped = 0
             return
         self._skipped += 1
+        self._left_out += 1
         if self._place.ranks.leader:
-            log.warning("step %d: the gradient is not finite, the update is left out", self.step)
+            log.warning("step %d: %s, the update is left out", self.step, why)
         if self._skipped >= min(MOST_SKIPPED, stage.steps):
             raise Diverged(
-                f"the gradient was not finite {self._skipped} times in a row, up to step {self.step} of stage "
-                f"{stage.name}: lower its learning rate"
+                f"{why} {self._skipped} times in a row, up to step {self.step} of stage {stage.name}: lower its "
+                "learning rate"
             )
+
+    def _look(self, stage: StagePlan) -> None:
+        tokens = self._place.curriculum.tokens_done(self.step)
+        self._books.look(stage, self.step, tokens, self._measures, self._place.store.keep_note)
+
+    # --- losses that jump
+
+    def _answer_spike(self, stage: StagePlan, loss: float) -> None:
+        """End the run, its checkpoint kept, or go back to the last checkpoint and past the data up to here."""
+        self._note_spike(stage, loss)
+        if self._guard.policy == "stop":
+            limit = self._guard.limit
+            self._write_checkpoint()
+            raise Refused(
+                LOSS_SPIKE,
+                f"the loss jumped to {loss:.4f} at step {self.step + 1} of stage {stage.name}, where at most "
+                f"{limit:.4f} was to be expected: the checkpoint of step {self.step} is from before it; lower the "
+                "learning rate, or write another restart.lossSpike",
+            )
+        at, skipped = self.step, self._guard.skipped_data(stage.name)
+        with patience(), self._books.parts.of(CHECKPOINT):
+            self._settle()
+            found = self._restore()
+        skipped += at + 1 - max(self.step, stage.first_step)
+        if not self._guard.went_back(stage.name, skipped, self.step) or not found:
+            raise Diverged(
+                f"the loss jumped to {loss:.4f} at step {at + 1} of stage {stage.name}, and going back to a checkpoint "
+                "does not help any more: lower its learning rate"
+            )
+        self._books.begin(self.step, self._place.store.keep_note)
+
+    def _note_spike(self, stage: StagePlan, loss: float) -> None:
+        if self._place.ranks.leader:
+            log.warning("the loss jumped to %.4f at step %d: %s", loss, self.step, self._guard.policy)
+        self._note_event(LOSS_SPIKE, stage=stage.name, loss=loss, limit=self._guard.limit, policy=self._guard.policy)
+
+    def _note_event(self, kind: str, **details: object) -> None:
+        place = self._place
+        if place.ranks.leader:
+            entry = {"time": now(), "attempt": place.world.epoch, "kind": kind, "step": self.step, **details}
+            self._place.store.keep_note(lambda: append_line(place.store.run_folder / EVENTS, entry))
 
     def _exchange(self, loss: float) -> tuple[float, Wishes]:
         """Return the mean loss and what any rank wishes, in one reduction, the same on all ranks."""
@@ -215,6 +273,7 @@ class Trainer:
         timed = place.ranks.leader and self._interval_is_over()
         # Whether it is busy comes first: what has ended by then has said how.
         own = [desk.stop, desk.pause, desk.checkpoint or timed, place.checkpointer.busy, place.checkpointer.full]
+        own.append(self._books.due)
         last_stage = self._wanted_last_stage(desk.stop_after) if place.ranks.leader else 0
         mean, *reduced, last = mean_over_ranks([loss, *own, last_stage], place.ranks.device)
         self._last_stage = place.curriculum.stages[round(last * place.ranks.world)]
@@ -231,18 +290,20 @@ class Trainer:
     def _hold(self) -> Wishes:
         """Wait while somebody wants a pause, still writing checkpoints that are asked for or were put off."""
         self._publish(PAUSED)
+        self._books.interrupted()
         while True:
-            time.sleep(HOLD_SECONDS)
+            with self._books.parts.of(PAUSE):
+                time.sleep(HOLD_SECONDS)
             _, wishes = self._exchange(self._measures.loss)
             if wishes.checkpoint or self._put_off:
                 self._start_checkpoint_unless(wishes.busy)
             if wishes.stop or not wishes.pause:
-                self._times.clear()
                 return wishes
 
     # --- stages
 
     def _begin(self, stage: StagePlan) -> None:
+        self._guard.begin_stage()
         loss = self._held_out_loss(stage, self._subject(stage))
         self._progress.begin(stage, loss)
         self._note(stage, "start", loss)
@@ -270,13 +331,15 @@ class Trainer:
     def _held_out_loss(self, stage: StagePlan, subject: HeldOut) -> float | None:
         """Return the loss on held-out text of the stage's main category; None where there is no such text."""
         category = main_category(stage, self._categories)
-        return subject.held_out_loss(category) if category in subject.categories else None
+        with self._books.parts.of(EVALUATION):
+            return subject.held_out_loss(category) if category in subject.categories else None
 
     def _evaluate(self, stage: StagePlan, subject: HeldOut) -> None:
         evaluation = self._place.spec.evaluation
         if evaluation is None or not evaluation.at_stage_end:
             return
-        self._evaluation = evaluate(evaluation.suites, subject)
+        with self._books.parts.of(EVALUATION):
+            self._evaluation = evaluate(evaluation.suites, subject)
         if self._place.ranks.leader:
             folder = self._place.store.run_folder / "evaluation"
             folder.mkdir(exist_ok=True)
@@ -305,11 +368,12 @@ class Trainer:
 
     # --- checkpoints
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
+        """Go to the newest checkpoint that is whole; returns whether there is one."""
         place = self._place
         folder = place.checkpointer.newest_whole(lambda yes: mean_over_ranks([float(yes)], place.ranks.device) == [1.0])
         if folder is None:
-            return
+            return False
         manifest = place.checkpointer.read(folder, restored_pieces(place.engine, self._names))
         if place.base is not None:
             place.base.check_same(manifest.progress.get("base"), manifest.step)
@@ -319,9 +383,12 @@ class Trainer:
         self._progress = Progress(place.curriculum, manifest.progress["stages"])
         self._evaluation = manifest.progress["evaluation"]
         self._measures.loss = manifest.progress["loss"]
+        self._guard.restore(manifest.progress.get("spikes", {}))
+        self._left_out = manifest.progress.get("left_out", 0)
         if place.ranks.leader:
             place.checkpointer.last = place.checkpointer.report(manifest)
             log.info("resuming from step %d (%s)", self.step, folder)
+        return True
 
     def _position(self) -> Position:
         place = self._place
@@ -331,6 +398,8 @@ class Trainer:
             "evaluation": self._evaluation,
             "loss": self._measures.loss,
             "base": None if place.base is None else place.base.to_json(),
+            "spikes": self._guard.to_json(),
+            "left_out": self._left_out,
             "adam_step": get_step(place.engine),  # fewer than steps where updates were left out
             "trained_with": trained_with(
                 place.spec.seed,
@@ -375,7 +444,8 @@ class Trainer:
     @contextmanager
     def _stalled(self) -> Iterator[None]:
         start = time.monotonic()
-        yield
+        with self._books.parts.of(CHECKPOINT):
+            yield
         self._stall_seconds += time.monotonic() - start
 
     def _settle(self) -> bool:
@@ -470,13 +540,6 @@ class Trainer:
         """Return how something in the run's folder is named to the outside: as the pods see it."""
         return f"file://{self._place.world.run_folder}/{path}"
 
-    def _tokens_per_second(self) -> float:
-        if len(self._times) < 2:
-            return 0.0
-        done = self._place.curriculum.tokens_done
-        tokens = done(self.step) - done(self.step - len(self._times) + 1)
-        return tokens / (self._times[-1] - self._times[0])
-
     def _publish(self, phase: Phase) -> None:
         place = self._place
         if not place.ranks.leader or place.desk.link is None:
@@ -486,7 +549,6 @@ class Trainer:
             step=self.step,
             tokens=place.curriculum.tokens_done(self.step),
             loss=self._measures.loss,
-            tokens_per_second=self._tokens_per_second(),
             learning_rate=self._measures.learning_rate,
             gradient_norm=self._measures.gradient_norm,
             stages=[stage_state(report) for report in self._progress.reports(self.step)],
@@ -494,7 +556,9 @@ class Trainer:
             last_checkpoint=checkpoint_state(place.checkpointer.last),
             stop_after=place.desk.stop_after,
             checkpoint_stall_seconds=self._stall_seconds,
+            skipped_updates=self._left_out,
         )
+        self._books.tell(state)
         place.desk.link.publish(WorkerState(phase=phase, training=state))
 
     def _log(self, stage: StagePlan) -> None:
@@ -509,7 +573,7 @@ class Trainer:
             self._measures.loss,
             self._measures.learning_rate,
             self._measures.gradient_norm,
-            self._tokens_per_second(),
+            self._books.tokens_per_second(),
         )
 
 

@@ -1,6 +1,6 @@
 from prometheus_client import CollectorRegistry, generate_latest
 
-from arctic_rpc.control_pb2 import StageState, TrainingState, WorkerState
+from arctic_rpc.control_pb2 import RouterState, StageState, TrainingState, WorkerState
 from arctic_workers.training.metrics import TrainingCollector
 
 
@@ -20,18 +20,37 @@ def test_the_state_is_exposed_under_the_names_of_the_training() -> None:
         learning_rate=0.5,
         gradient_norm=1.5,
         checkpoint_stall_seconds=0.25,
+        mfu=0.25,
+        skipped_updates=2,
         stages=[
             StageState(name="general", initial_validation_loss=7.0, validation_loss=4.0),
             StageState(name="code", initial_validation_loss=0.0),
         ],
     )
     training.last_checkpoint.time.FromSeconds(1700000000)
+    training.loss_by_source.update({"books": 2.0, "code": 3.0})
+    training.seconds.update({"data": 1.0, "compute": 9.0})
+    training.routers.append(RouterState(layer=1, load=[0.75, 0.25, 0.0, 0.0], entropy=0.5, dead=[2, 3]))
     assert exposition(WorkerState(epoch=2, training=training)) == {
         'arctic_training_attempt_info{epoch="2",name="tiny",namespace="ns",stage="general"} 1.0',
         "arctic_training_loss 2.5",
         "arctic_training_learning_rate 0.5",
         "arctic_training_gradient_norm 1.5",
         "arctic_training_tokens_per_second 1000.0",
+        "arctic_training_mfu 0.25",
+        "arctic_training_skipped_updates_total 2.0",
+        'arctic_training_loss_by_source{source="books"} 2.0',
+        'arctic_training_loss_by_source{source="code"} 3.0',
+        'arctic_training_seconds_total{part="data"} 1.0',
+        'arctic_training_seconds_total{part="compute"} 9.0',
+        'arctic_training_router_entropy{layer="1"} 0.5',
+        'arctic_training_router_imbalance{layer="1"} 3.0',
+        'arctic_training_router_dead_experts{layer="1"} 2.0',
+        'arctic_training_router_dropped{layer="1"} 0.0',
+        *(
+            f'arctic_training_expert_load{{expert="{expert}",layer="1"}} {load}'
+            for expert, load in enumerate([0.75, 0.25, 0.0, 0.0])
+        ),
         "arctic_training_steps_total 3.0",
         "arctic_training_tokens_total 300.0",
         "arctic_training_checkpoint_stall_seconds_total 0.25",

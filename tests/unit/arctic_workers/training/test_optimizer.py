@@ -63,3 +63,18 @@ def test_an_update_whose_gradient_is_not_finite_is_left_out_and_not_counted(bad:
     ours.step()
     assert (ours.overflow, ours.steps) == (False, 2)
     assert not torch.equal(mine[0], before[0])
+
+
+def test_an_update_that_is_held_is_left_out_whatever_its_gradient() -> None:
+    mine = parameters()
+    ours = UnpartitionedAdamW(groups(mine), BETAS, EPSILON, 1.0)
+    before = detached(mine)
+    give(mine, 1.0, 0)
+    ours.holds = True
+    ours.step()
+    assert (ours.overflow, ours.steps) == (True, 0)
+    assert all(map(torch.equal, detached(mine), before))
+    ours.holds = False
+    ours.step()
+    assert (ours.overflow, ours.steps) == (False, 1)
+    assert not torch.equal(mine[0], before[0])

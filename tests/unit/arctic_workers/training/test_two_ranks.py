@@ -19,6 +19,7 @@ from arctic_model.names import tensor_shapes
 from arctic_model.peft import read_adapter
 from arctic_model.weights import load_weights
 from arctic_workers.training.data.tokenizer import TextEncoder
+from arctic_workers.training.journal import read_lines, that_hold
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
@@ -64,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text = "\n".join(line.format(i * 7 + j, j) for j in range(12))
             (folder / "corpus" / name / f"{i:02}.txt").write_text(text)
     parts = ("refusals", "one_step", "runs", "commands", "stopped_early", "extended", "skipped_updates")
-    finish(folder, start(folder, 2, *parts, "slow_commit", "pause_when_put_off", "full_store"))
+    finish(folder, start(folder, 2, *parts, "slow_commit", "pause_when_put_off", "full_store", "jumps"))
     finish(folder, start(folder, 1, "other_world"))
     finish(folder, start(folder, 2, "and_back", "adapters"))
     return folder
@@ -117,8 +118,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits_as_one_left_alone(folder
         assert_same_end(folder, name)
 
 
-def assert_same_end(folder: Path, name: str, other: str = "whole") -> None:
-    final = Path("checkpoints") / "step-0000000008"
+def assert_same_end(folder: Path, name: str, other: str = "whole", step: int = 8) -> None:
+    final = Path("checkpoints") / f"step-{step:010}"
     for shard in sorted((folder / other / final).glob("*.safetensors")):
         expected, found = load_file(shard), load_file(folder / name / final / shard.name)
         assert expected.keys() == found.keys()
@@ -200,6 +201,47 @@ def test_a_run_that_is_told_to_end_with_a_stage_succeeds_after_it_with_its_expor
     ]
     assert early["states"][-1]["training"]["stopAfter"] == "first"
     assert read(folder, "stopped-early", 1)["replies"] == [{"refusal": "This rank of a training can't stop_after."}]
+
+
+def test_the_update_of_a_loss_that_jumps_is_left_out(folder: Path) -> None:
+    assert read(folder, "jump-skip")["outcome"] == "succeeded"
+    assert_same_end(folder, "jump-skip", "left-out", step=20)
+    began, event = (json.loads(line) for line in (folder / "jump-skip" / "events.jsonl").read_text().splitlines())
+    assert (began["kind"], began["step"], began["ranks"]) == ("AttemptBegan", 0, 2)
+    assert (event["kind"], event["step"], event["policy"]) == ("LossSpike", 18, "skip")
+    assert event["loss"] > event["limit"]
+
+
+def test_a_run_that_goes_back_passes_over_the_data_up_to_the_jump_also_after_a_restart(folder: Path) -> None:
+    assert_same_end(folder, "jump-rollback", "passed-over", step=20)
+
+
+def test_a_run_that_stops_at_a_jump_keeps_its_last_step_and_goes_on_once_it_is_edited(folder: Path) -> None:
+    refusal = read(folder, "jump-stop")
+    assert refusal["reason"] == "LossSpike"
+    assert "at step 18 of stage first" in refusal["message"]
+    assert "the checkpoint of step 17 is from before it" in refusal["message"]
+    assert read(folder, "jump-stop", 1) == refusal
+    assert_same_end(folder, "jump-stop", "left-out", step=20)
+
+
+def test_the_journal_has_what_each_stage_came_to(folder: Path) -> None:
+    lines = that_hold(read_lines(folder / "whole" / "journal.jsonl"))
+    ends = {line["step"]: line for line in lines if line["step"] in (4, 8)}
+    assert [ends[step]["stage"] for step in (4, 8)] == ["first", "second"]
+    last = ends[8]
+    assert (last["tokens"], last["loss"], last["attempt"]) == (1024, read(folder, "whole")["loss"], 1)
+    assert last["tokens_per_second"] > 0
+    assert 0 < last["mfu"] < 1
+    assert all(seconds > 0 for part, seconds in last["seconds"].items() if part != "pause")
+    (router,) = last["routers"]
+    assert router["layer"] == 1
+    assert sum(router["load"]) == pytest.approx(1)
+    assert (len(router["load"]), router["dropped"], 0 < router["entropy"] <= 1) == (4, 0, True)
+    assert list((folder / "whole" / "tensorboard").glob("events*"))
+    resumed = that_hold(read_lines(folder / "stopped" / "journal.jsonl"))
+    assert resumed[-1]["attempt"] == 2
+    assert resumed[-1]["loss"] == last["loss"]
 
 
 def test_a_run_that_begins_paused_makes_no_step_before_it_is_resumed(folder: Path) -> None:

@@ -32,6 +32,7 @@ from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Positi
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.checkpoint.zero import local_pieces
 from arctic_workers.training.curriculum import StagePlan
+from arctic_workers.training.data.batches import TrainingData
 from arctic_workers.training.engine import LossModule, Ranks, named_tensors, tensor_names
 from arctic_workers.training.errors import Refused, StoreFull
 from arctic_workers.training.experts import Exchange
@@ -391,6 +392,67 @@ def extended() -> None:
     run("not-extended", spec=spec_of(curriculum=full))
 
 
+def jumping_spec(policy: str | None = None, **changes: Any) -> ArcticTrainingSpec:
+    """One stage of twenty steps with a checkpoint at every fifth."""
+    stage = spec_of().curriculum.wire()["stages"][0] | {"tokens": 20 * 128}
+    restart = {"lossSpike": policy} if policy else {}
+    every = spec_of().checkpoint.wire() | {"every": {"steps": 5}}
+    return spec_of(curriculum={"stages": [stage]}, restart=restart, checkpoint=every, **changes)
+
+
+@contextmanager
+def other_data(places: Callable[[int], int]) -> Iterator[list[int]]:
+    """Let a run take other steps' data than its own; gives the list of those that were taken."""
+    micro_batches, taken = TrainingData.micro_batches, []
+
+    def moved(self: TrainingData, stage: StagePlan, step: int, *arguments: Any) -> Any:
+        taken.append(places(step))
+        return micro_batches(self, stage, taken[-1], *arguments)
+
+    targets = TrainingData.targets
+    TrainingData.micro_batches = moved  # type: ignore[method-assign]
+    TrainingData.targets = lambda self, stage, step: targets(self, stage, places(step))  # type: ignore[method-assign]
+    try:
+        yield taken
+    finally:
+        TrainingData.micro_batches, TrainingData.targets = micro_batches, targets  # type: ignore[method-assign]
+
+
+@contextmanager
+def jumping_loss(step: int) -> Iterator[None]:
+    """Let the loss jump on the data of a step, on rank 1 alone."""
+    forward = LossModule.forward
+    with other_data(lambda step: step) as taken:
+
+        def jumping(self: LossModule, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+            loss, balance = forward(self, *arguments, **options)
+            return loss + 10.0 * (RANK == WORLD - 1 and self.training and taken[-1] == step), balance
+
+        LossModule.forward = jumping  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            LossModule.forward = forward  # type: ignore[method-assign]
+
+
+def jumps() -> None:
+    """A loss that jumps at step 17 under each policy, and runs that should end alike."""
+    with infinite_gradients({17}):
+        run("left-out", spec=jumping_spec())
+    with other_data(lambda step: step + 3 if step >= 15 else step):
+        run("passed-over", spec=jumping_spec())
+    with jumping_loss(17):
+        write("jump-skip", run("jump-skip", spec=jumping_spec("skip")).wire())
+        stop_after_going_back = ScriptedLink({20: "stop"} if RANK == 0 else {})
+        run("jump-rollback", spec=jumping_spec("rollback"), link=stop_after_going_back)
+        run("jump-rollback", attempt=2, spec=jumping_spec("rollback"))
+        try:
+            run("jump-stop", spec=jumping_spec("stop"))
+        except Refused as error:
+            write("jump-stop", {"reason": error.reason, "message": error.message})
+        run("jump-stop", attempt=2, spec=jumping_spec("skip"))
+
+
 def refusals() -> None:
     """Bad input is refused in the same words on all ranks."""
     missing = spec_of().data.model_dump(by_alias=True, exclude_none=True)
@@ -450,7 +512,7 @@ def and_back() -> None:
 if __name__ == "__main__":
     parts = (
         *(commands, stopped_early, extended, one_step, runs, refusals, skipped_updates, slow_commit),
-        *(pause_when_put_off, full_store, other_world, and_back, adapters),
+        *(pause_when_put_off, full_store, jumps, other_world, and_back, adapters),
     )
     for name in sys.argv[2:]:
         next(part for part in parts if part.__name__ == name)()

@@ -1,0 +1,108 @@
+"""The journal of a run in its folder, for people: `journal.jsonl` and TensorBoard's event files. No torch.
+
+Several attempts write one after the other. An attempt that went back to a checkpoint writes steps again: the later
+lines hold, and TensorBoard is told so.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+JOURNAL = "journal.jsonl"
+EVENTS = "events.jsonl"
+"""What happened beside the steps: attempts that began and ended, losses that jumped."""
+ATTEMPT_BEGAN, ATTEMPT_ENDED = "AttemptBegan", "AttemptEnded"
+TENSORBOARD = "tensorboard"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run at one of its steps; figures are of the last step unless they say otherwise."""
+
+    time: str
+    attempt: int
+    """The attempt's epoch."""
+    stage: str
+    step: int
+    tokens: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens_per_second: float
+    mfu: float
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of each part since the attempt began."""
+    loss_by_source: Mapping[str, float] = field(default_factory=dict)
+    """Since the last entry."""
+    routers: Sequence[Mapping[str, Any]] = ()
+    """`layer`, `load`, `entropy`, `dead` and `dropped` of each layer with experts, since the last entry."""
+
+    def scalars(self) -> Iterator[tuple[str, float]]:
+        """Yield what TensorBoard and trackers draw, by name."""
+        for name in ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "mfu", "tokens"):
+            yield name, float(getattr(self, name))
+        for name, value in self.loss_by_source.items():
+            yield f"loss_by_source/{name}", value
+        for name, value in self.seconds.items():
+            yield f"seconds/{name}", value
+        for router in self.routers:
+            yield f"router_entropy/layer_{router['layer']}", router["entropy"]
+            yield f"router_imbalance/layer_{router['layer']}", max(router["load"]) * len(router["load"])
+            yield f"router_dead_experts/layer_{router['layer']}", float(len(router["dead"]))
+
+
+class Journal:
+    """Where an attempt writes its entries."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Write to the run's folder, going on from a step: what earlier attempts wrote of later ones holds no more."""
+        self._path = folder / JOURNAL
+        place = folder / TENSORBOARD
+        place.mkdir(exist_ok=True)
+        self._tensorboard = EventsWriter(str(place / "events"))
+        if step:
+            self._write(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, entry: Entry) -> None:
+        """Add an entry; OSError where it can't be written."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(asdict(entry)) + "\n")
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in entry.scalars()]
+        self._write(Event(step=entry.step, summary=Summary(value=values)))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._tensorboard.write_event(event)
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Write no more."""
+        self._tensorboard.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON lines of a file, without one that a writer's end has cut; none where there is no file."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def that_hold(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the entries of a journal that no later attempt has written again, in the order of their steps."""
+    kept: list[Mapping[str, Any]] = []
+    for entry in entries:
+        while kept and kept[-1]["step"] >= entry["step"]:
+            kept.pop()
+        kept.append(entry)
+    return kept
