@@ -21,29 +21,43 @@ def token_losses(x_SD: Tensor, lm_head_VD: Tensor, labels_S: Tensor) -> Tensor:
         return torch.cat([-_chosen(log_CV, labels_S[piece]) for piece, log_CV in _log_probabilities(x_SD, lm_head_VD)])
 
 
-def loss_sum(x_SD: Tensor, lm_head_VD: Tensor, labels_S: Tensor, weights_S: Tensor) -> Tensor:
+def loss_sum(
+    x_SD: Tensor, lm_head_VD: Tensor, labels_S: Tensor, weights_S: Tensor, losses_S: Tensor | None = None
+) -> Tensor:
     """Return the cross-entropies of the tokens' labels, in nats, times `weights_S` (fp32), summed: an fp32 scalar.
+
+    Each of them, times its weight, is left in `losses_S` (fp32) besides, where gradients are wanted.
 
     Equals `(cross_entropy(linear(x_SD, lm_head_VD).float(), labels_S, reduction="none") * weights_S).sum()` up to the
     order of additions.
     """
     if not torch.is_grad_enabled():
         return (token_losses(x_SD, lm_head_VD, labels_S) * weights_S).sum()
-    return _loss_sum(x_SD, lm_head_VD, labels_S, weights_S)
+    return _loss_sum(x_SD, lm_head_VD, labels_S, weights_S, losses_S)
 
 
 class _LossSum(torch.autograd.Function):
     """The weighted sum of losses, whose gradients are those that the forward pass has made."""
 
     @staticmethod
-    def forward(ctx: Any, x_SD: Tensor, lm_head_VD: Tensor, labels_S: Tensor, weights_S: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x_SD: Tensor,
+        lm_head_VD: Tensor,
+        labels_S: Tensor,
+        weights_S: Tensor,
+        losses_S: Tensor | None,
+    ) -> Tensor:
         x_grad_SD = torch.empty_like(x_SD)
         # Summed over pieces in fp32 whatever the model's dtype; None where the matrix is not trained.
         lm_head_grad_VD = torch.zeros_like(lm_head_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=torch.float32, device=x_SD.device)
         for piece, log_CV in _log_probabilities(x_SD, lm_head_VD):
             labels_C, weights_C = labels_S[piece], weights_S[piece]
-            total -= (_chosen(log_CV, labels_C) * weights_C).sum()
+            chosen_C = _chosen(log_CV, labels_C) * weights_C
+            total -= chosen_C.sum()
+            if losses_S is not None:
+                torch.neg(chosen_C, out=losses_S[piece])
             # The gradient of the logits: probabilities, less 1 at the label.
             grad_CV = log_CV.exp_().scatter_add_(1, labels_C[:, None], log_CV.new_full((len(labels_C), 1), -1.0))
             grad_CV = grad_CV.to(x_SD.dtype)
@@ -54,13 +68,13 @@ class _LossSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         x_grad_SD, lm_head_grad_VD = ctx.saved_tensors
         lm_head_grad_VD = None if lm_head_grad_VD is None else (lm_head_grad_VD * gradient).to(x_grad_SD.dtype)
-        return x_grad_SD * gradient, lm_head_grad_VD, None, None
+        return x_grad_SD * gradient, lm_head_grad_VD, None, None, None
 
 
-_loss_sum = cast("Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]", _LossSum.apply)
+_loss_sum = cast("Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]", _LossSum.apply)
 
 
 def _log_probabilities(x_SD: Tensor, lm_head_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -106,6 +106,8 @@ class LossModule(nn.Module):
     def __init__(self, arctic: ArcticModel) -> None:
         super().__init__()
         self.arctic = arctic
+        self.rows_B2: Tensor | None = None
+        """Of the last forward pass with gradients: each sequence's summed loss, and how many labels that is."""
 
     def forward(
         self, tokens_BT: Tensor, labels_BT: Tensor | None = None, starts: Sequence[Sequence[int]] | None = None
@@ -143,7 +145,10 @@ class LossModule(nn.Module):
         assert self.arctic.lm_head is not None, "what is trained is a whole model"
         labels_S = labels_BT.flatten()
         weights_S = (labels_S != IGNORED).float()
-        loss = loss_sum(x_BTD.flatten(0, 1), self.arctic.lm_head.weight, labels_S.clamp(min=0), weights_S)
+        losses_S = torch.zeros_like(weights_S)
+        loss = loss_sum(x_BTD.flatten(0, 1), self.arctic.lm_head.weight, labels_S.clamp(min=0), weights_S, losses_S)
+        if torch.is_grad_enabled():
+            self.rows_B2 = torch.stack([of_S.view_as(labels_BT).sum(1) for of_S in (losses_S, weights_S)], 1)
         return loss, balance
 
 

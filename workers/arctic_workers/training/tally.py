@@ -39,7 +39,7 @@ class Look:
     """What was summed up."""
 
     loss_by_source: Mapping[str, float] = field(default_factory=dict)
-    """Mean loss of the sequences of each source that was drawn from, in nats a token."""
+    """Mean loss of the labels of each source that was drawn from, in nats."""
     routers: Sequence[RouterHealth] = ()
 
 
@@ -47,7 +47,7 @@ class Tally:
     """One rank's sums.
 
     Args:
-        module: the model; each of its routers is listened to.
+        module: the model with its loss, which keeps `rows_B2`; each of its routers is listened to.
         sources: names of all sources.
         device: where the sums are kept.
     """
@@ -59,6 +59,8 @@ class Tally:
         self._sums = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
         self._losses, *self._of_routers = torch.split(self._sums, sizes)
         self._counting = False
+        self._expected: list[Sequence[str]] = []
+        module.register_forward_hook(self._hear_losses)
         self._last_used = [[0] * router.gate.out_features for router in self._routers.values()]
         self._began = 0
         for router, sums in zip(self._routers.values(), self._of_routers, strict=True):
@@ -92,12 +94,20 @@ class Tally:
 
         return hear
 
-    def note_losses(self, sources: Sequence[str], losses_B: Tensor) -> None:
+    def expect(self, micro_batches: Sequence[Sequence[str]]) -> None:
+        """Say which source each sequence of the micro-batches is from that are counted next."""
+        self._expected = list(micro_batches)
+
+    def _hear_losses(self, module: nn.Module, *_: Any) -> None:
         """Add the loss of each sequence of a micro-batch to that of its source."""
-        places = torch.tensor([2 * self._sources.index(source) for source in sources], device=losses_B.device)
-        losses_B = losses_B.detach().double()
-        self._losses.index_add_(0, places, losses_B)
-        self._losses.index_add_(0, places + 1, torch.ones_like(losses_B))
+        if not self._counting or not self._expected:
+            return
+        sources, rows_B2 = self._expected.pop(0), module.rows_B2
+        assert isinstance(rows_B2, Tensor), "the module is one that keeps the losses of rows"
+        # Made on the host and sent, without a wait: a step's places are known before it.
+        places = torch.tensor([self._sources.index(source) for source in sources]).to(rows_B2.device, non_blocking=True)
+        with torch.no_grad():
+            self._losses.view(-1, 2).index_add_(0, places, rows_B2.to(self._losses.dtype))
 
     def look(self, step: int, add_up: Callable[[Tensor], Sequence[float]]) -> Look:
         """Return what was summed up over all ranks since the last look, and begin anew. Collective.

@@ -6,6 +6,7 @@ They are sent from a thread, and lost when what they are sent to is away: traini
 import importlib
 import importlib.util
 import logging
+import os
 import queue
 import threading
 import time
@@ -94,6 +95,7 @@ class Tracker:
 
 def _open_mlflow(spec: Mlflow, world: TrainingWorld) -> _Opened:
     """Make a run of the attempt in MLflow, under the training's name."""
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # without a server there is no other place that pods share
     mlflow: Any = importlib.import_module("mlflow")
     entities: Any = importlib.import_module("mlflow.entities")
     place = spec.uri.removeprefix("file://")

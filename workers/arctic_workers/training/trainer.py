@@ -181,9 +181,9 @@ class Trainer:
         place, engine = self._place, self._place.engine
         with self._books.parts.of(DATA):
             step = self.step + self._guard.skipped_data(stage.name)
-            batches = place.data.micro_batches(
-                stage, step, place.ranks.rank, place.ranks.world, place.spec.batch.micro_batch_size
-            )
+            share = (place.ranks.rank, place.ranks.world, place.spec.batch.micro_batch_size)
+            batches = place.data.micro_batches(stage, step, *share)
+            self._books.tally.expect(place.data.sources(stage, step, *share))
         rate = stage.learning_rate(self.step)
         set_learning_rate(engine, rate)
         targets = max(1, place.data.targets(stage, step))

@@ -8,6 +8,8 @@ from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 from arctic_workers.training import tally as tallies
+from arctic_workers.training.data.windows import IGNORED
+from arctic_workers.training.engine import LossModule
 from arctic_workers.training.tally import Tally
 
 CONFIG = ArcticConfig.preset("arctic-tiny").replace(
@@ -81,9 +83,22 @@ def test_an_expert_is_dead_once_it_got_nothing_for_long_enough_and_alive_again_w
     assert dead == [[], [], [1, 3], []]
 
 
-def test_losses_are_those_of_the_sequences_of_each_source(model: nn.Module) -> None:
-    tally = Tally(model, ["books", "code", "math"], torch.device("cpu"))
-    tally.note_losses(["code", "books", "code"], torch.tensor([1.0, 5.0, 2.0]))
-    tally.note_losses(["code"], torch.tensor([3.0]))
-    assert tally.look(1, alone).loss_by_source == {"books": 5.0, "code": 2.0}
+def test_losses_are_those_of_the_labels_of_each_source(model: ArcticModel) -> None:
+    module = LossModule(model)
+    tally = Tally(module, ["books", "code", "math"], torch.device("cpu"))
+    tally.expect([["code", "books"], ["code", "code"]])
+    first, second = torch.full((2, 24), IGNORED), TOKENS.clone()
+    first[0, :5], first[1] = TOKENS[0, :5], TOKENS[1]
+    for labels in (first, second):
+        with tally.counting():
+            module(TOKENS, labels)
+    module(TOKENS, second)
+    with torch.no_grad():
+        log = model(TOKENS).log_softmax(-1)
+    losses = -log.gather(-1, TOKENS[..., None])[..., 0]
+    found = tally.look(1, alone).loss_by_source
+    assert found == {
+        "books": pytest.approx(float(losses[1].mean()), rel=1e-5),
+        "code": pytest.approx(float((losses[0, :5].sum() + losses.sum()) / 53), rel=1e-5),
+    }
     assert tally.look(2, alone).loss_by_source == {}

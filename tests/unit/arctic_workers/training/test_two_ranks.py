@@ -234,6 +234,8 @@ def test_the_journal_has_what_each_stage_came_to(folder: Path) -> None:
     assert last["tokens_per_second"] > 0
     assert 0 < last["mfu"] < 1
     assert all(seconds > 0 for part, seconds in last["seconds"].items() if part != "pause")
+    assert last["loss_by_source"].keys() == {"books", "programs"}
+    assert min(last["loss_by_source"].values()) < 5 < max(last["loss_by_source"].values()) + 1
     (router,) = last["routers"]
     assert router["layer"] == 1
     assert sum(router["load"]) == pytest.approx(1)

@@ -129,6 +129,14 @@ class TrainingData:
             for start in range(rank * size, len(draws), ranks * size)
         ]
 
+    def sources(self, stage: StagePlan, step: int, rank: int, ranks: int, size: int) -> list[list[str]]:
+        """Return the source of each sequence of `micro_batches`."""
+        draws = self.step(stage, step)
+        return [
+            [draw.source for draw in draws[start : start + size]]
+            for start in range(rank * size, len(draws), ranks * size)
+        ]
+
 
 def held_out_windows(streams: Mapping[str, Stream], category: str, length: int, most: int) -> list[Window]:
     """Return at most `most` sequences of held-out text of a category, spread over its streams."""
