@@ -221,7 +221,7 @@ class Pod:
     beside: Trouble | None = None
     """Why a container beside the worker's does not run, or began anew."""
     lingers: bool = False
-    """Whether other containers still run, though the worker has ended for good."""
+    """Whether containers beside the worker's still run, though that one has ended for good."""
     memory_limit: str = ""
     """Of the worker's container, as its manifest has it."""
 
@@ -408,7 +408,9 @@ def pod_of(manifest: Manifest) -> Pod:
         waiting_message=waiting.get("message", ""),
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
         beside=next((trouble for each in containers if each is not container and (trouble := _mishap(each))), None),
-        lingers=at_its_end and phase not in ENDED,
+        # Not by the phase, which is the worker's for a moment longer; native sidecars are ended by the kubelet.
+        lingers=at_its_end
+        and any("running" in each.get("state", {}) for each in status.get("containerStatuses") or ()),
         memory_limit=_memory_limit(manifest.get("spec", {})),
     )
 

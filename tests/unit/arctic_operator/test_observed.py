@@ -34,6 +34,8 @@ def test_a_pod_that_nothing_controls_has_no_owner():
         ("Never", {"terminated": {"exitCode": 0}}, "Error", "Failed", ("Succeeded", False)),
         ("Never", {"running": {}}, "Running", "Running", ("Running", False)),
         ("Always", {"terminated": {"exitCode": 137}}, "Running", "Running", ("Running", False)),
+        # The kubelet writes the phase some moments after the end of the last container.
+        ("Never", {"terminated": {"exitCode": 0}}, "Error", "Running", ("Succeeded", False)),
     ],
 )
 def test_the_end_of_the_workers_container_decides_whatever_else_is_in_the_pod(policy, worker, others, phase, seen):
