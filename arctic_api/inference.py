@@ -188,10 +188,14 @@ class Autoscaling(Resource):
 
 
 class Canary(Resource):
-    """Share of requests that the newest revision gets."""
+    """Share of requests that the newest revision gets.
+
+    The revision before it gets the rest, until this is taken out of the manifest, which finishes the rollout, or the
+    change is taken back, which ends the canary. There is no canary of a service's first revision.
+    """
 
     weight: Percent
-    """Share of requests."""
+    """Share of requests, whatever number of groups each revision has: groups follow it as far as they can."""
 
 
 class Rollout(Resource):
@@ -298,6 +302,8 @@ class ArcticInferenceStatus(Resource):
     """Stable address of the service."""
     revision: str | None = None
     """The revision that groups should have."""
+    stable_revision: str | None = None
+    """The revision that all groups were of last: a canary's requests are taken from it."""
     revisions: list[RevisionStatus] | None = Field(None, json_schema_extra=MAP_BY_NAME)
     """Revisions that `rollout.toRevision` takes, the newest first: those in use and ten more."""
     start_time: Timestamp | None = None

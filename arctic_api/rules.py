@@ -587,6 +587,13 @@ INFERENCE_RULES = (
         "with both at 0 no revision can ever take over: write maxSurge: 1",
         ".maxSurge",
     ),
+    Rule(
+        Rollout,
+        "!has(self.canary) || self.maxSurge > 0",
+        lambda rollout: rollout.canary is None or rollout.max_surge > 0,
+        "a canary needs a group above replicas: write maxSurge: 1",
+        ".maxSurge",
+    ),
 )
 
 
@@ -651,7 +658,6 @@ NOT_YET_SUPPORTED = (
     _only_files(ServedAdapter, optional=False),
     _unset(InferenceModel, "credentials"),
     _unset(ArcticInferenceSpec, "autoscaling"),
-    _unset(Rollout, "canary"),
 )
 
 RULES = (*COMMON_RULES, *TRAINING_RULES, *INFERENCE_RULES, *ENGINE_RULES, *NOT_YET_SUPPORTED)

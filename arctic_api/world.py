@@ -67,7 +67,16 @@ class Label(StrEnum):
     ROLE = "arctic.dev/role"
     """`worker`, `leader` (pipeline rank 0) or `gateway`."""
     ROUTING = "arctic.dev/routing"
-    """`on` or `off`: whether the gateway may send requests to the pod."""
+    """A `Routing`: which requests the gateway may send to the pod."""
+
+
+class Routing(StrEnum):
+    """Which requests a leader gets."""
+
+    ON = "on"
+    CANARY = "canary"
+    """The canary's share, and all only where no leader is `on`."""
+    OFF = "off"
 
 
 CHECKPOINT_REQUEST = "arctic.dev/checkpoint-request"

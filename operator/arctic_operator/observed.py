@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from arctic_api.common import BaseWeights
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, CheckpointRequest
-from arctic_api.world import Label
+from arctic_api.world import Label, Routing
 from arctic_operator.live import Live
 
 Manifest = Mapping[str, Any]
@@ -198,7 +198,7 @@ class Pod:
     node: str = ""
     ip: str = ""
     ready_since: datetime | None = None
-    routed: bool = True
+    routing: str = Routing.ON
     delete_requested: datetime | None = None
     grace_seconds: int = 0
     """What a pod that is being deleted gets to end."""
@@ -390,7 +390,7 @@ def pod_of(manifest: Manifest) -> Pod:
         node=manifest.get("spec", {}).get("nodeName", ""),
         ip=status.get("podIP", ""),
         ready_since=parse_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
-        routed=labels.get(Label.ROUTING) != "off",
+        routing=labels.get(Label.ROUTING, Routing.ON),
         delete_requested=_delete_requested(metadata),
         grace_seconds=metadata.get("deletionGracePeriodSeconds") or 0,
         disrupted=parse_time(disruption.get("lastTransitionTime")) if disrupted else None,

@@ -11,7 +11,7 @@ import pytest
 from objects import eventually
 
 from arctic_api import API_VERSION, inference
-from arctic_api.world import Label, Ports
+from arctic_api.world import Label, Ports, Routing
 from arctic_cluster import Cluster
 from arctic_cluster.image import STABLE
 from arctic_operator.manifests.common import CONTAINER_SECURITY, POD_SECURITY, gateway_name, leader_selector
@@ -117,7 +117,7 @@ class Service:
             .replace("METRICS", str(ports.metrics))
             .replace("LINGER", str(LINGER))
         )
-        leader = pod(name, self.namespace, leader_selector(self.identity), code)
+        leader = pod(name, self.namespace, leader_selector(self.identity, Routing.ON), code)
         leader["spec"]["containers"][0]["readinessProbe"] = {
             "httpGet": {"path": "/readyz", "port": ports.metrics},
             "periodSeconds": 1,

@@ -531,7 +531,7 @@ CASES = [
     _inference(
         Rollout,
         ".maxSurge",
-        "",
+        "take over",
         {"spec.rollout": {"maxSurge": 0}},
         {"spec.rollout": {"maxSurge": 0, "maxUnavailable": 1}},
     ),
@@ -639,6 +639,12 @@ CASES = [
     ),
     _inference(InferenceModel, ".credentials", NO, {"spec.model.credentials": SECRET}),
     _inference(ArcticInferenceSpec, ".autoscaling", NO, {"spec.autoscaling": SCALING}),
-    _inference(Rollout, ".canary", NO, {"spec.rollout.canary": {"weight": "10%"}}),
+    _inference(
+        Rollout,
+        ".maxSurge",
+        "a canary needs",
+        {"spec.rollout": {"maxSurge": 0, "maxUnavailable": 1, "canary": {"weight": "10%"}}},
+        {"spec.rollout": {"maxSurge": 1, "canary": {"weight": "10%"}}},
+    ),
     *_engine_cases(),
 ]

@@ -26,6 +26,7 @@ from arctic_operator.manifests.gateway_lua import LUA, LUA_FILE
 
 PATIENCE = 20.0
 HOST = "demo-leaders.default.svc.cluster.local"
+CANARY_HOST = "demo-canary.default.svc.cluster.local"
 
 
 class Leader:
@@ -116,6 +117,7 @@ class Dns:
 
     def __init__(self) -> None:
         self.addresses: list[str] = []
+        self.canaries: list[str] = []
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
@@ -130,7 +132,7 @@ class Dns:
             end = query.index(b"\0", 12) + 5
             name = self._name(query[12 : end - 5])
             wants_a = struct.unpack(">H", query[end - 4 : end - 2])[0] == 1
-            found = self.addresses if wants_a and name == HOST else []
+            found = {HOST: self.addresses, CANARY_HOST: self.canaries}.get(name, []) if wants_a else []
             records = b"".join(b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 5, 4) + socket.inet_aton(a) for a in found)
             header = query[:2] + struct.pack(">HHHHH", 0x8580, 1, len(found), 0, 0)
             self._socket.sendto(header + query[12:end] + records, client)
@@ -160,11 +162,14 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 class Gateway:
     """A running HAProxy, its leaders and its name server."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, health_port: int, leaders: list[Leader]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], port: int, health_port: int, leaders: list[Leader], dns: Dns
+    ) -> None:
         self.process = process
         self.url = f"http://127.0.0.1:{port}"
         self.metrics_url = f"http://127.0.0.1:{health_port}"
         self.leaders = leaders
+        self.dns = dns
 
     def post(self, path: str, **arguments: Any) -> httpx.Response:
         return httpx.post(self.url + path, timeout=PATIENCE, **({"content": b"{}"} | arguments))
@@ -201,9 +206,11 @@ def run_gateway(
     beside: Ports | None = None,
     keys: list[str] | None = None,
     browsers: bool = False,
+    canaries: int = 0,
 ) -> Iterator[Gateway]:
     """Run the configuration as it is built, but for its ports, its name server and shorter times.
 
+    The last `canaries` of the leaders are a canary's.
     `beside` are the ports of a real leader on 127.0.0.1, which is found too; the times of checks are then as built.
     """
     find_haproxy()
@@ -211,7 +218,7 @@ def run_gateway(
     api_port, health_port = (beside.http, beside.metrics) if beside else ports
     made = [Leader(f"127.0.0.{2 + index}") for index in range(leaders)]
     lock = {"locked": keys is not None, "browsers": browsers}
-    config = haproxy_config(GatewayShape(HOST, api_port, health_port, 16, requests_per_leader, 30, **lock))
+    config = haproxy_config(GatewayShape(HOST, CANARY_HOST, api_port, health_port, 16, requests_per_leader, 30, **lock))
     (folder / LUA_FILE).write_text(LUA)
     write_keys(folder, keys or [])
     with ExitStack() as stack:
@@ -221,6 +228,7 @@ def run_gateway(
             (f"bind :{gateway.HTTP_PORT}", f"bind 127.0.0.1:{port}"),
             (f"bind :{health_port}", f"bind 127.0.0.1:{metrics_port}"),
             (f"{gateway.CONFIG_FOLDER}/{LUA_FILE}", str(folder / LUA_FILE)),
+            (f"{gateway.CONFIG_FOLDER}/{gateway.CANARY_FILE}", str(folder / gateway.CANARY_FILE)),
             (f"{gateway.KEYS_FOLDER}/{gateway.KEYS_FILE}", str(folder / gateway.KEYS_FILE)),
             ("parse-resolv-conf", f"nameserver test 127.0.0.1:{dns.port}"),
             (f"grace {gateway.GRACE_SECONDS}s", "grace 1s"),
@@ -228,22 +236,24 @@ def run_gateway(
             ("timeout queue 60s", f"timeout queue {queue_timeout}"),
             ("inter 1s", "inter 1s" if beside else "inter 100ms"),
         ):
-            assert config.count(here) == 1
+            assert config.count(here) in (1, 2), here
             config = config.replace(here, there)
         path = folder / "haproxy.cfg"
         path.write_text(config)
         for leader in made:
             leader.start(api_port, health_port)
             stack.callback(leader.stop)
-        dns.addresses = [*(["127.0.0.1"] if beside else []), *(leader.address for leader in made)]
+        addresses = [leader.address for leader in made]
+        dns.addresses = [*(["127.0.0.1"] if beside else []), *addresses[: leaders - canaries]]
+        dns.canaries = addresses[leaders - canaries :]
         log = stack.enter_context((folder / "haproxy.log").open("w"))
         process = subprocess.Popen(
             gateway_command(str(path)), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         stack.callback(kill_session, process)
-        running = Gateway(process, port, metrics_port, made)
+        running = Gateway(process, port, metrics_port, made, dns)
         wait_until(lambda: answers(running.metrics_url + "/healthz"), "the gateway's start")
-        wait_until(lambda: running.up() == len(dns.addresses), "the discovery of all leaders")
+        wait_until(lambda: running.up() == len(dns.addresses) + len(dns.canaries), "the discovery of all leaders")
         wait_until(lambda: all(leader.checks for leader in made), "a check of each leader")
         yield running
         for leader in made:

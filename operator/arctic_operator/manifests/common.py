@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from arctic_api import API_VERSION
-from arctic_api.world import Label, uid5
+from arctic_api.world import Label, Routing, uid5
 from arctic_operator.observed import POD_INDEX_LABEL, Identity
 
 Manifest = dict[str, Any]
@@ -75,6 +75,11 @@ def leaders_name(identity: Identity) -> str:
     return f"{base_name(identity)}-leaders"
 
 
+def canary_name(identity: Identity) -> str:
+    """Return the name of the headless Service of the ready leaders of a canary."""
+    return f"{base_name(identity)}-canary"
+
+
 def gateway_name(identity: Identity) -> str:
     """Return the name of the gateway's Deployment and ConfigMap."""
     return f"{base_name(identity)}-gateway"
@@ -95,9 +100,10 @@ def object_labels(identity: Identity) -> dict[str, str]:
     }
 
 
-def leader_selector(identity: Identity) -> dict[str, str]:
-    """Return the labels of the leaders that requests may go to."""
-    return {Label.UID: identity.uid, POD_INDEX_LABEL: "0", Label.ROUTING: "on"}
+def leader_selector(identity: Identity, routing: Routing | None = None) -> dict[str, str]:
+    """Return the labels of all leaders, or of those that get the same requests."""
+    leaders = {Label.UID.value: identity.uid, POD_INDEX_LABEL: "0"}
+    return leaders | ({Label.ROUTING.value: routing.value} if routing else {})
 
 
 def child_metadata(

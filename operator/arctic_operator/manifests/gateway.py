@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 from arctic_api.common import parse_duration
 from arctic_api.inference import ArcticInferenceSpec
-from arctic_api.world import Label, Ports
+from arctic_api.world import Label, Ports, Routing
 from arctic_operator.manifests.common import (
     CONTAINER_SECURITY,
     POD_SECURITY,
     Manifest,
+    canary_name,
     child_metadata,
     gateway_name,
     keys_name,
@@ -33,6 +34,8 @@ CONFIG_FILE = "haproxy.cfg"
 CONFIG_FOLDER = "/etc/arctic/gateway"
 KEYS_FOLDER = "/etc/arctic/keys"
 KEYS_FILE = "digests"
+CANARY_FILE = "canary"
+"""Holds the percentage of requests that go to the canary."""
 CONFIG_HASH = "arctic.dev/config-hash"
 HTTP_PORT = 8080
 """Port of the gateway's pods: above 1024, since they are not root; the Service maps the spec's port to it."""
@@ -67,6 +70,8 @@ class GatewayShape(NamedTuple):
 
     leaders_host: str
     """DNS name that resolves to the ready leaders."""
+    canary_host: str
+    """DNS name that resolves to those of a canary."""
     leaders_port: int
     health_port: int
     """Port on which leaders answer `/readyz`, and on which the gateway itself serves `/metrics` and `/healthz`."""
@@ -94,6 +99,7 @@ def haproxy_config(shape: GatewayShape) -> str:
 global
     log stdout format raw local0 notice
     setenv ARCTIC_KEYS {KEYS_FOLDER}/{KEYS_FILE}
+    setenv ARCTIC_CANARY {CONFIG_FOLDER}/{CANARY_FILE}
     lua-load {CONFIG_FOLDER}/{LUA_FILE}
     # Fixed, since HAProxy otherwise sizes itself by the node's processors and its limit of open files.
     maxconn 4096
@@ -158,9 +164,22 @@ frontend api
     # `tune.bufsize`, of a longer one that much. `option http-buffer-request` would wait before the size is looked at.
     http-request wait-for-body time 30s
 {_lock(shape)}    http-after-response set-header Connection close if {{ stopping }}
+    use_backend canary if {{ nbsrv(canary) gt 0 }} {{ lua.to_canary -m bool }}
+    use_backend canary if {{ nbsrv(canary) gt 0 }} {{ nbsrv(leaders) eq 0 }}
     default_backend leaders
+{_backend("leaders", "leader", shape.leaders_host, shape)}
+{_backend("canary", "canary", shape.canary_host, shape)}
+frontend observability
+    bind :{shape.health_port}
+    monitor-uri /healthz
+    http-request use-service prometheus-exporter if {{ path /metrics }}
+    http-request deny deny_status 404
+"""
 
-backend leaders
+
+def _backend(name: str, server: str, host: str, shape: GatewayShape) -> str:
+    return f"""
+backend {name}
     # Here, not in the frontend, so that the backend's metrics count them.
     http-request return {_answer(503, _UNREADY)} if {{ nbsrv eq 0 }}
     # As many may wait as run: more would only wait until `timeout queue`.
@@ -171,14 +190,8 @@ backend leaders
     # Above `inter`, which is the time to connect: a leader that is busy for a moment answers late, and is well.
     timeout check 5s
     default-server check port {shape.health_port} inter 1s fall 2 rise 1 maxconn {shape.requests_per_leader} tcp-ut 25s
-    server-template leader 1-{shape.slots} {shape.leaders_host}:{shape.leaders_port} \
+    server-template {server} 1-{shape.slots} {host}:{shape.leaders_port} \
 resolvers cluster resolve-prefer ipv4 init-addr none
-
-frontend observability
-    bind :{shape.health_port}
-    monitor-uri /healthz
-    http-request use-service prometheus-exporter if {{ path /metrics }}
-    http-request deny deny_status 404
 """
 
 
@@ -213,9 +226,11 @@ def service_url(identity: Identity, spec: ArcticInferenceSpec) -> str:
 
 
 def gateway_children(
-    identity: Identity, spec: ArcticInferenceSpec, settings: Settings, digests: Sequence[str] = ()
+    identity: Identity, spec: ArcticInferenceSpec, settings: Settings, digests: Sequence[str] = (), share: int = 0
 ) -> list[Manifest]:
-    """Return all that stands in front of the groups of one ArcticInference; `digests` are those of accepted keys.
+    """Return all that stands in front of the groups of one ArcticInference.
+
+    `digests` are those of accepted keys, `share` is the percentage of requests that a canary gets.
 
     It does not depend on which groups there are: with none ready, or none wanted, requests are answered with 503.
     """
@@ -228,15 +243,19 @@ def gateway_children(
     key_secret = secret_manifest(child_metadata(identity, keys_name(identity), role=ROLE), {KEYS_FILE: keys.encode()})
     return [
         *([key_secret] if locked else []),
-        _child("v1", "ConfigMap", identity, name) | {"data": {CONFIG_FILE: config, LUA_FILE: LUA}},
-        _child("v1", "Service", identity, leaders_name(identity))
-        | {
-            "spec": {
-                "clusterIP": "None",
-                "selector": leader_selector(identity),
-                "ports": [{"name": "http", "port": ports.http, "protocol": "TCP"}],
+        _child("v1", "ConfigMap", identity, name)
+        | {"data": {CONFIG_FILE: config, LUA_FILE: LUA, CANARY_FILE: f"{share}\n"}},
+        *(
+            _child("v1", "Service", identity, service)
+            | {
+                "spec": {
+                    "clusterIP": "None",
+                    "selector": leader_selector(identity, routing),
+                    "ports": [{"name": "http", "port": ports.http, "protocol": "TCP"}],
+                }
             }
-        },
+            for service, routing in ((leaders_name(identity), Routing.ON), (canary_name(identity), Routing.CANARY))
+        ),
         _child("v1", "Service", identity, identity.name)
         | {
             "spec": {
@@ -267,8 +286,10 @@ def gateway_children(
 def _shape(identity: Identity, spec: ArcticInferenceSpec, settings: Settings) -> GatewayShape:
     wanted = max(spec.replicas, spec.autoscaling.max if spec.autoscaling else 0)
     ports = Ports()
+    domain = f"{identity.namespace}.svc.{settings.cluster_domain}"
     return GatewayShape(
-        leaders_host=f"{leaders_name(identity)}.{identity.namespace}.svc.{settings.cluster_domain}",
+        leaders_host=f"{leaders_name(identity)}.{domain}",
+        canary_host=f"{canary_name(identity)}.{domain}",
         leaders_port=ports.http,
         health_port=ports.metrics,
         slots=leader_slots(max(1, wanted + spec.rollout.max_surge)),

@@ -1,13 +1,16 @@
-"""What HAProxy can't say in its configuration: who has a key. Files that may change are read anew each second.
+"""What HAProxy can't say in its configuration: who has a key, and which requests a canary gets.
 
-So nothing restarts, and no open request is touched, when they do.
+Files that may change are read anew each second,
+so nothing restarts, and no open request is touched, when they do.
 """
 
 LUA_FILE = "gateway.lua"
 LUA = """\
 -- The file with the digests of accepted keys, a line each.
 local keys_path = os.getenv("ARCTIC_KEYS")
-local accepted = {}
+-- The file with the percentage of requests that the canary gets.
+local canary_path = os.getenv("ARCTIC_CANARY")
+local accepted, share = {}, 0
 
 local function read_keys()
     local found = {}
@@ -18,6 +21,12 @@ local function read_keys()
     end
     -- A file that is not there accepts nobody.
     accepted = found
+end
+
+local function read_share()
+    local file = io.open(canary_path)
+    share = file and tonumber(file:read("l")) or 0
+    if file then file:close() end
 end
 
 -- Whatever the digest is and wherever it differs, all are compared to their ends.
@@ -31,13 +40,20 @@ local function is_known(digest)
     return known
 end
 
-read_keys()
+local function read()
+    read_keys()
+    read_share()
+end
+
+read()
+math.randomseed(os.time())
 core.register_task(function()
     while true do
         core.sleep(1)
-        read_keys()
+        read()
     end
 end)
+core.register_fetches("to_canary", function() return math.random() * 100 < share end)
 core.register_fetches("has_key", function(txn)
     local digest = txn:get_var("txn.key_digest")
     return digest ~= nil and is_known(digest)

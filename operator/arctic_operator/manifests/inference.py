@@ -9,7 +9,7 @@ from functools import partial
 
 from arctic_api.common import BaseWeights, ClaimVolume, parse_duration
 from arctic_api.inference import ArcticInferenceSpec
-from arctic_api.world import LOGIN_FOLDER, STORE_FOLDER, InferenceGroup, Label, Ports
+from arctic_api.world import LOGIN_FOLDER, STORE_FOLDER, InferenceGroup, Label, Ports, Routing
 from arctic_operator.manifests.common import (
     Manifest,
     child_metadata,
@@ -64,12 +64,23 @@ def _selector(identity: Identity, name: str) -> dict[str, str]:
     return {Label.UID.value: identity.uid, Label.GROUP.value: name}
 
 
-def group_set(inference: Inference, revision: str, name: str, settings: Settings, base: BaseWeights | None) -> Manifest:
-    """Return a group's set, of the kind that the settings ask for; made once and never changed."""
+def group_set(
+    inference: Inference,
+    revision: str,
+    name: str,
+    settings: Settings,
+    base: BaseWeights | None,
+    routing: Routing = Routing.ON,
+) -> Manifest:
+    """Return a group's set, of the kind that the settings ask for; made once and never changed.
+
+    `routing` is what its leader begins with.
+    """
     identity, kind, size = inference.identity, settings.inference_groups, inference.spec.parallelism.pipeline
     selector = _selector(identity, name)
     labels = selector | {Label.REVISION.value: revision, Label.ROLE.value: "worker"}
-    template = _template(inference, _world(inference, revision, name, kind, base), labels, settings, base)
+    routed = labels | {Label.ROUTING.value: routing.value}
+    template = _template(inference, _world(inference, revision, name, kind, base), routed, settings, base)
     if kind == LEADER_WORKER_SET:
         api_version, body = "leaderworkerset.x-k8s.io/v1", _leader_worker_set(size, template)
     else:
@@ -104,7 +115,7 @@ def _template(
         engine=spec.engine.name,
         world=group,
         rank_field=f"metadata.labels['{POD_INDEX_LABEL}']",
-        labels=object_labels(identity) | labels | {Label.ROUTING.value: "on"},
+        labels=object_labels(identity) | labels,
         selector=_selector(identity, group.group),
         grace_seconds=math.ceil(parse_duration(spec.rollout.drain_timeout)) + MARGIN_SECONDS,
         priority_class=spec.priority_class_name,

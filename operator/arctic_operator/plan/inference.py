@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from arctic_api.common import parse_duration
-from arctic_api.world import ExitCode, Label, Ports
+from arctic_api.world import ExitCode, Label, Ports, Routing
 from arctic_operator.live import InferenceObservation
 from arctic_operator.manifests.common import group_index, group_name, revision_of
 from arctic_operator.manifests.gateway import gateway_children
@@ -23,6 +23,7 @@ from arctic_operator.observed import (
     format_time,
 )
 from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, sooner
+from arctic_operator.plan.canary import Canary, canary_of
 from arctic_operator.plan.conditions import PODS_AFTER, lacks_pods, unreachable, until_unreachable, waiting_for
 from arctic_operator.plan.inference_history import Target, forgotten, records, target_of
 from arctic_operator.plan.inference_status import WAITING, inference_status
@@ -47,6 +48,8 @@ class Group:
     pods: tuple[Pod, ...]
     fresh: bool
     """Of the wanted revision, on nodes that may keep it."""
+    cordoned: bool
+    """With a pod on a node that is to be emptied."""
     lost: bool
     """With a pod on a node that is gone."""
     ready_since: datetime | None
@@ -95,6 +98,7 @@ def groups_of(seen: InferenceSeen, revision: str, now: datetime) -> list[Group]:
                 set=held,
                 pods=pods,
                 fresh=held.revision == revision and not cordoned,
+                cordoned=cordoned,
                 lost=any(unreachable(pod, seen.nodes, now) for pod in pods),
                 ready_since=max(ready) if whole else None,
             )
@@ -108,6 +112,8 @@ class Moves:
 
     create: int = 0
     """Number of new groups of the wanted revision."""
+    restore: int = 0
+    """Number of new groups of the stable revision, while there is a canary."""
     drain: tuple[Group, ...] = ()
     """Groups that begin to go."""
     remove: tuple[Group, ...] = ()
@@ -140,7 +146,53 @@ def next_moves(
         elif may_stop > 0:
             may_stop -= 1
             drain.append(group)
-    return Moves(missing, tuple(drain), (*lost, *remove))
+    return Moves(missing, drain=tuple(drain), remove=(*lost, *remove))
+
+
+def canary_moves(
+    groups: Sequence[Group],
+    wanted: tuple[int, int],
+    stable: str,
+    most: int,
+    least: int,
+    now: datetime,
+    *,
+    paused: bool = False,
+) -> Moves:
+    """Return the next step to so many groups of the newest revision and so many of the stable one.
+
+    Never more than `most` groups hold nodes, and never fewer than `least` serve because of this step.
+    """
+    lost = [group for group in groups if group.lost]
+    kept = [group for group in groups if not group.lost and not group.draining]
+    newest = [group for group in kept if group.fresh]
+    old = [group for group in kept if group.set.revision == stable and not group.cordoned]
+    others = [group for group in kept if group not in newest and group not in old]
+    room = most - (len(groups) - len(lost))
+    # The stable revision comes first, as it carries the service.
+    restore = max(0, min(wanted[1] - len(old), room))
+    create = 0 if paused else max(0, min(wanted[0] - len(newest), room - restore))
+    surplus = [] if paused else [*others, *_beyond(old, wanted[1]), *_beyond(newest, wanted[0])]
+    may_stop = sum(group.settled(now) for group in kept) - least
+    drain, remove = [], []
+    for group in surplus:
+        if group.ready_since is None:
+            remove.append(group)
+        elif may_stop > 0:
+            may_stop -= 1
+            drain.append(group)
+    return Moves(create, restore, tuple(drain), (*lost, *remove))
+
+
+def _beyond(groups: Sequence[Group], number: int) -> list[Group]:
+    """Return the groups beyond so many, in the order in which they should go."""
+    ordered = sorted(groups, key=lambda group: (group.ready_since is not None, -group.index))
+    return ordered[: max(0, len(groups) - number)]
+
+
+def _routing(group: Group) -> str:
+    leader = _leader(group)
+    return leader.routing if leader else Routing.OFF
 
 
 def _surplus(kept: Sequence[Group], desired: int, *, paused: bool) -> list[Group]:
@@ -163,28 +215,50 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
     waiting = _waiting(target, seen)
     desired = 0 if spec.suspend or (waiting and not groups) else spec.replicas
     rollout = spec.rollout
+    asked = canary_of(inference, seen, target) if desired else None
+    canary = asked if isinstance(asked, Canary) else None
+    held = held or (asked if isinstance(asked, Trouble) else None)
     # Without its weights no group of the wanted revision can be made: none goes in favour of it.
-    paused = rollout.paused or waiting is not None
-    moves = next_moves(groups, desired, rollout.max_surge, rollout.max_unavailable, now, paused=paused)
+    paused = rollout.paused or waiting is not None or isinstance(asked, Trouble)
+    if canary:
+        most, least = desired + rollout.max_surge, desired - rollout.max_unavailable
+        moves = canary_moves(groups, canary.counts(desired), canary.stable.name, most, least, now, paused=paused)
+    else:
+        moves = next_moves(groups, desired, rollout.max_surge, rollout.max_unavailable, now, paused=paused)
+    kinds_of_new = [
+        *((canary.stable, Routing.ON) for _ in range(moves.restore) if canary),
+        *((target, Routing.CANARY if canary else Routing.ON) for _ in range(0 if waiting else moves.create)),
+    ]
     first = 1 + max(map(group_index, _names(seen)), default=-1)
-    made = [group_name(identity, target.name, first + number) for number in range(0 if waiting else moves.create)]
+    new = {
+        group_name(identity, each.name, first + number): (each, routing)
+        for number, (each, routing) in enumerate(kinds_of_new)
+    }
     gone = [group for group in groups if group.draining and _is_idle(group, inference, seen, now)]
     removed = [*moves.remove, *gone]
     staying = [group for group in groups if group not in removed]
-    kinds = {group.name: group.set.kind for group in staying} | dict.fromkeys(made, settings.inference_groups)
+    kinds = {group.name: group.set.kind for group in staying} | dict.fromkeys(new, settings.inference_groups)
     left = tuple(_left_behind(seen, identity.namespace)) if settings.leader_worker_sets else ()
     used = [target.name, *(group.set.revision for group in groups)]
+    share = canary.share if canary else 0
     return Plan(
         apply=(
             *records(target, seen),
-            *gateway_children(identity, spec, settings, seen.access.digests if seen.access else ()),
+            *gateway_children(identity, spec, settings, seen.access.digests if seen.access else (), share),
             *(child for name, kind in kinds.items() for child in group_services(identity, name, kind, settings)),
         ),
-        create=tuple(group_set(target.inference, target.name, name, settings, target.base) for name in made),
+        create=tuple(
+            group_set(each.inference, each.name, name, settings, each.base, routing)
+            for name, (each, routing) in new.items()
+        ),
         mark=(
             *_stamps(target, seen),
-            *(mark for group in groups for mark in _marks(group, identity.namespace, group in moves.drain, now)),
-            *_told_to_read(seen, identity.namespace),
+            *(
+                mark
+                for group in groups
+                for mark in _marks(group, identity.namespace, group in moves.drain, canary, now)
+            ),
+            *_told_to_read(seen, identity.namespace, share),
         ),
         drain=tuple(group.name for group in staying if _must_tell(group, seen, now)),
         delete=(
@@ -196,13 +270,13 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
         ),
         follow=tuple(follow for group in staying for follow in _follow(group)),
         short=tuple(g.set for g in staying if lacks_pods(g.set.created, g.pods, g.set.size, now)),
-        status=inference_status(target.inference, seen, groups, target, desired, waiting, held, now),
+        status=inference_status(target.inference, seen, groups, target, canary, desired, waiting, held, now),
         requeue_after=sooner(
             _next_look(groups, now),
             until_unreachable(seen.pods, seen.nodes, now),
             LOOK_AT_KEYS_SECONDS if seen.access else None,
         ),
-        needs_fresh=bool(made or left) or any(group.lost for group in groups),
+        needs_fresh=bool(new or left) or any(group.lost for group in groups),
     )
 
 
@@ -228,21 +302,33 @@ def _leader(group: Group) -> Pod | None:
     return next((pod for pod in group.pods if pod.index == 0), None)
 
 
-def _marks(group: Group, namespace: str, begins: bool, now: datetime) -> Iterable[Mark]:
-    """Take a group that goes, or is lost, out of the routing. The mark on the set is the memory of when that was."""
+def _marks(group: Group, namespace: str, begins: bool, canary: Canary | None, now: datetime) -> Iterable[Mark]:
+    """Say which requests a group gets: none if it goes or is lost.
+
+    The mark on the set is the memory of when that was.
+    """
     leader = _leader(group)
     if begins:
         since = {DRAINING_ANNOTATION: format_time(now)}
         yield Mark(group.set.kind, namespace, group.name, group.set.uid, annotations=since)
-    if leader and leader.routed and (begins or group.draining or group.lost):
-        yield Mark("Pod", namespace, leader.name, leader.uid, labels={Label.ROUTING: "off"})
+    routing = Routing.OFF if begins or group.draining or group.lost else _due_routing(group, canary)
+    if leader and leader.routing not in (routing, Routing.OFF):
+        yield Mark("Pod", namespace, leader.name, leader.uid, labels={Label.ROUTING: routing.value})
 
 
-def _told_to_read(seen: InferenceSeen, namespace: str) -> Iterable[Mark]:
+def _due_routing(group: Group, canary: Canary | None) -> Routing:
+    """Return which requests a group gets that stays.
+
+    What was a canary and is not wanted any more stays aside until it goes: its share is gone with it.
+    """
+    if canary:
+        return Routing.ON if group.set.revision == canary.stable.name else Routing.CANARY
+    return Routing.ON if group.fresh else Routing(_routing(group))
+
+
+def _told_to_read(seen: InferenceSeen, namespace: str, share: int) -> Iterable[Mark]:
     """Have the files of gateways brought up to date now: the kubelet would take its time, a minute or two."""
-    if seen.access is None:
-        return
-    files = revision_of({"keys": seen.access.digests})
+    files = revision_of({"keys": seen.access and seen.access.digests, "share": share}) if seen.access or share else ""
     for pod in seen.gateways:
         if pod.told != files:
             yield Mark("Pod", namespace, pod.name, pod.uid, annotations={READ_ANNOTATION: files})

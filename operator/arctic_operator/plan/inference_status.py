@@ -21,6 +21,7 @@ from arctic_operator.observed import (
     Trouble,
     format_time,
 )
+from arctic_operator.plan.canary import Canary, stable_revision
 from arctic_operator.plan.conditions import Conditions, is_true, refusal_of, trouble_of
 from arctic_operator.plan.inference_history import Target, told_revisions
 from arctic_operator.plan.words import exit_of, report_of
@@ -72,6 +73,7 @@ def inference_status(
     seen: InferenceSeen,
     groups: Sequence[GroupView],
     target: Target,
+    canary: Canary | None,
     desired: int,
     waiting: Trouble | None,
     held: Trouble | None,
@@ -96,7 +98,11 @@ def inference_status(
     told = {group.name: told for group in kept if (told := _observation(seen.live.get(group.name)))}
     closed = seen.access.lack if seen.access else None
     state = _state(inference, counts, trouble, waiting, closed)
+    if canary and state in ("RollingOut", "Scaling"):
+        state = "Canary"
     identity = inference.identity
+    loading = _loading(kept, told)
+    telling = f"{_told_canary(canary, target)}{f'; {loading}' if loading else ''}" if canary else loading
     status = ArcticInferenceStatus(
         state=state,
         observed_generation=inference.generation,
@@ -107,13 +113,21 @@ def inference_status(
         selector=",".join(f"{name}={value}" for name, value in leader_selector(identity).items()),
         url=service_url(identity, inference.spec),
         revision=target.name,
+        stable_revision=target.name
+        if state == "Ready"
+        else stable_revision(inference.status, seen.groups, target.name),
         revisions=[_told(each) for each in told_revisions(seen)] or None,
         start_time=inference.status.start_time or (format_time(now) if counts.ready else None),
-        conditions=_conditions(inference, counts, trouble, state, waiting, held or closed, _loading(kept, told), now),
+        conditions=_conditions(inference, counts, trouble, state, waiting, held or closed, telling, now),
         weights=(seen.base or inference.status.weights) if inference.spec.model.training else None,
         **_figures(list(told.values())),
     )
     return status.wire()
+
+
+def _told_canary(canary: Canary, target: Target) -> str:
+    stable = canary.stable.name
+    return f"revision {target.name} gets {canary.share}% of the requests, {stable} the rest: take canary out to go on"
 
 
 def _told(recorded: Revision) -> RevisionStatus:
@@ -199,7 +213,7 @@ def _conditions(
     enough = "EnoughGroupsReady" if counts.ready >= counts.enough else "SomeGroupsReady"
     served = f"{counts.ready} of {counts.desired} groups are ready"
     conditions.set("Available", available, enough if available else state, served)
-    moving = state in ("Starting", "RollingOut", "Scaling", "ScalingDown", "Suspending") or bool(trouble)
+    moving = state in ("Starting", "RollingOut", "Canary", "Scaling", "ScalingDown", "Suspending") or bool(trouble)
     held = inference.spec.rollout.paused and counts.stale > 0
     conditions.set("Progressing", moving and not held, "Paused" if held else state, loading if moving else "")
     late = None if counts.ready else _start_deadline_passed(inference, now)

@@ -44,7 +44,7 @@ class Cluster:
     @property
     def serving(self):
         """Groups whose leader gets requests and answers them."""
-        return [name for name in self.groups if self.ready(name) and self.pods[name, 0].routed]
+        return [name for name in self.groups if self.ready(name) and self.pods[name, 0].routing != "off"]
 
     def ready(self, name):
         pods = [self.pods.get((name, index)) for index in range(self.groups[name].size)]
@@ -107,7 +107,8 @@ class Cluster:
         free = [node.name for node in self.nodes.values() if node.ready and not node.unschedulable]
         for index in range(self.groups[name].size):
             node = free[(len(self.made) + index) % len(free)] if free else ""
-            pod = self.build.pod(index, attempt=None, group=name, created=self.now, node=node)
+            routing = template_of(manifest)["metadata"]["labels"][Label.ROUTING]
+            pod = self.build.pod(index, attempt=None, group=name, created=self.now, node=node, routing=routing)
             self.pods[name, index] = replace(pod, name=f"{name}-{index}", uid=f"{name}-{index}")
 
     def mark(self, mark):
@@ -119,7 +120,7 @@ class Cluster:
             self.groups[mark.name] = self.build.group_set_of(self.raw[mark.name])
         for key, pod in self.pods.items():
             if mark.kind == "Pod" and pod.uid == mark.uid:
-                self.pods[key] = replace(pod, routed=mark.labels[Label.ROUTING] == "on")
+                self.pods[key] = replace(pod, routing=mark.labels[Label.ROUTING])
 
     def tick(self, seconds=1.0):
         self.now += timedelta(seconds=seconds)
@@ -144,6 +145,11 @@ class Cluster:
     def go_back(self, build, generation, **fields):
         """Edit to what makes the first revision again."""
         self.inference = replace(build.inference(**fields), generation=generation)
+
+
+def template_of(manifest):
+    spec = manifest["spec"]
+    return spec.get("template") or spec["leaderWorkerTemplate"]["workerTemplate"]
 
 
 def fields(replicas, surge, unavailable, image="one", pipeline=2):
@@ -266,7 +272,7 @@ def test_a_draining_group_goes_when_it_is_idle_or_its_time_is_over(build):
     cluster.busy = {second}
     cluster.run(1)
     assert cluster.groups[second].draining_since
-    assert not cluster.pods[second, 0].routed
+    assert cluster.pods[second, 0].routing == "off"
     cluster.run(28)
     assert second in cluster.groups
     cluster.busy = set()
@@ -713,3 +719,106 @@ def test_a_claim_in_another_zone_is_told_in_the_schedulers_words(build):
     degraded = condition(cluster.status, "Degraded")
     assert (cluster.status["state"], degraded["reason"]) == ("Unschedulable", "Unschedulable")
     assert words in degraded["message"]
+
+
+def with_canary(weight, replicas, surge, unavailable, image="one"):
+    asked = fields(replicas, surge, unavailable, image)
+    asked["rollout"]["canary"] = {"weight": weight}
+    return asked
+
+
+def tracks(cluster):
+    """Groups by which requests they get."""
+    found = {"on": set(), "canary": set()}
+    for name in cluster.serving:
+        found[cluster.pods[name, 0].routing].add(name)
+    return found["on"], found["canary"]
+
+
+def share_of(cluster):
+    """What the gateway is told."""
+    (config,) = [manifest for manifest in cluster.reconcile().apply if manifest["kind"] == "ConfigMap"]
+    return int(config["data"]["canary"])
+
+
+@given(
+    replicas=st.integers(1, 4),
+    surge=st.integers(1, 2),
+    unavailable=st.integers(0, 1),
+    weight=st.sampled_from(["0%", "10%", "50%", "100%"]),
+    end=st.sampled_from(["promote", "revert", "back", "another"]),
+    early=st.integers(0, 60),
+    busy=st.booleans(),
+)
+@settings(max_examples=20, deadline=None)
+def test_a_canary_begins_holds_and_ends_within_the_bounds_of_a_rollout(
+    build, replicas, surge, unavailable, weight, end, early, busy
+):
+    cluster = Cluster(build, build.inference(**with_canary(weight, replicas, surge, unavailable)))
+    cluster.run(40, step=2)
+    first = cluster.status["revision"]
+    assert tracks(cluster) == (set(cluster.groups), set()), "a first revision is no canary"
+    if busy:
+        cluster.busy.update(cluster.groups)
+
+    def enough(it):
+        on, canary = tracks(it)
+        assert len(on) + len(canary) >= replicas - unavailable
+        assert on, "the stable revision serves all the while"
+        assert len(it.groups) <= replicas + surge
+
+    cluster.edit(build, 2, **with_canary(weight, replicas, surge, unavailable, "two"))
+    cluster.run(early, enough, step=2)
+    cluster.edit(build, 3, **with_canary(weight, replicas, surge, unavailable, "three"))
+    cluster.run(160, enough, step=2)
+    on, canary = tracks(cluster)
+    assert {cluster.groups[name].revision for name in on} == {first}
+    assert {cluster.groups[name].revision for name in canary} == {cluster.status["revision"]}
+    assert canary
+    assert (cluster.status["state"], share_of(cluster)) == ("Canary", int(weight[:-1]))
+    assert cluster.status["stableRevision"] == first
+
+    if end == "promote":
+        cluster.edit(build, 4, **fields(replicas, surge, unavailable, "three"))
+    elif end == "revert":
+        cluster.go_back(build, 4, **with_canary(weight, replicas, surge, unavailable))
+    elif end == "back":
+        back = with_canary(weight, replicas, surge, unavailable, "three")
+        back["rollout"]["toRevision"] = first
+        cluster.edit(build, 4, **back)
+    else:
+        cluster.edit(build, 4, **fields(replicas, surge, unavailable, "four"))
+    assert share_of(cluster) == 0
+    cluster.run(200, lambda it: assert_bounds(it, replicas - unavailable, replicas + surge), step=2)
+    on, canary = tracks(cluster)
+    assert (len(on), canary) == (replicas, set())
+    assert {group.revision for group in cluster.groups.values()} == {cluster.status["revision"]}
+    assert (cluster.status["revision"] == first) == (end in ("revert", "back"))
+    assert (cluster.status["state"], cluster.status["stableRevision"]) == ("Ready", cluster.status["revision"])
+
+
+def test_while_there_is_a_canary_a_stable_group_that_is_lost_is_made_again_as_it_was(build):
+    cluster = Cluster(build, build.inference(**with_canary("20%", 2, 1, 0)))
+    cluster.run(30)
+    before = templates(cluster)
+    cluster.edit(build, 2, **with_canary("20%", 2, 1, 0, "two"))
+    cluster.run(60)
+    (stable,), (canary,) = tracks(cluster)
+    node = cluster.pods[stable, 0].node
+    cluster.nodes[node] = Node(node, False, cluster.now, False)
+    cluster.run(80)
+    (again,), canaries = tracks(cluster)
+    assert again != stable
+    assert canaries == {canary}
+    assert worlds_apart(templates(cluster)[again]) in {worlds_apart(text) for text in before.values()}
+
+
+def test_a_canary_of_a_service_whose_stable_revision_was_not_recorded_moves_nothing(build):
+    cluster = Cluster(build, build.inference(**with_canary("20%", 1, 1, 0)))
+    cluster.run(30)
+    before = set(cluster.groups)
+    cluster.history.clear()
+    cluster.edit(build, 2, **with_canary("20%", 1, 1, 0, "two"))
+    cluster.run(30)
+    assert set(cluster.groups) == before
+    assert condition(cluster.status, "Degraded")["reason"] == "NoStableRevision"

@@ -49,7 +49,7 @@ def children(**changes: Any) -> dict[tuple[str, str], dict[str, Any]]:
 def test_haproxy_takes_the_configuration_without_a_warning(tmp_path: Path, slots: int) -> None:
     path = tmp_path / "haproxy.cfg"
     (tmp_path / LUA_FILE).write_text(LUA)
-    config = haproxy_config(GatewayShape(HOST, 8000, 9441, slots, 512, 120, locked=slots > 16))
+    config = haproxy_config(GatewayShape(HOST, HOST, 8000, 9441, slots, 512, 120, locked=slots > 16))
     path.write_text(config.replace(gateway.CONFIG_FOLDER, str(tmp_path)))
     checked = subprocess.run([find_haproxy(), "-c", "-dW", "-f", path], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -210,6 +210,34 @@ def test_a_request_needs_a_key_and_a_replaced_one_counts_while_requests_are_open
         assert not any(key in told for key in ("old", "other", "wrong"))
 
 
+def test_a_canary_gets_its_share_of_the_requests_and_all_where_nobody_else_is_ready(tmp_path: Path) -> None:
+    canary_file = tmp_path / gateway.CANARY_FILE
+    canary_file.write_text("30\n")
+    with run_gateway(tmp_path, leaders=3, canaries=1) as running, httpx.Client(base_url=running.url) as client:
+        first, second, canary = running.leaders
+
+        def answered(count: int) -> list[str]:
+            return [client.post("/answer", content=b"{}").text for _ in range(count)]
+
+        answers_of = answered(400)
+        # 30% of 400 with a standard deviation of 9: five of those on each side.
+        assert 75 <= answers_of.count(canary.address) <= 165
+        assert set(answers_of) == {leader.address for leader in running.leaders}
+        canary_file.write_text("0\n")
+        wait_until(lambda: canary.address not in answered(20), "the end of the canary's share")
+        first.ready = second.ready = False
+        wait_until(lambda: answered(1) == [canary.address], "the canary's taking all")
+        first.ready = True
+        wait_until(lambda: answered(1) == [first.address], "the stable one's return")
+        canary_file.write_text("100\n")
+        wait_until(lambda: set(answered(10)) == {canary.address}, "the canary's taking all that is asked for")
+        # Promoted: what was a canary's is everybody's, while requests go on.
+        running.dns.addresses, running.dns.canaries = [canary.address], []
+        seen = [client.post("/answer", content=b"{}").status_code for _ in range(200)]
+        wait_until(lambda: set(answered(5)) == {canary.address}, "the way over the other backend")
+        assert set(seen) == {200}
+
+
 def test_a_browser_may_ask_without_a_key_whether_a_page_may_ask(tmp_path: Path) -> None:
     with run_gateway(tmp_path, leaders=1, keys=[], browsers=True) as running:
         assert httpx.options(running.url + "/answer").status_code == 200
@@ -261,6 +289,7 @@ def test_the_gateway_of_a_service_is_these_objects() -> None:
         ("Deployment", "demo-0a1b2-gateway"),
         ("PodDisruptionBudget", "demo-0a1b2-gateway"),
         ("Service", "demo-0a1b2-leaders"),
+        ("Service", "demo-0a1b2-canary"),
         ("Service", "demo"),
     }
     assert all(child["metadata"]["ownerReferences"][0]["uid"] == UID for child in children().values())
