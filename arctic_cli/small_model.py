@@ -61,15 +61,30 @@ def importing(folder: Path) -> Iterator[Callable[[], str | None]]:
     arctic = str(Path(sys.executable).with_name("arctic"))
     command = [arctic, "import", NAME, str(folder), "--experts", str(_EXPERTS)]
     # In a session of its own, so that Ctrl-C comes once, from here.
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as child:
+    with _interruptible():
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+    with process as child:
         try:
             yield lambda: _wait(child)
         finally:
             if child.poll() is None:
                 child.send_signal(signal.SIGINT)  # it takes away what it has begun
                 child.wait()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let what is started here hear an interrupt, which a shell has ignored by all that it starts in the background."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _wait(child: subprocess.Popen[str]) -> str | None:

@@ -1,5 +1,7 @@
 """The real model's import beside other work; that it comes and answers is tests/cluster/test_real_model.py's."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,15 @@ def test_a_model_that_is_there_is_left_as_it_is(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out == ""
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def interrupts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As a shell leaves the signal to what it starts."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_import_ends_with_the_work_beside_it(tmp_path: Path) -> None:
     # It would wait for this lock for ever.
     with (
