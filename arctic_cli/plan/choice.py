@@ -1,12 +1,12 @@
 """What the command line chooses, the model and the device; and what may be written into a manifest instead."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arctic_api.verdict import verdict
+from arctic_api.verdict import Problem, verdict
 from arctic_cli.machine import this_machine
 from arctic_cli.manifest import ManifestError
 from arctic_cli.models import Manifest
@@ -49,9 +49,9 @@ class Choice:
         return device if self.devices_per_node is None else replace(device, per_node=self.devices_per_node)
 
 
-def brings_no_problem(manifest: Manifest, fields: Mapping[str, int | str]) -> bool:
-    """Whether a manifest with fields of its specification written is refused for nothing that it wasn't before."""
-    return set(verdict(_written(manifest.content, fields))) <= set(verdict(manifest.content))
+def brings_no_problem(manifest: Manifest, fields: Mapping[str, int | str], refused: Sequence[Problem]) -> bool:
+    """Whether a manifest with fields of its specification written is refused for nothing but what it was `refused`."""
+    return set(verdict(_written(manifest.content, fields))) <= set(refused)
 
 
 def _written(manifest: dict[str, Any], fields: Mapping[str, int | str]) -> dict[str, Any]:

@@ -56,11 +56,12 @@ def _report(
         raise ManifestError(f"{manifest.file}: spec: {error}") from None
     latency = spec.batching.target_inter_token_latency
     target = None if latency is None else parse_duration(latency)
+    refused = verdict(manifest.content)
 
     def allowed(fields: Fields) -> bool:
         if spec.engine.name == "native" and fields.get("parallelism.tensor", 1) != 1:
             return False  # it has no more memory then
-        return brings_no_problem(manifest, fields)
+        return brings_no_problem(manifest, fields, refused)
 
     return Report(
         name=manifest.name,
@@ -71,7 +72,7 @@ def _report(
         plan=plan,
         others=_on_other_devices(plan),
         changes=[] if plan.fits else advise(plan, allowed),
-        refused=[str(problem) for problem in verdict(manifest.content)],
+        refused=[str(problem) for problem in refused],
         price=price,
         target=target,
         best=None if target is None else _best(plan, target, allowed),

@@ -12,7 +12,8 @@ from arctic_cli.plan.choice import CPU, Choice, brings_no_problem
 from arctic_cli.plan.training_report import Report
 from arctic_model.config import ArcticConfig
 from arctic_model.planning.devices import Device
-from arctic_model.planning.training import Stage, Training, advise, plan_training, shared_by
+from arctic_model.planning.training import Stage, Training, plan_training, shared_by
+from arctic_model.planning.training_advice import Fields, advise
 
 
 def report_training(manifest: Manifest, models: Models, choice: Choice, mfu: float, price: float | None) -> Report:
@@ -25,15 +26,19 @@ def report_training(manifest: Manifest, models: Models, choice: Choice, mfu: flo
         plan = plan_training(training, device)
     except ValueError as error:
         raise ManifestError(f"{manifest.file}: spec: {error}") from None
-    given = spec.price_per_gpu_hour
+    given, refused = spec.price_per_gpu_hour, verdict(manifest.content)
+
+    def allowed(fields: Fields) -> bool:
+        return brings_no_problem(manifest, fields, refused)
+
     return Report(
         name=manifest.name,
         source=source,
         plan=plan,
         mfu=mfu,
         price=price if price is not None or given is None else float(given),
-        changes=[] if plan.fits else advise(training, device, lambda fields: brings_no_problem(manifest, fields)),
-        refused=[str(problem) for problem in verdict(manifest.content)],
+        changes=[] if plan.fits else advise(training, device, allowed),
+        refused=[str(problem) for problem in refused],
     )
 
 

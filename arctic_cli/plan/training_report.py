@@ -6,7 +6,8 @@ from typing import Any
 
 from arctic_cli.plan.text import aligned, billions, count, size_unit, written
 from arctic_model.cost import count_parameters
-from arctic_model.planning.training import HOUR, PARTS, Change, Spending, Stage, StepTime, TrainingPlan
+from arctic_model.planning.training import HOUR, PARTS, Spending, Stage, StepTime, TrainingPlan
+from arctic_model.planning.training_advice import Change
 
 DAY = 24 * HOUR
 

@@ -17,11 +17,11 @@ from arctic_model.planning.devices import DEVICES, GIB, Device, cpu
 from arctic_model.planning.training import (
     Stage,
     Training,
-    advise,
     plan_training,
     saved_by_layer,
     shared_by,
 )
+from arctic_model.planning.training_advice import advise
 
 ARCTIC, TINY = ArcticConfig(), ArcticConfig.preset("arctic-tiny")
 H100 = DEVICES["h100"]
