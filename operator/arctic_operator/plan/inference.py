@@ -139,14 +139,8 @@ def next_moves(
     surplus = _surplus(kept, desired, paused=paused)
     serving = sum(group.settled(now) for group in kept)
     may_stop = serving - max(0, desired - unavailable) if desired else len(kept)
-    drain, remove = [], []
-    for group in surplus:
-        if group.ready_since is None:
-            remove.append(group)
-        elif may_stop > 0:
-            may_stop -= 1
-            drain.append(group)
-    return Moves(missing, drain=tuple(drain), remove=(*lost, *remove))
+    drain, remove = _leaving(surplus, may_stop)
+    return Moves(missing, drain=drain, remove=(*lost, *remove))
 
 
 def canary_moves(
@@ -174,14 +168,14 @@ def canary_moves(
     create = 0 if paused else max(0, min(wanted[0] - len(newest), room - restore))
     surplus = [] if paused else [*others, *_beyond(old, wanted[1]), *_beyond(newest, wanted[0])]
     may_stop = sum(group.settled(now) for group in kept) - least
-    drain, remove = [], []
-    for group in surplus:
-        if group.ready_since is None:
-            remove.append(group)
-        elif may_stop > 0:
-            may_stop -= 1
-            drain.append(group)
-    return Moves(create, restore, tuple(drain), (*lost, *remove))
+    drain, remove = _leaving(surplus, may_stop)
+    return Moves(create, restore, drain, (*lost, *remove))
+
+
+def _leaving(surplus: Sequence[Group], may_stop: int) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    """Divide what should go: at most so many of those that serve begin to drain, what does not serve goes at once."""
+    serving = [group for group in surplus if group.ready_since is not None]
+    return tuple(serving[: max(0, may_stop)]), tuple(group for group in surplus if group.ready_since is None)
 
 
 def _beyond(groups: Sequence[Group], number: int) -> list[Group]:
