@@ -32,6 +32,16 @@ def byte_tokenizer() -> Tokenizer:
     return made
 
 
+def random_model(config: ArcticConfig) -> ArcticModel:
+    """Return a model with matrices of about unit gain, whatever else building one draws, and norms of ones."""
+    model = ArcticModel(config)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    return model.requires_grad_(False)
+
+
 def write_model(folder: Path, tokenizer: Tokenizer, **config: Any) -> None:
     """Write a random Arctic whose weights are large enough that tokens differ; `config` changes the tiny preset."""
     changed = {"moe_layer_frequency": 2, "initializer_range": 0.3, "max_position_embeddings": 256} | config

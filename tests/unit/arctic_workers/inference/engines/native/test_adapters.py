@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import random_model
 from torch import Tensor
 
 from arctic_api.world import InferenceGroup
@@ -47,15 +48,6 @@ PARTS = [
 def without_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
-
-
-def random_model(config: ArcticConfig) -> ArcticModel:
-    torch.manual_seed(0)
-    model = ArcticModel(config)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-    return model.requires_grad_(False)
 
 
 def random_adapter(config: ArcticConfig, rank: int, seed: int) -> Adapter:

@@ -45,9 +45,8 @@ BLOCK = (16, 24)
 
 def random_model(config: ArcticConfig, weights: str) -> ArcticModel:
     model = ArcticModel(config)
-    torch.manual_seed(
-        0
-    )  # after what building draws: among other weights two experts may be equally likely, up to rounding
+    # After what building draws: among other weights two experts may be equally likely, up to rounding.
+    torch.manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)

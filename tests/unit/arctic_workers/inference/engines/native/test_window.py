@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from models import random_model
 from torch import Tensor
 
 from arctic_model.attention import attention_mask
 from arctic_model.config import ArcticConfig
 from arctic_model.layers import rotary_frequencies, rotate, rotation_of
-from arctic_model.model import ArcticModel
 from arctic_workers.inference.engines.native.cache import PagedCache
 from arctic_workers.inference.engines.native.kernel.library import library
 from arctic_workers.inference.engines.native.kernel.nodes import ANYWHERE
@@ -44,14 +44,6 @@ RANKS = [
 def without_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
-
-
-def random_model(config: ArcticConfig) -> ArcticModel:
-    torch.manual_seed(0)
-    model = ArcticModel(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5) if parameter.dim() > 1 else None
-    return model.requires_grad_(False)
 
 
 def rank_of(kind: str, config: ArcticConfig, window: Window, dtype: torch.dtype = torch.float32) -> Compute:
