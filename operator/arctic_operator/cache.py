@@ -45,6 +45,7 @@ class Cache:
     def __init__(self) -> None:
         self._objects: dict[str, dict[str, Manifest]] = defaultdict(dict)
         self._children: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        self._owners: dict[Key, set[str]] = defaultdict(set)
         self._custom: dict[Key, str] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
 
@@ -63,6 +64,8 @@ class Cache:
         owner = metadata.get("labels", {}).get(Label.UID)
         if owner:
             self._children[owner].add((kind, uid))
+            if key := key_of(manifest):
+                self._owners[key].add(owner)
         return True
 
     def remove(self, manifest: Manifest) -> None:
@@ -122,6 +125,14 @@ class Cache:
         for child_kind, uid in list(self._children.get(owner, ())):
             if kind in (None, child_kind):
                 yield self._objects[child_kind][uid]
+
+    def children_of_others(self, key: Key, owner: str) -> Iterator[Manifest]:
+        """Return the children of objects that had an object's name before it: all but those of `owner`."""
+        owners = self._owners.get(key, set())
+        for other in owners - {owner}:
+            yield from self.children(other)
+            if other not in self._children:
+                owners.discard(other)
 
     def all(self, kind: str) -> Iterator[Manifest]:
         """Return all objects of a kind."""

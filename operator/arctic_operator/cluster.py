@@ -19,7 +19,7 @@ from arctic_operator.cache import Listing, version_of
 from arctic_operator.cache import Manifest as Manifest
 from arctic_operator.clock import ClusterClock
 from arctic_operator.observed import HISTORY, LEADER_WORKER_SET, STATEFUL_SET, Identity
-from arctic_operator.plan.actions import Delete, Event, Mark
+from arctic_operator.plan.actions import Adopt, Delete, Event, Mark
 
 log = logging.getLogger(__name__)
 
@@ -279,6 +279,15 @@ class Cluster:
             if error.code in (404, 409):
                 return None
             raise
+
+    async def adopt(self, adopt: Adopt) -> None:
+        """Make an object a child of another owner than it had; nothing happens if it is gone."""
+        body = {"metadata": {"labels": dict(adopt.labels), "ownerReferences": [dict(adopt.owner)]}}
+        try:
+            await self.request("PATCH", _path(adopt.kind, adopt.namespace, adopt.name), body=body, content=MERGE)
+        except ApiError as error:
+            if error.code != 404:
+                raise
 
     async def delete(self, delete: Delete) -> None:
         """Delete an object if it still has that uid; nothing happens if it is gone."""

@@ -53,6 +53,7 @@ from arctic_operator.plan import inference_status, training_status
 from arctic_operator.plan.actions import Follow, Plan, sooner
 from arctic_operator.plan.conditions import Conditions, events_between
 from arctic_operator.plan.inference import plan_inference
+from arctic_operator.plan.leftovers import leftovers
 from arctic_operator.plan.recovery import Fault, track
 from arctic_operator.plan.training import plan_training
 from arctic_operator.settings import Settings
@@ -236,7 +237,20 @@ class Reconciler:
         await self.observer.look(key)
         memory.looked = time.monotonic()
         subject = self.observer.subject(key)
-        return self._plan(key, subject) if subject else Plan()
+        if subject is None:
+            return Plan()
+        await self._clear_leftovers(key, subject.identity)
+        return self._plan(key, subject)
+
+    async def _clear_leftovers(self, key: Key, owner: Identity) -> None:
+        """Remove what objects of this name have left that were there before it: it has just been read who lives."""
+        deletes, adopts = leftovers(owner, self._cache.children_of_others(key, owner.uid))
+        for delete in deletes:
+            log.info("%s %s/%s: %s %s is an earlier object's, and goes", *key, delete.kind, delete.name)
+            CHILD_WRITES.labels("delete").inc()
+            await self._cluster.delete(delete)
+        for adopt in adopts:
+            await self._cluster.adopt(adopt)
 
     def _plan(self, key: Key, subject: Subject) -> Plan:
         """Plan, whatever may be wrong with the plan's code: a user must hear of that too."""

@@ -269,21 +269,12 @@ class Campaign:
         ]
         for what, arrived in wanted:
             yield from self._unreached(what, arrived)
-        self._start_the_collector_anew()
+        # A new operator looks at everything at once: at Secrets and ConfigMaps, which nobody watches, and at what
+        # Kubernetes' garbage collector has missed of owners that went and came back while its watch was away.
+        self._insist(self._kill_the_operator)
         yield from self._unreached("children of objects that are gone go too", lambda: not self._orphans())
         yield from self._insist(self._orphans)
-        # Secrets and ConfigMaps are not watched: they come back with the next look, and a new operator looks at once.
-        self._insist(self._kill_the_operator)
         yield from self._unreached(f"{SERVICE} has children of every kind", self._has_every_child)
-
-    def _start_the_collector_anew(self) -> None:
-        """Have Kubernetes' garbage collector look at everything.
-
-        Of an owner that went and came back under its name while the collector's watch was away it sees an update: it
-        goes on taking the old one for living, and keeps its children until it starts again.
-        """
-        self._cluster.stop("kube-controller-manager")
-        self._cluster.start("kube-controller-manager")
 
     def _unreached(self, what: str, arrived: Callable[[], bool]) -> Iterator[str]:
         try:

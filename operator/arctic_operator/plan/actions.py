@@ -36,6 +36,17 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Adopt:
+    """Give an object another owner, by the reference to it and the labels of its children."""
+
+    kind: str
+    namespace: str
+    name: str
+    labels: Mapping[str, str]
+    owner: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Follow:
     """Follow the state of the worker at this address; `group` is empty for a training."""
 

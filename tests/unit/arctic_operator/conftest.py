@@ -142,6 +142,11 @@ class ApiServer(Cluster):
         metadata["annotations"] = metadata.get("annotations", {}) | dict(mark.annotations)
         return self.put(known | {"metadata": metadata})
 
+    async def adopt(self, adopt):
+        if known := self.objects.get((adopt.kind, adopt.namespace, adopt.name)):
+            changed = {"labels": dict(adopt.labels), "ownerReferences": [dict(adopt.owner)]}
+            self.put(known | {"metadata": known["metadata"] | changed})
+
     async def delete(self, delete):
         self.objects.pop((delete.kind, delete.namespace, delete.name), None)
 

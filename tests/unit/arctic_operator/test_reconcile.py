@@ -8,6 +8,7 @@ import pytest
 from arctic_api import rules
 from arctic_api.rules import Judge, Rule
 from arctic_api.training import ArcticTrainingSpec
+from arctic_api.world import Label
 from arctic_operator import reconcile
 from arctic_operator.cluster import NO_LEADER_WORKER_SETS, ApiError, NotServedError, contains
 from arctic_operator.handlers import LONGEST_WAIT, EndlessBackoff, build_registry, kopf_settings, watched
@@ -387,6 +388,38 @@ async def test_an_object_that_is_made_anew_during_a_read_is_not_taken_for_the_ol
     monkeypatch.setattr(operator.server, "get", get)
     await operator.reconciler.observer.look(key)
     assert operator.cache.custom(key)["metadata"]["uid"] == "another"
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["goes on", "has restarted"])
+@pytest.mark.parametrize("kind", ["ArcticTraining", "ArcticInference"])
+async def test_what_an_earlier_object_of_the_name_has_left_goes(operator, kind, restarts):
+    key = operator.add(kind)
+    await operator.reconcile(key)
+    old = operator.server.objects.pop(tuple(key))
+    operator.cache.remove(old)
+    operator.cache.put(operator.server.put(old | {"metadata": old["metadata"] | {"uid": "another"}}))
+    if restarts:
+        operator.restart()
+    for _ in range(2):
+        await operator.reconcile(key)
+    children = [m for m in operator.server.objects.values() if Label.UID in m["metadata"].get("labels", {})]
+    assert {child["metadata"]["labels"][Label.UID] for child in children} == {"another"}
+    owners = {reference["uid"] for child in children for reference in child["metadata"]["ownerReferences"]}
+    assert owners == {"another"}
+    assert operator.condition(key, "Degraded")["status"] == "False"
+
+
+async def test_children_that_were_orphaned_on_purpose_stay(operator):
+    key = operator.add("ArcticTraining")
+    await operator.reconcile(key)
+    (job,) = operator.server.of("Job")
+    orphan = operator.server.put(job | {"metadata": job["metadata"] | {"ownerReferences": []}})
+    operator.cache.put(orphan)
+    old = operator.server.objects.pop(tuple(key))
+    operator.cache.remove(old)
+    operator.cache.put(operator.server.put(old | {"metadata": old["metadata"] | {"uid": "another"}}))
+    await operator.reconcile(key)
+    assert orphan in operator.server.of("Job")
 
 
 @pytest.fixture
