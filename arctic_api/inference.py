@@ -164,27 +164,49 @@ class Batching(Resource):
 
 
 class AutoscalingTarget(Resource):
-    """What is held: exactly one."""
+    """What is held: at least one; of several the one that asks for most groups counts."""
 
     queued_per_replica: Count | None = None
-    """Requests that wait, by replica."""
+    """Requests that wait, in the gateway and in the leaders, by replica."""
     kv_cache_utilization: Percent | None = None
-    """Share of the room for keys and values that is in use."""
+    """Share of the room for keys and values that is in use, mean over the groups."""
     ttft: Duration | None = None
-    """Time to first token, 99th percentile."""
+    """Time to first token, 99th percentile of the last minute, in the slowest group."""
+
+
+class Stabilization(Resource):
+    """How long a number of groups must have been asked for."""
+
+    up: Duration = "0s"
+    """Before there are more: the least that was asked for in this time."""
+    down: Duration = "5m"
+    """Before there are fewer: the most that was asked for in this time."""
+
+
+class Hold(Resource):
+    """Requests that wait in the gateway while there is no group: only of a service that is scaled to zero."""
+
+    requests: Annotated[int, Field(ge=1, le=4096)] = 256
+    """Most that wait at once, shared out over the gateway's two pods; further ones are answered with 429."""
+    timeout: Duration = "5m"
+    """Longest wait; then the answer is 429. More than a group takes to load."""
 
 
 class Autoscaling(Resource):
-    """Publishes status.desiredReplicas; never writes spec."""
+    """Decides on the number of groups, and publishes it as status.desiredReplicas; never writes spec."""
 
     min: Annotated[int, Field(ge=0, le=1000)] = 1
-    """Fewest groups."""
+    """Fewest groups; 0 with `scaleToZeroAfter` alone."""
     max: Annotated[int, Field(ge=1, le=1000)]
     """Most groups."""
     target: AutoscalingTarget
     """What is held."""
+    stabilization: Stabilization = Stabilization()
+    """How long a number must have been asked for."""
     scale_to_zero_after: Duration | None = None
-    """Removes the last group after so long without a request; needs `min: 0`."""
+    """Removes the last group after so long without a request; needs `min: 0`. The next request brings one back."""
+    hold: Hold = Hold()
+    """Requests that wait in the gateway while there is no group."""
 
 
 class Canary(Resource):
@@ -249,9 +271,9 @@ class ArcticInferenceSpec(Resource):
     batching: Batching = Batching()
     """How requests share a step."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
-    """Number of groups."""
+    """Number of groups; with `autoscaling` only what it begins with."""
     autoscaling: Autoscaling | None = None
-    """Publishes status.desiredReplicas."""
+    """Has the operator decide on the number of groups."""
     rollout: Rollout = Rollout()
     """How a new revision takes over."""
     service: Service = Service()
@@ -279,6 +301,19 @@ class RevisionStatus(Resource):
     """Its engine's image, if it names one."""
 
 
+class ScalingStatus(Resource):
+    """The last change of the number of groups that autoscaling has made."""
+
+    replicas: int
+    """Groups that are wanted since then."""
+    reason: str
+    """Why, in one word."""
+    message: str
+    """Why, with the figures."""
+    time: Timestamp
+    """When."""
+
+
 class ArcticInferenceStatus(Resource):
     """What was observed last. Real numbers are text, as Kubernetes conventions ask."""
 
@@ -287,11 +322,13 @@ class ArcticInferenceStatus(Resource):
     observed_generation: int | None = None
     """The metadata.generation that the rest was judged from."""
     conditions: list[Condition] | None = Field(None, json_schema_extra=MAP_BY_TYPE)
-    """Ready, Available, Progressing, Degraded."""
+    """Ready, Available, Progressing, Degraded, ScalingActive."""
     replicas: int | None = None
     """Groups that exist."""
     desired_replicas: int | None = None
-    """Groups that autoscaling asks for."""
+    """Groups that autoscaling asks for, or else spec.replicas."""
+    scaling: ScalingStatus | None = None
+    """What autoscaling did last."""
     ready_replicas: int | None = None
     """Groups that have loaded the model and answer."""
     updated_replicas: int | None = None

@@ -23,7 +23,6 @@ from arctic_api.common import (
 from arctic_api.engine_rules import ENGINE_RULES
 from arctic_api.inference import (
     ArcticInference,
-    ArcticInferenceSpec,
     Attention,
     Autoscaling,
     AutoscalingTarget,
@@ -551,7 +550,26 @@ INFERENCE_RULES = (
         ".spec.model.adapters",
     ),
     _exactly_one(InferenceModel, "training", "uri", "inImage"),
-    _exactly_one(AutoscalingTarget, "queuedPerReplica", "kvCacheUtilization", "ttft"),
+    Rule(
+        AutoscalingTarget,
+        "has(self.queuedPerReplica) || has(self.kvCacheUtilization) || has(self.ttft)",
+        lambda target: target != AutoscalingTarget(),
+        "write at least one of queuedPerReplica, kvCacheUtilization and ttft",
+    ),
+    Rule(
+        AutoscalingTarget,
+        "!has(self.ttft) || duration(self.ttft) > duration('0s')",
+        lambda target: target.ttft is None or parse_duration(target.ttft) > 0,
+        "no answer comes in no time: write a duration such as 500ms",
+        ".ttft",
+    ),
+    Rule(
+        AutoscalingTarget,
+        "!has(self.kvCacheUtilization) || self.kvCacheUtilization != '0%'",
+        lambda target: target.kv_cache_utilization != "0%",
+        "0% holds of no service that is asked: write a percentage such as 80%",
+        ".kvCacheUtilization",
+    ),
     Rule(
         Autoscaling,
         "self.min <= self.max",
@@ -564,6 +582,20 @@ INFERENCE_RULES = (
         "!has(self.scaleToZeroAfter) || self.min == 0",
         lambda scaling: scaling.scale_to_zero_after is None or scaling.min == 0,
         "scaling to zero needs min 0: write min: 0, or leave scaleToZeroAfter out",
+        ".scaleToZeroAfter",
+    ),
+    Rule(
+        Autoscaling,
+        "self.min > 0 || has(self.scaleToZeroAfter)",
+        lambda scaling: scaling.min > 0 or scaling.scale_to_zero_after is not None,
+        "min is 0, and nothing says when the last group goes: write scaleToZeroAfter, or min: 1",
+        ".min",
+    ),
+    Rule(
+        Autoscaling,
+        "!has(self.scaleToZeroAfter) || duration(self.scaleToZeroAfter) >= duration('30s')",
+        lambda scaling: scaling.scale_to_zero_after is None or parse_duration(scaling.scale_to_zero_after) >= 30,
+        "write at least 30s, which noticing a request and emptying a group take",
         ".scaleToZeroAfter",
     ),
     Rule(
@@ -657,7 +689,6 @@ NOT_YET_SUPPORTED = (
     _only_files(InferenceModel, optional=True),
     _only_files(ServedAdapter, optional=False),
     _unset(InferenceModel, "credentials"),
-    _unset(ArcticInferenceSpec, "autoscaling"),
 )
 
 RULES = (*COMMON_RULES, *TRAINING_RULES, *INFERENCE_RULES, *ENGINE_RULES, *NOT_YET_SUPPORTED)

@@ -26,6 +26,14 @@ HEARTBEAT_AGE = Gauge(
     "Age of the oldest heartbeat that was written and that the watch has not shown.",
     registry=REGISTRY,
 )
+SCALINGS = Counter(
+    "arctic_operator_scalings",
+    "Changes of the number of a service's groups by autoscaling: up, down, to_zero, from_zero.",
+    ["direction"],
+    registry=REGISTRY,
+)
+for _direction in ("up", "down", "to_zero", "from_zero"):
+    SCALINGS.labels(_direction)
 RECOVERY_SECONDS = Histogram(
     "arctic_operator_recovery_seconds",
     "Time from a fault until a world trains or serves again, by part: noticing, waiting, scheduling, loading.",

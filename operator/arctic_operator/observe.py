@@ -217,8 +217,9 @@ class Observer:
         live: Callable[[str], Live | None],
         refusals: Mapping[str, str],
         access: Access | None = None,
+        held: int | None = None,
     ) -> InferenceSeen:
-        """Return all that is known about a service; `access` is who may use it."""
+        """Return all that is known about a service; `access` is who may use it, `held` how many wait in its gateway."""
         uid = inference.identity.uid
         groups = [group_set_of(child) for kind in GROUP_KINDS for child in self._owned(uid, kind)]
         known = {group.name: seen for group in groups if (seen := live(group.name))}
@@ -232,6 +233,7 @@ class Observer:
             history=[revision_seen_of(child) for child in self._owned(uid, "ControllerRevision")],
             access=access,
             gateways=[gateway_pod_of(child) for child in self._cache.children(uid, "Pod") if _is_gateway(child)],
+            held=held,
             base=base,
             lack=lack,
             refusals=refusals,

@@ -177,6 +177,7 @@ class GatewayPod:
     uid: str
     told: str
     """What it was told last to read anew."""
+    ip: str = ""
 
 
 @dataclass(frozen=True)
@@ -280,6 +281,8 @@ class InferenceSeen:
     access: Access | None = None
     """Who may use the service, None where it asks for no key."""
     gateways: Sequence[GatewayPod] = ()
+    held: int | None = None
+    """Requests that wait in the gateway; None where that is not asked, or not answered."""
     others: Sequence[Manifest] = ()
     """Children of other kinds, whole."""
 
@@ -432,8 +435,9 @@ def revision_seen_of(manifest: Manifest) -> Revision:
 
 def gateway_pod_of(manifest: Manifest) -> GatewayPod:
     """Reduce a pod of the gateway."""
-    metadata = manifest["metadata"]
-    return GatewayPod(metadata["name"], metadata["uid"], metadata.get("annotations", {}).get(READ_ANNOTATION, ""))
+    metadata, status = manifest["metadata"], manifest.get("status", {})
+    told = metadata.get("annotations", {}).get(READ_ANNOTATION, "")
+    return GatewayPod(metadata["name"], metadata["uid"], told, status.get("podIP", ""))
 
 
 def _memory_limit(spec: Manifest) -> str:

@@ -24,6 +24,7 @@ from arctic_operator.cluster import (
 )
 from arctic_operator.commands import Commands
 from arctic_operator.control import CommandError, Followers
+from arctic_operator.gateways import Gateways
 from arctic_operator.install import Install
 from arctic_operator.keys import Keys
 from arctic_operator.live import Live, TrainingObservation
@@ -35,6 +36,7 @@ from arctic_operator.metrics import (
     RECONCILE,
     RECONCILE_SECONDS,
     RECOVERY_SECONDS,
+    SCALINGS,
     STATUS_WRITES,
 )
 from arctic_operator.observe import Invalid, Observer, Subject
@@ -51,6 +53,7 @@ from arctic_operator.observed import (
 )
 from arctic_operator.plan import inference_status, training_status
 from arctic_operator.plan.actions import Follow, Plan, sooner
+from arctic_operator.plan.autoscaling import Scaler
 from arctic_operator.plan.conditions import Conditions, events_between
 from arctic_operator.plan.inference import plan_inference
 from arctic_operator.plan.leftovers import leftovers
@@ -120,6 +123,7 @@ class _Memory:
     fault: Fault | None = None
     """What the world has not recovered from."""
     access: Access | None = None
+    scaler: Scaler = field(default_factory=Scaler)
 
 
 class Reconciler:
@@ -134,6 +138,7 @@ class Reconciler:
         self._access_keys = AccessKeys(cluster)
         self._events = Events(cluster, settings.pod_name)
         self._followers = Followers(self._on_live_change)
+        self._gateways = Gateways(queue.add)
         self._commands = Commands(self._followers, queue.add)
         self._memory: dict[Key, _Memory] = {}
         self._bucket = Bucket(PROGRESS_RATE)
@@ -142,6 +147,7 @@ class Reconciler:
         """Reconcile until cancelled, all objects first: what happened before is not known."""
         self._memory.clear()
         self._followers = Followers(self._on_live_change)
+        self._gateways = Gateways(self._queue.add)
         self._commands = Commands(self._followers, self._queue.add)
         await self._first_look()
         try:
@@ -151,7 +157,8 @@ class Reconciler:
         finally:
             self._commands.close()
             # Whatever becomes of old streams must not keep this operator from leading again.
-            await asyncio.wait([asyncio.create_task(self._followers.close())], timeout=CLOSE_SECONDS)
+            closing = [asyncio.create_task(each.close()) for each in (self._followers, self._gateways)]
+            await asyncio.wait(closing, timeout=CLOSE_SECONDS)
 
     async def _first_look(self) -> None:
         while True:
@@ -274,10 +281,16 @@ class Reconciler:
             return plan_training(subject, seen, self._settings, now)
         if isinstance(subject, Inference):
             services = self.observer.inference_seen(
-                subject, lambda group: self._followers.latest((key, group)), refusals, memory.access
+                subject,
+                lambda group: self._followers.latest((key, group)),
+                refusals,
+                memory.access,
+                self._gateways.waiting(key),
             )
             memory.seen = services
-            return plan_inference(subject, services, self._settings, now)
+            plan = plan_inference(subject, services, self._settings, now, memory.scaler)
+            memory.scaler = plan.scaler
+            return plan
         if isinstance(subject.status, ArcticTrainingStatus):
             return Plan(status=training_status.invalid_status(subject.status, subject.message, subject.generation, now))
         return Plan(status=inference_status.invalid_status(subject.status, subject.message, subject.generation, now))
@@ -305,6 +318,7 @@ class Reconciler:
                 CHILD_WRITES.labels("delete").inc()
                 await self._cluster.delete(delete)
             await self._follow(key, identity, plan.follow)
+            self._gateways.ask(key, plan.ask_gateways)
             await self._drain(key, plan.drain)
             self._commands.send(key, identity.uid, plan.commands)
         except REFUSALS as error:
@@ -399,7 +413,11 @@ class Reconciler:
             raise
         STATUS_WRITES.labels(key.kind).inc()
         now = self._cluster.clock.now()
-        for event in events_between(subject.status.conditions, map(Condition.model_validate, status["conditions"])):
+        events = events_between(subject.status.conditions, map(Condition.model_validate, status["conditions"]))
+        if isinstance(subject, Inference):
+            events += inference_status.scaling_events(subject.status, status)
+            _count_scaling(subject, status)
+        for event in events:
             await self._events.tell(subject.identity, event, now)
         return None
 
@@ -415,6 +433,7 @@ class Reconciler:
     def _forget(self, key: Key, memory: _Memory) -> None:
         for group in memory.followed:
             self._followers.unfollow((key, group))
+        self._gateways.forget(key)
         self._commands.forget(key)
         self._keys.forget(memory.uid)
         self._access_keys.forget(memory.uid)
@@ -431,6 +450,15 @@ class Reconciler:
             self._queue.add(key)
         else:
             self._queue.add_after(key, PROGRESS_EVERY)
+
+
+def _count_scaling(inference: Inference, status: Manifest) -> None:
+    """Count a change that autoscaling has made."""
+    before, after = inference.status.desired_replicas, status.get("desiredReplicas")
+    if inference.spec.autoscaling is None or before is None or after is None or before == after:
+        return
+    ends = "to_zero" if after == 0 else "from_zero" if before == 0 else None
+    SCALINGS.labels(ends or ("up" if after > before else "down")).inc()
 
 
 def _shape(live: Live | None) -> object:

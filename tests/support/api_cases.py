@@ -10,7 +10,6 @@ from arctic_api.common import ClaimVolume, KeyValue, Manifest, Metadata, Resourc
 from arctic_api.engine_rules import ENGINE_RULES
 from arctic_api.inference import (
     ArcticInference,
-    ArcticInferenceSpec,
     Attention,
     Autoscaling,
     AutoscalingTarget,
@@ -500,17 +499,49 @@ CASES = [
     _inference(
         AutoscalingTarget,
         "",
-        "exactly one",
+        "at least one",
         {"spec.autoscaling": {"max": 4, "target": {}}},
         {"spec.autoscaling": SCALING},
     ),
     _inference(
-        Autoscaling, ".min", "", {"spec.autoscaling": SCALING | {"min": 5}}, {"spec.autoscaling": SCALING | {"min": 4}}
+        AutoscalingTarget,
+        ".ttft",
+        "no time",
+        {"spec.autoscaling": {"max": 4, "target": {"ttft": "0s"}}},
+        {"spec.autoscaling": {"max": 4, "target": {"ttft": "1ms"}}},
+    ),
+    _inference(
+        AutoscalingTarget,
+        ".kvCacheUtilization",
+        "0%",
+        {"spec.autoscaling": {"max": 4, "target": {"kvCacheUtilization": "0%"}}},
+        {"spec.autoscaling": {"max": 4, "target": {"kvCacheUtilization": "1%", "ttft": "1s"}}},
+    ),
+    _inference(
+        Autoscaling,
+        ".min",
+        "min is above",
+        {"spec.autoscaling": SCALING | {"min": 5}},
+        {"spec.autoscaling": SCALING | {"min": 4}},
+    ),
+    _inference(
+        Autoscaling,
+        ".min",
+        "when the last group goes",
+        {"spec.autoscaling": SCALING | {"min": 0}},
+        {"spec.autoscaling": SCALING | {"min": 1}},
     ),
     _inference(
         Autoscaling,
         ".scaleToZeroAfter",
-        "",
+        "at least 30s",
+        {"spec.autoscaling": SCALING | {"scaleToZeroAfter": "29999ms", "min": 0}},
+        {"spec.autoscaling": SCALING | {"scaleToZeroAfter": "30s", "min": 0}},
+    ),
+    _inference(
+        Autoscaling,
+        ".scaleToZeroAfter",
+        "needs min 0",
         {"spec.autoscaling": SCALING | {"scaleToZeroAfter": "1h"}},
         {"spec.autoscaling": SCALING | {"scaleToZeroAfter": "1h", "min": 0}},
     ),
@@ -638,7 +669,6 @@ CASES = [
         {"spec.model.adapters": [ADAPTER], "metadata.name": "clerks"},
     ),
     _inference(InferenceModel, ".credentials", NO, {"spec.model.credentials": SECRET}),
-    _inference(ArcticInferenceSpec, ".autoscaling", NO, {"spec.autoscaling": SCALING}),
     _inference(
         Rollout,
         ".maxSurge",

@@ -174,6 +174,10 @@ class Gateway:
     def post(self, path: str, **arguments: Any) -> httpx.Response:
         return httpx.post(self.url + path, timeout=PATIENCE, **({"content": b"{}"} | arguments))
 
+    def waiting(self) -> int:
+        """Return how many requests wait, as the gateway tells the operator."""
+        return int(httpx.get(f"{self.metrics_url}{gateway.WAITING_PATH}").json()["waiting"])
+
     def queued(self) -> int:
         """Return how many requests wait, be it for any leader or for one."""
         values = re.findall(r"^haproxy_(?:backend|server)_current_queue\{.*\} (\d+)$", self.metrics(), re.MULTILINE)
@@ -207,6 +211,7 @@ def run_gateway(
     keys: list[str] | None = None,
     browsers: bool = False,
     canaries: int = 0,
+    hold_seconds: int = 0,
 ) -> Iterator[Gateway]:
     """Run the configuration as it is built, but for its ports, its name server and shorter times.
 
@@ -217,8 +222,9 @@ def run_gateway(
     port, metrics_port, *ports = free_ports(4)
     api_port, health_port = (beside.http, beside.metrics) if beside else ports
     made = [Leader(f"127.0.0.{2 + index}") for index in range(leaders)]
-    lock = {"locked": keys is not None, "browsers": browsers}
-    config = haproxy_config(GatewayShape(HOST, CANARY_HOST, api_port, health_port, 16, requests_per_leader, 30, **lock))
+    shape = GatewayShape(HOST, CANARY_HOST, api_port, health_port, 16, requests_per_leader, 30)
+    asked = shape._replace(locked=keys is not None, browsers=browsers, hold_seconds=hold_seconds)
+    config = haproxy_config(asked)
     (folder / LUA_FILE).write_text(LUA)
     write_keys(folder, keys or [])
     with ExitStack() as stack:
@@ -229,6 +235,7 @@ def run_gateway(
             (f"bind :{health_port}", f"bind 127.0.0.1:{metrics_port}"),
             (f"{gateway.CONFIG_FOLDER}/{LUA_FILE}", str(folder / LUA_FILE)),
             (f"{gateway.CONFIG_FOLDER}/{gateway.CANARY_FILE}", str(folder / gateway.CANARY_FILE)),
+            (f"{gateway.CONFIG_FOLDER}/{gateway.HOLD_FILE}", str(folder / gateway.HOLD_FILE)),
             (f"{gateway.KEYS_FOLDER}/{gateway.KEYS_FILE}", str(folder / gateway.KEYS_FILE)),
             ("parse-resolv-conf", f"nameserver test 127.0.0.1:{dns.port}"),
             (f"grace {gateway.GRACE_SECONDS}s", "grace 1s"),

@@ -36,6 +36,11 @@ KEYS_FOLDER = "/etc/arctic/keys"
 KEYS_FILE = "digests"
 CANARY_FILE = "canary"
 """Holds the percentage of requests that go to the canary."""
+HOLD_FILE = "hold"
+"""Holds the number of requests that may wait in one pod while there is no leader."""
+WAITING_PATH = "/waiting"
+"""Where the gateway says, on its port for metrics, how many requests wait in it."""
+REPLICAS = 2
 CONFIG_HASH = "arctic.dev/config-hash"
 HTTP_PORT = 8080
 """Port of the gateway's pods: above 1024, since they are not root; the Service maps the spec's port to it."""
@@ -55,12 +60,16 @@ _ERRORS = {
     504: ("server_error", "gateway_timeout", "The replica did not answer in time."),
 }
 _RETRY_AFTER_SECONDS = {502: 1, 503: 5, 429: 1}
+_START_SECONDS = 10
+"""Retry-After of a service that starts."""
 _LENGTH_REQUIRED = ("invalid_request_error", "length_required", "Send the request with a Content-Length.")
 _NO_KEY = (
     "invalid_request_error",
     "invalid_api_key",
     "The API key is missing or is not one of this service: send the header Authorization: Bearer KEY.",
 )
+_LATE = ("rate_limit_error", "starting", "This model is being started again, which takes longer: try again later.")
+_HOLD_FULL = ("rate_limit_error", "queue_full", "Too many requests wait for this model to start: try again later.")
 _UNREADY = ("server_error", "service_unavailable", "No replica of this model is ready: try again in a few seconds.")
 _QUEUE_FULL = ("rate_limit_error", "queue_full", "Too many requests wait already: try again later.")
 
@@ -85,6 +94,8 @@ class GatewayShape(NamedTuple):
     """Whether a request needs a key."""
     browsers: bool = False
     """Whether pages may ask, whose browsers ask first, without a key, whether they may (CORS)."""
+    hold_seconds: int = 0
+    """Longest wait of a request while there is no leader; none waits if it is 0."""
 
 
 def leader_slots(most_groups: int) -> int:
@@ -100,6 +111,8 @@ global
     log stdout format raw local0 notice
     setenv ARCTIC_KEYS {KEYS_FOLDER}/{KEYS_FILE}
     setenv ARCTIC_CANARY {CONFIG_FOLDER}/{CANARY_FILE}
+    setenv ARCTIC_HOLD {CONFIG_FOLDER}/{HOLD_FILE}
+    setenv ARCTIC_HOLD_SECONDS {shape.hold_seconds}
     lua-load {CONFIG_FOLDER}/{LUA_FILE}
     # Fixed, since HAProxy otherwise sizes itself by the node's processors and its limit of open files.
     maxconn 4096
@@ -163,7 +176,7 @@ frontend api
     # A leader gets a request once it is here, so that slow senders fill no queue: the whole of it up to
     # `tune.bufsize`, of a longer one that much. `option http-buffer-request` would wait before the size is looked at.
     http-request wait-for-body time 30s
-{_lock(shape)}    http-after-response set-header Connection close if {{ stopping }}
+{_lock(shape)}{_hold(shape)}    http-after-response set-header Connection close if {{ stopping }}
     use_backend canary if {{ nbsrv(canary) gt 0 }} {{ lua.to_canary -m bool }}
     use_backend canary if {{ nbsrv(canary) gt 0 }} {{ nbsrv(leaders) eq 0 }}
     default_backend leaders
@@ -173,17 +186,19 @@ frontend observability
     bind :{shape.health_port}
     monitor-uri /healthz
     http-request use-service prometheus-exporter if {{ path /metrics }}
+    http-request use-service lua.waiting if {{ path {WAITING_PATH} }}
     http-request deny deny_status 404
 """
 
 
 def _backend(name: str, server: str, host: str, shape: GatewayShape) -> str:
+    held = " !{ var(txn.held) -m found }" if shape.hold_seconds else ""
     return f"""
 backend {name}
     # Here, not in the frontend, so that the backend's metrics count them.
     http-request return {_answer(503, _UNREADY)} if {{ nbsrv eq 0 }}
     # As many may wait as run: more would only wait until `timeout queue`.
-    http-request return {_answer(429, _QUEUE_FULL)} if {{ avg_queue ge {shape.requests_per_leader} }}
+    http-request return {_answer(429, _QUEUE_FULL)} if {{ avg_queue ge {shape.requests_per_leader} }}{held}
     balance leastconn
     option httpchk GET /readyz
     http-check expect status 200
@@ -209,9 +224,24 @@ def _lock(shape: GatewayShape) -> str:
 """
 
 
-def _answer(status: int, error: tuple[str, str, str]) -> str:
+def _hold(shape: GatewayShape) -> str:
+    """Return the rules that let requests wait for a service that is scaled to zero.
+
+    They come after the key: who has none wakes nobody. `/health` says how it is now.
+    """
+    if not shape.hold_seconds:
+        return ""
+    return f"""\
+    http-request lua.hold if {{ nbsrv(leaders) eq 0 }} {{ nbsrv(canary) eq 0 }} !{{ path /health }}
+    http-request return {_answer(429, _HOLD_FULL, _START_SECONDS)} if {{ var(txn.unheld) -m str full }}
+    http-request return {_answer(429, _LATE, _START_SECONDS)} if {{ var(txn.unheld) -m str late }}
+"""
+
+
+def _answer(status: int, error: tuple[str, str, str], retry_after: int | None = None) -> str:
     """Return the arguments of HAProxy's answers of its own: a body as the OpenAI API has it."""
-    retry = f" hdr Retry-After {_RETRY_AFTER_SECONDS[status]}" if status in _RETRY_AFTER_SECONDS else ""
+    seconds = retry_after or _RETRY_AFTER_SECONDS.get(status)
+    retry = f" hdr Retry-After {seconds}" if seconds else ""
     asks = " hdr WWW-Authenticate Bearer" if status == 401 else ""
     return f"status {status} content-type application/json string '{_json_error(*error)}'{retry}{asks}"
 
@@ -244,7 +274,14 @@ def gateway_children(
     return [
         *([key_secret] if locked else []),
         _child("v1", "ConfigMap", identity, name)
-        | {"data": {CONFIG_FILE: config, LUA_FILE: LUA, CANARY_FILE: f"{share}\n"}},
+        | {
+            "data": {
+                CONFIG_FILE: config,
+                LUA_FILE: LUA,
+                CANARY_FILE: f"{share}\n",
+                HOLD_FILE: f"{held_at_once(spec)}\n",
+            }
+        },
         *(
             _child("v1", "Service", identity, service)
             | {
@@ -268,7 +305,7 @@ def gateway_children(
         _child("apps/v1", "Deployment", identity, name)
         | {
             "spec": {
-                "replicas": 2,
+                "replicas": REPLICAS,
                 "selector": {"matchLabels": selector},
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
                 "template": {
@@ -283,9 +320,19 @@ def gateway_children(
     ]
 
 
+def held_at_once(spec: ArcticInferenceSpec) -> int:
+    """Return how many requests may wait in one of the gateway's pods while there is no leader."""
+    scaling = spec.autoscaling
+    if scaling is None or scaling.scale_to_zero_after is None or spec.suspend:
+        return 0
+    return math.ceil(scaling.hold.requests / REPLICAS)
+
+
 def _shape(identity: Identity, spec: ArcticInferenceSpec, settings: Settings) -> GatewayShape:
     wanted = max(spec.replicas, spec.autoscaling.max if spec.autoscaling else 0)
     ports = Ports()
+    to_zero = spec.autoscaling is not None and spec.autoscaling.scale_to_zero_after is not None
+    hold = math.ceil(parse_duration(spec.autoscaling.hold.timeout)) if spec.autoscaling and to_zero else 0
     domain = f"{identity.namespace}.svc.{settings.cluster_domain}"
     return GatewayShape(
         leaders_host=f"{leaders_name(identity)}.{domain}",
@@ -295,9 +342,11 @@ def _shape(identity: Identity, spec: ArcticInferenceSpec, settings: Settings) ->
         slots=leader_slots(max(1, wanted + spec.rollout.max_surge)),
         # As many again as can run: a leader always has a next request, and its own queue shows that it is full.
         requests_per_leader=2 * spec.batching.max_sequences,
-        drain_seconds=math.ceil(parse_duration(spec.rollout.drain_timeout)),
+        # A gateway that is replaced lets those wait on that wait in it.
+        drain_seconds=math.ceil(parse_duration(spec.rollout.drain_timeout)) + hold,
         locked=spec.service.auth is not None,
         browsers=bool(spec.service.cors),
+        hold_seconds=hold,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from arctic_operator.manifests.common import Manifest
 from arctic_operator.observed import GroupSet, Job
+from arctic_operator.plan.autoscaling import Scaler
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,10 @@ class Plan:
     delete: tuple[Delete, ...] = ()
     follow: tuple[Follow, ...] = ()
     """All streams that should be open for this object."""
+    ask_gateways: tuple[str, ...] = ()
+    """Addresses of the gateway's pods that are asked how many requests wait in them."""
+    scaler: Scaler = field(default_factory=Scaler)
+    """What autoscaling is to remember until the next plan."""
     commands: tuple[Command, ...] = ()
     """What a training is told; none of it is waited for."""
     status: dict[str, Any] | None = None

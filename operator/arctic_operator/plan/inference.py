@@ -8,7 +8,7 @@ from arctic_api.common import parse_duration
 from arctic_api.world import ExitCode, Label, Ports, Routing
 from arctic_operator.live import InferenceObservation
 from arctic_operator.manifests.common import group_index, group_name, revision_of
-from arctic_operator.manifests.gateway import gateway_children
+from arctic_operator.manifests.gateway import gateway_children, held_at_once
 from arctic_operator.manifests.inference import group_services, group_set
 from arctic_operator.observed import (
     DRAINING_ANNOTATION,
@@ -23,6 +23,7 @@ from arctic_operator.observed import (
     format_time,
 )
 from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, sooner
+from arctic_operator.plan.autoscaling import Scaler, measured, scale
 from arctic_operator.plan.canary import Canary, canary_of
 from arctic_operator.plan.conditions import PODS_AFTER, lacks_pods, unreachable, until_unreachable, waiting_for
 from arctic_operator.plan.inference_history import Target, forgotten, records, target_of
@@ -34,6 +35,8 @@ SETTLE = timedelta(seconds=10)
 SERVED_AFTER = timedelta(seconds=60)
 """A pod that lived longer is remade at once when it waits to be restarted; one that can't start is left to back off."""
 LOOK_AGAIN_SECONDS = 30.0
+MEASURE_SECONDS = 5.0
+"""Time between two looks of autoscaling."""
 LOOK_AT_KEYS_SECONDS = 15.0
 """Nothing tells of a Secret that has changed."""
 
@@ -199,15 +202,19 @@ def _surplus(kept: Sequence[Group], desired: int, *, paused: bool) -> list[Group
     return [*stale, *fresh[: max(0, len(fresh) - desired)]]
 
 
-def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings, now: datetime) -> Plan:
-    """Return what to do for a service, and its status."""
+def plan_inference(
+    inference: Inference, seen: InferenceSeen, settings: Settings, now: datetime, scaler: Scaler | None = None
+) -> Plan:
+    """Return what to do for a service, and its status; `scaler` is what the plan before told to remember."""
     if inference.deleting:
         return Plan()
     target, held = target_of(inference, seen)
     spec, identity = target.inference.spec, inference.identity
     groups = groups_of(seen, target.name, now)
     waiting = _waiting(target, seen)
-    desired = 0 if spec.suspend or (waiting and not groups) else spec.replicas
+    scaling, scaler = scale(spec, inference.status, scaler or Scaler(), measured(groups, seen), now)
+    wanted = scaling.wanted if scaling else spec.replicas
+    desired = 0 if spec.suspend or (waiting and not groups) else wanted
     rollout = spec.rollout
     asked = canary_of(inference, seen, target) if desired else None
     canary = asked if isinstance(asked, Canary) else None
@@ -252,7 +259,7 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
                 for group in groups
                 for mark in _marks(group, identity.namespace, group in moves.drain, canary, now)
             ),
-            *_told_to_read(seen, identity.namespace, share),
+            *_told_to_read(seen, identity.namespace, share, held_at_once(spec)),
         ),
         drain=tuple(group.name for group in staying if _must_tell(group, seen, now)),
         delete=(
@@ -264,11 +271,14 @@ def plan_inference(inference: Inference, seen: InferenceSeen, settings: Settings
         ),
         follow=tuple(follow for group in staying for follow in _follow(group)),
         short=tuple(g.set for g in staying if lacks_pods(g.set.created, g.pods, g.set.size, now)),
-        status=inference_status(target.inference, seen, groups, target, canary, desired, waiting, held, now),
+        ask_gateways=tuple(pod.ip for pod in seen.gateways if pod.ip) if scaling else (),
+        scaler=scaler,
+        status=inference_status(target.inference, seen, groups, target, canary, desired, waiting, held, scaling, now),
         requeue_after=sooner(
             _next_look(groups, now),
             until_unreachable(seen.pods, seen.nodes, now),
             LOOK_AT_KEYS_SECONDS if seen.access else None,
+            MEASURE_SECONDS if wanted and scaling else None,
         ),
         needs_fresh=bool(new or left) or any(group.lost for group in groups),
     )
@@ -320,9 +330,10 @@ def _due_routing(group: Group, canary: Canary | None) -> Routing:
     return Routing.ON if group.fresh else Routing(_routing(group))
 
 
-def _told_to_read(seen: InferenceSeen, namespace: str, share: int) -> Iterable[Mark]:
+def _told_to_read(seen: InferenceSeen, namespace: str, share: int, hold: int) -> Iterable[Mark]:
     """Have the files of gateways brought up to date now: the kubelet would take its time, a minute or two."""
-    files = revision_of({"keys": seen.access and seen.access.digests, "share": share}) if seen.access or share else ""
+    contents = {"keys": seen.access and seen.access.digests, "share": share} | ({"hold": hold} if hold else {})
+    files = revision_of(contents) if seen.access or share or hold else ""
     for pod in seen.gateways:
         if pod.told != files:
             yield Mark("Pod", namespace, pod.name, pod.uid, annotations={READ_ANNOTATION: files})

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from arctic_api.common import Condition, parse_duration
-from arctic_api.inference import ArcticInferenceStatus, RevisionStatus
+from arctic_api.inference import ArcticInferenceStatus, RevisionStatus, ScalingStatus
 from arctic_api.world import ExitCode
 from arctic_operator.live import InferenceObservation, Live
 from arctic_operator.manifests.common import leader_selector
@@ -21,6 +21,8 @@ from arctic_operator.observed import (
     Trouble,
     format_time,
 )
+from arctic_operator.plan.actions import Event
+from arctic_operator.plan.autoscaling import Scaling
 from arctic_operator.plan.canary import Canary, stable_revision
 from arctic_operator.plan.conditions import Conditions, is_true, refusal_of, trouble_of
 from arctic_operator.plan.inference_history import Target, told_revisions
@@ -31,6 +33,8 @@ LESS_MEMORY = (
     "or spread the model over more pods by parallelism.pipeline"
 )
 WAITING = "WaitingForTraining"
+MEASURED = "Measured"
+"""Reason of the condition of a service whose number of groups follows what is measured."""
 PROGRESS_FIELDS = frozenset({"requestsPerSecond", "tokensPerSecond", "queued", "kvCacheUtilization", "ttftP99"})
 """What changes all the time: written less often than a change of state."""
 
@@ -77,6 +81,7 @@ def inference_status(
     desired: int,
     waiting: Trouble | None,
     held: Trouble | None,
+    scaling: Scaling | None,
     now: datetime,
 ) -> dict[str, Any]:
     """Return the whole status.
@@ -107,7 +112,8 @@ def inference_status(
         state=state,
         observed_generation=inference.generation,
         replicas=counts.all,
-        desired_replicas=inference.spec.replicas,
+        desired_replicas=scaling.wanted if scaling else inference.spec.replicas,
+        scaling=_scaled(inference.status, scaling, now),
         ready_replicas=counts.ready,
         updated_replicas=counts.updated,
         selector=",".join(f"{name}={value}" for name, value in leader_selector(identity).items()),
@@ -118,11 +124,25 @@ def inference_status(
         else stable_revision(inference.status, seen.groups, target.name),
         revisions=[_told(each) for each in told_revisions(seen)] or None,
         start_time=inference.status.start_time or (format_time(now) if counts.ready else None),
-        conditions=_conditions(inference, counts, trouble, state, waiting, held or closed, telling, now),
+        conditions=_conditions(inference, counts, trouble, state, waiting, held or closed, telling, scaling, now),
         weights=(seen.base or inference.status.weights) if inference.spec.model.training else None,
         **_figures(list(told.values())),
     )
     return status.wire()
+
+
+def _scaled(before: ArcticInferenceStatus, scaling: Scaling | None, now: datetime) -> ScalingStatus | None:
+    """Return the last change of the number of groups."""
+    if scaling is None or before.desired_replicas in (scaling.wanted, None):
+        return before.scaling if scaling else None
+    message = f"{before.desired_replicas} to {scaling.wanted} groups: {scaling.message}"
+    return ScalingStatus(replicas=scaling.wanted, reason=scaling.reason, message=message, time=format_time(now))
+
+
+def scaling_events(before: ArcticInferenceStatus, after: Mapping[str, Any]) -> list[Event]:
+    """Return an event for a change of the number of groups; `after` is a status as it is written."""
+    scaled = ScalingStatus.model_validate(after["scaling"]) if after.get("scaling") else None
+    return [] if scaled is None or scaled == before.scaling else [Event("Normal", "Scaled", scaled.message)]
 
 
 def _told_canary(canary: Canary, target: Target) -> str:
@@ -203,6 +223,7 @@ def _conditions(
     waiting: Trouble | None,
     closed: Trouble | None,
     loading: str,
+    scaling: Scaling | None,
     now: datetime,
 ) -> list[Condition]:
     """Return all conditions. Ready speaks of the wanted revision alone, Available of whether requests are answered."""
@@ -229,6 +250,11 @@ def _conditions(
         conditions.set("Degraded", False, waiting.reason, waiting.message)
     else:
         conditions.set("Degraded", False, "AsExpected")
+    if scaling:
+        # One reason for all that is well: each other one would be an event.
+        conditions.set("ScalingActive", scaling.active, MEASURED if scaling.active else scaling.reason, scaling.message)
+    else:
+        conditions.set("ScalingActive", False, "NotAsked", "spec.replicas says how many groups there are")
     return conditions.all()
 
 

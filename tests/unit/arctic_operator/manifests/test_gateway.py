@@ -49,7 +49,9 @@ def children(**changes: Any) -> dict[tuple[str, str], dict[str, Any]]:
 def test_haproxy_takes_the_configuration_without_a_warning(tmp_path: Path, slots: int) -> None:
     path = tmp_path / "haproxy.cfg"
     (tmp_path / LUA_FILE).write_text(LUA)
-    config = haproxy_config(GatewayShape(HOST, HOST, 8000, 9441, slots, 512, 120, locked=slots > 16))
+    more = slots > 16
+    shape = GatewayShape(HOST, HOST, 8000, 9441, slots, 512, 120, locked=more, hold_seconds=300 * more)
+    config = haproxy_config(shape)
     path.write_text(config.replace(gateway.CONFIG_FOLDER, str(tmp_path)))
     checked = subprocess.run([find_haproxy(), "-c", "-dW", "-f", path], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -238,6 +240,44 @@ def test_a_canary_gets_its_share_of_the_requests_and_all_where_nobody_else_is_re
         assert set(seen) == {200}
 
 
+def test_requests_wait_while_a_service_that_is_scaled_to_zero_starts(tmp_path: Path) -> None:
+    (tmp_path / gateway.HOLD_FILE).write_text("2\n")
+    with run_gateway(tmp_path, leaders=1, requests_per_leader=1, hold_seconds=60) as running:
+        (leader,) = running.leaders
+        leader.ready = False
+        wait_until(lambda: httpx.get(running.url + "/health").status_code == 503, "leaving out the leader")
+        assert running.waiting() == 0, "a probe neither waits nor wakes"
+        host, _, port = running.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), PATIENCE) as impatient:
+            impatient.sendall(b"POST /answer HTTP/1.1\r\nHost: demo\r\nContent-Length: 2\r\n\r\n{}")
+            wait_until(lambda: running.waiting() == 1, "holding a request")
+        wait_until(lambda: running.waiting() == 0, "forgetting one whose client has gone")
+        answers_of: list[httpx.Response] = []
+        clients = [threading.Thread(target=lambda: answers_of.append(running.post("/answer"))) for _ in range(2)]
+        for client in clients:
+            client.start()
+        wait_until(lambda: running.waiting() == 2, "holding both")
+        refused = running.post("/answer")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        assert refused.headers["Retry-After"] == "10"
+        leader.ready = True
+        for client in clients:
+            client.join(PATIENCE)
+        assert [answer.status_code for answer in answers_of] == [200, 200]
+        assert len(leader.requests) == 2, "the one that went away has reached nobody"
+        assert running.waiting() == 0
+
+
+def test_a_request_that_has_waited_for_long_enough_is_told_to_come_again(tmp_path: Path) -> None:
+    (tmp_path / gateway.HOLD_FILE).write_text("2\n")
+    with run_gateway(tmp_path, leaders=0, hold_seconds=1) as running:
+        late = running.post("/answer")
+        assert (late.status_code, late.json()["error"]["code"]) == (429, "starting")
+        assert late.headers["Retry-After"] == "10"
+        (tmp_path / gateway.HOLD_FILE).write_text("0\n")
+        wait_until(lambda: running.post("/answer").json()["error"]["code"] == "queue_full", "holding none any more")
+
+
 def test_a_browser_may_ask_without_a_key_whether_a_page_may_ask(tmp_path: Path) -> None:
     with run_gateway(tmp_path, leaders=1, keys=[], browsers=True) as running:
         assert httpx.options(running.url + "/answer").status_code == 200
@@ -310,6 +350,18 @@ def test_digests_of_keys_are_in_a_secret_alone_and_a_new_one_restarts_nothing() 
     pod = one["Deployment"]["spec"]["template"]["spec"]
     assert {"name": "keys", "secret": {"secretName": "demo-0a1b2-keys"}} in pod["volumes"]
     assert gateway.KEYS_FOLDER in {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+
+
+def test_only_a_service_that_may_be_scaled_to_zero_holds_requests_and_not_while_it_is_suspended() -> None:
+    def built(**changes: Any) -> tuple[str, str]:
+        data = children(**changes)["ConfigMap", "demo-0a1b2-gateway"]["data"]
+        return data[gateway.HOLD_FILE], data[gateway.CONFIG_FILE]
+
+    scaling = {"min": 0, "max": 2, "scaleToZeroAfter": "1h", "target": {"ttft": "1s"}, "hold": {"requests": 5}}
+    assert built()[0] == built(autoscaling={"max": 2, "target": {"ttft": "1s"}})[0] == "0\n"
+    assert "lua.hold" not in built()[1]
+    assert built(autoscaling=scaling)[0] == "3\n"
+    assert built(autoscaling=scaling, suspend=True) == ("0\n", built(autoscaling=scaling)[1]), "nothing restarts"
 
 
 def test_the_stable_address_leads_to_the_gateway_on_the_port_of_the_spec() -> None:
