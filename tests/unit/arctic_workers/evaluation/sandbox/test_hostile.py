@@ -18,11 +18,6 @@ TEST = f"def check(f):\n    assert f(2, 3) == 5\n    assert f({SECRET}, 1) == {S
 LIMITS = Limits(cpu_seconds=1, wall_seconds=3.0, memory_bytes=512 << 20, file_bytes=1 << 20)
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    return Sandbox()
-
-
 def judged(sandbox: Sandbox, code: str, limits: Limits = LIMITS, seconds: float = 0.2) -> dict[str, Any]:
     candidate = Program("candidate", {"code": code, "entry_point": "add", "load_seconds": seconds})
     checker = Program("by_asserts", {"solution": GOLD, "test": TEST, "entry_point": "add", "seconds": seconds})

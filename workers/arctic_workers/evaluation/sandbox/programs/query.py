@@ -24,8 +24,12 @@ def run(payload: Mapping[str, Any], result: IO[bytes]) -> None:
     connection.execute("PRAGMA temp_store = memory")
     connection.set_authorizer(_authorize)
     try:
-        rows = connection.execute(payload["query"]).fetchmany(MOST_ROWS + 1)
-        said = {"error": f"more than {MOST_ROWS} rows"} if len(rows) > MOST_ROWS else {"rows": encode(rows)}
+        cursor = connection.execute(payload["query"])
+        rows = cursor.fetchmany(MOST_ROWS + 1)
+        if cursor.description is None:  # SQLite runs nothing, and a comment, without a complaint
+            said = {"error": "not a query"}
+        else:
+            said = {"error": f"more than {MOST_ROWS} rows"} if len(rows) > MOST_ROWS else {"rows": encode(rows)}
     except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
         said = {"error": f"{type(error).__name__}: {error}"}
     except MemoryError:

@@ -1,0 +1,134 @@
+"""IFEval's checkers, each on a text that follows its instruction and on one that does not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arctic_workers.evaluation.suites.form import Answer, DataError
+from arctic_workers.evaluation.suites.ifeval import IfEval, follows, loosened
+from arctic_workers.evaluation.suites.ifeval_checkers import CHECKERS, sentences, words
+
+CASES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "keywords:existence": ({"keywords": ["cat", "dog"]}, "A Cat and a dog.", "A cat."),
+    "keywords:frequency": ({"keyword": "cat", "frequency": 2, "relation": "at least"}, "cat, cats", "cat"),
+    "keywords:forbidden_words": ({"forbidden_words": ["cat"]}, "cats", "the Cat sat"),
+    "keywords:letter_frequency": ({"letter": "A", "let_frequency": 2, "let_relation": "less than"}, "abc", "Aha, a"),
+    "language:response_language": (
+        {"language": "de"},
+        "Das ist ein Satz in deutscher Sprache.",
+        "This is a sentence in another language.",
+    ),
+    "length_constraints:number_sentences": (
+        {"num_sentences": 3, "relation": "less than"},
+        "Dr. Smith went home. He slept.",
+        "One. Two. Three.",
+    ),
+    "length_constraints:number_paragraphs": ({"num_paragraphs": 2}, "one\n***\ntwo\n***\n", "one\n***\n\n***\ntwo"),
+    "length_constraints:number_words": ({"num_words": 3, "relation": "at least"}, "one two-three", "one two"),
+    "length_constraints:nth_paragraph_first_word": (
+        {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "So"},
+        'First.\n\n"So, what?"',
+        "So.\n\nFirst.",
+    ),
+    "detectable_content:number_placeholders": ({"num_placeholders": 2}, "[name] of [town]", "[name]"),
+    "detectable_content:postscript": ({"postscript_marker": "P.S."}, "Yes.\nP. S. no", "Yes. PS no"),
+    "detectable_format:number_bullet_lists": ({"num_bullets": 2}, "* one\n- two", "* one\n** two"),
+    "detectable_format:constrained_response": ({}, "Well: My answer is maybe.", "My answer is perhaps."),
+    "detectable_format:number_highlighted_sections": ({"num_highlights": 2}, "*one* and *two*", "*one* and * *"),
+    "detectable_format:multiple_sections": (
+        {"section_spliter": "SECTION", "num_sections": 2},
+        "SECTION 1\na\nSECTION 2\nb",
+        "SECTION 1\na\nSECTION two",
+    ),
+    "detectable_format:json_format": ({}, '```json\n{"a": 1}\n```', "{a: 1}"),
+    "detectable_format:title": ({}, "<<joy>>\ntext", "<< >>"),
+    "combination:two_responses": ({}, "one\n******\ntwo", "one\n******\none"),
+    "combination:repeat_prompt": ({"prompt_to_repeat": "Say it."}, "say it. It.", "It. Say it."),
+    "startend:end_checker": ({"end_phrase": "The end."}, 'All. the end."', "The end. All."),
+    "startend:quotation": ({}, ' "all" ', '"'),
+    "change_case:capital_word_frequency": (
+        {"capital_frequency": 2, "capital_relation": "at least"},
+        "NASA and ESA",
+        "NASA and Esa",
+    ),
+    "change_case:english_capital": ({}, "THIS IS WHAT WAS ASKED FOR", "This is not what was asked for"),
+    "change_case:english_lowercase": ({}, "this is what was asked for", "das ist ein ganz anderer satz hier"),
+    "punctuation:no_comma": ({}, "one two", "one, two"),
+}
+
+
+def test_every_instruction_has_a_case() -> None:
+    assert set(CASES) == set(CHECKERS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_text_that_follows_is_told_from_one_that_does_not(name: str) -> None:
+    asked, kept, broken = CASES[name]
+    assert set(CHECKERS[name][0]) == set(asked)
+    assert follows(kept, name, asked)
+    assert not follows(broken, name, asked)
+    assert not follows(" \n", name, asked)
+
+
+def test_sentences_and_words_are_cut_as_nltk_does() -> None:
+    assert sentences("Mr. Jones paid $3.50 to the U.S. Navy. It's odd!") == [
+        "Mr. Jones paid $3.50 to the U.S. Navy.",
+        "It's odd!",
+    ]
+    assert words("It's odd, isn't it?") == ["It", "'s", "odd", ",", "is", "n't", "it", "?"]
+
+
+def test_an_answers_frame_does_not_count_loosely() -> None:
+    assert loosened("Sure:\n*a*\nBye")[-1] == "a"
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> IfEval:
+    rows = [
+        {
+            "key": 1000,
+            "prompt": "Write a poem in all lower case without commas.",
+            "instruction_id_list": ["punctuation:no_comma", "change_case:english_lowercase"],
+            "kwargs": [{}, {}],
+        },
+        {
+            "key": 1001,
+            "prompt": "Two bullets.",
+            "instruction_id_list": ["detectable_format:number_bullet_lists"],
+            "kwargs": [{"num_bullets": 2, "num_words": None}],
+        },
+    ]
+    path = tmp_path / "input_data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return IfEval(path)
+
+
+def test_the_four_figures_count_prompts_and_instructions_strictly_and_loosely(suite: IfEval) -> None:
+    said = {"ifeval/1000": "Here You Go:\nthe sea is calm tonight and so am i", "ifeval/1001": "* a"}
+    verdicts = {name: [suite.judge(name, Answer(text, is_chat=True))] for name, text in said.items()}
+    assert {name: part.mean() for name, part in suite.figures(verdicts).items()} == {
+        "prompt strict": 0.0,
+        "instruction strict": pytest.approx(1 / 3),
+        "prompt loose": 0.5,
+        "instruction loose": pytest.approx(2 / 3),
+    }
+    assert verdicts["ifeval/1001"][0].kind == "detectable_format:number_bullet_lists"
+
+
+def test_the_same_answer_gives_the_same_verdict_each_time(suite: IfEval) -> None:
+    # A text whose language is drawn among several, if the detector is left to itself.
+    answer = Answer("ok no no ok", is_chat=True)
+    assert len({suite.judge("ifeval/1000", answer).kind for _ in range(20)}) == 1
+
+
+def test_data_that_no_checker_knows_are_refused(tmp_path: Path) -> None:
+    row = {"key": 7, "prompt": "", "instruction_id_list": ["keywords:frequency"], "kwargs": [{"keyword": "a"}]}
+    path = tmp_path / "input_data.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(DataError, match="key 7: keywords:frequency has no frequency, relation"):
+        IfEval(path)
+    path.write_text(json.dumps({**row, "instruction_id_list": ["keywords:rhyme"]}))
+    with pytest.raises(DataError, match="key 7: nothing here checks the instruction keywords:rhyme"):
+        IfEval(path)

@@ -1,0 +1,52 @@
+"""What of an answer is the code: harnesses cut differently, and so score differently.
+
+Chats: the code blocks of the answer (the rule of most harnesses), where `evalplus` takes the longest run of lines that
+parses. Completions: all up to the first stop, with the stops that `evalplus` has (`evalplus/provider/utility.py`).
+"""
+
+import re
+from collections.abc import Sequence
+
+STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint(")
+HUMANEVAL_STOPS = (*STOPS, "\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert ")
+MBPP_STOPS = (*STOPS, '\n"""', "\nassert")
+_FENCE = re.compile(
+    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
+
+
+def cut_at(text: str, stops: Sequence[str]) -> str:
+    """Return the text up to the first of some stops, which is not part of it."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(places)] if places else text
+
+
+def blocks(text: str, languages: Sequence[str]) -> list[str]:
+    """Return the code blocks of a Markdown text: those of some languages, or without one of theirs all.
+
+    The last block may lack its end, as of an answer that was cut off.
+    """
+    found = [(match[2].lower(), match[3]) for match in _FENCE.finditer(text)]
+    named = [code for language, code in found if language in languages]
+    return named or [code for _, code in found]
+
+
+def python_code(text: str, entry_point: str) -> str:
+    """Return the program in a chat's answer: the first block that defines it, else all blocks, else the text."""
+    found = blocks(text, ("python", "python3", "py"))
+    defines = re.compile(
+        rf"^\s*(async\s+)?def\s+{re.escape(entry_point)}\b|^{re.escape(entry_point)}\s*=", re.MULTILINE
+    )
+    for block in found:
+        if defines.search(block):
+            return block
+    return "\n".join(found) if found else text
+
+
+def sql_query(text: str) -> str:
+    """Return the first statement in a chat's answer, on one line."""
+    found = blocks(text, ("sql", "sqlite"))
+    query = found[0] if found else text
+    match = re.search(r"\b(select|with)\b", query, re.IGNORECASE)
+    query = query[match.start() :] if match else query
+    return " ".join(query.split(";")[0].split())
