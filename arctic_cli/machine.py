@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from arctic_model.planning.devices import Device, cpu
 from arctic_workers.control.cores import available_cores
-from arctic_workers.inference.memory import available_memory
+from arctic_workers.control.memory import available_memory
 
 _BUFFER_BYTES = 64 << 20
 """Of each of a core's two buffers: more than its share of any cache."""

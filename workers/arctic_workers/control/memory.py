@@ -1,4 +1,4 @@
-"""What the kernel says of the memory of this container, in either version of cgroups."""
+"""What the kernel says of the memory of this container and machine, in either version of cgroups."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,3 +54,31 @@ def _kills(path: Path) -> int:
         lines = (line.split() for line in path.read_text().splitlines())
         return next((int(words[1]) for words in lines if words[:1] == ["oom_kill"]), 0)
     return 0
+
+
+def available_memory() -> int:
+    """Bytes that can still be taken: what the machine has, or what the container's limit leaves, if that is less."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    machine = int(fields["MemAvailable"].split()[0]) * 1024
+    return min([machine, *(limit - used for limit, used in _left_of_limit(CGROUPS))])
+
+
+def _left_of_limit(root: Path) -> list[tuple[int, int]]:
+    """Limit and use of the container's control group, version 2 or 1; a file cache that can go counts as unused."""
+    for limit_file, usage_file, statistics, cache_key in (
+        (root / "memory.max", root / "memory.current", root / "memory.stat", "inactive_file"),
+        (
+            root / "memory/memory.limit_in_bytes",
+            root / "memory/memory.usage_in_bytes",
+            root / "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ):
+        if limit_file.exists():
+            limit = limit_file.read_text(encoding="ascii").strip()
+            if limit == "max":
+                return []
+            lines = statistics.read_text(encoding="ascii").splitlines()
+            cached = next((int(line.split()[1]) for line in lines if line.startswith(f"{cache_key} ")), 0)
+            return [(int(limit), int(usage_file.read_text(encoding="ascii")) - cached)]
+    return []

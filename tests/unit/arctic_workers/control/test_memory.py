@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from arctic_workers.control.memory import Memory, readable
+from arctic_workers.control.memory import Memory, _left_of_limit, available_memory, readable
 
 
 def write(root: Path, **files: str) -> Path:
@@ -45,3 +45,24 @@ def test_it_is_the_end_of_a_sentence() -> None:
 )
 def test_sizes_are_readable(size: int, text: str) -> None:
     assert readable(size) == text
+
+
+def test_a_containers_memory_limit_counts_in_both_versions(tmp_path: Path) -> None:
+    second = {
+        "memory_DOT_max": "1000\n",
+        "memory_DOT_current": "700\n",
+        "memory_DOT_stat": "anon 5\ninactive_file 200\n",
+    }
+    assert _left_of_limit(write(tmp_path / "v2", **second)) == [(1000, 500)]
+    first = {
+        "memory__memory.limit_in_bytes": "1000",
+        "memory__memory.usage_in_bytes": "600",
+        "memory__memory.stat": "cache 300\ntotal_inactive_file 100\n",
+    }
+    assert _left_of_limit(write(tmp_path / "v1", **first)) == [(1000, 500)]
+    assert _left_of_limit(write(tmp_path / "max", **second | {"memory_DOT_max": "max\n"})) == []
+    assert _left_of_limit(tmp_path / "none") == []
+
+
+def test_this_machine_has_room() -> None:
+    assert available_memory() > 2**20

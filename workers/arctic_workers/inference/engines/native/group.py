@@ -10,6 +10,7 @@ import torch
 from arctic_api.world import InferenceGroup
 from arctic_model import fp8
 from arctic_workers.control.cores import available_cores
+from arctic_workers.control.memory import available_memory
 from arctic_workers.inference.engine import Refused
 from arctic_workers.inference.engines.native.adapters import load_adapters
 from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE
@@ -18,7 +19,7 @@ from arctic_workers.inference.engines.native.link import Link, connect
 from arctic_workers.inference.engines.native.pipeline import agree_on_least
 from arctic_workers.inference.engines.native.plan import Plan
 from arctic_workers.inference.engines.native.runner import Runner, load_slice
-from arctic_workers.inference.memory import affordable_blocks, available_memory
+from arctic_workers.inference.memory import affordable_blocks
 from arctic_workers.inference.rendezvous import Heartbeats, meet
 
 log = logging.getLogger(__name__)

@@ -15,13 +15,13 @@ from arctic_model.layers import rotary_frequencies
 from arctic_model.model import ArcticModel
 from arctic_model.parallel import LayerSlice
 from arctic_model.weights import load_weights, take_fp8_form
+from arctic_workers.control.memory import available_memory
 from arctic_workers.inference.engines.native.adapters import AdaptedLinear, Adapter, adapt_model
 from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache
 from arctic_workers.inference.engines.native.invariant import make_invariant
 from arctic_workers.inference.engines.native.kernel.rank import kernel_rank
 from arctic_workers.inference.engines.native.sampling import draw_tokens, tell_tokens
 from arctic_workers.inference.engines.native.step import Draw, Drawn, Known, Part
-from arctic_workers.inference.memory import available_memory
 
 log = logging.getLogger(__name__)
 
