@@ -73,6 +73,11 @@ class Models:
     def of_training(self, training: Manifest) -> tuple[ArcticConfig, str]:
         """Return the configuration of the model that a training trains, and where it was found; errors as `find`."""
         spec = ArcticTrainingSpec.model_validate(training.content["spec"])
+        config, where = self._before_it_is_stretched(spec, training)
+        scaling = spec.model.rope_scaling
+        return (config.stretched(scaling.type, scaling.factor) if scaling else config), where
+
+    def _before_it_is_stretched(self, spec: ArcticTrainingSpec, training: Manifest) -> tuple[ArcticConfig, str]:
         model, where = spec.model, f"{training.file}: spec.model"
         if model.preset is not None:
             config = ArcticConfig.preset(model.preset)

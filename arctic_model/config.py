@@ -161,6 +161,24 @@ class ArcticConfig(BaseModel):
         """The same model for a tokenizer of `vocab_size` tokens."""
         return self.replace(vocab_size=vocab_size)
 
+    def stretched(self, kind: str, factor: float) -> ArcticConfig:
+        """The same model with `factor` times the positions; `kind` is `linear` or `yarn`.
+
+        Raises ValueError for `dynamic`, which has no positions of its own, and where they are stretched already.
+        """
+        if kind == "dynamic":
+            raise ValueError("dynamic scaling turns a document by the longest one beside it: write linear or yarn")
+        if self.rope is not None:
+            raise ValueError(
+                f"rope_scaling is {self.rope.type} already, by {self.rope.factor:g}: positions are stretched once; "
+                "leave model.ropeScaling out"
+            )
+        original = self.max_position_embeddings
+        return self.replace(
+            rope_scaling={"type": kind, "factor": factor, "original_max_position_embeddings": original},
+            max_position_embeddings=int(original * factor),
+        )
+
     def replace(self, **changes: Any) -> ArcticConfig:
         """A checked copy with some fields changed."""
         return _validated({**self.to_dict(), **changes}, "configuration")

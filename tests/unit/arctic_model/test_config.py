@@ -192,3 +192,14 @@ def test_positions_are_read_from_newer_files_too():
 def test_a_checkpoint_that_is_neither_is_refused(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         ArcticConfig.from_dict({**LLAMA, **changes})
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_a_stretched_model_reaches_as_much_further_and_its_file_says_so(kind):
+    tiny = ArcticConfig.preset("arctic-tiny")
+    stretched = ArcticConfig.from_dict(tiny.stretched(kind, 2.5).to_dict())
+    assert stretched.max_position_embeddings == 2560
+    assert (stretched.rope.type, stretched.rope.factor) == (kind, 2.5)
+    assert stretched.rope.original_max_position_embeddings == tiny.max_position_embeddings
+    with pytest.raises(ValueError, match=r"rope_scaling is .* already, by 2.5: positions are stretched once"):
+        stretched.stretched(kind, 2)

@@ -1,6 +1,6 @@
 """What a training starts from: the model's configuration, and weights that were trained before."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from arctic_api.training import Upcycle
@@ -27,6 +27,13 @@ class Start:
 
 def find_start(world: TrainingWorld) -> Start:
     """Return what the manifest names; raises `Refused` where it isn't there, or isn't a model that can be trained."""
+    found, scaling = _find_model(world), world.spec.model.rope_scaling
+    if scaling is None:
+        return found
+    return replace(found, config=checked(lambda: found.config.stretched(scaling.type, scaling.factor)))
+
+
+def _find_model(world: TrainingWorld) -> Start:
     model = world.spec.model
     if model.preset is not None:
         preset = model.preset

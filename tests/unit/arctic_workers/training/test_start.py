@@ -138,3 +138,23 @@ def test_a_model_that_ends_with_several_tokens_keeps_them(llama: Path, world_of:
     world = world_of(from_uri(llama))
     encoder: Any = Encoder(eos)
     assert fit_vocabulary(world, find_start(world).config, encoder).eos_token_id == kept
+
+
+def test_a_model_is_stretched_before_its_first_step(llama: Path, world_of: Any) -> None:
+    world = world_of(from_uri(llama, ropeScaling={"type": "linear", "factor": 2}))
+    start = find_start(world)
+    assert start.config == ArcticConfig.from_folder(llama).stretched("linear", 2)
+    model = build_model(start.config, Ranks(0, 1, 0, torch.device("cpu")), 1, 0, start.weights)
+    plain = ArcticModel(ArcticConfig.from_folder(llama))
+    load_weights(plain, llama)
+    with torch.no_grad():
+        # Positions are divided by the factor: each second one is one of the model's own.
+        stretched = model(TOKENS, 2 * torch.arange(7).expand(2, 7))
+        torch.testing.assert_close(stretched, plain(TOKENS), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_whose_positions_are_stretched_is_not_stretched_again(llama: Path, world_of: Any) -> None:
+    content = json.loads((llama / "config.json").read_text()) | {"rope_scaling": {"type": "yarn", "factor": 4}}
+    (llama / "config.json").write_text(json.dumps(content))
+    with pytest.raises(Refused, match=r"rope_scaling is yarn already, by 4: .* leave model.ropeScaling out"):
+        find_start(world_of(from_uri(llama, ropeScaling={"type": "linear", "factor": 2})))
