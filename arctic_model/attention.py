@@ -6,6 +6,7 @@ own. Shapes are named by the legend of `arctic_model.layers`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol
@@ -24,6 +25,26 @@ class Attend(Protocol):
     def __call__(self, layer: int, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> Tensor:
         """Return one output a query head [B, T, N, H]; queries and keys are rotated. `layer` is the global index."""
         ...
+
+
+class SplitAttend(ABC):
+    """An `Attend` in three steps, of which the first and the last communicate; the one between may be done again."""
+
+    @abstractmethod
+    def begin(self, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the queries, keys and values that this rank attends with."""
+
+    @abstractmethod
+    def attend(self, layer: int, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> Tensor:
+        """Return one output for each of these queries."""
+
+    @abstractmethod
+    def end(self, out_BTNH: Tensor) -> Tensor:
+        """Return the outputs of the queries that `begin` was given."""
+
+    def __call__(self, layer: int, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> Tensor:
+        """See `Attend`."""
+        return self.end(self.attend(layer, *self.begin(q_BTNH, k_BTGH, v_BTGH)))
 
 
 class CausalAttend:
@@ -162,8 +183,15 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """Return [B, T, D]."""
+        return self.leave(attend(self.layer, *self.enter(x_BTD, rotation)))
+
+    def enter(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries [B, T, N, H], keys and values [B, T, G, H], as an `Attend` takes them."""
         q_BTNH = rotate(self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim)), rotation)
         k_BTGH = rotate(self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim)), rotation)
-        v_BTGH = self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
-        out: Tensor = self.o_proj(attend(self.layer, q_BTNH, k_BTGH, v_BTGH).flatten(-2))
+        return q_BTNH, k_BTGH, self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+
+    def leave(self, out_BTNH: Tensor) -> Tensor:
+        """Return [B, T, D] of what an `Attend` has returned."""
+        out: Tensor = self.o_proj(out_BTNH.flatten(-2))
         return out

@@ -78,6 +78,20 @@ def training_flops_per_token(config: ArcticConfig, sequence_length: int) -> int:
     return 6 * multiplying + 12 * config.num_hidden_layers * config.hidden_size * sequence_length
 
 
+def recomputed_flops_per_token(config: ArcticConfig, sequence_length: int) -> int:
+    """FLOPs of a token that activation checkpointing does again: a forward pass of all layers but for their routers.
+
+    The last product of each part is left out, as nothing of the backward pass asks for its result.
+    """
+    hidden, inner, chosen = config.hidden_size, config.intermediate_size, config.num_experts_per_tok
+    multiplications = 0
+    for layer in range(config.num_hidden_layers):
+        attention = hidden * (hidden + 2 * config.num_key_value_heads * config.head_dim) + 2 * hidden * sequence_length
+        experts = config.has_experts(layer)
+        multiplications += attention + (2 * hidden**2 + 2 * chosen * hidden * inner if experts else 2 * hidden * inner)
+    return 2 * multiplications
+
+
 def tokens_of_a_piece(tokens: int, vocabulary: int, device: str) -> int:
     """Tokens whose logits the loss holds at once, of `tokens` in all, on a device of type `cpu` or `cuda`."""
     return min(tokens, max(_FEWEST, _PIECE[device] // vocabulary))

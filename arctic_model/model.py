@@ -12,10 +12,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from arctic_model.attention import Attend, Attention, CausalAttend
+from arctic_model.attention import Attend, Attention, CausalAttend, SplitAttend
 from arctic_model.config import ArcticConfig
 from arctic_model.layers import MLP, RMSNorm, RotaryPositions, Rotation
-from arctic_model.moe import ExpertLayer, MoE
+from arctic_model.moe import ExpertLayer, Experts, MoE
+from arctic_model.recompute import Arguments, Result, recomputed
 
 MoEFactory = Callable[[ArcticConfig, int], ExpertLayer]
 """Makes the experts of a layer from the configuration and the layer's global index; what it returns is a module too."""
@@ -45,6 +46,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: ArcticConfig, layer: int, moe: MoEFactory = one_device_moe) -> None:
         super().__init__()
         self.has_experts = config.has_experts(layer)
+        self.recomputes = False
         self.self_attn = Attention(config, layer)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -58,15 +60,41 @@ class DecoderLayer(nn.Module):
     def forward(self, x_BTD: Tensor, rotation: Rotation, attend: Attend) -> tuple[Tensor, Tensor | None]:
         """Return the layer's output [B, T, D] and its load-balancing loss (a scalar; None without experts)."""
         if not self.has_experts:
-            h_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, attend)
-            return h_BTD + self.block_sparse_moe(self.post_attention_layernorm(h_BTD)), None
+            h_BTD = self._with_attention(x_BTD, rotation, attend)
+            return self._part(self._add_mlp, h_BTD), None
         experts = cast("ExpertLayer", self.block_sparse_moe)
         dispatched = experts.dispatch(self.post_attention_layernorm(x_BTD))
-        h_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, attend)
+        h_BTD = self._with_attention(x_BTD, rotation, attend)
         computed = experts.compute(dispatched)
-        h_BTD = h_BTD + self.residual_mlp(self.residual_layernorm(h_BTD))
+        h_BTD = self._part(self._add_residual_mlp, h_BTD)
         y_BTD, balance = experts.combine(computed)
         return h_BTD + y_BTD, balance
+
+    def _part(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
+        """Call a part of the layer; where it `recomputes`, the backward pass keeps its input, and computes the rest."""
+        return recomputed(function, *arguments) if self.recomputes else function(*arguments)
+
+    def _with_attention(self, x_BTD: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+        if not isinstance(attend, SplitAttend):
+            return self._part(self._add_attention, x_BTD, rotation, attend)
+        own = attend.begin(*self._part(self._enter_attention, x_BTD, rotation))
+        out_BTNH = attend.end(self._part(attend.attend, self.self_attn.layer, *own))
+        return x_BTD + self.self_attn.leave(out_BTNH)
+
+    def _enter_attention(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        return self.self_attn.enter(self.input_layernorm(x_BTD), rotation)
+
+    def _add_attention(self, x_BTD: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+        out: Tensor = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotation, attend)
+        return out
+
+    def _add_mlp(self, h_BTD: Tensor) -> Tensor:
+        out: Tensor = h_BTD + self.block_sparse_moe(self.post_attention_layernorm(h_BTD))
+        return out
+
+    def _add_residual_mlp(self, h_BTD: Tensor) -> Tensor:
+        out: Tensor = h_BTD + self.residual_mlp(self.residual_layernorm(h_BTD))
+        return out
 
 
 class Trunk(nn.Module):
@@ -110,6 +138,15 @@ class ArcticModel(nn.Module):
     def layers(self) -> dict[int, DecoderLayer]:
         """The layers that this slice holds, by global index."""
         return {int(index): cast("DecoderLayer", layer) for index, layer in self.model.layers.items()}
+
+    def recompute(self, wanted: bool) -> None:
+        """Choose whether backward passes compute anew what attention, MLPs and experts had, or find it kept.
+
+        Routing, exchanged tokens and their results are kept either way: computing again adds no communication.
+        """
+        for part in self.modules():
+            if isinstance(part, DecoderLayer | Experts):
+                part.recomputes = wanted
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Turn token ids into hidden states [B, T, D]."""

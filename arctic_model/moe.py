@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from arctic_model.config import ArcticConfig
 from arctic_model.devices import Wait, counts_on_host
+from arctic_model.recompute import recomputed
 
 
 class ExpertLayer(Protocol):
@@ -85,9 +86,13 @@ class Experts(nn.Module):
         self.w1 = nn.Parameter(torch.empty(experts, inner, hidden))
         self.w2 = nn.Parameter(torch.empty(experts, hidden, inner))
         self.w3 = nn.Parameter(torch.empty(experts, inner, hidden))
+        self.recomputes = False
 
     def forward(self, x_RD: Tensor, counts_E: Tensor) -> Tensor:
         """Run rows sorted by expert, `counts_E` rows each; returns [R, D] in the same order."""
+        return recomputed(self._run, x_RD, counts_E) if self.recomputes else self._run(x_RD, counts_E)
+
+    def _run(self, x_RD: Tensor, counts_E: Tensor) -> Tensor:
         # One unbind has one backward; indexing expert by expert would add up a whole stack of zeros for each.
         w1, w2, w3 = self.w1.unbind(), self.w2.unbind(), self.w3.unbind()
 

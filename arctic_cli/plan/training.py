@@ -2,8 +2,6 @@
 
 import click
 
-from arctic_api.common import parse_tokens
-from arctic_api.rules import stage_step
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.verdict import verdict
 from arctic_cli.manifest import ManifestError
@@ -12,8 +10,9 @@ from arctic_cli.plan.choice import CPU, Choice, brings_no_problem
 from arctic_cli.plan.training_report import Report
 from arctic_model.config import ArcticConfig
 from arctic_model.planning.devices import Device
-from arctic_model.planning.training import Stage, Training, plan_training, shared_by
+from arctic_model.planning.training import plan_training, shared_by
 from arctic_model.planning.training_advice import Fields, advise
+from arctic_workers.training.extent import training_of
 
 
 def report_training(manifest: Manifest, models: Models, choice: Choice, mfu: float, price: float | None) -> Report:
@@ -39,25 +38,6 @@ def report_training(manifest: Manifest, models: Models, choice: Choice, mfu: flo
         price=price if price is not None or given is None else float(given),
         changes=[] if plan.fits else advise(training, device, allowed),
         refused=[str(problem) for problem in refused],
-    )
-
-
-def training_of(spec: ArcticTrainingSpec, config: ArcticConfig, *, on_cpu: bool) -> Training:
-    """Return what a manifest asks of a world; CPUs train in fp32, GPUs in bf16."""
-    stages = (
-        Stage(stage.name, parse_tokens(stage.tokens), stage_step(spec, stage), stage.sequence_length)
-        for stage in spec.curriculum.stages
-    )
-    return Training(
-        config=config,
-        stages=tuple(stages),
-        nodes=spec.parallelism.nodes,
-        processes_per_node=spec.parallelism.processes_per_node,
-        expert_parallel=spec.parallelism.expert_parallel,
-        sequence_parallel=spec.parallelism.sequence_parallel,
-        zero_stage=spec.parallelism.zero_stage,
-        micro_batch_size=spec.batch.micro_batch_size,
-        compute="fp32" if on_cpu else "bf16",
     )
 
 

@@ -98,10 +98,13 @@ def _conclusion(report: Report) -> list[str]:
 
 
 def _stage_rows(plan: TrainingPlan) -> list[list[str]]:
-    rows = [["stage", "tokens", "steps", "tokens a step", "sequence", "seconds a step, at least"]]
-    for stage, step in zip(plan.training.stages, plan.steps, strict=True):
+    rows = [["stage", "tokens", "steps", "tokens a step", "sequence", "activations", "seconds a step, at least"]]
+    for stage, step, again in zip(plan.training.stages, plan.steps, plan.recomputed, strict=True):
         figures = [stage.tokens, stage.steps, stage.tokens_per_step, stage.sequence_length]
-        rows.append([stage.name, *(f"{figure:,}" for figure in figures), "-" if step is None else f"{step.total:,.3f}"])
+        seconds = "-" if step is None else f"{step.total:,.3f}"
+        rows.append(
+            [stage.name, *(f"{figure:,}" for figure in figures), "computed again" if again else "kept", seconds]
+        )
     return rows
 
 
@@ -114,7 +117,9 @@ def _limit(plan: TrainingPlan) -> list[str]:
     return [
         f"It takes at least {_duration(seconds)}, an MFU of {mfu:.2f}: a limit, no prediction.",
         f"  Of {longest.total:,.3f} s: arithmetic {longest.compute:,.3f}, the experts' exchange "
-        f"{longest.exposed:,.3f} ({longest.exchange:,.3f} if nothing hid it), gradients and weights "
+        f"{longest.exposed:,.3f} ({longest.exchange:,.3f} if nothing hid it), "
+        + (f"heads of sequences {longest.sequence:,.3f}, " if plan.training.sequence_parallel > 1 else "")
+        + "gradients and weights "
         f"{longest.reduction:,.3f}, optimizer {longest.optimizer:,.3f}.",
     ]
 
@@ -163,7 +168,7 @@ def render_json(report: Report) -> str:
         "world": {"nodes": training.nodes, "processesPerNode": training.processes_per_node, "ranks": training.world},
         "memory": {part: plan.memory[part] for part in PARTS},
         "fits": plan.fits,
-        "stages": [_stage_json(*pair) for pair in zip(training.stages, plan.steps, strict=True)],
+        "stages": [_stage_json(*stage) for stage in zip(training.stages, plan.steps, plan.recomputed, strict=True)],
         "flops": plan.flops,
         "secondsAtLeast": plan.seconds,
         "mfuAtMost": plan.mfu,
@@ -181,12 +186,13 @@ def render_json(report: Report) -> str:
     return json.dumps(content, indent=2)
 
 
-def _stage_json(stage: Stage, step: StepTime | None) -> dict[str, Any]:
+def _stage_json(stage: Stage, step: StepTime | None, recomputed: bool) -> dict[str, Any]:
     return {
         "name": stage.name,
         "tokens": stage.tokens,
         "steps": stage.steps,
         "tokensPerStep": stage.tokens_per_step,
         "sequenceLength": stage.sequence_length,
+        "recomputesActivations": recomputed,
         "stepAtLeast": None if step is None else {**asdict(step), "total": step.total},
     }

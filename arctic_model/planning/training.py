@@ -13,7 +13,13 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from arctic_model.config import ArcticConfig
-from arctic_model.cost import count_parameters, layer_multiplications, tokens_of_a_piece, training_flops_per_token
+from arctic_model.cost import (
+    count_parameters,
+    layer_multiplications,
+    recomputed_flops_per_token,
+    tokens_of_a_piece,
+    training_flops_per_token,
+)
 from arctic_model.parallel import TrainingPlan as Degrees
 from arctic_model.parallel import plan_training as plan_degrees
 from arctic_model.planning.devices import BYTES, Device, Format, Lines
@@ -21,7 +27,9 @@ from arctic_model.planning.devices import BYTES, Device, Format, Lines
 MOMENTS = 2
 """Of AdamW, in fp32 as the master weights are."""
 BUCKET_ELEMENTS = 50_000_000
-"""Elements that one collective reduces, and gathers: the engine's setting."""
+"""Elements that one collective reduces or gathers: DeepSpeed's default of 500M takes 2 GB a rank in fp32."""
+HEADROOM = 0.1
+"""Share of a device's memory that activations leave alone where they are all kept: no allocator gets at every byte."""
 PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "buffers", "runtime")
 WEEK, HOUR = 7 * 24 * 3600, 3600
 
@@ -55,6 +63,8 @@ class Training:
     micro_batch_size: int = 1
     compute: Format = "bf16"
     """Format of weights, gradients and activations; masters and moments are fp32."""
+    frozen: bool = False
+    """Whether only an adapter is trained, whose own state is left out: it is a thousandth of the rest."""
 
     @property
     def world(self) -> int:
@@ -88,6 +98,8 @@ class StepTime:
     """Of tokens with their experts, hidden or not."""
     exposed: float
     """What of it is left where each layer's exchange runs beside that layer's arithmetic."""
+    sequence: float
+    """Of heads between the ranks that share sequences: nothing hides it."""
     reduction: float
     """Gradients to the ranks that keep them, and new weights back."""
     optimizer: float
@@ -95,12 +107,12 @@ class StepTime:
     @property
     def total(self) -> float:
         """Seconds of the step."""
-        return self.compute + self.exposed + self.reduction + self.optimizer
+        return self.compute + self.exposed + self.sequence + self.reduction + self.optimizer
 
     @property
     def blocking(self) -> float:
         """Seconds if nothing were hidden."""
-        return self.compute + self.exchange + self.reduction + self.optimizer
+        return self.compute + self.exchange + self.sequence + self.reduction + self.optimizer
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,8 @@ class TrainingPlan:
     """Bytes of each rank, by `PARTS`; greatest over the stages."""
     steps: tuple[StepTime | None, ...]
     """By stage; None where the device's rates aren't known."""
+    recomputed: tuple[bool, ...]
+    """By stage, whether activations are computed again in the backward pass: where there is no room to keep them."""
 
     @property
     def left(self) -> int:
@@ -209,13 +223,14 @@ def plan_training(training: Training, device: Device) -> TrainingPlan:
     """Lay a world out, `device` being what each rank has. Raises ValueError where its degrees can't be."""
     degrees = [training.degrees(stage) for stage in training.stages]
     resident = _resident(training)
-    working = [_working(training, stage) for stage in training.stages]
+    room = (1 - HEADROOM) * device.memory - device.runtime - resident.total()
+    recomputed = tuple(_working(training, stage, recomputed=False).total() > room for stage in training.stages)
+    stages = list(zip(training.stages, degrees, recomputed, strict=True))
+    working = [_working(training, stage, recomputed=again) for stage, _, again in stages]
     memory = resident | max(working, key=Counter.total)
     memory["runtime"] = device.runtime
-    steps = tuple(
-        _step_time(training, stage, each, device) for stage, each in zip(training.stages, degrees, strict=True)
-    )
-    return TrainingPlan(training, device, memory, steps)
+    steps = tuple(_step_time(training, stage, each, device, recomputed=again) for stage, each, again in stages)
+    return TrainingPlan(training, device, memory, steps, recomputed)
 
 
 @dataclass(frozen=True)
@@ -243,28 +258,38 @@ def _resident(training: Training) -> Counter[str]:
     held, width = _held(training), BYTES[training.compute]
     parameters = sum(each.parameters for each in held)
     partition = sum(each.partition for each in held)
+    if training.frozen:
+        return Counter({"weights": round(parameters * width), "gradients": 0, "optimizer": 0, "buffers": 0})
     kept = {0: parameters, 1: parameters, 2: partition}[training.zero_stage]
     states = parameters if training.zero_stage == 0 else partition
-    # Without partitions, as on one rank, weights in fp32 are their own masters and nothing is gathered for reduction.
-    whole = training.compute == "fp32" and (training.zero_stage == 0 or training.world == 1)
-    buckets = 0 if whole else 2 * min(BUCKET_ELEMENTS, max(each.parameters for each in held))
+    # Without partitions weights in fp32 are their own masters; the gradients of others are widened a piece at a time.
+    whole = training.zero_stage == 0 or (training.compute == "fp32" and training.world == 1)
+    masters = not whole or training.compute != "fp32"
+    bucket = min(BUCKET_ELEMENTS, max(each.parameters for each in held))
+    widened = BYTES["fp32"] if masters else 0
+    buffers = bucket * ((width if training.world > 1 else 0) + widened if whole else 2 * width)
     return Counter(
         {
             "weights": round(parameters * width),
             "gradients": round(kept * width),
-            "optimizer": round(states * (MOMENTS + (not whole)) * BYTES["fp32"]),
-            "buffers": round(buckets * width),
+            "optimizer": round(states * (MOMENTS + masters) * BYTES["fp32"]),
+            "buffers": round(buffers),
         }
     )
 
 
-def _working(training: Training, stage: Stage) -> Counter[str]:
+def _working(training: Training, stage: Stage, *, recomputed: bool) -> Counter[str]:
     """What a micro-batch keeps for its backward pass; experts are taken to be chosen evenly."""
     tokens, config = training.micro_batch_tokens(stage), training.config
-    layers = sum(saved_by_layer(config, layer) for layer in range(config.num_hidden_layers))
+    kept = [saved_by_layer(config, layer) for layer in range(config.num_hidden_layers)]
+    elements = sum(kept)
+    if recomputed:  # one layer's are there while its backward pass goes on
+        elements = max(kept) + sum(inputs_of_layer(config, layer) for layer in range(config.num_hidden_layers))
+        if training.sequence_parallel > 1:
+            elements += config.num_hidden_layers * _exchanged_by_layer(config)
     return Counter(
         {
-            "activations": tokens * layers * BYTES[training.compute],
+            "activations": tokens * elements * BYTES[training.compute],
             "loss": _loss(training, tokens),
         }
     )
@@ -292,13 +317,32 @@ def saved_by_layer(config: ArcticConfig, layer: int) -> int:
     return 2 * hidden + 3 * 2 * hidden + attention + 4 * hidden + experts
 
 
-def _step_time(training: Training, stage: Stage, degrees: Degrees, device: Device) -> StepTime | None:
+def inputs_of_layer(config: ArcticConfig, layer: int) -> int:
+    """Elements a token that a layer keeps where the rest is computed again: what goes into its parts.
+
+    That is the inputs of attention and MLP, and of experts what routing chose by, what arrived and what came back.
+    """
+    hidden, chosen = config.hidden_size, config.num_experts_per_tok
+    if not config.has_experts(layer):
+        return 2 * hidden
+    return 2 * hidden + 2 * hidden + chosen * 2 * hidden + 2 * config.num_local_experts
+
+
+def _exchanged_by_layer(config: ArcticConfig) -> int:
+    """Elements a token of queries, keys, values and outputs: what ranks that share sequences exchange in a layer."""
+    return 2 * config.hidden_size + 2 * config.num_key_value_heads * config.head_dim
+
+
+def _step_time(
+    training: Training, stage: Stage, degrees: Degrees, device: Device, *, recomputed: bool
+) -> StepTime | None:
     rate = device.flops(training.compute)
     if rate is None or device.bandwidth is None:
         return None
     config = training.config
     tokens = training.micro_batch_tokens(stage) * degrees.gradient_accumulation
-    compute = tokens * training_flops_per_token(config, stage.sequence_length) / rate
+    again = recomputed_flops_per_token(config, stage.sequence_length) if recomputed else 0
+    compute = tokens * (training_flops_per_token(config, stage.sequence_length) + again) / rate
     lines = Lines(device, training.processes_per_node)
     exchange = _exchange_seconds(training, tokens, lines)
     layers = config.expert_layers
@@ -311,6 +355,7 @@ def _step_time(training: Training, stage: Stage, degrees: Degrees, device: Devic
         compute=compute,
         exchange=layers * exchange,
         exposed=layers * max(0.0, exchange - window),
+        sequence=_sequence_seconds(training, tokens, lines),
         reduction=_reduction_seconds(training, degrees.gradient_accumulation, lines),
         optimizer=_optimizer_bytes(training) / device.bandwidth,
     )
@@ -323,21 +368,31 @@ def _exchange_seconds(training: Training, tokens: int, lines: Lines) -> float:
     return 4 * lines.seconds(rows * config.hidden_size * BYTES[training.compute], ranks)
 
 
-def _reduction_seconds(training: Training, micro_batches: int, lines: Lines) -> float:
-    """Gradients once a micro-batch to their keepers, new weights once a step to all: (n - 1) / n of each, a rank.
+def _sequence_seconds(training: Training, tokens: int, lines: Lines) -> float:
+    """Of all layers in one step: the forward pass and its reverse, each rank keeping its own part."""
+    ranks, config = training.sequence_parallel, training.config
+    elements = tokens * _exchanged_by_layer(config) * config.num_hidden_layers * (ranks - 1) / ranks
+    return 2 * lines.seconds(elements * BYTES[training.compute], ranks)
 
-    ZeRO stage 0 has no keepers: an all-reduce, which moves as much as both.
+
+def _reduction_seconds(training: Training, micro_batches: int, lines: Lines) -> float:
+    """Gradients to their keepers, new weights once a step to all: (n - 1) / n of each, a rank.
+
+    Where gradients are not shared out, in the stages below 2, they go once a step, else once a micro-batch. Stage 0 has
+    no keepers: an all-reduce, which moves as much as both.
     """
     width = BYTES[training.compute]
     seconds = 0.0
-    for held in _held(training):
+    for held in _held(training) if not training.frozen else []:
         share = held.parameters * width * (held.copies - 1) / held.copies
-        times = micro_batches + 1 if training.zero_stage else 2
+        times = micro_batches + 1 if training.zero_stage == 2 else 2
         seconds += times * lines.seconds(share, held.copies)
     return seconds
 
 
 def _optimizer_bytes(training: Training) -> float:
     """Read: gradient, master, moments; written: master, moments, weights."""
+    if training.frozen:
+        return 0.0
     states = sum(held.partition if training.zero_stage else held.parameters for held in _held(training))
     return states * (2 * (1 + MOMENTS) * BYTES["fp32"] + 2 * BYTES[training.compute])

@@ -284,6 +284,7 @@ def _training(state: control_pb2.WorkerState, phase: Phase, figures: control_pb2
         seconds=dict(figures.seconds),
         routing=_routing(figures.routers),
         skipped_updates=figures.skipped_updates,
+        recomputes=figures.recomputes,
     )
 
 

@@ -93,6 +93,8 @@ class TrainingObservation:
     """Of the attempt, by what they were spent on."""
     routing: RoutingSeen | None = None
     skipped_updates: int = 0
+    recomputes: bool = False
+    """Whether activations are computed again in the backward pass, for want of memory."""
 
 
 @dataclass(frozen=True)

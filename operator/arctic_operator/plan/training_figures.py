@@ -15,6 +15,7 @@ def figures(seen: TrainingObservation) -> dict[str, Any]:
         "learning_rate": f"{seen.learning_rate:.4g}" if seen.learning_rate is not None else None,
         "gradient_norm": f"{seen.gradient_norm:.4g}" if seen.gradient_norm is not None else None,
         "skipped_updates": seen.skipped_updates or None,
+        "recomputes_activations": seen.recomputes or None,
         "time_shares": _time_shares(seen.seconds),
         "routing": _routing(seen.routing) if seen.routing else None,
     }

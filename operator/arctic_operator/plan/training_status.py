@@ -27,7 +27,18 @@ from arctic_operator.plan.training_figures import figures
 PROGRESS_FIELDS = frozenset(
     {
         *("step", "tokens", "loss", "lossBySource", "learningRate", "gradientNorm", "skippedUpdates", "timeShares"),
-        *("routing", "tokensPerSecond", "mfu", "gpuHours", "costUSD", "eta", "stages", "sources", "lastCheckpoint"),
+        *(
+            "recomputesActivations",
+            "routing",
+            "tokensPerSecond",
+            "mfu",
+            "gpuHours",
+            "costUSD",
+            "eta",
+            "stages",
+            "sources",
+            "lastCheckpoint",
+        ),
     }
 )
 """What changes all the time: written less often than a change of state."""

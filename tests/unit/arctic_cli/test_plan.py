@@ -366,14 +366,14 @@ def test_a_training_that_does_not_fit_says_what_to_write(tmp_path: Path) -> None
                 ]
             },
             "spec.batch": {"tokensPerStep": 8388608},
-            "spec.parallelism": {"nodes": 128, "processesPerNode": 8, "expertParallel": 128},
+            "spec.parallelism": {"nodes": 16, "processesPerNode": 8, "expertParallel": 128},
         },
         TRAINING,
     )
     result = plan("-f", file, "--preset", "arctic", "--device", "h100")
     assert result.exit_code == 1
     assert "It does not fit" in result.stdout
-    assert "  write parallelism.nodes: 256, parallelism.expertParallel: 128: then " in result.stdout
+    assert "  write parallelism.nodes: 32, parallelism.expertParallel: 128: then " in result.stdout
 
 
 def test_ranks_beyond_the_devices_of_a_node_are_refused(tmp_path: Path) -> None:

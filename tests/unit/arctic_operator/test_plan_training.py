@@ -131,9 +131,11 @@ def test_how_the_latest_steps_went_is_shown_as_text(build):
         seconds={"data": 1.0, "compute": 7.0, "checkpoint": 2.0, "what a newer worker counts": 0.0},
         routing=RoutingSeen(imbalance=1.5, entropy=0.9, dead_experts=2, dropped=0.0),
         skipped_updates=3,
+        recomputes=True,
     )
     status = plan_training(*running(build, seen), build.settings, build.seconds(60)).status
     assert (status["learningRate"], status["gradientNorm"], status["skippedUpdates"]) == ("0.0003", "1.235", 3)
+    assert status["recomputesActivations"] is True
     assert status["lossBySource"] == [{"name": "books", "loss": "3.0000"}, {"name": "code", "loss": "2.5000"}]
     assert status["timeShares"] == {"data": "0.100", "compute": "0.700", "checkpoint": "0.200"}
     assert status["routing"] == {"imbalance": "1.500", "entropy": "0.900", "deadExperts": 2, "dropped": "0.0000"}

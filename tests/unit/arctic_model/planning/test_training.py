@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -17,6 +19,7 @@ from arctic_model.planning.devices import DEVICES, GIB, Device, cpu
 from arctic_model.planning.training import (
     Stage,
     Training,
+    inputs_of_layer,
     plan_training,
     saved_by_layer,
     shared_by,
@@ -54,6 +57,15 @@ def test_zero_shares_out_what_its_stages_name(stage, gradients, optimizer):
     assert memory["optimizer"] == pytest.approx(optimizer * count, abs=8)
 
 
+def test_masters_without_partitions_are_beside_weights_in_bf16_and_gradients_are_widened_by_pieces():
+    count = count_parameters(TINY).total
+    training = Training(TINY, (Stage("s", 10**6, 8192, 128),), processes_per_node=8, zero_stage=0)
+    memory = plan_training(training, H100).memory
+    assert (memory["weights"], memory["gradients"], memory["optimizer"]) == (2 * count, 2 * count, 12 * count)
+    of_all = count_parameters(TINY)
+    assert memory["buffers"] == 6 * (of_all.dense + of_all.routers)  # more than experts, which are reduced apart
+
+
 def test_one_rank_in_fp32_has_no_masters_and_no_buffers():
     count = count_parameters(TINY).total
     training = Training(TINY, (Stage("s", 10**6, 8192, 128),), processes_per_node=1, compute="fp32")
@@ -61,29 +73,53 @@ def test_one_rank_in_fp32_has_no_masters_and_no_buffers():
     assert sum(memory[part] for part in ("weights", "gradients", "optimizer", "buffers")) == 16 * count
 
 
+def all_tensors() -> list[torch.Tensor]:
+    return [it for it in gc.get_objects() if issubclass(type(it), torch.Tensor)]
+
+
+def memory_of(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """Bytes of each piece of memory that some tensors have, by its address."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("frequency", [1, 2])
-def test_what_a_layer_keeps_is_what_autograd_keeps(frequency):
+def test_what_a_layer_keeps_is_what_autograd_keeps(frequency, recomputed):
     config = TINY.replace(moe_layer_frequency=frequency, num_local_experts=4)
     model = ArcticModel(config)
     init_weights(model, 0)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
+    model.recompute(recomputed)
+    kept: list[torch.Tensor] = []  # so that no memory is given anew
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor  # the tensor, so that its memory is not given anew
+        kept.append(tensor)
         return tensor
 
     x_BTD = torch.randn(2, 64, config.hidden_size, requires_grad=True)
+    before = memory_of(it for it in all_tensors() if it is not x_BTD)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.run_layers(x_BTD, torch.arange(64).expand(2, 64))
-    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    planned = 4 * 2 * 64 * sum(saved_by_layer(config, layer) for layer in range(config.num_hidden_layers))
+        out, _ = model.run_layers(x_BTD, torch.arange(64).expand(2, 64))
+    # What is computed again hangs on what went in, which no hook sees.
+    kept += [it for it in all_tensors() if it is not out]
+    real = sum(size for address, size in memory_of(kept).items() if address not in before)
+    count = inputs_of_layer if recomputed else saved_by_layer
+    planned = 4 * 2 * 64 * sum(count(config, layer) for layer in range(config.num_hidden_layers))
     assert planned == pytest.approx(real, rel=0.05)
 
 
+def test_activations_are_computed_again_only_in_stages_that_have_no_room_for_them():
+    long = replace(STAGE, name="long", tokens_per_step=2**25, sequence_length=2**15)
+    training = replace(PUBLISHED, config=ARCTIC.replace(max_position_embeddings=2**15), stages=(STAGE, long))
+    plan = plan_training(training, DEVICES["h200"])
+    assert plan.recomputed == (False, True)
+    kept, again = plan.steps
+    assert again.compute / kept.compute > 4 * 4 / 3  # four times the tokens, and more of attention
+    assert plan_training(training, replace(H100, memory=10**15)).recomputed == (False, False)
+
+
 def test_time_of_a_step_by_hand():
-    plan = plan_training(PUBLISHED, H100)
+    plan = plan_training(PUBLISHED, replace(H100, memory=200 * GIB))  # so that nothing is computed again
     (step,) = plan.steps
     tokens = 2**23 / 1024  # of a rank: two micro-batches of 4,096
     assert step.compute == pytest.approx(tokens * training_flops_per_token(ARCTIC, 4096) / 989.5e12)
