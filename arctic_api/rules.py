@@ -64,6 +64,8 @@ RESERVED_FOLDERS = (
 """Where every worker has something mounted already."""
 PRESET_EXPERTS = {"arctic": 128, "arctic-466m": 16, "arctic-small": 12, "arctic-tiny": 8}
 """Experts in each layer of a preset."""
+PRESET_KEY_VALUE_HEADS = {"arctic": 8, "arctic-466m": 4, "arctic-small": 4, "arctic-tiny": 2}
+"""Key-value heads of a preset, which divide its attention heads."""
 PRESET_POSITIONS = {"arctic": 4096, "arctic-466m": 4096, "arctic-small": 2048, "arctic-tiny": 1024}
 """Longest sequence that a preset takes."""
 MAX_WORLD_BYTES = 112 * 1024
@@ -222,15 +224,22 @@ def _experts_fit(experts: object, spec: ArcticTrainingSpec) -> bool:
     return not isinstance(experts, int) or experts % spec.parallelism.expert_parallel == 0
 
 
+def _heads_fit(heads: object, spec: ArcticTrainingSpec) -> bool:
+    return not isinstance(heads, int) or heads % spec.parallelism.sequence_parallel == 0
+
+
 def _long_stages(spec: ArcticTrainingSpec) -> list[str]:
     """Return what is wrong with the stages whose sequences have more tokens than the model has positions."""
     model = spec.model
-    limit = PRESET_POSITIONS[model.preset] if model.preset else (model.config or {}).get("max_position_embeddings")
+    own = PRESET_POSITIONS[model.preset] if model.preset else (model.config or {}).get("max_position_embeddings")
+    if not isinstance(own, int):
+        return []
+    limit = int(own * (model.rope_scaling.factor if model.rope_scaling else 1))
     return [
         f"stage {stage.name!r} has a sequenceLength of {stage.sequence_length}, and the model {limit} positions: "
-        f"write at most {limit}"
+        f"write at most {limit}, or a model.ropeScaling that stretches them"
         for stage in spec.curriculum.stages
-        if isinstance(limit, int) and stage.sequence_length > limit
+        if stage.sequence_length > limit
     ]
 
 
@@ -319,6 +328,27 @@ TRAINING_RULES = (
         ".checkpoint.export",
     ),
     Rule(
+        TrainingModel,
+        "!has(self.ropeScaling) || self.ropeScaling.type != 'dynamic'",
+        lambda node: node.rope_scaling is None or node.rope_scaling.type != "dynamic",
+        "dynamic scaling turns a document by the longest one beside it: write type linear or yarn",
+        ".ropeScaling.type",
+    ),
+    Rule(
+        TrainingModel,
+        Judge.OPERATOR,
+        lambda node: node.rope_scaling is None or not (node.config or {}).get("rope_scaling"),
+        "config has a rope_scaling of its own, and positions are stretched once: leave one of them out",
+        ".ropeScaling",
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        "self.checkpoint.export != 'adapter' || !has(self.model.ropeScaling)",
+        lambda spec: spec.checkpoint.export != "adapter" or spec.model.rope_scaling is None,
+        "an adapter's files can't say that positions are stretched: write huggingface, or leave model.ropeScaling out",
+        ".checkpoint.export",
+    ),
+    Rule(
         Upcycle,
         "self.topK <= self.experts",
         lambda node: node.top_k <= node.experts,
@@ -357,9 +387,10 @@ TRAINING_RULES = (
     Rule(
         ArcticTrainingSpec,
         "!has(self.model.preset) || self.curriculum.stages.all(stage, "
-        f"stage.sequenceLength <= {PRESET_POSITIONS}[self.model.preset])",
+        f"double(stage.sequenceLength) <= double({PRESET_POSITIONS}[self.model.preset]) * "
+        "(has(self.model.ropeScaling) ? self.model.ropeScaling.factor : 1.0))",
         lambda spec: spec.model.preset is None or not _long_stages(spec),
-        "write a sequenceLength of at most the preset's positions: "
+        "write a sequenceLength of at most the preset's positions, times the factor of model.ropeScaling: "
         + ", ".join(f"{positions} of {preset}" for preset, positions in PRESET_POSITIONS.items()),
         ".curriculum.stages",
         detail=lambda spec: "; ".join(_long_stages(spec)),
@@ -368,7 +399,7 @@ TRAINING_RULES = (
         ArcticTrainingSpec,
         Judge.OPERATOR,
         lambda spec: spec.model.config is None or not _long_stages(spec),
-        "write a sequenceLength of at most max_position_embeddings in model.config",
+        "write a sequenceLength of at most max_position_embeddings in model.config, times model.ropeScaling's factor",
         ".curriculum.stages",
         detail=lambda spec: "; ".join(_long_stages(spec)),
     ),
@@ -386,6 +417,31 @@ TRAINING_RULES = (
         lambda spec: _experts_fit((spec.model.config or {}).get("num_local_experts"), spec),
         "write a divisor of num_local_experts in model.config",
         ".parallelism.expertParallel",
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        "self.curriculum.stages.all(stage, stage.sequenceLength % self.parallelism.sequenceParallel == 0)",
+        lambda spec: all(
+            stage.sequence_length % spec.parallelism.sequence_parallel == 0 for stage in spec.curriculum.stages
+        ),
+        "each rank has an equal part of a sequence: write a divisor of every stage's sequenceLength",
+        ".parallelism.sequenceParallel",
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        "!has(self.model.preset) || "
+        f"{PRESET_KEY_VALUE_HEADS}[self.model.preset] % self.parallelism.sequenceParallel == 0",
+        lambda spec: _heads_fit(PRESET_KEY_VALUE_HEADS.get(spec.model.preset), spec),
+        "around attention ranks share out heads: write a divisor of the preset's key-value heads: "
+        + ", ".join(f"{heads} of {preset}" for preset, heads in PRESET_KEY_VALUE_HEADS.items()),
+        ".parallelism.sequenceParallel",
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        Judge.OPERATOR,
+        lambda spec: _heads_fit((spec.model.config or {}).get("num_key_value_heads"), spec),
+        "around attention ranks share out heads: write a divisor of num_key_value_heads in model.config",
+        ".parallelism.sequenceParallel",
     ),
     Rule(
         TrainingModel,
@@ -669,13 +725,10 @@ def _only_files(where: type[Resource], *, optional: bool) -> Rule:
 # One line for each thing that the types already name and nothing does yet. Refused, never ignored: who makes it work
 # deletes its line.
 NOT_YET_SUPPORTED = (
-    _unset(TrainingModel, "ropeScaling"),
     _only_files(WeightsFrom, optional=True),
     _only_files(Tokenizer, optional=True),
     _only_files(Source, optional=False),
     _unset(Source, "credentials"),
-    _only(TrainingParallelism, "sequenceParallel", 1),
-    _only(TrainingParallelism, "zeroStage", 1, 2),
     _unset(Checkpoint, "uri"),
     _unset(Checkpoint, "credentials"),
     Rule(

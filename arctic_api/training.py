@@ -102,7 +102,7 @@ class TrainingModel(Resource):
     adapter: Adapter | None = None
     """Train an adapter on the weights of `from` instead of all of them."""
     rope_scaling: RopeScaling | None = None
-    """Stretch rotary positions."""
+    """Stretches rotary positions: the model has `factor` times as many, and what is exported says so."""
 
 
 class TokenizerTraining(Resource):
@@ -254,9 +254,12 @@ class TrainingParallelism(Resource):
     expert_parallel: Annotated[int, Field(ge=1, le=4096)] = 1
     """Ranks that share out the experts; divides the world and the number of experts."""
     sequence_parallel: Annotated[int, Field(ge=1, le=64)] = 1
-    """Ranks that share out one sequence."""
+    """Ranks that share out the tokens of each sequence, and around attention its heads (DeepSpeed Ulysses); divides the
+    world, every stage's sequenceLength and the key-value heads."""
     zero_stage: Annotated[int, Field(ge=0, le=2)] = 2
-    """DeepSpeed ZeRO stage: 0, 1 or 2."""
+    """What the ranks that hold the same parameters share out of them: 0 nothing, 1 the optimizer's state, 2 gradients
+    too (DeepSpeed ZeRO). Parameters themselves (stage 3) stay whole: what is too large for a rank are the experts,
+    which `expertParallel` shares out."""
 
 
 class Every(Resource):
@@ -574,6 +577,8 @@ class ArcticTrainingStatus(Resource):
     """Global norm of the latest step's gradient, before clipping."""
     skipped_updates: int | None = None
     """Updates that were left out: the gradient was not finite, or the loss jumped (`restart.lossSpike: skip`)."""
+    recomputes_activations: bool | None = None
+    """True where the stage under way has no room for all activations: the backward pass computes them again."""
     time_shares: TimeShares | None = None
     """What the time of the latest attempt is spent on."""
     routing: Routing | None = None

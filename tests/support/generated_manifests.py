@@ -166,7 +166,8 @@ def curricula(draw: st.DrawFn, experts: int, positions: int) -> Manifest:
         "processesPerNode": processes,
         "expertParallel": draw(st.sampled_from([n for n in range(1, ranks + 1) if ranks % n == experts % n == 0])),
     }
-    parallelism |= draw(optional(zeroStage=st.integers(1, 2), sequenceParallel=st.just(1)))
+    shared_by = st.sampled_from([n for n in (1, 2) if ranks % n == 0])  # what divides all lengths and presets' heads
+    parallelism |= draw(optional(zeroStage=st.integers(0, 2), sequenceParallel=shared_by))
     data: Manifest = {"sources": draw(sources(source_names))}
     validation = st.none() | objects(fraction=st.floats(0.001, 0.9)) | objects(sources=sources(["held", "out"]))
     if chosen := draw(validation):
@@ -183,8 +184,11 @@ def curricula(draw: st.DrawFn, experts: int, positions: int) -> Manifest:
     }
 
 
+stretched = objects(type=st.sampled_from(["linear", "yarn"]), factor=st.sampled_from([1, 1.5, 8]))
 models = st.one_of(
-    objects(preset=st.sampled_from(["arctic", "arctic-466m", "arctic-small", "arctic-tiny"])),
+    objects(
+        {"ropeScaling": stretched}, preset=st.sampled_from(["arctic", "arctic-466m", "arctic-small", "arctic-tiny"])
+    ),
     objects(config=st.sampled_from([{}, {"hidden_size": 64, "rope": {"any": [None, 1.5]}}])),
     objects({}, **{"from": objects(training=names)}),
     objects({}, **{"from": objects(uri=file_uris)}),

@@ -8,7 +8,7 @@ from generated_manifests import changed_manifests, right_manifests
 from hypothesis import HealthCheck, given, settings
 
 from arctic_api.rule import Judge
-from arctic_api.rules import NOT_YET_SUPPORTED, PRESET_EXPERTS, PRESET_POSITIONS, RULES
+from arctic_api.rules import NOT_YET_SUPPORTED, PRESET_EXPERTS, PRESET_KEY_VALUE_HEADS, PRESET_POSITIONS, RULES
 from arctic_api.training import Preset
 from arctic_api.verdict import field_problems, settle, verdict
 from arctic_model.config import PRESETS
@@ -52,7 +52,9 @@ def test_what_only_the_operator_refuses_is_short() -> None:
         ".config",
         ".curriculum.stages",
         ".data.simulatedTokens",
+        ".ropeScaling",
         ".parallelism.expertParallel",
+        ".parallelism.sequenceParallel",
         ".batching.prefixCaching",
     }
 
@@ -60,6 +62,7 @@ def test_what_only_the_operator_refuses_is_short() -> None:
 def test_the_presets_are_those_of_the_model() -> None:
     assert set(get_args(Preset)) == set(PRESETS)
     assert {name: config.num_local_experts for name, config in PRESETS.items()} == PRESET_EXPERTS
+    assert {name: config.num_key_value_heads for name, config in PRESETS.items()} == PRESET_KEY_VALUE_HEADS
     assert {name: config.max_position_embeddings for name, config in PRESETS.items()} == PRESET_POSITIONS
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 # Read when DeepSpeed is imported.
@@ -22,7 +23,7 @@ from torch.distributed import distributed_c10d
 
 from arctic_api.training import ArcticTrainingSpec, Lora
 from arctic_model import devices
-from arctic_model.attention import DocumentAttend, document_positions
+from arctic_model.attention import Attend, DocumentAttend, document_positions
 from arctic_model.config import ArcticConfig
 from arctic_model.devices import Wait
 from arctic_model.initialization import init_weights
@@ -30,20 +31,18 @@ from arctic_model.lora import adapter_shapes, add_adapter
 from arctic_model.loss import loss_sum
 from arctic_model.model import ArcticModel
 from arctic_model.names import hf_names, tensor_shapes
+from arctic_model.planning.training import BUCKET_ELEMENTS
 from arctic_model.weights import Weights, load_weights
 from arctic_workers.training.checkpoint.zero import prepare_optimizer
 from arctic_workers.training.data.windows import IGNORED, MicroBatch
 from arctic_workers.training.experts import ParallelExperts, TrainedExperts
 from arctic_workers.training.optimizer import UnpartitionedAdamW
+from arctic_workers.training.sequence import HeadAttend, SequenceShare, share_sequences
 
 PREPARATION_TIMEOUT = timedelta(hours=24)
 """Longest wait for rank 0 while it trains the tokenizer and writes the token streams."""
 STEP_TIMEOUT = timedelta(minutes=5)
 """Longest wait for a peer in a step: for one that vanishes. One that dies is noticed at once, by its connection."""
-
-
-BUCKET_ELEMENTS = 50_000_000
-"""Elements that one collective reduces or gathers: DeepSpeed's default of 500M takes 2 GB a rank in fp32."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,23 @@ class Ranks:
     world: int
     local_rank: int
     device: torch.device
+    sequence_parallel: int = 1
+    """Consecutive ranks that share each sequence."""
 
     @property
     def leader(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
+
+    @property
+    def reader(self) -> int:
+        """Which of the `readers` this rank is one of: ranks that share sequences read the same."""
+        return self.rank // self.sequence_parallel
+
+    @property
+    def readers(self) -> int:
+        """How many groups of ranks read different sequences."""
+        return self.world // self.sequence_parallel
 
 
 def start_processes() -> Ranks:
@@ -103,9 +114,10 @@ def training_dtype(device: torch.device) -> torch.dtype:
 class LossModule(nn.Module):
     """The model with its loss, as DeepSpeed wants it: one module, called once a micro-batch."""
 
-    def __init__(self, arctic: ArcticModel) -> None:
+    def __init__(self, arctic: ArcticModel, share: SequenceShare | None = None) -> None:
         super().__init__()
         self.arctic = arctic
+        self._share = share
         self.rows_B2: Tensor | None = None
         """Of the last forward pass with gradients: each sequence's summed loss, and how many labels that is."""
 
@@ -113,6 +125,8 @@ class LossModule(nn.Module):
         self, tokens_BT: Tensor, labels_BT: Tensor | None = None, starts: Sequence[Sequence[int]] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the mean cross-entropy over the labels that count, and the auxiliary loss.
+
+        Of ranks that share sequences each is given them whole, and returns its part of that mean.
 
         Args:
             tokens_BT: token ids.
@@ -130,17 +144,22 @@ class LossModule(nn.Module):
         device = next(self.parameters()).device
         labels_BT = torch.from_numpy(batch.labels).to(device)
         loss, _ = self._loss_sum(torch.from_numpy(batch.tokens).to(device), labels_BT, batch.starts)
-        return torch.stack([loss, (labels_BT != IGNORED).sum().to(loss)])
+        return torch.stack([loss, (self._part(labels_BT) != IGNORED).sum().to(loss)])
+
+    def _part(self, x_BT: Tensor) -> Tensor:
+        return x_BT if self._share is None else self._share.part(x_BT)
 
     def _loss_sum(
         self, tokens_BT: Tensor, labels_BT: Tensor, starts: Sequence[Sequence[int]] | None
     ) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy over the labels that count, and the auxiliary loss."""
-        positions_BT = attend = None
-        if starts is not None:
-            length = tokens_BT.shape[1]
-            positions_BT = document_positions(starts, length).to(tokens_BT.device, non_blocking=True)
-            attend = DocumentAttend(starts, length, self.arctic.config.sliding_window)
+        length = tokens_BT.shape[1]
+        starts = [[0]] * tokens_BT.shape[0] if starts is None else starts
+        positions_BT = document_positions(starts, length).to(tokens_BT.device, non_blocking=True)
+        attend: Attend = DocumentAttend(starts, length, self.arctic.config.sliding_window)
+        if self._share is not None:
+            attend = HeadAttend(attend, self._share)
+        tokens_BT, labels_BT, positions_BT = (self._part(x_BT) for x_BT in (tokens_BT, labels_BT, positions_BT))
         x_BTD, balance = self.arctic.normed_with_loss(tokens_BT, positions_BT, attend)
         assert self.arctic.lm_head is not None, "what is trained is a whole model"
         labels_S = labels_BT.flatten()
@@ -239,10 +258,13 @@ def _import_without_compiling(module: str) -> None:
 
 
 def start_engine(model: ArcticModel, spec: ArcticTrainingSpec) -> Any:
-    """Hand the model to DeepSpeed: ZeRO, clipping, AdamW; returns the engine, its optimizer state linked and zero."""
+    """Hand the model to DeepSpeed: ZeRO, clipping, AdamW; returns the engine, its optimizer state linked and zero.
+
+    At `zeroStage: 0` DeepSpeed only reduces gradients, and each rank has all of the optimizer's state.
+    """
     # DeepSpeed asks whether the optimizer is of a kind that nobody uses here, and would import torch's compiler for it.
     _import_without_compiling("deepspeed.runtime.zero.muon.original_muon")
-    module = LossModule(model)
+    module = LossModule(model, share_sequences(dist.get_rank(), spec.parallelism.sequence_parallel))
     dtype = next(module.parameters()).dtype
     adam = spec.optimizer
     groups = _parameter_groups(module, adam.weight_decay)
@@ -255,7 +277,11 @@ def start_engine(model: ArcticModel, spec: ArcticTrainingSpec) -> Any:
         return engine
     whole = UnpartitionedAdamW(groups, (adam.beta1, adam.beta2), adam.epsilon, adam.gradient_clipping)
     engine, *_ = deepspeed.initialize(model=module, optimizer=whole, config=_configuration(spec, dtype, 0))
-    engine.enable_backward_allreduce = dist.get_world_size() > 1
+    engine.enable_backward_allreduce = False  # of up to 500M elements at once: the optimizer asks for smaller ones
+    if dist.get_world_size() > 1:
+        whole.reduce = partial(engine.buffered_allreduce_fallback, elements_per_buffer=BUCKET_ELEMENTS)
+        shared = (layer.ep_group for layer in model.modules() if isinstance(layer, TrainedExperts))
+        whole.expert_group = next(shared, None)
     return engine
 
 
@@ -287,7 +313,9 @@ def _configuration(spec: ArcticTrainingSpec, dtype: torch.dtype, stage: int) -> 
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,  # a step ends where the trainer says so: stages differ in micro-batches
         "gradient_clipping": spec.optimizer.gradient_clipping if stage else 0.0,  # `UnpartitionedAdamW` clips itself
-        "bf16": {"enabled": dtype == torch.bfloat16},
+        # Without partitions it would wrap the optimizer, which has masters of its own.
+        "bf16": {"enabled": stage > 0 and dtype == torch.bfloat16},
+        "communication_data_type": "bf16" if dtype == torch.bfloat16 else "fp32",
         "zero_optimization": {
             "stage": stage,
             "contiguous_gradients": True,

@@ -62,10 +62,10 @@ class HeldOut:
     def _measure(self, category: str) -> float:
         windows = held_out_windows(self._streams, category, self._length, self._most)
         total = torch.zeros(2, dtype=torch.float64, device=self._ranks.device)
-        stride = self._ranks.world * self._micro_batch
+        stride = self._ranks.readers * self._micro_batch
         self._module.eval()
         with torch.no_grad():
-            for start in range(self._ranks.rank * self._micro_batch, _round_up(len(windows), stride), stride):
+            for start in range(self._ranks.reader * self._micro_batch, _round_up(len(windows), stride), stride):
                 # Ranks that have no window left compute one that does not count: experts need all ranks.
                 chosen = [min(start + i, len(windows) - 1) for i in range(self._micro_batch)]
                 rows = MicroBatch.of([windows[i] for i in chosen])

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +43,7 @@ from arctic_workers.training.engine import (
 )
 from arctic_workers.training.errors import Fenced, Refused, StoreFull, checked
 from arctic_workers.training.hang.pulse import Pulsing
+from arctic_workers.training.memory import stages_recomputed
 from arctic_workers.training.outcome import PEER_LOST, outcome_folder, write_outcome
 from arctic_workers.training.peak import peak_flops
 from arctic_workers.training.record import machine, write_record
@@ -93,7 +95,7 @@ def _reason(error: Exception) -> str:
 
 def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     """Prepare what is missing, then train; raises `Refused` for bad input, the same on all ranks."""
-    ranks = start_processes()
+    ranks = replace(start_processes(), sequence_parallel=world.spec.parallelism.sequence_parallel)
     log.info("rank %d of %d: all ranks are there", ranks.rank, ranks.world)
     pulsing = Pulsing(outcome_folder(), ranks.rank, launched_collectives, on_cpu=ranks.device.type == "cpu")
     curriculum = checked(lambda: Curriculum.plan(world.spec))
@@ -113,6 +115,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     base = find_base(start.place, lora, ranks)
     wait_for_peers_at_most(STEP_TIMEOUT)
     config = fit_vocabulary(world, start.config, TextEncoder(store.run_folder / TOKENIZER_FOLDER))
+    recomputed = stages_recomputed(world.spec, config, ranks)
     model = checked(
         lambda: build_model(config, ranks, world.spec.parallelism.expert_parallel, world.spec.seed, start.weights, lora)
     )
@@ -133,6 +136,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         config=config,
         curriculum=curriculum,
         data=data,
+        recomputed=recomputed,
         held_out=open_streams(sources, "held-out"),
         sources=accounts,
         engine=(engine := start_engine(model, world.spec)),
@@ -191,8 +195,6 @@ def from_leader(ranks: Ranks, call: Callable[[], T]) -> T:
 def check_degrees(world: TrainingWorld, curriculum: Curriculum, config: ArcticConfig) -> None:
     """Refuse parallel degrees and batches that fit neither each other nor the model."""
     parallelism, batch = world.spec.parallelism, world.spec.batch
-    if parallelism.zero_stage == 0:
-        raise Refused("ZeroStageUnsupported", "parallelism.zeroStage 0 is not yet supported: write 1 or 2")
     for stage in curriculum.stages:
         checked(
             lambda stage=stage: plan_training(  # type: ignore[misc]

@@ -104,6 +104,8 @@ class Workplace:
     config: ArcticConfig
     curriculum: Curriculum
     data: TrainingData
+    recomputed: frozenset[str]
+    """Stages in which activations are computed again instead of kept."""
     held_out: Mapping[str, Stream]
     sources: Accounts
     engine: Any
@@ -181,12 +183,13 @@ class Trainer:
         place, engine = self._place, self._place.engine
         with self._books.parts.of(DATA):
             step = self.step + self._guard.skipped_data(stage.name)
-            share = (place.ranks.rank, place.ranks.world, place.spec.batch.micro_batch_size)
+            share = (place.ranks.reader, place.ranks.readers, place.spec.batch.micro_batch_size)
             batches = place.data.micro_batches(stage, step, *share)
             self._books.tally.expect(place.data.sources(stage, step, *share))
         rate = stage.learning_rate(self.step)
         set_learning_rate(engine, rate)
         targets = max(1, place.data.targets(stage, step))
+        engine.module.arctic.recompute(stage.name in place.recomputed)
         loss = gradients_of(engine, batches, targets, place.ranks, self._books.tally.counting)
         loss_value, wishes = self._exchange(loss)
         allowed = self._guard.allows(loss_value, can_go_back=self._saved_step > 0)
@@ -557,6 +560,7 @@ class Trainer:
             stop_after=place.desk.stop_after,
             checkpoint_stall_seconds=self._stall_seconds,
             skipped_updates=self._left_out,
+            recomputes=place.curriculum.stage_at(max(0, self.step - 1)).name in place.recomputed,
         )
         self._books.tell(state)
         place.desk.link.publish(WorkerState(phase=phase, training=state))

@@ -30,6 +30,7 @@ from arctic_workers.training.engine import (
     shape_model,
 )
 from arctic_workers.training.held_out import HeldOut
+from arctic_workers.training.optimizer import UnpartitionedAdamW
 
 GPU = torch.device("cuda", 0)
 RANKS = Ranks(0, 1, 0, GPU)
@@ -109,6 +110,17 @@ def test_a_step_of_the_optimizer_and_its_checkpoint_stay_on_the_device() -> None
             checkpointer._fill(tensor, 0, [stored], "w")
         finish_restore(engine, 3)
         assert gradient_norm(engine) == 1.0
+
+
+def test_a_step_without_partitions_stays_on_the_device() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        weight = torch.nn.Parameter(torch.zeros(10, device=GPU, dtype=torch.bfloat16))
+        weight.grad = torch.zeros_like(weight)
+        whole = UnpartitionedAdamW([{"params": [weight]}], (0.9, 0.95), 1e-8, 1.0)
+        whole.step()
+        master = whole.masters[weight]
+        assert {value.device for value in (master, *whole.state[master].values())} == {GPU}
+        assert master.dtype == torch.float32
 
 
 def test_loss_and_wishes_are_reduced_on_the_device(waited: list[Wait]) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from arctic_workers.training import optimizer
 from arctic_workers.training.optimizer import UnpartitionedAdamW
 
 BETAS, EPSILON, RATE = (0.9, 0.95), 1e-8, 1e-2
@@ -78,3 +79,31 @@ def test_an_update_that_is_held_is_left_out_whatever_its_gradient() -> None:
     ours.step()
     assert (ours.overflow, ours.steps) == (False, 1)
     assert not torch.equal(mine[0], before[0])
+
+
+def test_masters_learn_what_their_parameters_in_bf16_can_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer, "BUCKET_ELEMENTS", 10)  # so that each parameter is updated apart
+    narrow = [nn.Parameter(parameter.detach().bfloat16()) for parameter in parameters()]
+    wide = [nn.Parameter(parameter.detach().float()) for parameter in narrow]
+    ours = UnpartitionedAdamW(groups(narrow), BETAS, EPSILON, 1.0)
+    theirs = UnpartitionedAdamW(groups(wide), BETAS, EPSILON, 1.0)
+    for step in range(3):
+        for parameter, other in zip(narrow, wide, strict=True):
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step)).bfloat16()
+            other.grad = parameter.grad.float()
+        ours.step()
+        theirs.step()
+    assert ours.steps == 3
+    for parameter, other in zip(narrow, wide, strict=True):
+        torch.testing.assert_close(ours.masters[parameter], other.detach(), rtol=1e-6, atol=1e-7)
+        assert torch.equal(parameter, ours.masters[parameter].bfloat16())
+        assert not torch.equal(parameter.float(), ours.masters[parameter])
+
+
+def test_parameters_follow_masters_that_were_restored() -> None:
+    narrow = [nn.Parameter(parameter.detach().bfloat16()) for parameter in parameters()]
+    ours = UnpartitionedAdamW(groups(narrow), BETAS, EPSILON, 1.0)
+    for master in ours.masters.values():
+        master.fill_(0.5)
+    ours.write_back()
+    assert all(bool((parameter == 0.5).all()) for parameter in narrow)

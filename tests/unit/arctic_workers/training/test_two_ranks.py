@@ -64,7 +64,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(30):
             text = "\n".join(line.format(i * 7 + j, j) for j in range(12))
             (folder / "corpus" / name / f"{i:02}.txt").write_text(text)
-    parts = ("refusals", "one_step", "runs", "commands", "stopped_early", "extended", "skipped_updates")
+    parts = (
+        "refusals",
+        "one_step",
+        "divided_step",
+        "runs",
+        "divided",
+        "recomputing",
+        "commands",
+        "stopped_early",
+        "extended",
+        "skipped_updates",
+    )
     finish(folder, start(folder, 2, *parts, "slow_commit", "pause_when_put_off", "full_store", "jumps"))
     finish(folder, start(folder, 1, "other_world"))
     finish(folder, start(folder, 2, "and_back", "adapters"))
@@ -81,10 +92,23 @@ def step(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"step.{rank}.pt") for rank in range(2)]
 
 
-def test_gradients_of_shared_out_experts_equal_those_of_one_process_with_both_batches(
-    folder: Path, step: list[dict[str, Any]]
-) -> None:
-    reference = torch.load(folder / "reference.pt")
+@pytest.mark.parametrize("name", ["step", "whole-step"])
+def test_gradients_of_shared_out_experts_equal_those_of_one_process_with_both_batches(folder: Path, name: str) -> None:
+    assert_gradients(folder, name, "reference")
+
+
+def test_loss_and_gradients_of_shared_out_sequences_equal_those_of_one_process(folder: Path) -> None:
+    assert_gradients(folder, "divided-step", "divided-reference")
+    loss = torch.load(folder / "divided-reference.pt")["loss"]
+    for rank in range(2):
+        step = torch.load(folder / f"divided-step.{rank}.pt")
+        assert step["loss"] == pytest.approx(loss, rel=1e-6)
+        assert step["exchanges"] == 3 * 2 * 2  # layers, to heads and back, forward and backward: none done again
+
+
+def assert_gradients(folder: Path, name: str, expected_name: str) -> None:
+    reference = torch.load(folder / f"{expected_name}.pt")
+    step = [torch.load(folder / f"{name}.{rank}.pt") for rank in range(2)]
     assert step[0]["norm"] == step[1]["norm"] == pytest.approx(reference["norm"], rel=1e-5)
     seen = dict.fromkeys(reference["gradients"], 0)
     for rank in step:
@@ -94,6 +118,14 @@ def test_gradients_of_shared_out_experts_equal_those_of_one_process_with_both_ba
             torch.testing.assert_close(gradient, expected, rtol=2e-4, atol=2e-7)
             seen[name] += gradient.numel()
     assert seen == {name: gradient.numel() for name, gradient in reference["gradients"].items()}
+
+
+def test_an_update_is_the_same_whatever_zero_shares_out(folder: Path, step: list[dict[str, Any]]) -> None:
+    for rank, partitioned in enumerate(step):
+        weights = torch.load(folder / f"whole-step.{rank}.pt")["weights"]
+        assert weights.keys() == partitioned["weights"].keys()
+        for name, expected in partitioned["weights"].items():
+            torch.testing.assert_close(weights[name], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_ranks_hold_different_experts_and_the_same_of_all_else(step: list[dict[str, Any]]) -> None:
@@ -126,6 +158,19 @@ def assert_same_end(folder: Path, name: str, other: str = "whole", step: int = 8
         assert all(torch.equal(expected[key], found[key]) for key in expected)
     exported = Path("export") / "model.safetensors"
     assert (folder / other / exported).read_bytes() == (folder / name / exported).read_bytes()
+
+
+def test_a_run_whose_sequences_are_shared_out_for_a_while_learns_the_same(folder: Path) -> None:
+    divided, whole = read(folder, "divided"), read(folder, "whole")
+    assert divided["loss"] == pytest.approx(whole["loss"], rel=1e-3)
+    for mine, theirs in zip(divided["stages"], whole["stages"], strict=True):
+        for moment in ("initialValidationLoss", "validationLoss"):
+            assert mine[moment] == pytest.approx(theirs[moment], rel=1e-3)
+
+
+def test_a_run_without_room_for_its_activations_ends_with_the_same_bits(folder: Path) -> None:
+    assert_same_end(folder, "recomputing")
+    assert set(read(folder, "recomputing")["recomputes"][1:]) == {True}
 
 
 def test_a_damaged_checkpoint_costs_steps_and_nothing_else(folder: Path) -> None:
@@ -282,12 +327,17 @@ def test_another_world_goes_on_with_the_same_curve(folder: Path) -> None:
 
 
 def test_a_run_that_changes_its_world_twice_learns_the_same_in_both(folder: Path) -> None:
-    """2 nodes x ep 2, then 1 x ep 1, then 2 x ep 2 again."""
-    whole, back = read(folder, "whole"), read(folder, "and-back")
-    assert back["outcome"] == "succeeded"
-    assert back["loss"] == pytest.approx(whole["loss"], rel=1e-3)
-    shards = {path.name for path in (folder / "and-back" / "checkpoints").glob("*/shard-*")}
-    assert {name[-20:] for name in shards} == {"of-00001.safetensors", "of-00002.safetensors"}
+    """2 nodes x ep 2 without partitions, then 1 x ep 1, then 2 x ep 2 again, with partitions or without."""
+    whole = read(folder, "whole")
+    for run in ("and-back", "and-whole"):
+        back = read(folder, run)
+        assert back["outcome"] == "succeeded"
+        assert back["loss"] == pytest.approx(whole["loss"], rel=1e-3)
+        shards = {path.name for path in (folder / run / "checkpoints").glob("*/shard-*")}
+        assert {name[-20:] for name in shards} == {"of-00001.safetensors", "of-00002.safetensors"}
+    exported = [load_file(folder / run / "export" / "model.safetensors") for run in ("and-back", "and-whole")]
+    for name, tensor in exported[0].items():
+        torch.testing.assert_close(exported[1][name], tensor, rtol=2e-2, atol=1e-3)
 
 
 def test_a_store_that_is_full_for_a_while_costs_checkpoints_and_nothing_else(folder: Path) -> None:

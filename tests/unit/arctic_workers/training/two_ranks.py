@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ from arctic_model.names import hf_names
 from arctic_rpc.control_pb2 import PAUSED, WorkerState
 from arctic_workers.control.link import Command
 from arctic_workers.training import engine as engines
+from arctic_workers.training import memory, sequence
 from arctic_workers.training.checkpoint import checkpointer as checkpointers
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Position
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.checkpoint.zero import local_pieces
 from arctic_workers.training.curriculum import StagePlan
 from arctic_workers.training.data.batches import TrainingData
+from arctic_workers.training.data.windows import IGNORED, MicroBatch
 from arctic_workers.training.engine import LossModule, Ranks, named_tensors, tensor_names
 from arctic_workers.training.errors import Refused, StoreFull
 from arctic_workers.training.experts import Exchange
@@ -53,6 +56,12 @@ CONFIG = ArcticConfig.preset("arctic-tiny").replace(
     max_position_embeddings=64,
     router_aux_loss_coef=0.1,
 )
+
+
+NOTHING_SHARED = {"nodes": WORLD, "expertParallel": min(2, WORLD), "zeroStage": 0}
+
+
+DIVIDED = {"nodes": WORLD, "expertParallel": min(2, WORLD), "sequenceParallel": WORLD}
 
 
 def spec_of(**changes: Any) -> ArcticTrainingSpec:
@@ -135,15 +144,26 @@ def run(name: str, attempt: int = 1, link: Any = None, spec: ArcticTrainingSpec 
 
 def one_step() -> None:
     """Make one step with shared-out experts on this rank's batch, and on rank 0 the same in one process with both."""
+    one_step_with("step", spec_of(optimizer={"weightDecay": 0.0}))
+    one_step_with("whole-step", spec_of(optimizer={"weightDecay": 0.0}, parallelism=NOTHING_SHARED))
+
+
+def one_step_with(name: str, spec: ArcticTrainingSpec) -> None:
     ranks: Ranks = engines.start_processes()
     batches = [torch.randint(0, 300, (3, 17), generator=torch.Generator().manual_seed(i)) for i in range(ranks.world)]
-    spec = spec_of(optimizer={"weightDecay": 0.0})
     expert_parallel = spec.parallelism.expert_parallel
     engine = engines.start_engine(engines.build_model(CONFIG, ranks, expert_parallel, 1, None), spec)
     engines.set_learning_rate(engine, 1e-2)
     events = record_events(engine.module.arctic)
     loss, balance = engine(batches[ranks.rank])
     engine.backward(loss + balance)
+    save_step(name, engine, spec, {"events": events})
+    if RANK == 0:
+        torch.save(reference_step([(batch,) for batch in batches], spec), FOLDER / "reference.pt")
+
+
+def save_step(name: str, engine: Any, spec: ArcticTrainingSpec, more: dict[str, Any]) -> None:
+    """Make the first update of an engine, and keep what gradients it was made from."""
     engine.step()
     moments = {f"{p.name}:{p.start}": p.state["exp_avg"] for p in local_pieces(engine, tensor_names(engine.module))}
     torch.save(
@@ -151,22 +171,50 @@ def one_step() -> None:
             "gradients": {key: moment / (1 - spec.optimizer.beta1) for key, moment in moments.items()},
             "weights": named_tensors(engine.module),
             "norm": float(engine.get_global_grad_norm()),
-            "events": events,
+            **more,
         },
-        FOLDER / f"step.{RANK}.pt",
+        FOLDER / f"{name}.{RANK}.pt",
     )
+
+
+def divided_step() -> None:
+    """Make one step on packed sequences that both ranks share, and on rank 0 the same in one process.
+
+    The ranks compute their activations again, which is not to exchange any heads again.
+    """
+    draw = torch.Generator().manual_seed(7)
+    labels = torch.randint(0, 300, (2, 16), generator=draw)
+    labels[0, 5] = labels[1, :11] = IGNORED
+    tokens = torch.randint(0, 300, (2, 16), generator=draw)
+    batch = MicroBatch(tokens.numpy(), labels.numpy(), [[0, 6], [0, 3, 11]], int((labels != IGNORED).sum()))
+    spec = spec_of(optimizer={"weightDecay": 0.0}, parallelism=DIVIDED)
+    ranks = replace(engines.start_processes(), sequence_parallel=2)
+    config = CONFIG.replace(router_aux_loss_coef=0.0)  # which is of the tokens of each rank by itself
+    engine = engines.start_engine(engines.build_model(config, ranks, 2, 1, None), spec)
+    engines.set_learning_rate(engine, 1e-2)
+    engine.module.arctic.recompute(True)
+    exchanges: list[str] = []
+    exchanged = sequence._exchanged
+    sequence._exchanged = _noted(exchanged, "heads", exchanges)  # type: ignore[assignment]
+    loss = engines.mean_over_ranks([engines.gradients_of(engine, [batch], batch.targets, ranks)], ranks.device)
+    sequence._exchanged = exchanged
+    save_step("divided-step", engine, spec, {"loss": loss[0], "exchanges": len(exchanges)})
     if RANK == 0:
-        torch.save(reference_step(batches, spec), FOLDER / "reference.pt")
+        torch.save(reference_step([(tokens, labels, batch.starts)], spec, config), FOLDER / "divided-reference.pt")
 
 
-def reference_step(batches: list[Tensor], spec: ArcticTrainingSpec) -> dict[str, Any]:
-    """The same step by one process, without DeepSpeed: gradient, its norm, clipped gradient."""
-    model = ArcticModel(CONFIG)
+def reference_step(
+    batches: list[tuple[Any, ...]], spec: ArcticTrainingSpec, config: ArcticConfig = CONFIG
+) -> dict[str, Any]:
+    """The same step by one process, without DeepSpeed: loss, gradient, its norm, clipped gradient."""
+    model = ArcticModel(config)
     init_weights(model, 1)
     module = LossModule(model)
+    losses = 0.0
     for batch in batches:
-        loss, balance = module(batch)
+        loss, balance = module(*batch)
         ((loss + balance) / len(batches)).backward()
+        losses += float(loss) / len(batches)
     norm = nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.gradient_clipping)
     gradients: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -175,7 +223,7 @@ def reference_step(batches: list[Tensor], spec: ArcticTrainingSpec) -> dict[str,
         gradients |= dict(
             zip(names, parameter.grad.unbind() if parameter.dim() == 3 else [parameter.grad], strict=True)
         )
-    return {"gradients": gradients, "norm": float(norm)}
+    return {"gradients": gradients, "norm": float(norm), "loss": losses}
 
 
 def record_events(model: ArcticModel) -> list[str]:
@@ -206,7 +254,7 @@ def runs() -> None:
     """
     write("whole", run("whole").wire())
     write("stopped", run("stopped", link=ScriptedLink({6: "stop"} if RANK == 1 else {})).wire())
-    run("and-back", link=ScriptedLink({2: "stop"} if RANK == 1 else {}))
+    run("and-back", link=ScriptedLink({2: "stop"} if RANK == 1 else {}), spec=spec_of(parallelism=NOTHING_SHARED))
     torch.distributed.barrier()
     if RANK == 0:
         for name in ("damaged", "other-world", "edited"):
@@ -223,6 +271,22 @@ def runs() -> None:
         run("edited", attempt=2, spec=spec_of(batch={"tokensPerStep": 256, "microBatchSize": 2}))
     except Refused as error:
         write("edited", {"reason": error.reason, "message": error.message})
+
+
+def divided() -> None:
+    """A run whose sequences two ranks share, up to a stop: each has its own from there on."""
+    run("divided", link=ScriptedLink({3: "stop"} if RANK == 0 else {}), spec=spec_of(parallelism=DIVIDED))
+    write("divided", run("divided", attempt=2).wire())
+
+
+def recomputing() -> None:
+    """A run that has no room for its activations."""
+    device = memory.rank_device
+    memory.rank_device = lambda ranks: replace(device(ranks), memory=1)
+    link = ScriptedLink({})
+    run("recomputing", link=link)
+    write("recomputing", {"recomputes": [state.training.recomputes for state in link.states]})
+    memory.rank_device = device
 
 
 def skipped_updates() -> None:
@@ -499,19 +563,33 @@ def adapters() -> None:
 
 
 def other_world() -> None:
-    """A run that two ranks have begun is ended by one; another one is led on by one, to be ended by two."""
+    """A run that two ranks have begun is ended by one; another one, begun without partitions, is led on by one."""
     write("other-world", run("other-world", attempt=2).wire())
     write("and-back", run("and-back", attempt=2, link=ScriptedLink({3: "stop"})).wire())
+    shutil.copytree(FOLDER / "and-back", FOLDER / "and-whole")
 
 
 def and_back() -> None:
-    """Two ranks end what two have begun and one has led on."""
+    """Two ranks end what two have begun and one has led on, once with partitions and once without."""
     write("and-back", run("and-back", attempt=3).wire())
+    write("and-whole", run("and-whole", attempt=3, spec=spec_of(parallelism=NOTHING_SHARED)).wire())
 
 
 if __name__ == "__main__":
     parts = (
-        *(commands, stopped_early, extended, one_step, runs, refusals, skipped_updates, slow_commit),
+        *(
+            commands,
+            stopped_early,
+            extended,
+            one_step,
+            divided_step,
+            runs,
+            divided,
+            recomputing,
+            refusals,
+            skipped_updates,
+            slow_commit,
+        ),
         *(pause_when_put_off, full_store, jumps, other_world, and_back, adapters),
     )
     for name in sys.argv[2:]:

@@ -75,9 +75,9 @@ def _partition(tensors: Sequence[str], parameter: Any) -> list[Piece]:
 
 def _whole(engine: Any, tensors: Sequence[str], parameter: Tensor, start: int, end: int) -> list[Piece]:
     """Return a range of a parameter that is not partitioned."""
-    adam = engine.optimizer.state[parameter]
-    held = {kind: parameter if kind == "master" else adam[kind] for kind in KINDS}
-    return _pieces(tensors, start, parameter.numel(), {k: v.detach().view(-1)[start:end] for k, v in held.items()})
+    master = engine.optimizer.masters[parameter]
+    held = {"master": master, **engine.optimizer.state[master]}
+    return _pieces(tensors, start, parameter.numel(), {kind: held[kind].detach().view(-1)[start:end] for kind in KINDS})
 
 
 def _share(parameter: Any) -> tuple[int, int]:
@@ -118,6 +118,7 @@ def finish_restore(engine: Any, step: int) -> None:
     """Set Adam's step and bring the model's parameters, on all ranks, to what the masters now hold. Collective."""
     if isinstance(engine.optimizer, UnpartitionedAdamW):
         engine.optimizer.steps = step
+        engine.optimizer.write_back()
         return
     zero = engine.optimizer
     for partition in zero.single_partition_of_fp32_groups:
