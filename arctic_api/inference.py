@@ -209,15 +209,40 @@ class Autoscaling(Resource):
     """Requests that wait in the gateway while there is no group."""
 
 
+class CanaryMargin(Resource):
+    """How much worse a canary may be and still take over."""
+
+    latency: Percent = "10%"
+    """Of the stable revision's time to first token, and of its time per token (geometric means)."""
+    errors: Percent = "1%"
+    """Of all requests: how many more may fail."""
+
+
+class CanaryAnalysis(Resource):
+    """Has the operator decide on a canary, by what the leaders of both revisions count over the same minutes.
+
+    What is worse for certain (4 sigma, and by more than the margin as far as one knows) is rolled back at once, and
+    refused until the specification makes another revision. After `duration` it takes over if it is sure (2.33 sigma)
+    that nothing is worse than the margin; where there are too few requests to tell, it stays a canary.
+    """
+
+    duration: Duration = "30m"
+    """Least time of a canary that takes over."""
+    margin: CanaryMargin = CanaryMargin()
+    """How much worse it may be."""
+
+
 class Canary(Resource):
     """Share of requests that the newest revision gets.
 
     The revision before it gets the rest, until this is taken out of the manifest, which finishes the rollout, or the
-    change is taken back, which ends the canary. There is no canary of a service's first revision.
+    change is taken back, which ends the canary, or `analysis` decides. A service's first revision is no canary.
     """
 
     weight: Percent
     """Share of requests, whatever number of groups each revision has: groups follow it as far as they can."""
+    analysis: CanaryAnalysis | None = None
+    """Has the operator decide; people do if unset."""
 
 
 class Rollout(Resource):
@@ -301,6 +326,19 @@ class RevisionStatus(Resource):
     """Its engine's image, if it names one."""
 
 
+class CanaryStatus(Resource):
+    """What the analysis of a canary says."""
+
+    revision: str
+    """The canary's."""
+    since: Timestamp
+    """Since when it is compared."""
+    verdict: Literal["Analyzing", "Promoted", "RolledBack"]
+    """`RolledBack` is remembered until the specification makes another revision."""
+    message: str
+    """Why, with the figures."""
+
+
 class ScalingStatus(Resource):
     """The last change of the number of groups that autoscaling has made."""
 
@@ -322,7 +360,7 @@ class ArcticInferenceStatus(Resource):
     observed_generation: int | None = None
     """The metadata.generation that the rest was judged from."""
     conditions: list[Condition] | None = Field(None, json_schema_extra=MAP_BY_TYPE)
-    """Ready, Available, Progressing, Degraded, ScalingActive."""
+    """Ready, Available, Progressing, Degraded, ScalingActive; CanaryPassed where a canary is analysed."""
     replicas: int | None = None
     """Groups that exist."""
     desired_replicas: int | None = None
@@ -341,6 +379,8 @@ class ArcticInferenceStatus(Resource):
     """The revision that groups should have."""
     stable_revision: str | None = None
     """The revision that all groups were of last: a canary's requests are taken from it."""
+    canary: CanaryStatus | None = None
+    """What the analysis of the newest canary says, where there is one."""
     revisions: list[RevisionStatus] | None = Field(None, json_schema_extra=MAP_BY_NAME)
     """Revisions that `rollout.toRevision` takes, the newest first: those in use and ten more."""
     start_time: Timestamp | None = None

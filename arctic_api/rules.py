@@ -23,9 +23,12 @@ from arctic_api.common import (
 from arctic_api.engine_rules import ENGINE_RULES
 from arctic_api.inference import (
     ArcticInference,
+    ArcticInferenceSpec,
     Attention,
     Autoscaling,
     AutoscalingTarget,
+    Canary,
+    CanaryAnalysis,
     InferenceModel,
     Rollout,
     ServedAdapter,
@@ -681,6 +684,27 @@ INFERENCE_RULES = (
         lambda rollout: rollout.canary is None or rollout.max_surge > 0,
         "a canary needs a group above replicas: write maxSurge: 1",
         ".maxSurge",
+    ),
+    Rule(
+        Canary,
+        "!has(self.analysis) || !(self.weight in ['0%', '100%'])",
+        lambda canary: canary.analysis is None or canary.weight not in ("0%", "100%"),
+        "with no requests on one side nothing can be compared: write a weight from 1% to 99%, or leave analysis out",
+        ".weight",
+    ),
+    Rule(
+        CanaryAnalysis,
+        "duration(self.duration) >= duration('1m')",
+        lambda analysis: parse_duration(analysis.duration) >= 60,
+        "write at least 1m",
+        ".duration",
+    ),
+    Rule(
+        ArcticInferenceSpec,
+        "self.engine.name != 'nim' || !has(self.rollout.canary) || !has(self.rollout.canary.analysis)",
+        lambda spec: spec.engine.name != "nim" or not spec.rollout.canary or not spec.rollout.canary.analysis,
+        "NVIDIA's container does not count what an analysis compares: leave analysis out, and decide yourself",
+        ".rollout.canary.analysis",
     ),
 )
 

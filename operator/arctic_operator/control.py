@@ -17,8 +17,10 @@ import grpc.aio
 from arctic_operator.certificates import ClientTLS
 from arctic_operator.live import (
     CheckpointSeen,
+    Figures,
     InferenceObservation,
     Live,
+    LogSums,
     Observation,
     Phase,
     RoutingSeen,
@@ -254,6 +256,7 @@ def observation_of(state: control_pb2.WorkerState) -> Observation:
             requests_per_second=_finite(figures.requests_per_second) or 0.0,
             ttft_p99_seconds=_finite(figures.ttft_p99_seconds) or 0.0,
             loaded=_finite(figures.loaded) or 0.0,
+            figures=Figures(figures.ended, figures.failed, _log_sums(figures.ttft), _log_sums(figures.time_per_token)),
         )
     raise ValueError(
         "the worker's state is neither a training's nor an inference's; its version is not this operator's"
@@ -286,6 +289,12 @@ def _training(state: control_pb2.WorkerState, phase: Phase, figures: control_pb2
         skipped_updates=figures.skipped_updates,
         recomputes=figures.recomputes,
     )
+
+
+def _log_sums(sums: control_pb2.LogSums) -> LogSums:
+    if not (math.isfinite(sums.sum) and math.isfinite(sums.sum_of_squares)):
+        return LogSums()
+    return LogSums(sums.count, sums.sum, sums.sum_of_squares)
 
 
 def _routing(routers: Sequence[control_pb2.RouterState]) -> RoutingSeen | None:

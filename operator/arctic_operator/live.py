@@ -98,6 +98,50 @@ class TrainingObservation:
 
 
 @dataclass(frozen=True)
+class LogSums:
+    """Sums of natural logarithms of seconds."""
+
+    count: int = 0
+    sum: float = 0.0
+    sum_of_squares: float = 0.0
+
+    def plus(self, other: "LogSums", sign: int = 1) -> "LogSums":
+        """Return these and others together; without them if `sign` is -1."""
+        return LogSums(
+            self.count + sign * other.count,
+            self.sum + sign * other.sum,
+            self.sum_of_squares + sign * other.sum_of_squares,
+        )
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a leader has counted since it has started; a canary is judged by it."""
+
+    ended: int = 0
+    """Requests that were answered whole, or failed."""
+    failed: int = 0
+    ttft: LogSums = LogSums()
+    per_token: LogSums = LogSums()
+    """Of each request its mean."""
+
+    def plus(self, other: "Figures", sign: int = 1) -> "Figures":
+        """Return these and others together; without them if `sign` is -1."""
+        return Figures(
+            self.ended + sign * other.ended,
+            self.failed + sign * other.failed,
+            self.ttft.plus(other.ttft, sign),
+            self.per_token.plus(other.per_token, sign),
+        )
+
+    def since(self, before: "Figures") -> "Figures":
+        """Return what was added to what a leader said before: all, if it has started anew meanwhile."""
+        added = self.plus(before, -1)
+        anew = min(added.ended, added.failed, added.ttft.count, added.per_token.count) < 0
+        return self if anew else added
+
+
+@dataclass(frozen=True)
 class InferenceObservation:
     """An inference group as its leader says it is. Rates are per second, the utilization is 0 to 1."""
 
@@ -115,6 +159,7 @@ class InferenceObservation:
     ttft_p99_seconds: float = 0.0
     loaded: float = 0.0
     """Share of the leader's weights in memory."""
+    figures: Figures = Figures()
 
 
 Observation = TrainingObservation | InferenceObservation

@@ -34,6 +34,11 @@ SCALINGS = Counter(
 )
 for _direction in ("up", "down", "to_zero", "from_zero"):
     SCALINGS.labels(_direction)
+CANARIES = Counter(
+    "arctic_operator_canaries", "Canaries that an analysis has decided on.", ["verdict"], registry=REGISTRY
+)
+for _verdict in ("promoted", "rolled_back"):
+    CANARIES.labels(_verdict)
 RECOVERY_SECONDS = Histogram(
     "arctic_operator_recovery_seconds",
     "Time from a fault until a world trains or serves again, by part: noticing, waiting, scheduling, loading.",

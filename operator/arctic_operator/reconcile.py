@@ -30,6 +30,7 @@ from arctic_operator.keys import Keys
 from arctic_operator.live import Live, TrainingObservation
 from arctic_operator.manifests.inference import needs_login
 from arctic_operator.metrics import (
+    CANARIES,
     CHILD_WRITES,
     QUEUE_DEPTH,
     QUEUE_RETRIES,
@@ -52,8 +53,7 @@ from arctic_operator.observed import (
     TrainingSeen,
 )
 from arctic_operator.plan import inference_status, training_status
-from arctic_operator.plan.actions import Follow, Plan, sooner
-from arctic_operator.plan.autoscaling import Scaler
+from arctic_operator.plan.actions import Follow, Plan, Remembered, sooner
 from arctic_operator.plan.conditions import Conditions, events_between
 from arctic_operator.plan.inference import plan_inference
 from arctic_operator.plan.leftovers import leftovers
@@ -78,6 +78,7 @@ PROGRESS_FIELDS = training_status.PROGRESS_FIELDS | inference_status.PROGRESS_FI
 REFUSALS = (ApiError, OwnedByAnotherError, NotServedError, DamagedPEM)
 
 
+VERDICTS = {"Promoted": "promoted", "RolledBack": "rolled_back"}
 ADMIT = "change what refuses them, or the manifest: they are made once they are admitted"
 NOT_MADE = "LeaderWorkerSet's controller has not made their StatefulSet: see that it runs, and what its log says"
 
@@ -123,7 +124,7 @@ class _Memory:
     fault: Fault | None = None
     """What the world has not recovered from."""
     access: Access | None = None
-    scaler: Scaler = field(default_factory=Scaler)
+    remembered: Remembered = field(default_factory=Remembered)
 
 
 class Reconciler:
@@ -288,8 +289,8 @@ class Reconciler:
                 self._gateways.waiting(key),
             )
             memory.seen = services
-            plan = plan_inference(subject, services, self._settings, now, memory.scaler)
-            memory.scaler = plan.scaler
+            plan = plan_inference(subject, services, self._settings, now, memory.remembered)
+            memory.remembered = plan.remembered
             return plan
         if isinstance(subject.status, ArcticTrainingStatus):
             return Plan(status=training_status.invalid_status(subject.status, subject.message, subject.generation, now))
@@ -416,7 +417,7 @@ class Reconciler:
         events = events_between(subject.status.conditions, map(Condition.model_validate, status["conditions"]))
         if isinstance(subject, Inference):
             events += inference_status.scaling_events(subject.status, status)
-            _count_scaling(subject, status)
+            _count_decisions(subject, status)
         for event in events:
             await self._events.tell(subject.identity, event, now)
         return None
@@ -452,8 +453,11 @@ class Reconciler:
             self._queue.add_after(key, PROGRESS_EVERY)
 
 
-def _count_scaling(inference: Inference, status: Manifest) -> None:
-    """Count a change that autoscaling has made."""
+def _count_decisions(inference: Inference, status: Manifest) -> None:
+    """Count what autoscaling and the analysis of a canary have decided."""
+    known, told = inference.status.canary, status.get("canary")
+    if told and told["verdict"] in VERDICTS and (known is None or known.verdict != told["verdict"]):
+        CANARIES.labels(VERDICTS[told["verdict"]]).inc()
     before, after = inference.status.desired_replicas, status.get("desiredReplicas")
     if inference.spec.autoscaling is None or before is None or after is None or before == after:
         return

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from arctic_operator.manifests.common import Manifest
 from arctic_operator.observed import GroupSet, Job
 from arctic_operator.plan.autoscaling import Scaler
+from arctic_operator.plan.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,14 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Remembered:
+    """What the plans of a service hand on, one to the next; losing it loses time alone."""
+
+    scaler: Scaler = field(default_factory=Scaler)
+    comparison: Comparison = field(default_factory=Comparison)
+
+
+@dataclass(frozen=True)
 class Plan:
     """The difference between what is and what should be, and the status that tells of it.
 
@@ -91,8 +100,8 @@ class Plan:
     """All streams that should be open for this object."""
     ask_gateways: tuple[str, ...] = ()
     """Addresses of the gateway's pods that are asked how many requests wait in them."""
-    scaler: Scaler = field(default_factory=Scaler)
-    """What autoscaling is to remember until the next plan."""
+    remembered: Remembered = field(default_factory=Remembered)
+    """What the next plan of a service is to be given."""
     commands: tuple[Command, ...] = ()
     """What a training is told; none of it is waited for."""
     status: dict[str, Any] | None = None

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from arctic_api.inference import ArcticInferenceStatus
+from arctic_api.inference import ArcticInferenceStatus, CanaryStatus
 from arctic_operator.observed import GroupSet, Inference, InferenceSeen, Trouble
 from arctic_operator.plan.inference_history import Target, pinned_target
 
@@ -41,18 +41,48 @@ def canary_of(inference: Inference, seen: InferenceSeen, target: Target) -> Cana
     None where there is nothing to compare the newest revision with.
     """
     asked = inference.spec.rollout.canary
-    if asked is None or target.pinned:
+    decided = decision_on(inference, target.name)
+    if asked is None or target.pinned or (decided and decided.verdict == "Promoted"):
         return None
     name = stable_revision(inference.status, seen.groups, target.name)
     if name is None or name == target.name:
         return None
-    stable = pinned_target(inference, seen, name)
+    stable = _as_recorded(inference, seen, name)
     if isinstance(stable, Trouble):
         message = (
             f"rollout.canary: revision {name} was not recorded, so nothing moves: take canary out, or the change back"
         )
         return Trouble("NoStableRevision", message)
-    # Made at its own generation: what is made at this one passes for what the specification asks for now.
-    generation = next(each.generation for each in seen.history if each.name == name)
-    stable = replace(stable, inference=replace(stable.inference, generation=generation))
     return Canary(stable, int(asked.weight.removesuffix("%")))
+
+
+def _as_recorded(inference: Inference, seen: InferenceSeen, name: str) -> Target | Trouble:
+    """Return an earlier revision, made at its own generation: what is made at this one passes for what is asked now."""
+    stable = pinned_target(inference, seen, name)
+    if isinstance(stable, Trouble):
+        return stable
+    generation = next(each.generation for each in seen.history if each.name == name)
+    return replace(stable, inference=replace(stable.inference, generation=generation))
+
+
+def decision_on(inference: Inference, revision: str) -> CanaryStatus | None:
+    """Return what the analysis says of a revision; nothing where none is asked for (any more)."""
+    asked, known = inference.spec.rollout.canary, inference.status.canary
+    asked_for = asked is not None and asked.analysis is not None
+    return known if asked_for and known and known.revision == revision else None
+
+
+def unless_refused(inference: Inference, seen: InferenceSeen, target: Target) -> tuple[Target, Trouble | None]:
+    """Return the stable revision, and why, in place of one that the analysis has rolled back."""
+    decided = None if target.pinned else decision_on(inference, target.name)
+    stable = inference.status.stable_revision
+    if decided is None or decided.verdict != "RolledBack" or not stable or stable == target.name:
+        return target, None
+    found = _as_recorded(inference, seen, stable)
+    if isinstance(found, Trouble):
+        return target, found
+    message = (
+        f"revision {target.name} was rolled back to {stable}: {decided.message}: change what it is made of, or take "
+        "analysis out to have it nevertheless"
+    )
+    return found, Trouble("CanaryRolledBack", message)

@@ -1,7 +1,7 @@
 """What should become of the groups of a service: how many, of which revision, on which nodes, which one goes next."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from arctic_api.common import parse_duration
@@ -22,9 +22,10 @@ from arctic_operator.observed import (
     Trouble,
     format_time,
 )
-from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, sooner
-from arctic_operator.plan.autoscaling import Scaler, measured, scale
-from arctic_operator.plan.canary import Canary, canary_of
+from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, Remembered, sooner
+from arctic_operator.plan.autoscaling import measured, scale
+from arctic_operator.plan.canary import Canary, canary_of, unless_refused
+from arctic_operator.plan.canary_analysis import analyse
 from arctic_operator.plan.conditions import PODS_AFTER, lacks_pods, unreachable, until_unreachable, waiting_for
 from arctic_operator.plan.inference_history import Target, forgotten, records, target_of
 from arctic_operator.plan.inference_status import WAITING, inference_status
@@ -203,16 +204,22 @@ def _surplus(kept: Sequence[Group], desired: int, *, paused: bool) -> list[Group
 
 
 def plan_inference(
-    inference: Inference, seen: InferenceSeen, settings: Settings, now: datetime, scaler: Scaler | None = None
+    inference: Inference,
+    seen: InferenceSeen,
+    settings: Settings,
+    now: datetime,
+    remembered: Remembered = Remembered(),  # noqa: B008  frozen
 ) -> Plan:
-    """Return what to do for a service, and its status; `scaler` is what the plan before told to remember."""
+    """Return what to do for a service, and its status; `remembered` is what the plan before has handed on."""
     if inference.deleting:
         return Plan()
-    target, held = target_of(inference, seen)
+    newest, held = target_of(inference, seen)
+    target, refused = unless_refused(inference, seen, newest)
+    held = held or refused
     spec, identity = target.inference.spec, inference.identity
     groups = groups_of(seen, target.name, now)
     waiting = _waiting(target, seen)
-    scaling, scaler = scale(spec, inference.status, scaler or Scaler(), measured(groups, seen), now)
+    scaling, scaler = scale(spec, inference.status, remembered.scaler, measured(groups, seen), now)
     wanted = scaling.wanted if scaling else spec.replicas
     desired = 0 if spec.suspend or (waiting and not groups) else wanted
     rollout = spec.rollout
@@ -226,6 +233,7 @@ def plan_inference(
         moves = canary_moves(groups, canary.counts(desired), canary.stable.name, most, least, now, paused=paused)
     else:
         moves = next_moves(groups, desired, rollout.max_surge, rollout.max_unavailable, now, paused=paused)
+    analysed, comparison = analyse(inference, newest.name, canary, groups, seen, remembered.comparison, now)
     kinds_of_new = [
         *((canary.stable, Routing.ON) for _ in range(moves.restore) if canary),
         *((target, Routing.CANARY if canary else Routing.ON) for _ in range(0 if waiting else moves.create)),
@@ -272,13 +280,25 @@ def plan_inference(
         follow=tuple(follow for group in staying for follow in _follow(group)),
         short=tuple(g.set for g in staying if lacks_pods(g.set.created, g.pods, g.set.size, now)),
         ask_gateways=tuple(pod.ip for pod in seen.gateways if pod.ip) if scaling else (),
-        scaler=scaler,
-        status=inference_status(target.inference, seen, groups, target, canary, desired, waiting, held, scaling, now),
+        remembered=Remembered(scaler, comparison),
+        status=inference_status(
+            replace(target.inference, generation=inference.generation),
+            seen,
+            groups,
+            target,
+            canary,
+            desired,
+            waiting,
+            held,
+            scaling,
+            analysed,
+            now,
+        ),
         requeue_after=sooner(
             _next_look(groups, now),
             until_unreachable(seen.pods, seen.nodes, now),
             LOOK_AT_KEYS_SECONDS if seen.access else None,
-            MEASURE_SECONDS if wanted and scaling else None,
+            MEASURE_SECONDS if (wanted and scaling) or (canary and analysed) else None,
         ),
         needs_fresh=bool(new or left) or any(group.lost for group in groups),
     )

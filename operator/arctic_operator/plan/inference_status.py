@@ -24,6 +24,7 @@ from arctic_operator.observed import (
 from arctic_operator.plan.actions import Event
 from arctic_operator.plan.autoscaling import Scaling
 from arctic_operator.plan.canary import Canary, stable_revision
+from arctic_operator.plan.canary_analysis import Analysed
 from arctic_operator.plan.conditions import Conditions, is_true, refusal_of, trouble_of
 from arctic_operator.plan.inference_history import Target, told_revisions
 from arctic_operator.plan.words import exit_of, report_of
@@ -35,7 +36,9 @@ LESS_MEMORY = (
 WAITING = "WaitingForTraining"
 MEASURED = "Measured"
 """Reason of the condition of a service whose number of groups follows what is measured."""
-PROGRESS_FIELDS = frozenset({"requestsPerSecond", "tokensPerSecond", "queued", "kvCacheUtilization", "ttftP99"})
+PROGRESS_FIELDS = frozenset(
+    {"requestsPerSecond", "tokensPerSecond", "queued", "kvCacheUtilization", "ttftP99", "canary"}
+)
 """What changes all the time: written less often than a change of state."""
 
 
@@ -82,6 +85,7 @@ def inference_status(
     waiting: Trouble | None,
     held: Trouble | None,
     scaling: Scaling | None,
+    analysed: Analysed | None,
     now: datetime,
 ) -> dict[str, Any]:
     """Return the whole status.
@@ -124,7 +128,10 @@ def inference_status(
         else stable_revision(inference.status, seen.groups, target.name),
         revisions=[_told(each) for each in told_revisions(seen)] or None,
         start_time=inference.status.start_time or (format_time(now) if counts.ready else None),
-        conditions=_conditions(inference, counts, trouble, state, waiting, held or closed, telling, scaling, now),
+        canary=analysed.status if analysed else None,
+        conditions=_conditions(
+            inference, counts, trouble, state, waiting, held or closed, telling, scaling, analysed, now
+        ),
         weights=(seen.base or inference.status.weights) if inference.spec.model.training else None,
         **_figures(list(told.values())),
     )
@@ -224,6 +231,7 @@ def _conditions(
     closed: Trouble | None,
     loading: str,
     scaling: Scaling | None,
+    analysed: Analysed | None,
     now: datetime,
 ) -> list[Condition]:
     """Return all conditions. Ready speaks of the wanted revision alone, Available of whether requests are answered."""
@@ -255,6 +263,8 @@ def _conditions(
         conditions.set("ScalingActive", scaling.active, MEASURED if scaling.active else scaling.reason, scaling.message)
     else:
         conditions.set("ScalingActive", False, "NotAsked", "spec.replicas says how many groups there are")
+    if analysed:
+        conditions.set("CanaryPassed", analysed.passed, analysed.reason, analysed.status.message)
     return conditions.all()
 
 

@@ -242,7 +242,7 @@ def test_a_plan_follows_what_the_leaders_say_and_tells_why(build):
             seen,
             build.settings,
             build.seconds(second),
-            plan.scaler,
+            plan.remembered,
         )
         status = plan.status
     assert status["desiredReplicas"] == 2

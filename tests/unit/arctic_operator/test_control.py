@@ -15,6 +15,7 @@ from arctic_operator.certificates import Authority, ClientTLS, client_tls, serve
 from arctic_operator.control import CommandError, Followers, observation_of
 from arctic_operator.live import (
     CheckpointSeen,
+    Figures,
     InferenceObservation,
     Live,
     Phase,
@@ -22,11 +23,13 @@ from arctic_operator.live import (
     StageSeen,
     TrainingObservation,
 )
+from arctic_operator.live import LogSums as Sums
 from arctic_rpc.control_pb2 import (
     DRAINING,
     RUNNING,
     CheckpointState,
     InferenceState,
+    LogSums,
     SourceState,
     StageState,
     TrainingState,
@@ -183,9 +186,11 @@ class TestFollowing:
         await changes.until(lambda: live(followers).connected)
         assert figures(followers).phase == Phase.STARTING
         assert before <= (live(followers).received or before - timedelta(1)) <= datetime.now(UTC)
-        worker.board.publish(WorkerState(phase=RUNNING, inference=InferenceState(ready=True, waiting=7)))
+        counted = InferenceState(ready=True, waiting=7, ended=3, failed=1, ttft=LogSums(count=2, sum=-0.5))
+        worker.board.publish(WorkerState(phase=RUNNING, inference=counted))
         await changes.until(lambda: figures(followers).ready)
         assert (figures(followers).waiting, figures(followers).uid) == (7, worker.world.uid)
+        assert figures(followers).figures == Figures(3, 1, Sums(2, -0.5))
         assert set(changes.keys) == {KEY}
 
     async def test_a_stream_resumes_after_the_worker_came_back(
@@ -420,9 +425,11 @@ class TestObservations:
         assert (spoilt.loss, spoilt.mfu, spoilt.tokens_per_second) == (None, None, 0.0)
 
     def test_a_phase_of_a_newer_protocol_is_unknown(self) -> None:
-        message = WorkerState(inference=InferenceState())
+        message = WorkerState(inference=InferenceState(ttft=LogSums(count=1, sum=float("nan"))))
         message.phase = 99  # type: ignore[assignment]
-        assert observation_of(message).phase == Phase.UNKNOWN
+        seen = observation_of(message)
+        assert isinstance(seen, InferenceObservation)
+        assert (seen.phase, seen.figures) == (Phase.UNKNOWN, Figures())
 
     def test_a_state_without_detail_is_refused(self) -> None:
         with pytest.raises(ValueError, match="version"):

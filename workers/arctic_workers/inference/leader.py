@@ -13,6 +13,7 @@ import uvicorn
 
 from arctic_api.common import parse_duration
 from arctic_api.world import InferenceGroup
+from arctic_rpc import control_pb2
 from arctic_rpc.control_pb2 import DONE, DRAINING, RUNNING, STARTING, InferenceState, Phase
 from arctic_workers.chat.template import TextError
 from arctic_workers.control.commands import Commands, NotNow
@@ -21,7 +22,7 @@ from arctic_workers.inference.engine import Engine, Refused, Stats
 from arctic_workers.inference.http.keys import KeyFiles
 from arctic_workers.inference.http.server import Api, Gate
 from arctic_workers.inference.http.text import Text
-from arctic_workers.inference.metrics import Metrics
+from arctic_workers.inference.metrics import LogSums, Metrics
 from arctic_workers.inference.pod import LINGER, Pod
 
 log = logging.getLogger(__name__)
@@ -180,7 +181,15 @@ class Leader(Commands):
             requests_per_second=self._metrics.recent_requests.rate(),
             ttft_p99_seconds=self._metrics.ttft_p99(),
             loaded=stats.loaded,
+            ended=self._metrics.ended,
+            failed=self._metrics.failed,
+            ttft=_sums(self._metrics.ttft_logs),
+            time_per_token=_sums(self._metrics.per_token_logs),
         )
+
+
+def _sums(logs: LogSums) -> control_pb2.LogSums:
+    return control_pb2.LogSums(count=logs.count, sum=logs.sum, sum_of_squares=logs.sum_of_squares)
 
 
 class _Server(uvicorn.Server):

@@ -1,5 +1,6 @@
 """What a leader measures: Prometheus metrics, and the rates of the last moments for the operator."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -51,6 +52,20 @@ class Recent:
             self._sum = 0.0  # what rounding has left
 
 
+class LogSums:
+    """Sums of logarithms of seconds: of any two moments they give mean and variance of what came between."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.sum_of_squares = 0, 0.0, 0.0
+
+    def add(self, seconds: float) -> None:
+        """Take a time; clocks have a grain, below which none is."""
+        log = math.log(max(seconds, 1e-6))
+        self.count += 1
+        self.sum += log
+        self.sum_of_squares += log * log
+
+
 class Metrics:
     """Metrics of one leader; `stats` tells what the engine is doing now."""
 
@@ -85,6 +100,8 @@ class Metrics:
         self.recent_tokens = Recent(RATE_WINDOW)
         self.recent_requests = Recent(RATE_WINDOW)
         self._recent_ttft = Recent(TTFT_WINDOW)
+        self.ended = self.failed = 0
+        self.ttft_logs, self.per_token_logs = LogSums(), LogSums()
 
     def ttft_p99(self) -> float:
         """Return the 99th percentile of the last minute's times to the first token, in seconds; 0 without any."""
@@ -98,6 +115,7 @@ class Metrics:
 
     def first_token(self, seconds: float) -> None:
         """Take the time to a first token."""
+        self.ttft_logs.add(seconds)
         self._ttft.observe(seconds)
         self._recent_ttft.add(seconds)
         self._count_token()
@@ -114,6 +132,8 @@ class Metrics:
     def end(self, outcome: str, seconds: float) -> None:
         """Take the end of a request; only those that were answered whole count for latency and rate."""
         self._requests.labels(outcome).inc()
+        self.ended += outcome != "cancelled"
+        self.failed += outcome == "failed"
         if outcome in ("stop", "length"):
             self._e2e.observe(seconds)
             self.recent_requests.add(1)
@@ -125,17 +145,29 @@ class RequestTimer:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._begin = time.monotonic()
+        self._first: float | None = None
         self._latest: float | None = None
+        self._later_tokens = 0
 
     def token(self) -> None:
         """A token has come."""
         now = time.monotonic()
-        if self._latest is None:
+        if self._first is None or self._latest is None:
+            self._first = now
             self._metrics.first_token(now - self._begin)
         else:
+            self._later_tokens += 1
             self._metrics.next_token(now - self._latest)
         self._latest = now
 
     def end(self, outcome: str) -> None:
         """The request has ended."""
+        if (
+            outcome in ("stop", "length")
+            and self._later_tokens
+            and self._first is not None
+            and self._latest is not None
+        ):
+            # One value a request: those of one are too much alike to count as so many.
+            self._metrics.per_token_logs.add((self._latest - self._first) / self._later_tokens)
         self._metrics.end(outcome, time.monotonic() - self._begin)

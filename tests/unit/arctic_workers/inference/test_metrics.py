@@ -2,10 +2,14 @@
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
-from arctic_workers.inference.metrics import Recent
+from arctic_workers.inference import metrics
+from arctic_workers.inference.engine import Stats
+from arctic_workers.inference.metrics import Metrics, Recent
 
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(0, 100)), max_size=30), st.floats(0, 12))
@@ -21,3 +25,22 @@ def test_only_values_of_the_window_count(steps: list[tuple[float, float]], later
     young = [value for time, value in taken if time >= now - 10]
     assert recent.values() == young
     assert math.isclose(recent.rate(), sum(young) / 10, abs_tol=1e-9)
+
+
+def test_what_a_canary_is_judged_by_is_one_value_a_request_and_nothing_that_a_client_broke_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    counted = Metrics(CollectorRegistry(), Stats)
+    for outcome, moments in (("stop", [2.0, 2.5, 6.0]), ("length", [3.0]), ("cancelled", [1.0, 2.0]), ("failed", [])):
+        now[0] = 0.0
+        timer = counted.request(1)
+        for now[0] in moments:
+            timer.token()
+        timer.end(outcome)
+    assert (counted.ended, counted.failed) == (3, 1)
+    assert (counted.ttft_logs.count, counted.ttft_logs.sum) == (3, pytest.approx(math.log(2.0 * 3.0 * 1.0)))
+    assert counted.ttft_logs.sum_of_squares == pytest.approx(math.log(2.0) ** 2 + math.log(3.0) ** 2)
+    assert counted.per_token_logs.count == 1, "one token has none after it"
+    assert counted.per_token_logs.sum == pytest.approx(math.log((0.5 + 3.5) / 2))
