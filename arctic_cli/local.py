@@ -264,9 +264,10 @@ class Processes:
 
 
 def _relay(lines: IO[str], rank: int) -> None:
-    for line in lines:
-        with suppress(OSError):  # the terminal may be gone; who stopped reading would stop the process too
-            click.echo(f"[{rank}] {line.rstrip()}")
+    with lines:
+        for line in lines:
+            with suppress(OSError):  # the terminal may be gone; who stopped reading would stop the process too
+                click.echo(f"[{rank}] {line.rstrip()}")
 
 
 def stop_flag() -> StopFlag:

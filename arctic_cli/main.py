@@ -7,6 +7,7 @@ import click
 from arctic_cli.convert import export, import_, quantize
 from arctic_cli.corpus import corpus
 from arctic_cli.demo import demo
+from arctic_cli.evaluate import evaluate
 from arctic_cli.live import checkpoint, pause, resume, stop
 from arctic_cli.local import serve, train
 from arctic_cli.plan import plan
@@ -34,6 +35,6 @@ def main() -> None:
 
 
 _LIVE = (pause, resume, checkpoint, stop)
-_RUNS = (report, reproduce)
+_RUNS = (report, reproduce, evaluate)
 for _command in (train, serve, validate, plan, *_LIVE, *_RUNS, import_, export, quantize, corpus, cluster, demo):
     main.add_command(_command)

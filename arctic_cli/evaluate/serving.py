@@ -1,0 +1,78 @@
+"""Serves a folder of weights on loopback for as long as it is evaluated, by the native engine."""
+
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from arctic_cli.local import INFERENCE_MODULE, Processes, inference_groups
+from arctic_cli.ports import LOOPBACK, free_ports
+from arctic_workers.control.signals import StopFlag
+
+NAME = "evaluated"
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 10.0
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Return whether a model's folder says how chats are written."""
+    from arctic_workers.inference.http.text import Text
+
+    _check(folder)
+    return Text(folder).chat.source is not None
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Yield the address of an API that serves a folder, up to and with /v1. Weights are bf16, as they are exported."""
+    _check(folder)
+    [port] = free_ports(1)
+    spec: dict[str, Any] = {
+        "model": {"uri": f"file://{folder.resolve()}"},
+        "engine": {"name": "native"},
+        "quantization": {"weights": "bf16", "kvCache": "bf16"},
+        "service": {"port": port},
+    }
+    stop = StopFlag()
+    with tempfile.TemporaryDirectory(prefix="arctic-evaluate-") as scratch:
+        groups = inference_groups({"metadata": {"name": NAME}, "spec": spec}, Path(scratch), Path(scratch))
+        processes = Processes(INFERENCE_MODULE, groups, None)
+        ended = threading.Event()
+
+        def wait() -> None:
+            processes.wait(_GRACE_SECONDS, stop)
+            ended.set()
+
+        watch = threading.Thread(target=wait)
+        watch.start()
+        try:
+            _wait_until_ready(f"http://{LOOPBACK}:{groups[0].ports.metrics}/readyz", ended)
+            yield f"http://{LOOPBACK}:{port}/v1"
+        finally:
+            stop.request()
+            watch.join()
+
+
+def _wait_until_ready(url: str, ended: threading.Event) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while not ended.is_set():
+        try:
+            with direct.open(url, timeout=5):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(_POLL_SECONDS)
+    raise click.ClickException("the model can't be served: see the lines above")
+
+
+def _check(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise click.UsageError(
+            f"{folder} has no config.json: name a model's folder in the Hugging Face layout, or an endpoint's address"
+        )

@@ -1,0 +1,173 @@
+"""A whole evaluation, asked of a server that answers as it is told."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arctic_workers.evaluation.endpoint import Endpoint, EndpointError, Sampling
+from arctic_workers.evaluation.records import MixedError, claim
+from arctic_workers.evaluation.report import Evaluated, page
+from arctic_workers.evaluation.run import RESULTS, Evaluation, evaluate_model
+from arctic_workers.evaluation.sandbox import Sandbox
+from arctic_workers.evaluation.suites.form import DataError
+
+ROWS = [{"question": f"What is {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(1, 7)]
+TEXTS = [{"text": "abc", "category": "code"}, {"text": "select", "category": "sql"}]
+
+
+class Server:
+    """Answers sums rightly up to 3 + 3; refuses 5 + 5; is away after `most` requests."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.most = 1000
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, answer = server.answer(self.path, body)
+                content = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if len(self.asked) >= self.most:
+            return 401, {"error": {"message": "no such key"}}
+        self.asked.append(body)
+        if path.endswith("/completions") and "prompt" in body:
+            letters = list(body["prompt"])
+            logprobs = {"tokens": [*letters, "!"], "token_logprobs": [None, *[-0.5] * len(letters)]}
+            return 200, {"choices": [{"text": body["prompt"] + "!", "logprobs": logprobs}]}
+        number = int(body["messages"][0]["content"].split()[2])
+        if number == 5:
+            return 400, {"error": {"message": "the prompt is too long"}}
+        return 200, {"choices": [{"message": {"content": f"#### {2 * number if number <= 3 else 0}"}}]}
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.close()
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def evaluated(server: Server, data: dict[str, Path], folder: Path, model: str = "tiny") -> dict[str, Any]:
+    endpoint = Endpoint(server.url, model, is_chat=True)
+    try:
+        return evaluate_model(Evaluation(model, data, Sampling(), folder, 2), endpoint, Sandbox, lambda _: None)
+    finally:
+        endpoint.close()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, Path]:
+    return {"gsm8k": write(tmp_path / "test.jsonl", ROWS), "perplexity": write(tmp_path / "texts.jsonl", TEXTS)}
+
+
+def test_results_say_scores_failures_and_what_was_not_run(
+    server: Server, data: dict[str, Path], tmp_path: Path
+) -> None:
+    results = evaluated(server, data, tmp_path / "out")
+    gsm8k = results["suites"]["gsm8k"]
+    assert gsm8k["main figure"] == "strict match"
+    assert gsm8k["figures"]["strict match"]["value"] == 0.5
+    assert gsm8k["failures"] == {"wrong number": 2, "refused by the model's server": 1}
+    assert gsm8k["judge"] == {"gold": 1.0, "empty": 0.0, "constant": 0.0, "prompt": 0.0}
+    assert results["suites"]["perplexity"]["figures"]["perplexity, sql"]["value"] == pytest.approx(1.6487, abs=1e-4)
+    assert results["suites"]["spider"] == {"state": "not run", "why": "no data were given"}
+    mean = results["enterprise intelligence"]
+    assert mean["state"] == "not run"
+    assert "missing: humaneval-plus, mbpp-plus, spider, ifeval" in mean["why"]
+    assert "value" not in mean
+    assert json.loads((tmp_path / "out" / RESULTS).read_text()) == results
+
+
+def test_it_goes_on_where_it_was_ended_and_the_same_answers_give_the_same_digits(
+    server: Server, data: dict[str, Path], tmp_path: Path
+) -> None:
+    server.most = 3
+    with pytest.raises(EndpointError, match=r"answers 401: .*no such key"):
+        evaluated(server, data, tmp_path / "out")
+    server.most = 1000
+    evaluated(server, data, tmp_path / "out")
+    assert len(server.asked) == len(ROWS) + len(TEXTS)
+    first = (tmp_path / "out" / RESULTS).read_bytes()
+    # A line that was being written when the machine went down.
+    with (tmp_path / "out" / "gsm8k" / "verdicts.jsonl").open("a") as file:
+        file.write('{"question": "gsm')
+    evaluated(server, data, tmp_path / "out")
+    assert len(server.asked) == len(ROWS) + len(TEXTS)
+    assert (tmp_path / "out" / RESULTS).read_bytes() == first
+
+
+def test_answers_to_other_data_or_of_another_model_are_not_mixed(
+    server: Server, data: dict[str, Path], tmp_path: Path
+) -> None:
+    evaluated(server, data, tmp_path / "out")
+    write(data["gsm8k"], ROWS[:3])
+    with pytest.raises(MixedError, match="another evaluation"):
+        evaluated(server, data, tmp_path / "out")
+    claim(tmp_path / "other", {"model": "a"})
+    with pytest.raises(MixedError, match="model 'a' and not 'b'"):
+        claim(tmp_path / "other", {"model": "b"})
+
+
+def test_a_suite_whose_judge_errs_is_unfit_and_asks_nothing(server: Server, tmp_path: Path) -> None:
+    rows = [{"question": "What is 1 + 1?", "answer": "two"}]
+    results = evaluated(server, {"gsm8k": write(tmp_path / "test.jsonl", rows)}, tmp_path / "out")
+    assert results["suites"]["gsm8k"]["state"] == "unfit"
+    assert "gold answer of gsm8k/0" in results["suites"]["gsm8k"]["why"]
+    assert "figures" not in results["suites"]["gsm8k"]
+    assert server.asked == []
+
+
+def test_a_text_that_the_model_refuses_is_named(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda path, body: (400, {"error": {"message": "too long"}})  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="perplexity/0 can't be read by the model"):
+        evaluated(server, {"perplexity": write(tmp_path / "texts.jsonl", TEXTS)}, tmp_path / "out")
+
+
+def test_the_page_has_scores_failures_and_models_side_by_side(
+    server: Server, data: dict[str, Path], tmp_path: Path
+) -> None:
+    evaluated(server, data, tmp_path / "one", "one <b>")
+    right = server.answer
+    server.answer = lambda path, body: right(path, body) if "prompt" in body else (  # type: ignore[method-assign]
+        200, {"choices": [{"message": {"content": "#### 10 <script>"}}]}
+    )  # fmt: skip
+    evaluated(server, data, tmp_path / "two", "two")
+    html = page([Evaluated.read(tmp_path / "one"), Evaluated.read(tmp_path / "two")])
+    assert "one &lt;b&gt;" in html
+    assert "#### 10 &lt;script&gt;" in html
+    assert "<script" not in html
+    assert "http" not in html.replace("http-equiv", "")
+    assert "two over one &lt;b&gt;" in html
+    assert "no data were given" in html
+    assert "0, not 8" in html
+    assert html.index("<td>gsm8k</td><td>strict match</td>") < html.index("<td>gsm8k</td><td>flexible extract</td>")
+    with pytest.raises(FileNotFoundError, match=r"has no results\.json"):
+        Evaluated.read(tmp_path)

@@ -1,0 +1,250 @@
+"""Evaluates one model on suites: asks what is not yet answered, judges, and sums up."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from arctic_workers.evaluation.endpoint import Endpoint, RefusedError, Sampling
+from arctic_workers.evaluation.fitness import Fitness, fitness
+from arctic_workers.evaluation.records import Lines, claim
+from arctic_workers.evaluation.sandbox import Sandbox
+from arctic_workers.evaluation.scores import ENTERPRISE, Parts, Score, Verdicts, enterprise_intelligence, score
+from arctic_workers.evaluation.suites.form import Answer, DataError, Question, Suite
+from arctic_workers.evaluation.suites.gsm8k import Gsm8k
+from arctic_workers.evaluation.suites.ifeval import IfEval
+from arctic_workers.evaluation.suites.perplexity import Perplexity
+from arctic_workers.evaluation.suites.programming import humaneval, humaneval_plus, mbpp_plus
+from arctic_workers.evaluation.suites.spider import Spider
+from arctic_workers.evaluation.verdict import Verdict
+from arctic_workers.training.files import write_json
+
+RESULTS, ANSWERS, VERDICTS = "results.json", "answers.jsonl", "verdicts.jsonl"
+SUITES: dict[str, Callable[[Path, Callable[[], Sandbox]], Suite]] = {
+    "humaneval": lambda path, sandbox: humaneval(path, sandbox()),
+    "humaneval-plus": lambda path, sandbox: humaneval_plus(path, sandbox()),
+    "mbpp-plus": lambda path, sandbox: mbpp_plus(path, sandbox()),
+    "spider": lambda path, sandbox: Spider(path, sandbox()),
+    "ifeval": lambda path, _: IfEval(path),
+    "gsm8k": lambda path, _: Gsm8k(path),
+}
+"""Suites of questions and answers by name; `Perplexity` stands apart, as nothing is answered there."""
+NAMES = (*SUITES, Perplexity.name)
+DONE, NOT_RUN, UNFIT = "done", "not run", "unfit"
+_NO_MEAN = "enterprise intelligence takes humaneval-plus, mbpp-plus, spider and ifeval, each run and fit"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, and how."""
+
+    model: str
+    """What the model is called in results."""
+    data: Mapping[str, Path]
+    """By suite, where its data are."""
+    sampling: Sampling
+    folder: Path
+    workers: int
+    """How many questions are asked, and answers judged, at once."""
+
+
+def evaluate_model(
+    evaluation: Evaluation, endpoint: Endpoint, sandbox: Callable[[], Sandbox], say: Say
+) -> dict[str, Any]:
+    """Run an evaluation, write its results, and return them.
+
+    Raises:
+        DataError: a suite's data are not what is published.
+        SandboxError: code has to be run, and can't be confined here.
+        EndpointError: the model does not answer.
+    """
+    suites: dict[str, Any] = {}
+    parts: dict[tuple[str, str], Parts] = {}
+    for name in NAMES:
+        path = evaluation.data.get(name)
+        if path is None:
+            suites[name] = {"state": NOT_RUN, "why": "no data were given"}
+        elif name == Perplexity.name:
+            suites[name] = _read_all(Perplexity(path), evaluation, endpoint, say)
+        else:
+            suites[name] = _run_suite(SUITES[name](path, sandbox), evaluation, endpoint, say, parts)
+    results = {
+        "model": evaluation.model,
+        "sampling": asdict(evaluation.sampling),
+        "suites": suites,
+        "enterprise intelligence": _enterprise(parts),
+    }
+    write_json(evaluation.folder / RESULTS, results)
+    return results
+
+
+def _run_suite(
+    suite: Suite, evaluation: Evaluation, endpoint: Endpoint, say: Say, parts: dict[tuple[str, str], Parts]
+) -> dict[str, Any]:
+    path = evaluation.data[suite.name]
+    data = {"path": str(path), "sha256": digest(path)}
+    claim(evaluation.folder / suite.name, {"data": data["sha256"]})
+    described: dict[str, Any] = {"data": data, "rules": suite.rules}
+    say(f"{suite.name}: trying the judge on {len(suite.questions)} questions' own answers")
+    found = _fitness(suite, evaluation)
+    described["judge"] = dict(found.shares)
+    if found.problem:
+        say(f"{suite.name}: unfit here: {found.problem}")
+        return {"state": UNFIT, "why": found.problem, **described}
+    answers = _ask(suite, evaluation, endpoint, say)
+    verdicts = _judge(suite, evaluation, answers, say)
+    figures = suite.figures(verdicts)
+    parts |= {(suite.name, name): part for name, part in figures.items()}
+    failures = Counter(verdict.kind for each in verdicts.values() for verdict in each if not verdict.passed)
+    scores = {name: asdict(score(part)) for name, part in figures.items()}
+    main = next(iter(scores))
+    by_question = dict(zip(verdicts, figures[main].values, strict=True))
+    say(f"{suite.name}: {main} {scores[main]['value']:.4f} ({scores[main]['low']:.4f} to {scores[main]['high']:.4f})")
+    return {
+        "state": DONE,
+        "questions": len(suite.questions),
+        "figures": scores,
+        "main figure": main,
+        "by question": by_question,
+        "failures": dict(failures.most_common()),
+        **described,
+    }
+
+
+def _fitness(suite: Suite, evaluation: Evaluation) -> Fitness:
+    """Return how the judge fared on its own answers: once in a folder, if it fared well."""
+    path = evaluation.folder / suite.name / "judge.json"
+    if path.exists():
+        return Fitness(json.loads(path.read_text()), "")
+    found = fitness(suite, evaluation.workers)
+    if not found.problem:
+        write_json(path, dict(found.shares))
+    return found
+
+
+Key = tuple[str, int]
+"""A question and the number of a sample."""
+
+
+def _ask(suite: Suite, evaluation: Evaluation, endpoint: Endpoint, say: Say) -> dict[Key, dict[str, Any]]:
+    """Return all answers, those that were there before among them."""
+    wanted = [(question, sample) for question in suite.questions for sample in range(evaluation.sampling.samples)]
+    with closing(Lines(evaluation.folder / suite.name / ANSWERS)) as lines:
+        answers: dict[Key, dict[str, Any]] = {(line["question"], line["sample"]): line for line in lines.before}
+        missing = [(question, sample) for question, sample in wanted if (question.name, sample) not in answers]
+        if missing:
+            say(f"{suite.name}: asking for {len(missing)} answers")
+
+        def ask(each: tuple[Question, int]) -> dict[str, Any]:
+            question, sample = each
+            line: dict[str, Any] = {"question": question.name, "sample": sample}
+            try:
+                answer = endpoint.ask(question, sample, evaluation.sampling)
+                line |= {"prompt": question.chat if answer.is_chat else question.text, **asdict(answer)}
+            except RefusedError as error:
+                line |= {"prompt": question.chat, "refused": str(error)}
+            lines.add(line)
+            return line
+
+        for line in _map(ask, missing, evaluation.workers):
+            answers[line["question"], line["sample"]] = line
+    return {(question.name, sample): answers[question.name, sample] for question, sample in wanted}
+
+
+def _judge(suite: Suite, evaluation: Evaluation, answers: Mapping[Key, dict[str, Any]], say: Say) -> Verdicts:
+    """Return a verdict on each answer; what was judged before is not judged anew."""
+    with closing(Lines(evaluation.folder / suite.name / VERDICTS)) as lines:
+        known = {(line["question"], line["sample"]): line for line in lines.before}
+        missing = [key for key in answers if key not in known]
+        if missing:
+            say(f"{suite.name}: judging {len(missing)} answers")
+
+        def judge(key: Key) -> dict[str, Any]:
+            answer = answers[key]
+            if "refused" in answer:
+                verdict = Verdict("refused by the model's server", answer["refused"])
+            else:
+                verdict = suite.judge(key[0], Answer(answer["text"], answer["is_chat"]))
+            line = {"question": key[0], "sample": key[1], **asdict(verdict)}
+            lines.add(line)
+            return line
+
+        for line in _map(judge, missing, evaluation.workers):
+            known[line["question"], line["sample"]] = line
+    found: dict[str, list[Verdict]] = {}
+    for question, sample in answers:
+        line = known[question, sample]
+        marks = {name: (mark[0], mark[1]) for name, mark in line["marks"].items()}
+        found.setdefault(question, []).append(Verdict(line["kind"], line["message"], marks))
+    return found
+
+
+def _read_all(suite: Perplexity, evaluation: Evaluation, endpoint: Endpoint, say: Say) -> dict[str, Any]:
+    path = evaluation.data[suite.name]
+    data = {"path": str(path), "sha256": digest(path)}
+    claim(evaluation.folder / suite.name, {"data": data["sha256"]})
+    with closing(Lines(evaluation.folder / suite.name / "read.jsonl")) as lines:
+        read = {line["question"]: (line["nats"], line["tokens"], line["bytes"]) for line in lines.before}
+        missing = [passage for passage in suite.passages if passage.name not in read]
+        if missing:
+            say(f"{suite.name}: reading {len(missing)} texts")
+
+        def read_one(passage: Any) -> dict[str, Any]:
+            try:
+                nats, tokens = endpoint.read(passage.text)
+            except RefusedError as error:
+                raise DataError(f"{path}: {passage.name} can't be read by the model: {error}") from error
+            line = {"question": passage.name, "nats": nats, "tokens": tokens, "bytes": len(passage.text.encode())}
+            lines.add(line)
+            return line
+
+        for line in _map(read_one, missing, evaluation.workers):
+            read[line["question"]] = (line["nats"], line["tokens"], line["bytes"])
+    return {
+        "state": DONE,
+        "questions": len(suite.passages),
+        "figures": {name: asdict(figure) for name, figure in suite.figures(read).items()},
+        "failures": {},
+        "data": data,
+        "rules": suite.rules,
+    }
+
+
+def _map(action: Callable[[Any], dict[str, Any]], items: Sequence[Any], workers: int) -> list[dict[str, Any]]:
+    """Do something with each item, several at once; the first error ends it, and what is done stays done."""
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(action, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def _enterprise(parts: Mapping[tuple[str, str], Parts]) -> dict[str, Any]:
+    found: Score | None = enterprise_intelligence(parts)
+    of = {kind: [f"{suite} {figure}" for suite, figure in figures] for kind, figures in ENTERPRISE.items()}
+    if found is None:
+        missing = [
+            suite for figures in ENTERPRISE.values() for suite, figure in figures if (suite, figure) not in parts
+        ]
+        return {"state": NOT_RUN, "why": f"{_NO_MEAN}; missing: {', '.join(missing)}", "mean of": of}
+    return {"state": DONE, **asdict(found), "mean of": of}
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a folder's files with their names."""
+    found = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            found.update(str(file.relative_to(path)).encode())
+            with file.open("rb") as content:
+                found.update(hashlib.file_digest(content, "sha256").digest())
+    return found.hexdigest()
