@@ -10,12 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import conformance
+import openai
 import pytest
 from objects import Objects, eventually, example
 from safetensors import safe_open
@@ -26,6 +28,8 @@ from arctic_cli.local import inference_groups
 from arctic_cluster import Cluster
 from arctic_cluster.manifests import SYSTEM_NAMESPACE, restricted_namespace
 from arctic_cluster.paths import STORE
+from arctic_operator.manifests.common import gateway_name
+from arctic_operator.observed import identity_of
 
 pytestmark = pytest.mark.timeout(900)  # a test may wait for a whole training
 
@@ -137,6 +141,66 @@ def test_a_lost_pod_ends_and_remakes_its_group(objects: Objects, served: dict[st
     conformance.a_lost_pod_ends_and_remakes_its_group(conformance.Endpoint(objects, "answers"))
     with forwarded_service(objects) as address:
         assert ask(address, "answers", PROMPTS[0])
+
+
+def test_load_brings_a_group_its_end_takes_it_and_a_request_brings_the_last_one_back(
+    objects: Objects, served: dict[str, Any]
+) -> None:
+    scaling = {
+        "min": 0,
+        "max": 2,
+        "target": {"queuedPerReplica": 1},
+        "stabilization": {"down": "20s"},
+        "scaleToZeroAfter": "30s",
+    }
+    objects.apply({**served, "spec": {**served["spec"], "autoscaling": scaling}})
+    gateway = gateway_name(identity_of(objects.get("ainf", "answers")))
+    objects.eventually("the new gateway", lambda: "lua.hold" in objects.kubectl("get", "cm", gateway, "-o", "yaml"))
+    objects.kubectl("rollout", "status", f"deployment/{gateway}", "--timeout=120s")
+    running = served["spec"]["batching"]["maxSequences"]
+    with forwarded_service(objects) as address:
+        with asking(address, running + 8) as failed:
+            objects.eventually("two groups serve", lambda: ready_groups(objects) == 2, 240)
+        reason = objects.status("ainf", "answers")["scaling"]["reason"]
+        assert reason == "AboveTarget"
+        with asking(address, 1, pause=1.0) as failed_later:
+            objects.eventually("one group is left", lambda: objects.status("ainf", "answers")["replicas"] == 1, 240)
+        objects.state("ainf", "answers", "Idle")
+        with asking(address, 1) as failed_last:
+            objects.state("ainf", "answers", "Ready")
+    assert (failed, failed_later, failed_last) == ([], [], [])
+    assert objects.status("ainf", "answers")["scaling"]["reason"] == "Woken"
+    objects.apply(served)
+    objects.state("ainf", "answers", "Ready")
+
+
+def ready_groups(objects: Objects) -> int:
+    status = objects.status("ainf", "answers")
+    return min(int(status.get("readyReplicas", 0)), int(status.get("desiredReplicas", 0)))
+
+
+@contextlib.contextmanager
+def asking(address: str, clients: int, pause: float = 0.0) -> Iterator[list[str]]:
+    """So many clients that ask on and on, and nothing a second time; yields what went wrong so far."""
+    stopping, failed = threading.Event(), []
+
+    def ask_on() -> None:
+        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120) as client:
+            while not stopping.wait(pause):
+                try:
+                    client.completions.create(model="answers", prompt=PROMPTS[0], max_tokens=64)
+                except openai.OpenAIError as error:
+                    failed.append(f"{type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=ask_on) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield failed
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join(120)
 
 
 def test_a_lost_training_pod_costs_an_attempt_and_drained_pods_never_make_a_success(objects: Objects) -> None:
