@@ -10,6 +10,7 @@ from arctic_api.common import ClaimVolume, KeyValue, Manifest, Metadata, Resourc
 from arctic_api.engine_rules import ENGINE_RULES
 from arctic_api.inference import (
     ArcticInference,
+    ArcticInferenceSpec,
     Attention,
     Autoscaling,
     AutoscalingTarget,
@@ -740,6 +741,13 @@ CASES = [
         "at least 1m",
         {"spec.rollout": {"canary": {"weight": "10%", "analysis": {"duration": "59s"}}}},
         {"spec.rollout": {"canary": {"weight": "10%", "analysis": {"duration": "1m"}}}},
+    ),
+    _inference(
+        ArcticInferenceSpec,
+        ".rollout.canary.analysis",
+        "decide yourself",
+        ENGINES["nim"] | {"spec.rollout": {"canary": {"weight": "10%", "analysis": {}}}},
+        ENGINES["nim"] | {"spec.rollout": {"canary": {"weight": "10%"}}},
     ),
     *_engine_cases(),
 ]
