@@ -48,7 +48,7 @@ PEERS = {
         {"CMAKE_ARGS": " ".join(_CMAKE_ARGUMENTS), "CMAKE_BUILD_PARALLEL_LEVEL": "2"},
         compiles=True,
     ),
-    "lm-eval": Peer(("lm-eval[api]==0.4.13",)),
+    "lm-eval": Peer(("lm-eval[api,ifeval]==0.4.13",)),
 }
 """llama.cpp takes 10 to 25 minutes of C++ on two cores, lm-eval a minute."""
 

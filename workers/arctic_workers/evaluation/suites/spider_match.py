@@ -148,6 +148,9 @@ class _Reader:
         places = [
             place for place in (source.this if source else None, *(join.this for join in joins)) if place is not None
         ]
+        aliases = [place.alias_or_name.lower() for place in places if isinstance(place, exp.Table)]
+        if len(set(aliases)) < len(aliases):
+            raise ValueError("two tables of one name")
         for place in places:
             if isinstance(place, exp.Table):
                 self._names[place.alias_or_name.lower()] = place.name.lower()

@@ -173,6 +173,10 @@ OTHER = [
         "SELECT name FROM singer WHERE id IN (SELECT concert_id FROM concert)",
     ),
     ("SELECT name FROM singer", "not SQL ("),
+    (
+        "SELECT T1.name FROM singer AS T1 JOIN concert AS T2 ON T1.id = T2.singer_id",
+        "SELECT T1.name FROM singer AS T1 JOIN concert AS T1 ON T1.id = T1.singer_id",
+    ),
 ]
 
 
