@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -216,17 +216,25 @@ def _export_of(training: str, namespace: str, volumes: Path) -> Path:
 
 
 class Processes:
-    """The local processes of one world, which start and end as one."""
+    """The local processes of one world, which start and end as one; `say` is told each line that they print."""
 
     def __init__(
-        self, module: str, worlds: Sequence[TrainingWorld | InferenceGroup], template: WorkerTemplate | None
+        self,
+        module: str,
+        worlds: Sequence[TrainingWorld | InferenceGroup],
+        template: WorkerTemplate | None,
+        say: Callable[[str], None] = click.echo,
     ) -> None:
         environment = {item.name: item.value for item in (template.environment if template else None) or []}
-        self._children = [self._start(module, rank, world, environment) for rank, world in enumerate(worlds)]
+        self._children = [self._start(module, rank, world, environment, say) for rank, world in enumerate(worlds)]
 
     @staticmethod
     def _start(
-        module: str, rank: int, world: TrainingWorld | InferenceGroup, environment: Mapping[str, str]
+        module: str,
+        rank: int,
+        world: TrainingWorld | InferenceGroup,
+        environment: Mapping[str, str],
+        say: Callable[[str], None],
     ) -> subprocess.Popen[str]:
         contract = {WORLD_VARIABLE: world.model_dump_json(by_alias=True), NODE_RANK_VARIABLE: str(rank)}
         child = subprocess.Popen(
@@ -238,7 +246,7 @@ class Processes:
             start_new_session=True,  # a Ctrl-C reaches this process alone, which then ends the world in order
         )
         assert child.stdout is not None
-        threading.Thread(target=_relay, args=(child.stdout, rank), daemon=True).start()
+        threading.Thread(target=_relay, args=(child.stdout, rank, say), daemon=True).start()
         return child
 
     def wait(self, grace: float, stop: StopFlag) -> list[int]:
@@ -263,11 +271,11 @@ class Processes:
         return [child.wait() for child in self._children]
 
 
-def _relay(lines: IO[str], rank: int) -> None:
+def _relay(lines: IO[str], rank: int, say: Callable[[str], None]) -> None:
     with lines:
         for line in lines:
             with suppress(OSError):  # the terminal may be gone; who stopped reading would stop the process too
-                click.echo(f"[{rank}] {line.rstrip()}")
+                say(f"[{rank}] {line.rstrip()}")
 
 
 def stop_flag() -> StopFlag:

@@ -80,13 +80,13 @@ def evaluate(
     is_chat = _is_chat(model, api)
     sampling = Sampling(samples, temperature, seed)
     asked = {"model": model, "name": name, "api": "chat" if is_chat else "completions"}
-    others = [Evaluated.read(each) for each in compare]
     try:
+        others = [Evaluated.read(each) for each in compare]
         claim(folder, {**asked, "samples": samples, "temperature": temperature, "seed": seed})
-        with _endpoint(model, name, is_chat=is_chat) as endpoint:
+        with _endpoint(model, name, folder / "server.log", is_chat=is_chat) as endpoint:
             evaluation = Evaluation(name, data, sampling, folder, concurrency)
             results = evaluate_model(evaluation, endpoint, cache(Sandbox), click.echo)
-    except (DataError, SandboxError, EndpointError, MixedError) as error:
+    except (DataError, SandboxError, EndpointError, MixedError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
     write_atomically(folder / "report.html", page([Evaluated.read(folder), *others]).encode())
     click.echo(_summary(results))
@@ -127,7 +127,7 @@ def _is_chat(model: str, api: str | None) -> bool:
 
 
 @contextmanager
-def _endpoint(model: str, name: str, *, is_chat: bool) -> Iterator[Any]:
+def _endpoint(model: str, name: str, log: Path, *, is_chat: bool) -> Iterator[Any]:
     from arctic_cli.evaluate.serving import NAME, served
     from arctic_workers.evaluation.endpoint import Endpoint
 
@@ -135,7 +135,7 @@ def _endpoint(model: str, name: str, *, is_chat: bool) -> Iterator[Any]:
         url = model
         if not _is_url(model):
             click.echo(f"serving {model} on this machine")
-            url, name = stack.enter_context(served(Path(model))), NAME
+            url, name = stack.enter_context(served(Path(model), log)), NAME
         key = os.environ.get("OPENAI_API_KEY") if _is_url(model) else None
         yield stack.enter_context(closing(Endpoint(url, name, is_chat=is_chat, key=key)))
 

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,22 @@ _GRACE_SECONDS = 10.0
 
 def has_chat_template(folder: Path) -> bool:
     """Return whether a model's folder says how chats are written."""
+    from arctic_workers.chat.template import TextError
     from arctic_workers.inference.http.text import Text
 
     _check(folder)
-    return Text(folder).chat.source is not None
+    try:
+        return Text(folder).chat.source is not None
+    except TextError as error:
+        raise click.ClickException(f"{folder}: {error}") from error
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """Yield the address of an API that serves a folder, up to and with /v1. Weights are bf16, as they are exported."""
+def served(folder: Path, log: Path) -> Iterator[str]:
+    """Yield the address of an API that serves a folder, up to and with /v1; what the server says is added to `log`.
+
+    Weights are bf16, as they are exported.
+    """
     _check(folder)
     [port] = free_ports(1)
     spec: dict[str, Any] = {
@@ -43,7 +51,7 @@ def served(folder: Path) -> Iterator[str]:
     stop = StopFlag()
     with tempfile.TemporaryDirectory(prefix="arctic-evaluate-") as scratch:
         groups = inference_groups({"metadata": {"name": NAME}, "spec": spec}, Path(scratch), Path(scratch))
-        processes = Processes(INFERENCE_MODULE, groups, None)
+        processes = Processes(INFERENCE_MODULE, groups, None, partial(_note, log))
         ended = threading.Event()
 
         def wait() -> None:
@@ -53,14 +61,19 @@ def served(folder: Path) -> Iterator[str]:
         watch = threading.Thread(target=wait)
         watch.start()
         try:
-            _wait_until_ready(f"http://{LOOPBACK}:{groups[0].ports.metrics}/readyz", ended)
+            _wait_until_ready(f"http://{LOOPBACK}:{groups[0].ports.metrics}/readyz", ended, log)
             yield f"http://{LOOPBACK}:{port}/v1"
         finally:
             stop.request()
             watch.join()
 
 
-def _wait_until_ready(url: str, ended: threading.Event) -> None:
+def _note(log: Path, line: str) -> None:
+    with log.open("a") as file:
+        file.write(f"{line}\n")
+
+
+def _wait_until_ready(url: str, ended: threading.Event, log: Path) -> None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while not ended.is_set():
         try:
@@ -68,7 +81,8 @@ def _wait_until_ready(url: str, ended: threading.Event) -> None:
                 return
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             time.sleep(_POLL_SECONDS)
-    raise click.ClickException("the model can't be served: see the lines above")
+    last = log.read_text().splitlines()[-5:] if log.exists() else []
+    raise click.ClickException("\n".join([f"the model can't be served; {log} ends with:", *last]))
 
 
 def _check(folder: Path) -> None:

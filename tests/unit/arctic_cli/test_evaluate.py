@@ -54,6 +54,10 @@ def test_a_folder_is_served_and_its_perplexity_is_the_models(tmp_path: Path, dat
         (["MODEL", "--suite", "gsm8k={data}", "--samples", "2"], "take a --temperature above 0"),
         (["MODEL", "--suite", "gsm8k={data}"], "MODEL has no config.json: name a model's folder"),
         (["http://127.0.0.1:9/v1", "--suite", "gsm8k={data}"], "say which with --name"),
+        (
+            ["http://127.0.0.1:9/v1", "--name", "x", "--suite", "gsm8k={data}", "--compare", "."],
+            ". has no results.json",
+        ),
         (["http://127.0.0.1:9/v1", "--name", "x", "--suite", "gsm8k={data}"], "line 1 has no question, answer"),
     ],
 )
