@@ -6,9 +6,7 @@ them not at all: an object whose `__eq__` says yes to everything never reaches w
 
 import json
 import os
-import struct
-from decimal import Decimal
-from fractions import Fraction
+import sys
 from typing import Any
 
 MOST_BYTES = 32 << 20
@@ -26,6 +24,10 @@ def encode(value: Any) -> Any:
         return value
     for kind, tag in _TAGS:
         if isinstance(value, kind):
+            return tag(value)
+    for module, name, tag in _RARE:
+        # Who has such a value has imported its module; to import it here would cost each process its time.
+        if module in sys.modules and isinstance(value, getattr(sys.modules[module], name)):
             return tag(value)
     item = getattr(value, "item", None)
     if type(value).__module__ == "numpy" and callable(item) and getattr(value, "ndim", None) == 0:
@@ -50,9 +52,25 @@ _TAGS: tuple[tuple[type, Any], ...] = (
     (bytes, lambda value: {"b": bytes.hex(value)}),
     (complex, lambda value: {"c": [float.hex(value.real), float.hex(value.imag)]}),
     (range, lambda value: {"r": [value.start, value.stop, value.step]}),
-    (Fraction, lambda value: {"q": [hex(value.numerator), hex(value.denominator)]}),
-    (Decimal, lambda value: {"e": Decimal.__str__(value)}),
 )
+_RARE: tuple[tuple[str, str, Any], ...] = (
+    ("fractions", "Fraction", lambda value: {"q": [hex(value.numerator), hex(value.denominator)]}),
+    ("decimal", "Decimal", lambda value: {"e": str(value)}),
+)
+
+
+def _fraction(parts: Any) -> Any:
+    from fractions import Fraction
+
+    return Fraction(*(int(part, 16) for part in parts))
+
+
+def _decimal(text: Any) -> Any:
+    from decimal import Decimal
+
+    return Decimal(text)
+
+
 _READ: dict[str, Any] = {
     "i": lambda it: int(it, 16),
     "f": float.fromhex,
@@ -63,8 +81,8 @@ _READ: dict[str, Any] = {
     "b": bytes.fromhex,
     "c": lambda it: complex(*map(float.fromhex, it)),
     "r": lambda it: range(*it),
-    "q": lambda it: Fraction(int(it[0], 16), int(it[1], 16)),
-    "e": Decimal,
+    "q": _fraction,
+    "e": _decimal,
 }
 
 
@@ -94,14 +112,14 @@ def send(descriptor: int, message: Any) -> None:
     content = json.dumps(message).encode()
     if len(content) > MOST_BYTES:
         raise NotPlainError(f"a value of {len(content)} bytes: {MOST_BYTES} at most")
-    content = struct.pack("<I", len(content)) + content
+    content = len(content).to_bytes(4, "little") + content
     while content:
         content = content[os.write(descriptor, content) :]
 
 
 def receive(descriptor: int) -> Any:
     """Read one message; EOFError where there is none any more, NotPlainError for what is no message."""
-    [length] = struct.unpack("<I", _exactly(descriptor, 4))
+    length = int.from_bytes(_exactly(descriptor, 4), "little")
     if length > MOST_BYTES:
         raise NotPlainError(f"a message of {length} bytes: {MOST_BYTES} at most")
     try:
