@@ -279,6 +279,8 @@ def _training(state: control_pb2.WorkerState, phase: Phase, figures: control_pb2
         mfu=_finite(figures.mfu) or None,
         learning_rate=_finite(figures.learning_rate) if stepped else None,
         gradient_norm=_finite(figures.gradient_norm) if stepped else None,
+        exposed_communication=_exposed(figures),
+        expert_chunks=figures.expert_chunks or None,
         stages=tuple(_stage(stage) for stage in figures.stages),
         sources=tuple(_source(source) for source in figures.sources),
         last_checkpoint=_checkpoint(figures.last_checkpoint) if figures.HasField("last_checkpoint") else None,
@@ -306,6 +308,14 @@ def _routing(routers: Sequence[control_pb2.RouterState]) -> RoutingSeen | None:
         dead_experts=sum(len(router.dead) for router in routers),
         dropped=max(router.dropped for router in routers),
     )
+
+
+def _exposed(figures: control_pb2.TrainingState) -> float | None:
+    """Return the exposed share of all exchanges together; None where there are none."""
+    in_flight = sum(part.in_flight_seconds for part in figures.exposed_communication)
+    exposed = sum(part.exposed_seconds for part in figures.exposed_communication)
+    share = _finite(exposed / in_flight) if in_flight > 0 else None
+    return None if share is None else min(1.0, max(0.0, share))
 
 
 def _loss(stage: control_pb2.StageState, name: Literal["initial_validation_loss", "validation_loss"]) -> float | None:

@@ -83,6 +83,9 @@ class TrainingObservation:
     mfu: float | None = None
     learning_rate: float | None = None
     gradient_norm: float | None = None
+    exposed_communication: float | None = None
+    """Share of the time of the last step's exchanges that the world could only wait for them."""
+    expert_chunks: int | None = None
     stages: tuple[StageSeen, ...] = ()
     sources: tuple[SourceSeen, ...] = ()
     last_checkpoint: CheckpointSeen | None = None

@@ -18,6 +18,7 @@ def figures(seen: TrainingObservation) -> dict[str, Any]:
         "recomputes_activations": seen.recomputes or None,
         "time_shares": _time_shares(seen.seconds),
         "routing": _routing(seen.routing) if seen.routing else None,
+        "exposed_communication": _exposed(seen),
     }
 
 
@@ -27,6 +28,14 @@ def _time_shares(seconds: Mapping[str, float]) -> TimeShares | None:
     if total <= 0:
         return None
     return TimeShares(**{part: f"{seconds[part] / total:.3f}" for part in TimeShares.model_fields if part in seconds})
+
+
+def _exposed(seen: TrainingObservation) -> str | None:
+    """Return the share of the exchanges' time that was only waited for, and the chunks in which rows travel."""
+    if seen.exposed_communication is None:
+        return None
+    chunks = seen.expert_chunks or 1
+    return f"{seen.exposed_communication:.0%}, {chunks} chunk{'' if chunks == 1 else 's'}"
 
 
 def _routing(seen: RoutingSeen) -> Routing:

@@ -27,18 +27,8 @@ from arctic_operator.plan.training_figures import figures
 PROGRESS_FIELDS = frozenset(
     {
         *("step", "tokens", "loss", "lossBySource", "learningRate", "gradientNorm", "skippedUpdates", "timeShares"),
-        *(
-            "recomputesActivations",
-            "routing",
-            "tokensPerSecond",
-            "mfu",
-            "gpuHours",
-            "costUSD",
-            "eta",
-            "stages",
-            "sources",
-            "lastCheckpoint",
-        ),
+        *("recomputesActivations", "routing", "tokensPerSecond", "mfu", "exposedCommunication", "gpuHours", "costUSD"),
+        *("eta", "stages", "sources", "lastCheckpoint"),
     }
 )
 """What changes all the time: written less often than a change of state."""

@@ -28,6 +28,7 @@ from arctic_rpc.control_pb2 import (
     DRAINING,
     RUNNING,
     CheckpointState,
+    ExposedCommunication,
     InferenceState,
     LogSums,
     SourceState,
@@ -391,6 +392,11 @@ class TestObservations:
                     SourceState(name="a", documents=9, skipped=1, tokens=80, epochs=0.5, planned_epochs=2.0),
                     SourceState(name="b", unused_splits=["test"]),
                 ],
+                exposed_communication=[
+                    ExposedCommunication(in_flight_seconds=3.0, exposed_seconds=1.0),
+                    ExposedCommunication(in_flight_seconds=1.0, exposed_seconds=0.0),
+                ],
+                expert_chunks=4,
             )
         )
         message.training.stages[0].start_time.FromJsonString("2026-01-01T00:00:01Z")
@@ -411,6 +417,8 @@ class TestObservations:
             mfu=0.25,
             learning_rate=1e-3,
             gradient_norm=0.5,
+            exposed_communication=0.25,
+            expert_chunks=4,
             stages=(StageSeen("general", 500, first, fifth, "file:///c/5", 3.0, 2.0), StageSeen("code", 400)),
             last_checkpoint=CheckpointSeen(5, 500, "file:///c/5", fifth),
             sources=(SourceSeen("a", 9, 1, 80, 0.5, 2.0, ()), SourceSeen("b", 0, 0, 0, 0.0, 0.0, ("test",))),

@@ -101,7 +101,15 @@ def test_a_pod_without_a_node_shows_the_schedulers_sentence(build):
 def test_what_rank_0_says_is_shown_and_never_ends_the_training(build):
     stage = StageSeen("general", 500_000, started=build.start)
     seen = observation(
-        build, phase=Phase.DONE, step=122, tokens=500_000, loss=2.5, tokens_per_second=1000.0, stages=(stage,)
+        build,
+        phase=Phase.DONE,
+        step=122,
+        tokens=500_000,
+        loss=2.5,
+        tokens_per_second=1000.0,
+        exposed_communication=0.084,
+        expert_chunks=2,
+        stages=(stage,),
     )
     seen = replace(seen, sources=(SourceSeen("books", 90, 2, 1000, 0.5, 2.0, ("test",)),))
     plan = plan_training(*running(build, seen), build.settings, build.seconds(60))
@@ -112,6 +120,7 @@ def test_what_rank_0_says_is_shown_and_never_ends_the_training(build):
         "2.5000",
         1000,
     )
+    assert status["exposedCommunication"] == "8%, 2 chunks"
     assert status["stages"][0]["tokens"] == 500_000
     assert status["sources"] == [
         {"name": "books", "documents": 90, "skipped": 2, "tokens": 1000, "epochs": "0.500", "plannedEpochs": "2.000"}

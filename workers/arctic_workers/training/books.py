@@ -16,6 +16,7 @@ from arctic_rpc.control_pb2 import RouterState, TrainingState
 from arctic_workers.training.accounts import COMMUNICATION, Rate, TimeParts
 from arctic_workers.training.curriculum import StagePlan
 from arctic_workers.training.engine import LossModule, Ranks
+from arctic_workers.training.experts import Overlap
 from arctic_workers.training.journal import Entry, Journal
 from arctic_workers.training.progress import now
 from arctic_workers.training.tally import Look, Tally
@@ -58,6 +59,7 @@ class Books:
     ) -> None:
         self.parts = TimeParts()
         self.tally = Tally(module, [source.name for source in world.spec.data.sources], ranks.device)
+        self.overlap = Overlap(module, ranks.device)
         self._rate = Rate()
         self._world, self._ranks, self._config = world, ranks, config
         self._peak_flops = peak_flops
@@ -130,6 +132,8 @@ class Books:
             seconds=self._seconds(),
             loss_by_source=self._look.loss_by_source,
             routers=[asdict(router) for router in self._look.routers],
+            exposed_communication=self.overlap.written(),
+            expert_chunks=self.overlap.chunks,
         )
         journal = self._journal
         keep(lambda: journal.write(entry))
@@ -162,6 +166,8 @@ class Books:
         state.mfu = self.mfu()
         state.seconds.update(self._seconds())
         state.loss_by_source.update(self._look.loss_by_source)
+        state.exposed_communication.extend(self.overlap.told())
+        state.expert_chunks = self.overlap.chunks
         state.routers.extend(
             RouterState(
                 layer=router.layer,

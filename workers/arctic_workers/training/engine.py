@@ -35,7 +35,7 @@ from arctic_model.planning.training import BUCKET_ELEMENTS
 from arctic_model.weights import Weights, load_weights
 from arctic_workers.training.checkpoint.zero import prepare_optimizer
 from arctic_workers.training.data.windows import IGNORED, MicroBatch
-from arctic_workers.training.experts import ParallelExperts, TrainedExperts
+from arctic_workers.training.experts import Company, ParallelExperts, TrainedExperts
 from arctic_workers.training.optimizer import UnpartitionedAdamW
 from arctic_workers.training.sequence import HeadAttend, SequenceShare, share_sequences
 
@@ -175,9 +175,10 @@ def shape_model(config: ArcticConfig, ranks: Ranks, expert_parallel: int, lora: 
     """Return the model with this rank's experts, on the meta device: it takes no memory."""
     ep_rank = ranks.rank % expert_parallel
     experts = TrainedExperts if lora is None else ParallelExperts
+    company = Company()
 
-    def moe(config: ArcticConfig, layer: int) -> ParallelExperts:  # noqa: ARG001
-        return experts(config, expert_parallel, ep_rank)
+    def moe(config: ArcticConfig, layer: int) -> ParallelExperts:
+        return experts(config, expert_parallel, ep_rank, layer, company)
 
     with torch.device("meta"):
         return ArcticModel(config, moe=moe).to(training_dtype(ranks.device))

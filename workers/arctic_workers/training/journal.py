@@ -43,6 +43,10 @@ class Entry:
     """Since the last entry."""
     routers: Sequence[Mapping[str, Any]] = ()
     """`layer`, `load`, `entropy`, `dead` and `dropped` of each layer with experts, since the last entry."""
+    exposed_communication: Sequence[Mapping[str, Any]] = ()
+    """`layer`, `kind`, `backward`, `in_flight` and `exposed` (seconds) of the experts' exchanges; none on GPUs."""
+    expert_chunks: int = 1
+    """In which the experts' rows are exchanged."""
 
     def scalars(self) -> Iterator[tuple[str, float]]:
         """Yield what TensorBoard and trackers draw, by name."""
@@ -52,6 +56,8 @@ class Entry:
             yield f"loss_by_source/{name}", value
         for name, value in self.seconds.items():
             yield f"seconds/{name}", value
+        if (share := exposed_share(self.exposed_communication)) is not None:
+            yield "exposed_communication", share
         for router in self.routers:
             yield f"router_entropy/layer_{router['layer']}", router["entropy"]
             yield f"router_imbalance/layer_{router['layer']}", max(router["load"]) * len(router["load"])
@@ -85,6 +91,13 @@ class Journal:
     def close(self) -> None:
         """Write no more."""
         self._tensorboard.close()
+
+
+def exposed_share(parts: Iterable[Mapping[str, Any]]) -> float | None:
+    """Return the share of the exchanges' time that was only waited for; None where nothing was exchanged."""
+    parts = list(parts)
+    in_flight, exposed = (sum(part[name] for part in parts) for name in ("in_flight", "exposed"))
+    return min(1.0, exposed / in_flight) if in_flight else None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

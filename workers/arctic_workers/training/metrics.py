@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
-from arctic_rpc.control_pb2 import RouterState, WorkerState
+from arctic_rpc.control_pb2 import ExposedCommunication, RouterState, WorkerState
 
 PREFIX = "arctic_training_"
 
@@ -83,12 +83,26 @@ def _training(state: WorkerState) -> Iterator[Metric]:
         parts.add_metric([part], seconds)
     yield parts
     yield from _routers(training.routers)
+    if training.exposed_communication:
+        yield _exposed(training.exposed_communication)
 
 
 def _by_label(name: str, help_text: str, label: str, values: Mapping[str, float]) -> Metric:
     family = GaugeMetricFamily(f"{PREFIX}{name}", help_text, labels=[label])
     for value, figure in sorted(values.items()):
         family.add_metric([value], figure)
+    return family
+
+
+def _exposed(parts: Iterable[ExposedCommunication]) -> Metric:
+    family = GaugeMetricFamily(
+        f"{PREFIX}exposed_communication_ratio",
+        "Share of the time that a layer's exchanges took which rank 0 could only wait for them, in the last step.",
+        labels=["layer", "kind", "pass"],
+    )
+    for part in parts:
+        ratio = min(1.0, part.exposed_seconds / part.in_flight_seconds) if part.in_flight_seconds else 0.0
+        family.add_metric([str(part.layer), part.kind, "backward" if part.backward else "forward"], ratio)
     return family
 
 

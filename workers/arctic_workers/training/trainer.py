@@ -190,7 +190,8 @@ class Trainer:
         set_learning_rate(engine, rate)
         targets = max(1, place.data.targets(stage, step))
         engine.module.arctic.recompute(stage.name in place.recomputed)
-        loss = gradients_of(engine, batches, targets, place.ranks, self._books.tally.counting)
+        with self._books.overlap.step():
+            loss = gradients_of(engine, batches, targets, place.ranks, self._books.tally.counting)
         loss_value, wishes = self._exchange(loss)
         allowed = self._guard.allows(loss_value, can_go_back=self._saved_step > 0)
         if allowed and not math.isfinite(loss_value):

@@ -27,6 +27,7 @@ def test_the_state_is_exposed_under_the_names_of_the_training() -> None:
             StageState(name="code", initial_validation_loss=0.0),
         ],
     )
+    training.exposed_communication.add(layer=3, kind="combine", backward=True, in_flight_seconds=2, exposed_seconds=0.5)
     training.last_checkpoint.time.FromSeconds(1700000000)
     training.loss_by_source.update({"books": 2.0, "code": 3.0})
     training.seconds.update({"data": 1.0, "compute": 9.0})
@@ -55,6 +56,7 @@ def test_the_state_is_exposed_under_the_names_of_the_training() -> None:
         "arctic_training_tokens_total 300.0",
         "arctic_training_checkpoint_stall_seconds_total 0.25",
         "arctic_training_last_checkpoint_timestamp_seconds 1.7e+09",
+        'arctic_training_exposed_communication_ratio{kind="combine",layer="3",pass="backward"} 0.25',
         'arctic_training_validation_loss{moment="start",stage="general"} 7.0',
         'arctic_training_validation_loss{moment="end",stage="general"} 4.0',
         'arctic_training_validation_loss{moment="start",stage="code"} 0.0',

@@ -38,6 +38,11 @@ def entry(step: int, attempt: int = 1, stage: str = "general", layers: int = 1, 
         "seconds": {"data": 1.0, "compute": 3.0},
         "loss_by_source": {"books": 4.0},
         "routers": routers,
+        "exposed_communication": [
+            {"layer": 0, "kind": kind, "backward": backward, "in_flight": 2.0, "exposed": 0.1 * step}
+            for kind, backward in (("dispatch", False), ("combine", False), ("dispatch", True), ("combine", True))
+        ],
+        "expert_chunks": 4,
     } | changes
 
 
@@ -86,13 +91,15 @@ def test_the_page_has_what_holds_of_each_stage_and_attempt(folder: Path) -> None
     assert "code &lt;&amp;&gt; 6k 4.4000 3.9000 general 5.0000" in text
     assert "1 2026-01-01T00:00:00Z 0 4 no word of an end" in text
     assert "8 code &lt;&amp;&gt; 9.0000 4.5000 skip" in text
+    assert "in 4 chunks: layer combine, forward dispatch, forward combine, backward dispatch, backward" in text
+    assert "0 55% 55% 55% 55%" in text
 
 
 def test_the_page_needs_nothing_outside_itself_and_its_drawings_are_xml(folder: Path) -> None:
     html = page(Run.read(folder))
     assert not re.search(r"(src|href|@import|url\()", html)
     drawings = [ElementTree.fromstring(svg) for svg in SVG.findall(html)]
-    assert len(drawings) == 11
+    assert len(drawings) == 12
     titles = [title.text for svg in drawings for title in svg.iter("title")]
     assert "layer 0, expert 3: 0.00" in titles
     assert "compute 75.0%, 3.0 s" in titles

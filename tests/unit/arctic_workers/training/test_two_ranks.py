@@ -1,4 +1,4 @@
-"""Two real processes under DeepSpeed over gloo, and one more that goes on with what they began."""
+"""Two real processes under DeepSpeed over gloo, one that goes on with what they began, and four with two copies."""
 
 import json
 import os
@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from arctic_cli.ports import free_ports
 from arctic_model.config import ArcticConfig
 from arctic_model.lora import merged
 from arctic_model.model import ArcticModel
@@ -21,36 +20,14 @@ from arctic_model.weights import load_weights
 from arctic_workers.training.data.tokenizer import TextEncoder
 from arctic_workers.training.journal import read_lines, that_hold
 
-SCRIPT = Path(__file__).with_name("two_ranks.py")
+SCRIPT = Path(__file__).with_name("worlds.py")
 
 
-def start(folder: Path, ranks: int, *parts: str) -> list["subprocess.Popen[bytes]"]:
-    [port] = free_ports(1)
-    shared = {
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-    processes = []
-    for rank in range(ranks):
-        with (folder / f"log.{parts[0]}.{rank}").open("wb") as log:
-            command = [sys.executable, str(SCRIPT), str(folder), *parts]
-            environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    return processes
-
-
-def finish(folder: Path, processes: list["subprocess.Popen[bytes]"]) -> None:
-    try:
-        codes = [process.wait(200) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0] * len(processes), "\n".join(log.read_text()[-3000:] for log in folder.glob("log.*"))
+def run(folder: Path, *worlds: str) -> None:
+    settings = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(SCRIPT), str(folder), *worlds]
+    ended = subprocess.run(command, env=os.environ | settings, timeout=300, check=False)
+    assert ended.returncode == 0, "\n".join(log.read_text()[-3000:] for log in folder.glob("log.*"))
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(30):
             text = "\n".join(line.format(i * 7 + j, j) for j in range(12))
             (folder / "corpus" / name / f"{i:02}.txt").write_text(text)
-    parts = (
-        "refusals",
-        "one_step",
-        "divided_step",
-        "runs",
-        "divided",
-        "recomputing",
-        "commands",
-        "stopped_early",
-        "extended",
-        "skipped_updates",
-    )
-    finish(folder, start(folder, 2, *parts, "slow_commit", "pause_when_put_off", "full_store", "jumps"))
-    finish(folder, start(folder, 1, "other_world"))
-    finish(folder, start(folder, 2, "and_back", "adapters"))
+    parts = ("refusals", "one_step", "divided_step", "runs", "divided", "recomputing", "commands", "stopped_early")
+    later = ("extended", "skipped_updates", "slow_commit", "pause_when_put_off", "full_store", "jumps")
+    run(folder, f"2:{','.join(parts + later)}", "1:other_world", "2:and_back,adapters", "4:forced_router")
     return folder
 
 
@@ -110,8 +75,13 @@ def assert_gradients(folder: Path, name: str, expected_name: str) -> None:
     reference = torch.load(folder / f"{expected_name}.pt")
     step = [torch.load(folder / f"{name}.{rank}.pt") for rank in range(2)]
     assert step[0]["norm"] == step[1]["norm"] == pytest.approx(reference["norm"], rel=1e-5)
+    assert_same_gradients(step, reference)
+
+
+def assert_same_gradients(ranks: list[dict[str, Any]], reference: dict[str, Any]) -> None:
+    """Together, the ranks have each element of the gradient once."""
     seen = dict.fromkeys(reference["gradients"], 0)
-    for rank in step:
+    for rank in ranks:
         for key, gradient in rank["gradients"].items():
             name, start = key.rsplit(":", 1)
             expected = reference["gradients"][name].flatten()[int(start) : int(start) + gradient.numel()]
@@ -137,10 +107,27 @@ def test_ranks_hold_different_experts_and_the_same_of_all_else(step: list[dict[s
 
 
 def test_tokens_travel_while_attention_and_the_residual_mlp_run(step: list[dict[str, Any]]) -> None:
-    forward = ["launch", "self_attn", "wait", "launch", "residual_mlp", "wait"]
-    backward = ["launch", "residual_mlp back", "wait", "launch", "self_attn back", "wait"]
+    # Two chunks: the second one's dispatch is under way while the first one's experts run, which is before its launch.
+    experts = ["wait", "launch"] * 2
+    counts = ["launch", "wait"]
+    forward = counts + ["launch"] * 2 + ["self_attn"] + experts + ["residual_mlp"] + ["wait"] * 2
+    backward = ["launch"] * 2 + ["residual_mlp back"] + experts + ["self_attn back"] + ["wait"] * 2
     for rank in step:
         assert rank["events"] == forward + backward
+
+
+def test_experts_and_ranks_that_never_get_a_token_hold_nobody_up_and_change_nothing(folder: Path) -> None:
+    ranks = [torch.load(folder / f"forced.{rank}.pt") for rank in range(4)]
+    reference = torch.load(folder / "forced-reference.pt")
+    first = [rank["steps"][0] for rank in ranks]
+    assert [step["norm"] for step in first] == [pytest.approx(reference["norm"], rel=1e-5)] * 4
+    assert_same_gradients(first, reference)
+    for rank in ranks:
+        losses = [step["loss"] for step in rank["steps"]]
+        assert losses == sorted(losses, reverse=True)
+    for mine, copy in ((0, 2), (1, 3)):
+        for name, weight in ranks[mine]["weights"].items():
+            assert torch.equal(weight, ranks[copy]["weights"][name]), name
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_bits_as_one_left_alone(folder: Path) -> None:
@@ -285,6 +272,10 @@ def test_the_journal_has_what_each_stage_came_to(folder: Path) -> None:
     assert router["layer"] == 1
     assert sum(router["load"]) == pytest.approx(1)
     assert (len(router["load"]), router["dropped"], 0 < router["entropy"] <= 1) == (4, 0, True)
+    exchanges = {(it["layer"], it["kind"], it["backward"]) for it in last["exposed_communication"]}
+    kinds = [("counts", False), ("dispatch", False), ("combine", False), ("combine", True), ("dispatch", True)]
+    assert exchanges == {(1, *kind) for kind in kinds}
+    assert all(it["in_flight"] > 0 for it in last["exposed_communication"])
     assert list((folder / "whole" / "tensorboard").glob("events*"))
     resumed = that_hold(read_lines(folder / "stopped" / "journal.jsonl"))
     assert resumed[-1]["attempt"] == 2

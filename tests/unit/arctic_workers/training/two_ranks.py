@@ -24,6 +24,7 @@ from arctic_api.world import Report, TrainingWorld
 from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
+from arctic_model.moe import Router
 from arctic_model.names import hf_names
 from arctic_rpc.control_pb2 import PAUSED, WorkerState
 from arctic_workers.control.link import Command
@@ -49,7 +50,7 @@ WORLD = int(os.environ["WORLD_SIZE"])
 CONFIG = ArcticConfig.preset("arctic-tiny").replace(
     vocab_size=300,
     hidden_size=32,
-    intermediate_size=24,
+    intermediate_size=32,
     num_hidden_layers=3,
     moe_layer_frequency=2,
     num_local_experts=4,
@@ -143,32 +144,31 @@ def run(name: str, attempt: int = 1, link: Any = None, spec: ArcticTrainingSpec 
 
 
 def one_step() -> None:
-    """Make one step with shared-out experts on this rank's batch, and on rank 0 the same in one process with both."""
+    """Make one step with shared-out experts on this rank's batch, and on rank 0 the same in one process with all."""
     one_step_with("step", spec_of(optimizer={"weightDecay": 0.0}))
     one_step_with("whole-step", spec_of(optimizer={"weightDecay": 0.0}, parallelism=NOTHING_SHARED))
 
 
 def one_step_with(name: str, spec: ArcticTrainingSpec) -> None:
     ranks: Ranks = engines.start_processes()
-    batches = [torch.randint(0, 300, (3, 17), generator=torch.Generator().manual_seed(i)) for i in range(ranks.world)]
-    expert_parallel = spec.parallelism.expert_parallel
-    engine = engines.start_engine(engines.build_model(CONFIG, ranks, expert_parallel, 1, None), spec)
+    batches = batches_of(ranks.world)
+    engine = engines.start_engine(engines.build_model(CONFIG, ranks, spec.parallelism.expert_parallel, 1, None), spec)
     engines.set_learning_rate(engine, 1e-2)
     events = record_events(engine.module.arctic)
     loss, balance = engine(batches[ranks.rank])
     engine.backward(loss + balance)
     save_step(name, engine, spec, {"events": events})
     if RANK == 0:
-        torch.save(reference_step([(batch,) for batch in batches], spec), FOLDER / "reference.pt")
+        reference = reference_step(ArcticModel(CONFIG), [(batch,) for batch in batches], spec)
+        torch.save(reference, FOLDER / "reference.pt")
 
 
 def save_step(name: str, engine: Any, spec: ArcticTrainingSpec, more: dict[str, Any]) -> None:
     """Make the first update of an engine, and keep what gradients it was made from."""
     engine.step()
-    moments = {f"{p.name}:{p.start}": p.state["exp_avg"] for p in local_pieces(engine, tensor_names(engine.module))}
     torch.save(
         {
-            "gradients": {key: moment / (1 - spec.optimizer.beta1) for key, moment in moments.items()},
+            "gradients": gradients_of(engine, spec),
             "weights": named_tensors(engine.module),
             "norm": float(engine.get_global_grad_norm()),
             **more,
@@ -200,14 +200,23 @@ def divided_step() -> None:
     sequence._exchanged = exchanged
     save_step("divided-step", engine, spec, {"loss": loss[0], "exchanges": len(exchanges)})
     if RANK == 0:
-        torch.save(reference_step([(tokens, labels, batch.starts)], spec, config), FOLDER / "divided-reference.pt")
+        reference = reference_step(ArcticModel(config), [(tokens, labels, batch.starts)], spec)
+        torch.save(reference, FOLDER / "divided-reference.pt")
 
 
-def reference_step(
-    batches: list[tuple[Any, ...]], spec: ArcticTrainingSpec, config: ArcticConfig = CONFIG
-) -> dict[str, Any]:
+def batches_of(count: int) -> list[Tensor]:
+    """A batch for each rank."""
+    return [torch.randint(0, 300, (3, 17), generator=torch.Generator().manual_seed(i)) for i in range(count)]
+
+
+def gradients_of(engine: Any, spec: ArcticTrainingSpec) -> dict[str, Tensor]:
+    """This rank's pieces of the gradient of the first step, clipped, by tensor and where they begin in it."""
+    pieces = local_pieces(engine, tensor_names(engine.module))
+    return {f"{p.name}:{p.start}": p.state["exp_avg"] / (1 - spec.optimizer.beta1) for p in pieces}
+
+
+def reference_step(model: ArcticModel, batches: list[tuple[Any, ...]], spec: ArcticTrainingSpec) -> dict[str, Any]:
     """The same step by one process, without DeepSpeed: loss, gradient, its norm, clipped gradient."""
-    model = ArcticModel(config)
     init_weights(model, 1)
     module = LossModule(model)
     losses = 0.0
@@ -229,8 +238,8 @@ def reference_step(
 def record_events(model: ArcticModel) -> list[str]:
     """Note the order of exchanges, attention and the residual MLP of the layer with experts, forward and backward."""
     events: list[str] = []
-    for verb in ("launch", "wait"):
-        setattr(Exchange, verb, _noted(getattr(Exchange, verb), verb, events))
+    for verb in ("launch", "launch_back", "wait"):
+        setattr(Exchange, verb, _noted(getattr(Exchange, verb), verb.split("_")[0], events))
     layer = model.layers[1]
     for name in ("self_attn", "residual_mlp"):
         part = layer.get_submodule(name)
@@ -245,6 +254,43 @@ def _noted(method: Callable[..., Any], verb: str, events: list[str]) -> Callable
         return method(*arguments)
 
     return noted
+
+
+def forced_router() -> None:
+    """Train a few steps on routers that know two experts, both of even ranks: the others' experts never get a row.
+
+    Every rank's experts of which there is another copy are trained by the tokens of all.
+    """
+    ranks: Ranks = engines.start_processes()
+    batches = batches_of(ranks.world)
+    spec = spec_of(optimizer={"weightDecay": 0.0})
+    engine = engines.start_engine(engines.build_model(CONFIG, ranks, spec.parallelism.expert_parallel, 1, None), spec)
+    force_routers(engine.module.arctic)
+    engines.set_learning_rate(engine, 1e-2)
+    steps = []
+    for _ in range(3):
+        loss, balance = engine(batches[ranks.rank])
+        engine.backward(loss + balance)
+        engine.step()
+        gradients = gradients_of(engine, spec) if not steps else {}
+        steps.append({"loss": float(loss), "norm": float(engine.get_global_grad_norm()), "gradients": gradients})
+    torch.save({"steps": steps, "weights": named_tensors(engine.module)}, FOLDER / f"forced.{RANK}.pt")
+    if RANK == 0:
+        model = ArcticModel(CONFIG)
+        force_routers(model)
+        reference = reference_step(model, [(batch,) for batch in batches], spec)
+        torch.save(reference, FOLDER / "forced-reference.pt")
+
+
+def force_routers(model: ArcticModel) -> None:
+    """Let every token choose the first two experts."""
+
+    def add(_: nn.Module, __: Any, logits_SE: Tensor) -> Tensor:
+        return logits_SE + torch.tensor([60.0, 60.0, 0.0, 0.0])
+
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.gate.register_forward_hook(add)
 
 
 def runs() -> None:
@@ -577,20 +623,9 @@ def and_back() -> None:
 
 if __name__ == "__main__":
     parts = (
-        *(
-            commands,
-            stopped_early,
-            extended,
-            one_step,
-            divided_step,
-            runs,
-            divided,
-            recomputing,
-            refusals,
-            skipped_updates,
-            slow_commit,
-        ),
-        *(pause_when_put_off, full_store, jumps, other_world, and_back, adapters),
+        *(commands, stopped_early, extended, one_step, divided_step, runs, divided, recomputing, refusals),
+        *(skipped_updates, slow_commit, pause_when_put_off, full_store, jumps, other_world, and_back, adapters),
+        *(forced_router,),
     )
     for name in sys.argv[2:]:
         next(part for part in parts if part.__name__ == name)()

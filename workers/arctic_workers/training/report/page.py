@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_workers.training.files import write_atomically
+from arctic_workers.training.journal import exposed_share
 from arctic_workers.training.report.drawing import Points, heat, lines, shares, short
 from arctic_workers.training.report.run import Attempt, Line, Run
 
@@ -34,6 +35,7 @@ def page(run: Run) -> str:
         _section("Loss", _losses(run, over)),
         _section("Stages", [_stages(run)]),
         _section("Speed", _speed(run, over)),
+        _section("Exchanges between experts", _exchanges(run, over)),
         _section("Routers", _routers(run, over)),
         _section("Attempts", [_attempts(run.attempts)]),
         _section("Losses that jumped", [_spikes(run.spikes)]),
@@ -107,6 +109,36 @@ def _speed(run: Run, over: Callable[..., str]) -> Iterable[str]:
     yield over("Tokens a second", "", {"rate": [point for point in _of(run, "tokens_per_second") if point[1]]})
     yield over("MFU", "of the devices' peak", {"mfu": [point for point in _of(run, "mfu") if point[1]]})
     yield shares("Where the time goes", {f"attempt {attempt.name}": attempt.seconds for attempt in run.attempts[-8:]})
+
+
+def _exchanges(run: Run, over: Callable[..., str]) -> Iterable[str]:
+    """Yield what of the experts' exchanges is only waited for: over the run by kind, and in its last step by layer."""
+    told = [entry for entry in run.entries if entry.get("exposed_communication")]
+    if not told:
+        return
+    last = told[-1]
+    found = sorted({(part["backward"], part["kind"]) for part in last["exposed_communication"]})
+    kinds = {
+        f"{kind}, {'backward' if backward else 'forward'}": {"kind": kind, "backward": backward}
+        for backward, kind in found
+    }
+    curves = {name: _curve(told, partial(_exposed, which)) for name, which in {"all": {}, **kinds}.items()}
+    yield over("Exposed share", "of the exchanges' time, waited for", curves)
+    rows = [
+        [str(layer), *(_percent(_exposed({"layer": layer, **which}, last)) for which in kinds.values())]
+        for layer in sorted({part["layer"] for part in last["exposed_communication"]})
+    ]
+    chunks = f"exposed at the end, in {last['expert_chunks']} chunks: layer"
+    yield _table([chunks, *kinds], rows, range(1, 1 + len(kinds)))
+
+
+def _exposed(which: Mapping[str, Any], entry: Line) -> float | None:
+    parts: Sequence[Line] = entry["exposed_communication"]
+    return exposed_share(part for part in parts if which.items() <= part.items())
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def _routers(run: Run, over: Callable[..., str]) -> Iterable[str]:

@@ -1,0 +1,44 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arctic_workers.training.experts.routes import Routes, inverse, order_by_expert
+
+CASES = st.tuples(
+    st.integers(0, 12), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99)
+)
+
+
+@given(CASES)
+@settings(max_examples=60, deadline=None)
+def test_rows_travel_by_chunk_then_rank_then_expert_then_token(case: tuple[int, ...]) -> None:
+    tokens, chosen, ranks, held, chunks, seed = case
+    experts = ranks * held
+    choices_SK = torch.randint(experts, (tokens, chosen), generator=torch.Generator().manual_seed(seed))
+    routes = Routes.of(choices_SK, experts, ranks, chunks)
+    assert sorted(routes.order_R.tolist()) == list(range(tokens * chosen))
+    assert routes.counts_CWE.shape == (chunks, ranks, held)
+    rows = iter(routes.order_R.tolist())
+    for of_chunk in routes.counts_CWE.tolist():
+        for rank, of_rank in enumerate(of_chunk):
+            for expert, count in enumerate(of_rank):
+                there = [next(rows) for _ in range(count)]
+                assert {int(choices_SK.flatten()[row]) for row in there} <= {rank * held + expert}
+                assert there == sorted(there)
+
+
+@given(CASES)
+@settings(max_examples=40, deadline=None)
+def test_an_expert_has_all_its_rows_in_one_chunk_where_there_are_enough_experts(case: tuple[int, ...]) -> None:
+    tokens, chosen, ranks, held, chunks, seed = case
+    choices_SK = torch.randint(ranks * held, (tokens, chosen), generator=torch.Generator().manual_seed(seed))
+    counts_CWE = Routes.of(choices_SK, ranks * held, ranks, chunks).counts_CWE
+    if held >= chunks:
+        assert ((counts_CWE.sum(1) > 0).sum(0) <= 1).all()
+
+
+def test_arriving_rows_are_brought_together_by_expert_and_back() -> None:
+    counts_WE = torch.tensor([[2, 0, 1], [1, 1, 0]])
+    order = order_by_expert(counts_WE, 5)
+    assert order.tolist() == [0, 1, 3, 4, 2]
+    assert order[inverse(order)].tolist() == [0, 1, 2, 3, 4]

@@ -1,0 +1,171 @@
+"""The gated MLPs of many experts over rows that are sorted by expert, forward and backward, in pieces.
+
+The backward pass comes apart: the gradient of the rows is what others wait for, those of the weights nobody does, so
+they can be made whenever there is time. Shapes are named by the legend of `arctic_model.layers`; P are the rows.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Weights(NamedTuple):
+    """Of the experts that a rank holds: w1 and w3 are [E, F, D], w2 is [E, D, F]; or their gradients."""
+
+    w1: Tensor
+    w2: Tensor
+    w3: Tensor
+
+
+class Forward(NamedTuple):
+    """What the backward pass needs of a forward pass."""
+
+    x_PD: Tensor
+    gate_PF: Tensor
+    up_PF: Tensor
+
+
+def forward(x_PD: Tensor, counts: list[int], weights: Weights) -> tuple[Tensor, Forward]:
+    """Run rows that are sorted by expert, `counts` of each expert; returns [P, D] in the same order.
+
+    Expert by expert, as is the backward pass: what is between products stays in the processor's caches, and no bit
+    depends on whose rows are beside an expert's (the exponentials of what fills no vector are rounded otherwise).
+    """
+    kept = Forward(x_PD, *_empty_PF(x_PD, weights, 2))
+    y_PD = torch.empty_like(x_PD)
+    for (w1, w2, w3), x_pD, gate_pF, up_pF, y_pD in _by_expert(counts, weights, *kept, y_PD):
+        _enter(w1, w3, x_pD, gate_pF, up_pF)
+        torch.mm(functional.silu(gate_pF).mul_(up_pF), w2.t(), out=y_pD)
+    return y_PD, kept
+
+
+def enter(x_PD: Tensor, counts: list[int], weights: Weights) -> Forward:
+    """Compute again what `forward` keeps: the same bits."""
+    kept = Forward(x_PD, *_empty_PF(x_PD, weights, 2))
+    for (w1, _, w3), *rows in _by_expert(counts, weights, *kept):
+        _enter(w1, w3, *rows)
+    return kept
+
+
+def _enter(w1: Tensor, w3: Tensor, x_pD: Tensor, gate_pF: Tensor, up_pF: Tensor) -> None:
+    torch.mm(x_pD, w1.t(), out=gate_pF)
+    torch.mm(x_pD, w3.t(), out=up_pF)
+
+
+class Backward(NamedTuple):
+    """Gradients of a pass, as far as those of the weights need them."""
+
+    y_PD: Tensor
+    gated_PF: Tensor
+    """The input of w2, which is made anew."""
+    gate_PF: Tensor
+    up_PF: Tensor
+
+
+def backward(y_grad_PD: Tensor, counts: list[int], weights: Weights, kept: Forward) -> tuple[Tensor, Backward]:
+    """Return the gradient of the rows [P, D], and what `WeightGradients` takes."""
+    made = Backward(y_grad_PD, *_empty_PF(y_grad_PD, weights, 3))
+    x_grad_PD = torch.empty_like(y_grad_PD)
+    rows = _by_expert(counts, weights, kept.gate_PF, kept.up_PF, *made, x_grad_PD)
+    for (w1, w2, w3), gate_pF, up_pF, y_grad_pD, gated_pF, gate_grad_pF, up_grad_pF, x_grad_pD in rows:
+        gated_grad_pF = torch.mm(y_grad_pD, w2)
+        activated_pF = functional.silu(gate_pF)
+        torch.mul(activated_pF, up_pF, out=gated_pF)
+        torch.mul(gated_grad_pF, activated_pF, out=up_grad_pF)
+        gate_grad_pF.copy_(torch.ops.aten.silu_backward(gated_grad_pF.mul_(up_pF), gate_pF))
+        torch.mm(gate_grad_pF, w1, out=x_grad_pD)
+        x_grad_pD.addmm_(up_grad_pF, w3)
+    return x_grad_PD, made
+
+
+def _empty_PF(like_PD: Tensor, weights: Weights, count: int) -> list[Tensor]:  # noqa: N802 - the shape
+    return [like_PD.new_empty(like_PD.shape[0], weights.w1.shape[1]) for _ in range(count)]
+
+
+def _by_expert(counts: list[int], weights: Weights, *rows: Tensor) -> Iterator[Any]:
+    """Yield the weights of each expert that has any rows, and its part of each of `rows`.
+
+    On CPUs this is as fast as `torch._grouped_mm`.
+    """
+    experts = zip(*(weight.unbind() for weight in weights), strict=True)
+    parts = zip(*(torch.split(each, counts) for each in rows), strict=True)
+    for expert, part in zip(experts, parts, strict=True):
+        if part[0].shape[0]:
+            yield expert, *part
+
+
+class Backlog:
+    """Work that was put off until there is time, done in the order in which it came."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Callable[[], None]] = deque()
+
+    def put_off(self, job: Callable[[], None]) -> None:
+        """Take a job on."""
+        self._jobs.append(job)
+
+    def work(self) -> bool:
+        """Do one job; whether there was one."""
+        if not self._jobs:
+            return False
+        self._jobs.popleft()()
+        return True
+
+
+class WeightGradients:
+    """The gradients of a layer's experts, made piece by piece when there is time.
+
+    An expert's rows may come in several pieces, which are added in the order in which they were given, so that no sum
+    depends on when there was time.
+    """
+
+    def __init__(self, weights: Weights, backlog: Backlog) -> None:
+        self._weights = weights
+        self._backlog = backlog
+        self._open = 0
+        self._gradients: Weights | None = None
+        self._begun: list[set[int]] = [set(), set(), set()]
+
+    def put_off(self, counts: list[int], kept: Forward, made: Backward) -> None:
+        """Take the products of a piece on."""
+        for index, (left, right) in enumerate(
+            ((made.gate_PF, kept.x_PD), (made.y_PD, made.gated_PF), (made.up_PF, kept.x_PD))
+        ):
+            self._open += 1
+            self._backlog.put_off(partial(self._add, index, counts, left, right))
+
+    def finish(self) -> Weights:
+        """Return the gradients, once what was put off is done; an expert without any row has zeros."""
+        while self._open:
+            self._backlog.work()
+        # Given away: autograd would copy what somebody else still holds.
+        gradients, self._gradients = self._made(), None
+        for gradient, begun in zip(gradients, self._begun, strict=True):
+            for expert in set(range(gradient.shape[0])) - begun:
+                gradient[expert].zero_()
+        return gradients
+
+    def _made(self) -> Weights:
+        if self._gradients is None:
+            self._gradients = Weights(*(torch.empty_like(weight) for weight in self._weights))
+        return self._gradients
+
+    def _add(self, index: int, counts: list[int], left_PM: Tensor, right_PN: Tensor) -> None:
+        """Add each expert's left rows, transposed, times its right rows."""
+        self._open -= 1
+        gradients, begun = self._made()[index], self._begun[index]
+        for expert, left_pM, right_pN in zip(
+            range(len(counts)), torch.split(left_PM, counts), torch.split(right_PN, counts), strict=True
+        ):
+            if not left_pM.shape[0]:
+                continue
+            if expert in begun:
+                gradients[expert].addmm_(left_pM.t(), right_pN)
+            else:
+                torch.mm(left_pM.t(), right_pN, out=gradients[expert])
+            begun.add(expert)

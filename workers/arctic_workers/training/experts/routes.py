@@ -1,0 +1,53 @@
+"""Which row goes where: the choices of this rank's tokens in the order in which they are sent, chunk by chunk.
+
+Chunks are parts of each rank's experts, so that every expert has all of its rows at once and sums don't depend on the
+number of chunks, to the bit. Where a rank holds fewer experts than there are chunks, they are parts of the tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from arctic_model.moe import count_choices
+
+
+@dataclass(frozen=True)
+class Routes:
+    """The order of the rows of this rank's tokens: by chunk, then by rank, then by expert, then by token.
+
+    R are the rows: K choices of each of S tokens. C are the chunks, W the ranks, E the experts of a rank.
+    """
+
+    order_R: Tensor
+    """For each row that is sent, which choice it is: token times K plus the number of the choice."""
+    counts_CWE: Tensor
+    """Rows of each chunk for each rank's experts."""
+
+    @classmethod
+    def of(cls, experts_SK: Tensor, experts: int, ranks: int, chunks: int) -> "Routes":
+        """Sort the choices of `experts` experts over `ranks` ranks into `chunks` chunks."""
+        held = experts // ranks
+        choices_R = experts_SK.flatten()
+        if held >= chunks:
+            chunk_of_expert = torch.arange(held, device=choices_R.device) * chunks // held
+            keys_R = chunk_of_expert.repeat(ranks)[choices_R] * experts + choices_R
+        else:
+            tokens, chosen = experts_SK.shape
+            chunk_of_token = torch.arange(tokens, device=choices_R.device) * chunks // tokens
+            keys_R = chunk_of_token.repeat_interleave(chosen) * experts + choices_R
+        counts_CWE = count_choices(keys_R, chunks * experts).view(chunks, ranks, held)
+        return cls(keys_R.argsort(stable=True), counts_CWE)
+
+
+def order_by_expert(counts_WE: Tensor, rows: int) -> Tensor:
+    """Return the order that brings so many rows, sorted by (sender, expert), into that by (expert, sender)."""
+    experts_WE = torch.arange(counts_WE.shape[1], device=counts_WE.device).expand_as(counts_WE)
+    return experts_WE.flatten().repeat_interleave(counts_WE.flatten(), output_size=rows).argsort(stable=True)
+
+
+def inverse(order: Tensor) -> Tensor:
+    """Return the order that undoes `order`."""
+    back = torch.empty_like(order)
+    back[order] = torch.arange(order.shape[0], device=order.device)
+    return back
