@@ -24,7 +24,7 @@ EXECUTION, EXACT, NO_DISTINCT = "execution", "exact set match", "execution, DIST
 STOPS = (";", "\n\n", "</s>")
 _GOLD_FACTOR = 10
 _LEAST_SECONDS = 5
-_MOST_ORDERS = 12
+_MOST_ORDERS = 8
 """Columns of a result up to which their orders are tried."""
 
 
@@ -146,7 +146,10 @@ class Spider:
         ended = self._sandbox.run(Program("query", payload, reads=(file,)), limits)
         if ended.ending != Ending.DONE:
             raise QueryError(str(ended.ending), ended.printed.strip()[-500:])
-        said = json.loads(ended.result)
+        try:
+            said = json.loads(ended.result)
+        except (ValueError, RecursionError) as error:  # SQLite itself was broken into
+            raise QueryError("no plain value", str(error)) from error
         if "error" in said:
             raise QueryError(
                 "no query" if said["error"] == "not a query" or "syntax error" in said["error"] else "error",

@@ -114,6 +114,13 @@ def test_the_plus_inputs_are_run(plus: CodeSuite) -> None:
     assert {name: part.mean() for name, part in figures.items()} == {"pass@1": 0.0, "base pass@1": 0.5}
 
 
+@pytest.mark.parametrize("value", ["10**6000", "range(10**18)", "{'a': [None, ...]}", "[[[[]]]] * 9", "float('nan')"])
+def test_odd_values_are_wrong_answers_and_break_no_judge(plus: CodeSuite, value: str) -> None:
+    verdict = judged(plus, "HumanEval/53", f"def add(x, y): return {value}")
+    assert verdict.kind in ("wrong answer, base inputs", "no plain value")
+    assert verdict.message
+
+
 def test_floats_may_differ_a_little_and_the_type_may_not(plus: CodeSuite) -> None:
     assert judged(plus, "HumanEval/4", "def mean(n): return [sum(n) / len(n) + 1e-9, float(len(n))]").passed
     assert not judged(plus, "HumanEval/4", "def mean(n): return [sum(n) / len(n) + 1e-3, float(len(n))]").passed

@@ -138,5 +138,8 @@ def _digit_distance(one: int, other: int) -> int:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of more digits than Python writes, or too deep
+        return f"a {type(value).__name__} that can't be shown"
     return text if len(text) <= 300 else f"{text[:300]}..."
