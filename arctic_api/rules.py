@@ -6,6 +6,7 @@ Nothing here but rules: who evaluates them is in `crd.py` (the API server, by th
 import json
 import re
 from collections.abc import Iterable
+from functools import cache
 
 from arctic_api.common import (
     MAX_OBJECT_NAME,
@@ -771,6 +772,11 @@ NOT_YET_SUPPORTED = (
 RULES = (*COMMON_RULES, *TRAINING_RULES, *INFERENCE_RULES, *ENGINE_RULES, *NOT_YET_SUPPORTED)
 
 
-def rules_of(where: type[Resource]) -> Iterable[Rule]:
+def rules_of(where: type[Resource]) -> tuple[Rule, ...]:
     """Return the rules about objects of a type."""
-    return (rule for rule in RULES if issubclass(where, rule.where))
+    return _rules_of(where)
+
+
+@cache
+def _rules_of(where: type[Resource]) -> tuple[Rule, ...]:
+    return tuple(rule for rule in RULES if issubclass(where, rule.where))
