@@ -19,7 +19,7 @@ from arctic_operator.health import Health, Heartbeat
 from arctic_operator.install import Install
 from arctic_operator.lease import Lease
 from arctic_operator.metrics import OBJECTS, WATCH_EVENTS
-from arctic_operator.observed import LEADER_WORKER_SET
+from arctic_operator.observed import LEADER_WORKER_SET, is_news
 from arctic_operator.reconcile import Reconciler
 from arctic_operator.settings import Settings, SettingsError
 from arctic_operator.workqueue import WorkQueue
@@ -28,6 +28,8 @@ log = logging.getLogger("arctic_operator")
 
 WATCHER_TASK = "watcher for "
 """How kopf names the tasks that watch."""
+MADE_HERE = frozenset({"Job", "Service", "NetworkPolicy"})
+"""Children that nobody makes but the operator: that one has appeared is what it has just done."""
 LOOK_SECONDS = 2.0
 LOOK_FOR_KIND_SECONDS = 15.0
 STOP_SECONDS = 5.0
@@ -132,9 +134,10 @@ class Operator:
         if what == "Lease":
             self._heartbeat.seen(manifest)
             return
+        before = self._cache.same(manifest)
         if kind == "DELETED":
             self._cache.remove(manifest)
-        elif not self._cache.put(manifest):
+        elif not self._cache.put(manifest) or not _tells(kind, before, manifest):
             return
         if what == "Node":
             self._on_node(manifest["metadata"]["name"])
@@ -162,6 +165,13 @@ class Operator:
         self._most_watchers = max(self._most_watchers, running)
         missing = self._most_watchers - running
         return f"{missing} of {self._most_watchers} watches have ended" if missing else ""
+
+
+def _tells(kind: str, before: dict[str, Any] | None, manifest: dict[str, Any]) -> bool:
+    """Whether an event tells more than what this operator has just done, or what nobody reads."""
+    if before is None:
+        return kind != "ADDED" or manifest["kind"] not in MADE_HERE
+    return is_news(before, manifest)
 
 
 def allow_deep_objects() -> None:

@@ -1,4 +1,4 @@
-"""What the watches have shown, in memory: whole objects by kind and uid, and whose children they are. No I/O."""
+"""What the watches have shown, in memory: objects by kind and uid, and whose children they are. No I/O."""
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
@@ -11,6 +11,11 @@ Manifest = dict[str, Any]
 
 CUSTOM_KINDS = (training.KIND, inference.KIND)
 REMEMBERED_DELETIONS = 10_000
+CONTAINERS = ("containers", "initContainers")
+POD_FIELDS = frozenset({"nodeName", "restartPolicy"})
+"""What is read of a pod's specification besides its containers."""
+TEMPLATES = ("Job", "StatefulSet")
+"""Kinds that are made once and never compared, with a template of pods in them."""
 
 
 class Listing(NamedTuple):
@@ -39,6 +44,28 @@ def key_of(manifest: Manifest) -> Key | None:
     return Key(kind, metadata["namespace"], name) if kind in CUSTOM_KINDS and name else None
 
 
+def slim(manifest: Manifest) -> Manifest:
+    """Return an object without what nobody reads of it, which is most: who wrote which field, what pods are made of.
+
+    Containers keep what is read of them; of what is written again, and so compared, nothing is missing.
+    """
+    metadata = {name: value for name, value in manifest["metadata"].items() if name != "managedFields"}
+    kept = manifest | {"metadata": metadata}
+    spec = manifest.get("spec")
+    if spec is None:
+        return kept
+    if manifest["kind"] == "Pod":
+        containers = {field: [_container(each) for each in spec.get(field) or ()] for field in CONTAINERS}
+        return kept | {"spec": {field: spec[field] for field in POD_FIELDS & spec.keys()} | containers}
+    if manifest["kind"] in TEMPLATES:
+        return kept | {"spec": {name: value for name, value in spec.items() if name != "template"}}
+    return kept
+
+
+def _container(container: Manifest) -> Manifest:
+    return {"name": container["name"], "resources": container.get("resources", {})}
+
+
 class Cache:
     """Objects as they were seen last; answers to writes count as seen, so that a plan knows what the last one did."""
 
@@ -58,7 +85,7 @@ class Cache:
         known = self._objects[kind].get(uid)
         if known and version_of(known) >= version_of(manifest):
             return False
-        self._objects[kind][uid] = manifest
+        self._objects[kind][uid] = slim(manifest)
         if kind in CUSTOM_KINDS:
             self._custom[Key(kind, metadata["namespace"], metadata["name"])] = uid
         owner = metadata.get("labels", {}).get(Label.UID)
@@ -97,6 +124,20 @@ class Cache:
         """Set the children of a kind to what a list has shown."""
         self._replace(self.children(owner, kind), listing)
 
+    def remove_missing(self, kind: str, namespace: str, listing: Listing) -> list[Manifest]:
+        """Forget what a list of a namespace, or of all, lacks, unless it is newer; return it."""
+        listed = {manifest["metadata"]["uid"] for manifest in listing.items}
+        gone = [
+            manifest
+            for manifest in self.all(kind)
+            if manifest["metadata"]["uid"] not in listed
+            and version_of(manifest) <= listing.version
+            and namespace in ("", manifest["metadata"]["namespace"])
+        ]
+        for manifest in gone:
+            self.remove(manifest)
+        return gone
+
     def replace_all(self, kind: str, listing: Listing) -> None:
         """Set all objects of a kind that has no owners."""
         self._replace(self.all(kind), listing)
@@ -109,6 +150,10 @@ class Cache:
                 self.remove(manifest)
         for manifest in listing.items:
             self.put(manifest)
+
+    def same(self, manifest: Manifest) -> Manifest | None:
+        """Return an object as it was seen last."""
+        return self._objects[manifest["kind"]].get(manifest["metadata"]["uid"])
 
     def custom(self, key: Key) -> Manifest | None:
         """Return a custom resource."""

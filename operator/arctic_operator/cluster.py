@@ -15,7 +15,7 @@ from kubernetes.aio import client, config
 
 from arctic_api import API_VERSION, inference, training
 from arctic_api.world import Label, uid5
-from arctic_operator.cache import Listing, version_of
+from arctic_operator.cache import CUSTOM_KINDS, Listing, version_of
 from arctic_operator.cache import Manifest as Manifest
 from arctic_operator.clock import ClusterClock
 from arctic_operator.observed import HISTORY, LEADER_WORKER_SET, STATEFUL_SET, Identity
@@ -29,6 +29,9 @@ REMEMBERED_EVENTS = 4096
 APPLY = "application/apply-patch+yaml; charset=utf-8"
 """With the charset, the client sends our text as it is instead of writing JSON, which this content is not."""
 MERGE = "application/merge-patch+json"
+METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+PAGE = 500
+"""Objects of one answer to a list of all."""
 
 
 class Resource(NamedTuple):
@@ -150,13 +153,14 @@ class Cluster:
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, str] | None = None,
         content: str = "application/json",
+        accept: str = "application/json",
     ) -> Manifest:
         """Call the API server; ApiError if it refuses or can't be reached (code 0)."""
         serialized = await self._api.param_serialize(
             method,
             path,
             query_params=list((query or {}).items()),
-            header_params={"Accept": "application/json", "Content-Type": content},
+            header_params={"Accept": accept, "Content-Type": content},
             body=yaml_text(body) if body and content == APPLY else body,
             auth_settings=["BearerToken"],
         )
@@ -203,6 +207,20 @@ class Cluster:
                 raise
             # Older than anything: what was seen of them is not taken for gone by an API server that only starts.
             return Listing([], 0)
+
+    async def list_present(self, kind: str, namespace: str) -> Listing:
+        """Return what there is of a watched kind, its metadata alone, in a namespace or in all (``), page by page."""
+        items: list[Manifest] = []
+        version, query = 0, {"labelSelector": "" if kind in CUSTOM_KINDS else selector_of(kind), "limit": str(PAGE)}
+        while True:
+            answer = await self.request("GET", _path(kind, namespace), query=query, accept=METADATA_ONLY)
+            # All pages show the moment of the first one.
+            version = version or version_of(answer)
+            items += answer["items"]
+            following = answer["metadata"].get("continue")
+            if not following:
+                return Listing(items, version)
+            query["continue"] = following
 
     async def list_nodes(self) -> Listing:
         """Return all nodes."""
@@ -404,7 +422,8 @@ def _owned(manifest: Manifest, owner: str) -> bool:
 def _path(kind: str, namespace: str, name: str = "") -> str:
     resource = RESOURCES[kind]
     root = "/api/v1" if resource.api_version == "v1" else f"/apis/{resource.api_version}"
-    return f"{root}/namespaces/{namespace}/{resource.plural}" + (f"/{name}" if name else "")
+    place = f"/namespaces/{namespace}" if namespace else ""
+    return f"{root}{place}/{resource.plural}" + (f"/{name}" if name else "")
 
 
 def _said_at(event: Manifest) -> str:

@@ -18,6 +18,24 @@ NODES = ("", "v1", "nodes")
 LONGEST_WAIT = 30.0
 
 
+class NothingKept(kopf.DiffBaseStorage):  # type: ignore[misc]  # kopf has no types
+    """What kopf remembers of an object to find out what has changed: nothing, as it asks nobody to handle changes.
+
+    It would copy each object twice an event.
+    """
+
+    def build(self, **_: Any) -> Any:
+        """Return what is compared."""
+        return {}
+
+    def fetch(self, **_: Any) -> Any:
+        """Return what was compared last."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Keep it."""
+
+
 class EndlessBackoff:
     """Seconds between tries of a list or watch that fails; endless, since after the last kopf gives the watcher up."""
 
@@ -63,6 +81,7 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
         if kind not in (*CUSTOM_KINDS, "Node"):
             result.watching.label_selectors[resource] = selector_of(kind)
     result.networking.error_backoffs = EndlessBackoff()
+    result.persistence.diffbase_storage = NothingKept()
     result.posting.enabled = False
     result.scanning.disabled = True
     result.peering.standalone = True

@@ -47,17 +47,18 @@ class Keys:
         assert self._client is not None
         return self._client
 
-    async def ensure(self, identity: Identity, *, look: bool, login: bool) -> None:
+    async def ensure(self, identity: Identity, *, look: bool, login: bool, new: bool = False) -> None:
         """See to an object's Secrets, with `login` to that of its pods' logins too.
 
-        They are looked at now and then, whenever the authority changes, and on `look`.
+        They are looked at now and then, whenever the authority changes, and on `look`. Those of a `new` object are made
+        without looking whether they are there.
         """
         authority, now = await self._current(), self._clock()
         checked = self._checked.get(identity.uid)
         if not look and checked and checked[1:] == (authority.bundle, login) and now - checked[0] < CHECK_EVERY:
             return
         name = tls_name(identity)
-        known = await self._cluster.get("Secret", identity.namespace, name)
+        known = None if new else await self._cluster.get("Secret", identity.namespace, name)
         if known is None or _is_due(secret_data(known), authority, now):
             data = server_secret(authority, identity.name, identity.namespace, now)
             await self._cluster.apply(secret_manifest(child_metadata(identity, name), data), identity.uid, known)

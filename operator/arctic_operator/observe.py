@@ -13,7 +13,7 @@ from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, CheckpointRequest
 from arctic_api.verdict import field_problems, verdict
 from arctic_api.world import CHECKPOINT_REQUEST, Label
-from arctic_operator.cache import Cache, Key, Manifest, version_of
+from arctic_operator.cache import CUSTOM_KINDS, Cache, Key, Manifest, key_of, version_of
 from arctic_operator.cluster import CHILD_KINDS, Cluster
 from arctic_operator.live import Live
 from arctic_operator.manifests.common import revision_of
@@ -126,6 +126,14 @@ class Observer:
         listing = await self._cluster.list_children(kind, namespace, uid)
         self._cache.replace_children(uid, kind, listing)
         return listing.version
+
+    async def find_gone(self, namespaces: Iterable[str]) -> set[Key]:
+        """Forget what has gone unseen, by a list of each kind; return the objects whose it was."""
+        gone: list[Manifest] = []
+        for kind in (*CUSTOM_KINDS, *CHILD_KINDS, *({LEADER_WORKER_SET} - set(self._forbidden))):
+            for namespace in namespaces:
+                gone += self._cache.remove_missing(kind, namespace, await self._cluster.list_present(kind, namespace))
+        return {key for key in map(key_of, gone) if key}
 
     async def look_at_nodes(self) -> None:
         """Read all nodes from the API server, if that is allowed."""

@@ -347,6 +347,17 @@ def job_of(manifest: Manifest) -> Job:
     )
 
 
+def is_news(before: Manifest, after: Manifest) -> bool:
+    """Whether anything that is read of a Job or a pod is another than before; of other kinds all is read."""
+    if after["kind"] == "Job":
+        return job_of(before) != job_of(after)
+    if after["kind"] != "Pod":
+        return True
+    # What is read of a gateway's pods is in its annotations.
+    told = (manifest["metadata"].get("annotations") for manifest in (before, after))
+    return next(told) != next(told) or pod_of(before) != pod_of(after)
+
+
 def group_set_of(manifest: Manifest) -> GroupSet:
     """Reduce the StatefulSet or LeaderWorkerSet of a group."""
     kind, metadata, spec = manifest["kind"], manifest["metadata"], manifest["spec"]

@@ -68,8 +68,11 @@ WORKERS = 8
 RECONCILE_SECONDS_LIMIT = 120.0
 """Time after which a reconciliation that hangs is given up and tried again."""
 CLOSE_SECONDS = 5.0
-LOOK_EVERY = 900.0
-"""Seconds after which an object's children are listed anew: a watch that was away misses deletions."""
+LOOK_EVERY = 1800.0
+"""Seconds after which an object's children are listed anew, and what is not watched is seen to."""
+LIST_EVERY = 300.0
+"""Seconds after which it is listed what is there of all kinds: a watch that was away misses deletions."""
+NEVER = float("-inf")
 PROGRESS_EVERY = 10.0
 """Least seconds between two writes of one object's progress."""
 PROGRESS_RATE = 20.0
@@ -114,8 +117,8 @@ class _Memory:
     """What is remembered of an object only to spare work: losing it loses nothing."""
 
     uid: str
-    looked: float = float("-inf")
-    progress_written: float = float("-inf")
+    looked: float = NEVER
+    progress_written: float = NEVER
     followed: set[str] = field(default_factory=set)
     shapes: dict[str, object] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
@@ -155,11 +158,21 @@ class Reconciler:
             async with asyncio.TaskGroup() as workers:
                 for number in range(WORKERS):
                     workers.create_task(self._work(), name=f"reconciler {number}")
+                workers.create_task(self._miss_nothing(), name="listing")
         finally:
             self._commands.close()
             # Whatever becomes of old streams must not keep this operator from leading again.
             closing = [asyncio.create_task(each.close()) for each in (self._followers, self._gateways)]
             await asyncio.wait(closing, timeout=CLOSE_SECONDS)
+
+    async def _miss_nothing(self) -> None:
+        while True:
+            await asyncio.sleep(LIST_EVERY)
+            try:
+                for key in await self.observer.find_gone(self._settings.watch_namespaces or ("",)):
+                    self._queue.add(key)
+            except ApiError as error:
+                log.warning("what is there can't be listed: %s", error)
 
     async def _first_look(self) -> None:
         while True:
@@ -213,11 +226,11 @@ class Reconciler:
         if subject is None:
             return None
         memory = self._memory.setdefault(key, _Memory(subject.identity.uid))
-        looked = memory.looked
+        looked, new = memory.looked, memory.looked == NEVER and self._is_new(key, subject)
         if isinstance(subject, Inference):
             memory.access = await self._access_keys.read(subject)
         try:
-            plan = await self._newest_plan(key, subject, memory)
+            plan = await self._newest_plan(key, subject, memory, new=new)
         except PlanningError as error:
             await self._write_status(key, subject, Plan(status=subject.status.wire()), memory, error)
             raise
@@ -225,7 +238,7 @@ class Reconciler:
         if subject is None or subject.deleting:
             self._forget(key, memory)
             return None
-        failure = await self._carry_out(key, subject, plan, read=memory.looked != looked)
+        failure = await self._carry_out(key, subject, plan, read=memory.looked != looked, new=new)
         waits = await self._write_status(key, subject, plan, memory, failure)
         self._note_recovery(key, subject, plan, memory)
         await self._ask(key, plan, memory)
@@ -233,12 +246,24 @@ class Reconciler:
             raise failure
         return sooner(plan.requeue_after, waits)
 
-    async def _newest_plan(self, key: Key, subject: Subject, memory: _Memory) -> Plan:
+    async def _newest_plan(self, key: Key, subject: Subject, memory: _Memory, *, new: bool) -> Plan:
         """Plan on what the watches have shown; on a live read if it is time for one, or if the plan asks for it."""
+        if new:
+            memory.looked = time.monotonic()
+            return self._plan(key, subject)
         if time.monotonic() - memory.looked >= LOOK_EVERY:
             return await self._look_and_plan(key, memory)
         plan = self._plan(key, subject)
         return await self._look_and_plan(key, memory) if plan.needs_fresh else plan
+
+    def _is_new(self, key: Key, subject: Subject) -> bool:
+        """Whether no operator has visited an object yet and nothing is known of it: there is nothing to read then.
+
+        If there is, a child's name is taken, which is refused, and then it is looked.
+        """
+        never_visited = subject.status.observed_generation is None
+        known = any(self._cache.children(subject.identity.uid))
+        return never_visited and not known and not any(self._cache.children_of_others(key, subject.identity.uid))
 
     async def _look_and_plan(self, key: Key, memory: _Memory) -> Plan:
         """Plan on what the API server itself says now."""
@@ -296,7 +321,7 @@ class Reconciler:
             return Plan(status=training_status.invalid_status(subject.status, subject.message, subject.generation, now))
         return Plan(status=inference_status.invalid_status(subject.status, subject.message, subject.generation, now))
 
-    async def _carry_out(self, key: Key, subject: Subject, plan: Plan, *, read: bool) -> Exception | None:
+    async def _carry_out(self, key: Key, subject: Subject, plan: Plan, *, read: bool, new: bool) -> Exception | None:
         """Do what is planned, in order, up to the first refusal, which is returned: the status will tell of it.
 
         Secrets and ConfigMaps are not watched: they are seen to after a live read, and while pods wait for them.
@@ -308,7 +333,7 @@ class Reconciler:
         try:
             if plan.create or plan.apply or plan.follow:
                 login = isinstance(subject, Inference) and needs_login(subject.spec)
-                await self._keys.ensure(identity, look=look, login=login)
+                await self._keys.ensure(identity, look=look, login=login, new=new)
             for manifest in plan.apply:
                 await self._apply(manifest, identity)
             for manifest in plan.create:

@@ -46,7 +46,8 @@ from arctic_operator.settings import Settings
 KEPT_RECORDS = 5
 SHORT_LIFE = timedelta(seconds=10)
 """An interrupted attempt that lived no longer is followed by the next one only after the first backoff."""
-LOOK_AGAIN_SECONDS = 30.0
+LOOK_AGAIN_SECONDS = 1800.0
+"""When a world in which nothing happens is looked at again: its certificate may be near its end."""
 SURVIVOR_SECONDS = 1
 """What the pods of a broken world get to end: with a rank gone they can write nothing any more."""
 LINGER_SECONDS = 5

@@ -1,5 +1,5 @@
 from arctic_api.world import Label
-from arctic_operator.cache import Cache, Key, Listing
+from arctic_operator.cache import Cache, Key, Listing, slim
 
 
 def custom(uid="u1", version="1", name="tiny"):
@@ -71,3 +71,36 @@ def test_what_the_watch_showed_after_a_list_was_answered_stays_and_is_followed_o
     assert cache.count("Node") == 1
     assert cache.put(child("new", version="22"))
     assert not cache.put(child("old", version="11"))
+
+
+def test_what_a_list_of_all_lacks_is_gone_in_the_namespaces_that_were_listed():
+    cache = Cache()
+    elsewhere = child("p4", version="1")
+    elsewhere["metadata"]["namespace"] = "other"
+    for manifest in (child("p1"), child("p2"), child("p3", version="9"), elsewhere):
+        cache.put(manifest)
+    gone = cache.remove_missing("Pod", "team", Listing([child("p2")], version=5))
+    assert [manifest["metadata"]["uid"] for manifest in gone] == ["p1"]
+    assert {manifest["metadata"]["uid"] for manifest in cache.all("Pod")} == {"p2", "p3", "p4"}
+    gone = cache.remove_missing("Pod", "", Listing([], version=5))
+    assert {manifest["metadata"]["uid"] for manifest in gone} == {"p2", "p4"}
+
+
+def test_what_pods_are_made_of_is_not_kept_and_what_is_read_of_it_is():
+    worker = {"name": "worker", "resources": {"limits": {"memory": "1Gi"}}, "env": [{"name": "ARCTIC_WORLD"}]}
+    spec = {"nodeName": "n1", "restartPolicy": "Never", "containers": [worker], "volumes": [{"name": "tls"}]}
+    pod = child("p1") | {"spec": spec, "status": {"phase": "Running"}}
+    pod["metadata"]["managedFields"] = [{"manager": "kubelet"}]
+    kept = slim(pod)
+    assert kept["spec"] == {
+        "nodeName": "n1",
+        "restartPolicy": "Never",
+        "containers": [{"name": "worker", "resources": worker["resources"]}],
+        "initContainers": [],
+    }
+    assert kept["status"] == pod["status"]
+    assert "managedFields" not in kept["metadata"]
+    assert "managedFields" in pod["metadata"], "what was given stays as it is"
+    assert slim(child("j1", kind="Job") | {"spec": {"parallelism": 2, "template": {}}})["spec"] == {"parallelism": 2}
+    deployment = child("d1", kind="Deployment") | {"spec": {"template": {"spec": {}}}}
+    assert slim(deployment) == deployment, "what is applied is compared whole"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from arctic_operator.observed import Owner, pod_of
+from arctic_operator.observed import Owner, is_news, pod_of
 
 
 def raw_pod(**metadata):
@@ -43,3 +43,17 @@ def test_the_end_of_the_workers_container_decides_whatever_else_is_in_the_pod(po
     statuses = [{"name": "proxy", "state": proxy}, {"name": "worker", "state": worker}]
     pod = raw_pod() | {"spec": {"restartPolicy": policy}, "status": {"phase": phase, "containerStatuses": statuses}}
     assert (pod_of(pod).phase, pod_of(pod).lingers) == seen
+
+
+def test_only_what_is_read_of_a_job_or_a_pod_is_news():
+    labels = {"arctic.dev/attempt": "1"}
+    job = raw_pod(labels=labels) | {"kind": "Job", "status": {"active": 1}}
+    assert not is_news(job, job | {"status": {"active": 2, "ready": 1}})
+    ended = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    assert is_news(job, job | {"status": {"active": 2, "conditions": [ended]}})
+    pod = raw_pod()
+    assert not is_news(pod, pod | {"status": {"hostIP": "10.0.0.1"}})
+    assert is_news(pod, pod | {"status": {"phase": "Running"}})
+    assert is_news(pod, raw_pod(annotations={"arctic.dev/read": "2"})), "a gateway's pods are told by annotations"
+    service = raw_pod() | {"kind": "Service"}
+    assert is_news(service, service | {"spec": {"ports": []}})

@@ -5,11 +5,12 @@ from itertools import islice
 
 import pytest
 
-from arctic_api import rules
-from arctic_api.rules import Judge, Rule
+from arctic_api import verdict
+from arctic_api.rules import Judge, Rule, rules_of
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import Label
 from arctic_operator import reconcile
+from arctic_operator.cache import Listing
 from arctic_operator.cluster import NO_LEADER_WORKER_SETS, ApiError, NotServedError, contains
 from arctic_operator.handlers import LONGEST_WAIT, EndlessBackoff, build_registry, kopf_settings, watched
 from arctic_operator.observed import TrainingSeen
@@ -145,7 +146,9 @@ async def test_a_world_that_stricter_rules_of_an_upgrade_would_refuse_runs_to_it
         operator.cache.put(pod)
     await operator.reconcile(key)
     forbidden = Rule(ArcticTrainingSpec, Judge.OPERATOR, lambda spec: False, "may not be trained any more")
-    monkeypatch.setattr(rules, "RULES", (*rules.RULES, forbidden))
+    monkeypatch.setattr(
+        verdict, "rules_of", lambda where: (*rules_of(where), *[forbidden] * (where is forbidden.where))
+    )
     message = build.report(exportUri="file:///export")
     operator.pods("Succeeded", terminated={"exitCode": 0, "message": message, "finishedAt": "2026-01-01T00:10:00Z"})
     (job,) = operator.server.of("Job")
@@ -482,3 +485,70 @@ async def test_groups_of_both_kinds_are_found_after_a_restart_and_kept(build, op
     for _ in range(2):
         await operator.reconcile(key)
     assert operator.server.of(asked, other) == []
+
+
+@pytest.fixture
+def reads(operator, monkeypatch) -> list[str]:
+    """The kinds of children that were listed."""
+    kinds, real = [], operator.server.list_children
+
+    async def list_children(kind, namespace, owner):
+        kinds.append(kind)
+        return await real(kind, namespace, owner)
+
+    monkeypatch.setattr(operator.server, "list_children", list_children)
+    return kinds
+
+
+@pytest.mark.parametrize(("kind", "child"), [("ArcticTraining", "Job"), ("ArcticInference", "StatefulSet")])
+async def test_a_new_object_gets_its_world_without_a_read_and_one_that_was_visited_after_one(
+    operator, reads, kind, child
+):
+    await operator.reconcile(operator.add(kind))
+    assert operator.server.of(child)
+    assert reads == []
+    operator.restart()
+    await operator.reconcile(operator.add(kind, generation=2))
+    assert child in reads
+
+
+async def test_a_world_that_a_new_object_turns_out_to_have_is_found_by_its_name(operator, reads, monkeypatch):
+    key = operator.add("ArcticTraining")
+    await operator.reconcile(key)
+    (made,) = operator.server.of("Job")
+    # The one that made it died before it wrote the status, and the watch has not shown it yet.
+    operator.server.objects[tuple(key)].pop("status")
+    operator.restart()
+    uid = made["metadata"]["labels"][Label.UID]
+    for manifest in list(operator.cache.children(uid)):
+        operator.cache.forget_children(uid, manifest["kind"])
+    real = operator.server.create
+
+    async def create(manifest):
+        taken = (manifest["kind"], manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+        return None if taken in operator.server.objects else await real(manifest)
+
+    monkeypatch.setattr(operator.server, "create", create)
+    await operator.reconcile(key)
+    assert reads == []
+    assert operator.condition(key, "Degraded")["reason"] == "FailedCreate"
+    for _ in range(2):
+        await operator.reconcile(key)
+    assert "Job" in reads
+    assert operator.server.of("Job") == [made]
+    assert (operator.status(key)["attempt"], operator.condition(key, "Degraded")["status"]) == (1, "False")
+
+
+async def test_children_that_went_unseen_are_missed_by_a_list_of_all(operator, monkeypatch):
+    key = operator.add("ArcticTraining")
+    await operator.reconcile(key)
+    (job,) = operator.server.of("Job")
+    operator.server.objects.pop(("Job", "team", job["metadata"]["name"]))
+
+    async def list_present(kind, namespace):
+        return Listing(operator.server.of(kind), operator.server.version)
+
+    monkeypatch.setattr(operator.server, "list_present", list_present)
+    assert await operator.reconciler.observer.find_gone(("",)) == {key}
+    assert list(operator.cache.children(job["metadata"]["labels"][Label.UID], "Job")) == []
+    assert await operator.reconciler.observer.find_gone(("",)) == set()
