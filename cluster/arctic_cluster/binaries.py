@@ -89,16 +89,17 @@ class Controller:
     """Folder of its module, which has its definitions."""
 
 
-def controller(module: str) -> Controller:
-    """Build the tool of a module unless it is there: minutes, the first time."""
+def controller(module: str, package: str = "tool") -> Controller:
+    """Build the tool of a module, or another package in it, unless it is there: minutes, the first time."""
     at = MODULES / module
-    target = cache() / "controllers" / f"{module}-{tree_hash(MODULES, files_under(at))}"
+    kind = "" if package == "tool" else "-own"
+    target = cache() / "controllers" / f"{module}{kind}-{tree_hash(MODULES, files_under(at))}"
     go, env = _go()
     with locked(target.with_suffix(".lock")):
         if not target.exists():
             partial = fresh_partial(target)
             partial.mkdir()
-            shell.run(go, "build", "-trimpath", "-ldflags=-s -w", "-o", partial / module, "tool", env=env, cwd=at)
+            shell.run(go, "build", "-trimpath", "-ldflags=-s -w", "-o", partial / module, package, env=env, cwd=at)
             partial.rename(target)
     source = shell.run(go, "list", "-f", "{{.Module.Dir}}", "tool", env=env, cwd=at).strip()
     return Controller(target / module, Path(source))

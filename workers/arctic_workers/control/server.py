@@ -112,6 +112,11 @@ class _Control(control_pb2_grpc.ControlServicer):
         return control_pb2.ProfileReply(uri=uri)
 
 
+def add_control(server: grpc.aio.Server, board: StateBoard, commands: Commands) -> None:
+    """Let a gRPC server answer for a worker."""
+    control_pb2_grpc.add_ControlServicer_to_server(_Control(board, commands), server)  # type: ignore[no-untyped-call]
+
+
 class ControlServer:
     """Serves one worker's control on a background thread, from `start` to `stop` or for a with-statement."""
 
@@ -129,7 +134,7 @@ class ControlServer:
         self._world = world
         self._board = board
         self._ready = ready
-        self._control = _Control(board, commands)
+        self._commands = commands
         self._tls = (
             None
             if world.tls_folder is None
@@ -166,7 +171,7 @@ class ControlServer:
         # wait for ever (grpc/grpc#40989) and hold up the process's end.
         grpc.aio.init_grpc_aio()
         self._server = grpc.aio.server(options=OPTIONS)
-        control_pb2_grpc.add_ControlServicer_to_server(self._control, self._server)  # type: ignore[no-untyped-call]
+        add_control(self._server, self._board, self._commands)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
