@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 CONFIG_FILE = "config.json"
 
@@ -81,6 +81,9 @@ class ArcticConfig(BaseModel):
     parallel_attn_mlp_res: bool = True
     use_residual: bool = True
     router_aux_loss_coef: float = 0.001
+    moe_token_dropping: bool = False
+    moe_train_capacity_factor: PositiveFloat = 1.0
+    moe_min_capacity: NonNegativeInt = 0
     hidden_act: Literal["silu"] = "silu"
     max_position_embeddings: PositiveInt = 4096
     rope_theta: PositiveFloat = 10000.0
@@ -156,6 +159,14 @@ class ArcticConfig(BaseModel):
     def expert_layers(self) -> int:
         """Number of layers that have experts."""
         return self.num_hidden_layers // self.moe_layer_frequency
+
+    def capacity(self, tokens: int) -> int:
+        """Choices that an expert takes of those of `tokens` tokens, where training drops what is beyond.
+
+        An even share of them, times `moe_train_capacity_factor`, and at least `moe_min_capacity`.
+        """
+        even = tokens * self.num_experts_per_tok / self.num_local_experts
+        return max(math.ceil(even * self.moe_train_capacity_factor), self.moe_min_capacity)
 
     def with_vocab_size(self, vocab_size: int) -> ArcticConfig:
         """The same model for a tokenizer of `vocab_size` tokens."""

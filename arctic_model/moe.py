@@ -41,22 +41,50 @@ class Routing(NamedTuple):
     weights_SK: Tensor
     experts_SK: Tensor
     probabilities_SE: Tensor
+    kept_SK: Tensor | None = None
+    """Which choices are not dropped, bool; None where none is. The weights of the others are 0."""
 
 
 class Router(nn.Module):
-    """Top-k choice by softmax in fp32, weights renormalised over the chosen and cast back to the model's dtype."""
+    """Top-k choice by softmax in fp32, weights renormalised over the chosen and cast back to the model's dtype.
 
-    def __init__(self, hidden: int, experts: int, chosen: int) -> None:
+    Dropless, unless it is given a `capacity`: how many choices an expert takes of so many tokens. Then what is beyond
+    it is dropped in training, and a token's weights are renormalised over what is kept.
+    """
+
+    def __init__(self, hidden: int, experts: int, chosen: int, capacity: Callable[[int], int] | None = None) -> None:
         super().__init__()
         self.gate = nn.Linear(hidden, experts, bias=False)
         self.chosen = chosen
+        self.capacity = capacity
 
     def forward(self, x_SD: Tensor) -> Routing:
-        """Route each token by itself: what other tokens are in the batch changes nothing."""
+        """Route each token by itself; without a capacity what other tokens are in the batch changes nothing."""
         probabilities_SE = functional.softmax(self.gate(x_SD).float(), dim=-1)
         weights_SK, experts_SK = probabilities_SE.topk(self.chosen, dim=-1)
-        weights_SK = weights_SK / weights_SK.sum(-1, keepdim=True)
-        return Routing(weights_SK.to(x_SD.dtype), experts_SK, probabilities_SE)
+        kept_SK = None
+        if self.capacity is not None and self.training:
+            kept_SK = within_capacity(experts_SK, probabilities_SE.shape[-1], self.capacity(x_SD.shape[0]))
+            weights_SK = weights_SK * kept_SK
+            weights_SK = weights_SK / weights_SK.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).eps)
+        else:
+            weights_SK = weights_SK / weights_SK.sum(-1, keepdim=True)
+        return Routing(weights_SK.to(x_SD.dtype), experts_SK, probabilities_SE, kept_SK)
+
+
+def within_capacity(experts_SK: Tensor, experts: int, capacity: int) -> Tensor:
+    """Return which choices are among the first `capacity` of their expert: bool [S, K].
+
+    First come the first choices of all tokens, in their order, then the second ones, and so on (GShard, Lepikhin et al.
+    2020, arXiv 2006.16668, algorithm 1).
+    """
+    choices_R = experts_SK.t().flatten()
+    order_R = choices_R.argsort(stable=True)
+    counts_E = count_choices(choices_R, experts)
+    begins_E = counts_E.cumsum(0) - counts_E
+    places_R = torch.empty_like(choices_R)
+    places_R[order_R] = torch.arange(choices_R.shape[0], device=choices_R.device) - begins_E[choices_R[order_R]]
+    return (places_R < capacity).view(experts_SK.t().shape).t()
 
 
 def count_choices(choices_R: Tensor, experts: int) -> Tensor:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from arctic_model.moe import MoE, Router, load_balancing_loss
+from arctic_model.config import ArcticConfig
+from arctic_model.moe import MoE, Router, load_balancing_loss, within_capacity
 
 
 @pytest.fixture
@@ -56,6 +57,37 @@ def test_weights_are_renormalised_in_fp32_and_cast_back():
     assert routing.probabilities_SE.dtype == torch.float32
     chosen = routing.probabilities_SE.gather(1, routing.experts_SK)
     assert torch.equal(routing.weights_SK, (chosen / chosen.sum(1, keepdim=True)).to(torch.bfloat16))
+
+
+def test_choices_beyond_an_experts_capacity_are_dropped_second_ones_first():
+    chosen = torch.tensor([[0, 1], [0, 1], [1, 0], [0, 2]])
+    kept = [[True, True], [True, False], [True, False], [False, True]]
+    assert within_capacity(chosen, 3, 2).tolist() == kept
+    assert within_capacity(chosen, 3, 4).all()
+    assert not within_capacity(chosen, 3, 0).any()
+
+
+def test_what_is_kept_of_a_token_shares_its_weight():
+    config = ArcticConfig.preset("arctic-tiny").replace(moe_train_capacity_factor=0.75)
+    router = Router(8, 8, 2, config.capacity)
+    x_SD = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    routing = router(x_SD)
+    assert routing.kept_SK is not None
+    assert (routing.weights_SK[~routing.kept_SK] == 0).all()
+    sums, some = routing.weights_SK.sum(1), routing.kept_SK.any(1)
+    torch.testing.assert_close(sums, some.float())
+    assert some.any()
+    assert not routing.kept_SK.all()
+    counts = torch.bincount(routing.experts_SK[routing.kept_SK], minlength=8)
+    assert counts.max() <= config.capacity(32) == 6
+    router.eval()
+    assert router(x_SD).kept_SK is None
+
+
+def test_capacity_is_an_even_share_by_the_published_keys():
+    config = ArcticConfig().replace(moe_train_capacity_factor=1.25, moe_min_capacity=4)
+    assert config.capacity(4096) == 80
+    assert config.capacity(10) == 4
 
 
 def test_balance_by_hand():

@@ -13,6 +13,9 @@ from arctic_model.moe import Router, Routing
 DEAD_STEPS = 100
 """An expert is dead that got no token for so many steps, or more: as far as it was looked."""
 
+BESIDES = 3
+"""What is summed up of a router beside the choices of each expert: entropy, tokens, choices that were dropped."""
+
 
 @dataclass(frozen=True)
 class RouterHealth:
@@ -20,13 +23,13 @@ class RouterHealth:
 
     layer: int
     load: Sequence[float]
-    """Share of the choices that fell on each expert, summing to 1; even routing gives each 1 / experts."""
+    """Share of the choices that fell on each expert, dropped ones too, summing to 1; even routing gives 1 / experts."""
     entropy: float
     """Mean entropy of a token's probabilities, over that of even ones: from 0 (certain) to 1 (no preference)."""
     dead: Sequence[int]
     """Experts without a token for `DEAD_STEPS` steps."""
     dropped: float = 0.0
-    """Share of the choices that were dropped: 0, as routing drops none."""
+    """Share of the choices that were dropped: 0 unless the model has a capacity."""
 
     @property
     def imbalance(self) -> float:
@@ -55,7 +58,7 @@ class Tally:
     def __init__(self, module: nn.Module, sources: Sequence[str], device: torch.device) -> None:
         self._sources = list(sources)
         self._routers = {name: part for name, part in module.named_modules() if isinstance(part, Router)}
-        sizes = [2 * len(self._sources), *(router.gate.out_features + 2 for router in self._routers.values())]
+        sizes = [2 * len(self._sources), *(router.gate.out_features + BESIDES for router in self._routers.values())]
         self._sums = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
         self._losses, *self._of_routers = torch.split(self._sums, sizes)
         self._counting = False
@@ -81,7 +84,7 @@ class Tally:
             self._counting = False
 
     def _listen(self, sums: Tensor) -> Callable[[nn.Module, Any, Routing], None]:
-        counts_E, rest = sums[:-2], sums[-2:]
+        counts_E, rest = sums[:-BESIDES], sums[-BESIDES:]
 
         def hear(router: nn.Module, _: Any, routing: Routing) -> None:  # noqa: ARG001 - the hook's interface
             if not self._counting:
@@ -91,6 +94,8 @@ class Tally:
                 counts_E.scatter_add_(0, choices_R, torch.ones_like(choices_R, dtype=counts_E.dtype))
                 rest[0] += torch.special.entr(routing.probabilities_SE).sum()
                 rest[1] += routing.probabilities_SE.shape[0]
+                if routing.kept_SK is not None:
+                    rest[2] += (~routing.kept_SK).sum()
 
         return hear
 
@@ -126,12 +131,12 @@ class Tally:
         health = []
         for (name, router), last_used in zip(self._routers.items(), self._last_used, strict=True):
             experts = router.gate.out_features
-            health.append(self._health(_layer(name), sums[at : at + experts + 2], last_used, step))
-            at += experts + 2
+            health.append(self._health(_layer(name), sums[at : at + experts + BESIDES], last_used, step))
+            at += experts + BESIDES
         return Look(losses, [found for found in health if found])
 
     def _health(self, layer: int, sums: Sequence[float], last_used: list[int], step: int) -> RouterHealth | None:
-        *counts, entropy, tokens = sums
+        *counts, entropy, tokens, dropped = sums
         if not tokens:
             return None
         for expert, count in enumerate(counts):
@@ -142,6 +147,7 @@ class Tally:
             layer=layer,
             load=[count / total for count in counts],
             entropy=entropy / tokens / even if even else 1.0,
+            dropped=dropped / total,
             dead=[expert for expert, used in enumerate(last_used) if step - used >= DEAD_STEPS],
         )
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
+from arctic_model.moe import Router
 from arctic_workers.training import tally as tallies
 from arctic_workers.training.data.windows import IGNORED
 from arctic_workers.training.engine import LossModule
@@ -48,12 +49,27 @@ def test_each_choice_of_a_counted_pass_is_counted_once(model: nn.Module) -> None
     heard: list[list[float]] = []
     look = tally.look(1, lambda sums: heard.append(alone(sums)) or heard[-1])
     (health,) = look.routers
-    assert heard[0][-1] == 48  # tokens
+    assert heard[0][-2:] == [48, 0]  # tokens, and choices that were dropped
     assert sum(heard[0][:4]) == 48 * CONFIG.num_experts_per_tok
     assert (health.layer, sum(health.load)) == (1, pytest.approx(1))
     assert 0 < health.entropy < 1
     assert health.imbalance == pytest.approx(4 * max(health.load))
     assert tally.look(2, alone).routers == []  # nothing has passed since
+
+
+def test_the_share_of_choices_that_were_dropped_is_told(model: ArcticModel) -> None:
+    choose_only(model, [1, 2])  # half of all experts, with room for an even share: half of the choices
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.capacity = CONFIG.capacity
+    tally = Tally(model, [], torch.device("cpu"))
+    with tally.counting():
+        model(TOKENS)
+    assert tally.look(1, alone).routers[0].dropped == pytest.approx(0.5)
+    model.eval()  # where nothing is dropped
+    with tally.counting():
+        model(TOKENS)
+    assert tally.look(2, alone).routers[0].dropped == 0
 
 
 def test_even_routing_has_entropy_one_and_no_preference(model: ArcticModel) -> None:
