@@ -95,15 +95,18 @@ def count_choices(choices_R: Tensor, experts: int) -> Tensor:
     return choices_R.new_zeros(experts).scatter_add_(0, choices_R, torch.ones_like(choices_R))
 
 
-def load_balancing_loss(probabilities_SE: Tensor, experts_SK: Tensor) -> Tensor:
+def choice_shares(experts_SK: Tensor, experts: int) -> Tensor:
+    """Return for each expert the share of tokens of which it is a choice: they sum to K, fp32 [E]."""
+    return count_choices(experts_SK.flatten(), experts) / experts_SK.shape[0]
+
+
+def load_balancing_loss(probabilities_SE: Tensor, shares_E: Tensor) -> Tensor:
     """`E * sum over k, e of f[k,e] * P[e]`: f is the share of tokens whose k-th choice is e, P the mean probability.
 
     The least value, with all experts alike, is K. Shazeer et al. 2017 and Fedus et al. 2021 (equation 4), summed over
     the choices as the published Arctic does.
     """
-    experts = probabilities_SE.shape[-1]
-    shares_E = count_choices(experts_SK.flatten(), experts) / experts_SK.shape[0]
-    return experts * (shares_E * probabilities_SE.mean(0)).sum()
+    return shares_E.shape[0] * (shares_E * probabilities_SE.mean(0)).sum()
 
 
 class Experts(nn.Module):
@@ -183,7 +186,8 @@ class MoE(nn.Module):
         dispatched, routing = computed.dispatched, computed.dispatched.routing
         y_SKD = computed.y_RD[dispatched.order_R.argsort()].view(*routing.experts_SK.shape, dispatched.shape[-1])
         y_SD = (y_SKD * routing.weights_SK[..., None]).sum(1)
-        return y_SD.view(dispatched.shape), load_balancing_loss(routing.probabilities_SE, routing.experts_SK)
+        shares_E = choice_shares(routing.experts_SK, routing.probabilities_SE.shape[-1])
+        return y_SD.view(dispatched.shape), load_balancing_loss(routing.probabilities_SE, shares_E)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """All three steps at once."""

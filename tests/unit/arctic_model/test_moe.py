@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from arctic_model.config import ArcticConfig
-from arctic_model.moe import MoE, Router, load_balancing_loss, within_capacity
+from arctic_model.moe import MoE, Router, choice_shares, load_balancing_loss, within_capacity
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_balance_by_hand():
     chosen = torch.tensor([[0, 1], [0, 2]])
     # First choices: all 0. Second: one 1, one 2. Means: 0.55, 0.2, 0.25.
     expected = 3 * (1.0 * 0.55 + 0.5 * 0.2 + 0.5 * 0.25)
-    assert load_balancing_loss(probabilities, chosen) == pytest.approx(expected)
+    assert load_balancing_loss(probabilities, choice_shares(chosen, 3)) == pytest.approx(expected)
 
 
 @given(st.integers(1, 8), st.integers(1, 30), st.integers(0, 5))
@@ -104,4 +104,4 @@ def test_even_probabilities_give_the_number_of_choices(experts, tokens, seed):
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.rand(tokens, experts, generator=generator).argsort(-1)[:, :chosen_each]
     even = torch.full((tokens, experts), 1 / experts)
-    assert load_balancing_loss(even, chosen) == pytest.approx(chosen_each, rel=1e-5)
+    assert load_balancing_loss(even, choice_shares(chosen, experts)) == pytest.approx(chosen_each, rel=1e-5)

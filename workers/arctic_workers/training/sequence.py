@@ -30,6 +30,12 @@ class SequenceShare:
         """Return this rank's tokens of each sequence; the ranks divide its length."""
         return x_BT.tensor_split(self.ranks, 1)[self.index]
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean over all that share a sequence; gives no gradients. Collective."""
+        total = values.clone()
+        dist.all_reduce(total, group=self.group)
+        return total / self.ranks
+
 
 def share_sequences(rank: int, ranks: int) -> SequenceShare | None:
     """Return this rank's part of the sequences that each `ranks` consecutive ranks share, None if one. Collective."""

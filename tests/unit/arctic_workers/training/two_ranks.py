@@ -189,8 +189,7 @@ def divided_step() -> None:
     batch = MicroBatch(tokens.numpy(), labels.numpy(), [[0, 6], [0, 3, 11]], int((labels != IGNORED).sum()))
     spec = spec_of(optimizer={"weightDecay": 0.0}, parallelism=DIVIDED)
     ranks = replace(engines.start_processes(), sequence_parallel=2)
-    config = CONFIG.replace(router_aux_loss_coef=0.0)  # which is of the tokens of each rank by itself
-    engine = engines.start_engine(engines.build_model(config, ranks, 2, 1, None), spec)
+    engine = engines.start_engine(engines.build_model(CONFIG, ranks, 2, 1, None), spec)
     engines.set_learning_rate(engine, 1e-2)
     engine.module.arctic.recompute(True)
     exchanges: list[str] = []
@@ -200,7 +199,7 @@ def divided_step() -> None:
     sequence._exchanged = exchanged
     save_step("divided-step", engine, spec, {"loss": loss[0], "exchanges": len(exchanges)})
     if RANK == 0:
-        reference = reference_step(ArcticModel(config), [(tokens, labels, batch.starts)], spec)
+        reference = reference_step(ArcticModel(CONFIG), [(tokens, labels, batch.starts)], spec)
         torch.save(reference, FOLDER / "divided-reference.pt")
 
 

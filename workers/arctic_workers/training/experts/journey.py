@@ -49,6 +49,8 @@ class Journey:
     backlog: Backlog
     recomputes: bool
     """Whether the backward pass keeps what experts got, and computes the rest again."""
+    drops: bool = field(default=False, init=False)
+    """Whether some choices have no row: their place is the one after the last."""
     chunks: list[Chunk] = field(default_factory=list)
     gradients: WeightGradients = field(init=False)
     order_R: Tensor = field(init=False)
@@ -68,6 +70,16 @@ class Journey:
         with torch.no_grad():
             self.rows_RD = x_SD.index_select(0, self.tokens_R)
         self.places_SK = inverse(order_R).view(-1, chosen)
+
+    def leave_out_dropped(self) -> None:
+        """Take the rows away of the choices that were dropped, which are the last: once it is known how many stay."""
+        self.drops, stay = True, sum(self.sizes)
+        self.order_R, self.tokens_R, self.rows_RD = self.order_R[:stay], self.tokens_R[:stay], self.rows_RD[:stay]
+        self.places_SK.clamp_(max=stay)
+
+    def with_dropped(self, rows_RD: Tensor) -> Tensor:
+        """Return rows to which choices that were dropped have a place too, with nothing in it."""
+        return torch.cat([rows_RD, rows_RD.new_zeros(1, rows_RD.shape[1])]) if self.drops else rows_RD
 
     @property
     def sizes(self) -> list[int]:
@@ -128,7 +140,8 @@ class _Send(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
         journey: Journey = ctx.journey
-        rows_RD = journey.together([chunk.there.wait(journey.backlog.work) for chunk in reversed(journey.chunks)])
+        arrived = [chunk.there.wait(journey.backlog.work) for chunk in reversed(journey.chunks)]
+        rows_RD = journey.with_dropped(journey.together(arrived))
         first_S, *others = journey.places_SK.unbind(1)
         x_grad_SD = rows_RD.index_select(0, first_S)
         for places_S in others:
@@ -186,7 +199,7 @@ def fetch(run: tuple[Tensor, ...], weights_SK: Tensor, journey: Journey) -> Tens
 class _Fetch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights_SK: Tensor, journey: Journey, *_: Tensor) -> Tensor:
-        rows_RD = journey.together([chunk.back.wait() for chunk in journey.chunks])
+        rows_RD = journey.with_dropped(journey.together([chunk.back.wait() for chunk in journey.chunks]))
         ctx.journey = journey
         ctx.save_for_backward(rows_RD, weights_SK)
         weights_KS1, places_KS = weights_SK.t()[..., None], journey.places_SK.t()

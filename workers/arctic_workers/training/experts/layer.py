@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from arctic_model.config import ArcticConfig
 from arctic_model.devices import Wait, counts_on_host
-from arctic_model.moe import Experts, Router, Routing, load_balancing_loss
+from arctic_model.moe import Experts, Router, Routing, choice_shares, load_balancing_loss
 from arctic_workers.training.experts.exchange import Exchange, Kind
 from arctic_workers.training.experts.exposure import Flights
 from arctic_workers.training.experts.journey import Chunk, Journey, begin, fetch, run_experts, send
 from arctic_workers.training.experts.probe import candidates_for
 from arctic_workers.training.experts.products import Backlog, Weights
 from arctic_workers.training.experts.routes import Routes, order_by_expert
+from arctic_workers.training.sequence import SequenceShare
 
 CHUNKS = 2
 """Chunks before any other number is known to be faster."""
@@ -37,6 +38,8 @@ class Company:
     flights: Flights = field(default_factory=Flights)
     """When exchanges start and arrive."""
     backlog: Backlog = field(default_factory=Backlog)
+    sequences: SequenceShare | None = None
+    """What this rank has of each sequence; None where that is all."""
 
 
 class _Dispatched(NamedTuple):
@@ -79,7 +82,8 @@ class ParallelExperts(nn.Module):
         company.layers.append(self)
         self._begun: tuple[Journey, Tensor] | None = None
         self.chunks = CHUNKS
-        self.router = Router(config.hidden_size, self.num_experts, config.num_experts_per_tok)
+        capacity = config.capacity if config.moe_token_dropping else None
+        self.router = Router(config.hidden_size, self.num_experts, config.num_experts_per_tok, capacity)
         self.experts = Experts(self.num_local_experts, config.hidden_size, config.intermediate_size)
 
     def mark_parameters(self) -> None:
@@ -112,13 +116,15 @@ class ParallelExperts(nn.Module):
         for following in self.company.layers[self._place + 1 : self._place + 2]:
             following._begun = following._begin()
         routing: Routing = self.router(x_SD)
-        routes = Routes.of(routing.experts_SK, self.num_experts, self.ep_size, self._chunks)
+        routes = Routes.of(routing.experts_SK, self.num_experts, self.ep_size, self._chunks, routing.kept_SK)
         leaving_WCE = routes.counts_CWE.transpose(0, 1)
         counting = self._exchange("counts", [1] * self.ep_size, [1] * self.ep_size)
         counting.launch(leaving_WCE.flatten(1).contiguous())
         journey.load(x_SD, routes.order_R, routing.experts_SK.shape[1])
         arriving_WCE = counting.wait().view(leaving_WCE.shape)
         journey.chunks = self._plan(routes.counts_CWE, arriving_WCE.transpose(0, 1))
+        if routing.kept_SK is not None:
+            journey.leave_out_dropped()
         return _Dispatched(send(x_SD, journey), beginning, journey, routing, x_BTD.shape)
 
     def compute(self, dispatched: _Dispatched) -> _Computed:
@@ -130,10 +136,17 @@ class ParallelExperts(nn.Module):
         return _Computed(run, journey, dispatched.routing, dispatched.shape)
 
     def combine(self, computed: _Computed) -> tuple[Tensor, Tensor]:
-        """Return each token's weighted sum [B, T, D] and the load-balancing loss of this rank's tokens."""
-        routing = computed.routing
+        """Return each token's weighted sum [B, T, D] and the load-balancing loss.
+
+        Experts' shares of the choices are those of whole sequences, the probabilities are this rank's: over ranks that
+        share sequences the mean of such losses is the loss of all their tokens, and so are its gradients.
+        """
+        routing, sequences = computed.routing, self.company.sequences
+        shares_E = choice_shares(routing.experts_SK, self.num_experts)
+        if sequences is not None:
+            shares_E = sequences.mean(shares_E)
         y_SD = fetch(computed.run, routing.weights_SK, computed.journey)
-        return y_SD.view(computed.shape), load_balancing_loss(routing.probabilities_SE, routing.experts_SK)
+        return y_SD.view(computed.shape), load_balancing_loss(routing.probabilities_SE, shares_E)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """All three steps at once."""

@@ -20,13 +20,13 @@ class Routes:
     """
 
     order_R: Tensor
-    """For each row that is sent, which choice it is: token times K plus the number of the choice."""
+    """For each row that is sent, which choice it is: token times K plus the number of the choice; dropped ones last."""
     counts_CWE: Tensor
     """Rows of each chunk for each rank's experts."""
 
     @classmethod
-    def of(cls, experts_SK: Tensor, experts: int, ranks: int, chunks: int) -> "Routes":
-        """Sort the choices of `experts` experts over `ranks` ranks into `chunks` chunks."""
+    def of(cls, experts_SK: Tensor, experts: int, ranks: int, chunks: int, kept_SK: Tensor | None = None) -> "Routes":
+        """Sort the choices of `experts` experts over `ranks` ranks into `chunks` chunks, but for those not kept."""
         held = experts // ranks
         choices_R = experts_SK.flatten()
         if held >= chunks:
@@ -36,7 +36,10 @@ class Routes:
             tokens, chosen = experts_SK.shape
             chunk_of_token = torch.arange(tokens, device=choices_R.device) * chunks // tokens
             keys_R = chunk_of_token.repeat_interleave(chosen) * experts + choices_R
-        counts_CWE = count_choices(keys_R, chunks * experts).view(chunks, ranks, held)
+        nobody = chunks * experts
+        if kept_SK is not None:
+            keys_R = torch.where(kept_SK.flatten(), keys_R, nobody)
+        counts_CWE = count_choices(keys_R, nobody + 1)[:nobody].view(chunks, ranks, held)
         return cls(keys_R.argsort(stable=True), counts_CWE)
 
 

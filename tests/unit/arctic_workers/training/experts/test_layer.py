@@ -9,13 +9,17 @@ from arctic_workers.training.experts import Company, ParallelExperts
 CONFIG = ArcticConfig.preset("arctic-tiny").replace(hidden_size=8, intermediate_size=6, num_local_experts=4)
 
 
-@pytest.fixture
-def mine() -> ParallelExperts:
+def made(config: ArcticConfig) -> ParallelExperts:
     torch.manual_seed(0)
-    layer = ParallelExperts(CONFIG, 1, 0, 0, Company())
+    layer = ParallelExperts(config, 1, 0, 0, Company())
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     return layer
+
+
+@pytest.fixture
+def mine() -> ParallelExperts:
+    return made(CONFIG)
 
 
 def passes(layer: MoE | ParallelExperts, x_BTD: Tensor) -> list[Tensor | None]:
@@ -38,3 +42,35 @@ def test_one_rank_computes_what_the_model_does_and_leaves_no_work_behind(mine: P
         if found is not None and expected is not None:
             torch.testing.assert_close(found, expected)
     assert not mine.company.backlog.work()
+
+
+def test_choices_beyond_a_capacity_travel_nowhere_and_count_as_nothing() -> None:
+    config = CONFIG.replace(moe_token_dropping=True, moe_train_capacity_factor=0.5)
+    mine, model = made(config), MoE(config)
+    model.router.capacity = config.capacity  # which by itself it has not: inference drops nothing
+    model.load_state_dict(mine.state_dict())
+    x_BTD = torch.randn(2, 9, 8)
+    dispatched = mine.dispatch(x_BTD)
+    kept_SK = dispatched.routing.kept_SK
+    assert kept_SK is not None
+    assert sum(dispatched.journey.sizes) == int(kept_SK.sum()) < kept_SK.numel()
+    assert not kept_SK.any(1).all()  # so that some token has no expert at all
+    for found, expected in zip(passes(mine, x_BTD), passes(model, x_BTD), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_experts_that_are_run_again_for_the_backward_pass_give_the_same_bits(mine: ParallelExperts) -> None:
+    x_BTD = torch.randn(2, 9, 8)
+    kept = passes(mine, x_BTD)
+    mine.zero_grad()
+    mine.experts.recomputes = True
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        again = passes(mine, x_BTD)
+    assert all(map(torch.equal, kept, again))
+    assert CONFIG.intermediate_size not in {tensor.shape[-1] for tensor in saved if tensor.dim() == 2}

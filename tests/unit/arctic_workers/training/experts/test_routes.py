@@ -29,6 +29,21 @@ def test_rows_travel_by_chunk_then_rank_then_expert_then_token(case: tuple[int, 
 
 @given(CASES)
 @settings(max_examples=40, deadline=None)
+def test_choices_that_are_not_kept_come_last_and_are_counted_nowhere(case: tuple[int, ...]) -> None:
+    tokens, chosen, ranks, held, chunks, seed = case
+    draw = torch.Generator().manual_seed(seed)
+    choices_SK = torch.randint(ranks * held, (tokens, chosen), generator=draw)
+    kept_SK = torch.rand(tokens, chosen, generator=draw) < 0.5
+    routes = Routes.of(choices_SK, ranks * held, ranks, chunks, kept_SK)
+    stay = int(routes.counts_CWE.sum())
+    assert kept_SK.flatten()[routes.order_R].tolist() == [True] * stay + [False] * (kept_SK.numel() - stay)
+    # Among themselves they travel as they do without the others.
+    whole = Routes.of(choices_SK, ranks * held, ranks, chunks).order_R
+    assert routes.order_R[:stay].tolist() == [row for row in whole.tolist() if kept_SK.flatten()[row]]
+
+
+@given(CASES)
+@settings(max_examples=40, deadline=None)
 def test_an_expert_has_all_its_rows_in_one_chunk_where_there_are_enough_experts(case: tuple[int, ...]) -> None:
     tokens, chosen, ranks, held, chunks, seed = case
     choices_SK = torch.randint(ranks * held, (tokens, chosen), generator=torch.Generator().manual_seed(seed))
