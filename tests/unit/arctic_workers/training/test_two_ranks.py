@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "corpus" / name / f"{i:02}.txt").write_text(text)
     parts = ("refusals", "one_step", "divided_step", "runs", "divided", "recomputing", "commands", "stopped_early")
     later = ("extended", "skipped_updates", "slow_commit", "pause_when_put_off", "full_store", "jumps")
-    run(folder, f"2:{','.join(parts + later)}", "1:other_world", "2:and_back,adapters", "4:forced_router")
+    run(folder, f"2:{','.join(parts + later)}", "1:other_world", "2:and_back,adapters,longer", "4:forced_router")
     return folder
 
 
@@ -415,6 +415,16 @@ def test_an_adapter_learns_and_is_exported_alone_or_merged_with_the_same_numbers
         assert torch.equal(made[f"{name}.weight"], expected), name
     assert TextEncoder(folder / "adapter" / "export").eos is not None
     assert not (folder / "adapter" / "export" / "config.json").exists()
+
+
+def test_an_export_goes_on_with_sequences_longer_than_its_positions(folder: Path) -> None:
+    report = read(folder, "longer")
+    assert (report["outcome"], report["step"]) == ("succeeded", 3)
+    [stage] = report["stages"]
+    assert stage["validationLoss"] < stage["initialValidationLoss"]
+    config = ArcticConfig.from_folder(folder / "longer" / "export")
+    assert config.max_position_embeddings == 160
+    assert config.rope_scaling == {"type": "yarn", "factor": 2.5, "original_max_position_embeddings": 64}
 
 
 def test_an_adapter_does_not_go_on_when_the_weights_below_it_have_changed(folder: Path) -> None:

@@ -607,6 +607,33 @@ def adapters() -> None:
         write("other-base", {"reason": error.reason, "message": error.message})
 
 
+def longer() -> None:
+    """The export of another run goes on with sequences that are longer than its positions, and shared out at first."""
+    model = {
+        "from": {"uri": f"file://{FOLDER}/adapter-stopped/export"},
+        "ropeScaling": {"type": "yarn", "factor": 2.5},
+    }
+    stage = {
+        "name": "long",
+        "tokens": 3 * 320,
+        "mixture": {"books": 1},
+        "learningRate": {"peak": 3e-3},
+        "sequenceLength": 160,
+    }
+
+    def spec(**parallelism: int) -> ArcticTrainingSpec:
+        return spec_of(
+            model=model,
+            tokenizer=None,
+            curriculum={"stages": [stage]},
+            batch={"tokensPerStep": 320, "microBatchSize": 1},
+            parallelism={"nodes": WORLD, "expertParallel": WORLD} | parallelism,
+        )
+
+    run("longer", link=ScriptedLink({1: "stop"} if RANK == 0 else {}), spec=spec(sequenceParallel=WORLD))
+    write("longer", run("longer", attempt=2, spec=spec()).wire())
+
+
 def other_world() -> None:
     """A run that two ranks have begun is ended by one; another one, begun without partitions, is led on by one."""
     write("other-world", run("other-world", attempt=2).wire())
@@ -624,7 +651,7 @@ if __name__ == "__main__":
     parts = (
         *(commands, stopped_early, extended, one_step, divided_step, runs, divided, recomputing, refusals),
         *(skipped_updates, slow_commit, pause_when_put_off, full_store, jumps, other_world, and_back, adapters),
-        *(forced_router,),
+        *(forced_router, longer),
     )
     for name in sys.argv[2:]:
         next(part for part in parts if part.__name__ == name)()
