@@ -283,8 +283,8 @@ def _working(training: Training, stage: Stage, *, recomputed: bool) -> Counter[s
     tokens, config = training.micro_batch_tokens(stage), training.config
     kept = [saved_by_layer(config, layer) for layer in range(config.num_hidden_layers)]
     elements = sum(kept)
-    if recomputed:  # one layer's are there while its backward pass goes on
-        elements = max(kept) + sum(inputs_of_layer(config, layer) for layer in range(config.num_hidden_layers))
+    if recomputed:  # one layer's are there while its backward pass goes on, and gradients beside them
+        elements = 2 * max(kept) + sum(inputs_of_layer(config, layer) for layer in range(config.num_hidden_layers))
         if training.sequence_parallel > 1:
             elements += config.num_hidden_layers * _exchanged_by_layer(config)
     return Counter(
