@@ -57,9 +57,11 @@ def step(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"step.{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["step", "whole-step"])
+@pytest.mark.parametrize("name", ["step", "whole-step", "dropping-step"])
 def test_gradients_of_shared_out_experts_equal_those_of_one_process_with_both_batches(folder: Path, name: str) -> None:
-    assert_gradients(folder, name, "reference")
+    assert_gradients(folder, name, f"{name}-reference")
+    dropped = [torch.load(folder / f"{name}.{rank}.pt")["dropped"] for rank in range(2)]
+    assert all(share > 0.1 if name == "dropping-step" else share == 0 for share in dropped)
 
 
 def test_loss_and_gradients_of_shared_out_sequences_equal_those_of_one_process(folder: Path) -> None:

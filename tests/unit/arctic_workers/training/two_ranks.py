@@ -41,6 +41,7 @@ from arctic_workers.training.engine import LossModule, Ranks, named_tensors, ten
 from arctic_workers.training.errors import Refused, StoreFull
 from arctic_workers.training.experts import Exchange
 from arctic_workers.training.rank import train
+from arctic_workers.training.tally import Tally
 from arctic_workers.training.trainer import Diverged, Trainer, Wishes
 
 FOLDER = Path(sys.argv[1])
@@ -147,20 +148,28 @@ def one_step() -> None:
     """Make one step with shared-out experts on this rank's batch, and on rank 0 the same in one process with all."""
     one_step_with("step", spec_of(optimizer={"weightDecay": 0.0}))
     one_step_with("whole-step", spec_of(optimizer={"weightDecay": 0.0}, parallelism=NOTHING_SHARED))
+    dropping = CONFIG.replace(moe_token_dropping=True, moe_train_capacity_factor=0.75)
+    one_step_with("dropping-step", spec_of(optimizer={"weightDecay": 0.0}), dropping)
 
 
-def one_step_with(name: str, spec: ArcticTrainingSpec) -> None:
+def one_step_with(name: str, spec: ArcticTrainingSpec, config: ArcticConfig = CONFIG) -> None:
     ranks: Ranks = engines.start_processes()
     batches = batches_of(ranks.world)
-    engine = engines.start_engine(engines.build_model(CONFIG, ranks, spec.parallelism.expert_parallel, 1, None), spec)
+    engine = engines.start_engine(engines.build_model(config, ranks, spec.parallelism.expert_parallel, 1, None), spec)
     engines.set_learning_rate(engine, 1e-2)
     events = record_events(engine.module.arctic)
-    loss, balance = engine(batches[ranks.rank])
+    tally = Tally(engine.module, [], ranks.device)
+    with tally.counting():
+        loss, balance = engine(batches[ranks.rank])
     engine.backward(loss + balance)
-    save_step(name, engine, spec, {"events": events})
+    [router] = tally.look(1, lambda sums: sums.tolist()).routers
+    save_step(name, engine, spec, {"events": events, "dropped": router.dropped})
     if RANK == 0:
-        reference = reference_step(ArcticModel(CONFIG), [(batch,) for batch in batches], spec)
-        torch.save(reference, FOLDER / "reference.pt")
+        model = ArcticModel(config)
+        for part in model.modules():
+            if isinstance(part, Router) and config.moe_token_dropping:
+                part.capacity = config.capacity
+        torch.save(reference_step(model, [(batch,) for batch in batches], spec), FOLDER / f"{name}-reference.pt")
 
 
 def save_step(name: str, engine: Any, spec: ArcticTrainingSpec, more: dict[str, Any]) -> None:
