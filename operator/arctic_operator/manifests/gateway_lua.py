@@ -82,7 +82,7 @@ local function hold(txn)
             txn:set_var("txn.unheld", "late")
             return
         end
-        held[id] = now() + 2
+        held[id] = now() + 1
         core.msleep(100)
     end
     held[id] = nil

@@ -8,7 +8,7 @@ import pytest
 from arctic_operator.live import Figures, LogSums
 from arctic_operator.plan.comparison import Comparison, _sigmas, agresti_caffo, judge, welch
 
-RUNS = 300
+RUNS = 200
 SPREAD = 0.6
 """Standard deviation of the logarithms of latencies, much as of a service whose prompts differ."""
 
@@ -73,7 +73,7 @@ def test_a_canary_that_is_no_worse_is_hardly_ever_rolled_back_however_often_one_
         alarms += alarmed
         promoted += verdicts(new, old)[1:] == ["fine", "fine"]
     assert alarms / RUNS <= 0.01
-    assert promoted / RUNS >= 0.7
+    assert promoted / RUNS >= 0.65
 
 
 @pytest.mark.parametrize("change", [{"slower": 0.3}, {"failing": 0.15}])
