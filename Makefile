@@ -74,6 +74,7 @@ bench: setup setup-engines ## every benchmark, whole (two hours): prints its tab
 	@$(RUN) python -m benchmarks.demo --keep
 	@$(RUN) python -m benchmarks.endless --keep
 	@$(RUN) python -m benchmarks.faults_training --keep
+	@$(RUN) python -m benchmarks.overlap --keep
 	@$(RUN) python -m benchmarks.pipeline --keep
 	@$(RUN) python -m benchmarks.reconcile --keep  # needs root
 	@$(RUN) python -m benchmarks.serving --keep

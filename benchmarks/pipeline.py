@@ -10,16 +10,14 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from arctic_api.world import InferenceGroup
-from arctic_cluster import shell
 from arctic_cluster.errors import ClusterError
 from benchmarks.form import arguments, finish, in_alternation, note, print_table, spread, wait_for_quiet
+from benchmarks.links import ADDRESSES, link
 from benchmarks.models import random_model
 from benchmarks.native import group_of
 from benchmarks.pinned import Place, pinned
@@ -32,30 +30,7 @@ SPEC: dict[str, Any] = {
     # A random model goes in circles: what proposals gain there says nothing of texts.
     "batching": {"maxSequences": 2 * max(BATCHES)},
 }
-NAMESPACES = ("arctic-benchmark-0", "arctic-benchmark-1")
-ADDRESSES = ("198.18.0.1", "198.18.0.2")
-"""Of the range that is set aside for benchmarks (RFC 2544)."""
 RATE = "1gbit"
-
-
-@contextmanager
-def shaped_link() -> Iterator[list[tuple[str, str]]]:
-    """Join two network namespaces by a link of `RATE`; what takes a command into each. Raises ClusterError."""
-    with ExitStack() as stack:
-        for namespace in NAMESPACES:
-            shell.attempt("ip", "netns", "delete", namespace)
-            shell.run("ip", "netns", "add", namespace)
-            stack.callback(shell.attempt, "ip", "netns", "delete", namespace)
-        inside = [("nsenter", f"--net=/run/netns/{namespace}") for namespace in NAMESPACES]
-        ends = [("eth0", "netns", namespace) for namespace in NAMESPACES]
-        shell.run("ip", "link", "add", *ends[0], "type", "veth", "peer", "name", *ends[1])
-        for enter, address in zip(inside, ADDRESSES, strict=True):
-            shell.run(*enter, "ip", "address", "add", f"{address}/30", "dev", "eth0")
-            for device in ("lo", "eth0"):
-                shell.run(*enter, "ip", "link", "set", device, "up")
-            shape = ("tbf", "rate", RATE, "burst", "128kb", "latency", "50ms")
-            shell.run(*enter, "tc", "qdisc", "add", "dev", "eth0", "root", *shape)
-        yield inside
 
 
 def pipeline_of(model: Path, scratch: Path, **options: str) -> list[InferenceGroup]:
@@ -67,8 +42,8 @@ def pipeline_of(model: Path, scratch: Path, **options: str) -> list[InferenceGro
 def over_the_link(model: Path, scratch: Path, cores: list[int], rounds: int) -> dict[str, list[float]]:
     """Tokens a second with each format on the wire, by format and batch."""
     taken: dict[str, list[float]] = {}
-    with shaped_link() as inside:
-        places = [Place((core,), enter) for core, enter in zip(cores, inside, strict=True)]
+    with link(RATE) as joined:
+        places = [Place((core,), enter) for core, enter in zip(cores, joined.inside, strict=True)]
         for wire in ("fp32", "bf16", "fp8"):
             groups = [
                 group.model_copy(update={"hosts": list(ADDRESSES)})
