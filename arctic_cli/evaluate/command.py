@@ -58,7 +58,7 @@ def evaluate(
     api: str | None,
     compare: Sequence[Path],
 ) -> None:
-    """Evaluate MODEL, a folder in the Hugging Face layout or the address of an OpenAI API (http://host/v1).
+    """Evaluate MODEL: a folder in the Hugging Face layout, a run's checkpoint, or an OpenAI API (http://host/v1).
 
     A second call with the same arguments goes on where the first was ended. An endpoint's key is read from
     OPENAI_API_KEY.
@@ -77,15 +77,16 @@ def evaluate(
         raise click.UsageError("several samples take a --temperature above 0: answers are all alike there")
     name = name or _default_name(model)
     folder = output or Path("evaluation") / name.replace("/", "-")
-    is_chat = _is_chat(model, api)
     sampling = Sampling(samples, temperature, seed)
-    asked = {"model": model, "name": name, "api": "chat" if is_chat else "completions"}
     try:
         others = [Evaluated.read(each) for each in compare]
-        claim(folder, {**asked, "samples": samples, "temperature": temperature, "seed": seed})
-        with _endpoint(model, name, folder / "server.log", is_chat=is_chat) as endpoint:
-            evaluation = Evaluation(name, data, sampling, folder, concurrency)
-            results = evaluate_model(evaluation, endpoint, cache(Sandbox), click.echo)
+        with _weights(model) as place:
+            is_chat = _is_chat(place, api)
+            asked = {"model": model, "name": name, "api": "chat" if is_chat else "completions"}
+            claim(folder, {**asked, "samples": samples, "temperature": temperature, "seed": seed})
+            with _endpoint(place, name, folder / "server.log", is_chat=is_chat) as endpoint:
+                evaluation = Evaluation(name, data, sampling, folder, concurrency)
+                results = evaluate_model(evaluation, endpoint, cache(Sandbox), click.echo)
     except (DataError, SandboxError, EndpointError, MixedError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
     write_atomically(folder / "report.html", page([Evaluated.read(folder), *others]).encode())
@@ -115,28 +116,42 @@ def _is_url(model: str) -> bool:
 def _default_name(model: str) -> str:
     if _is_url(model):
         raise click.UsageError("an endpoint may serve several models: say which with --name")
-    return Path(model).resolve().name
-
-
-def _is_chat(model: str, api: str | None) -> bool:
-    if _is_url(model) or api is not None:
-        return api != "completions"
-    from arctic_cli.evaluate.serving import has_chat_template
-
-    return has_chat_template(Path(model))
+    folder = Path(model).resolve()
+    return f"{folder.parents[1].name}-{folder.name}" if folder.parent.name == "checkpoints" else folder.name
 
 
 @contextmanager
-def _endpoint(model: str, name: str, log: Path, *, is_chat: bool) -> Iterator[Any]:
+def _weights(model: str) -> Iterator[str | Path]:
+    """Yield the address of an endpoint as it is, or the folder of a model's weights."""
+    if _is_url(model):
+        yield model
+        return
+    from arctic_cli.evaluate.serving import weights_of
+
+    with weights_of(Path(model)) as folder:
+        yield folder
+
+
+def _is_chat(place: str | Path, api: str | None) -> bool:
+    if isinstance(place, str) or api is not None:
+        return api != "completions"
+    from arctic_cli.evaluate.serving import has_chat_template
+
+    return has_chat_template(place)
+
+
+@contextmanager
+def _endpoint(place: str | Path, name: str, log: Path, *, is_chat: bool) -> Iterator[Any]:
     from arctic_cli.evaluate.serving import NAME, served
     from arctic_workers.evaluation.endpoint import Endpoint
 
     with ExitStack() as stack:
-        url = model
-        if not _is_url(model):
-            click.echo(f"serving {model} on this machine")
-            url, name = stack.enter_context(served(Path(model), log)), NAME
-        key = os.environ.get("OPENAI_API_KEY") if _is_url(model) else None
+        key = None
+        if isinstance(place, Path):
+            click.echo("serving the model on this machine")
+            url, name = stack.enter_context(served(place, log)), NAME
+        else:
+            url, key = place, os.environ.get("OPENAI_API_KEY")
         yield stack.enter_context(closing(Endpoint(url, name, is_chat=is_chat, key=key)))
 
 

@@ -35,6 +35,23 @@ def has_chat_template(folder: Path) -> bool:
 
 
 @contextmanager
+def weights_of(folder: Path) -> Iterator[Path]:
+    """Yield a model's folder: the one that is named, or what a run's checkpoint holds, for as long as it is needed."""
+    from arctic_workers.training.checkpoint.model import is_checkpoint, write_model
+    from arctic_workers.training.errors import Refused
+
+    if not is_checkpoint(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="arctic-weights-") as scratch:
+        try:
+            write_model(folder, Path(scratch))
+        except (ValueError, Refused) as error:
+            raise click.ClickException(str(error)) from error
+        yield Path(scratch)
+
+
+@contextmanager
 def served(folder: Path, log: Path) -> Iterator[str]:
     """Yield the address of an API that serves a folder, up to and with /v1; what the server says is added to `log`.
 
@@ -88,5 +105,6 @@ def _wait_until_ready(url: str, ended: threading.Event, log: Path) -> None:
 def _check(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise click.UsageError(
-            f"{folder} has no config.json: name a model's folder in the Hugging Face layout, or an endpoint's address"
+            f"{folder} has no config.json: name a model's folder in the Hugging Face layout, a checkpoint of a run, or "
+            "an endpoint's address"
         )

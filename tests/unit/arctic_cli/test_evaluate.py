@@ -68,3 +68,15 @@ def test_what_is_asked_wrongly_is_answered_in_a_sentence(
     asked = CliRunner().invoke(main, ["evaluate", *(argument.format(data=data) for argument in arguments)])
     assert asked.exit_code != 0
     assert sentence in " ".join(asked.output.split())
+
+
+def test_a_damaged_checkpoint_is_answered_in_a_sentence(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = tmp_path / "tiny" / "checkpoints" / "step-0000000004"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    asked = CliRunner().invoke(main, ["evaluate", str(checkpoint), "--suite", f"perplexity={data}"])
+    assert asked.exit_code == 1
+    assert "is damaged: manifest.json is missing, or is not as it was written: name another one" in asked.output

@@ -216,10 +216,10 @@ class Checkpointer:
             files = {
                 name: stack.enter_context(safe_open(folder / name, framework="pt")) for name in sorted(manifest.files)
             }
-            index = _index(files)
+            index = index_of(files)
             for piece in pieces:
                 for kind in KINDS:
-                    _fill(piece.state[kind], piece.start, index[kind, piece.name], f"{kind} of {piece.name}")
+                    fill(piece.state[kind], piece.start, index[kind, piece.name], f"{kind} of {piece.name}")
             if manifest.world == self._world:
                 torch.set_rng_state(files[shard_name(self._rank, self._world)].get_tensor(RNG))
         return manifest
@@ -262,7 +262,7 @@ class _Stored:
     read: Callable[[int, int], Tensor]
 
 
-def _index(files: dict[str, Any]) -> dict[tuple[str, str], list[_Stored]]:
+def index_of(files: dict[str, Any]) -> dict[tuple[str, str], list[_Stored]]:
     """Return where the pieces of each (kind, name) are."""
     index: dict[tuple[str, str], list[_Stored]] = defaultdict(list)
     for file in files.values():
@@ -280,7 +280,7 @@ def _read_range(view: Any, low: int, high: int) -> Tensor:
     return part
 
 
-def _fill(target: Tensor, start: int, stored: Sequence[_Stored], what: str) -> None:
+def fill(target: Tensor, start: int, stored: Sequence[_Stored], what: str) -> None:
     """Copy elements [start, start + numel) of a stored tensor into `target`."""
     end = start + target.numel()
     done = 0

@@ -114,6 +114,11 @@ def test_the_plus_inputs_are_run(plus: CodeSuite) -> None:
     assert {name: part.mean() for name, part in figures.items()} == {"pass@1": 0.0, "base pass@1": 0.5}
 
 
+def test_the_plus_inputs_of_mbpp_are_run(mbpp: CodeSuite) -> None:
+    verdict = judged(mbpp, "Mbpp/2", "def similar_elements(a, b): return (3, 4)")
+    assert verdict.marks == {"plus": (0, 1), "base": (1, 1)}
+
+
 @pytest.mark.parametrize("value", ["10**6000", "range(10**18)", "{'a': [None, ...]}", "[[[[]]]] * 9", "float('nan')"])
 def test_odd_values_are_wrong_answers_and_break_no_judge(plus: CodeSuite, value: str) -> None:
     verdict = judged(plus, "HumanEval/53", f"def add(x, y): return {value}")
