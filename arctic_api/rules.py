@@ -760,7 +760,7 @@ NOT_YET_SUPPORTED = (
         Evaluation,
         "self.suites.all(suite, suite == 'perplexity')",
         lambda evaluation: set(evaluation.suites) == {"perplexity"},
-        "suites other than perplexity are not yet supported: write [perplexity]",
+        "suites other than perplexity are not yet supported: write [perplexity], and arctic evaluate the checkpoints",
         ".suites",
     ),
     _unset(ArcticTrainingSpec, "queue"),
