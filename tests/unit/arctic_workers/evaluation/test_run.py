@@ -168,6 +168,7 @@ def test_the_page_has_scores_failures_and_models_side_by_side(
     assert "two over one &lt;b&gt;" in html
     assert "no data were given" in html
     assert "0, not 8" in html
+    assert "instructions (ifeval prompt strict)" in html
     assert html.index("<td>gsm8k</td><td>strict match</td>") < html.index("<td>gsm8k</td><td>flexible extract</td>")
     with pytest.raises(FileNotFoundError, match=r"has no results\.json"):
         Evaluated.read(tmp_path)

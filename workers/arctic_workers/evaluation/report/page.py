@@ -8,6 +8,7 @@ from typing import Any
 from arctic_workers.evaluation.report.drawing import Point, intervals
 from arctic_workers.evaluation.report.evaluated import Evaluated, Example
 from arctic_workers.evaluation.run import DONE, NAMES
+from arctic_workers.evaluation.scores import ENTERPRISE as PARTS
 from arctic_workers.evaluation.scores import Parts, Score
 from arctic_workers.evaluation.suites.perplexity import Perplexity
 from arctic_workers.training import report as training_report
@@ -16,6 +17,9 @@ _STYLES = (Path(training_report.__file__).with_name("style.css"), Path(__file__)
 _LONGEST = 3000
 """Characters of a prompt, an answer or a message that are shown."""
 ENTERPRISE = "enterprise intelligence"
+_MEAN_OF = "Enterprise intelligence is the mean of " + "; ".join(
+    f"{kind} ({' and '.join(' '.join(figure) for figure in figures)})" for kind, figures in PARTS.items()
+)
 
 
 def page(evaluated: Sequence[Evaluated]) -> str:
@@ -26,7 +30,7 @@ def page(evaluated: Sequence[Evaluated]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body><h1>{escape(title)}</h1>"
-        f"<p>{escape(_asked(evaluated))}</p>{_tiles(evaluated)}<h2>Scores</h2>{_chart(evaluated)}{_figures(evaluated)}"
+        f"<p>{escape(_asked(evaluated))}</p>{_tiles(evaluated)}<p>{escape(_MEAN_OF)}</p><h2>Scores</h2>{_chart(evaluated)}{_figures(evaluated)}"
         f"{_differences(evaluated)}{_not_run(evaluated)}{sections}</body></html>\n"
     )
 
