@@ -6,18 +6,17 @@ import selectors
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 from arctic_workers.evaluation.sandbox import confine
+from arctic_workers.evaluation.sandbox.machine import SandboxError, interpreter_files, problems
 from arctic_workers.evaluation.sandbox.programs.values import MOST_BYTES
 from arctic_workers.evaluation.sandbox.syscalls import filter_program
 
@@ -30,11 +29,6 @@ _KEPT_OUTPUT = 16 << 10
 _MOST_FILES = 200
 _TICK_SECONDS = 0.05
 _GONE_SECONDS = 0.3
-_NOT_THE_STANDARD_LIBRARY = {"site-packages", "dist-packages", "test"}
-
-
-class SandboxError(Exception):
-    """This machine has not what it takes to run code that nobody has read; the message says what is missing."""
 
 
 class Ending(StrEnum):
@@ -215,45 +209,6 @@ class Sandbox:
             raise SandboxError(
                 f"A confined process could {', '.join(went_through)} on this machine. Generated code is not run here."
             )
-
-
-def problems() -> Iterator[str]:
-    """Say in sentences what this machine lacks to confine a process."""
-    if sys.platform != "linux":
-        yield "Code is confined by Linux's own means (Landlock and seccomp), and this is another system."
-        return
-    if confine.landlock_version() == 0:
-        yield (
-            "This kernel has no Landlock, or has it switched off: it takes Linux 5.13 or newer, with landlock among "
-            "the modules in /sys/kernel/security/lsm, and a container's seccomp profile that allows its calls."
-        )
-    try:
-        filter_program()
-    except (ImportError, RuntimeError, OSError) as error:
-        yield f"libseccomp is missing ({error}): install the system's package libseccomp2 and the extra `evaluation`."
-
-
-@cache
-def interpreter_files() -> tuple[tuple[str, int], ...]:
-    """Return what a confined interpreter may read, with the rights: its library and the system's, no installed package.
-
-    A data set's answers may lie in an installed package; so may our checkers.
-    """
-    library = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix, "base": sys.base_prefix}))
-    whole = [path for path in library.iterdir() if path.name not in _NOT_THE_STANDARD_LIBRARY]
-    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
-    whole += [Path(root) / multiarch for root in ("/lib", "/usr/lib") if multiarch]
-    whole += [Path("/lib64"), Path("/usr/share/zoneinfo"), Path("/etc/localtime"), Path("/etc/ld.so.cache")]
-    devices = [Path("/dev/null"), Path("/dev/zero"), Path("/dev/urandom")]
-    return (
-        (str(library), confine.READ_FOLDER),
-        *(
-            (str(path), confine.READ_FILE | (confine.READ_FOLDER if path.is_dir() else 0))
-            for path in whole
-            if path.exists()
-        ),
-        *((str(path), confine.READ_FILE | confine.WRITE_FILE) for path in devices),
-    )
 
 
 @contextmanager
