@@ -591,8 +591,9 @@ class ArcticTrainingStatus(Resource):
     The peak is the vendor's word on GPUs; on CPUs it is measured at the start of an attempt.
     """
     exposed_communication: str | None = None
-    """Share of the time of the experts' exchanges that the latest step could only wait for them, as rank 0 measured it,
-    and the chunks in which rows are exchanged. Absent where nothing is exchanged, and on GPUs, where it isn't measured.
+    """Share of the time of exchanges, of experts' rows and of heads of shared sequences, that the latest step could
+    only wait for them, as rank 0 measured it, and the chunks in which rows are exchanged. Absent where nothing is
+    exchanged, and on GPUs, where it isn't measured.
     """
     gpu_hours: str | None = None
     """Hours of GPUs spent, over all attempts; where pods ask for no GPUs, hours of pods."""

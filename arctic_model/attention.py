@@ -31,7 +31,7 @@ class SplitAttend(ABC):
     """An `Attend` in three steps, of which the first and the last communicate; the one between may be done again."""
 
     @abstractmethod
-    def begin(self, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def begin(self, layer: int, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the queries, keys and values that this rank attends with."""
 
     @abstractmethod
@@ -39,12 +39,12 @@ class SplitAttend(ABC):
         """Return one output for each of these queries."""
 
     @abstractmethod
-    def end(self, out_BTNH: Tensor) -> Tensor:
+    def end(self, layer: int, out_BTNH: Tensor) -> Tensor:
         """Return the outputs of the queries that `begin` was given."""
 
     def __call__(self, layer: int, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> Tensor:
         """See `Attend`."""
-        return self.end(self.attend(layer, *self.begin(q_BTNH, k_BTGH, v_BTGH)))
+        return self.end(layer, self.attend(layer, *self.begin(layer, q_BTNH, k_BTGH, v_BTGH)))
 
 
 class CausalAttend:

@@ -77,8 +77,9 @@ class DecoderLayer(nn.Module):
     def _with_attention(self, x_BTD: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         if not isinstance(attend, SplitAttend):
             return self._part(self._add_attention, x_BTD, rotation, attend)
-        own = attend.begin(*self._part(self._enter_attention, x_BTD, rotation))
-        out_BTNH = attend.end(self._part(attend.attend, self.self_attn.layer, *own))
+        layer = self.self_attn.layer
+        own = attend.begin(layer, *self._part(self._enter_attention, x_BTD, rotation))
+        out_BTNH = attend.end(layer, self._part(attend.attend, layer, *own))
         return x_BTD + self.self_attn.leave(out_BTNH)
 
     def _enter_attention(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:

@@ -265,10 +265,11 @@ def start_engine(model: ArcticModel, spec: ArcticTrainingSpec) -> Any:
     """
     # DeepSpeed asks whether the optimizer is of a kind that nobody uses here, and would import torch's compiler for it.
     _import_without_compiling("deepspeed.runtime.zero.muon.original_muon")
-    share = share_sequences(dist.get_rank(), spec.parallelism.sequence_parallel)
-    for layer in model.modules():
-        if isinstance(layer, ParallelExperts):
-            layer.company.sequences = share
+    company = next((layer.company for layer in model.modules() if isinstance(layer, ParallelExperts)), None)
+    flights = None if company is None else company.flights
+    share = share_sequences(dist.get_rank(), spec.parallelism.sequence_parallel, flights)
+    if company is not None:
+        company.sequences = share
     module = LossModule(model, share)
     dtype = next(module.parameters()).dtype
     adam = spec.optimizer

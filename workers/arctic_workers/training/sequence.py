@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from arctic_model.attention import Attend, SplitAttend
+from arctic_workers.training.experts.exposure import Flights
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,26 @@ class SequenceShare:
     ranks: int
     group: Any
     """Those that share a sequence, in the order of its parts."""
+    flights: Flights | None = None
+    """Where exchanges of heads are noted."""
 
     def part(self, x_BT: Tensor) -> Tensor:
         """Return this rank's tokens of each sequence; the ranks divide its length."""
         return x_BT.tensor_split(self.ranks, 1)[self.index]
+
+    def exchange(self, leaving_W: Tensor, layer: int, *, backward: bool) -> Tensor:
+        """Give each of the ranks its part of the first dimension; returns what they gave. Collective."""
+        leaving_W = leaving_W.contiguous()
+        arriving_W = torch.empty_like(leaving_W)
+        work = dist.all_to_all_single(arriving_W, leaving_W, group=self.group, async_op=True)
+        if self.flights is None:
+            work.wait()
+            return arriving_W
+        flight = self.flights.launched(layer, "heads", backward=backward)
+        self.flights.watch(flight, work)
+        with self.flights.waiting(flight):
+            work.wait()
+        return arriving_W
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over all that share a sequence; gives no gradients. Collective."""
@@ -37,12 +54,12 @@ class SequenceShare:
         return total / self.ranks
 
 
-def share_sequences(rank: int, ranks: int) -> SequenceShare | None:
+def share_sequences(rank: int, ranks: int, flights: Flights | None) -> SequenceShare | None:
     """Return this rank's part of the sequences that each `ranks` consecutive ranks share, None if one. Collective."""
     if ranks == 1:
         return None
     group, _ = dist.new_subgroups(ranks)  # type: ignore[no-untyped-call]
-    return SequenceShare(rank % ranks, ranks, group)
+    return SequenceShare(rank % ranks, ranks, group, flights)
 
 
 class HeadAttend(SplitAttend):
@@ -57,13 +74,13 @@ class HeadAttend(SplitAttend):
         self._whole = whole
         self._share = share
 
-    def begin(self, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def begin(self, layer: int, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `SplitAttend`."""
         parts = [x.view(*x.shape[:2], self._share.ranks, -1, x.shape[3]) for x in (q_BTNH, k_BTGH, v_BTGH)]
         sizes = [part.shape[3] for part in parts]
         together_BtWnH = torch.cat(parts, 3)
         batch, tokens, ranks, *rest = together_BtWnH.shape
-        received_WBtnH = _swap(together_BtWnH.permute(2, 0, 1, 3, 4), self._share.group)
+        received_WBtnH = _swap(together_BtWnH.permute(2, 0, 1, 3, 4), self._share, layer)
         q, k, v = torch.split(received_WBtnH.transpose(0, 1).reshape(batch, ranks * tokens, *rest), sizes, 2)
         return q, k, v
 
@@ -71,31 +88,24 @@ class HeadAttend(SplitAttend):
         """See `SplitAttend`."""
         return self._whole(layer, q_BTNH, k_BTGH, v_BTGH)
 
-    def end(self, out_BTNH: Tensor) -> Tensor:
+    def end(self, layer: int, out_BTNH: Tensor) -> Tensor:
         """See `SplitAttend`."""
         batch, _, *rest = out_BTNH.shape
         leaving_WBtnH = out_BTNH.reshape(batch, self._share.ranks, -1, *rest).transpose(0, 1)
-        return _swap(leaving_WBtnH, self._share.group).permute(1, 2, 0, 3, 4).flatten(2, 3)
+        return _swap(leaving_WBtnH, self._share, layer).permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
 class _Swap(torch.autograd.Function):
-    """Gives each rank its part of the first dimension; the backward pass does the same with the gradients."""
+    """Exchanges parts of the first dimension; the backward pass does the same with the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, leaving_W: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return _exchanged(leaving_W, group)
+    def forward(ctx: Any, leaving_W: Tensor, share: SequenceShare, layer: int) -> Tensor:
+        ctx.share, ctx.layer = share, layer
+        return share.exchange(leaving_W, layer, backward=False)
 
     @staticmethod
-    def backward(ctx: Any, gradient_W: Tensor) -> tuple[Tensor, None]:
-        return _exchanged(gradient_W, ctx.group), None
+    def backward(ctx: Any, gradient_W: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.share.exchange(gradient_W, ctx.layer, backward=True), None, None
 
 
-def _exchanged(leaving_W: Tensor, group: Any) -> Tensor:
-    leaving_W = leaving_W.contiguous()
-    arriving_W = torch.empty_like(leaving_W)
-    dist.all_to_all_single(arriving_W, leaving_W, group=group)
-    return arriving_W
-
-
-_swap = cast("Callable[[Tensor, Any], Tensor]", _Swap.apply)
+_swap = cast("Callable[[Tensor, SequenceShare, int], Tensor]", _Swap.apply)

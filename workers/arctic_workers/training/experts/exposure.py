@@ -17,7 +17,7 @@ class Which(NamedTuple):
 
     layer: int
     kind: str
-    """As `exchange.Kind`."""
+    """As `exchange.Kind`, or `heads` of sequences that ranks share."""
     backward: bool
 
 

@@ -7,7 +7,7 @@ filled with the gradients of the experts' weights, for which nobody waits. `jour
 """
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from arctic_workers.training.experts.journey import Chunk, Journey, begin, fetch
 from arctic_workers.training.experts.probe import candidates_for
 from arctic_workers.training.experts.products import Backlog, Weights
 from arctic_workers.training.experts.routes import Routes, order_by_expert
-from arctic_workers.training.sequence import SequenceShare
+
+if TYPE_CHECKING:  # it knows of this package
+    from arctic_workers.training.sequence import SequenceShare
 
 CHUNKS = 2
 """Chunks before any other number is known to be faster."""
@@ -38,7 +40,7 @@ class Company:
     flights: Flights = field(default_factory=Flights)
     """When exchanges start and arrive."""
     backlog: Backlog = field(default_factory=Backlog)
-    sequences: SequenceShare | None = None
+    sequences: "SequenceShare | None" = None
     """What this rank has of each sequence; None where that is all."""
 
 

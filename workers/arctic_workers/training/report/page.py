@@ -35,7 +35,7 @@ def page(run: Run) -> str:
         _section("Loss", _losses(run, over)),
         _section("Stages", [_stages(run)]),
         _section("Speed", _speed(run, over)),
-        _section("Exchanges between experts", _exchanges(run, over)),
+        _section("Exchanges between ranks", _exchanges(run, over)),
         _section("Routers", _routers(run, over)),
         _section("Attempts", [_attempts(run.attempts)]),
         _section("Losses that jumped", [_spikes(run.spikes)]),
