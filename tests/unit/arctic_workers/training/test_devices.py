@@ -107,7 +107,7 @@ def test_a_step_of_the_optimizer_and_its_checkpoint_stay_on_the_device() -> None
         state = {"master": master.detach()} | {kind: adam.state[master][kind] for kind in KINDS[1:]}
         for tensor in state.values():
             stored = checkpointer._Stored(0, 10, lambda low, high: torch.zeros(high - low))
-            checkpointer._fill(tensor, 0, [stored], "w")
+            checkpointer.fill(tensor, 0, [stored], "w")
         finish_restore(engine, 3)
         assert gradient_norm(engine) == 1.0
 
