@@ -35,7 +35,7 @@ LOOK_FOR_KIND_SECONDS = 15.0
 STOP_SECONDS = 5.0
 """Time that the watches get to end; what they hold is not worth waiting for."""
 RECURSION_LIMIT = 21_000
-"""The API server takes JSON of 10,000 levels, and kopf copies what it has read with two calls a level."""
+"""The API server takes JSON of 10,000 levels, and what is kept of it is copied with two calls a level."""
 STACK_BYTES = 96 * 2**20
 """So many calls take at most 52 MB of the C stack, where each goes through `sorted`: a fault of ours stays an error."""
 

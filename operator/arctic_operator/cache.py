@@ -1,5 +1,6 @@
 """What the watches have shown, in memory: objects by kind and uid, and whose children they are. No I/O."""
 
+import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ REMEMBERED_DELETIONS = 10_000
 CONTAINERS = ("containers", "initContainers")
 POD_FIELDS = frozenset({"nodeName", "restartPolicy"})
 """What is read of a pod's specification besides its containers."""
+LONG_TEXT = 64
+"""Letters from which on a text is hardly another object's too."""
 TEMPLATES = ("Job", "StatefulSet")
 """Kinds that are made once and never compared, with a template of pods in them."""
 
@@ -62,6 +65,15 @@ def slim(manifest: Manifest) -> Manifest:
     return kept
 
 
+def shared(value: Any) -> Any:
+    """Return a value whose names and short texts are kept once for all objects: most of them say the same."""
+    if isinstance(value, dict):
+        return {sys.intern(name): shared(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [shared(each) for each in value]
+    return sys.intern(value) if isinstance(value, str) and len(value) < LONG_TEXT else value
+
+
 def _container(container: Manifest) -> Manifest:
     return {"name": container["name"], "resources": container.get("resources", {})}
 
@@ -85,7 +97,7 @@ class Cache:
         known = self._objects[kind].get(uid)
         if known and version_of(known) >= version_of(manifest):
             return False
-        self._objects[kind][uid] = slim(manifest)
+        self._objects[kind][uid] = shared(slim(manifest))
         if kind in CUSTOM_KINDS:
             self._custom[Key(kind, metadata["namespace"], metadata["name"])] = uid
         owner = metadata.get("labels", {}).get(Label.UID)

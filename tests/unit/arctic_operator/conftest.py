@@ -1,5 +1,6 @@
 """Small objects for the operator's tests: specifications, and what the cluster would show of their children."""
 
+import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -103,8 +104,9 @@ class ApiServer(Cluster):
         self.clock = ClusterClock()
 
     def put(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """Keep an object, over what there was of it, and return it as the API server does."""
+        """Keep an object, over what there was of it, and return it as the API server does: of JSON alone."""
         self.version += 1
+        manifest = json.loads(json.dumps(manifest))
         metadata = manifest["metadata"]
         key = (manifest["kind"], metadata["namespace"], metadata["name"])
         known = self.objects.get(key, {})

@@ -1,3 +1,5 @@
+import json
+
 from arctic_api.world import Label
 from arctic_operator.cache import Cache, Key, Listing, slim
 
@@ -104,3 +106,14 @@ def test_what_pods_are_made_of_is_not_kept_and_what_is_read_of_it_is():
     assert slim(child("j1", kind="Job") | {"spec": {"parallelism": 2, "template": {}}})["spec"] == {"parallelism": 2}
     deployment = child("d1", kind="Deployment") | {"spec": {"template": {"spec": {}}}}
     assert slim(deployment) == deployment, "what is applied is compared whole"
+
+
+def test_what_objects_have_in_common_is_kept_once():
+    cache = Cache()
+    for uid in ("p1", "p2"):
+        status = json.loads(json.dumps({"phase": "Running", "conditions": [{"type": "Ready", "message": "m" * 99}]}))
+        cache.put(child(uid) | {"status": status})
+    one, other = (manifest["status"] for manifest in cache.all("Pod"))
+    assert one == other == {"phase": "Running", "conditions": [{"type": "Ready", "message": "m" * 99}]}
+    assert one["phase"] is other["phase"]
+    assert one["conditions"][0]["type"] is other["conditions"][0]["type"]
