@@ -1,5 +1,6 @@
 """Watching the API server: what the benchmark and its workers see, with no more work than that."""
 
+import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ import aiohttp
 import yaml
 
 LONGEST_LINE = 2**22
+RETRY_SECONDS = 0.3
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
 
 
@@ -45,6 +47,10 @@ class Watching:
             async with self._session.get(
                 self._server + path, params={name: value for name, value in query.items() if value}, headers=headers
             ) as answer:
+                if answer.status == 429:
+                    # The API server has not read what there is of a kind yet.
+                    await asyncio.sleep(RETRY_SECONDS)
+                    continue
                 answer.raise_for_status()
                 async for line in answer.content:
                     yield json.loads(line)

@@ -150,16 +150,22 @@ async def race(plane: Plane, kind: Kind, count: int, pids: list[int], at_once: i
         seers = [asyncio.create_task(maker.see_pods(watching)), asyncio.create_task(maker.see_objects(watching))]
         await asyncio.sleep(0.5)
         cpu, idle, start = sum(map(cpu_seconds, pids)), idle_seconds(), time.monotonic()
-        making = asyncio.create_task(maker.make(range(count), at_once))
+        parts: list[asyncio.Task[Any]] = [
+            asyncio.create_task(maker.make(range(count), at_once)),
+            asyncio.create_task(maker.done.wait()),
+            *seers,
+        ]
         try:
             async with asyncio.timeout(PATIENCE):
-                await making
-                await maker.done.wait()
+                while not maker.done.is_set():
+                    finished, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+                    for part in finished:
+                        part.result()
+                    parts = [part for part in parts if part not in finished]
         finally:
-            making.cancel()
-            for seer in seers:
-                seer.cancel()
-            await asyncio.gather(making, *seers, return_exceptions=True)
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
         ended = max(*maker.pods_ran.values(), *maker.said.values())
         seconds = ended - start
         return Run(
