@@ -64,11 +64,11 @@ parity test-parity: setup ## compare the model with llama.cpp, in an environment
 test-clients: setup ## lm-eval, unchanged, in an environment of its own (makes it once: a minute), against a group; our judges against the harnesses
 	@$(RUN) pytest tests/clients
 
-test-engines: setup setup-engines ## one suite for every engine: in vLLM's own environment, as groups on a local cluster, TensorRT-LLM's launch, LeaderWorkerSets
+test-engines: setup setup-engines ## one suite for every engine: in vLLM's own environment, as groups on a local cluster, TensorRT-LLM's launch, LeaderWorkerSets, Kueue
 	@$(PHASE) vllm $(VLLM) -m pytest tests/engines/vllm
 	@$(PHASE) conformance $(RUN) pytest tests/engines/cluster
 	@$(PHASE) tensorrt-llm $(RUN) pytest tests/engines/tensorrt_llm
-	@$(PHASE) leader-worker-sets $(RUN) pytest tests/cluster/test_lws.py --peers
+	@$(PHASE) peers $(RUN) pytest tests/cluster/test_lws.py tests/cluster/test_kueue.py --peers
 
 bench: setup setup-engines ## every benchmark, whole (two hours): prints its tables, keeps its figures in benchmarks/RESULTS.md
 	@$(RUN) python -m benchmarks.demo --keep

@@ -763,7 +763,6 @@ NOT_YET_SUPPORTED = (
         "suites other than perplexity are not yet supported: write [perplexity], and arctic evaluate the checkpoints",
         ".suites",
     ),
-    _unset(ArcticTrainingSpec, "queue"),
     _only_files(InferenceModel, optional=True),
     _only_files(ServedAdapter, optional=False),
     _unset(InferenceModel, "credentials"),

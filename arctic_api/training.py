@@ -408,7 +408,7 @@ class ArcticTrainingSpec(Resource):
     ttl_after_finished: Duration | None = None
     """Deletes the object so long after its end."""
     queue: Subdomain | None = None
-    """Name of the Kueue LocalQueue that admits it."""
+    """Name of the Kueue LocalQueue, in the same namespace, that admits each world and may take its nodes back."""
     priority_class_name: Subdomain | None = None
     """PriorityClass of the pods."""
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None

@@ -55,6 +55,7 @@ _ONLY_ON_A_CLUSTER = (
     "ttlAfterFinished",
     "pricePerGPUHour",
     "priorityClassName",
+    "queue",
     "image",
     "engine.image",
     "resources",

@@ -20,6 +20,7 @@ from arctic_operator.cache import Manifest as Manifest
 from arctic_operator.clock import ClusterClock
 from arctic_operator.observed import HISTORY, LEADER_WORKER_SET, STATEFUL_SET, Identity
 from arctic_operator.plan.actions import Adopt, Delete, Event, Mark
+from arctic_operator.plan.words import NO_KUEUE
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ RESOURCES = {
     "Secret": Resource("v1", "secrets"),
     "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
     "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
+    "Workload": Resource("kueue.x-k8s.io/v1beta1", "workloads"),
     "Lease": Resource("coordination.k8s.io/v1", "leases"),
     "Event": Resource("events.k8s.io/v1", "events"),
 }
@@ -236,6 +238,19 @@ class Cluster:
         told = [event for event in answer["items"] if event.get("reason") in (POD_REFUSED, POD_MADE)]
         newest: Manifest = max(told, key=lambda event: (_said_at(event), event["reason"] == POD_MADE), default={})
         return str(newest.get("message") or "") if newest.get("reason") == POD_REFUSED else ""
+
+    async def admission(self, namespace: str, uid: str) -> str:
+        """Return why Kueue has not admitted a Job; empty while it says nothing."""
+        query = {"labelSelector": f"kueue.x-k8s.io/job-uid={uid}"}
+        try:
+            workloads = (await self.request("GET", _path("Workload", namespace), query=query))["items"]
+        except ApiError as error:
+            if error.kind_unknown:
+                return NO_KUEUE
+            raise
+        conditions = [each for workload in workloads for each in workload.get("status", {}).get("conditions", ())]
+        told = {each["type"]: each.get("message", "") for each in conditions if each["status"] == "False"}
+        return str(told.get("QuotaReserved") or told.get("Admitted") or "")
 
     async def apply(self, manifest: Manifest, owner: str, known: Manifest | None) -> Manifest:
         """Apply a child, unless it already is as it should be; OwnedByAnotherError if it is someone else's.

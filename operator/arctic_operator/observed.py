@@ -19,6 +19,7 @@ S = TypeVar("S", ArcticTrainingStatus, ArcticInferenceStatus)
 REVISION_ANNOTATION = "arctic.dev/revision"
 GENERATION_ANNOTATION = "arctic.dev/generation"
 GPU_HOURS_ANNOTATION = "arctic.dev/gpu-hours-before"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 DRAINING_ANNOTATION = "arctic.dev/draining-since"
 WEIGHTS_ANNOTATION = "arctic.dev/weights"
 READ_ANNOTATION = "arctic.dev/read"
@@ -97,6 +98,10 @@ class Job:
     created: datetime | None = None
     ended: datetime | None = None
     gpu_hours_before: float = 0.0
+    suspended: bool = False
+    """Whether it has no pods, or is losing them: it waits for its queue, or the queue has taken its nodes back."""
+    queue: str = ""
+    """Kueue's LocalQueue that decides on that."""
 
 
 @dataclass(frozen=True)
@@ -344,6 +349,8 @@ def job_of(manifest: Manifest) -> Job:
         created=parse_time(metadata.get("creationTimestamp")),
         ended=parse_time(end.get("lastTransitionTime")),
         gpu_hours_before=float(annotations.get(GPU_HOURS_ANNOTATION, 0)),
+        suspended=bool(manifest["spec"].get("suspend")),
+        queue=metadata["labels"].get(QUEUE_LABEL, ""),
     )
 
 

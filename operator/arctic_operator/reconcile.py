@@ -406,6 +406,8 @@ class Reconciler:
 
     async def _refusal(self, namespace: str, child: Job | GroupSet) -> str:
         """Return why a child has too few pods; a LeaderWorkerSet's are made by StatefulSets that nobody watches."""
+        if isinstance(child, Job) and child.suspended:
+            return await self._cluster.admission(namespace, child.uid)
         makers = child.makers if isinstance(child, GroupSet) else ()
         sets = [made for name in makers if (made := await self._cluster.get(STATEFUL_SET, namespace, name))]
         uids = [made["metadata"]["uid"] for made in sets] if makers else [child.uid]

@@ -11,12 +11,13 @@ from stand_in import placed
 from arctic_cluster import Cluster
 from arctic_operator.cluster import Cluster as OperatorCluster
 
+PEERS = ("test_kueue.py", "test_lws.py")
 __all__ = ["calls", "cluster", "kubectl", "namespace", "operator", "stand_in"]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out what needs other projects' controllers, unless they are asked for."""
-    return True if collection_path.name == "test_lws.py" and not config.getoption("--peers") else None
+    return True if collection_path.name in PEERS and not config.getoption("--peers") else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -697,7 +697,6 @@ CASES = [
         {"spec.evaluation": {"suites": ["perplexity", "ifeval"]}},
         {"spec.evaluation": {"suites": ["perplexity"]}},
     ),
-    _training(ArcticTrainingSpec, ".queue", NO, {"spec.queue": "team"}),
     _inference(InferenceModel, ".uri", NO, {"spec.model": {"uri": "hf://a/b"}}, {"spec.model": {"uri": "file:///b"}}),
     _inference(
         ServedAdapter,

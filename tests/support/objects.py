@@ -55,6 +55,10 @@ class Objects:
         """Apply a manifest as a user does."""
         self.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
 
+    def change(self, kind: str, name: str, **spec: Any) -> None:
+        """Change fields of an object's specification."""
+        self.kubectl("patch", kind, name, "--type=merge", "-p", json.dumps({"spec": spec}))
+
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """Return one object."""
         found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "-o", "json"))

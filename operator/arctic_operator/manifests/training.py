@@ -17,6 +17,7 @@ from arctic_operator.observed import (
     COMPLETION_INDEX,
     GENERATION_ANNOTATION,
     GPU_HOURS_ANNOTATION,
+    QUEUE_LABEL,
     REVISION_ANNOTATION,
     Identity,
     Training,
@@ -48,6 +49,7 @@ def attempt_job(
     identity, spec, ports = training.identity, training.spec, Ports()
     name, nodes = attempt_name(identity, attempt), training.spec.parallelism.nodes
     selector = _selector(identity, attempt)
+    queued = {QUEUE_LABEL: spec.queue} if spec.queue else {}
     claims, weights = _claims(training, base)
     template = worker_template(
         identity,
@@ -73,7 +75,7 @@ def attempt_job(
             identity,
             name,
             role="worker",
-            labels=selector,
+            labels=selector | queued,
             annotations={
                 REVISION_ANNOTATION: training.revision,
                 GENERATION_ANNOTATION: str(training.generation),
@@ -86,6 +88,8 @@ def attempt_job(
             "parallelism": nodes,
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
+            # Whose turn it is the queue says, by taking this back.
+            **({"suspend": True} if spec.queue else {}),
             "template": template,
         },
     }

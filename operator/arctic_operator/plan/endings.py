@@ -60,6 +60,8 @@ def judge(
         alive = any(not pod.ended and not unreachable(pod, nodes, now) for pod in pods)
         return None if alive else Ending("Stopped", "the world was stopped and its pods are gone", now)
     complete = job.complete or _all_done(spec, pods, job)
+    if job.suspended and not complete and (pods or not job.queue):
+        return _taken_back(job, now)
     disturbed = bool(job.failed or complete)
     causes = [*_disruptions(pods, nodes, now, ignore_deletion=disturbed), *_failures(pods, nodes, now)]
     if complete:
@@ -80,6 +82,13 @@ def _all_done(spec: ArcticTrainingSpec, pods: Sequence[Pod], job: Job) -> bool:
     """
     done = len(pods) == spec.parallelism.nodes and all(pod.exit_code == ExitCode.DONE for pod in pods)
     return done and (job.failed or any(pod.lingers for pod in pods))
+
+
+def _taken_back(job: Job, now: datetime) -> Ending:
+    """A Job that goes on after that would do so in the same epoch: what its old pods still write would count."""
+    if job.queue:
+        return Ending("Preempted", f"queue {job.queue} has taken its nodes back", now)
+    return Ending("JobSuspended", "somebody has suspended its Job", now)
 
 
 def _pod_lost(time: datetime) -> Ending:

@@ -16,7 +16,7 @@ FAULTS = frozenset({NODE_LOST, POD_LOST, OUT_OF_MEMORY, "PodDeleted", "Disrupted
 DISRUPTIONS = frozenset(
     {"Interrupted", "PreemptionByScheduler", "DeletionByTaintManager", "EvictionByEvictionAPI", "DeletionByPodGC"}
 ) | {"TerminationByKubelet", "Disrupted"}
-OVER = frozenset({"Succeeded", "Failed", "Suspending", "Suspended", "Stopping", "WaitingForTraining"})
+OVER = frozenset({"Succeeded", "Failed", "Suspending", "Suspended", "Stopping", "WaitingForTraining", "Queued"})
 """States of a training that is not to run again, or not because of the fault."""
 
 

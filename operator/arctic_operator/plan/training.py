@@ -4,7 +4,7 @@ Memory is in two places only: the attempts' numbers in names and labels, and the
 An ending is written down before anything is done about it, so that it counts once however often it is seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -151,13 +151,19 @@ def _stop_reason(case: _Case, ending: Ending) -> str:
         return ending.reason
     if case.training.spec.suspend:
         return "Suspended"
-    return "SpecChanged" if _is_outdated(case) else "Stopped"
+    return "SpecChanged" if _is_outdated(case) or _waits_elsewhere(case) else "Stopped"
 
 
 def _is_outdated(case: _Case) -> bool:
     """Whether the user has changed what is trained. The generation keeps an upgrade of ours from looking like that."""
     job = case.world.job
     return job is not None and job.revision != case.training.revision and job.generation != case.training.generation
+
+
+def _waits_elsewhere(case: _Case) -> bool:
+    """Whether the newest world waits in another queue than it should. One that runs stays where it was admitted."""
+    job = case.world.job
+    return job is not None and job.suspended and job.queue != (case.training.spec.queue or "")
 
 
 def _revision_of_world(case: _Case) -> str:
@@ -187,7 +193,7 @@ def _during(case: _Case) -> Plan:
     if deadline:
         return Plan(delete=_stop(case), status=case.status(Outlook("Failed", failed=deadline)))
     job = world.job
-    if job is None or job.deleting or spec.suspend or _is_outdated(case):
+    if job is None or job.deleting or spec.suspend or _is_outdated(case) or _waits_elsewhere(case):
         outlook = Outlook("Suspending" if spec.suspend else "Stopping")
         return Plan(
             delete=_stop(case),
@@ -202,14 +208,19 @@ def _during(case: _Case) -> Plan:
         delete=_leftovers(case),
         follow=_follow(case),
         commands=_commands(case),
-        short=(job,) if lacks_pods(job.created, world.pods, spec.parallelism.nodes, now) else (),
-        status=case.status(Outlook("Running")),
+        short=(job,) if job.suspended or lacks_pods(job.created, world.pods, spec.parallelism.nodes, now) else (),
+        status=case.status(_queued(job, case.seen.refusals) if job.suspended else Outlook("Running")),
         requeue_after=sooner(
             LOOK_AGAIN_SECONDS if len(world.pods) == spec.parallelism.nodes else PODS_AFTER.total_seconds(),
             _until_deadline(case, now),
             until_unreachable(world.pods, case.seen.nodes, now),
         ),
     )
+
+
+def _queued(job: Job, told: Mapping[str, str]) -> Outlook:
+    words = told.get(job.name, "")
+    return Outlook("Queued", waiting=f"queue {job.queue} has not admitted it{': ' if words else ''}{words}")
 
 
 def _between(case: _Case) -> Plan:

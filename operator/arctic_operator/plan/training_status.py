@@ -1,7 +1,7 @@
 """What a training's status says: the state, the conditions, and the progress that its workers report."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -23,6 +23,7 @@ from arctic_operator.plan.conditions import Conditions, find, is_true, refusal_o
 from arctic_operator.plan.endings import LESS_MEMORY, first_report
 from arctic_operator.plan.training_control import answered_request
 from arctic_operator.plan.training_figures import figures
+from arctic_operator.plan.words import NO_KUEUE
 
 PROGRESS_FIELDS = frozenset(
     {
@@ -85,7 +86,7 @@ def training_status(
     ended = bool(outlook.succeeded or outlook.failed)
     lack = seen.lack if outlook.state == "WaitingForTraining" else None
     job = next((job for job in seen.jobs if job.attempt == attempt), None)
-    refusal = refusal_of(job.name, seen.refusals) if job and len(pods) < spec.parallelism.nodes else None
+    refusal = _refusal(job, seen.refusals) if job and len(pods) < spec.parallelism.nodes else None
     trouble = None if ended else lack or refusal or trouble_of(pods, LESS_MEMORY)
     running = len(pods) == spec.parallelism.nodes and all(pod.phase == "Running" for pod in pods)
     ready = running and all(pod.ready_since for pod in pods)
@@ -116,6 +117,13 @@ def training_status(
         **_progress(spec, before, report, observation if running and not ended else None, now),
     )
     return status.wire()
+
+
+def _refusal(job: Job, told: Mapping[str, str]) -> Trouble | None:
+    """Return what keeps a Job from its pods: waiting in a queue is no trouble, unless nobody sees to the queue."""
+    if not job.suspended:
+        return refusal_of(job.name, told)
+    return Trouble("NoKueue", NO_KUEUE) if told.get(job.name) == NO_KUEUE else None
 
 
 def observation_of(live: Live | None, uid: str, attempt: int) -> TrainingObservation | None:
@@ -348,8 +356,8 @@ def _degraded(conditions: Conditions, trouble: Trouble | None, outlook: Outlook)
         conditions.set("Degraded", True, trouble.reason, trouble.message)
     elif outlook.state == "Restarting" and outlook.waiting:
         conditions.set("Degraded", True, "Restarting", outlook.waiting)
-    elif outlook.state == "WaitingForTraining":
-        conditions.set("Degraded", False, "WaitingForTraining", outlook.waiting)
+    elif outlook.state in ("WaitingForTraining", "Queued"):
+        conditions.set("Degraded", False, outlook.state, outlook.waiting)
     else:
         conditions.set("Degraded", False, "AsExpected")
 

@@ -10,6 +10,9 @@ from arctic_operator.observed import WORKER_CONTAINER, Pod
 
 OUT_OF_MEMORY = "OOMKilled"
 """Reason of a container that the kernel killed, or one of whose processes it killed, for its memory."""
+NO_KUEUE = (
+    "the cluster has no Kueue (kueue.x-k8s.io/v1beta1), which admits what names a queue: install it, or leave queue out"
+)
 
 
 def report_of(pod: Pod | None) -> Report | None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arctic_operator.cluster import ApiError, Cluster, NotServedError, yaml_text
+from arctic_operator.plan.words import NO_KUEUE
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -93,3 +94,33 @@ async def test_a_namespace_that_is_gone_is_no_kind_that_is_not_served() -> None:
     for call in (server.create(GROUP), server.list_children("LeaderWorkerSet", "team", "owner")):
         with pytest.raises(ApiError):
             await call
+
+
+@pytest.mark.parametrize(
+    ("conditions", "told"),
+    [
+        ([], ""),
+        ([{"type": "QuotaReserved", "status": "False", "message": "insufficient quota"}], "insufficient quota"),
+        (
+            [{"type": "QuotaReserved", "status": "True"}, {"type": "Admitted", "status": "False", "message": "checks"}],
+            "checks",
+        ),
+        ([{"type": "QuotaReserved", "status": "True"}, {"type": "Admitted", "status": "True", "message": "yes"}], ""),
+    ],
+)
+async def test_why_a_queue_waits_is_its_workloads_word(conditions, told) -> None:
+    server = Events({"status": {"conditions": conditions}})
+    assert await server.admission("team", "u1") == told
+    assert server.asked["path"] == "/apis/kueue.x-k8s.io/v1beta1/namespaces/team/workloads"
+    assert server.asked["labelSelector"] == "kueue.x-k8s.io/job-uid=u1"
+
+
+async def test_a_cluster_without_kueue_is_told() -> None:
+    class Lacking(Cluster):
+        def __init__(self) -> None:
+            """It has no client."""
+
+        async def request(self, *_, **__):
+            raise ApiError(404, "", "404 page not found")
+
+    assert await Lacking().admission("team", "u1") == NO_KUEUE

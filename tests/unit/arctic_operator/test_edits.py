@@ -83,7 +83,8 @@ def effect_of(build, operator, old, new):
                 "uid": "job",
                 "labels": {"arctic.dev/attempt": "1"},
                 "annotations": {"arctic.dev/revision": before.revision, "arctic.dev/generation": "1"},
-            }
+            },
+            "spec": {},
         }
     )
     live = Live(TrainingObservation(build.uid, 1, Phase.RUNNING, "", None), build.start, connected=True)

@@ -15,6 +15,7 @@ from arctic_operator.live import Live, Phase, RoutingSeen, SourceSeen, StageSeen
 from arctic_operator.observed import GENERATION_ANNOTATION, REVISION_ANNOTATION, Job, Node, TrainingSeen, read_status
 from arctic_operator.plan.training import plan_training
 from arctic_operator.plan.training_status import invalid_status, is_finished
+from arctic_operator.plan.words import NO_KUEUE
 
 
 def condition_of(status, kind):
@@ -370,6 +371,70 @@ def test_a_container_that_never_ends_keeps_no_training_from_its_end_or_its_next_
 # -- whole lives
 
 
+def queued(build, told="", **spec):
+    """The Job of a training that is made for queue `team`, and the plan for it while it waits there."""
+    (made,) = plan_training(build.training(queue="team"), TrainingSeen(), build.settings, build.start).create
+    job = build.job_of(made | {"metadata": made["metadata"] | {"uid": "job"}})
+    training = build.training({"attempt": 1}, **{"queue": "team"} | spec)
+    seen = TrainingSeen(jobs=[job], refusals={job.name: told} if told else {})
+    return made, plan_training(training, seen, build.settings, build.seconds(9))
+
+
+def test_a_world_of_a_queue_waits_for_it_and_says_why(build):
+    made, plan = queued(build, told="insufficient unused quota for cpu")
+    assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+    assert made["spec"]["suspend"] is True
+    assert (plan.create, plan.delete, [job.name for job in plan.short]) == ((), (), ["tiny-0a1b2-a1"])
+    assert plan.status["state"] == "Queued"
+    degraded = condition(plan, "Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("False", "Queued")
+    assert degraded["message"] == "queue team has not admitted it: insufficient unused quota for cpu"
+
+
+def test_a_queue_that_nobody_sees_to_is_told_as_trouble(build):
+    _, plan = queued(build, told=NO_KUEUE)
+    assert condition(plan, "Degraded")["reason"] == "NoKueue"
+    assert condition(plan, "Degraded")["message"] == NO_KUEUE
+
+
+def test_a_world_without_a_queue_is_not_made_suspended(build):
+    (job,) = plan_training(build.training(), TrainingSeen(), build.settings, build.start).create
+    assert "suspend" not in job["spec"]
+
+
+@pytest.mark.parametrize(
+    ("queue", "reason", "message"),
+    [
+        ("team", "Preempted", "queue team has taken its nodes back"),
+        (None, "JobSuspended", "somebody has suspended its Job"),
+    ],
+)
+def test_a_world_whose_nodes_are_taken_back_ends_uncounted_and_the_next_one_waits(build, queue, reason, message):
+    suspended = Job("a1", "job", 1, 1, "r1", suspended=True, queue=queue or "")
+    pods = [replace(build.pod(index), delete_requested=build.start) for index in range(2)]
+    training = build.training({"attempt": 1}, queue=queue)
+    plan = plan_training(training, TrainingSeen(jobs=[suspended], pods=pods), build.settings, build.seconds(60))
+    (entry,) = plan.status["attempts"]
+    assert (entry["reason"], entry["message"], entry["counted"]) == (reason, message, False)
+    training = build.training(plan.status, queue=queue)
+    after = plan_training(training, TrainingSeen(jobs=[suspended], pods=pods), build.settings, build.seconds(61))
+    assert (after.create, [(delete.uid, delete.after_pods) for delete in after.delete]) == ((), [("job", True)])
+    (job,) = plan_training(training, TrainingSeen(), build.settings, build.seconds(99)).create
+    assert (world_of(job).epoch, job["spec"].get("suspend", False)) == (2, queue is not None)
+
+
+@pytest.mark.parametrize("wanted", [{"queue": "other"}, {"queue": None}])
+def test_a_world_that_waits_moves_to_another_queue_at_once(build, wanted):
+    _, plan = queued(build, **wanted)
+    assert [delete.uid for delete in plan.delete] == ["job"]
+
+
+def test_a_world_that_runs_stays_where_it_was_admitted(build):
+    job = Job("a1", "job", 1, 1, "r1", queue="team")
+    seen = TrainingSeen(jobs=[job], pods=[build.pod(0), build.pod(1)])
+    assert plan_training(build.training({"attempt": 1}, queue="other"), seen, build.settings, build.start).delete == ()
+
+
 class Cluster:
     """A Job controller, kubelets and nodes: just what they do to the children of one training."""
 
@@ -378,7 +443,8 @@ class Cluster:
         self.now = build.start
         self.jobs, self.pods, self.dead = {}, {}, {}
         self.raw, self.status = {}, {}
-        self.sidecars = False
+        self.sidecars, self.queue_is_open = False, True
+        self.begun = set()
 
     def seen(self):
         nodes = {f"n{i}": Node(f"n{i}", f"n{i}" not in self.dead, self.dead.get(f"n{i}"), False) for i in range(2)}
@@ -404,14 +470,20 @@ class Cluster:
 
     def create(self, manifest):
         attempt = int(manifest["metadata"]["labels"][Label.ATTEMPT])
-        assert attempt not in self.raw, "an attempt was made twice"
+        assert attempt not in self.begun, "an attempt was made twice"
         runs = [pod for pod in self.pods.values() if not pod.ended and pod.node not in self.dead]
         assert not runs, "two worlds that can commit"
-        assert attempt > max(self.raw, default=0), "the epoch went back"
+        assert attempt > max(self.begun, default=0), "the epoch went back"
         self.raw[attempt] = manifest
         stamped = manifest | {"metadata": manifest["metadata"] | {"uid": f"job-{attempt}"}}
         self.jobs[attempt] = replace(self.build.job_of(stamped), created=self.now)
-        for index in range(2):
+        if not self.jobs[attempt].suspended:
+            self.make_pods(attempt)
+
+    def make_pods(self, attempt):
+        """What the Job controller does once a Job may run; where pods still end, it waits for them."""
+        self.begun.add(attempt)
+        for index in {0, 1} - {index for number, index in self.pods if number == attempt}:
             self.pods[attempt, index] = self.build.pod(
                 index, attempt, phase="Pending", started=None, created=self.now, node=f"n{index}"
             )
@@ -443,16 +515,21 @@ class Cluster:
     def control(self, attempt):
         """What the Job controller does for one Job."""
         found = self.jobs[attempt]
+        if found.suspended and self.queue_is_open and not found.deleting:
+            found = self.jobs[attempt] = replace(found, suspended=False)
+            self.make_pods(attempt)
         pods = {key: pod for key, pod in self.pods.items() if key[0] == attempt}
         phases = ["Running" if pod.lingers else pod.phase for pod in pods.values()]
-        if ("Failed" in phases or len(pods) < 2) and not found.complete:
+        if found.suspended:
+            pass
+        elif ("Failed" in phases or len(pods) < 2) and not found.complete:
             found = replace(found, failed=True, ended=self.now)
         elif phases == ["Succeeded", "Succeeded"]:
             found = replace(found, complete=True)
         self.jobs[attempt] = found
         for key, pod in pods.items():
             runs = pod.lingers or not pod.ended
-            if (found.failed or found.deleting) and runs and pod.delete_requested is None:
+            if (found.failed or found.deleting or found.suspended) and runs and pod.delete_requested is None:
                 self.pods[key] = replace(pod, delete_requested=self.now, grace_seconds=120)
 
     def fault(self, kind, index):
@@ -464,6 +541,8 @@ class Cluster:
             self.dead.pop(f"n{index}", None)
         elif kind == "sidecars":
             self.sidecars = True
+        elif kind in ("open", "close", "take back"):
+            self.decide(kind)
         elif kind == "job":
             self.jobs = {attempt: replace(found, deleting=True) for attempt, found in self.jobs.items()}
         elif kind in ("suspend", "resume"):
@@ -473,6 +552,13 @@ class Cluster:
             self.status = {name: value for name, value in self.status.items() if name != "conditions"}
         elif running:
             self.harm(running[index % len(running)], kind)
+
+    def decide(self, kind):
+        """What a queue does."""
+        self.queue_is_open = kind == "open"
+        for attempt, found in self.jobs.items():
+            if kind == "take back" and found.queue and not (found.complete or found.failed):
+                self.jobs[attempt] = replace(found, suspended=True)
 
     def harm(self, key, kind):
         pod = self.pods[key]
@@ -497,17 +583,17 @@ class Cluster:
 
 
 FAULTS = ["crash", "interrupt", "quit", "delete", "vanish", "node", "mend", "job", "suspend", "resume", "forget"]
-FAULTS += ["sidecars"]
+FAULTS += ["sidecars", "open", "close", "take back"]
 STEPS = st.lists(
     st.tuples(st.sampled_from([*FAULTS, "wait", "wait", "wait"]), st.integers(0, 1), st.integers(0, 3)), max_size=40
 )
 
 
 @settings(max_examples=60, deadline=None)
-@given(steps=STEPS)
-def test_whatever_breaks_there_is_one_world_at_a_time_and_in_the_end_it_is_done(build, steps):
+@given(steps=STEPS, queue=st.sampled_from([None, "team"]))
+def test_whatever_breaks_there_is_one_world_at_a_time_and_in_the_end_it_is_done(build, steps, queue):
     limit = {"limit": 1000, "backoff": {"initial": "1s", "max": "5s"}}
-    cluster = Cluster(build, build.training(restart=limit))
+    cluster = Cluster(build, build.training(restart=limit, queue=queue))
     for fault, index, looks in steps:
         if fault != "wait":
             cluster.fault(fault, index)
@@ -517,6 +603,7 @@ def test_whatever_breaks_there_is_one_world_at_a_time_and_in_the_end_it_is_done(
         cluster.reconcile()
     cluster.dead.clear()
     cluster.fault("resume", 0)
+    cluster.fault("open", 0)
     for _ in range(40):
         cluster.reconcile()
         cluster.tick(10)
