@@ -1,6 +1,7 @@
 """The most that the devices of a world could compute: a vendor's word on GPUs, on CPUs a measurement."""
 
 import time
+from functools import cache
 
 import torch
 
@@ -26,8 +27,9 @@ def peak_flops(ranks: Ranks) -> float:
     return 0.0 if least_known[1] else least_known[0] * ranks.world
 
 
+@cache
 def _measured(dtype: torch.dtype) -> float:
-    """Multiply matrices for a tenth of a second; the best time counts."""
+    """Multiply matrices for a tenth of a second, once a process; the best time counts."""
     a, b = torch.ones(SIZE, SIZE, dtype=dtype), torch.ones(SIZE, SIZE, dtype=dtype)
     a @ b
     best, end = float("inf"), time.perf_counter() + MEASURED_SECONDS
