@@ -22,7 +22,7 @@ from arctic_operator.observed import (
     format_time,
 )
 from arctic_operator.plan.actions import Event
-from arctic_operator.plan.autoscaling import Scaling
+from arctic_operator.plan.autoscaling import ReadyView, Scaling
 from arctic_operator.plan.canary import Canary, stable_revision
 from arctic_operator.plan.canary_analysis import Analysed
 from arctic_operator.plan.conditions import Conditions, is_true, refusal_of, trouble_of
@@ -42,23 +42,15 @@ PROGRESS_FIELDS = frozenset(
 """What changes all the time: written less often than a change of state."""
 
 
-class GroupView(Protocol):
+class GroupView(ReadyView, Protocol):
     """What the status needs of a group."""
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
     @property
     def pods(self) -> tuple[Pod, ...]: ...  # noqa: D102
     @property
     def lacks_pods(self) -> bool: ...  # noqa: D102
     @property
     def fresh(self) -> bool: ...  # noqa: D102
-    @property
-    def lost(self) -> bool: ...  # noqa: D102
-    @property
-    def draining(self) -> bool: ...  # noqa: D102
-    @property
-    def ready_since(self) -> datetime | None: ...  # noqa: D102
     def settled(self, now: datetime) -> bool: ...  # noqa: D102
 
 
