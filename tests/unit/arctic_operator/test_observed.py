@@ -47,10 +47,11 @@ def test_the_end_of_the_workers_container_decides_whatever_else_is_in_the_pod(po
 
 def test_only_what_is_read_of_a_job_or_a_pod_is_news():
     labels = {"arctic.dev/attempt": "1"}
-    job = raw_pod(labels=labels) | {"kind": "Job", "status": {"active": 1}}
+    job = raw_pod(labels=labels) | {"kind": "Job", "spec": {}, "status": {"active": 1}}
     assert not is_news(job, job | {"status": {"active": 2, "ready": 1}})
     ended = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
     assert is_news(job, job | {"status": {"active": 2, "conditions": [ended]}})
+    assert is_news(job, job | {"spec": {"suspend": True}})
     pod = raw_pod()
     assert not is_news(pod, pod | {"status": {"hostIP": "10.0.0.1"}})
     assert is_news(pod, pod | {"status": {"phase": "Running"}})
