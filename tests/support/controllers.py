@@ -21,6 +21,13 @@ from arctic_cluster.certificates import Authority
 
 HERE = "127.0.0.1"
 STARTS_WITHIN = 120.0
+IN_ITS_OWN_ETC = """
+mount -t tmpfs none /etc
+mkdir -p "$(dirname "$0")"
+ln -s "$1" "$0"
+shift
+exec "$@"
+"""
 Manifest = dict[str, Any]
 
 
@@ -39,10 +46,12 @@ def running(
     definitions: Sequence[Path],
     webhooks: Sequence[Manifest],
     flags: Sequence[str] = (),
+    fixed: str = "",
 ) -> Iterator[None]:
     """Install definitions and webhook configurations, and run a controller, for a while.
 
-    `settings` are its configuration, less what is about this machine; `folder` keeps its files and its log.
+    `settings` are its configuration, less what is about this machine; `folder` keeps its files and its log. `fixed` is
+    a folder in /etc where it looks for certificates whatever it is told: it gets an /etc of its own that has only that.
     """
     name = controller.program.name
     authority, port, health = Authority(folder / "certificates"), _free_port(), _free_port()
@@ -59,10 +68,11 @@ def running(
     files = [argument for definition in definitions for argument in ("-f", str(definition))]
     cluster.kubectl("apply", "--server-side", *files)
     until_established(cluster, *files)
-    command = [str(controller.program), f"--config={folder / 'config.yaml'}", f"--kubeconfig={cluster.kubeconfig}"]
+    alone = ("unshare", "--mount", "sh", "-ec", IN_ITS_OWN_ETC, fixed, str(authority.folder)) if fixed else ()
+    told = (f"--config={folder / 'config.yaml'}", f"--kubeconfig={cluster.kubeconfig}", *flags)
     with (
         (folder / f"{name}.log").open("w") as log,
-        subprocess.Popen([*command, *flags], stdout=log, stderr=log) as process,
+        subprocess.Popen([*alone, str(controller.program), *told], stdout=log, stderr=log) as process,
     ):
         try:
             ready = f"http://{HERE}:{health}/readyz"

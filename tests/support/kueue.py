@@ -17,6 +17,7 @@ SETTINGS = {
 }
 WITHOUT = "--feature-gates=VisibilityOnDemand=false"
 """Its own API server, which would have to be registered."""
+METRICS = "/etc/kueue/metrics/certs"
 GROUPS = {"batch", "kueue.x-k8s.io"}
 
 
@@ -36,5 +37,5 @@ def running(cluster: Cluster, folder: Path) -> Iterator[None]:
     components = controller.source / "config" / "components"
     definitions = list((components / "crd" / "bases").glob("*.yaml"))
     webhooks = _webhooks(components / "webhook" / "manifests.yaml")
-    with controllers.running(cluster, controller, folder, SETTINGS, definitions, webhooks, [WITHOUT]):
+    with controllers.running(cluster, controller, folder, SETTINGS, definitions, webhooks, [WITHOUT], METRICS):
         yield
