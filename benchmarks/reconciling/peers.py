@@ -20,6 +20,7 @@ import yaml
 from arctic_cluster import binaries
 from arctic_cluster.binaries import Controller
 from arctic_cluster.certificates import Authority
+from arctic_cluster.errors import ClusterError
 from benchmarks.reconciling.objects import NAMESPACE, PLAN, name_of
 from benchmarks.reconciling.plane import Plane
 from benchmarks.reconciling.race import Kind
@@ -246,7 +247,8 @@ def _define(plane: Plane, files: list[Path]) -> None:
     definitions = [document for file in files for document in yaml.safe_load_all(file.read_text()) if document]
     plane.apply(definitions)
     names = [f"crd/{definition['metadata']['name']}" for definition in definitions]
-    plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+    # kubectl ends with an error where a definition has no conditions yet.
+    _insist(lambda: plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names))
 
 
 def _mount(plane: Plane, manager: Manager) -> bool:
@@ -277,13 +279,15 @@ def _until(what: str, condition: Callable[[], bool]) -> None:
         time.sleep(0.3)
 
 
-def _insist(act: Callable[[], None]) -> None:
-    """Act again while a webhook does not answer yet."""
+def _insist(act: Callable[[], object]) -> None:
+    """Act again while it fails, as long as that may pass."""
     deadline = time.monotonic() + READY_SECONDS
     while True:
         try:
-            return act()
-        except Exception:
+            act()
+        except ClusterError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
+        else:
+            return
