@@ -70,13 +70,15 @@ test-engines: setup setup-engines ## one suite for every engine: in vLLM's own e
 	@$(PHASE) tensorrt-llm $(RUN) pytest tests/engines/tensorrt_llm
 	@$(PHASE) peers $(RUN) pytest tests/cluster/test_lws.py tests/cluster/test_kueue.py --peers
 
-bench: setup setup-engines ## every benchmark, whole (two hours): prints its tables, keeps its figures in benchmarks/RESULTS.md
+bench: setup setup-engines ## every benchmark, whole (three hours): prints its tables, keeps its figures in benchmarks/RESULTS.md
+	@$(RUN) python -m benchmarks.chaos --keep
 	@$(RUN) python -m benchmarks.demo --keep
 	@$(RUN) python -m benchmarks.endless --keep
 	@$(RUN) python -m benchmarks.faults_training --keep
 	@$(RUN) python -m benchmarks.overlap --keep
 	@$(RUN) python -m benchmarks.pipeline --keep
 	@$(RUN) python -m benchmarks.reconcile --keep  # needs root
+	@$(RUN) python -m benchmarks.recovery --keep
 	@$(RUN) python -m benchmarks.serving --keep
 	@$(RUN) python -m benchmarks.soak --keep
 	@$(RUN) python -m benchmarks.split_fuse --keep

@@ -34,6 +34,11 @@ def pod(attempt: int, phase: str = "Running") -> dict[str, Any]:
     return {"metadata": {"labels": {Label.UID: "u", Label.ATTEMPT: str(attempt)}}, "status": {"phase": phase}}
 
 
+def group(name: str, **metadata: Any) -> dict[str, Any]:
+    labels = {Label.UID: "s", Label.GROUP: name}
+    return {"metadata": {"labels": labels, **metadata}, "status": {"phase": "Running"}}
+
+
 DONE = training(state="Succeeded", export={"uri": "file:///x"})
 
 
@@ -48,6 +53,9 @@ DONE = training(state="Succeeded", export={"uri": "file:///x"})
         ([(training(state="Succeeded"), [])], ["u succeeded without an export"]),
         ([(training(attempts=[{"reason": "Crash", "counted": True}]), [])], ["u was charged for Crash"]),
         ([(training(attempts=[{"reason": "PodDeleted", "counted": False}]), [])], []),
+        ([(training(), [group("a"), group("a"), group("b"), group("c")])], []),
+        ([(training(), [group("a"), group("b"), group("c"), group("d", deletionTimestamp="now")])], []),
+        ([(training(), [group("a"), group("b"), group("c"), group("d")])], ["service s has groups a, b, c, d at once"]),
     ],
 )
 def test_what_must_never_be_is_noticed(

@@ -9,7 +9,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,11 +24,16 @@ from arctic_api.world import Label
 from arctic_cluster.errors import ClusterError
 from arctic_cluster.manifests import SYSTEM_NAMESPACE
 
-TRAININGS = ("first", "second")
 SERVICE = "answers"
 SECONDS = "20"  # that a training takes, undisturbed
 CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 CHILDREN = "jobs,statefulsets,services,secrets,networkpolicies,poddisruptionbudgets,configmaps,deployments"
+EDITS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("services", {"selector": {"nobody": "has"}}),
+    ("networkpolicies", {"podSelector": {"matchLabels": {"nobody": "has"}}}),
+    ("deployments", {"replicas": 0}),
+    ("statefulsets", {"replicas": 0}),
+)
 SERVICE_CHILDREN = {
     "StatefulSet",
     "Service",
@@ -38,6 +43,8 @@ SERVICE_CHILDREN = {
     "ConfigMap",
     "Deployment",
 }
+MOST_GROUPS = 3
+"""Two that are asked for at most, and one of a rollout's surge."""
 PATIENCE = 240.0
 LOOK_SECONDS = 1.0
 
@@ -78,6 +85,10 @@ class Invariants:
         for uid, world in groupby(sorted(workers, key=_uid), key=_uid):
             attempts = sorted({labels[Label.ATTEMPT] for labels in world})
             self._hold(len(attempts) == 1, f"attempts {', '.join(attempts)} of training {uid} have pods at once")
+        stays = [pod["metadata"]["labels"] for pod in alive if "deletionTimestamp" not in pod["metadata"]]
+        for uid, service in groupby(sorted((labels for labels in stays if Label.GROUP in labels), key=_uid), key=_uid):
+            groups = sorted({labels[Label.GROUP] for labels in service})
+            self._hold(len(groups) <= MOST_GROUPS, f"service {uid} has groups {', '.join(groups)} at once")
 
     def _judge(self, training: dict[str, Any]) -> None:
         uid, status = training["metadata"]["uid"], training.get("status", {})
@@ -105,16 +116,23 @@ def _uid(labels: dict[str, str]) -> str:
 class Campaign:
     """Faults in an order that the seed alone decides; what exactly they hit depends on what is there."""
 
-    def __init__(self, objects: StandIns, seed: int, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        objects: StandIns,
+        seed: int,
+        say: Callable[[str], None] = print,
+        trainings: Sequence[str] = ("first", "second"),
+    ) -> None:
         self._objects, self._cluster = objects, objects.cluster
         self._random = random.Random(seed)
-        self._say = say
+        self._say, self._trainings = say, trainings
         self._suspended: set[str] = set()
         self._replicas = 1
         self._faults: list[Callable[[], str]] = [
             self._delete_a_pod,
             self._kill_a_pod,
             self._delete_a_child,
+            self._edit_a_child,
             self._kill_the_operator,
             self._kill_a_component,
             self._cut_a_node,
@@ -122,11 +140,12 @@ class Campaign:
             self._suspend_or_resume,
             self._make_anew,
             self._scale,
+            self._revert_a_rollout,
         ]
 
     def run(self, faults: int) -> Outcome:
         """Inflict so many faults, wait for the end of all, and return what was seen."""
-        for name in TRAININGS:
+        for name in self._trainings:
             self._train(name)
         self._serve()
         outcome, invariants = Outcome(), Invariants()
@@ -172,7 +191,7 @@ class Campaign:
 
     def _renew(self) -> None:
         """A training that is done makes room for another, so that faults have something to hit."""
-        for name in TRAININGS:
+        for name in self._trainings:
             if self._objects.status("arctictraining", name).get("state") == "Succeeded":
                 self._remake(name)
 
@@ -187,8 +206,7 @@ class Campaign:
             self._set_suspended(name, False)
 
     def _set_suspended(self, name: str, suspended: bool) -> None:
-        patch = json.dumps({"spec": {"suspend": suspended}})
-        self._objects.kubectl("patch", "arctictraining", name, "--type=merge", "-p", patch)
+        self._objects.change("arctictraining", name, suspend=suspended)
         (self._suspended.add if suspended else self._suspended.discard)(name)
 
     # --- the faults; each returns what it did
@@ -211,6 +229,14 @@ class Campaign:
         if child:
             self._objects.kubectl("delete", kind, child, "--wait=false")
         return f"delete {kind} {child}"
+
+    def _edit_a_child(self) -> str:
+        """Take from a Service what it selects, or from a set or a budget what it keeps."""
+        kind, spec = self._random.choice(EDITS)
+        child = self._any(kind)
+        if child:
+            self._objects.change(kind, child, **spec)
+        return f"edit {kind} {child}"
 
     def _any(self, kind: str) -> str | None:
         names = sorted(each["metadata"]["name"] for each in self._objects.labelled(kind, Label.MANAGED))
@@ -244,13 +270,13 @@ class Campaign:
         return "steal the lease"
 
     def _suspend_or_resume(self) -> str:
-        name = self._random.choice(TRAININGS)
+        name = self._random.choice(self._trainings)
         suspended = name not in self._suspended
         self._set_suspended(name, suspended)
         return f"{'suspend' if suspended else 'resume'} {name}"
 
     def _make_anew(self) -> str:
-        name = self._random.choice(TRAININGS)
+        name = self._random.choice(self._trainings)
         self._remake(name)
         return f"delete {name} and make it anew"
 
@@ -259,15 +285,19 @@ class Campaign:
         self._objects.kubectl("scale", "arcticinference", SERVICE, f"--replicas={self._replicas}")
         return f"scale {SERVICE} to {self._replicas}"
 
+    def _revert_a_rollout(self) -> str:
+        """Change what a group is made of, and take the change back while its rollout is under way."""
+        for length in (96, 512):
+            attention = {"maxLength": length}
+            self._insist(partial(self._objects.change, "arcticinference", SERVICE, attention=attention))
+            time.sleep(self._random.uniform(0.5, 4))
+        return f"roll {SERVICE} out and back"
+
     # --- the end
 
     def _unconverged(self) -> Iterator[str]:
         """Name what does not come to where its manifest says."""
-        wanted: list[tuple[str, Callable[[], bool]]] = [
-            *((f"{name} succeeds", partial(self._has_succeeded, name)) for name in TRAININGS),
-            (f"{SERVICE} is ready with {self._replicas} replicas", self._is_ready),
-        ]
-        for what, arrived in wanted:
+        for what, arrived in self._wanted():
             yield from self._unreached(what, arrived)
         # A new operator looks at everything at once: at Secrets and ConfigMaps, which nobody watches, and at what
         # Kubernetes' garbage collector has missed of owners that went and came back while its watch was away.
@@ -275,6 +305,13 @@ class Campaign:
         yield from self._unreached("children of objects that are gone go too", lambda: not self._orphans())
         yield from self._insist(self._orphans)
         yield from self._unreached(f"{SERVICE} has children of every kind", self._has_every_child)
+
+    def _wanted(self) -> list[tuple[str, Callable[[], bool]]]:
+        """What has to come, and whether it has."""
+        return [
+            *((f"{name} succeeds", partial(self._has_succeeded, name)) for name in self._trainings),
+            (f"{SERVICE} is ready with {self._replicas} replicas", self._is_ready),
+        ]
 
     def _unreached(self, what: str, arrived: Callable[[], bool]) -> Iterator[str]:
         try:
