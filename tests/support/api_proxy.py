@@ -138,7 +138,7 @@ class ApiProxy:
         except ConnectionResetError:
             pass  # the operator is dead, or its watch was broken off
         finally:
-            self._watches.discard(transport)  # type: ignore[arg-type]  # None is not in it
+            self._watches.discard(transport)
         return response
 
     def _now(self, request: web.Request) -> int | str | None:
