@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from small_specs import TRAINING_SPEC
+
 from arctic_api import API_VERSION, training
 from arctic_api.training import ArcticTrainingSpec
 from arctic_cluster.addresses import plan
@@ -46,23 +48,8 @@ def arctic_training(index: int) -> Manifest:
         "apiVersion": API_VERSION,
         "kind": training.KIND,
         "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {
-            "model": {"preset": "arctic-tiny"},
-            "tokenizer": {"train": {"vocabSize": 512}},
-            "data": {"sources": [{"name": "books", "category": "general", "uri": "file:///books"}]},
-            "curriculum": {
-                "stages": [
-                    {
-                        "name": "general",
-                        "tokens": "1M",
-                        "mixture": {"books": 1},
-                        "learningRate": {"peak": 0.001},
-                        "sequenceLength": 128,
-                    }
-                ]
-            },
-            "batch": {"tokensPerStep": 8192},
-            "parallelism": {"nodes": 2},
+        "spec": TRAINING_SPEC
+        | {
             "checkpoint": {"volume": {"claimName": CLAIM}},
             "template": {"annotations": {ADDRESS: address_of(name)}},
         },

@@ -40,7 +40,6 @@ class ApiProxy:
         self._trouble: Trouble | None = None
         self._watches: set[asyncio.BaseTransport] = set()
         self.url = ""
-        self.writes = 0
         self.when_written: Callable[[], None] = lambda: None
         """Called after each write that has changed anything but a Lease, before it is answered."""
         self._versions: dict[str, str] = {}
@@ -118,7 +117,6 @@ class ApiProxy:
         if version and self._versions.get(path.removesuffix("/status")) == version:
             return
         self._versions[path.removesuffix("/status")] = version
-        self.writes += 1
         self.when_written()
 
     async def _relay(self, request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from small_specs import TRAINING_SPEC
 
 from arctic_api import API_VERSION
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
@@ -23,25 +24,6 @@ from arctic_operator.workqueue import WorkQueue
 UID = "0a1b2c3d-0000-4000-8000-000000000001"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
-TRAINING_SPEC: dict[str, Any] = {
-    "model": {"preset": "arctic-tiny"},
-    "tokenizer": {"train": {"vocabSize": 512}},
-    "data": {"sources": [{"name": "books", "category": "general", "uri": "file:///books"}]},
-    "curriculum": {
-        "stages": [
-            {
-                "name": "general",
-                "tokens": "1M",
-                "mixture": {"books": 1},
-                "learningRate": {"peak": 0.001},
-                "sequenceLength": 128,
-            }
-        ]
-    },
-    "batch": {"tokensPerStep": 8192},
-    "parallelism": {"nodes": 2},
-    "checkpoint": {"volume": {"claimName": "store"}},
-}
 INFERENCE_SPEC: dict[str, Any] = {"model": {"uri": "file:///weights"}, "parallelism": {"pipeline": 2}}
 
 
