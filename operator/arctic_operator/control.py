@@ -357,3 +357,8 @@ def _time(message: Any, field: str) -> datetime | None:
 def _finite(figure: float) -> float | None:
     """Return the figure, None for one that JSON can't hold."""
     return figure if math.isfinite(figure) else None
+
+
+def host_of(address: str) -> str:
+    """Return an address as it stands before a port: one of IPv6 has colons of its own."""
+    return f"[{address}]" if ":" in address else address

@@ -8,6 +8,7 @@ import aiohttp
 
 from arctic_api.world import Ports
 from arctic_operator.cache import Key
+from arctic_operator.control import host_of
 from arctic_operator.manifests.gateway import WAITING_PATH
 
 ASK_EVERY = 1.0
@@ -82,5 +83,4 @@ class Gateways:
 
 
 def _url(address: str, port: int) -> str:
-    host = f"[{address}]" if ":" in address else address
-    return f"http://{host}:{port}{WAITING_PATH}"
+    return f"http://{host_of(address)}:{port}{WAITING_PATH}"

@@ -23,7 +23,7 @@ from arctic_operator.cluster import (
     OwnedByAnotherError,
 )
 from arctic_operator.commands import Commands
-from arctic_operator.control import CommandError, Followers
+from arctic_operator.control import CommandError, Followers, host_of
 from arctic_operator.gateways import Gateways
 from arctic_operator.install import Install
 from arctic_operator.keys import Keys
@@ -381,8 +381,7 @@ class Reconciler:
             tls = await self._keys.client()
             name = server_name(identity.name, identity.namespace)
             for target in follow:
-                host = f"[{target.host}]" if ":" in target.host else target.host
-                self._followers.follow((key, target.group), f"{host}:{target.port}", name, tls)
+                self._followers.follow((key, target.group), f"{host_of(target.host)}:{target.port}", name, tls)
 
     async def _drain(self, key: Key, groups: tuple[str, ...]) -> None:
         """A leader that can't be told goes when its time is over: draining never fails."""
