@@ -13,6 +13,7 @@ from arctic_cli.local import serve, train
 from arctic_cli.plan import plan
 from arctic_cli.report import report
 from arctic_cli.reproduce import reproduce
+from arctic_cli.simulate import simulate
 from arctic_cli.validate import validate
 from arctic_cluster.commands import cluster
 from arctic_cluster.errors import ClusterError
@@ -36,5 +37,6 @@ def main() -> None:
 
 _LIVE = (pause, resume, checkpoint, stop)
 _RUNS = (report, reproduce, evaluate)
-for _command in (train, serve, validate, plan, *_LIVE, *_RUNS, import_, export, quantize, corpus, cluster, demo):
+_PLANS = (validate, plan, simulate)
+for _command in (train, serve, *_PLANS, *_LIVE, *_RUNS, import_, export, quantize, corpus, cluster, demo):
     main.add_command(_command)

@@ -115,7 +115,7 @@ def _limit(plan: TrainingPlan) -> list[str]:
         return []
     longest = max(steps, key=lambda step: step.total)
     return [
-        f"It takes at least {_duration(seconds)}, an MFU of {mfu:.2f}: a limit, no prediction.",
+        f"It takes at least {duration(seconds)}, an MFU of {mfu:.2f}: a limit, no prediction.",
         f"  Of {longest.total:,.3f} s: arithmetic {longest.compute:,.3f}, the experts' exchange "
         f"{longest.exposed:,.3f} ({longest.exchange:,.3f} if nothing hid it), "
         + (f"heads of sequences {longest.sequence:,.3f}, " if plan.training.sequence_parallel > 1 else "")
@@ -129,7 +129,7 @@ def _spending(report: Report) -> list[str]:
     if spending is None:
         return []
     line = (
-        f"At an MFU of {report.mfu:g} (assumed): {_duration(spending.seconds)}, {spending.device_weeks:,.2f} weeks of "
+        f"At an MFU of {report.mfu:g} (assumed): {duration(spending.seconds)}, {spending.device_weeks:,.2f} weeks of "
     )
     line += "one device"
     if report.price is not None:
@@ -137,7 +137,8 @@ def _spending(report: Report) -> list[str]:
     return [f"{line}."]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in a unit that suits it."""
     if seconds >= 2 * DAY:
         return f"{seconds / DAY:,.1f} days"
     if seconds >= 2 * HOUR:

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from arctic_model.cost import layer_multiplications
 from arctic_model.planning.devices import BYTES, Device, Format, Lines
 from arctic_model.planning.serving import RankMemory, Serving, ServingPlan
+from arctic_model.planning.serving_time import EngineStep, decoding_step
 
 Bound = Literal["memory", "arithmetic"]
 ALL_REDUCES = 2
@@ -46,25 +46,52 @@ class Decoding:
 def decode(plan: ServingPlan, batch: int, context: int) -> Decoding | None:
     """Bound a step of `batch` requests that have `context` tokens each; None where the device's rates aren't known."""
     serving, device = plan.serving, plan.device
-    rate = multiplying_rate(serving, device)
-    if rate is None or device.bandwidth is None:
-        return None
     ranks = len(plan.ranks)
     size = -(-batch // ranks)
     flying = -(-batch // size)
-    memory = [_bytes(plan, rank, size, context) / device.bandwidth for rank in plan.ranks]
-    arithmetic = [_flops(plan, rank, size, context) / rate for rank in plan.ranks]
-    reduced = [_reduction_seconds(plan, rank, size) for rank in plan.ranks]
-    times = [max(pair) + more for pair, more in zip(zip(memory, arithmetic, strict=True), reduced, strict=True)]
+    limits = rank_limits(plan, decoding_step(size, _kept(serving, context)))
+    if limits is None:
+        return None
+    times, reduced = [limit.seconds for limit in limits], [limit.lines for limit in limits]
     slowest = times.index(max(times))
     hops = (ranks - 1) * _row_bytes(serving) * size / device.network if device.network else 0.0
     through, full = sum(times) + hops, flying * times[slowest]
     return Decoding(
         batch,
         seconds=max(through, full),
-        bound="memory" if memory[slowest] >= arithmetic[slowest] else "arithmetic",
+        bound="memory" if limits[slowest].memory >= limits[slowest].arithmetic else "arithmetic",
         lines=sum(reduced) + hops if through >= full else flying * reduced[slowest],
     )
+
+
+@dataclass(frozen=True)
+class RankLimit:
+    """The least seconds of a step on one pipeline rank."""
+
+    memory: float
+    arithmetic: float
+    lines: float
+    """Of what its tensor ranks add up."""
+
+    @property
+    def seconds(self) -> float:
+        """Reading and multiplying at once, then adding up."""
+        return max(self.memory, self.arithmetic) + self.lines
+
+
+def rank_limits(plan: ServingPlan, step: EngineStep) -> list[RankLimit] | None:
+    """Bound any step, prompts among it, on each pipeline rank; None where the device's rates aren't known."""
+    rate, bandwidth = multiplying_rate(plan.serving, plan.device), plan.device.bandwidth
+    if rate is None or bandwidth is None:
+        return None
+    return [
+        RankLimit(
+            memory=(rank.read(step.rows) + step.cached * rank.kv_bytes_per_token) / bandwidth,
+            arithmetic=_flops(plan, rank, step) / rate,
+            lines=_reduction_seconds(plan, rank, step.rows),
+        )
+        for rank in plan.ranks
+    ]
 
 
 def compute_bound_from(plan: ServingPlan, context: int, most: int = 2**20) -> int | None:
@@ -116,20 +143,15 @@ def _kept(serving: Serving, context: int) -> int:
     return context if serving.visible is None else min(context, serving.visible)
 
 
-def _bytes(plan: ServingPlan, rank: RankMemory, tokens: int, context: int) -> float:
-    """That a device of a pipeline rank reads for a micro-batch."""
-    return rank.read(tokens) + tokens * _kept(plan.serving, context) * rank.kv_bytes_per_token
-
-
-def _flops(plan: ServingPlan, rank: RankMemory, tokens: int, context: int) -> float:
-    """Of a device of a pipeline rank for a micro-batch: two a multiply-add."""
+def _flops(plan: ServingPlan, rank: RankMemory, step: EngineStep) -> float:
+    """Of a device of a pipeline rank: two a multiply-add."""
     serving, config = plan.serving, plan.serving.config
-    multiplications = sum(layer_multiplications(config, layer) for layer in rank.layers)
+    multiplications = step.rows * rank.multiplications
     # Scores, and what they weigh.
-    multiplications += 2 * _kept(serving, context) * config.hidden_size * len(rank.layers)
+    multiplications += 2 * step.seen * config.hidden_size * len(rank.layers)
     if rank.weights["lm_head"]:
-        multiplications += config.vocab_size * config.hidden_size
-    return 2 * tokens * multiplications / serving.tensor
+        multiplications += step.draws * config.vocab_size * config.hidden_size
+    return 2 * multiplications / serving.tensor
 
 
 def _reduction_seconds(plan: ServingPlan, rank: RankMemory, tokens: int) -> float:

@@ -19,7 +19,7 @@ from functools import cached_property
 from math import prod
 
 from arctic_model.config import ArcticConfig
-from arctic_model.cost import expected_experts_touched
+from arctic_model.cost import expected_experts_touched, layer_multiplications
 from arctic_model.names import layer_shapes
 from arctic_model.parallel import LayerSlice, plan_inference
 from arctic_model.planning.devices import BYTES, Device, Format
@@ -88,9 +88,19 @@ class RankMemory:
         """Bytes that are gone when all is loaded and one step is provided for."""
         return self.weights.total() + self.scales.total() + self.activations + self.runtime
 
+    @cached_property
+    def resident(self) -> Counter[str]:
+        """Bytes of weights with their scales, by part."""
+        return self.weights + self.scales
+
+    @cached_property
+    def multiplications(self) -> int:
+        """Multiply-adds that a token asks of the layers' matrices, on all tensor ranks together."""
+        return sum(layer_multiplications(self.config, layer) for layer in self.layers)
+
     def read(self, tokens: int) -> float:
         """Bytes of weights that a step of so many tokens reads: rows of the embedding, and of experts those touched."""
-        resident, config = self.weights + self.scales, self.config
+        resident, config = self.resident, self.config
         whole = resident.total() - resident["embedding"] - resident["experts"]
         rows = resident["embedding"] * min(tokens / config.vocab_size, 1)
         return whole + rows + resident["experts"] * expected_experts_touched(config, tokens) / config.num_local_experts

@@ -17,7 +17,16 @@ FILES = [
         text=True,
     ).stdout.splitlines()
 ]
-OURS = {"arctic_api", "arctic_operator", "arctic_workers", "arctic_model", "arctic_cli", "arctic_cluster", "arctic_rpc"}
+OURS = {
+    "arctic_api",
+    "arctic_operator",
+    "arctic_workers",
+    "arctic_model",
+    "arctic_simulator",
+    "arctic_cli",
+    "arctic_cluster",
+    "arctic_rpc",
+}
 
 
 def test_the_operator_folder_never_shadows_the_standard_library() -> None:

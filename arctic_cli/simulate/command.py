@@ -1,0 +1,81 @@
+"""The command: which manifest is simulated, on what, and against which requests or failures."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from arctic_api.common import parse_duration
+from arctic_cli.local import volumes_option
+from arctic_cli.manifest import ManifestError
+from arctic_cli.models import Models, read_manifests
+from arctic_cli.plan.choice import Choice
+from arctic_cli.plan.options import mfu_option, model_and_device, one_manifest
+from arctic_cli.plan.serving import report_serving
+from arctic_cli.plan.training import report_training
+from arctic_cluster.paths import default_volumes
+
+
+class _Duration(click.ParamType[float]):
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds of what is written as in a manifest."""
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command()
+@model_and_device
+@mfu_option
+@click.option(
+    "--requests",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help='Of a service: lines of JSON, {"seconds": 1.5, "prompt": 100, "answer": 20}, in the order in which they come.',
+)
+@click.option(
+    "--node-mtbf", type=_Duration(), default="43800h", show_default=True, help="Mean time between a node's failures."
+)
+@click.option("--spares", type=click.IntRange(0), default=0, show_default=True, help="Nodes that stand by.")
+@click.option("--repair", type=_Duration(), default="24h", show_default=True, help="Until a failed node stands by.")
+@click.option("--checkpoint-stop", type=_Duration(), default="10s", show_default=True, help="That one stops the steps.")
+@click.option("--restart", type=_Duration(), default="5m", show_default=True, help="Until steps go on.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of failures.")
+@volumes_option
+def simulate(
+    files: tuple[Path, ...],
+    preset: str | None,
+    config_file: Path | None,
+    device_name: str | None,
+    devices_per_node: int | None,
+    mfu: float,
+    requests: Path | None,
+    node_mtbf: float,
+    spares: int,
+    repair: float,
+    checkpoint_stop: float,
+    restart: float,
+    seed: int,
+    volumes: Path | None,
+) -> None:
+    """Simulate a service that answers a trace of requests, or a training whose nodes fail.
+
+    A service is one group with its real scheduler, whose steps take the least that `arctic plan` has for them.
+    """
+    # Not before it is asked for: who installs the command alone has no simpy.
+    from arctic_cli.simulate.serving import simulate_serving
+    from arctic_cli.simulate.training import Failures, simulate_training
+
+    choice = Choice(preset, config_file, device_name, devices_per_node)
+    services, trainings = read_manifests(files, "ArcticInference"), read_manifests(files, "ArcticTraining")
+    models = Models(trainings, volumes or default_volumes())
+    manifest = one_manifest(files, services or trainings)
+    if not services:
+        failures = Failures(node_mtbf, spares, repair, checkpoint_stop, restart, seed)
+        click.echo(simulate_training(report_training(manifest, models, choice, mfu, None), manifest, failures))
+    elif requests is None:
+        raise ManifestError("--requests is missing: name a file with the requests that the service is to answer")
+    else:
+        click.echo(simulate_serving(report_serving(manifest, models, choice, None), manifest, requests))

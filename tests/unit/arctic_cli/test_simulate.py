@@ -1,0 +1,91 @@
+"""`arctic simulate`: from a manifest and a trace, or failures, to a table and to sentences about what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+from api_cases import INFERENCE, TRAINING, apply_changes
+from click.testing import CliRunner, Result
+
+from arctic_cli.main import main
+from arctic_model.planning.devices import GIB, cpu
+from arctic_simulator.requests import Arrival, write_trace
+
+ROOT = Path(__file__).parents[3]
+ARCTIC = ("-f", ROOT / "examples" / "arctic-inference.yaml", "--preset", "arctic")
+TRAINED = ("-f", ROOT / "examples" / "arctic-training.yaml")
+
+
+@pytest.fixture(autouse=True)
+def machine_of_64_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "arctic_cli.plan.choice.this_machine", lambda: cpu(memory=64 * GIB, bandwidth=10e9, fp32_flops=1e11)
+    )
+
+
+def simulate(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["simulate", *map(str, arguments)])
+
+
+def trace(folder: Path, *arrivals: Arrival) -> Path:
+    write_trace(folder / "trace.jsonl", arrivals)
+    return folder / "trace.jsonl"
+
+
+def row(result: Result, name: str) -> list[str]:
+    [line] = [line for line in result.stdout.splitlines() if line.startswith(name)]
+    return line.removeprefix(name).split()
+
+
+def test_a_service_answers_its_trace(tmp_path: Path) -> None:
+    result = simulate(*ARCTIC, "--requests", trace(tmp_path, *[Arrival(0.1 * n, 1000, 50) for n in range(40)]))
+    assert result.exit_code == 0, result.output
+    assert "40 requests, 2,000 tokens of answers" in result.stdout
+    # Nobody waits, and a step of Arctic on 16 H100 takes milliseconds.
+    assert row(result, "requests that wait when one comes")[-1] == "0.0"
+    assert 0.5 < float(row(result, "ms between tokens")[0]) < 10
+
+
+def test_ten_times_as_many_requests_wait_longer(tmp_path: Path) -> None:
+    def p95(gap: float) -> float:
+        result = simulate(*ARCTIC, "--requests", trace(tmp_path, *[Arrival(gap * n, 3000, 20) for n in range(60)]))
+        return float(row(result, "ms until the first token")[1].replace(",", ""))
+
+    assert p95(0.001) > 2 * p95(1.0)
+
+
+def test_a_request_that_is_too_long_is_named(tmp_path: Path) -> None:
+    result = simulate(*ARCTIC, "--requests", trace(tmp_path, Arrival(0.0, 10, 10), Arrival(1.0, 4000, 97)))
+    assert result.exit_code == 64
+    assert "line 2" in result.stderr
+    assert "4096" in result.stderr
+
+
+def test_a_service_needs_requests_and_a_group_that_fits(tmp_path: Path) -> None:
+    assert "--requests is missing" in simulate(*ARCTIC).stderr
+    manifest = tmp_path / "small.yaml"
+    manifest.write_text(json.dumps(apply_changes(INFERENCE, {"spec.engine": {"name": "vllm"}})))
+    file = trace(tmp_path, Arrival(0.0, 10, 10))
+    result = simulate("-f", manifest, "--preset", "arctic", "--requests", file)
+    assert "does not fit" in result.stderr
+
+
+def test_a_training_loses_more_with_nodes_that_fail_more_often() -> None:
+    def share(mtbf: str) -> float:
+        result = simulate(*TRAINED, "--node-mtbf", mtbf, "--spares", 8, "--repair", "2h")
+        assert result.exit_code == 0, result.output
+        return float(row(result, "share of the time that counts")[0].rstrip("%"))
+
+    assert share("2000h") < share("100000h") <= 100
+
+
+def test_a_training_that_would_never_get_to_a_checkpoint_is_told_what_to_write() -> None:
+    result = simulate(*TRAINED, "--node-mtbf", "1h")
+    assert result.exit_code == 64
+    assert "write an interval of about" in result.stderr
+
+
+def test_a_duration_that_is_none_is_refused(tmp_path: Path) -> None:
+    manifest = tmp_path / "training.yaml"
+    manifest.write_text(json.dumps(TRAINING))
+    assert "is not a duration" in simulate("-f", manifest, "--repair", "a while").stderr
