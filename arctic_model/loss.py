@@ -18,7 +18,7 @@ from arctic_model.cost import tokens_of_a_piece
 def token_losses(x_SD: Tensor, lm_head_VD: Tensor, labels_S: Tensor) -> Tensor:
     """Return the cross-entropy of each token's label, in nats, fp32 [S]; gives no gradients."""
     with torch.no_grad():
-        return torch.cat([-_chosen(log_CV, labels_S[piece]) for piece, log_CV in _log_probabilities(x_SD, lm_head_VD)])
+        return torch.cat([losses_C for _, losses_C, _ in _pieces(x_SD, lm_head_VD, labels_S)])
 
 
 def loss_sum(
@@ -50,54 +50,62 @@ class _LossSum(torch.autograd.Function):
     ) -> Tensor:
         x_grad_SD = torch.empty_like(x_SD)
         # Summed over pieces in fp32 whatever the model's dtype; None where the matrix is not trained.
-        lm_head_grad_VD = torch.zeros_like(lm_head_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        lm_head_grad_VD = torch.empty_like(lm_head_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=torch.float32, device=x_SD.device)
-        for piece, log_CV in _log_probabilities(x_SD, lm_head_VD):
+        for piece, losses_C, probabilities_CV in _pieces(x_SD, lm_head_VD, labels_S):
             labels_C, weights_C = labels_S[piece], weights_S[piece]
-            chosen_C = _chosen(log_CV, labels_C) * weights_C
-            total -= chosen_C.sum()
+            losses_C *= weights_C
+            total += losses_C.sum()
             if losses_S is not None:
-                torch.neg(chosen_C, out=losses_S[piece])
+                losses_S[piece] = losses_C
             # The gradient of the logits: probabilities, less 1 at the label.
-            grad_CV = log_CV.exp_().scatter_add_(1, labels_C[:, None], log_CV.new_full((len(labels_C), 1), -1.0))
-            grad_CV = grad_CV.to(x_SD.dtype)
+            less_C1 = probabilities_CV.new_full((len(labels_C), 1), -1.0)
+            grad_CV = probabilities_CV.scatter_add_(1, labels_C[:, None], less_C1).to(x_SD.dtype)
             torch.mm(grad_CV, lm_head_VD, out=x_grad_SD[piece]).mul_(weights_C[:, None])
             if lm_head_grad_VD is not None:
-                _add_product(lm_head_grad_VD, grad_CV.t(), (x_SD[piece] * weights_C[:, None]).to(x_SD.dtype))
-        ctx.save_for_backward(x_grad_SD, lm_head_grad_VD)
+                weighted_CD = (x_SD[piece] * weights_C[:, None]).to(x_SD.dtype)
+                _add_product(lm_head_grad_VD, grad_CV.t(), weighted_CD, first=piece.start == 0)
+        ctx.made = x_grad_SD, lm_head_grad_VD
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        x_grad_SD, lm_head_grad_VD = ctx.saved_tensors
-        lm_head_grad_VD = None if lm_head_grad_VD is None else (lm_head_grad_VD * gradient).to(x_grad_SD.dtype)
-        return x_grad_SD * gradient, lm_head_grad_VD, None, None, None
+        # Scaled where they are, and given away: the matrix's is among the largest tensors of a step.
+        x_grad_SD, lm_head_grad_VD = ctx.made
+        del ctx.made
+        lm_head_grad_VD = None if lm_head_grad_VD is None else lm_head_grad_VD.mul_(gradient).to(x_grad_SD.dtype)
+        return x_grad_SD.mul_(gradient), lm_head_grad_VD, None, None, None
 
 
 _loss_sum = cast("Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]", _LossSum.apply)
 
 
-def _log_probabilities(x_SD: Tensor, lm_head_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield pieces of the tokens with their log probabilities, fp32 [C, V], which the next piece overwrites."""
+def _pieces(x_SD: Tensor, lm_head_VD: Tensor, labels_S: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield pieces of the tokens, with their losses, fp32 [C], and probabilities, fp32 [C, V].
+
+    The next piece overwrites the probabilities. Of each logit the exponential is taken once: what they were divided by
+    is found again from the greatest of them, which is never near 0.
+    """
     tokens, vocabulary = x_SD.shape[0], lm_head_VD.shape[0]
     each = tokens_of_a_piece(tokens, vocabulary, x_SD.device.type)
     logits = x_SD.new_empty(each, vocabulary)
-    log = x_SD.new_empty(each, vocabulary, dtype=torch.float32)
+    probabilities = x_SD.new_empty(each, vocabulary, dtype=torch.float32)
     for start in range(0, tokens, each):
         piece = slice(start, min(start + each, tokens))
-        rows = piece.stop - start
-        torch.mm(x_SD[piece], lm_head_VD.t(), out=logits[:rows])
-        torch.log_softmax(logits[:rows], 1, dtype=torch.float32, out=log[:rows])
-        yield piece, log[:rows]
+        logits_CV, probabilities_CV = logits[: piece.stop - start], probabilities[: piece.stop - start]
+        torch.mm(x_SD[piece], lm_head_VD.t(), out=logits_CV)
+        torch.softmax(logits_CV, 1, dtype=torch.float32, out=probabilities_CV)
+        chosen_C = logits_CV.gather(1, labels_S[piece][:, None])[:, 0].float()
+        losses_C = logits_CV.amax(1).float() - probabilities_CV.amax(1).log_() - chosen_C
+        yield piece, losses_C, probabilities_CV
 
 
-def _chosen(log_CV: Tensor, labels_C: Tensor) -> Tensor:
-    return log_CV.gather(1, labels_C[:, None])[:, 0]
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add the product of two matrices to `total`, which is fp32 whatever they are."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
+    """Add the product of two matrices to `total`, which is fp32 whatever they are, and undefined before the `first`."""
+    if left.dtype != total.dtype:
+        product = left @ right
+        total.copy_(product) if first else total.add_(product)
+    elif first:
+        torch.mm(left, right, out=total)
     else:
-        total += left @ right
+        total.addmm_(left, right)

@@ -185,7 +185,12 @@ def rank_environment(world: TrainingWorld, inherited: Mapping[str, str]) -> dict
     """Return the environment of the ranks, without what the link adds."""
     defaults = {
         "OMP_NUM_THREADS": threads_of_a_rank(world.spec.parallelism, inherited, local=world.tls_folder is None),
-        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve what else a busy node runs, their own process first
+        # Between two regions threads spin for as long as it takes to wake one, and for no longer: spinning starves
+        # what else a busy node runs, their own process first.
+        "GOMP_SPINCOUNT": "5000",
+        # A step asks for what the one before gave back: from the kernel it would come page by page, filled with zeros.
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc takes
+        "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         # torch says that names which DeepSpeed uses will go: nothing for the reader of a training's log.

@@ -5,13 +5,15 @@ they can be made whenever there is time. Shapes are named by the legend of `arct
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from arctic_workers.training.experts.team import Job, share_out
 
 
 class Weights(NamedTuple):
@@ -38,23 +40,25 @@ def forward(x_PD: Tensor, counts: list[int], weights: Weights) -> tuple[Tensor, 
     """
     kept = Forward(x_PD, *_empty_PF(x_PD, weights, 2))
     y_PD = torch.empty_like(x_PD)
-    for (w1, w2, w3), x_pD, gate_pF, up_pF, y_pD in _by_expert(counts, weights, *kept, y_PD):
-        _enter(w1, w3, x_pD, gate_pF, up_pF)
-        torch.mm(functional.silu(gate_pF).mul_(up_pF), w2.t(), out=y_pD)
+
+    def run(expert: Weights, x_pD: Tensor, gate_pF: Tensor, up_pF: Tensor, y_pD: Tensor) -> None:
+        _enter(expert, x_pD, gate_pF, up_pF)
+        torch.mm(functional.silu(gate_pF).mul_(up_pF), expert.w2.t(), out=y_pD)
+
+    _by_expert(run, counts, weights, *kept, y_PD)
     return y_PD, kept
 
 
 def enter(x_PD: Tensor, counts: list[int], weights: Weights) -> Forward:
     """Compute again what `forward` keeps: the same bits."""
     kept = Forward(x_PD, *_empty_PF(x_PD, weights, 2))
-    for (w1, _, w3), *rows in _by_expert(counts, weights, *kept):
-        _enter(w1, w3, *rows)
+    _by_expert(_enter, counts, weights, *kept)
     return kept
 
 
-def _enter(w1: Tensor, w3: Tensor, x_pD: Tensor, gate_pF: Tensor, up_pF: Tensor) -> None:
-    torch.mm(x_pD, w1.t(), out=gate_pF)
-    torch.mm(x_pD, w3.t(), out=up_pF)
+def _enter(expert: Weights, x_pD: Tensor, gate_pF: Tensor, up_pF: Tensor) -> None:
+    torch.mm(x_pD, expert.w1.t(), out=gate_pF)
+    torch.mm(x_pD, expert.w3.t(), out=up_pF)
 
 
 class Backward(NamedTuple):
@@ -71,15 +75,26 @@ def backward(y_grad_PD: Tensor, counts: list[int], weights: Weights, kept: Forwa
     """Return the gradient of the rows [P, D], and what `WeightGradients` takes."""
     made = Backward(y_grad_PD, *_empty_PF(y_grad_PD, weights, 3))
     x_grad_PD = torch.empty_like(y_grad_PD)
-    rows = _by_expert(counts, weights, kept.gate_PF, kept.up_PF, *made, x_grad_PD)
-    for (w1, w2, w3), gate_pF, up_pF, y_grad_pD, gated_pF, gate_grad_pF, up_grad_pF, x_grad_pD in rows:
-        gated_grad_pF = torch.mm(y_grad_pD, w2)
+
+    def run(
+        expert: Weights,
+        gate_pF: Tensor,
+        up_pF: Tensor,
+        y_grad_pD: Tensor,
+        gated_pF: Tensor,
+        gate_grad_pF: Tensor,
+        up_grad_pF: Tensor,
+        x_grad_pD: Tensor,
+    ) -> None:
+        gated_grad_pF = torch.mm(y_grad_pD, expert.w2)
         activated_pF = functional.silu(gate_pF)
         torch.mul(activated_pF, up_pF, out=gated_pF)
         torch.mul(gated_grad_pF, activated_pF, out=up_grad_pF)
         gate_grad_pF.copy_(torch.ops.aten.silu_backward(gated_grad_pF.mul_(up_pF), gate_pF))
-        torch.mm(gate_grad_pF, w1, out=x_grad_pD)
-        x_grad_pD.addmm_(up_grad_pF, w3)
+        torch.mm(gate_grad_pF, expert.w1, out=x_grad_pD)
+        x_grad_pD.addmm_(up_grad_pF, expert.w3)
+
+    _by_expert(run, counts, weights, kept.gate_PF, kept.up_PF, *made, x_grad_PD)
     return x_grad_PD, made
 
 
@@ -87,16 +102,21 @@ def _empty_PF(like_PD: Tensor, weights: Weights, count: int) -> list[Tensor]:  #
     return [like_PD.new_empty(like_PD.shape[0], weights.w1.shape[1]) for _ in range(count)]
 
 
-def _by_expert(counts: list[int], weights: Weights, *rows: Tensor) -> Iterator[Any]:
-    """Yield the weights of each expert that has any rows, and its part of each of `rows`.
-
-    On CPUs this is as fast as `torch._grouped_mm`.
-    """
+def _by_expert(run: Callable[..., None], counts: list[int], weights: Weights, *rows: Tensor) -> None:
+    """Call `run` for each expert that has any rows, with its weights and its part of each of `rows`."""
     experts = zip(*(weight.unbind() for weight in weights), strict=True)
     parts = zip(*(torch.split(each, counts) for each in rows), strict=True)
-    for expert, part in zip(experts, parts, strict=True):
-        if part[0].shape[0]:
-            yield expert, *part
+    jobs = (
+        Job(_flops(count, weights.w1), partial(run, Weights(*expert), *part))
+        for count, expert, part in zip(counts, experts, parts, strict=True)
+        if count
+    )
+    share_out(jobs, weights.w1.device)
+
+
+def _flops(rows: int, weights: Tensor) -> int:
+    """Return those of a product of so many rows with one of the stacked matrices."""
+    return 2 * rows * weights[0].numel()
 
 
 class Backlog:
@@ -159,13 +179,18 @@ class WeightGradients:
         """Add each expert's left rows, transposed, times its right rows."""
         self._open -= 1
         gradients, begun = self._made()[index], self._begun[index]
-        for expert, left_pM, right_pN in zip(
-            range(len(counts)), torch.split(left_PM, counts), torch.split(right_PN, counts), strict=True
-        ):
-            if not left_pM.shape[0]:
-                continue
+
+        def add(expert: int, left_pM: Tensor, right_pN: Tensor) -> None:
             if expert in begun:
                 gradients[expert].addmm_(left_pM.t(), right_pN)
             else:
                 torch.mm(left_pM.t(), right_pN, out=gradients[expert])
-            begun.add(expert)
+
+        parts = zip(counts, torch.split(left_PM, counts), torch.split(right_PN, counts), strict=True)
+        jobs = {
+            expert: Job(_flops(count, gradients), partial(add, expert, left_pM, right_pN))
+            for expert, (count, left_pM, right_pN) in enumerate(parts)
+            if count
+        }
+        share_out(jobs.values(), gradients.device)
+        begun |= set(jobs)
