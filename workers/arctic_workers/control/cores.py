@@ -13,6 +13,11 @@ def available_cores() -> int:
     return affinity if quota is None else max(1, min(affinity, -(-quota[0] // quota[1])))
 
 
+def has_a_quota() -> bool:
+    """Whether this process' container has a limit on CPU: then others do not compute with the same cores unasked."""
+    return _cgroup_quota(CGROUPS) is not None
+
+
 def _cgroup_quota(root: Path) -> tuple[int, int] | None:
     """Microseconds of CPU in a period of so many, version 2 or 1; None without a quota."""
     if (both := root / "cpu.max").exists():

@@ -24,7 +24,7 @@ from arctic_api.common import parse_duration
 from arctic_api.training import TrainingParallelism
 from arctic_api.world import NODE_RANK_VARIABLE, TERMINATION_MESSAGE, WORLD_VARIABLE, ExitCode, Report, TrainingWorld
 from arctic_rpc.control_pb2 import TrainingState
-from arctic_workers.control.cores import available_cores
+from arctic_workers.control.cores import available_cores, has_a_quota
 from arctic_workers.control.link import LinkedCommands, LinkServer
 from arctic_workers.control.memory import Memory
 from arctic_workers.control.probes import Heartbeat, ProbeServer
@@ -49,6 +49,8 @@ END_SECONDS = 10.0
 """Longest wait for ranks that were told to die."""
 RESOLVE_SECONDS = 300.0
 """Longest wait for the name of the first pod to resolve."""
+SPINS = 1000
+"""Looks for the next work that take as long as it takes to wake a thread: some 50 microseconds."""
 FAILED = 1
 
 
@@ -181,13 +183,20 @@ def threads_of_a_rank(parallelism: TrainingParallelism, inherited: Mapping[str, 
     return inherited.get("OMP_NUM_THREADS", str(max(1, available_cores() // ranks)))
 
 
+def _spins(world: TrainingWorld) -> int:
+    """Return how often a thread looks for its next work before it sleeps.
+
+    To be woken takes longer than most gaps of a step. But on cores where others compute too, who spins keeps the thread
+    from running that it waits for: so only on cores of a world's own.
+    """
+    return SPINS if world.tls_folder is None or has_a_quota() else 0
+
+
 def rank_environment(world: TrainingWorld, inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the ranks, without what the link adds."""
     defaults = {
         "OMP_NUM_THREADS": threads_of_a_rank(world.spec.parallelism, inherited, local=world.tls_folder is None),
-        # Between two regions threads spin for as long as it takes to wake one, and for no longer: spinning starves
-        # what else a busy node runs, their own process first.
-        "GOMP_SPINCOUNT": "5000",
+        "GOMP_SPINCOUNT": str(_spins(world)),
         # A step asks for what the one before gave back: from the kernel it would come page by page, filled with zeros.
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc takes
         "MALLOC_TRIM_THRESHOLD_": str(4 << 30),

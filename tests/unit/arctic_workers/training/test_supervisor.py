@@ -110,6 +110,16 @@ def test_local_ranks_talk_over_loopback_and_what_the_pod_sets_wins(world: Traini
     assert "GLOO_SOCKET_IFNAME" not in supervisor.rank_environment(in_a_pod, {})
 
 
+@pytest.mark.parametrize(("quota", "spins"), [(True, str(supervisor.SPINS)), (False, "0")])
+def test_threads_of_a_pod_spin_where_it_has_a_limit_on_cpu(
+    world: TrainingWorld, monkeypatch: pytest.MonkeyPatch, quota: bool, spins: str
+) -> None:
+    assert supervisor.rank_environment(world, {})["GOMP_SPINCOUNT"] == str(supervisor.SPINS)
+    monkeypatch.setattr(supervisor, "has_a_quota", lambda: quota)
+    in_a_pod = world.model_copy(update={"tls_folder": "/etc/arctic/tls"})
+    assert supervisor.rank_environment(in_a_pod, {})["GOMP_SPINCOUNT"] == spins
+
+
 @pytest.mark.parametrize(
     ("nodes", "processes", "local", "threads"), [(1, 1, True, 8), (2, 2, True, 2), (2, 2, False, 4), (1, 9, True, 1)]
 )
