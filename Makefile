@@ -77,6 +77,7 @@ bench: setup setup-engines ## every benchmark, whole (three hours): prints its t
 	@$(RUN) python -m benchmarks.faults_training --keep
 	@$(RUN) python -m benchmarks.overlap --keep
 	@$(RUN) python -m benchmarks.pipeline --keep
+	@$(RUN) python -m benchmarks.planner --keep
 	@$(RUN) python -m benchmarks.reconcile --keep  # needs root
 	@$(RUN) python -m benchmarks.recovery --keep
 	@$(RUN) python -m benchmarks.serving --keep

@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,7 @@ from arctic_model.config import ArcticConfig
 from arctic_model.cost import count_parameters
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
+from arctic_model.planning.training_time import RankStep
 from arctic_workers.training.data.windows import MicroBatch
 from arctic_workers.training.engine import (
     Ranks,
@@ -33,40 +33,24 @@ from arctic_workers.training.engine import (
     start_engine,
     start_processes,
 )
+from benchmarks.predicting.cases import TRAINING_CASES
 
 RATE = 1e-4
 MATMUL = 2048
 """Rows and columns of the matrices whose product says what the machine can do."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model, and what a step of it takes."""
-
-    preset: str
-    micro_batches: int
-    sequences: int
-    length: int
-
-    @property
-    def config(self) -> ArcticConfig:
-        """The model's."""
-        return ArcticConfig.preset(self.preset)
-
-    @property
-    def tokens(self) -> int:
-        """Of one step."""
-        return self.micro_batches * self.sequences * self.length
-
-
-CASES = {"tiny": Case("arctic-tiny", 4, 8, 128), "100m": Case("arctic-small", 2, 4, 256)}
+CASES = {
+    "tiny": RankStep(ArcticConfig.preset("arctic-tiny"), 4, 8, 128),
+    "100m": RankStep(ArcticConfig.preset("arctic-small"), 2, 4, 256),
+}
 """The step of `examples/tiny-training.yaml`, and one of the preset that has 97M parameters."""
 
 
 class Ours:
     """A step as the trainer makes it."""
 
-    def __init__(self, case: Case, spec: ArcticTrainingSpec, ranks: Ranks) -> None:
+    def __init__(self, case: RankStep, spec: ArcticTrainingSpec, ranks: Ranks) -> None:
         self._ranks = ranks
         self.engine = start_engine(build_model(case.config, ranks, 1, 0, None), spec)
         set_learning_rate(self.engine, RATE)
@@ -93,7 +77,7 @@ class Ours:
 class Plain:
     """The same without an engine: one model on one device, torch's own loss, fused AdamW with clipping."""
 
-    def __init__(self, case: Case, spec: ArcticTrainingSpec) -> None:
+    def __init__(self, case: RankStep, spec: ArcticTrainingSpec) -> None:
         self._model = ArcticModel(case.config)
         init_weights(self._model, 0)
         self._batches = [torch.from_numpy(batch) for batch in _batches(case)]
@@ -123,7 +107,7 @@ class Plain:
         float(total)
 
 
-def _batches(case: Case) -> Sequence[npt.NDArray[np.int64]]:
+def _batches(case: RankStep) -> Sequence[npt.NDArray[np.int64]]:
     random = np.random.default_rng(0)
     shape = (case.sequences, case.length + 1)
     return [random.integers(case.config.vocab_size, size=shape) for _ in range(case.micro_batches)]
@@ -152,20 +136,21 @@ class Sides:
 
     def answer(self, asked: str) -> float:
         """Return a number for a line: `matmul`, `ours CASE` and `plain CASE` take seconds, `bytes CASE` are counted."""
-        kind, _, case = asked.partition(" ")
+        kind, _, name = asked.partition(" ")
         if kind == "matmul":
             return _seconds(lambda: self._matrix @ self._matrix)
         if kind == "bytes":
-            return self._bytes_per_parameter(CASES[case])
+            return self._bytes_per_parameter(CASES[name])
         if asked not in self._made:
-            self._made[asked] = self._ours(CASES[case]) if kind == "ours" else Plain(CASES[case], self._spec)
+            case = (CASES | TRAINING_CASES)[name]
+            self._made[asked] = self._ours(case) if kind == "ours" else Plain(case, self._spec)
             self._made[asked].step()  # the first makes what the others find
         return _seconds(self._made[asked].step)
 
-    def _ours(self, case: Case) -> Ours:
+    def _ours(self, case: RankStep) -> Ours:
         return Ours(case, self._spec, self._ranks)
 
-    def _bytes_per_parameter(self, case: Case) -> float:
+    def _bytes_per_parameter(self, case: RankStep) -> float:
         """Return what weights, gradients and the optimizer's state take, all there after a backward pass."""
         before = _alive()
         ours = self._ours(case)

@@ -11,6 +11,7 @@ from arctic_cli.machine import this_machine
 from arctic_cli.manifest import ManifestError
 from arctic_cli.models import Manifest
 from arctic_model.config import ArcticConfig, read_json
+from arctic_model.planning.costs import Costs, read_costs
 from arctic_model.planning.devices import DEVICES, Device
 
 CPU = "cpu"
@@ -24,6 +25,16 @@ class Choice:
     config_file: Path | None
     device_name: str | None
     devices_per_node: int | None
+    costs_file: Path | None = None
+
+    def costs(self) -> Costs | None:
+        """Return the costs of this machine that were named; None where none were. Raises ManifestError."""
+        if self.costs_file is None:
+            return None
+        try:
+            return read_costs(self.costs_file)
+        except ValueError as error:
+            raise ManifestError(str(error)) from None
 
     def model(self) -> tuple[ArcticConfig, str] | None:
         """Return the model that was named, and by what; None where none was."""

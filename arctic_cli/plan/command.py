@@ -30,13 +30,14 @@ def plan(
     config_file: Path | None,
     device_name: str | None,
     devices_per_node: int | None,
+    costs_file: Path | None,
     mfu: float,
     price: float | None,
     output: str,
     volumes: Path | None,
 ) -> None:
     """Say what a manifest takes on a device; exit 1 where it doesn't fit, with what to change."""
-    choice = Choice(preset, config_file, device_name, devices_per_node)
+    choice = Choice(preset, config_file, device_name, devices_per_node, costs_file)
     services, trainings = read_manifests(files, "ArcticInference"), read_manifests(files, "ArcticTraining")
     models = Models(trainings, volumes or default_volumes())
     manifest = one_manifest(files, services or trainings)

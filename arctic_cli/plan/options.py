@@ -39,6 +39,12 @@ _MODEL_AND_DEVICE = (
         "training whose resources name no GPU].",
     ),
     click.option("--devices-per-node", type=click.IntRange(1, 64), help="GPUs of a node [default: 8]."),
+    click.option(
+        "--costs",
+        "costs_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="What `python -m benchmarks.planner` has measured on this machine: how long steps take is predicted too.",
+    ),
 )
 mfu_option = click.option(
     "--mfu",

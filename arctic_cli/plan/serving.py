@@ -14,6 +14,7 @@ from arctic_cli.plan.choice import CPU, Choice, brings_no_problem
 from arctic_cli.plan.serving_report import Report
 from arctic_model.config import ArcticConfig
 from arctic_model.planning.advice import Fields, advise, layouts
+from arctic_model.planning.costs import Costs
 from arctic_model.planning.decoding import Decoding, best_layout
 from arctic_model.planning.devices import DEVICES, Device
 from arctic_model.planning.serving import Serving, ServingPlan, plan_serving
@@ -30,7 +31,8 @@ def report_serving(manifest: Manifest, models: Models, choice: Choice, price: fl
         )
     config, source = choice.model() or _served(manifest, spec, models)
     device = choice.device(CPU if spec.engine.name == "native" else "h100")
-    return _report(manifest, spec, config, device, source, price)
+    costs = choice.costs() if device.bf16_flops is None else None
+    return _report(manifest, spec, config, device, source, price, costs)
 
 
 def _served(manifest: Manifest, spec: ArcticInferenceSpec, models: Models) -> tuple[ArcticConfig, str]:
@@ -49,6 +51,7 @@ def _report(
     device: Device,
     source: str,
     price: float | None,
+    costs: Costs | None,
 ) -> Report:
     try:
         plan = plan_serving(serving_of(spec, config), device)
@@ -74,9 +77,15 @@ def _report(
         changes=[] if plan.fits else advise(plan, allowed),
         refused=[str(problem) for problem in refused],
         price=price,
+        costs=costs.serving if costs is not None and measured(plan.serving, spec.engine.name) else None,
         target=target,
         best=None if target is None else _best(plan, target, allowed),
     )
+
+
+def measured(serving: Serving, engine: str) -> bool:
+    """Whether costs that are measured are those of such a group."""
+    return engine == "native" and (serving.weights, serving.kv_cache, serving.pipeline) == ("fp8", "bf16", 1)
 
 
 def _best(plan: ServingPlan, target: float, allowed: Callable[[Fields], bool]) -> tuple[ServingPlan, Decoding] | None:

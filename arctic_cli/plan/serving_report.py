@@ -11,6 +11,7 @@ from arctic_model.cost import count_parameters
 from arctic_model.planning.advice import Change
 from arctic_model.planning.decoding import Decoding, compute_bound_from, decode, most_within
 from arctic_model.planning.serving import PARTS, RankMemory, ServingPlan
+from arctic_model.planning.serving_time import ServingCosts, decoding_step, seconds
 
 CACHE_BYTES = 128 * MB
 """About as much as the largest of the table's devices has of cache for all of its cores."""
@@ -36,6 +37,8 @@ class Report:
     """Why the API server would not take the manifest."""
     price: float | None
     """US dollars a GPU hour."""
+    costs: ServingCosts | None
+    """Of steps, where they were measured."""
     target: float | None
     """Seconds between a request's tokens that the manifest wants at most."""
     best: tuple[ServingPlan, Decoding] | None
@@ -190,10 +193,17 @@ def _batch_rows(report: Report, steps: list[Decoding]) -> list[list[str]]:
         ["  of them between ranks", *(f"{step.lines * 1e3:,.2f}" for step in steps)],
         ["bound by", *(step.bound for step in steps)],
     ]
+    if report.costs is not None:
+        rows.append(["tokens/s, by measured costs", *(_predicted(plan, report.costs, step) for step in steps)])
     if report.price is not None:
         costs = (step.cost(plan.devices, report.price) for step in steps)
         rows.append([f"US dollars a million tokens, at {report.price:g} an hour", *(f"{cost:,.3f}" for cost in costs)])
     return rows
+
+
+def _predicted(plan: ServingPlan, costs: ServingCosts, step: Decoding) -> str:
+    context = min(plan.serving.max_length, plan.serving.visible or plan.serving.max_length)
+    return f"{step.batch / seconds(plan.serving.config, decoding_step(step.batch, context), costs):,.0f}"
 
 
 def _turning_point(plan: ServingPlan) -> list[str]:

@@ -9,9 +9,11 @@ from arctic_cli.models import Manifest, Models
 from arctic_cli.plan.choice import CPU, Choice, brings_no_problem
 from arctic_cli.plan.training_report import Report
 from arctic_model.config import ArcticConfig
+from arctic_model.planning.costs import Costs
 from arctic_model.planning.devices import Device
-from arctic_model.planning.training import plan_training, shared_by
+from arctic_model.planning.training import TrainingPlan, plan_training, shared_by
 from arctic_model.planning.training_advice import Fields, advise
+from arctic_model.planning.training_time import RankStep, seconds
 from arctic_workers.training.extent import training_of
 
 
@@ -34,11 +36,31 @@ def report_training(manifest: Manifest, models: Models, choice: Choice, mfu: flo
         name=manifest.name,
         source=source,
         plan=plan,
+        predicted=_predicted(plan, choice.costs()),
         mfu=mfu,
         price=price if price is not None or given is None else float(given),
         changes=[] if plan.fits else advise(training, device, allowed),
         refused=[str(problem) for problem in refused],
     )
+
+
+def _predicted(plan: TrainingPlan, costs: Costs | None) -> list[float] | None:
+    """Seconds of a step by stage, where costs are known: of one rank that trains all of a model on a CPU."""
+    training = plan.training
+    if costs is None or training.world > 1 or training.compute != "fp32" or training.frozen or any(plan.recomputed):
+        return None
+    return [
+        seconds(
+            RankStep(
+                training.config,
+                training.degrees(stage).gradient_accumulation,
+                training.micro_batch_size,
+                stage.sequence_length,
+            ),
+            costs.training,
+        )
+        for stage in training.stages
+    ]
 
 
 def asks_for_gpus(spec: ArcticTrainingSpec) -> bool:

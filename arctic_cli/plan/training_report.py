@@ -20,6 +20,8 @@ class Report:
     source: str
     """Where the model's configuration was found."""
     plan: TrainingPlan
+    predicted: list[float] | None
+    """Seconds of a step by stage, where costs of steps were measured."""
     mfu: float
     """Assumed utilization."""
     price: float | None
@@ -64,6 +66,7 @@ def render_table(report: Report) -> str:
         *aligned(_stage_rows(plan)),
         "",
         *_limit(plan),
+        *_prediction(report),
         *_spending(report),
     ]
     if report.notes:
@@ -124,6 +127,18 @@ def _limit(plan: TrainingPlan) -> list[str]:
     ]
 
 
+def _prediction(report: Report) -> list[str]:
+    if report.predicted is None:
+        return []
+    stages = report.plan.training.stages
+    whole = sum(stage.steps * seconds for stage, seconds in zip(stages, report.predicted, strict=True))
+    steps = ", ".join(
+        f"{stage.name} {seconds:,.3f} s ({stage.tokens_per_step / seconds:,.0f} tokens/s)"
+        for stage, seconds in zip(stages, report.predicted, strict=True)
+    )
+    return [f"By the costs of steps that were measured here it takes {duration(whole)}: a step of {steps}."]
+
+
 def _spending(report: Report) -> list[str]:
     spending = report.spending
     if spending is None:
@@ -172,6 +187,7 @@ def render_json(report: Report) -> str:
         "stages": [_stage_json(*stage) for stage in zip(training.stages, plan.steps, plan.recomputed, strict=True)],
         "flops": plan.flops,
         "secondsAtLeast": plan.seconds,
+        "stepsPredicted": report.predicted,
         "mfuAtMost": plan.mfu,
         "assumed": None
         if spending is None

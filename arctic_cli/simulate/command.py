@@ -50,6 +50,7 @@ def simulate(
     config_file: Path | None,
     device_name: str | None,
     devices_per_node: int | None,
+    costs_file: Path | None,
     mfu: float,
     requests: Path | None,
     node_mtbf: float,
@@ -62,13 +63,14 @@ def simulate(
 ) -> None:
     """Simulate a service that answers a trace of requests, or a training whose nodes fail.
 
-    A service is one group with its real scheduler, whose steps take the least that `arctic plan` has for them.
+    A service is one group with its real scheduler, whose steps take what `--costs` predict, or else the least that
+    `arctic plan` has for them.
     """
     # Not before it is asked for: who installs the command alone has no simpy.
     from arctic_cli.simulate.serving import simulate_serving
     from arctic_cli.simulate.training import Failures, simulate_training
 
-    choice = Choice(preset, config_file, device_name, devices_per_node)
+    choice = Choice(preset, config_file, device_name, devices_per_node, costs_file)
     services, trainings = read_manifests(files, "ArcticInference"), read_manifests(files, "ArcticTraining")
     models = Models(trainings, volumes or default_volumes())
     manifest = one_manifest(files, services or trainings)

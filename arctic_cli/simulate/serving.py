@@ -11,7 +11,7 @@ from arctic_cli.plan.serving_report import Report
 from arctic_cli.plan.text import aligned, count
 from arctic_model.planning.decoding import rank_limits
 from arctic_model.planning.serving import ServingPlan
-from arctic_model.planning.serving_time import EngineStep
+from arctic_model.planning.serving_time import EngineStep, seconds
 from arctic_simulator.requests import Arrival, read_trace
 from arctic_simulator.serving import Answer, Batching, percentile, serve
 from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE
@@ -34,9 +34,14 @@ def simulate_serving(report: Report, manifest: Manifest, requests: Path) -> str:
         target=None if target is None else parse_duration(target),
         ranks=len(plan.ranks),
     )
+    costs = report.costs
+    if costs is not None:
+        answers = serve(arrivals, batching, lambda step: (seconds(plan.serving.config, step, costs),))
+        return _table(plan, arrivals, answers, "steps take what is predicted by the costs that were measured here")
     if rank_limits(plan, EngineStep(1, 1, 1, 1, 1)) is None:
         raise ManifestError("how fast this machine multiplies isn't known: install numpy, or name another --device")
-    return _table(plan, arrivals, serve(arrivals, batching, lambda step: _seconds(plan, step)))
+    note = "steps take the least that the device allows; kernel starts and all that is not fused come on top"
+    return _table(plan, arrivals, serve(arrivals, batching, lambda step: _seconds(plan, step)), note)
 
 
 def _requests(path: Path, plan: ServingPlan) -> list[Arrival]:
@@ -59,8 +64,8 @@ def _seconds(plan: ServingPlan, step: EngineStep) -> list[float]:
     return [limit.seconds for limit in rank_limits(plan, step) or ()]
 
 
-def _table(plan: ServingPlan, arrivals: Sequence[Arrival], answers: Sequence[Answer]) -> str:
-    seconds = max(answer.times[-1] for answer in answers) - answers[0].arrived
+def _table(plan: ServingPlan, arrivals: Sequence[Arrival], answers: Sequence[Answer], note: str) -> str:
+    took = max(answer.times[-1] for answer in answers) - answers[0].arrived
     tokens = sum(arrival.answer for arrival in arrivals)
     between = [
         (answer.times[-1] - answer.times[0]) / (len(answer.times) - 1) for answer in answers if len(answer.times) > 1
@@ -77,11 +82,11 @@ def _table(plan: ServingPlan, arrivals: Sequence[Arrival], answers: Sequence[Ans
         if values
     ]
     lines = [
-        f"{count(len(arrivals), 'request')}, {count(tokens, 'token')} of answers in {seconds:,.1f} s: "
-        f"{tokens / seconds:,.0f} tokens/s of one group ({plan.device.title}).",
+        f"{count(len(arrivals), 'request')}, {count(tokens, 'token')} of answers in {took:,.1f} s: "
+        f"{tokens / took:,.0f} tokens/s of one group ({plan.device.title}).",
         "",
         *aligned(rows),
         "",
-        "Note: steps take the least that the device allows; kernel starts and all that is not fused come on top.",
+        f"Note: {note}.",
     ]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 from arctic_model.parallel import plan_inference
+from arctic_model.planning import serving_time, training_time
+from arctic_model.planning.costs import Costs
 from arctic_model.planning.devices import GIB, cpu
 from arctic_model.planning.serving import PAGE, plan_serving
 from arctic_model.weights import save_model
@@ -399,3 +402,17 @@ def test_a_target_between_tokens_says_how_many_requests_keep_it_and_what_layout_
     assert "Within 30 ms between tokens: at most " in result.stdout, result.stderr
     slow = written(tmp_path, {"spec.batching": batching | {"targetInterTokenLatency": "1ms"}})
     assert "not even one request" in plan("-f", slow, "--preset", "arctic-466m", "--device", "cpu").stdout
+
+
+def test_costs_that_were_measured_predict_steps_of_one_rank_and_of_the_native_engine(tmp_path: Path) -> None:
+    costs = tmp_path / "costs.json"
+    Costs(replace(training_time.TYPICAL, micro_batches=100.0), serving_time.TYPICAL).write(costs)
+    alone = written(tmp_path, {"spec.parallelism": {"nodes": 1}, "spec.batch.microBatchSize": 8}, base=TRAINING)
+    [step] = planned("-f", alone, "--costs", costs)["stepsPredicted"]
+    assert step == pytest.approx(4 * 100, rel=0.05)  # 4,096 tokens in micro-batches of 8 x 128
+    assert "By the costs of steps that were measured here" in plan("-f", alone, "--costs", costs).stdout
+    assert planned("-f", alone)["stepsPredicted"] is None
+    assert planned("-f", written(tmp_path, {}, base=TRAINING), "--costs", costs)["stepsPredicted"] is None
+    service = written(tmp_path, {"spec.engine": {"name": "native"}})
+    assert "by measured costs" in plan("-f", service, "--preset", "arctic-tiny", "--costs", costs).stdout
+    assert "by measured costs" not in plan("-f", service, "--preset", "arctic-tiny").stdout

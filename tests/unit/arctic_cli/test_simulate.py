@@ -1,6 +1,7 @@
 """`arctic simulate`: from a manifest and a trace, or failures, to a table and to sentences about what is wrong."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from api_cases import INFERENCE, TRAINING, apply_changes
 from click.testing import CliRunner, Result
 
 from arctic_cli.main import main
+from arctic_model.planning import serving_time, training_time
+from arctic_model.planning.costs import Costs
 from arctic_model.planning.devices import GIB, cpu
 from arctic_simulator.requests import Arrival, write_trace
 
@@ -89,3 +92,17 @@ def test_a_duration_that_is_none_is_refused(tmp_path: Path) -> None:
     manifest = tmp_path / "training.yaml"
     manifest.write_text(json.dumps(TRAINING))
     assert "is not a duration" in simulate("-f", manifest, "--repair", "a while").stderr
+
+
+def test_a_service_of_this_machine_takes_what_its_costs_say(tmp_path: Path) -> None:
+    manifest = tmp_path / "small.yaml"
+    manifest.write_text(json.dumps(apply_changes(INFERENCE, {"spec.engine": {"name": "native"}})))
+    costs = replace(serving_time.TYPICAL, steps=0.25)
+    Costs(training_time.TYPICAL, costs).write(tmp_path / "costs.json")
+    arguments = ("-f", manifest, "--preset", "arctic-tiny", "--requests", trace(tmp_path, Arrival(0.0, 10, 3)))
+    bound = simulate(*arguments)
+    predicted = simulate(*arguments, "--costs", tmp_path / "costs.json")
+    assert "the least" in bound.stdout
+    assert float(row(bound, "ms between tokens")[0]) < 10
+    assert "measured here" in predicted.stdout
+    assert float(row(predicted, "ms between tokens")[0]) == pytest.approx(250, abs=10)

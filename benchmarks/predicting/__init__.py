@@ -1,0 +1,1 @@
+"""What `benchmarks.planner` predicts and measures: trainings, engines, and the queue of a service."""
