@@ -74,8 +74,6 @@ PRESET_POSITIONS = {"arctic": 4096, "arctic-466m": 4096, "arctic-small": 2048, "
 """Longest sequence that a preset takes."""
 MAX_WORLD_BYTES = 112 * 1024
 """Of the 128 KiB that Linux takes in one variable; the rest is for what a world says besides."""
-ADDRESS_BYTES = 45
-"""Of a pod's address, as JSON, besides the name that it has twice and the namespace: uid, attempt, index and domain."""
 DNS_LABEL = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 QUALIFIED_NAME = re.compile(
     r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -248,11 +246,9 @@ def _long_stages(spec: ArcticTrainingSpec) -> list[str]:
 
 
 def _world_bytes(training: ArcticTraining) -> int:
-    """Return how long the document of a world gets: the specification, but for its pods, and the pods' addresses."""
+    """Return how long the specification gets in the document of a world: without what is said of its pods."""
     spec = training.spec.model_dump(mode="json", by_alias=True, exclude={"template", "resources"})
-    address = 2 * len(training.metadata.name) + len(training.metadata.namespace or "default") + ADDRESS_BYTES
-    written = json.dumps(spec, ensure_ascii=False, separators=(",", ":"))
-    return len(written.encode(errors="surrogatepass")) + training.spec.parallelism.nodes * address
+    return len(json.dumps(spec, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass"))
 
 
 _ROUND = "stage.sequenceLength * self.batch.microBatchSize * self.parallelism.nodes * self.parallelism.processesPerNode"
@@ -306,11 +302,11 @@ TRAINING_RULES = (
         ArcticTraining,
         Judge.OPERATOR,
         lambda training: _world_bytes(training) <= MAX_WORLD_BYTES,
-        f"the specification is too long: write at most {MAX_WORLD_BYTES} bytes as JSON, with the addresses of all pods",
+        f"the specification is too long: write at most {MAX_WORLD_BYTES} bytes as JSON",
         ".spec",
         detail=lambda training: (
-            f"the specification is too long: {_world_bytes(training)} bytes of at most {MAX_WORLD_BYTES} as JSON, with "
-            f"the addresses of {training.spec.parallelism.nodes} pods and without template and resources: shorten it"
+            f"the specification is too long: {_world_bytes(training)} bytes of at most {MAX_WORLD_BYTES} as JSON, "
+            "without template and resources: shorten it"
         ),
     ),
     _exactly_one(TrainingModel, "preset", "config", "from"),

@@ -125,8 +125,6 @@ class _World(BaseModel):
     namespace: str
     name: str
     uid: str
-    hosts: list[str]
-    """Address of each pod of the world, by node rank; the first is the rendezvous."""
     ports: Ports = Ports()
     tls_folder: str | None = TLS_FOLDER
     """Folder with tls.crt, tls.key and ca.crt; None for local processes, which listen on loopback only."""
@@ -151,6 +149,8 @@ class TrainingWorld(_World):
     """One attempt."""
 
     kind: Literal["ArcticTraining"] = "ArcticTraining"
+    first_host: str
+    """Address of the first pod, where all `spec.parallelism.nodes` meet: a pod has no need of the others' names."""
     spec: Annotated[ArcticTrainingSpec, AfterValidator(_without_pods)]
     attempt: Annotated[int, Field(ge=1)]
     epoch: Annotated[int, Field(ge=1)]
@@ -168,6 +168,8 @@ class InferenceGroup(_World):
     """One replica."""
 
     kind: Literal["ArcticInference"] = "ArcticInference"
+    hosts: list[str]
+    """Address of each pod, by pipeline rank; the first is the rendezvous."""
     spec: Annotated[ArcticInferenceSpec, AfterValidator(_without_pods)]
     group: str
     """Name of the group, which is its StatefulSet's or LeaderWorkerSet's."""

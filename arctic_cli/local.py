@@ -102,7 +102,7 @@ def training_worlds(manifest: dict[str, Any], volumes: Path, attempt: int, scrat
             namespace=namespace,
             name=name,
             uid=uid,
-            hosts=[LOOPBACK] * spec.parallelism.nodes,
+            first_host=LOOPBACK,
             ports=Ports(control=ports[2 * node], metrics=ports[2 * node + 1], rendezvous=rendezvous),
             tls_folder=None,
             termination_message=str(scratch / f"report-{node}.json"),

@@ -28,7 +28,7 @@ WORLD = {
     "namespace": "default",
     "name": "one-rank",
     "uid": "one-rank",
-    "hosts": ["127.0.0.1"],
+    "firstHost": "127.0.0.1",
     "tls_folder": None,
     "attempt": 1,
     "epoch": 1,

@@ -36,7 +36,7 @@ def world_of(secret: dict[str, Any]) -> TrainingWorld:
         namespace=namespace,
         name=name,
         uid=labels[Label.UID],
-        hosts=[address_of(name)] * 2,
+        first_host=address_of(name),
         spec=SPEC,
         attempt=1,
         epoch=1,

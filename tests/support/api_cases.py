@@ -330,13 +330,6 @@ CASES = [
         {"spec.model": {"config": {"notes": "é" * 60_000}}},
         {"spec.model": {"config": {"notes": "é" * 50_000}}, "spec.template": {"environment": LONG}},
     ),
-    _training(
-        ArcticTraining,
-        ".spec",
-        "too long",
-        {"spec.parallelism.nodes": 4096, "spec.batch.tokensPerStep": "524.288k"},
-        {"spec.parallelism.nodes": 1024, "spec.batch.tokensPerStep": "524.288k"},
-    ),
     _training(TrainingModel, "", "exactly one", {"spec.model": {}}, {"spec.model": {"config": {}}}),
     _training(TrainingModel, "", "exactly one", {"spec.model.config": {}}, {"spec.model": {"from": {"training": "a"}}}),
     _training(

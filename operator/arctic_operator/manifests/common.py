@@ -162,6 +162,6 @@ def secret_manifest(metadata: Manifest, data: Mapping[str, bytes]) -> Manifest:
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": encoded}
 
 
-def hosts(name: str, namespace: str, count: int) -> list[str]:
-    """Return the address of each pod of a world, by node rank."""
-    return [f"{name}-{index}.{name}.{namespace}.svc" for index in range(count)]
+def host(name: str, namespace: str, index: int) -> str:
+    """Return the address of a pod of a Job or StatefulSet whose Service has its name."""
+    return f"{name}-{index}.{name}.{namespace}.svc"

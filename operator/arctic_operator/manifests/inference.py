@@ -14,7 +14,7 @@ from arctic_operator.manifests.common import (
     Manifest,
     child_metadata,
     headless_service,
-    hosts,
+    host,
     login_name,
     object_labels,
 )
@@ -173,7 +173,7 @@ def _leader_worker_set(size: int, template: Manifest) -> Manifest:
 def _hosts(name: str, namespace: str, kind: str, size: int) -> list[str]:
     """Return the address of each pod by pipeline rank: a LeaderWorkerSet names workers after the leader."""
     if kind != LEADER_WORKER_SET:
-        return hosts(name, namespace, size)
+        return [host(name, namespace, index) for index in range(size)]
     pods = [f"{name}-0", *(f"{name}-0-{rank}" for rank in range(1, size))]
     return [f"{pod}.{name}.{namespace}.svc" for pod in pods]
 

@@ -9,7 +9,7 @@ from arctic_operator.manifests.common import (
     attempt_name,
     child_metadata,
     headless_service,
-    hosts,
+    host,
     object_labels,
 )
 from arctic_operator.manifests.worker import network_policy, worker_template
@@ -116,7 +116,7 @@ def _world(training: Training, attempt: int, weights_folder: str | None) -> Trai
         namespace=identity.namespace,
         name=identity.name,
         uid=identity.uid,
-        hosts=hosts(attempt_name(identity, attempt), identity.namespace, spec.parallelism.nodes),
+        first_host=host(attempt_name(identity, attempt), identity.namespace, 0),
         spec=spec,
         attempt=attempt,
         epoch=attempt,

@@ -8,33 +8,35 @@ from generated_manifests import right_trainings
 from hypothesis import HealthCheck, given, settings
 
 from arctic_api.inference import ArcticInferenceSpec
-from arctic_api.rules import ADDRESS_BYTES, MAX_WORLD_BYTES
+from arctic_api.rules import MAX_WORLD_BYTES
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.verdict import verdict
 from arctic_api.world import WORLD_VARIABLE, InferenceGroup, Mount, Report, TrainingWorld, run_folder
 
-IDENTITY: dict[str, Any] = {"namespace": "default", "name": "tiny", "uid": "0a1b2c3d-0000", "hosts": ["a", "b"]}
+IDENTITY: dict[str, Any] = {"namespace": "default", "name": "tiny", "uid": "0a1b2c3d-0000"}
 
 
 @settings(max_examples=30, suppress_health_check=list(HealthCheck), deadline=None)
 @given(manifest=right_trainings())
 def test_a_training_world_survives_its_way_through_a_variable(manifest: dict[str, Any]) -> None:
     spec = ArcticTrainingSpec.model_validate(manifest["spec"])
-    world = TrainingWorld(**IDENTITY, spec=spec, attempt=1, epoch=1, run_folder="/store")
+    world = TrainingWorld(**IDENTITY, first_host="a", spec=spec, attempt=1, epoch=1, run_folder="/store")
     assert TrainingWorld.model_validate_json(world.model_dump_json(by_alias=True)) == world
     assert TrainingWorld.model_validate_json(world.model_dump_json(by_alias=True, exclude_none=True)) == world
 
 
 def test_an_inference_group_survives_its_way_through_a_variable() -> None:
     spec = ArcticInferenceSpec.model_validate(INFERENCE["spec"])
-    group = InferenceGroup(**IDENTITY, spec=spec, group="tiny-g0", revision="1", model_folder="/export")
+    group = InferenceGroup(
+        **IDENTITY, hosts=["a", "b"], spec=spec, group="tiny-g0", revision="1", model_folder="/export"
+    )
     assert InferenceGroup.model_validate_json(group.model_dump_json(by_alias=True)) == group
 
 
 def test_a_world_that_the_rules_accept_fits_a_variable() -> None:
     """128 KiB, name and end included; names and addresses are as long as they can be."""
-    name, namespace, nodes = "n" * 40, "s" * 63, 512
-    config = {"notes": "x" * (MAX_WORLD_BYTES - nodes * (2 * len(name) + len(namespace) + ADDRESS_BYTES) - 2000)}
+    name, namespace, nodes = "n" * 40, "s" * 63, 4096
+    config = {"notes": "x" * (MAX_WORLD_BYTES - 2000)}
     changes = {
         "metadata": {"name": name, "namespace": namespace},
         "spec.model": {"config": config},
@@ -45,9 +47,8 @@ def test_a_world_that_the_rules_accept_fits_a_variable() -> None:
     manifest = apply_changes(TRAINING, changes)
     assert verdict(manifest) == []
     pod = f"{name}-0a1b2-a99999"
-    hosts = [f"{pod}-{index}.{pod}.{namespace}.svc" for index in range(nodes)]
     spec = ArcticTrainingSpec.model_validate(manifest["spec"])
-    identity = IDENTITY | {"hosts": hosts, "name": name, "namespace": namespace}
+    identity = IDENTITY | {"first_host": f"{pod}-0.{pod}.{namespace}.svc", "name": name, "namespace": namespace}
     world = TrainingWorld(**identity, spec=spec, attempt=99999, epoch=10**10, run_folder="/" * 512)
     assert len(f"{WORLD_VARIABLE}={world.model_dump_json(by_alias=True)}\0") <= 128 * 1024
 
@@ -55,7 +56,7 @@ def test_a_world_that_the_rules_accept_fits_a_variable() -> None:
 def test_workers_are_told_nothing_of_their_pods() -> None:
     changes = {"spec.template": {"environment": LONG}, "spec.resources": {"limits": {"cpu": 1}}}
     spec = ArcticInferenceSpec.model_validate(apply_changes(INFERENCE, changes)["spec"])
-    group = InferenceGroup(**IDENTITY, spec=spec, group="g", revision="1", model_folder="/export")
+    group = InferenceGroup(**IDENTITY, hosts=["a", "b"], spec=spec, group="g", revision="1", model_folder="/export")
     assert (group.spec.template, group.spec.resources) == (None, None)
     assert len(group.model_dump_json(by_alias=True)) < 4096
 
@@ -67,7 +68,9 @@ def test_workers_are_told_nothing_of_their_pods() -> None:
 def test_a_path_of_the_manifest_is_found_in_the_innermost_mount(path: str, place: str) -> None:
     mounts = [Mount(mount_path="/data", path="/mnt/one"), Mount(mount_path="/data/deep", path="/mnt/two")]
     spec = ArcticInferenceSpec.model_validate(INFERENCE["spec"])
-    group = InferenceGroup(**IDENTITY, spec=spec, group="g", revision="1", model_folder="/export", mounts=mounts)
+    group = InferenceGroup(
+        **IDENTITY, hosts=["a", "b"], spec=spec, group="g", revision="1", model_folder="/export", mounts=mounts
+    )
     assert group.locate(path) == place
 
 

@@ -45,7 +45,7 @@ def rank(tmp_path: Path) -> Iterator[Rank]:
         namespace="default",
         name="tiny",
         uid="uid",
-        hosts=["127.0.0.1"],
+        first_host="127.0.0.1",
         ports=Ports(control=0),
         tls_folder=None,
         spec=ArcticTrainingSpec.model_validate(TRAINING["spec"]),

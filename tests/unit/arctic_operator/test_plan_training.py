@@ -794,11 +794,35 @@ def world_of(manifest):
     return TrainingWorld.model_validate_json(text)
 
 
+def test_a_world_of_512_pods_starts_and_is_reported_as_a_small_one_is(build):
+    training = build.training(parallelism={"nodes": 512})
+    plan = plan_training(training, TrainingSeen(), build.settings, build.start)
+    [made] = plan.create
+    assert (made["spec"]["completions"], made["spec"]["parallelism"]) == (512, 512)
+    [small] = plan_training(build.training(), TrainingSeen(), build.settings, build.start).create
+    assert len(json.dumps(made)) == len(json.dumps(small)) + 3 * len("12")  # completions, parallelism, the document
+    status = {"attempt": 1, "startTime": "2026-01-01T00:00:00Z"}
+    training = build.training(status, parallelism={"nodes": 512})
+    pods = [build.pod(i) for i in range(512)]
+    live = Live(observation(build), build.start, connected=True)
+    seen = TrainingSeen(jobs=[job(build)], pods=pods, live=live)
+    plan = plan_training(training, seen, build.settings, build.seconds(60))
+    assert (plan.status["state"], condition(plan, "PodsScheduled")["status"]) == ("Running", "True")
+    word = build.report(exportUri="file:///export")
+    pods = [build.pod(i, phase="Succeeded", exit_code=0, exit_message=word) for i in range(512)]
+    complete = replace(job(build), complete=True)
+    plan = plan_training(training, TrainingSeen(jobs=[complete], pods=pods), build.settings, build.seconds(90))
+    assert (plan.status["state"], plan.status["export"]["uri"]) == ("Succeeded", "file:///export")
+    lost = [build.pod(i, **({"phase": "Failed", "exit_code": 1} if i == 300 else {})) for i in range(512)]
+    plan = plan_training(training, TrainingSeen(jobs=[job(build)], pods=lost), build.settings, build.seconds(90))
+    assert plan.status["attempts"][-1]["reason"] == "WorkerFailed"
+
+
 @pytest.mark.parametrize("export", ["huggingface", "none"])
 def test_the_world_document_is_what_the_worker_is_told(build, export):
     training = build.training(checkpoint={"volume": {"claimName": "store"}, "export": export})
     plan = plan_training(training, TrainingSeen(), build.settings, build.start)
     world = world_of(plan.create[0])
     assert world.spec.checkpoint.export == export
-    assert world.hosts == ["tiny-0a1b2-a1-0.tiny-0a1b2-a1.team.svc", "tiny-0a1b2-a1-1.tiny-0a1b2-a1.team.svc"]
+    assert world.first_host == "tiny-0a1b2-a1-0.tiny-0a1b2-a1.team.svc"
     assert world.run_folder == "/var/lib/arctic/store/team/tiny-0a1b2"

@@ -102,7 +102,7 @@ def worker(build) -> Iterator[tuple[Worker, int]]:
         namespace="team",
         name="tiny",
         uid=build.uid,
-        hosts=["127.0.0.1"],
+        first_host="127.0.0.1",
         ports=Ports(control=0, metrics=0),
         tls_folder=None,
         spec=build.training().spec,

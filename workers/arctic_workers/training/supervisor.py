@@ -117,8 +117,6 @@ def read_world(environment: Mapping[str, str]) -> tuple[TrainingWorld, int]:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise BadWorld(f"{WORLD_VARIABLE} does not hold a TrainingWorld: {faults}") from error
     nodes = world.spec.parallelism.nodes
-    if len(world.hosts) != nodes:
-        raise BadWorld(f"{WORLD_VARIABLE} has {len(world.hosts)} hosts for {nodes} nodes")
     text = environment[NODE_RANK_VARIABLE]
     if not text.isdigit() or int(text) >= nodes:
         raise BadWorld(f"{NODE_RANK_VARIABLE} is {text!r}: it must be a number below {nodes}")
@@ -140,8 +138,8 @@ def run(world: TrainingWorld, node_rank: int, stop: StopFlag) -> Report:
         commands = LinkedCommands(link, stop.request)
         stack.enter_context(ControlServer(world, board, commands, ready=lambda: link.connected))
         stack.enter_context(ProbeServer(world, registry, alive=heartbeat.alive, ready=lambda: link.connected))
-        if not _wait_for_name(world.hosts[0], stop, heartbeat):
-            return _failure(world, "HostUnknown", f"{world.hosts[0]} does not resolve")
+        if not _wait_for_name(world.first_host, stop, heartbeat):
+            return _failure(world, "HostUnknown", f"{world.first_host} does not resolve")
         if stop.requested.is_set():
             return _stopped_early(world)
         environment = rank_environment(world, os.environ) | link.environment | {OUTCOME_VARIABLE: str(folder)}
@@ -167,7 +165,7 @@ def launch_command(world: TrainingWorld, node_rank: int) -> Sequence[str]:
         f"--node-rank={node_rank}",
         f"--nproc-per-node={parallelism.processes_per_node}",
         "--rdzv-backend=static",
-        f"--rdzv-endpoint={world.hosts[0]}:{world.ports.rendezvous}",
+        f"--rdzv-endpoint={world.first_host}:{world.ports.rendezvous}",
         "--max-restarts=0",
         "-m",
         "arctic_workers.training.rank",

@@ -54,7 +54,7 @@ def training_world() -> TrainingWorld:
         namespace="team",
         name="tiny",
         uid="1e5e7e0c-0000-4000-8000-000000000000",
-        hosts=["127.0.0.1"],
+        first_host="127.0.0.1",
         ports=FREE_PORTS,
         tls_folder=None,
         spec=ArcticTrainingSpec.model_validate(spec),

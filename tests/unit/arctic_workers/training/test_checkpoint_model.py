@@ -29,7 +29,7 @@ def made(spec_of: Callable[..., ArcticTrainingSpec], tmp_path: Path) -> tuple[Pa
     tokenizer.save(tokenizer.train(["one text", "another"], 300), run / "tokenizer")
     spec = spec_of([{"tokens": 100, "sequenceLength": 16}], 16)
     world = TrainingWorld(
-        namespace="ns", name="t", uid="u", hosts=["h"], spec=spec, attempt=1, epoch=1, run_folder=str(run)
+        namespace="ns", name="t", uid="u", first_host="h", spec=spec, attempt=1, epoch=1, run_folder=str(run)
     )
     store = CheckpointStore(run, 1)
     store.claim("u")

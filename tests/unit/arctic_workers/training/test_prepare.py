@@ -44,7 +44,7 @@ def make_world(spec_of: Callable[..., ArcticTrainingSpec], tmp_path: Path) -> Ma
                 "namespace": "ns",
                 "name": "t",
                 "uid": "uid",
-                "hosts": ["127.0.0.1"],
+                "first_host": "127.0.0.1",
                 "spec": content,
                 "attempt": 1,
                 "epoch": 1,

@@ -35,7 +35,7 @@ def run(spec_of: Callable[..., ArcticTrainingSpec], tmp_path: Path, monkeypatch:
 
 def record(folder: Path, spec: ArcticTrainingSpec, epoch: int, *machines: dict[str, Any]) -> None:
     world = TrainingWorld(
-        namespace="ns", name="t", uid="u", hosts=["h"], spec=spec, attempt=2, epoch=epoch, run_folder=str(folder)
+        namespace="ns", name="t", uid="u", first_host="h", spec=spec, attempt=2, epoch=epoch, run_folder=str(folder)
     )
     write_record(world, CheckpointStore(folder, epoch), machines or [machine(), machine()])
 

@@ -149,7 +149,7 @@ def test_a_supervisor_leaves_the_end_of_its_attempt_and_the_page(
 ) -> None:
     spec: ArcticTrainingSpec = spec_of([{"tokens": 16}], 16)
     world = TrainingWorld(
-        namespace="n", name="t", uid="u", hosts=["h"], spec=spec, attempt=2, epoch=2, run_folder=str(folder)
+        namespace="n", name="t", uid="u", first_host="h", spec=spec, attempt=2, epoch=2, run_folder=str(folder)
     )
     leave_page(world, Report(outcome="failed", reason="RanksLost", message="killed <b>", step=11))
     assert "2 2026-01-01T01:00:00Z 4 2 11 RanksLost killed &lt;b&gt;" in words((folder / "report.html").read_text())

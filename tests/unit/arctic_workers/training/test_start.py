@@ -46,7 +46,7 @@ def world_of(spec_of: Any, tmp_path: Path) -> Any:
     def make(model: dict[str, Any], weights_folder: Path | None = None) -> TrainingWorld:
         spec = spec_of([{"tokens": 512, "sequenceLength": 16}], 128).wire() | {"model": model, "seed": 3}
         return TrainingWorld.model_validate(
-            {"namespace": "n", "name": "t", "uid": "u", "hosts": ["h"], "spec": spec, "attempt": 1, "epoch": 1}
+            {"namespace": "n", "name": "t", "uid": "u", "first_host": "h", "spec": spec, "attempt": 1, "epoch": 1}
             | {"runFolder": str(tmp_path), "weightsFolder": str(weights_folder) if weights_folder else None}
         )
 

@@ -36,7 +36,7 @@ def world(spec_of: Callable[..., ArcticTrainingSpec], tmp_path: Path) -> Trainin
         namespace="ns",
         name="t",
         uid="uid",
-        hosts=["127.0.0.1"],
+        first_host="127.0.0.1",
         ports=Ports(control=0, metrics=0, rendezvous=29999),
         tls_folder=None,
         termination_message=str(tmp_path / "termination-log"),
@@ -78,7 +78,7 @@ def test_the_world_is_read_from_the_environment(world: TrainingWorld) -> None:
     [
         ("1", {}, "must be a number below 1"),
         ("x", {}, "must be a number below 1"),
-        ("0", {"hosts": ["a", "b"]}, "2 hosts for 1 nodes"),
+        ("0", {"firstHost": None}, "firstHost: Input should be a valid string"),
         ("0", {"epoch": 0}, "epoch: Input should be greater than or equal to 1"),
         ("0", {"spec": {}}, "spec.model: Field required"),
     ],
@@ -262,7 +262,7 @@ def test_a_stop_before_the_ranks_are_started_starts_none(world: TrainingWorld, m
     monkeypatch.setattr(supervisor, "launch_command", lambda *_: pytest.fail("ranks were started"))
     stop = StopFlag()
     stop.request()
-    unknown = world.model_copy(update={"hosts": ["no-such-host.invalid"]})
+    unknown = world.model_copy(update={"first_host": "no-such-host.invalid"})
     report = supervisor.run(unknown, 0, stop)
     assert (report.outcome, report.epoch) == ("interrupted", 3)
     assert report.message == "stopped before this attempt's first step: nothing is lost"

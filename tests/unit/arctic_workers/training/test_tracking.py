@@ -19,7 +19,7 @@ SpecOf = Callable[..., ArcticTrainingSpec]
 def world_of(spec_of: SpecOf, folder: Path, **tracking: Any) -> TrainingWorld:
     spec = spec_of([{"tokens": 16}], 16).model_copy(update={"tracking": Tracking.model_validate(tracking)})
     return TrainingWorld(
-        namespace="n", name="t", uid="u", hosts=["h"], spec=spec, attempt=2, epoch=2, run_folder=str(folder)
+        namespace="n", name="t", uid="u", first_host="h", spec=spec, attempt=2, epoch=2, run_folder=str(folder)
     )
 
 

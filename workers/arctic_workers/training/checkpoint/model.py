@@ -74,7 +74,7 @@ def _config_of(run: Path) -> ArcticConfig:
         namespace="default",
         name="checkpoint",
         uid="",
-        hosts=["localhost"],
+        first_host="localhost",
         spec=spec,
         attempt=record["attempt"],
         epoch=record["epoch"],

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,9 @@ class Board:
             self._store.set(self._keys[self._node], word)
         if not listen:
             return {}
-        there = [node for node, key in enumerate(self._keys) if self._store.check([key])]
+        # Once all have spoken one question is enough: a question a pod, from each pod, is more than one store answers.
+        there: Sequence[int] = range(len(self._keys))
+        if not self._store.check(self._keys):
+            there = [node for node in there if self._store.check([self._keys[node]])]
         values = self._store.multi_get([self._keys[node] for node in there]) if there else []
         return {node: value.decode() for node, value in zip(there, values, strict=True)}

@@ -108,7 +108,7 @@ class Watchdog:
             self._board = Board(next(iter(self._vigils.values())).pulse.store, self._node, self._nodes)
         heard = self._board.talk(word, listen=waits)
         if heard is None and self._node:  # it is on pod 0, which may have said nothing that was heard here
-            nothing = json.dumps({"number": 0, "pod": self._world.hosts[0], "ranks": [], "hung": None})
+            nothing = json.dumps({"number": 0, "pod": self._world.first_host, "ranks": [], "hung": None})
             self._said.setdefault(0, (nothing, 0.0))
         heard = heard or {}
         if not waits:

@@ -55,7 +55,7 @@ def world_of(spec_of: Callable[..., ArcticTrainingSpec], tmp_path: Path) -> Call
             namespace="ns",
             name="t",
             uid="uid",
-            hosts=["127.0.0.1"] * nodes,
+            first_host="127.0.0.1",
             spec=spec.model_copy(update={"parallelism": degrees}),
             attempt=3,
             epoch=3,
