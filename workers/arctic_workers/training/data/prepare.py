@@ -17,6 +17,7 @@ from arctic_model.llama import open_llama
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.curriculum import source_share
 from arctic_workers.training.data import tokenizer
+from arctic_workers.training.data.checked import is_as_written, keep_stamps
 from arctic_workers.training.data.conversations import ConversationEncoder
 from arctic_workers.training.data.sources import (
     Tally,
@@ -26,7 +27,7 @@ from arctic_workers.training.data.sources import (
     source_files,
     unused_splits,
 )
-from arctic_workers.training.data.streams import VERSION, Prepared, is_whole, note_source, write_streams
+from arctic_workers.training.data.streams import VERSION, Prepared, note_source, write_streams
 from arctic_workers.training.data.survey import check_beginnings
 from arctic_workers.training.data.tokenizer import TextEncoder
 from arctic_workers.training.errors import Refused, checked
@@ -86,8 +87,9 @@ def prepare(world: TrainingWorld, store: CheckpointStore) -> list[Prepared]:
     prepared = []
     for text in texts:
         folder = data_folder / text.folder_name(digest)
-        if not is_whole(folder):
+        if not is_as_written(folder):
             _make_folder(store, folder, partial(_make_streams, world, text, encoder))
+            keep_stamps(folder)
         prepared.append(Prepared(text.name, text.source.category, folder))
     return prepared
 

@@ -192,10 +192,18 @@ def _chosen(texts: Sequence[Document], fraction: float) -> set[int]:
 def is_whole(folder: Path) -> bool:
     """Return whether a folder's streams are all there and as they were written; OSError if that can't be told."""
     try:
-        files = [file for part in _index(folder)["parts"].values() for file in part["files"].values()]
-        return all(sha256(folder / file["file"]) == file["sha256"] for file in files)
+        return all(sha256(folder / file["file"]) == file["sha256"] for file in _files(folder))
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def stream_files(folder: Path) -> list[Path]:
+    """Return what the index names, there or not; FileNotFoundError, ValueError or the like where it names nothing."""
+    return [folder / file["file"] for file in _files(folder)]
+
+
+def _files(folder: Path) -> list[dict[str, Any]]:
+    return [file for part in _index(folder)["parts"].values() for file in part["files"].values()]
 
 
 def open_streams(sources: Iterable[Prepared], part: str) -> dict[str, Stream]:
