@@ -333,6 +333,8 @@ class Evaluation(Resource):
 
     at_stage_end: bool = True
     """Whether to evaluate at the end of each stage."""
+    every: Count | None = None
+    """Steps between evaluations besides; what they find is in the run's folder, `evaluation/curve.jsonl`."""
     suites: Annotated[list[Suite], Field(min_length=1, max_length=8)] = Field(json_schema_extra=SET)
     """What is measured."""
 
@@ -399,6 +401,8 @@ class ArcticTrainingSpec(Resource):
     """Stops the world after a checkpoint, and keeps it stopped."""
     paused: bool = False
     """Holds the training between two steps, its pods kept: to go on later without starting anew."""
+    suspend_at: Tokens | None = None
+    """Suspends it once so many tokens are trained, judged and in a checkpoint: raise it, or leave it out, to go on."""
     stop_after: ItemName | None = None
     """Ends the training with this stage, as succeeded and with its export; at once if that stage is over already."""
     start_deadline: Duration | None = None

@@ -50,6 +50,8 @@ TOKENIZER_MISMATCH = "TokenizerMismatch"
 """The manifest asks for another tokenizer than the one that the run has."""
 LOSS_SPIKE = "LossSpike"
 """The loss jumped, and `restart.lossSpike` says to stop then."""
+SUSPENDED = "Suspended"
+"""The attempt has ended because the manifest suspends the training here."""
 CORRECTABLE = frozenset({CHECKPOINT_MISMATCH, TOKENIZER_MISMATCH, LOSS_SPIKE})
 """Refusals that an edit of the manifest can mend: the training waits for it."""
 

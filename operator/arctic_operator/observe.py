@@ -88,8 +88,9 @@ Subject = Training | Inference | Invalid
 def training_parts(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a training's specification its world is made of."""
     parts = {field: spec.get(field) for field in TRAINING_REVISION}
-    policy = spec.get("restart", {}).get(WORKERS_RESTART)
-    return parts if policy is None else parts | {WORKERS_RESTART: policy}
+    # Left out where they are unset, as they were before there were such fields.
+    later = {WORKERS_RESTART: spec.get("restart", {}).get(WORKERS_RESTART), "suspendAt": spec.get("suspendAt")}
+    return parts | {field: value for field, value in later.items() if value is not None}
 
 
 class Observer:

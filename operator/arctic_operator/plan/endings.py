@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from arctic_api.training import ArcticTrainingSpec
-from arctic_api.world import CORRECTABLE, ExitCode, Report
+from arctic_api.world import CORRECTABLE, SUSPENDED, ExitCode, Report
 from arctic_operator.observed import Job, Node, Pod
 from arctic_operator.plan.conditions import is_silent, unreachable
 from arctic_operator.plan.words import OUT_OF_MEMORY, exit_of, failure_of, out_of_memory, report_of
@@ -130,9 +130,16 @@ def _disruptions(
         elif pod.delete_requested and not ignore_deletion:
             yield Ending("PodDeleted", f"pod {pod.name} was deleted", pod.delete_requested)
         if pod.exit_code == ExitCode.INTERRUPTED:
-            yield Ending("Interrupted", f"pod {pod.name} was interrupted and ended in order", pod.finished or now)
+            yield _interruption(pod, now)
         if not pod.ended and unreachable(pod, nodes, now):
             yield _node_lost(pod, nodes, now)
+
+
+def _interruption(pod: Pod, now: datetime) -> Ending:
+    report = report_of(pod)
+    if report and report.reason == SUSPENDED:
+        return Ending(SUSPENDED, report.message, pod.finished or now)
+    return Ending("Interrupted", f"pod {pod.name} was interrupted and ended in order", pod.finished or now)
 
 
 def _node_lost(pod: Pod, nodes: Mapping[str, Node] | None, now: datetime) -> Ending:

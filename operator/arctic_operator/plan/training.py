@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from arctic_api.common import parse_duration
+from arctic_api.common import parse_duration, parse_tokens
 from arctic_api.training import ArcticTrainingStatus, AttemptStatus
-from arctic_api.world import Label, Ports
+from arctic_api.world import SUSPENDED, Label, Ports
 from arctic_operator.manifests.training import attempt_job, attempt_services
 from arctic_operator.observed import (
     GENERATION_ANNOTATION,
@@ -31,7 +31,7 @@ from arctic_operator.plan.conditions import (
     until_unreachable,
     waiting_for,
 )
-from arctic_operator.plan.endings import NODE_LOST, POD_LOST, Ending, judge
+from arctic_operator.plan.endings import NODE_LOST, POD_LOST, Ending, first_report, judge
 from arctic_operator.plan.training_control import commands
 from arctic_operator.plan.training_status import (
     Outlook,
@@ -139,18 +139,31 @@ def _record(case: _Case, ending: Ending) -> Plan:
         outlook = Outlook("Failed", failed=("RestartLimitExceeded", message))
     elif refusal := _refusal(case, entry):
         outlook = refusal
-    elif spec.suspend:
+    elif _rests(case):
         outlook = Outlook("Suspended")
     # Each kind has a watch of its own, and the Job's may be ahead of the pods': they would be judged as they were. What
     # a pod said for good is not looked at again: the pod may be gone by then, and its word with it.
     return Plan(status=case.status(outlook, after), requeue_after=0.1, needs_fresh=ending.final is None)
 
 
+def _rests(case: _Case) -> bool:
+    """Whether no world is to be made now; a running one comes to `suspendAt` by itself."""
+    spec = case.training.spec
+    trained = max(case.training.status.tokens or 0, _tokens_of(case))
+    return spec.suspend or (spec.suspend_at is not None and trained >= max(1, parse_tokens(spec.suspend_at)))
+
+
+def _tokens_of(case: _Case) -> int:
+    """Return how far the newest world says it came, which the status may not have yet."""
+    report = first_report(case.world.pods)
+    return report.tokens if report else 0
+
+
 def _stop_reason(case: _Case, ending: Ending) -> str:
     if ending.reason != "Stopped":
         return ending.reason
     if case.training.spec.suspend:
-        return "Suspended"
+        return SUSPENDED
     return "SpecChanged" if _is_outdated(case) or _waits_elsewhere(case) else "Stopped"
 
 
@@ -230,7 +243,7 @@ def _between(case: _Case) -> Plan:
     if world.alive:
         outlook = refusal or Outlook("Suspending" if spec.suspend else "Restarting", waiting=_why(case))
         return Plan(delete=_stop(case), status=case.status(outlook), requeue_after=5.0)
-    if spec.suspend and not refusal:
+    if _rests(case) and not refusal:
         return Plan(delete=_stop(case), status=case.status(Outlook("Suspended")))
     deadline = _deadline_passed(case)
     if deadline:
@@ -352,14 +365,14 @@ def _backoff_left(case: _Case) -> float:
         failures = max(1, case.training.status.restarts or 1)
         grown = parse_duration(policy.initial) * float(policy.factor) ** min(failures - 1, 64)
         wait = min(grown, parse_duration(policy.max))
-    elif started and ended - started < SHORT_LIFE and record.reason != "Suspended":
+    elif started and ended - started < SHORT_LIFE and record.reason != SUSPENDED:
         wait = parse_duration(policy.initial)
     return wait - (case.now - ended).total_seconds()
 
 
 def _deadlines(case: _Case) -> list[tuple[datetime, str, str]]:
     spec, started = case.training.spec, parse_time(case.training.status.start_time)
-    if started is None and spec.start_deadline and not spec.suspend:
+    if started is None and spec.start_deadline and not _rests(case):
         end = case.training.created + timedelta(seconds=parse_duration(spec.start_deadline))
         return [(end, "StartDeadlineExceeded", f"did not run within {spec.start_deadline} of its creation")]
     if started and spec.active_deadline:

@@ -24,6 +24,7 @@ EDITS = {
     "paused": {"spec.paused": True},
     "stopAfter": {"spec.stopAfter": "general"},
     "suspend": {"spec.suspend": True},
+    "suspendAt": {"spec.suspendAt": "2M"},
     "curriculum": {"spec.curriculum.stages.0.learningRate.peak": 1e-3},
     "curriculum.stages.tokens": {"spec.curriculum.stages.0.tokens": "2M"},
     "curriculum.stages.name": {"spec.curriculum.stages.0.name": "other"},

@@ -756,6 +756,22 @@ def test_a_specification_that_was_never_valid_starts_once_it_is_corrected(build)
     assert condition(plan, "Failed")["status"] == "False"
 
 
+def test_a_training_rests_at_suspend_at_and_goes_on_once_that_is_raised(build):
+    word = build.report("interrupted", reason="Suspended", message="suspended after step 3", step=3, tokens=1200)
+    pods = [build.pod(i, phase="Failed", exit_code=75, finished=build.seconds(60), exit_message=word) for i in range(2)]
+    seen = TrainingSeen(jobs=[replace(job(build), failed=True)], pods=pods)
+    training = build.training({"attempt": 1, "startTime": "2026-01-01T00:00:00Z"}, suspendAt=1000)
+    ended = plan_training(training, seen, build.settings, build.seconds(61))
+    assert ended.status["state"] == "Suspended"
+    assert [entry["reason"] for entry in ended.status["attempts"]] == ["Suspended"]
+    assert ended.status["tokens"] == 1200
+    rests = plan_training(build.training(ended.status, suspendAt=1000), seen, build.settings, build.seconds(62))
+    assert (rests.create, rests.status["state"]) == ((), "Suspended")
+    for more in ({"suspendAt": 2000}, {}):
+        goes_on = plan_training(build.training(ended.status, **more), seen, build.settings, build.seconds(63))
+        assert [made["metadata"]["name"] for made in goes_on.create] == ["tiny-0a1b2-a2"]
+
+
 def record(number, *, counted=False, start_time="2025-12-31T00:00:00Z"):
     return {
         "number": number,

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from arctic_api.common import parse_duration
 from arctic_api.training import ArcticTrainingSpec
-from arctic_api.world import LOSS_SPIKE, Report, TrainingWorld
+from arctic_api.world import LOSS_SPIKE, SUSPENDED, Report, TrainingWorld
 from arctic_model.config import ArcticConfig
 from arctic_rpc.control_pb2 import (
     CHECKPOINTING,
@@ -56,6 +56,7 @@ from arctic_workers.training.guard import SpikeGuard
 from arctic_workers.training.hang.pulse import Pulsing
 from arctic_workers.training.held_out import HeldOut
 from arctic_workers.training.journal import ATTEMPT_BEGAN, EVENTS
+from arctic_workers.training.milestones import CURVE, Milestones
 from arctic_workers.training.progress import (
     Progress,
     append_line,
@@ -132,9 +133,11 @@ class Trainer:
         self._categories = {source.name: source.category for source in place.spec.data.sources}
         self._progress = Progress(place.curriculum)
         self._evaluation: dict[str, float] = {}
+        self._judged_step = -1
         self._measures = Measures()
         self._books = place.books
         self._guard = SpikeGuard(place.spec.restart.loss_spike)
+        self._milestones = Milestones.of(place.spec, place.curriculum)
         self._last_checkpoint = time.monotonic()
         self._last_log = 0.0
         self._saved_step = 0
@@ -157,6 +160,8 @@ class Trainer:
             return self._interrupt()
         while self.step < self._last_stage.end_step:
             stage = place.curriculum.stage_at(self.step)
+            if self._milestones.rests(self.step):
+                return self._rest(place.curriculum.stage_at(max(0, self.step - 1)))
             if self.step == stage.first_step:
                 self._begin(stage)
             with place.pulsing.step(self.step, stage.name):
@@ -164,12 +169,7 @@ class Trainer:
             if self._guard.alarm is not None:
                 self._answer_spike(stage, self._guard.alarm)
                 continue
-            if wishes.look or self.step == stage.end_step:
-                self._look(stage)
-            if self.step == stage.end_step:
-                self._end(stage)
-            elif wishes.checkpoint or self._put_off or self._is_due():
-                self._start_checkpoint_unless(wishes.busy)
+            self._after_step(stage, wishes)
             if wishes.pause:
                 wishes = self._hold()
             if wishes.stop and self.step < self._last_stage.end_step:
@@ -210,6 +210,18 @@ class Trainer:
         self._publish(RUNNING)
         self._log(stage)
         return wishes
+
+    def _after_step(self, stage: StagePlan, wishes: Wishes) -> None:
+        """Look at the books, judge the model and keep it, where it is time for that."""
+        if wishes.look or self.step == stage.end_step:
+            self._look(stage)
+        if self.step == stage.end_step:
+            self._end(stage)
+            return
+        if self._milestones.evaluates(self.step) and not self._milestones.rests(self.step):
+            self._evaluate(stage, self._subject(stage))
+        if wishes.checkpoint or self._put_off or self._is_due():
+            self._start_checkpoint_unless(wishes.busy)
 
     def _count_skipped(self, stage: StagePlan, why: str) -> None:
         """Notice an update that DeepSpeed, on all ranks, left out: its tokens are spent, and nothing was learnt."""
@@ -317,7 +329,8 @@ class Trainer:
         subject = self._subject(stage)
         loss = self._held_out_loss(stage, subject)
         self._note(stage, "end", loss)
-        self._evaluate(stage, subject)
+        if self._judged_at_the_end:
+            self._evaluate(stage, subject)
         self._progress.end(stage, loss, self._uri(f"checkpoints/{CheckpointStore.name(self.step)}"))
         self._write_checkpoint()
 
@@ -338,16 +351,27 @@ class Trainer:
         with self._books.parts.of(EVALUATION):
             return subject.held_out_loss(category) if category in subject.categories else None
 
-    def _evaluate(self, stage: StagePlan, subject: HeldOut) -> None:
+    @property
+    def _judged_at_the_end(self) -> bool:
         evaluation = self._place.spec.evaluation
-        if evaluation is None or not evaluation.at_stage_end:
-            return
+        return evaluation is not None and evaluation.at_stage_end
+
+    def _evaluate(self, stage: StagePlan, subject: HeldOut) -> None:
+        """Run the suites, and keep what they find: the stage's own figures are those of its end."""
+        evaluation, place = self._place.spec.evaluation, self._place
+        assert evaluation is not None
         with self._books.parts.of(EVALUATION):
             self._evaluation = evaluate(evaluation.suites, subject)
-        if self._place.ranks.leader:
-            folder = self._place.store.run_folder / "evaluation"
-            folder.mkdir(exist_ok=True)
-            self._place.store.keep_note(lambda: write_json(folder / f"{stage.name}.json", self._evaluation))
+        self._judged_step = self.step
+        if not place.ranks.leader:
+            return
+        curve = place.store.run_folder / CURVE
+        curve.parent.mkdir(exist_ok=True)
+        tokens = place.curriculum.tokens_done(self.step)
+        point = {"stage": stage.name, "step": self.step, "tokens": tokens, "figures": self._evaluation}
+        place.store.keep_note(lambda: append_line(curve, point))
+        if self.step == stage.end_step:
+            place.store.keep_note(lambda: write_json(curve.with_name(f"{stage.name}.json"), self._evaluation))
 
     def _note(self, stage: StagePlan, moment: str, loss: float | None) -> None:
         """Leave a line about a stage's held-out loss in the run's folder and in the log."""
@@ -499,6 +523,14 @@ class Trainer:
         self._publish(CHECKPOINTING)
         self._write_checkpoint()
         return self._report("interrupted", "Interrupted", f"stopped after step {self.step}, which is in a checkpoint")
+
+    def _rest(self, stage: StagePlan) -> Report:
+        """Judge the run where it is to wait until its manifest says more, and keep it."""
+        if self._place.spec.evaluation is not None and self._judged_step != self.step:
+            self._evaluate(stage, self._subject(stage))
+        self._publish(CHECKPOINTING)
+        self._write_checkpoint()
+        return self._report("interrupted", SUSPENDED, f"suspended after step {self.step}: spec.suspendAt says so")
 
     def _finish(self) -> Report:
         """Export what the final checkpoint holds; both are committed when this returns."""
