@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from arctic_api import GROUP, VERSION, inference, training
+from arctic_api import GROUP, VERSION, ablation, inference, training
 from arctic_api.common import Manifest
 from arctic_api.rule import Rule
 from arctic_api.rules import rules_of
@@ -40,6 +40,8 @@ class Kind:
     short_name: str
     columns: tuple[Column, ...]
     scale: Schema | None = None
+    by_operator: bool = True
+    """Whether the operator carries it out; `arctic` alone does the others, and the chart does not define them."""
 
 
 _STATE = Column("State", ".status.state", description="One word for people")
@@ -79,6 +81,20 @@ KINDS = {
             "statusReplicasPath": ".status.replicas",
             "labelSelectorPath": ".status.selector",
         },
+    ),
+    ablation.KIND: Kind(
+        ablation.ArcticAblation,
+        ablation.KIND,
+        ablation.PLURAL,
+        ablation.SHORT_NAME,
+        (
+            _STATE,
+            Column("Planned", ".status.planned", "integer", "Trainings, if none is stopped early"),
+            Column("Tokens", ".status.tokens", "integer", "Tokens trained so far"),
+            Column("Best", ".status.best", description="Best variant so far"),
+            _AGE,
+        ),
+        by_operator=False,
     ),
 }
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
+from arctic_api.ablation_rules import ABLATION_RULES
 from arctic_api.common import (
     MAX_OBJECT_NAME,
     NAME_PATTERN,
@@ -764,7 +765,7 @@ NOT_YET_SUPPORTED = (
     _unset(InferenceModel, "credentials"),
 )
 
-RULES = (*COMMON_RULES, *TRAINING_RULES, *INFERENCE_RULES, *ENGINE_RULES, *NOT_YET_SUPPORTED)
+RULES = (*COMMON_RULES, *TRAINING_RULES, *INFERENCE_RULES, *ENGINE_RULES, *ABLATION_RULES, *NOT_YET_SUPPORTED)
 
 
 def rules_of(where: type[Resource]) -> tuple[Rule, ...]:

@@ -32,7 +32,7 @@ def files() -> dict[Path, str]:
     """Return the text of each generated file, by its path in the repository."""
     kinds = KINDS.values()
     return (
-        {CRD_FOLDER / f"{kind.plural}.yaml": crd_template(kind) for kind in kinds}
+        {CRD_FOLDER / f"{kind.plural}.yaml": crd_template(kind) for kind in kinds if kind.by_operator}
         | {REFERENCE_FOLDER / f"{kind.name.lower()}.md": reference(kind) for kind in kinds}
         | {REFERENCE_FOLDER / "engines.md": engines()}
     )
@@ -57,8 +57,12 @@ def reference(kind: Kind) -> str:
         f"<!-- {_GENERATED} -->",
         f"# {kind.name}",
         schema["description"],
-        f"`apiVersion: {API_VERSION}`, `kind: {kind.name}`; `kubectl get {kind.plural}`, `{kind.short_name}`, or with "
-        "all of ours, `arctic`.",
+        f"`apiVersion: {API_VERSION}`, `kind: {kind.name}`; "
+        + (
+            f"`kubectl get {kind.plural}`, `{kind.short_name}`, or with all of ours, `arctic`."
+            if kind.by_operator
+            else "carried out by `arctic` on one machine, not yet by the operator."
+        ),
         "## Columns",
         _table(
             ["column", "from", "meaning"],
@@ -139,6 +143,10 @@ _METADATA: Schema = {
 }
 
 
+_ELSEWHERE = {"spec.training": "ArcticTraining"}
+"""Fields that are another resource's specification, which has a page of its own."""
+
+
 def _sections(path: str, schema: Schema) -> Iterator[str]:
     yield f"### {path}"
     yield schema["description"]
@@ -153,7 +161,9 @@ def _sections(path: str, schema: Schema) -> Iterator[str]:
     )
     yield "\n".join(_rule(rule) for rule in schema.get("x-kubernetes-validations", []))
     for name, field in fields.items():
-        if "properties" in field:
+        if place := _ELSEWHERE.get(f"{path}.{name}"):
+            yield f"### {path}.{name}\n\nAs of [{place}]({place.lower()}.md)."
+        elif "properties" in field:
             yield from _sections(f"{path}.{name}", field)
         elif "properties" in field.get("items", {}):
             yield from _sections(f"{path}.{name}[]", field["items"])
@@ -184,7 +194,7 @@ def _kind(field: Schema) -> str:
         return f"list of {_kind(field['items'])}"
     if "additionalProperties" in field:
         return f"map of {_type(field['additionalProperties'])}"
-    return "integer or string" if "x-kubernetes-int-or-string" in field else str(field["type"])
+    return "integer or string" if "x-kubernetes-int-or-string" in field else str(field.get("type", "any value"))
 
 
 def _bounds(field: Schema) -> Iterator[str]:

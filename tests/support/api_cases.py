@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arctic_api import API_VERSION
+from arctic_api.ablation import ArcticAblation, ArcticAblationSpec, Objective
 from arctic_api.common import ClaimVolume, KeyValue, Manifest, Metadata, Resource, Resources, WorkerTemplate
 from arctic_api.engine_rules import ENGINE_RULES
 from arctic_api.inference import (
@@ -73,6 +74,16 @@ TRAINING: dict[str, Any] = {
         "checkpoint": {"volume": {"claimName": "store"}},
     },
 }
+ABLATION: dict[str, Any] = {
+    "apiVersion": API_VERSION,
+    "kind": "ArcticAblation",
+    "metadata": {"name": "rates"},
+    "spec": {
+        "training": TRAINING["spec"],
+        "grid": [{"field": "curriculum.stages.general.learningRate.peak", "values": [1e-3, 3e-3]}],
+        "objective": {"perplexity": {"sql": 1}},
+    },
+}
 INFERENCE: dict[str, Any] = {
     "apiVersion": API_VERSION,
     "kind": "ArcticInference",
@@ -81,6 +92,12 @@ INFERENCE: dict[str, Any] = {
 }
 
 STAGE = "spec.curriculum.stages.0"
+PROOFS = {"name": "proofs", "category": "math", "uri": "file:///proofs"}
+SWARM: Changes = {
+    "spec.grid": ABSENT,
+    "spec.mixture": {},
+    "spec.training.data.sources": [*TRAINING["spec"]["data"]["sources"], PROOFS],
+}
 SCALING = {"max": 4, "target": {"queuedPerReplica": 4}}
 SECRET = {"secretName": "keys"}
 LONG = [{"name": f"LONG_{number}", "value": "x" * 32768} for number in range(4)]
@@ -144,6 +161,10 @@ def _training(where: type[Resource], field: str, words: str, bad: Changes, good:
 
 def _inference(where: type[Resource], field: str, words: str, bad: Changes, good: Changes | None = None) -> Case:
     return _case(INFERENCE, where, field, words, bad, good)
+
+
+def _ablation(where: type[Resource], field: str, words: str, bad: Changes, good: Changes | None = None) -> Case:
+    return _case(ABLATION, where, field, words, bad, good)
 
 
 def _update(where: type[Resource], field: str, old: Changes, bad: Changes) -> Case:
@@ -742,4 +763,27 @@ CASES = [
         ENGINES["nim"] | {"spec.rollout": {"canary": {"weight": "10%"}}},
     ),
     *_engine_cases(),
+    _ablation(Objective, ".perplexity", "no such category", {"spec.objective.perplexity": {"poems": 1}}),
+    _ablation(ArcticAblation, "", "at most 31", {"metadata.name": "a" * 32}, {"metadata.name": "a" * 31}),
+    _ablation(ArcticAblationSpec, "", "exactly one of grid", {"spec.mixture": {}}),
+    _ablation(ArcticAblationSpec, "", "exactly one of grid", {"spec.grid": ABSENT}),
+    _ablation(ArcticAblationSpec, ".halving", "a swarm learns", SWARM | {"spec.halving": {"first": 1}}, SWARM),
+    _ablation(ArcticAblationSpec, ".seeds", "a seed of its own", SWARM | {"spec.seeds": 2}, SWARM | {"spec.seeds": 1}),
+    _ablation(
+        ArcticAblationSpec,
+        ".mixture.around",
+        "no such source",
+        SWARM | {"spec.mixture": {"around": {"books": 1, "poems": 1}}},
+        SWARM | {"spec.mixture": {"around": {"books": 1, "proofs": 1}}},
+    ),
+    _ablation(
+        ArcticAblationSpec,
+        ".halving.first",
+        "a rung without tokens",
+        {"spec.halving": {"first": "0.0k"}},
+        {"spec.halving": {"first": "0.1k"}},
+    ),
+    _ablation(
+        ArcticAblationSpec, ".halving.first", "a rung without tokens", {"spec.halving": {"first": 0}}, {"spec.seeds": 2}
+    ),
 ]

@@ -19,6 +19,7 @@ FILES = [
 ]
 OURS = {
     "arctic_api",
+    "arctic_ablation",
     "arctic_operator",
     "arctic_workers",
     "arctic_model",

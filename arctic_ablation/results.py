@@ -1,0 +1,126 @@
+"""What an ablation has found, as plain data: for its report, its status and whoever reads it by a program."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from arctic_ablation.ranking import Rank, objective
+from arctic_ablation.scaling import fit
+from arctic_ablation.study import Found, Study
+from arctic_ablation.swarm.study import Outlook, SwarmStudy
+from arctic_ablation.variants import Wire, winner
+from arctic_api.ablation import ArcticAblationSpec
+from arctic_api.common import parse_tokens
+
+Results = dict[str, Any]
+
+
+def results(name: str, spec: ArcticAblationSpec, study: Study, found: Mapping[str, Found], *, whole: bool) -> Results:
+    """Return all that an ablation says; `whole` is whether nothing is left to be trained.
+
+    Args:
+        name: of the ablation.
+        spec: its specification.
+        study: of the ablation.
+        found: what is known of its trainings.
+    """
+    runs, ranks = study.all_runs(found), study.ranks(found)
+    made: Results = {
+        "name": name,
+        "whole": whole,
+        "objective": dict(spec.objective.perplexity),
+        "tokens": sum(each.tokens for each in found.values()),
+        "tokens of all": study.grid_tokens(),
+        "ranking": [_rank(rank) for rank in ranks],
+        "curves": {
+            f"{run.variant}, seed {run.seed}": [
+                [point.tokens, objective(spec.objective, point.figures)] for point in found[run.name].points
+            ]
+            for run in runs
+            if run.name in found
+        },
+        "failed": {run.name: found[run.name].failed for run in runs if run.name in found and found[run.name].failed},
+        "best": _best(name, spec, study, ranks, found),
+        "scaling": _scaling(spec, study, ranks, found),
+    }
+    if isinstance(study, SwarmStudy) and study.is_foretold(found):
+        made["swarm"] = _swarm(study, study.outlook(found), found)
+    return made
+
+
+def _rank(rank: Rank) -> Results:
+    mean = rank.mean
+    known = math.isfinite(mean.low)
+    interval = [mean.low, mean.high] if known else None
+    return {
+        "variant": rank.variant,
+        "tokens": rank.tokens,
+        "objective": mean.value,
+        "interval": interval,
+        "seeds": mean.seeds,
+    }
+
+
+def _best(
+    name: str, spec: ArcticAblationSpec, study: Study, ranks: list[Rank], found: Mapping[str, Found]
+) -> Wire | None:
+    """Return the manifest of the best variant, as the ablation's own training is but for what was varied."""
+    if not ranks:
+        return None
+    run = next(run for run in study.all_runs(found) if run.variant == ranks[0].variant)
+    base = spec.training.wire()
+    kept = {field: base[field] for field in ("seed", "checkpoint", "evaluation") if field in base}
+    training = {
+        field: value for field, value in run.training.items() if field not in ("evaluation", "suspendAt")
+    } | kept
+    return winner(name, training, parse_tokens(spec.target.tokens) if spec.target else None)
+
+
+def _scaling(spec: ArcticAblationSpec, study: Study, ranks: list[Rank], found: Mapping[str, Found]) -> Results | None:
+    """Return a power law through the curves of the best variant, and what it says of the target."""
+    if not ranks:
+        return None
+    runs = [run for run in study.all_runs(found) if run.variant == ranks[0].variant and run.name in found]
+    points = [
+        (float(point.tokens), objective(spec.objective, point.figures))
+        for run in runs
+        for point in found[run.name].points
+    ]
+    law = fit(points)
+    if law is None:
+        return None
+    made: Results = {
+        "variant": ranks[0].variant,
+        "floor": law.floor,
+        "exponent": law.exponent,
+        "exponent interval": law.exponent_interval(),
+        "points": sorted(points),
+        "line": [[tokens, *law.at(tokens)] for tokens in sorted({tokens for tokens, _ in points})],
+    }
+    if spec.target is not None:
+        tokens = parse_tokens(spec.target.tokens)
+        made["target"] = [tokens, *law.at(tokens)]
+    return made
+
+
+def _swarm(study: SwarmStudy, outlook: Outlook, found: Mapping[str, Found]) -> Results:
+    tested = study.tests(found)
+    total = {name: runs[0].total for name, runs in tested.items()}
+    confirmed = {
+        name: [
+            objective(study.spec.objective, point.figures)
+            for run in runs
+            if (point := found.get(run.name, Found()).at(total[name]))
+        ]
+        for name, runs in tested.items()
+    }
+    rows = zip(study.space.stages, outlook.weights, strict=True)
+    return {
+        "foretold": {stage: study.space.named(row) for stage, row in rows},
+        "forecasts": {name: asdict(forecast) for name, forecast in outlook.forecasts.items()},
+        "confirmed": confirmed,
+        "errors": list(outlook.errors),
+        "widening": outlook.widening,
+        "effects": [asdict(effect) for effect in outlook.effects],
+    }

@@ -1,0 +1,71 @@
+"""What a schema cannot say of an ArcticAblation."""
+
+from typing import get_args
+
+from arctic_api.ablation import MAX_NAME, ArcticAblation, ArcticAblationSpec, Objective
+from arctic_api.common import parse_tokens
+from arctic_api.rule import Rule
+from arctic_api.training import Category
+
+CATEGORIES = get_args(Category)
+
+
+def _first_rung_is_no_run(spec: ArcticAblationSpec) -> bool:
+    return spec.halving is None or parse_tokens(spec.halving.first) > 0
+
+
+ABLATION_RULES = (
+    Rule(
+        Objective,
+        f"self.perplexity.all(name, name in [{', '.join(map(repr, CATEGORIES))}])",
+        lambda objective: objective.perplexity.keys() <= set(CATEGORIES),
+        f"there is no such category: write {', '.join(CATEGORIES[:-1])} or {CATEGORIES[-1]}",
+        ".perplexity",
+    ),
+    Rule(
+        ArcticAblation,
+        f"size(self.metadata.name) <= {MAX_NAME}",
+        lambda manifest: len(manifest.metadata.name) <= MAX_NAME,
+        f"write at most {MAX_NAME} characters: its trainings' names append nine to it",
+    ),
+    Rule(
+        ArcticAblationSpec,
+        "[has(self.grid), has(self.changes), has(self.mixture)].filter(present, present).size() == 1",
+        lambda spec: [spec.grid, spec.changes, spec.mixture].count(None) == 2,
+        "write exactly one of grid, changes and mixture",
+    ),
+    Rule(
+        ArcticAblationSpec,
+        "!has(self.mixture) || !has(self.halving)",
+        lambda spec: spec.mixture is None or spec.halving is None,
+        "a swarm learns from whole runs, so none is stopped early: leave it out",
+        ".halving",
+    ),
+    Rule(
+        ArcticAblationSpec,
+        "!has(self.mixture) || self.seeds == 1",
+        lambda spec: spec.mixture is None or spec.seeds == 1,
+        "each run of a swarm has a seed of its own: leave it out",
+        ".seeds",
+    ),
+    Rule(
+        ArcticAblationSpec,
+        "!has(self.mixture) || !has(self.mixture.around) || "
+        "self.mixture.around.all(name, self.training.data.sources.exists(source, source.name == name))",
+        lambda spec: (
+            spec.mixture is None
+            or spec.mixture.around is None
+            or spec.mixture.around.keys() <= {source.name for source in spec.training.data.sources}
+        ),
+        "there is no such source: write names of training.data.sources",
+        ".mixture.around",
+    ),
+    Rule(
+        ArcticAblationSpec,
+        "!has(self.halving) || (type(self.halving.first) == int ? int(self.halving.first) > 0 : "
+        "!self.halving.first.matches('^0+([.]0+)?[kMGT]?$'))",
+        _first_rung_is_no_run,
+        "a rung without tokens judges nothing: write at least the tokens of a step",
+        ".halving.first",
+    ),
+)

@@ -1,0 +1,146 @@
+"""Swarms of mixtures on made-up losses, of which the truth is known."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arctic_ablation.results import results
+from arctic_ablation.study import Found, Point
+from arctic_ablation.swarm.draws import BY_HAND, FORETOLD, PROPORTIONAL, Space, rounded
+from arctic_ablation.swarm.regression import Curve, Regression
+from arctic_ablation.swarm.study import SwarmStudy
+
+SHARES = np.array([0.5, 0.5])
+WANTED = np.array([0.0, 0.7, 0.3])
+"""What the objective is made of, by source: nothing of books, most of python."""
+NOISE = 0.01
+
+
+def truth(weights: np.ndarray, share: float) -> float:
+    """The loss after a share of a run: what is read late counts for more."""
+    done = np.clip(share - np.array([0.0, 0.5]), 0, SHARES)
+    read = (done[:, None] * weights * np.array([[0.7], [1.3]])).sum(axis=0)
+    return float(1 + WANTED @ (0.8 * (0.03 + read) ** -0.25))
+
+
+def curve(weights: np.ndarray, seed: int) -> list[tuple[float, float]]:
+    generator = np.random.default_rng(seed)
+    own = generator.normal(0, NOISE)
+    shares = (0.25, 0.5, 0.75, 1.0)
+    return [(share, truth(weights, share) + own + generator.normal(0, NOISE / 4)) for share in shares]
+
+
+def train(study: SwarmStudy, found: dict[str, Found]) -> None:
+    """Train what a study wants, until it wants nothing."""
+    while steps := study.steps(found):
+        for step in steps:
+            stages = step.run.training["curriculum"]["stages"]
+            weights = np.array([[stage["mixture"].get(name, 0) for name in study.space.sources] for stage in stages])
+            points = curve(weights / weights.sum(axis=1, keepdims=True), step.run.seed)
+            found[step.run.name] = Found(
+                [Point(round(share * step.run.total), {"perplexity/sql": math.exp(loss)}) for share, loss in points]
+            )
+
+
+@pytest.fixture(scope="module")
+def searched(make):
+    """A finished search, and what it found."""
+    spec = make(mixture={"runs": 16})
+    study, found = SwarmStudy("search", spec), {}
+    train(study, found)
+    return spec, study, found
+
+
+def test_the_foretold_curriculum_is_better_and_its_loss_within_the_interval(searched):
+    spec, study, found = searched
+    made = results("search", spec, study, found, whole=True)
+    assert made["ranking"][0]["variant"] == FORETOLD
+    forecast = made["swarm"]["forecasts"][FORETOLD]
+    assert all(forecast["low"] <= value <= forecast["high"] for value in made["swarm"]["confirmed"][FORETOLD])
+    for stage in made["swarm"]["foretold"].values():
+        assert stage["books"] < 0.15
+        assert stage["python"] > stage["proofs"]
+
+
+def test_more_of_what_the_objective_is_made_of_helps_and_of_other_text_hurts(searched):
+    _, study, found = searched
+    effects = {(effect.stage, effect.source): effect for effect in study.outlook(found).effects}
+    assert effects["late", "python"].change < 0 < effects["late", "books"].change
+
+
+def test_the_winner_is_a_training_with_the_foretold_mixtures(searched):
+    spec, study, found = searched
+    best = results("search", spec, study, found, whole=True)["best"]
+    mixtures = [stage["mixture"] for stage in best["spec"]["curriculum"]["stages"]]
+    assert mixtures == [study.space.named(row) for row in study.outlook(found).weights]
+    assert best["spec"]["seed"] == 0
+    assert "evaluation" not in best["spec"]
+
+
+def test_seeds_that_confirm_are_none_of_the_swarm(searched):
+    _, study, found = searched
+    swarm = {run.seed for run, _ in study.swarm}
+    tested = {run.seed for runs in study.tests(found).values() for run in runs}
+    assert len(swarm) == 16
+    assert not swarm & tested
+
+
+def test_whoever_begins_anew_goes_on_with_the_same(searched):
+    spec, study, found = searched
+    again = SwarmStudy("search", spec)
+    assert [run.name for run in again.all_runs(found)] == [run.name for run in study.all_runs(found)]
+    assert again.steps(found) == []
+
+
+def test_runs_that_failed_are_left_out(searched):
+    _, study, found = searched
+    failed = study.swarm[3][0].name
+    assert study.is_foretold(found | {failed: Found(failed="Diverged")})
+
+
+def test_the_interval_holds_for_runs_that_were_not_seen():
+    generator = np.random.default_rng(1)
+    curves = [Curve(*_features(generator.dirichlet(np.ones(3), 2), seed)) for seed in range(16)]
+    regression = Regression(curves)
+    inside = 0
+    for seed in range(100, 160):
+        weights = generator.dirichlet(np.ones(3), 2)
+        read, values = _features(weights, seed)
+        forecast = regression.forecast(read[-1])
+        inside += forecast.low <= values[-1] <= forecast.high
+    assert inside >= 50
+
+
+def _features(weights: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    points = curve(weights, seed)
+    done = np.stack([np.clip(share - np.array([0.0, 0.5]), 0, SHARES) for share, _ in points])
+    return (done[:, :, None] * weights).reshape(len(points), -1), np.array([loss for _, loss in points])
+
+
+@settings(max_examples=20, suppress_health_check=list(HealthCheck), deadline=None)
+@given(seed=st.integers(0, 1000), concentration=st.floats(0.1, 20))
+def test_drawn_mixtures_are_mixtures_and_the_same_for_a_seed(make, seed, concentration):
+    spec = make(mixture={"concentration": concentration})
+    space = Space(spec.mixture, spec.training.wire())
+    for weights, again in zip(space.drawn(4, seed), space.drawn(4, seed), strict=True):
+        assert (weights == again).all()
+        assert weights.sum(axis=1) == pytest.approx(1)
+        assert (weights >= 0).all()
+        assert (weights == rounded(weights)).all()
+
+
+def test_what_is_drawn_lies_around_the_proportional_mixture(make):
+    spec = make(mixture={"around": {"books": 6, "python": 3, "proofs": 1}, "concentration": 5})
+    space = Space(spec.mixture, spec.training.wire())
+    mean = np.mean(space.drawn(400, 0), axis=0)
+    assert mean == pytest.approx(np.tile([0.6, 0.3, 0.1], (2, 1)), abs=0.03)
+
+
+def test_the_swarm_begins_with_what_is_there(make):
+    study = SwarmStudy("search", make(mixture={"runs": 8}))
+    names = [run.variant for run, _ in study.swarm]
+    assert names[:2] == [BY_HAND, PROPORTIONAL]
+    assert len({run.name for run, _ in study.swarm}) == 8
