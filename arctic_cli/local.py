@@ -386,7 +386,7 @@ def _load_to_run(file: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
-_file_option = click.option(
+file_option = click.option(
     "-f",
     "--filename",
     "file",
@@ -403,7 +403,7 @@ volumes_option = click.option(
 
 
 @click.command()
-@_file_option
+@file_option
 @volumes_option
 @click.option("--dry-run", is_flag=True, help="Say what it will take and read, and start nothing.")
 @click.option(
@@ -418,12 +418,12 @@ def train(file: Path, volumes: Path | None, dry_run: bool, tokens_per_second: fl
     if dry_run:
         from arctic_cli.dry_run import describe_run  # which needs what is in this module
 
-        click.echo(describe_run(file, manifest, volumes, _run_folder(manifest, volumes), tokens_per_second))
+        click.echo(describe_run(file, manifest, volumes, run_folder_of(manifest, volumes), tokens_per_second))
         return
     sys.exit(run_training(manifest, volumes, stop_flag()))
 
 
-def _run_folder(manifest: dict[str, Any], volumes: Path) -> Path:
+def run_folder_of(manifest: dict[str, Any], volumes: Path) -> Path:
     """Return the folder of a training in its store, which need not be there."""
     namespace, name = _identity(manifest)
     volume = manifest["spec"]["checkpoint"]["volume"]
@@ -434,13 +434,13 @@ def _run_folder(manifest: dict[str, Any], volumes: Path) -> Path:
 def _check_data(file: Path, manifest: dict[str, Any], volumes: Path) -> None:
     """Refuse sources that can't be read, before any rank starts."""
     spec = ArcticTrainingSpec.model_validate(manifest["spec"])
-    problems = list(data_problems(spec, local_mounts(spec.template, volumes), _run_folder(manifest, volumes)))
+    problems = list(data_problems(spec, local_mounts(spec.template, volumes), run_folder_of(manifest, volumes)))
     if problems:
         raise ManifestError("\n".join(f"{file}: {problem}" for problem in problems))
 
 
 @click.command()
-@_file_option
+@file_option
 @volumes_option
 @click.option(
     "--secrets",

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from arctic_cli.ablate import ablate
 from arctic_cli.convert import export, import_, quantize
 from arctic_cli.corpus import corpus
 from arctic_cli.demo import demo
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 _LIVE = (pause, resume, checkpoint, stop)
-_RUNS = (report, reproduce, evaluate)
+_RUNS = (report, reproduce, evaluate, ablate)
 _PLANS = (validate, plan, simulate)
 for _command in (train, serve, *_PLANS, *_LIVE, *_RUNS, import_, export, quantize, corpus, cluster, demo):
     main.add_command(_command)

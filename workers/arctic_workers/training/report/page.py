@@ -129,7 +129,7 @@ def _exchanges(run: Run, over: Callable[..., str]) -> Iterable[str]:
         for layer in sorted({part["layer"] for part in last["exposed_communication"]})
     ]
     chunks = f"exposed at the end, in {last['expert_chunks']} chunks: layer"
-    yield _table([chunks, *kinds], rows, range(1, 1 + len(kinds)))
+    yield table([chunks, *kinds], rows, range(1, 1 + len(kinds)))
 
 
 def _exposed(which: Mapping[str, Any], entry: Line) -> float | None:
@@ -180,7 +180,8 @@ def _spread(series: Mapping[str, Points]) -> dict[str, Points]:
     }
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """Return a table, some columns of which hold numbers; "" for no rows."""
     if not rows:
         return ""
 
@@ -207,7 +208,7 @@ def _stages(run: Run) -> str:
         for stage in run.stages
     ]
     head = ["stage", "tokens", "first loss", "last loss", "held-out text", "loss at its start", "at its end"]
-    return _table(head, rows, (1, 2, 3, 5, 6))
+    return table(head, rows, (1, 2, 3, 5, 6))
 
 
 def _attempts(attempts: Sequence[Attempt]) -> str:
@@ -223,7 +224,7 @@ def _attempts(attempts: Sequence[Attempt]) -> str:
         ]
         for attempt in attempts
     ]
-    return _table(["attempt", "began", "from step", "ranks", "to step", "ended as", "because"], rows, (0, 2, 3, 4))
+    return table(["attempt", "began", "from step", "ranks", "to step", "ended as", "because"], rows, (0, 2, 3, 4))
 
 
 def _spikes(spikes: Sequence[Line]) -> str:
@@ -238,4 +239,4 @@ def _spikes(spikes: Sequence[Line]) -> str:
         ]
         for spike in spikes
     ]
-    return _table(["time", "step", "stage", "loss", "expected at most", "answer"], rows, (1, 3, 4))
+    return table(["time", "step", "stage", "loss", "expected at most", "answer"], rows, (1, 3, 4))

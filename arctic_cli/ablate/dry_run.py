@@ -1,0 +1,68 @@
+"""`arctic ablate --dry-run`: runs, tokens, time and cost, before anything starts."""
+
+from arctic_ablation.study import Found, Point, Study, VariantStudy
+from arctic_ablation.variants import total_tokens
+from arctic_api.ablation import ArcticAblationSpec
+from arctic_api.common import parse_tokens
+
+
+def describe(spec: ArcticAblationSpec, study: Study, rate: float | None) -> str:
+    """Return what an ablation will train and take.
+
+    Args:
+        spec: of the ablation.
+        study: of the ablation.
+        rate: tokens a second of one training; None where none is given.
+    """
+    most = study.grid_tokens()
+    lines = _runs(spec, study)
+    tokens = _with_halving(study) if isinstance(study, VariantStudy) and spec.halving else most
+    if tokens < most:
+        lines.append(f"{tokens:,} tokens of {most:,}, if the order at the first rung holds; it may change")
+    else:
+        lines.append(f"{most:,} tokens")
+    if spec.budget is not None:
+        tokens = min(tokens, parse_tokens(spec.budget))
+        lines.append(f"at most {parse_tokens(spec.budget):,} tokens, as the budget says")
+    if rate is not None:
+        hours = tokens / rate / 3600
+        lines.append(_time(spec, hours))
+    return "\n".join(lines)
+
+
+def _runs(spec: ArcticAblationSpec, study: Study) -> list[str]:
+    if isinstance(study, VariantStudy):
+        names = list(study.runs)
+        shown = [f"{len(names)} variants with {spec.seeds} seeds each: {len(names) * spec.seeds} trainings"]
+        shown += [f"  {name}" for name in names]
+        if spec.halving is not None:
+            shown.append("rungs at " + ", ".join(f"{rung:,}" for rung in study.rungs) + " tokens")
+        return shown
+    assert spec.mixture is not None
+    each = total_tokens(spec.training.wire())
+    return [
+        f"a swarm of {spec.mixture.runs} trainings of {each:,} tokens, then {3 * spec.mixture.confirm} to confirm "
+        "what it foretells"
+    ]
+
+
+def _with_halving(study: VariantStudy) -> int:
+    """Return what halving takes if the first variants are the best at each rung: nobody is promoted in vain."""
+    places = {run.name: place for place, runs in enumerate(study.runs.values()) for run in runs}
+    found: dict[str, Found] = {}
+    figures = dict.fromkeys(study.spec.objective.perplexity, 0.0)
+    while steps := study.steps(found):
+        step = steps[0]
+        before = found.get(step.run.name, Found()).points
+        told = {f"perplexity/{name}": 2.0 + places[step.run.name] for name in figures}
+        found[step.run.name] = Found((*before, Point(min(step.tokens, step.run.total), told)))
+    return sum(each.tokens for each in found.values())
+
+
+def _time(spec: ArcticAblationSpec, hours: float) -> str:
+    devices = spec.training.parallelism.nodes * spec.training.parallelism.processes_per_node
+    line = (
+        f"{hours / spec.parallelism:,.2f} hours, {spec.parallelism} at a time; {hours * devices:,.2f} hours of devices"
+    )
+    price = spec.training.price_per_gpu_hour
+    return line if price is None else f"{line}, ${hours * devices * float(price):,.2f} at ${price} an hour"

@@ -1,0 +1,95 @@
+"""The trainings of an ablation on this machine: their manifests, their folders, and what they have come to."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arctic_ablation.study import Found, Point, Run, Step
+from arctic_cli.local import run_folder_of
+from arctic_workers.training.files import write_json
+from arctic_workers.training.journal import read_lines, that_hold
+from arctic_workers.training.milestones import CURVE
+
+FAILED = "ablation-failed.json"
+"""In a training's folder: why it goes no further. Removed, it is tried again."""
+
+
+def manifest_of(run: Run, specification: Mapping[str, Any], namespace: str | None) -> dict[str, Any]:
+    """Return the manifest of a training."""
+    metadata = {"name": run.name} | ({"namespace": namespace} if namespace else {})
+    return {
+        "apiVersion": "arctic.dev/v1alpha1",
+        "kind": "ArcticTraining",
+        "metadata": metadata,
+        "spec": specification,
+    }
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where trainings are kept.
+
+    Args:
+        volumes: folder of the claims.
+        namespace: of the ablation.
+        earlier: names of the ablation and of the one whose trainings it reuses: a training of either is the same.
+    """
+
+    volumes: Path
+    namespace: str | None
+    name: str
+    reuse: str | None
+
+    def folder(self, run: Run) -> Path:
+        """Return the folder of a training, which need not be there; of an earlier one if that has come further."""
+        return max(self._folders(run), key=lambda folder: _tokens(folder))
+
+    def _folders(self, run: Run) -> list[Path]:
+        names = [run.name]
+        if self.reuse is not None:
+            names.append(self.reuse + run.name.removeprefix(self.name))
+        return [
+            run_folder_of(
+                manifest_of(run, run.training, self.namespace) | {"metadata": self._metadata(name)}, self.volumes
+            )
+            for name in names
+        ]
+
+    def _metadata(self, name: str) -> dict[str, str]:
+        return {"name": name} | ({"namespace": self.namespace} if self.namespace else {})
+
+    def name_here(self, run: Run) -> str:
+        """Return the name under which a training goes on: an earlier ablation's if that has come further."""
+        own, *others = self._folders(run)
+        reused = bool(others) and _tokens(others[0]) > _tokens(own)
+        return (self.reuse or "") + run.name.removeprefix(self.name) if reused else run.name
+
+    def manifest(self, step: Step) -> dict[str, Any]:
+        """Return the manifest by which a training goes as far as it may now."""
+        # One process each: the same steps from the same tokens, whatever the ranks that a cluster shares them out over.
+        here = {name: value for name, value in step.specification.items() if name != "parallelism"}
+        made = manifest_of(step.run, here, self.namespace)
+        return made | {"metadata": self._metadata(self.name_here(step.run))}
+
+    def found(self, runs: Iterable[Run]) -> dict[str, Found]:
+        """Return what is known of some trainings, by name."""
+        return {run.name: read(self.folder(run)) for run in runs}
+
+    def fail(self, run: Run, why: str) -> None:
+        """Leave word that a training goes no further."""
+        folder = self.folder(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FAILED, {"why": why})
+
+
+def read(folder: Path) -> Found:
+    """Return what a training's folder says."""
+    points = [Point(line["tokens"], line["figures"]) for line in that_hold(read_lines(folder / CURVE))]
+    failed = folder / FAILED
+    return Found(points, json.loads(failed.read_text())["why"] if failed.exists() else "")
+
+
+def _tokens(folder: Path) -> int:
+    return read(folder).tokens
