@@ -71,6 +71,7 @@ test-engines: setup setup-engines ## one suite for every engine: in vLLM's own e
 	@$(PHASE) peers $(RUN) pytest tests/cluster/test_lws.py tests/cluster/test_kueue.py --peers
 
 bench: setup setup-engines ## every benchmark, whole (three hours): prints its tables, keeps its figures in benchmarks/RESULTS.md
+	@$(RUN) python -m benchmarks.ablation --keep
 	@$(RUN) python -m benchmarks.chaos --keep
 	@$(RUN) python -m benchmarks.demo --keep
 	@$(RUN) python -m benchmarks.endless --keep
