@@ -3,15 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from arctic_ablation.ranking import Rank, objective
 from arctic_ablation.scaling import fit
 from arctic_ablation.study import Found, Study
-from arctic_ablation.swarm.study import Outlook, SwarmStudy
 from arctic_ablation.variants import Wire, winner
 from arctic_api.ablation import ArcticAblationSpec
 from arctic_api.common import parse_tokens
+
+if TYPE_CHECKING:
+    from arctic_ablation.swarm.study import SwarmStudy  # which needs scikit-learn
 
 Results = dict[str, Any]
 
@@ -44,8 +46,8 @@ def results(name: str, spec: ArcticAblationSpec, study: Study, found: Mapping[st
         "best": _best(name, spec, study, ranks, found),
         "scaling": _scaling(spec, study, ranks, found),
     }
-    if isinstance(study, SwarmStudy) and study.is_foretold(found):
-        made["swarm"] = _swarm(study, study.outlook(found), found)
+    if spec.mixture is not None and cast("SwarmStudy", study).is_foretold(found):
+        made["swarm"] = _swarm(cast("SwarmStudy", study), found)
     return made
 
 
@@ -104,8 +106,8 @@ def _scaling(spec: ArcticAblationSpec, study: Study, ranks: list[Rank], found: M
     return made
 
 
-def _swarm(study: SwarmStudy, outlook: Outlook, found: Mapping[str, Found]) -> Results:
-    tested = study.tests(found)
+def _swarm(study: "SwarmStudy", found: Mapping[str, Found]) -> Results:
+    outlook, tested = study.outlook(found), study.tests(found)
     total = {name: runs[0].total for name, runs in tested.items()}
     confirmed = {
         name: [

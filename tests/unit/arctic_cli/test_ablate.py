@@ -58,6 +58,7 @@ def test_the_best_goes_on_to_its_end_and_an_interrupted_ablation_goes_on(place: 
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGTERM)
+        process.communicate()
     assert process.returncode == ExitCode.INTERRUPTED
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

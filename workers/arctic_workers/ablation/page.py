@@ -9,13 +9,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from arctic_workers import evaluation, training
 from arctic_workers.ablation.drawing import effects, intervals
-from arctic_workers.evaluation import report as evaluation_report
-from arctic_workers.training import report as training_report
 from arctic_workers.training.report.drawing import lines, short
 from arctic_workers.training.report.page import table
 
-_STYLES = tuple(Path(module.__path__[0]) / "style.css" for module in (training_report, evaluation_report))
+_STYLES = tuple(Path(room.__path__[0]) / "report" / "style.css" for room in (training, evaluation))
 _DRAWN = 8
 """Curves of a figure: those that came furthest."""
 

@@ -15,6 +15,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from arctic_api.world import WORLD_VARIABLE, Report, TrainingWorld
 from arctic_workers.control.lifeline import die_with_parent
 from arctic_workers.training import rank
@@ -34,6 +36,7 @@ def start(world: TrainingWorld, log: Path, outcomes: Path) -> int:
         _redirect(log)
         os.environ.update(_environment(world, outcomes))
         code = rank.main()
+        sys.stdout.flush()
     finally:
         os._exit(code)  # what the parent has open, and would do at its end, is not this process's
 
@@ -66,8 +69,14 @@ def _run(request: dict[str, Any], lock: threading.Lock, pid: int, world: Trainin
     _answer(lock, world.name, reports[0] if reports else Report(outcome="failed", reason="RanksLost", message=lost))
 
 
+def prepare() -> None:
+    """Import what a rank would: torch's compiler comes with its first optimizer, and takes most of a start."""
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+
+
 def main() -> int:
     """Serve requests until there are no more."""
+    prepare()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     lock = threading.Lock()
     waiting = []

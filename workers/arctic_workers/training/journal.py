@@ -11,10 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-
 JOURNAL = "journal.jsonl"
 EVENTS = "events.jsonl"
 """What happened beside the steps: attempts that began and ended, losses that jumped."""
@@ -69,6 +65,10 @@ class Journal:
 
     def __init__(self, folder: Path, step: int) -> None:
         """Write to the run's folder, going on from a step: what earlier attempts wrote of later ones holds no more."""
+        # Imported here: it brings torch, where that is, to whoever only reads a journal.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
         self._path = folder / JOURNAL
         place = folder / TENSORBOARD
         place.mkdir(exist_ok=True)
@@ -78,12 +78,15 @@ class Journal:
 
     def write(self, entry: Entry) -> None:
         """Add an entry; OSError where it can't be written."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
         with self._path.open("a") as file:
             file.write(json.dumps(asdict(entry)) + "\n")
         values = [Summary.Value(tag=name, simple_value=value) for name, value in entry.scalars()]
         self._write(Event(step=entry.step, summary=Summary(value=values)))
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self._tensorboard.write_event(event)
         self._tensorboard.flush()
