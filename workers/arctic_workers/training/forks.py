@@ -52,7 +52,7 @@ def _redirect(log: Path) -> None:
 def _environment(world: TrainingWorld, outcomes: Path) -> dict[str, str]:
     """Return what torchrun and the supervisor tell a rank."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
-    meeting = {"MASTER_ADDR": world.hosts[0], "MASTER_PORT": str(world.ports.rendezvous)}
+    meeting = {"MASTER_ADDR": world.first_host, "MASTER_PORT": str(world.ports.rendezvous)}
     contract = {WORLD_VARIABLE: world.model_dump_json(by_alias=True), OUTCOME_VARIABLE: str(outcomes)}
     return {**rank_environment(world, os.environ), **alone, **meeting, **contract}
 
