@@ -35,7 +35,7 @@ def main() -> None:
     told = arguments(__doc__, "fewer rounds, a third of the hour")
     wait_for_quiet()
     with engines() as loaded, service() as engine:
-        loads = measured_loads(loaded, 2 if told.quick else 6)
+        loads = measured_loads(loaded, 3 if told.quick else 8)
         services = predicted_loads(loads)
         real, simulated = queues(engine, loaded, loads, services.costs, PARTS // 3 if told.quick else PARTS)
     trainings = predicted_trainings(measured_trainings(3 if told.quick else 10))
