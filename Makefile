@@ -61,7 +61,7 @@ soak: setup ## send an inference group good, bad and broken-off requests, and co
 parity test-parity: setup ## compare the model with llama.cpp, in an environment of its own (builds it once: minutes)
 	@$(RUN) pytest tests/parity
 
-test-clients: setup ## lm-eval, unchanged, in an environment of its own (makes it once: a minute), against a group; our judges against the harnesses
+test-clients: setup ## lm-eval, unchanged, in an environment of its own (makes it once: a minute), against a group; peft, against our adapters; our judges against the harnesses
 	@$(RUN) pytest tests/clients
 
 test-engines: setup setup-engines ## one suite for every engine: in vLLM's own environment, as groups on a local cluster, TensorRT-LLM's launch, LeaderWorkerSets, Kueue

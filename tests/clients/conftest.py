@@ -1,4 +1,4 @@
-"""Makes the clients' environment before the first test, outside any test's time limit."""
+"""Makes the clients' environments before the first test, outside any test's time limit."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ import pytest
 from peers import interpreter
 
 INTERPRETER = pytest.StashKey[Path]()
+PEFT = pytest.StashKey[Path]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[INTERPRETER] = interpreter("lm-eval")
+    session.config.stash[PEFT] = interpreter("peft")
 
 
 @pytest.fixture(scope="session")
 def client_python(request: pytest.FixtureRequest) -> Path:
     """The interpreter that has the clients."""
     return request.config.stash[INTERPRETER]
+
+
+@pytest.fixture(scope="session")
+def peft_python(request: pytest.FixtureRequest) -> Path:
+    """The interpreter that has peft."""
+    return request.config.stash[PEFT]

@@ -49,8 +49,9 @@ PEERS = {
         compiles=True,
     ),
     "lm-eval": Peer(("lm-eval[api,ifeval]==0.4.13",)),
+    "peft": Peer(("peft==0.21.2", "transformers==4.57.3", "torch==2.13.0", "numpy==2.3.5", "pydantic==2.14.3")),
 }
-"""llama.cpp takes 10 to 25 minutes of C++ on two cores, lm-eval a minute."""
+"""llama.cpp takes 10 to 25 minutes of C++ on two cores, the others a minute."""
 
 
 def interpreter(name: str) -> Path:
