@@ -1,9 +1,13 @@
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from arctic_api.training import ArcticTrainingSpec
+
+# torch asks for the name of each peer, and would wait for a name server: what tests name is this machine.
+os.environ["RES_OPTIONS"] = "timeout:0 attempts:0"
 
 
 @pytest.fixture(scope="session")

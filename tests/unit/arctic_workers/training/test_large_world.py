@@ -45,12 +45,7 @@ def world(spec_of: Callable[..., ArcticTrainingSpec]) -> TrainingWorld:
     )
 
 
-def test_all_pods_meet_at_the_first_ones_address_and_each_has_the_ranks_of_its_place(
-    world: TrainingWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(
-        "RES_OPTIONS", "timeout:0 attempts:0"
-    )  # torch asks for each peer's name: here no server knows it
+def test_all_pods_meet_at_the_first_ones_address_and_each_has_the_ranks_of_its_place(world: TrainingWorld) -> None:
     command = list(launch_command(world, 0))
     for node in (1, PODS - 1):  # nothing else in it is a pod's own
         other = [f"--node-rank={node}" if word == "--node-rank=0" else word for word in command]
