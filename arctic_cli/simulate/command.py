@@ -66,9 +66,13 @@ def simulate(
     A service is one group with its real scheduler, whose steps take what `--costs` predict, or else the least that
     `arctic plan` has for them.
     """
-    # Not before it is asked for: who installs the command alone has no simpy.
-    from arctic_cli.simulate.serving import simulate_serving
-    from arctic_cli.simulate.training import Failures, simulate_training
+    try:  # who installs the command alone has no simpy
+        from arctic_cli.simulate.serving import simulate_serving
+        from arctic_cli.simulate.training import Failures, simulate_training
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{error.name} is not installed, with which events are simulated: install arctic-kubernetes[planning]"
+        ) from error
 
     choice = Choice(preset, config_file, device_name, devices_per_node, costs_file)
     services, trainings = read_manifests(files, "ArcticInference"), read_manifests(files, "ArcticTraining")

@@ -1,6 +1,7 @@
 """`arctic simulate`: from a manifest and a trace, or failures, to a table and to sentences about what is wrong."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,3 +107,12 @@ def test_a_service_of_this_machine_takes_what_its_costs_say(tmp_path: Path) -> N
     assert float(row(bound, "ms between tokens")[0]) < 10
     assert "measured here" in predicted.stdout
     assert float(row(predicted, "ms between tokens")[0]) == pytest.approx(250, abs=10)
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("arctic_cli.simulate.serving", "arctic_simulator.serving"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "simpy", None)
+    result = simulate(*TRAINED)
+    assert result.exit_code == 1
+    assert "install arctic-kubernetes[planning]" in result.stderr
