@@ -418,7 +418,7 @@ class ArcticTrainingSpec(Resource):
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Image of the workers; the operator's default if unset."""
     resources: Resources | None = None
-    """Compute resources of each pod."""
+    """Compute resources of each pod. With a limit on CPU, ranks that compute on CPUs take its cores for their own."""
     template: WorkerTemplate | None = None
     """What else may be said about the pods."""
 
