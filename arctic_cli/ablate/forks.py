@@ -5,8 +5,11 @@ import os
 import queue
 import subprocess
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+
+import click
 
 from arctic_api.world import Report, TrainingWorld
 from arctic_workers.control import lifeline
@@ -47,9 +50,10 @@ class Forks:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            answer = json.loads(line)
-            self._answers.put((answer["name"], Report.model_validate(answer["report"])))
+        with self._process.stdout as lines:
+            for line in lines:
+                answer = json.loads(line)
+                self._answers.put((answer["name"], Report.model_validate(answer["report"])))
         self._answers.put(None)
 
     def start(self, world: TrainingWorld, log: Path) -> None:
@@ -66,7 +70,7 @@ class Forks:
         except queue.Empty:
             return None
         if answer is None:
-            raise RuntimeError(f"the process that starts trainings has ended: see {self._log}")
+            raise click.ClickException(f"the process that starts trainings has ended: see {self._log}")
         return answer
 
     def __enter__(self) -> "Forks":
@@ -83,3 +87,6 @@ class Forks:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()

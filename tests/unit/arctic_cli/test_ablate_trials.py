@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import click
 import pytest
 from small_specs import TRAINING_SPEC
 
 from arctic_ablation.study import Run, Step, VariantStudy
 from arctic_api.ablation import ArcticAblationSpec
+from arctic_cli.ablate import forks
 from arctic_cli.ablate.trials import Shelf, read
 from arctic_cli.local import run_folder_of
 from arctic_workers.training.milestones import CURVE
@@ -62,3 +64,10 @@ def test_a_training_here_is_one_process_that_rests_where_it_is_told(
     assert "parallelism" in run.training
     assert "parallelism" not in spec
     assert ("suspendAt" in spec) is suspended
+
+
+def test_when_the_process_that_starts_trainings_is_gone_its_log_is_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(forks, "MODULE", "no_such_module")
+    with forks.Forks(1, tmp_path / "forks.log") as gone, pytest.raises(click.ClickException, match=r"see .*forks\.log"):
+        gone.ended(30.0)
+    assert "no_such_module" in (tmp_path / "forks.log").read_text()
