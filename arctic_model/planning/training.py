@@ -223,12 +223,13 @@ def plan_training(training: Training, device: Device) -> TrainingPlan:
     """Lay a world out, `device` being what each rank has. Raises ValueError where its degrees can't be."""
     degrees = [training.degrees(stage) for stage in training.stages]
     resident = _resident(training)
-    room = (1 - HEADROOM) * device.memory - device.runtime - resident.total()
+    runtime = device.runtime + device.trainer
+    room = (1 - HEADROOM) * device.memory - runtime - resident.total()
     recomputed = tuple(_working(training, stage, recomputed=False).total() > room for stage in training.stages)
     stages = list(zip(training.stages, degrees, recomputed, strict=True))
     working = [_working(training, stage, recomputed=again) for stage, _, again in stages]
     memory = resident | max(working, key=Counter.total)
-    memory["runtime"] = device.runtime
+    memory["runtime"] = runtime
     steps = tuple(_step_time(training, stage, each, device, recomputed=again) for stage, each, again in stages)
     return TrainingPlan(training, device, memory, steps, recomputed)
 

@@ -43,7 +43,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "corpus" / name / f"{i:02}.txt").write_text(text)
     parts = ("refusals", "one_step", "divided_step", "runs", "divided", "recomputing", "commands", "stopped_early")
     later = ("extended", "skipped_updates", "slow_commit", "pause_when_put_off", "full_store", "jumps")
-    run(folder, f"2:{','.join(parts + later)}", "1:other_world", "2:and_back,adapters,longer", "4:forced_router")
+    run(
+        folder,
+        f"2:{','.join(parts + later)}",
+        "1:memory_of_a_rank,other_world",
+        "2:and_back,adapters,longer",
+        "4:forced_router",
+    )
     return folder
 
 
@@ -312,6 +318,13 @@ def test_the_published_state_is_that_of_the_world(folder: Path) -> None:
         keys = ("name", "validationLoss", "initialValidationLoss", "checkpoint", "startTime", "completionTime")
         assert [shown[key] for key in keys] == [told[key] for key in keys]
     assert read(folder, "paused", 1)["states"] == []
+
+
+def test_a_rank_takes_no_more_memory_than_is_planned(folder: Path) -> None:
+    took = read(folder, "memory")
+    assert set(took) == {"True", "False"}
+    for real, planned in took.values():
+        assert 0.6 * planned < real < planned
 
 
 def test_another_world_goes_on_with_the_same_curve(folder: Path) -> None:

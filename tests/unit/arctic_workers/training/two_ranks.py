@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 from arctic_model.moe import Router
 from arctic_model.names import hf_names
+from arctic_model.planning.training import plan_training
 from arctic_rpc.control_pb2 import PAUSED, WorkerState
 from arctic_workers.control.link import Command
 from arctic_workers.training import engine as engines
@@ -40,6 +42,7 @@ from arctic_workers.training.data.windows import IGNORED, MicroBatch
 from arctic_workers.training.engine import LossModule, Ranks, named_tensors, tensor_names
 from arctic_workers.training.errors import Refused, StoreFull
 from arctic_workers.training.experts import Exchange
+from arctic_workers.training.extent import training_of
 from arctic_workers.training.rank import train
 from arctic_workers.training.tally import Tally
 from arctic_workers.training.trainer import Diverged, Trainer, Wishes
@@ -641,6 +644,28 @@ def longer() -> None:
     write("longer", run("longer", attempt=2, spec=spec()).wire())
 
 
+def memory_of_a_rank() -> None:
+    """What a rank took at most, and was planned to take, once activations are computed again and once they are kept."""
+    config, length, size = ArcticConfig.preset("arctic-tiny").replace(vocab_size=300), 512, 4
+    spec = spec_of(
+        curriculum={"stages": [spec_of().curriculum.wire()["stages"][0] | {"sequenceLength": length}]},
+        batch={"tokensPerStep": size * length, "microBatchSize": size},
+    )
+    ranks: Ranks = engines.start_processes()
+    engine = engines.start_engine(engines.build_model(config, ranks, 1, 1, None), spec)
+    tokens = torch.randint(0, 300, (size, length), generator=torch.Generator().manual_seed(7))
+    batch = MicroBatch(tokens.numpy(), tokens.numpy(), [[0]] * size, tokens.numel())
+    training = training_of(spec, config, on_cpu=True)
+    took = {}
+    for again in (True, False):  # the peak only grows
+        engine.module.arctic.recompute(again)
+        engines.gradients_of(engine, [batch], batch.targets, ranks)
+        engine.step()
+        plan = plan_training(training, replace(memory.rank_device(ranks), memory=0 if again else 2**40))
+        took[str(plan.recomputed[0])] = (getrusage(RUSAGE_SELF).ru_maxrss * 1024, plan.memory.total())
+    write("memory", took)
+
+
 def other_world() -> None:
     """A run that two ranks have begun is ended by one; another one, begun without partitions, is led on by one."""
     write("other-world", run("other-world", attempt=2).wire())
@@ -658,7 +683,7 @@ if __name__ == "__main__":
     parts = (
         *(commands, stopped_early, extended, one_step, divided_step, runs, divided, recomputing, refusals),
         *(skipped_updates, slow_commit, pause_when_put_off, full_store, jumps, other_world, and_back, adapters),
-        *(forced_router, longer),
+        *(forced_router, longer, memory_of_a_rank),
     )
     for name in sys.argv[2:]:
         next(part for part in parts if part.__name__ == name)()
