@@ -49,7 +49,8 @@ from arctic_workers.training.peak import peak_flops
 from arctic_workers.training.record import machine, write_record
 from arctic_workers.training.start import find_start, fit_vocabulary
 from arctic_workers.training.tracking import check_installed
-from arctic_workers.training.trainer import Diverged, Trainer, Workplace
+from arctic_workers.training.trainer import Diverged, Trainer
+from arctic_workers.training.workplace import Workplace
 
 T = TypeVar("T")
 
