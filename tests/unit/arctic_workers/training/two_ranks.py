@@ -144,7 +144,17 @@ def write(name: str, value: Any) -> None:
 
 
 def run(name: str, attempt: int = 1, link: Any = None, spec: ArcticTrainingSpec | None = None) -> Report:
-    return train(world_of(name, attempt, spec), link)
+    world = world_of(name, attempt, spec)
+    if RANK == 0 and world.spec.tokenizer is not None:
+        take_text(FOLDER / name)
+    return train(world, link)
+
+
+def take_text(folder: Path) -> None:
+    """Give a new run the text that a whole one has prepared from the same sources."""
+    if (FOLDER / "whole" / "export").exists() and not folder.exists():
+        for part in ("tokenizer", "data"):
+            shutil.copytree(FOLDER / "whole" / part, folder / part)
 
 
 def one_step() -> None:
@@ -309,7 +319,8 @@ def runs() -> None:
     """
     write("whole", run("whole").wire())
     write("stopped", run("stopped", link=ScriptedLink({6: "stop"} if RANK == 1 else {})).wire())
-    run("and-back", link=ScriptedLink({2: "stop"} if RANK == 1 else {}), spec=spec_of(parallelism=NOTHING_SHARED))
+    alone = spec_of(parallelism=DIVIDED | NOTHING_SHARED)
+    run("and-back", link=ScriptedLink({2: "stop"} if RANK == 1 else {}), spec=alone)
     torch.distributed.barrier()
     if RANK == 0:
         for name in ("damaged", "other-world", "edited"):
@@ -326,12 +337,6 @@ def runs() -> None:
         run("edited", attempt=2, spec=spec_of(batch={"tokensPerStep": 256, "microBatchSize": 2}))
     except Refused as error:
         write("edited", {"reason": error.reason, "message": error.message})
-
-
-def divided() -> None:
-    """A run whose sequences two ranks share, up to a stop: each has its own from there on."""
-    run("divided", link=ScriptedLink({3: "stop"} if RANK == 0 else {}), spec=spec_of(parallelism=DIVIDED))
-    write("divided", run("divided", attempt=2).wire())
 
 
 def recomputing() -> None:
@@ -667,21 +672,19 @@ def memory_of_a_rank() -> None:
 
 
 def other_world() -> None:
-    """A run that two ranks have begun is ended by one; another one, begun without partitions, is led on by one."""
+    """A run that two ranks have begun is ended by one; another, that they have begun otherwise, is led on by one."""
     write("other-world", run("other-world", attempt=2).wire())
     write("and-back", run("and-back", attempt=2, link=ScriptedLink({3: "stop"})).wire())
-    shutil.copytree(FOLDER / "and-back", FOLDER / "and-whole")
 
 
 def and_back() -> None:
-    """Two ranks end what two have begun and one has led on, once with partitions and once without."""
+    """Two ranks end, with partitions, what two have begun without and one has led on."""
     write("and-back", run("and-back", attempt=3).wire())
-    write("and-whole", run("and-whole", attempt=3, spec=spec_of(parallelism=NOTHING_SHARED)).wire())
 
 
 if __name__ == "__main__":
     parts = (
-        *(commands, stopped_early, extended, one_step, divided_step, runs, divided, recomputing, refusals),
+        *(commands, stopped_early, extended, one_step, divided_step, runs, recomputing, refusals),
         *(skipped_updates, slow_commit, pause_when_put_off, full_store, jumps, other_world, and_back, adapters),
         *(forced_router, longer, memory_of_a_rank),
     )
