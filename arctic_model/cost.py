@@ -9,8 +9,8 @@ from math import prod
 from arctic_model.config import ArcticConfig
 from arctic_model.names import tensor_shapes
 
-_PIECE = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Logits that the loss makes at once: on CPUs few enough to stay near the core, on GPUs enough to fill it."""
+_PIECE = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Logits that the loss makes at once: on CPUs few enough to stay in the last cache, on GPUs enough to fill them."""
 _FEWEST = 128
 """Tokens of such a piece, at least: for each the gradient of the whole output matrix is read and written."""
 _EXPERT = re.compile(r"\.experts\.\d+\.")
