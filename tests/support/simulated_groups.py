@@ -93,7 +93,8 @@ class Cluster:
 
     def create(self, manifest: dict[str, Any]) -> None:
         name = manifest["metadata"]["name"]
-        assert name not in self.made, "a group's name was used twice"
+        assert name not in self.groups, "a group's name is in use"
+        assert not any(group == name for group, _ in self.pods), "a pod has a name of that group"
         self.made.append(name)
         self.raw[name] = manifest | {
             "metadata": manifest["metadata"] | {"uid": f"uid-{name}", "creationTimestamp": self.now.isoformat()}

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated_groups import START_SECONDS, Cluster
 
@@ -622,6 +622,7 @@ def share_of(cluster):
     early=st.integers(0, 60),
     busy=st.booleans(),
 )
+@example(replicas=2, surge=1, unavailable=1, weight="100%", end="revert", early=0, busy=False)
 @settings(max_examples=20, deadline=None)
 def test_a_canary_begins_holds_and_ends_within_the_bounds_of_a_rollout(
     build, replicas, surge, unavailable, weight, end, early, busy
