@@ -38,7 +38,7 @@ def main() -> None:
         loads = measured_loads(loaded, 3 if told.quick else 8)
         services = predicted_loads(loads)
         real, simulated = queues(engine, loaded, loads, services.costs, PARTS // 3 if told.quick else PARTS)
-    trainings = predicted_trainings(measured_trainings(3 if told.quick else 10))
+    trainings = predicted_trainings(measured_trainings(6 if told.quick else 14))
     queue = compared(real, simulated)
     costs = paths.cache() / "benchmarks" / "planner_costs.json"
     costs.parent.mkdir(parents=True, exist_ok=True)
