@@ -1,5 +1,6 @@
 """A real training and a real service, as small as they can be, for namespaces whose other pods have stand-ins."""
 
+import shutil
 from typing import Any
 
 from models import write_plain_model
@@ -23,7 +24,9 @@ def real_training(objects: Objects, name: str, tokens: str | None = None) -> Non
 
 def real_service(objects: Objects, name: str) -> None:
     """Apply the example of a service, of a model with random weights."""
-    write_plain_model(objects.cluster.volumes / MODELS / objects.namespace)
+    folder = objects.cluster.volumes / MODELS / objects.namespace
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended
+    write_plain_model(folder)
     manifest: dict[str, Any] = example("ArcticInference", name)
     manifest["spec"] |= {"model": {"uri": f"file://{MOUNT}/{objects.namespace}"}, "resources": CORES}
     manifest["spec"]["attention"] = {"maxLength": 256}
