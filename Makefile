@@ -80,7 +80,6 @@ bench: setup setup-engines ## every benchmark, whole (three hours): prints its t
 	@$(RUN) python -m benchmarks.pipeline --keep
 	@$(RUN) python -m benchmarks.planner --keep
 	@$(RUN) python -m benchmarks.reconcile --keep  # needs root
-	@$(RUN) python -m benchmarks.recovery --keep
 	@$(RUN) python -m benchmarks.serving --keep
 	@$(RUN) python -m benchmarks.soak --keep
 	@$(RUN) python -m benchmarks.split_fuse --keep

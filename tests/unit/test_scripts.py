@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -111,3 +112,9 @@ def test_a_phase_is_noted_only_where_somebody_asks(machine: Machine, tmp_path: P
 def test_a_relative_cache_is_none(machine: Machine, tmp_path: Path) -> None:
     run = machine.start("env", f"HOME={tmp_path}", "XDG_CACHE_HOME=here", "scripts/bootstrap.sh")
     assert run.communicate()[0].startswith(f"{tmp_path}/.cache/arctic/tools/")
+
+
+def test_every_module_that_make_runs_is_there() -> None:
+    named = set(re.findall(r"python -m (benchmarks\.\w+)", (ROOT / "Makefile").read_text()))
+    assert named
+    assert not [name for name in named if not (ROOT / f"{name.replace('.', '/')}.py").is_file()]
