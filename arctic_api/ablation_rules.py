@@ -10,7 +10,7 @@ from arctic_api.training import Category
 CATEGORIES = get_args(Category)
 
 
-def _first_rung_is_no_run(spec: ArcticAblationSpec) -> bool:
+def _first_rung_has_tokens(spec: ArcticAblationSpec) -> bool:
     return spec.halving is None or parse_tokens(spec.halving.first) > 0
 
 
@@ -64,7 +64,7 @@ ABLATION_RULES = (
         ArcticAblationSpec,
         "!has(self.halving) || (type(self.halving.first) == int ? int(self.halving.first) > 0 : "
         "!self.halving.first.matches('^0+([.]0+)?[kMGT]?$'))",
-        _first_rung_is_no_run,
+        _first_rung_has_tokens,
         "a rung without tokens judges nothing: write at least the tokens of a step",
         ".halving.first",
     ),

@@ -23,6 +23,11 @@ class Manifest:
     content: dict[str, Any]
 
     @property
+    def kind(self) -> str:
+        """What it is a manifest of."""
+        return str(self.content["kind"])
+
+    @property
     def name(self) -> str:
         """Its object's name."""
         return str(self.content["metadata"]["name"])

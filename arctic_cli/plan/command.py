@@ -5,13 +5,11 @@ from pathlib import Path
 import click
 
 from arctic_cli.local import volumes_option
-from arctic_cli.models import Models, read_manifests
 from arctic_cli.plan import serving_report, training_report
 from arctic_cli.plan.choice import Choice
-from arctic_cli.plan.options import mfu_option, model_and_device, one_manifest
+from arctic_cli.plan.options import manifest_and_models, mfu_option, model_and_device
 from arctic_cli.plan.serving import report_serving
 from arctic_cli.plan.training import report_training
-from arctic_cluster.paths import default_volumes
 
 _DOES_NOT_FIT = 1
 
@@ -38,10 +36,8 @@ def plan(
 ) -> None:
     """Say what a manifest takes on a device; exit 1 where it doesn't fit, with what to change."""
     choice = Choice(preset, config_file, device_name, devices_per_node, costs_file)
-    services, trainings = read_manifests(files, "ArcticInference"), read_manifests(files, "ArcticTraining")
-    models = Models(trainings, volumes or default_volumes())
-    manifest = one_manifest(files, services or trainings)
-    if services:
+    manifest, models = manifest_and_models(files, volumes)
+    if manifest.kind == "ArcticInference":
         serving = report_serving(manifest, models, choice, price)
         text = serving_report.render_json(serving) if output == "json" else serving_report.render_table(serving)
         fits = serving.plan.fits

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from arctic_cli.manifest import ManifestError
-from arctic_cli.models import Manifest
+from arctic_cli.models import Manifest, Models, read_manifests
 from arctic_cli.plan.choice import CPU
+from arctic_cluster.paths import default_volumes
 from arctic_model.config import PRESETS
 from arctic_model.planning.devices import DEVICES
 
@@ -60,7 +61,17 @@ def model_and_device(command: Callable[..., Any]) -> Callable[..., Any]:
     return reduce(lambda decorated, option: option(decorated), reversed(_MODEL_AND_DEVICE), command)
 
 
-def one_manifest(files: tuple[Path, ...], found: list[Manifest]) -> Manifest:
+def manifest_and_models(files: tuple[Path, ...], volumes: Path | None) -> tuple[Manifest, Models]:
+    """Return the one manifest that is asked about, and the models that it may name.
+
+    Raises ManifestError where files have others, or none.
+    """
+    services, trainings = read_manifests(files, "ArcticInference"), read_manifests(files, "ArcticTraining")
+    models = Models(trainings, volumes or default_volumes())
+    return _one_manifest(files, services or trainings), models
+
+
+def _one_manifest(files: tuple[Path, ...], found: list[Manifest]) -> Manifest:
     """Return the one manifest that some files have. Raises ManifestError where there are others, or none."""
     if len(found) != 1:
         names = ", ".join(map(str, files))

@@ -8,12 +8,10 @@ import click
 from arctic_api.common import parse_duration
 from arctic_cli.local import volumes_option
 from arctic_cli.manifest import ManifestError
-from arctic_cli.models import Models, read_manifests
 from arctic_cli.plan.choice import Choice
-from arctic_cli.plan.options import mfu_option, model_and_device, one_manifest
+from arctic_cli.plan.options import manifest_and_models, mfu_option, model_and_device
 from arctic_cli.plan.serving import report_serving
 from arctic_cli.plan.training import report_training
-from arctic_cluster.paths import default_volumes
 
 
 class _Duration(click.ParamType[float]):
@@ -75,10 +73,8 @@ def simulate(
         ) from error
 
     choice = Choice(preset, config_file, device_name, devices_per_node, costs_file)
-    services, trainings = read_manifests(files, "ArcticInference"), read_manifests(files, "ArcticTraining")
-    models = Models(trainings, volumes or default_volumes())
-    manifest = one_manifest(files, services or trainings)
-    if not services:
+    manifest, models = manifest_and_models(files, volumes)
+    if manifest.kind != "ArcticInference":
         failures = Failures(node_mtbf, spares, repair, checkpoint_stop, restart, seed)
         click.echo(simulate_training(report_training(manifest, models, choice, mfu, None), manifest, failures))
     elif requests is None:
