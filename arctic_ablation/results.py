@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from arctic_ablation.ranking import Rank, objective
 from arctic_ablation.scaling import fit
 from arctic_ablation.study import Found, Study
-from arctic_ablation.variants import Wire, winner
+from arctic_ablation.winner import best_manifest
 from arctic_api.ablation import ArcticAblationSpec
 from arctic_api.common import parse_tokens
 
@@ -43,7 +43,7 @@ def results(name: str, spec: ArcticAblationSpec, study: Study, found: Mapping[st
             if run.name in found
         },
         "failed": {run.name: found[run.name].failed for run in runs if run.name in found and found[run.name].failed},
-        "best": _best(name, spec, study, ranks, found),
+        "best": best_manifest(name, spec, study, found),
         "scaling": _scaling(spec, study, ranks, found),
     }
     if spec.mixture is not None and cast("SwarmStudy", study).is_foretold(found):
@@ -62,21 +62,6 @@ def _rank(rank: Rank) -> Results:
         "interval": interval,
         "seeds": mean.seeds,
     }
-
-
-def _best(
-    name: str, spec: ArcticAblationSpec, study: Study, ranks: list[Rank], found: Mapping[str, Found]
-) -> Wire | None:
-    """Return the manifest of the best variant, as the ablation's own training is but for what was varied."""
-    if not ranks:
-        return None
-    run = next(run for run in study.all_runs(found) if run.variant == ranks[0].variant)
-    base = spec.training.wire()
-    kept = {field: base[field] for field in ("seed", "checkpoint", "evaluation") if field in base}
-    training = {
-        field: value for field, value in run.training.items() if field not in ("evaluation", "suspendAt")
-    } | kept
-    return winner(name, training, parse_tokens(spec.target.tokens) if spec.target else None)
 
 
 def _scaling(spec: ArcticAblationSpec, study: Study, ranks: list[Rank], found: Mapping[str, Found]) -> Results | None:

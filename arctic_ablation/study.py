@@ -7,9 +7,24 @@ from typing import Protocol
 
 from arctic_ablation.halving import climbs, rungs
 from arctic_ablation.ranking import Rank, objective, ranking
-from arctic_ablation.variants import Variant, VariantError, Wire, changed, digest, total_tokens, trial, variants
+from arctic_ablation.variants import (
+    Variant,
+    VariantError,
+    Wire,
+    changed,
+    digest,
+    total_tokens,
+    training_manifest,
+    trial,
+    variants,
+)
 from arctic_api.ablation import ArcticAblationSpec
 from arctic_api.common import parse_tokens
+from arctic_api.verdict import field_problems
+
+
+class TooFew(ValueError):  # noqa: N818 - names what is wrong
+    """Not enough trainings came to their end for anything to be foretold; the message says how many it takes."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +115,11 @@ def name_of(ablation: str, spec: ArcticAblationSpec, training: Wire) -> str:
 
 
 def make_run(ablation: str, spec: ArcticAblationSpec, variant: Variant, seed: int, base: Wire) -> Run:
-    """Return one training of a variant."""
-    made = trial(spec, changed(base, variant.changes), seed)
+    """Return one training of a variant; `VariantError` if a change has made it none."""
+    training = changed(base, variant.changes)
+    if problems := field_problems(training_manifest(ablation, training)):
+        raise VariantError(f"variant {variant.name}: " + "; ".join(map(str, problems)))
+    made = trial(spec, training, seed)
     return Run(name_of(ablation, spec, made), variant.name, seed, made)
 
 

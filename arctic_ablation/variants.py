@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from arctic_api import API_VERSION
 from arctic_api.ablation import ArcticAblationSpec
 from arctic_api.common import parse_tokens
-from arctic_api.training import ArcticTrainingSpec
+from arctic_api.training import KIND, ArcticTrainingSpec
 
 Wire = dict[str, Any]
 """A specification as a manifest has it."""
@@ -20,7 +21,8 @@ POINTS = 8
 """About how often a training is judged on its way."""
 BASE = "base"
 _WITHOUT_EFFECT = (
-    *("checkpoint", "restart", "tracking", "pricePerGPUHour", "suspend", "paused", "suspendAt", "stopAfter"),
+    *("checkpoint", "restart", "tracking", "pricePerGPUHour", "expectedTokensPerSecond"),
+    *("suspend", "paused", "suspendAt", "stopAfter"),
     *("startDeadline", "activeDeadline", "ttlAfterFinished", "queue", "priorityClassName", "image", "resources"),
     *("evaluation", "template"),
 )
@@ -129,6 +131,11 @@ def trial(spec: ArcticAblationSpec, training: Wire, seed: int) -> Wire:
     return made
 
 
+def training_manifest(name: str, specification: Wire) -> Wire:
+    """Return the manifest of an ArcticTraining."""
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": specification}
+
+
 def digest(spec: ArcticAblationSpec, training: Wire) -> str:
     """Return eight digits that depend on all that a training learns from, and on what it is judged by.
 
@@ -161,22 +168,3 @@ def source_weights(training: Mapping[str, Any]) -> dict[str, float]:
                 totals[name] += parse_tokens(stage["tokens"]) * weight / sum(mixture.values()) / 2
     whole = sum(totals.values())
     return {name: total / whole for name, total in totals.items() if total > 0}
-
-
-def winner(name: str, training: Wire, target: int | None) -> Wire:
-    """Return the manifest of a training with what was found best, its stages stretched to a target budget if given."""
-    made = copy.deepcopy(training)
-    if target is not None:
-        factor = target / total_tokens(made)
-        made["data"].pop("simulatedTokens", None)
-        for stage in made["curriculum"]["stages"]:
-            stage["tokens"] = round(parse_tokens(stage["tokens"]) * factor)
-            rate = stage["learningRate"]
-            if parse_tokens(rate.get("warmupTokens", 0)):
-                rate["warmupTokens"] = round(parse_tokens(rate["warmupTokens"]) * factor)
-    return {
-        "apiVersion": "arctic.dev/v1alpha1",
-        "kind": "ArcticTraining",
-        "metadata": {"name": f"{name}-best"},
-        "spec": made,
-    }

@@ -24,9 +24,11 @@ KIND = "ArcticAblation"
 PLURAL = "arcticablations"
 SHORT_NAME = "aab"
 
+TrialState = Literal["Waiting", "Running", "Resting", "Done", "Failed"]
 MAX_NAME = 31
 """Longest name: its trainings append a dash and eight digits to it."""
 MAX_TRIALS = 1024
+"""Trainings of a grid or of changes: all are in the status."""
 FIELD_PATTERN = r"^[a-z][A-Za-z0-9]*(\.[A-Za-z0-9_-]+)*$"
 
 FieldPath = Annotated[str, Field(pattern=FIELD_PATTERN, max_length=256)]
@@ -63,7 +65,8 @@ class MixtureSearch(Resource):
     """A swarm of trainings with drawn mixtures, from which the best one of each stage is foretold."""
 
     runs: Annotated[int, Field(ge=8, le=512)] = 32
-    """Trainings of the swarm, the one by hand and the proportional one among them."""
+    """Trainings of the swarm, the one by hand and the proportional one among them; the second half of them are drawn
+    around what the first half foretells as the best."""
     around: Annotated[dict[str, PositiveFloat], Field(min_length=2, max_length=64)] | None = None
     """Weights around which a stage's mixtures are drawn, by source; if unset what `training` takes of each source."""
     concentration: PositiveFloat = 1.0
@@ -124,6 +127,15 @@ class ArcticAblationSpec(Resource):
     """What is foretold beyond the tokens that were trained."""
 
 
+class PointStatus(Resource):
+    """A rung that a training came to."""
+
+    tokens: int
+    """Tokens trained."""
+    objective: str
+    """Objective there, in nats a token."""
+
+
 class TrialStatus(Resource):
     """One training of an ablation."""
 
@@ -133,12 +145,14 @@ class TrialStatus(Resource):
     """What it differs in."""
     seed: int
     """Its seed."""
-    state: Literal["Waiting", "Running", "Resting", "Done", "Failed"]
+    state: TrialState
     """`Resting` at a rung until it is among the best there, or for good."""
     tokens: int = 0
-    """Tokens trained so far."""
-    objective: str | None = None
-    """Objective at the last rung that it came to, in nats a token."""
+    """Tokens at the last rung that it came to."""
+    points: list[PointStatus] | None = None
+    """The rungs that it came to."""
+    message: str | None = None
+    """Why it has failed."""
 
 
 class RankStatus(Resource):
@@ -162,7 +176,7 @@ class ArcticAblationStatus(Resource):
     observed_generation: int | None = None
     """The metadata.generation that the rest was judged from."""
     conditions: list[Condition] | None = Field(None, json_schema_extra=MAP_BY_TYPE)
-    """Succeeded, Failed."""
+    """Degraded, Succeeded, Failed."""
     planned: Count | None = None
     """Trainings that are planned, if none is stopped early."""
     tokens: int | None = None
@@ -173,6 +187,8 @@ class ArcticAblationStatus(Resource):
     """The variants that came furthest, the best first."""
     best: str | None = None
     """Name of the best variant."""
+    best_config_map: str | None = None
+    """Name of the ConfigMap with that variant as an ArcticTraining, in `training.json`; there at the end."""
     completion_time: Timestamp | None = None
     """When it succeeded or failed."""
 

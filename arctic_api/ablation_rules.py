@@ -1,10 +1,11 @@
 """What a schema cannot say of an ArcticAblation."""
 
+import math
 from typing import get_args
 
-from arctic_api.ablation import MAX_NAME, ArcticAblation, ArcticAblationSpec, Objective
+from arctic_api.ablation import MAX_NAME, MAX_TRIALS, ArcticAblation, ArcticAblationSpec, Objective
 from arctic_api.common import parse_tokens
-from arctic_api.rule import Rule
+from arctic_api.rule import Judge, Rule
 from arctic_api.training import Category
 
 CATEGORIES = get_args(Category)
@@ -12,6 +13,12 @@ CATEGORIES = get_args(Category)
 
 def _first_rung_has_tokens(spec: ArcticAblationSpec) -> bool:
     return spec.halving is None or parse_tokens(spec.halving.first) > 0
+
+
+def _trials(spec: ArcticAblationSpec) -> int:
+    """Return how many trainings a grid or a list of changes has."""
+    variants = math.prod(len(axis.values) for axis in spec.grid or ()) if spec.grid else len(spec.changes or ()) + 1
+    return variants * spec.seeds
 
 
 ABLATION_RULES = (
@@ -33,6 +40,13 @@ ABLATION_RULES = (
         "[has(self.grid), has(self.changes), has(self.mixture)].filter(present, present).size() == 1",
         lambda spec: [spec.grid, spec.changes, spec.mixture].count(None) == 2,
         "write exactly one of grid, changes and mixture",
+    ),
+    Rule(
+        ArcticAblationSpec,
+        Judge.OPERATOR,  # CEL multiplies no list
+        lambda spec: _trials(spec) <= MAX_TRIALS,
+        f"write at most {MAX_TRIALS} trainings: fewer values, changes or seeds",
+        ".seeds",
     ),
     Rule(
         ArcticAblationSpec,

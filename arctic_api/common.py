@@ -14,6 +14,7 @@ DURATION_PATTERN = r"^([0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m|h))+$"
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 SUBDOMAIN_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 LABEL_VALUE_PATTERN = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+LABEL_KEY_PATTERN = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 # A segment of a path that is neither empty nor `.` nor `..`, in which RE2 has no way to say "not".
 _MOUNT_SEGMENT = r"([^:/.]|\.[^:/.]|\.\.[^:/])[^:/]*"
@@ -26,6 +27,7 @@ TRACKING_PATTERN = r"^(https?://[^/\s]+|file:///)\S*$"
 NUMBER_PATTERN = r"^[0-9]+(\.[0-9]+)?$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 ORIGIN_PATTERN = r"^(\*|https?://[^/\s]+)$"
+ENDPOINT_PATTERN = r"^https?://[^/\s]+(/\S*)?$"
 
 HINTS = {
     TOKENS_PATTERN: "write a whole number or 1.5k, 20M, 3G, 1T",
@@ -34,11 +36,13 @@ HINTS = {
     NAME_PATTERN: "write lower-case letters, digits and '-', beginning with a letter and not ending with '-'",
     SUBDOMAIN_PATTERN: "write the name of an object: lower-case letters, digits, '-' and '.'",
     LABEL_VALUE_PATTERN: "write letters, digits, '-', '_' and '.', beginning and ending with a letter or digit",
+    LABEL_KEY_PATTERN: "write the name of a label of nodes such as topology.kubernetes.io/zone",
     VARIABLE_PATTERN: "write letters, digits and '_', not beginning with a digit",
     MOUNT_PATH_PATTERN: "write an absolute path without ':', '//', '.' and '..', and no '/' at its end",
     FOLDER_PATTERN: "write a relative path such as runs/first, without '.' and '..'",
     PERCENT_PATTERN: "write a percentage from 0% to 100%",
     ORIGIN_PATTERN: 'write an origin such as https://chat.example.com, without a path, or "*" for all',
+    ENDPOINT_PATTERN: "write the API's address, up to and with /v1, such as https://models.example.com/v1",
     TRACKING_PATTERN: "write https://HOST, or file:/// and a folder",
     NUMBER_PATTERN: 'write a decimal number as text, such as "2.50"',
 }
@@ -136,6 +140,7 @@ ObjectName = Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_OBJECT_NA
 ItemName = Annotated[str, Field(pattern=NAME_PATTERN, max_length=63)]
 Subdomain = Annotated[str, Field(pattern=SUBDOMAIN_PATTERN, max_length=253)]
 LabelValue = Annotated[str, Field(pattern=LABEL_VALUE_PATTERN, max_length=63)]
+LabelKey = Annotated[str, Field(pattern=LABEL_KEY_PATTERN, max_length=317)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -220,6 +225,15 @@ class ClaimVolume(Resource):
     """Whether the workers may only read it."""
 
 
+class DeviceClaim(Resource):
+    """Devices that each pod claims for itself (Dynamic Resource Allocation)."""
+
+    name: ItemName
+    """Name of the claim within the pod."""
+    template_name: Subdomain
+    """Name of the ResourceClaimTemplate, in the object's namespace, that the claims are made from."""
+
+
 class Toleration(Resource):
     """A taint that the workers tolerate, as in a Pod."""
 
@@ -279,6 +293,10 @@ class WorkerTemplate(Resource):
     """Taints that the workers tolerate."""
     affinity: Affinity | None = None
     """A Pod's `affinity`."""
+    topology: Annotated[list[LabelKey], Field(min_length=1, max_length=8)] | None = Field(None, json_schema_extra=SET)
+    """Labels of nodes, of the narrowest domain first, such as `nvidia.com/gpu.clique`, a rack's and
+    `topology.kubernetes.io/zone`: pods of one world go to nodes that agree in them as far as there is room.
+    """
     labels: Annotated[dict[str, LabelValue], Field(max_length=32)] | None = None
     """Extra labels; those under `arctic.dev/` are the operator's."""
     annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] | None = None
@@ -289,6 +307,8 @@ class WorkerTemplate(Resource):
         None, json_schema_extra=MAP_BY_MOUNT_PATH
     )
     """Claims to mount."""
+    device_claims: Annotated[list[DeviceClaim], Field(max_length=8)] | None = Field(None, json_schema_extra=MAP_BY_NAME)
+    """Devices by Dynamic Resource Allocation (Kubernetes 1.34 and later), instead of counts in `resources`."""
 
 
 class Resources(Resource):

@@ -4,6 +4,8 @@ Pure: types in, dictionaries out. `python -m arctic_api.crd` prints them as JSON
 """
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from arctic_api import GROUP, VERSION, ablation, inference, training
+from arctic_api import GROUP, VERSION, ablation, evaluation, inference, training
 from arctic_api.common import Manifest
 from arctic_api.rule import Rule
 from arctic_api.rules import rules_of
@@ -40,8 +42,6 @@ class Kind:
     short_name: str
     columns: tuple[Column, ...]
     scale: Schema | None = None
-    by_operator: bool = True
-    """Whether the operator carries it out; `arctic` alone does the others, and the chart does not define them."""
 
 
 _STATE = Column("State", ".status.state", description="One word for people")
@@ -71,7 +71,7 @@ KINDS = {
         (
             _STATE,
             Column("Ready", ".status.readyReplicas", "integer", "Groups that answer"),
-            Column("Replicas", ".spec.replicas", "integer", "Groups asked for"),
+            Column("Desired", ".status.desiredReplicas", "integer", "Groups asked for, by the manifest or autoscaling"),
             Column("Tokens/s", ".status.tokensPerSecond", "integer", "Tokens generated a second"),
             Column("URL", ".status.url", description="Stable address"),
             _AGE,
@@ -94,7 +94,18 @@ KINDS = {
             Column("Best", ".status.best", description="Best variant so far"),
             _AGE,
         ),
-        by_operator=False,
+    ),
+    evaluation.KIND: Kind(
+        evaluation.ArcticEvaluation,
+        evaluation.KIND,
+        evaluation.PLURAL,
+        evaluation.SHORT_NAME,
+        (
+            _STATE,
+            Column("Score", ".status.enterpriseIntelligence.value", description="Enterprise intelligence, 0 to 1"),
+            Column("Folder", ".status.folder", description="Folder of the results", priority=1),
+            _AGE,
+        ),
     ),
 }
 
@@ -116,12 +127,53 @@ def schema_of(model: type[Manifest]) -> Schema:
     source = model.model_json_schema(schema_generator=_Structural)
     root = _structural(source, source["$defs"])
     root["properties"] |= {"metadata": {"type": "object"}, "apiVersion": {"type": "string"}, "kind": {"type": "string"}}
-    return root
+    return _sink(root)
 
 
 def _validation(rule: Rule) -> Schema:
     entry = {"rule": rule.cel, "message": rule.message}
     return entry | ({"fieldPath": rule.field_path} if rule.field_path else {})
+
+
+def _sink(node: Schema) -> Schema:
+    """Return a node with each rule at the deepest node that can say it.
+
+    The API server tries all rules at each write of a status, and for each access to a field it copies the schemas of
+    all fields beside it: fewest where a rule that speaks of one object stands there.
+    """
+    result, fields = dict(node), dict(node.get("properties", {}))
+    kept = []
+    for rule in node.get("x-kubernetes-validations", ()):
+        name = _only_object(rule["rule"], fields, node.get("required", ()))
+        if name is None or not rule.get("fieldPath", "").startswith(f".{name}"):
+            kept.append(rule)
+        else:
+            below = {"rule": rule["rule"].replace(f"self.{name}.", "self."), "message": rule["message"]}
+            place = rule["fieldPath"].removeprefix(f".{name}")
+            below |= {"fieldPath": place} if place else {}
+            fields[name] = fields[name] | {
+                "x-kubernetes-validations": [*fields[name].get("x-kubernetes-validations", ()), below]
+            }
+    if "x-kubernetes-validations" in node:
+        result["x-kubernetes-validations"] = kept
+        if not kept:
+            del result["x-kubernetes-validations"]
+    if fields:
+        result["properties"] = {name: _sink(child) for name, child in fields.items()}
+    for inner in ("items", "additionalProperties"):
+        if isinstance(node.get(inner), dict):
+            result[inner] = _sink(node[inner])
+    return result
+
+
+def _only_object(cel: str, fields: Schema, required: Sequence[str]) -> str | None:
+    """Return the field of which alone a rule speaks, if that is an object that is always there."""
+    names = {match.group(1) for match in re.finditer(r"\bself\b(?:\.(\w+)(?=\.))?", cel)}
+    if len(names) != 1 or "oldSelf" in cel:
+        return None
+    name: str | None = names.pop()
+    child = fields.get(name or "", {})
+    return name if "properties" in child and (name in required or "default" in child) else None
 
 
 def _structural(node: Schema, types: Schema) -> Schema:

@@ -73,11 +73,11 @@ class InferenceModel(Resource):
     training: ObjectName | None = None
     """An ArcticTraining in this namespace whose export is served."""
     uri: Uri | None = None
-    """A folder in the Hugging Face layout: `file:///...` or `hf://owner/name`."""
+    """A folder in the Hugging Face layout: `file:///...` alone."""
     in_image: Literal[True] | None = None
     """The model that the engine's image brings with it: `nim` alone."""
     credentials: SecretReference | None = None
-    """Secret with the keys to reach `uri`."""
+    """Secret with the keys to reach `uri`: refused, as files need none."""
     served_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """Name under which clients ask for the model; the object's name if unset."""
     adapters: Annotated[list[ServedAdapter], Field(min_length=1, max_length=64)] | None = Field(
@@ -339,6 +339,21 @@ class CanaryStatus(Resource):
     """Why, with the figures."""
 
 
+class DrainRequest(Resource):
+    """What becomes of the group that was asked to go, by the annotation `arctic.dev/drain-request`."""
+
+    token: str
+    """What the annotation says after the group: another one asks anew. All of it, if it can't be read."""
+    state: Literal["Draining", "Drained", "Refused"]
+    """`Drained` once the group is gone."""
+    group: str | None = None
+    """The group's name."""
+    uid: str | None = None
+    """Tells the group from a later one of its name."""
+    message: str
+    """What happens, or why nothing does."""
+
+
 class ScalingStatus(Resource):
     """The last change of the number of groups that autoscaling has made."""
 
@@ -383,6 +398,8 @@ class ArcticInferenceStatus(Resource):
     """What the analysis of the newest canary says, where there is one."""
     revisions: list[RevisionStatus] | None = Field(None, json_schema_extra=MAP_BY_NAME)
     """Revisions that `rollout.toRevision` takes, the newest first: those in use and ten more."""
+    drain_request: DrainRequest | None = None
+    """What becomes of the group that was asked to go last."""
     start_time: Timestamp | None = None
     """When a group was ready first."""
     requests_per_second: str | None = None

@@ -26,6 +26,12 @@ def digest_of(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()
 
 
+def first_key(values: Mapping[str, bytes]) -> str | None:
+    """Return the first key of a Secret's values by their names, as `read_keys` reads them; None if there is none."""
+    lines = (line.strip() for _, value in sorted(values.items()) for line in value.splitlines())
+    return next((line.decode() for line in lines if _SENDABLE.fullmatch(line)), None)
+
+
 def read_keys(values: Mapping[str, bytes]) -> Keys:
     """Return the keys of a Secret's values by their names: one or several keys a value, one a line.
 

@@ -4,8 +4,9 @@ Nothing here but rules: who evaluates them is in `crd.py` (the API server, by th
 """
 
 import json
+import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 from arctic_api.ablation_rules import ABLATION_RULES
@@ -23,6 +24,8 @@ from arctic_api.common import (
     parse_tokens,
 )
 from arctic_api.engine_rules import ENGINE_RULES
+from arctic_api.evaluation import EvaluatedModel
+from arctic_api.evaluation_rules import EVALUATION_RULES
 from arctic_api.inference import (
     ArcticInference,
     ArcticInferenceSpec,
@@ -37,6 +40,7 @@ from arctic_api.inference import (
 )
 from arctic_api.rule import Judge, Rule
 from arctic_api.training import (
+    OWN_SUITES,
     ArcticTraining,
     ArcticTrainingSpec,
     Backoff,
@@ -47,6 +51,7 @@ from arctic_api.training import (
     LearningRate,
     Source,
     Stage,
+    SuiteData,
     Tokenizer,
     TrainingModel,
     TrainingParallelism,
@@ -90,6 +95,26 @@ def cel_tokens(field: str) -> str:
         f"(type({field}) == int ? int({field}) : "
         f"{field}.matches('[kMGT]$') ? {thousandths} * {units}[{unit}] : int({field}))"
     )
+
+
+def _let(name: str, value: str, cel: str) -> str:
+    """Return a CEL expression in which a name stands for a value, true where the expression is.
+
+    The API server copies the schemas of all of a node's fields at each access to one of them, and tries each rule again
+    at each write of a status: what is under `spec`, the widest node, is got once. Texts are bound themselves, not the
+    object that has them: of a field of a name's the estimate of costs knows no longest length, and refuses the rule.
+    """
+    return f"[{value}].all({name}, {cel})"
+
+
+def _cel_some_tokens(field: str) -> str:
+    """Return the CEL expression for whether a field means at least one token: any digit but 0 makes it so."""
+    return _let("amount", field, "type(amount) == int ? int(amount) > 0 : amount.matches('[1-9]')")
+
+
+def _of_preset(cel: str) -> str:
+    """Return the CEL expression for what must hold of a training's preset, if it names one."""
+    return _let("model", "self.model", "!has(model.preset) || " + _let("preset", "model.preset", cel))
 
 
 def _attribute(where: type[Resource], alias: str) -> str:
@@ -166,17 +191,11 @@ def _whole_devices(field: str) -> Rule:
     )
 
 
-def _unchanged(field: str, *, optional: bool) -> Rule:
-    attribute = _attribute(ArcticTrainingSpec, field)
-    same = f"self.{field} == oldSelf.{field}"
-    return Rule(
-        ArcticTrainingSpec,
-        f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || {same})" if optional else same,
-        lambda new, old: bool(getattr(new, attribute) == getattr(old, attribute)),
-        f"{field} can't change, as checkpoints depend on it: make another object",
-        f".{field}",
-        transition=True,
-    )
+def _unchanged(
+    where: type[Resource], field: str, cel: str, predicate: Callable[..., bool], field_path: str = ""
+) -> Rule:
+    message = f"{field} can't change, as checkpoints depend on it: make another object"
+    return Rule(where, cel, predicate, message, field_path, transition=True)
 
 
 def _missing_sources(spec: ArcticTrainingSpec) -> list[tuple[str, str]]:
@@ -252,7 +271,11 @@ def _world_bytes(training: ArcticTraining) -> int:
     return len(json.dumps(spec, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass"))
 
 
-_ROUND = "stage.sequenceLength * self.batch.microBatchSize * self.parallelism.nodes * self.parallelism.processesPerNode"
+_WHOLE_ROUNDS = (
+    "self.curriculum.stages.all(stage, "
+    f"(has(stage.tokensPerStep) ? {cel_tokens('stage.tokensPerStep')} : {cel_tokens('asked')})"
+    " * degrees.sequenceParallel % (stage.sequenceLength * rows) == 0)"
+)
 
 COMMON_RULES = (
     Rule(
@@ -356,6 +379,40 @@ TRAINING_RULES = (
         "topK is more than experts: a token cannot have more experts than there are",
         ".topK",
     ),
+    Rule(
+        Evaluation,
+        "self.suites.all(suite, suite == 'perplexity' || has(self.data) && self.data.exists(one, one.name == suite))",
+        lambda evaluation: set(evaluation.suites) <= OWN_SUITES | {one.name for one in evaluation.data or ()},
+        "a suite other than perplexity takes data: write where they are in data",
+        ".suites",
+    ),
+    Rule(
+        Evaluation,
+        "!has(self.data) || self.data.all(one, one.name != 'perplexity' && one.name in self.suites)",
+        lambda evaluation: {one.name for one in evaluation.data or ()} <= set(evaluation.suites) - OWN_SUITES,
+        "data are of suites that are asked for, and perplexity is of held-out text: leave the others out",
+        ".data",
+    ),
+    Rule(
+        Evaluation,
+        "self.atStageEnd || !has(self.data)",
+        lambda evaluation: evaluation.at_stage_end or evaluation.data is None,
+        "suites other than perplexity are run at stages' ends: write true, or leave them and their data out",
+        ".atStageEnd",
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        "!has(self.evaluation) || !has(self.evaluation.data) || !has(self.model.from) || "
+        "self.checkpoint.export == 'huggingface'",
+        lambda spec: (
+            spec.evaluation is None
+            or spec.evaluation.data is None
+            or spec.model.from_ is None
+            or spec.checkpoint.export == "huggingface"
+        ),
+        "what began from other weights is evaluated from its export: write huggingface",
+        ".checkpoint.export",
+    ),
     _exactly_one(Tokenizer, "train", "uri"),
     _exactly_one(Validation, "fraction", "sources"),
     _exactly_one(Every, "steps", "interval"),
@@ -368,8 +425,11 @@ TRAINING_RULES = (
     ),
     Rule(
         ArcticTrainingSpec,
-        "self.curriculum.stages.all(stage, "
-        "stage.mixture.all(name, self.data.sources.exists(source, source.name == name)))",
+        _let(
+            "sources",
+            "self.data.sources",
+            "self.curriculum.stages.all(stage, stage.mixture.all(name, sources.exists(source, source.name == name)))",
+        ),
         lambda spec: not _missing_sources(spec),
         "a mixture draws from a source that is not in data.sources: write names of sources",
         ".curriculum.stages",
@@ -377,9 +437,15 @@ TRAINING_RULES = (
     ),
     Rule(
         ArcticTrainingSpec,
-        "self.curriculum.stages.all(stage, "
-        f"(has(stage.tokensPerStep) ? {cel_tokens('stage.tokensPerStep')} : {cel_tokens('self.batch.tokensPerStep')})"
-        f" * self.parallelism.sequenceParallel % ({_ROUND}) == 0)",
+        _let(
+            "degrees",
+            "self.parallelism",
+            _let(
+                "rows",
+                "self.batch.microBatchSize * degrees.nodes * degrees.processesPerNode",
+                _let("asked", "self.batch.tokensPerStep", _WHOLE_ROUNDS),
+            ),
+        ),
         lambda spec: not _uneven_stages(spec),
         "write a multiple of sequenceLength x microBatchSize x ranks / sequenceParallel for every stage",
         ".batch.tokensPerStep",
@@ -387,9 +453,16 @@ TRAINING_RULES = (
     ),
     Rule(
         ArcticTrainingSpec,
-        "!has(self.model.preset) || self.curriculum.stages.all(stage, "
-        f"double(stage.sequenceLength) <= double({PRESET_POSITIONS}[self.model.preset]) * "
-        "(has(self.model.ropeScaling) ? self.model.ropeScaling.factor : 1.0))",
+        _let(
+            "model",
+            "self.model",
+            "!has(model.preset) || "
+            + _let(
+                "positions",
+                f"double({PRESET_POSITIONS}[model.preset]) * (has(model.ropeScaling) ? model.ropeScaling.factor : 1.0)",
+                "self.curriculum.stages.all(stage, double(stage.sequenceLength) <= positions)",
+            ),
+        ),
         lambda spec: spec.model.preset is None or not _long_stages(spec),
         "write a sequenceLength of at most the preset's positions, times the factor of model.ropeScaling: "
         + ", ".join(f"{positions} of {preset}" for preset, positions in PRESET_POSITIONS.items()),
@@ -406,7 +479,7 @@ TRAINING_RULES = (
     ),
     Rule(
         ArcticTrainingSpec,
-        f"!has(self.model.preset) || {PRESET_EXPERTS}[self.model.preset] % self.parallelism.expertParallel == 0",
+        _of_preset(f"{PRESET_EXPERTS}[preset] % self.parallelism.expertParallel == 0"),
         lambda spec: _experts_fit(PRESET_EXPERTS.get(spec.model.preset), spec),
         "write a divisor of the preset's experts: "
         + ", ".join(f"{experts} of {preset}" for preset, experts in PRESET_EXPERTS.items()),
@@ -421,7 +494,11 @@ TRAINING_RULES = (
     ),
     Rule(
         ArcticTrainingSpec,
-        "self.curriculum.stages.all(stage, stage.sequenceLength % self.parallelism.sequenceParallel == 0)",
+        _let(
+            "degree",
+            "self.parallelism.sequenceParallel",
+            "degree == 1 || self.curriculum.stages.all(stage, stage.sequenceLength % degree == 0)",
+        ),
         lambda spec: all(
             stage.sequence_length % spec.parallelism.sequence_parallel == 0 for stage in spec.curriculum.stages
         ),
@@ -430,8 +507,7 @@ TRAINING_RULES = (
     ),
     Rule(
         ArcticTrainingSpec,
-        "!has(self.model.preset) || "
-        f"{PRESET_KEY_VALUE_HEADS}[self.model.preset] % self.parallelism.sequenceParallel == 0",
+        _of_preset(f"{PRESET_KEY_VALUE_HEADS}[preset] % self.parallelism.sequenceParallel == 0"),
         lambda spec: _heads_fit(PRESET_KEY_VALUE_HEADS.get(spec.model.preset), spec),
         "around attention ranks share out heads: write a divisor of the preset's key-value heads: "
         + ", ".join(f"{heads} of {preset}" for preset, heads in PRESET_KEY_VALUE_HEADS.items()),
@@ -469,26 +545,37 @@ TRAINING_RULES = (
         "the run that is simulated has fewer tokens than this one: write at least the stages' tokens together",
         ".data.simulatedTokens",
     ),
-    _unchanged("model", optional=False),
-    _unchanged("tokenizer", optional=True),
-    _unchanged("seed", optional=False),
+    _unchanged(TrainingModel, "model", "self == oldSelf", operator.eq),
+    _unchanged(Tokenizer, "tokenizer", "self == oldSelf", operator.eq),
+    _unchanged(
+        ArcticTrainingSpec,
+        "tokenizer",
+        "has(self.tokenizer) == has(oldSelf.tokenizer)",
+        lambda new, old: (new.tokenizer is None) == (old.tokenizer is None),
+        ".tokenizer",
+    ),
+    _unchanged(ArcticTrainingSpec, "seed", "self.seed == oldSelf.seed", lambda new, old: new.seed == old.seed, ".seed"),
     Rule(
         Batch,
-        f"{cel_tokens('self.tokensPerStep')} > 0",
+        _cel_some_tokens("self.tokensPerStep"),
         lambda batch: parse_tokens(batch.tokens_per_step) > 0,
         "write at least one token",
         ".tokensPerStep",
     ),
     Rule(
         Stage,
-        f"{cel_tokens('self.tokens')} > 0",
+        _cel_some_tokens("self.tokens"),
         lambda stage: parse_tokens(stage.tokens) > 0,
         "write at least one token",
         ".tokens",
     ),
     Rule(
         Stage,
-        f"{cel_tokens('self.learningRate.warmupTokens')} <= {cel_tokens('self.tokens')}",
+        _let(
+            "warmup",
+            "self.learningRate.warmupTokens",
+            _let("tokens", "self.tokens", f"{cel_tokens('warmup')} <= {cel_tokens('tokens')}"),
+        ),
         lambda stage: parse_tokens(stage.learning_rate.warmup_tokens) <= parse_tokens(stage.tokens),
         "the warm-up is longer than the stage: write at most its tokens",
         ".learningRate.warmupTokens",
@@ -502,7 +589,7 @@ TRAINING_RULES = (
     ),
     Rule(
         Stage,
-        f"!has(self.tokensPerStep) || {cel_tokens('self.tokensPerStep')} > 0",
+        f"!has(self.tokensPerStep) || {_cel_some_tokens('self.tokensPerStep')}",
         lambda stage: stage.tokens_per_step is None or parse_tokens(stage.tokens_per_step) > 0,
         "write at least one token",
         ".tokensPerStep",
@@ -750,22 +837,20 @@ NOT_YET_SUPPORTED = (
     _only_files(WeightsFrom, optional=True),
     _only_files(Tokenizer, optional=True),
     _only_files(Source, optional=False),
+    _only_files(EvaluatedModel, optional=True),
+    _only_files(SuiteData, optional=False),
     _unset(Source, "credentials"),
     _unset(Checkpoint, "uri"),
     _unset(Checkpoint, "credentials"),
-    Rule(
-        Evaluation,
-        "self.suites.all(suite, suite == 'perplexity')",
-        lambda evaluation: set(evaluation.suites) == {"perplexity"},
-        "suites other than perplexity are not yet supported: write [perplexity], and arctic evaluate the checkpoints",
-        ".suites",
-    ),
     _only_files(InferenceModel, optional=True),
     _only_files(ServedAdapter, optional=False),
     _unset(InferenceModel, "credentials"),
 )
 
-RULES = (*COMMON_RULES, *TRAINING_RULES, *INFERENCE_RULES, *ENGINE_RULES, *ABLATION_RULES, *NOT_YET_SUPPORTED)
+RULES = (
+    *(*COMMON_RULES, *TRAINING_RULES, *INFERENCE_RULES, *ENGINE_RULES),
+    *(*ABLATION_RULES, *EVALUATION_RULES, *NOT_YET_SUPPORTED),
+)
 
 
 def rules_of(where: type[Resource]) -> tuple[Rule, ...]:

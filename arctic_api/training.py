@@ -38,7 +38,9 @@ SHORT_NAME = "atr"
 
 Preset = Literal["arctic", "arctic-466m", "arctic-small", "arctic-tiny"]
 Category = Literal["general", "code", "sql", "math", "instruction"]
-Suite = Literal["perplexity", "humaneval-plus", "mbpp-plus", "spider", "ifeval"]
+Suite = Literal["humaneval", "humaneval-plus", "mbpp-plus", "spider", "ifeval", "gsm8k", "perplexity"]
+OWN_SUITES = frozenset({"perplexity"})
+"""Suites that a training runs itself; the others are run beside it."""
 
 MAX_SEED = 2**53 - 1  # what every JSON reader keeps exactly
 
@@ -47,7 +49,7 @@ class WeightsFrom(Resource):
     """Weights to start from: exactly one of the two."""
 
     uri: Uri | None = None
-    """A folder in the Hugging Face layout, or a GGUF file: `file:///...` or `hf://owner/name`.
+    """A folder in the Hugging Face layout, or a GGUF file: `file:///...` alone.
 
     Of an Arctic, or of a Llama: a layer without experts is Llama's own.
     """
@@ -118,7 +120,7 @@ class Tokenizer(Resource):
     train: TokenizerTraining | None = None
     """Train one on the sources."""
     uri: Uri | None = None
-    """A folder with a `tokenizer.json`."""
+    """A folder with a `tokenizer.json`: `file:///...` alone."""
 
 
 class Source(Resource):
@@ -129,7 +131,7 @@ class Source(Resource):
     category: Category
     """What kind of text it is."""
     uri: Uri
-    """A file, a folder or a glob: `file:///...`, `s3://...`, `hf://owner/name`."""
+    """A file, a folder or a glob: `file:///...` alone, on what every pod mounts."""
     format: Literal["text", "jsonl", "parquet", "hf"] = "text"
     """`text`: a document a file, a long one in several; `jsonl`: JSON objects, a line each or in one array; `parquet`;
     `hf`: a folder that `datasets` saved. Text and JSON may be packed by gzip, Zstandard, xz or bzip2."""
@@ -147,7 +149,7 @@ class Source(Resource):
     max_skipped: Percent = "1%"
     """Share of rows that may be without a usable text: they are left out and counted; more are refused."""
     credentials: SecretReference | None = None
-    """Secret with the keys to reach it."""
+    """Secret with the keys to reach it: refused, as files need none."""
 
 
 class Validation(Resource):
@@ -286,9 +288,9 @@ class Checkpoint(Resource):
     volume: CheckpointVolume | None = None
     """A claim that all nodes can write."""
     uri: Uri | None = None
-    """An object store: `s3://bucket/prefix`."""
+    """An object store: refused, as none is supported yet."""
     credentials: SecretReference | None = None
-    """Secret with the keys of the object store."""
+    """Secret with the keys of the object store: refused with it."""
     every: Every = Every(steps=500)
     """How often; besides at the end of each stage and when interrupted."""
     keep: Annotated[int, Field(ge=1, le=1000)] = 3
@@ -308,7 +310,7 @@ class Backoff(Resource):
     initial: Duration = "10s"
     """Before the second attempt."""
     factor: Annotated[int, Field(ge=1, le=10)] = 2
-    """Growth with each further attempt."""
+    """Growth with each further failure, until an attempt has lived as long as `max`."""
     max: Duration = "10m"
     """Longest wait."""
 
@@ -328,6 +330,15 @@ class Restart(Resource):
     """
 
 
+class SuiteData(Resource):
+    """A suite, and where its data are, in the format that they are published in."""
+
+    name: Suite
+    """Name of the suite."""
+    uri: Uri
+    """A file, or a folder for `spider`: `file:///...` alone, on what the pod mounts."""
+
+
 class Evaluation(Resource):
     """Judges the model on the way."""
 
@@ -336,7 +347,14 @@ class Evaluation(Resource):
     every: Count | None = None
     """Steps between evaluations besides; what they find is in the run's folder, `evaluation/curve.jsonl`."""
     suites: Annotated[list[Suite], Field(min_length=1, max_length=8)] = Field(json_schema_extra=SET)
-    """What is measured."""
+    """What is measured: `perplexity` by the training itself, on held-out text; the others beside it, by an
+    ArcticEvaluation of each stage's last checkpoint, for which the training doesn't wait."""
+    data: Annotated[list[SuiteData], Field(min_length=1, max_length=7)] | None = Field(
+        None, json_schema_extra=MAP_BY_NAME
+    )
+    """Where the data of suites other than `perplexity` are, on claims of `template.volumes`."""
+    resources: Resources | None = None
+    """Compute resources of the pods that evaluate beside it; the operator's default if unset."""
 
 
 class Mlflow(Resource):
@@ -396,7 +414,9 @@ class ArcticTrainingSpec(Resource):
     tracking: Tracking | None = None
     """Where the figures of a run are sent besides; TensorBoard's files are in the run's folder anyway."""
     price_per_gpu_hour: DecimalText | None = Field(None, alias="pricePerGPUHour")
-    """Price for status.costUSD, in US dollars, as text: "2.50"."""
+    """Price for status.costUSD and status.plannedCostUSD, in US dollars, as text: "2.50"."""
+    expected_tokens_per_second: Count | None = None
+    """Rate at which status.plannedTime and status.plannedCostUSD are said before the start; nothing else follows."""
     suspend: bool = False
     """Stops the world after a checkpoint, and keeps it stopped."""
     paused: bool = False
@@ -467,7 +487,7 @@ class SourceStatus(Resource):
     """What the workers found in one source, and how much of it is used."""
 
     name: str
-    """Name of the source."""
+    """Name of the source; `validation.NAME` for one that is only for validation."""
     documents: int = 0
     """Documents in it, those that are held out among them."""
     skipped: int = 0
@@ -581,6 +601,19 @@ class ArcticTrainingStatus(Resource):
     """Global norm of the latest step's gradient, before clipping."""
     skipped_updates: int | None = None
     """Updates that were left out: the gradient was not finite, or the loss jumped (`restart.lossSpike: skip`)."""
+    planned_steps: int | None = None
+    """Optimizer updates of all stages that are to be trained: there before the first pod."""
+    planned_tokens: int | None = None
+    """Tokens of these: a stage's budget is rounded up to whole updates."""
+    planned_memory: str | None = None
+    """Memory that a rank takes at most, as a quantity, the GPU's on GPUs: there before the first step.
+
+    It is planned from the model, the batch and the parallel degrees.
+    """
+    planned_time: str | None = None
+    """Time that plannedTokens take at spec.expectedTokensPerSecond."""
+    planned_cost_usd: str | None = Field(None, alias="plannedCostUSD")
+    """What that costs at spec.pricePerGPUHour, in US dollars; where pods ask for no GPUs, as many hours of pods."""
     recomputes_activations: bool | None = None
     """True where the stage under way has no room for all activations: the backward pass computes them again."""
     time_shares: TimeShares | None = None
@@ -595,9 +628,10 @@ class ArcticTrainingStatus(Resource):
     The peak is the vendor's word on GPUs; on CPUs it is measured at the start of an attempt.
     """
     exposed_communication: str | None = None
-    """Share of the time of exchanges, of experts' rows and of heads of shared sequences, that the latest step could
-    only wait for them, as rank 0 measured it, and the chunks in which rows are exchanged. Absent where nothing is
-    exchanged, and on GPUs, where it isn't measured.
+    """Share of the time of exchanges that the latest step could only wait for them, as rank 0 measured it: of all, by
+    kind (experts' rows: counts, dispatch, combine; heads of shared sequences; ZeRO's gradients, and its update of norm
+    and weights), and the chunks in which rows are exchanged. Absent where nothing is exchanged, and on GPUs, where it
+    isn't measured.
     """
     gpu_hours: str | None = None
     """Hours of GPUs spent, over all attempts; where pods ask for no GPUs, hours of pods."""

@@ -12,14 +12,18 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from arctic_api.common import Resource
+from arctic_api.evaluation import ArcticEvaluationSpec, SuiteState
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_api.training import ArcticTrainingSpec
 
-Spec = TypeVar("Spec", ArcticTrainingSpec, ArcticInferenceSpec)
+Spec = TypeVar("Spec", ArcticTrainingSpec, ArcticInferenceSpec, ArcticEvaluationSpec)
 
 WORLD_VARIABLE = "ARCTIC_WORLD"
 NODE_RANK_VARIABLE = "ARCTIC_NODE_RANK"
 """Training: the Job's completion index. Inference: the pipeline rank, the ordinal in its StatefulSet."""
+
+TRACES_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+"""OpenTelemetry's own: the URL of the OTLP/HTTP receiver that traces are sent to, without a path; unset for none."""
 
 TERMINATION_MESSAGE = "/dev/termination-log"
 TLS_FOLDER = "/etc/arctic/tls"
@@ -27,6 +31,8 @@ LOGIN_FOLDER = "/etc/arctic/login"
 """Where the key is mounted with which the pods of a group log in to each other, if their engine needs that."""
 STORE_FOLDER = "/var/lib/arctic/store"
 """Where the checkpoint claim is mounted."""
+CREDENTIALS_FOLDER = "/etc/arctic/credentials"
+"""Where the Secret with the key is mounted that an evaluated endpoint takes."""
 
 
 LOGIN_KEY = "id_ed25519"
@@ -52,6 +58,8 @@ LOSS_SPIKE = "LossSpike"
 """The loss jumped, and `restart.lossSpike` says to stop then."""
 SUSPENDED = "Suspended"
 """The attempt has ended because the manifest suspends the training here."""
+GROUP_BROKEN = "GroupBroken"
+"""A rank of an inference group has lost another."""
 CORRECTABLE = frozenset({CHECKPOINT_MISMATCH, TOKENIZER_MISMATCH, LOSS_SPIKE})
 """Refusals that an edit of the manifest can mend: the training waits for it."""
 
@@ -81,8 +89,16 @@ class Routing(StrEnum):
     OFF = "off"
 
 
+def group_index(name: str) -> int:
+    """Return the number of an inference group from its name, which ends with it."""
+    return int(name.rpartition("-g")[2])
+
+
 CHECKPOINT_REQUEST = "arctic.dev/checkpoint-request"
 """Annotation of an ArcticTraining: each new value asks for one checkpoint, which status.checkpointRequest answers."""
+DRAIN_REQUEST = "arctic.dev/drain-request"
+"""Annotation of an ArcticInference, `GROUP/TOKEN`: each new token asks once that the group with this number be made
+anew elsewhere; status.drainRequest answers it."""
 
 
 class Ports(Resource):
@@ -177,7 +193,7 @@ class InferenceGroup(_World):
     """Name of the group, which is its StatefulSet's or LeaderWorkerSet's."""
     revision: str
     model_folder: str
-    """Folder of the weights in the Hugging Face layout; `hf://` URIs stay as they are."""
+    """Folder of the weights in the Hugging Face layout."""
     keys_folder: str | None = None
     """Folder of the Secret that `service.auth` names, a file a value; None where a gateway asks for keys."""
     login_folder: str | None = None
@@ -195,6 +211,30 @@ class InferenceGroup(_World):
         Anyone may ask that port, and only who may read the pods knows the uid.
         """
         return f"/drained/{self.uid}"
+
+
+class EvaluationWorld(_World):
+    """The pod that evaluates a model."""
+
+    kind: Literal["ArcticEvaluation"] = "ArcticEvaluation"
+    spec: Annotated[ArcticEvaluationSpec, AfterValidator(_without_pods)]
+    job: str
+    """Name of the pod's Job."""
+    folder: str
+    """Folder of this evaluation in its store, `STORE/NAMESPACE/NAME-UID5`: what is there is gone on with."""
+    weights_folder: str | None = None
+    """Folder of the weights in the Hugging Face layout, or of a run's checkpoint; None for an API that is asked."""
+    url: str | None = None
+    """Address of that API, up to and with `/v1`."""
+    model: str
+    """Name of the model: at that API, and in results."""
+    credentials_folder: str | None = None
+    """Folder of the Secret with the key that the API takes."""
+    compared: list[str] = []
+    """Folders of the evaluations that its page shows beside this one."""
+
+
+World = TrainingWorld | InferenceGroup | EvaluationWorld
 
 
 def uid5(uid: str) -> str:
@@ -225,6 +265,7 @@ class SourceReport(Resource):
     """One source as the worker prepared it."""
 
     name: str
+    """`validation.NAME` for one that is only for validation."""
     documents: int = 0
     """Documents, those that are held out among them."""
     skipped: int = 0
@@ -266,3 +307,36 @@ class Report(Resource):
     stages: list[StageReport] = Field(default_factory=list)
     sources: list[SourceReport] = Field(default_factory=list)
     evaluation: dict[str, float] | None = None
+
+
+class FigureReport(Resource):
+    """A figure and its 95% interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+class SuiteReport(Resource):
+    """One suite of an evaluation as the worker saw it."""
+
+    name: str
+    state: SuiteState
+    answered: int = 0
+    judged: int = 0
+    planned: int = 0
+    figures: list[FigureReport] = Field(default_factory=list)
+    message: str = ""
+
+
+class EvaluationReport(Resource):
+    """What an evaluation's pod leaves in its termination message: the durable word on what it found."""
+
+    outcome: Literal["succeeded", "interrupted", "refused", "failed"]
+    reason: str = ""
+    """CamelCase, for a condition."""
+    message: str = ""
+    """A sentence for people: what is wrong, where, what to do."""
+    suites: list[SuiteReport] = Field(default_factory=list)
+    enterprise_intelligence: FigureReport | None = None

@@ -13,6 +13,8 @@ Weights = npt.NDArray[np.float64]
 """Mixtures of a curriculum: [stages, sources], each row summing to 1."""
 
 BY_HAND, PROPORTIONAL, FORETOLD = "by hand", "proportional", "foretold"
+NEARNESS, SPARE = 12.0, 0.25
+"""How close others are drawn to a mixture (a Dirichlet distribution's sum), and what a source gets all the same."""
 DIGITS = 3
 """Of a weight: what a manifest shows is what is trained."""
 
@@ -46,6 +48,12 @@ class Space:
         generator = np.random.default_rng(seed)
         alpha = self._search.concentration * len(self.sources) * self.around
         return [rounded(generator.dirichlet(alpha, len(self.stages))) for _ in range(count)]
+
+    def near(self, weights: Weights, count: int, seed: int) -> list[Weights]:
+        """Return mixtures drawn around others, stage by stage."""
+        generator = np.random.default_rng(seed)
+        alphas = NEARNESS * weights + SPARE
+        return [rounded(np.stack([generator.dirichlet(alpha) for alpha in alphas])) for _ in range(count)]
 
     def candidates(self, count: int, seed: int) -> Weights:
         """Return many mixtures to choose from: [count, stages, sources], corners and what is between them alike."""

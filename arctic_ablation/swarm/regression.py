@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, WhiteKernel
 from threadpoolctl import threadpool_limits
 
 Array = npt.NDArray[np.float64]
@@ -24,8 +25,13 @@ SCALE = 0.03
 """Share of all tokens from which on more of a source is felt by its logarithm, and below which in proportion."""
 _FAR, _NEAR = 1e6, 1e-3
 """Length scales that make a feature count for nothing, and one by which only equals are alike."""
+_LENGTHS, _HEIGHTS = (0.3, 20.0), (0.1, 10.0)
+"""Bounds of the function's length scales, and of its variance, where that of the data is 1. Without them a trend goes
+on for ever: what is foretold beyond all that was trained is then as good as it is sure."""
 _STARTS = 1
-_NORMAL_975 = 1.96
+_FOLDS = 5
+_OUTSIDE = 0.05
+"""Chance that not all of the runs that confirm lie within the interval."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The objective at the end of a training with other seeds, and the 95% interval of one such training."""
+    """The objective at the end of a training with other seeds, and the 95% interval of all that confirm it."""
 
     value: float
     low: float
@@ -57,62 +63,65 @@ class Regression:
 
     def __init__(self, curves: Sequence[Curve], seed: int = 0) -> None:
         """Fit to all points of some trainings, of which there must be three at least."""
-        self._runs = np.concatenate([np.full(len(curve.values), float(number)) for number, curve in enumerate(curves)])
-        self._ends = np.cumsum([len(curve.values) for curve in curves]) - 1
-        self._values = np.concatenate([curve.values for curve in curves])
-        read = features(np.concatenate([curve.read for curve in curves]))
-        width = read.shape[1]
-        # The run is one feature more. What all share does not see it, what is a run's own sees nothing else.
-        shared = RBF(np.append(np.full(width, 2.0), _FAR), np.array([(0.2, 100.0)] * width + [(_FAR, _FAR * 1.0001)]))
-        own = RBF(np.append(np.full(width, _FAR), _NEAR), "fixed")
-        kernel = (
-            ConstantKernel(1.0, (1e-2, 1e4)) * shared
-            + ConstantKernel(1e-3, (1e-7, 1.0)) * own
-            + WhiteKernel(1e-3, (1e-7, 1.0))
-        )
-        self._process = GaussianProcessRegressor(
-            kernel, normalize_y=True, n_restarts_optimizer=_STARTS, random_state=seed
-        )
-        # One thread: the sums, and so what is found, are then the same on every machine with these libraries.
-        with warnings.catch_warnings(), threadpool_limits(1):
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self._process.fit(self._with_runs(read, self._runs), self._values)
-        self.errors = self._left_out()
+        self._process = _fitted(curves, _kernel(curves[0].read.shape[1]), _STARTS, seed)
+        self.errors = self._left_out(curves)
         self.widening = max(1.0, float(np.sqrt(np.mean(self.errors**2))))
         """By what the process' own standard deviations are multiplied."""
 
-    @staticmethod
-    def _with_runs(read: Array, runs: Array) -> Array:
-        return np.column_stack([read, runs])
+    def _left_out(self, curves: Sequence[Curve]) -> Array:
+        """Return each run's error at its end, in standard deviations, foretold by a fit that has not seen it: [runs].
 
-    def _left_out(self) -> Array:
-        """Return each run's error at its end, foretold from all other runs, in standard deviations: [runs].
-
-        By blocks of the inverse of the covariance (Rasmussen and Williams, section 5.4.2), hyperparameters kept.
+        With the hyperparameters of all runs, too, errors would be too small: there are about as many of these as runs.
         """
-        process = self._process
-        covariance = process.kernel_(process.X_train_)
-        inverse = np.linalg.inv(covariance)
-        weights = inverse @ process.y_train_
-        found = []
-        for number, end in enumerate(self._ends):
-            block = np.flatnonzero(self._runs == number)
-            spread = np.linalg.inv(inverse[np.ix_(block, block)])
-            place = int(np.flatnonzero(block == end)[0])
-            error = (spread @ weights[block])[place]
-            found.append(error / np.sqrt(spread[place, place]))
-        return np.array(found)
+        errors = np.empty(len(curves))
+        for fold in range(min(_FOLDS, len(curves))):
+            left = range(fold, len(curves), _FOLDS)
+            kept = [curve for number, curve in enumerate(curves) if number not in left]
+            ends = np.stack([curves[number].read[-1] for number in left])
+            mean, deviation = _foretold(_fitted(kept, self._process.kernel_, 0, 0), ends)
+            errors[left] = (np.array([curves[number].values[-1] for number in left]) - mean) / deviation
+        return errors
 
     def at(self, read: Array) -> tuple[Array, Array]:
         """Return the objective's mean and standard deviation after what new runs have read: [points] each."""
-        with threadpool_limits(1):
-            mean, deviation = self._process.predict(
-                self._with_runs(features(read), np.full(len(read), -1.0)), return_std=True
-            )
+        mean, deviation = _foretold(self._process, read)
         return mean, deviation * self.widening
 
-    def forecast(self, read: Array) -> Forecast:
-        """Return the objective at one point: [stages x sources]."""
+    def forecast(self, read: Array, runs: int = 1) -> Forecast:
+        """Return the objective at one point, [stages x sources], with an interval for so many runs.
+
+        By Student's t, as the widening is known from no more errors than there are runs.
+        """
         [mean], [deviation] = self.at(read[None])
-        half = _NORMAL_975 * deviation
+        half = stdtrit(len(self.errors), 1 - _OUTSIDE / 2 / runs) * deviation
         return Forecast(float(mean), float(mean - half), float(mean + half))
+
+
+def _kernel(width: int) -> Kernel:
+    """Return what is to be fitted. The run is one feature more: what all share does not see it, what is a run's own
+    sees nothing else."""
+    shared = RBF(np.append(np.full(width, 2.0), _FAR), np.array([_LENGTHS] * width + [(_FAR, _FAR * 1.0001)]))
+    own = RBF(np.append(np.full(width, _FAR), _NEAR), "fixed")
+    return (
+        ConstantKernel(1.0, _HEIGHTS) * shared
+        + ConstantKernel(1e-2, (1e-5, 1.0)) * own
+        + WhiteKernel(1e-3, (1e-7, 1.0))
+    )
+
+
+def _fitted(curves: Sequence[Curve], kernel: Kernel, starts: int, seed: int) -> GaussianProcessRegressor:
+    runs = np.concatenate([np.full(len(curve.values), float(number)) for number, curve in enumerate(curves)])
+    read = features(np.concatenate([curve.read for curve in curves]))
+    process = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=starts, random_state=seed)
+    # One thread: the sums, and so what is found, are then the same on every machine with these libraries.
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        process.fit(np.column_stack([read, runs]), np.concatenate([curve.values for curve in curves]))
+    return process
+
+
+def _foretold(process: GaussianProcessRegressor, read: Array) -> tuple[Array, Array]:
+    """Return mean and standard deviation of runs that are none of those that were trained."""
+    with threadpool_limits(1):
+        mean, deviation = process.predict(np.column_stack([features(read), np.full(len(read), -1.0)]), return_std=True)
+    return mean, deviation

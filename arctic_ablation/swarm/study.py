@@ -1,13 +1,13 @@
 """An ablation of mixtures: a swarm, the curriculum that it foretells as the best, and trainings that test that."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from arctic_ablation.ranking import Rank, objective, ranking
-from arctic_ablation.study import Found, Run, Step, make_run, reached
+from arctic_ablation.study import Found, Run, Step, TooFew, make_run, reached
 from arctic_ablation.swarm.draws import BY_HAND, FORETOLD, PROPORTIONAL, Space, Weights, rounded
 from arctic_ablation.swarm.regression import Array, Curve, Forecast, Regression
 from arctic_ablation.variants import Variant, total_tokens
@@ -21,6 +21,13 @@ EARLIEST = 0.2
 """Share of a run before which its curve says little of its end."""
 SHIFT = 0.25
 """How far a stage's mixture is moved towards a source to see what that does."""
+TWINS = 2
+"""Trainings of the second half with the very mixtures that the first half foretells as the best."""
+FEWEST = 3
+"""Trainings from which anything is foretold."""
+
+Swarm = list[tuple[Run, Weights]]
+"""Trainings and their mixtures."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,29 @@ class SwarmStudy:
         return Space(self._search, self.spec.training.wire())
 
     @cached_property
-    def swarm(self) -> list[tuple[Run, Weights]]:
-        """The swarm's trainings, each with a seed of its own, and their mixtures."""
+    def first(self) -> Swarm:
+        """The first half of the swarm: each training with a seed of its own, and its mixtures."""
         space, seed = self.space, self.spec.training.seed
         known = [(BY_HAND, space.by_hand()), (PROPORTIONAL, space.proportional())]
-        drawn = space.drawn(self._search.runs - len(known), seed)
+        drawn = space.drawn(self._search.runs - self._search.runs // 2 - len(known), seed)
         named = [*known, *((f"drawn {number}", weights) for number, weights in enumerate(drawn, 1))]
+        return self._swarm(named, seed)
+
+    def swarm(self, found: Mapping[str, Found]) -> Swarm:
+        """Return the swarm as far as it is known: its second half is drawn around what the first foretells.
+
+        There the answer will be. The best of many forecasts is too good a one, the more so the further it lies from
+        all that was trained; two seeds of that one itself say how much is chance there.
+        """
+        if _unfinished([run for run, _ in self.first], found):
+            return self.first
+        best = self._outlook(self.first, found).weights
+        seed, count = self.spec.training.seed, self._search.runs // 2
+        near = self.space.near(best, count - TWINS, seed)
+        named = [(f"near {number}", weights) for number, weights in enumerate([best] * TWINS + near, 1)]
+        return [*self.first, *self._swarm(named, seed + len(self.first))]
+
+    def _swarm(self, named: Iterable[tuple[str, Weights]], seed: int) -> Swarm:
         return [(self._run(name, weights, seed + place), weights) for place, (name, weights) in enumerate(named)]
 
     def _run(self, name: str, weights: Weights, seed: int) -> Run:
@@ -85,14 +109,14 @@ class SwarmStudy:
 
     def steps(self, found: Mapping[str, Found]) -> list[Step]:
         """Return what may run now: the swarm, then what is put to the test."""
-        waiting = _unfinished([run for run, _ in self.swarm], found)
+        waiting = _unfinished([run for run, _ in self.swarm(found)], found)
         if waiting:
             return waiting
         return _unfinished([run for runs in self.tests(found).values() for run in runs], found)
 
     def is_foretold(self, found: Mapping[str, Found]) -> bool:
         """Whether the swarm is done; runs that failed are left out of what it says."""
-        return not _unfinished([run for run, _ in self.swarm], found)
+        return not _unfinished([run for run, _ in self.swarm(found)], found)
 
     def tests(self, found: Mapping[str, Found]) -> dict[str, list[Run]]:
         """Return the trainings that put the outlook to the test, with seeds that the swarm has not seen."""
@@ -109,19 +133,21 @@ class SwarmStudy:
         }
 
     def outlook(self, found: Mapping[str, Found]) -> Outlook:
-        """Return what the swarm says, all of its trainings done; ValueError where too few of them were judged."""
-        curves = [self._curve(weights, found[run.name]) for run, weights in self.swarm if found[run.name].points]
-        if len(curves) < 3:
-            raise ValueError(
-                f"{len(curves)} trainings of the swarm were judged, and it takes three at least: see why others failed"
-            )
-        return self._outlook(tuple(curve.values.tobytes() for curve in curves), curves)
+        """Return what the swarm says, all of its trainings done; `TooFew` where not enough of them were judged."""
+        return self._outlook(self.swarm(found), found)
 
-    def _outlook(self, key: tuple[bytes, ...], curves: Sequence[Curve]) -> Outlook:
-        cached = self._outlooks.get(key)
-        if cached is None:
-            cached = self._outlooks[key] = self._foretell(curves)
-        return cached
+    def _outlook(self, swarm: Swarm, found: Mapping[str, Found]) -> Outlook:
+        whole = [(weights, found[run.name]) for run, weights in swarm if found[run.name].at(run.total)]
+        if len(whole) < FEWEST:
+            raise TooFew(
+                f"{len(whole)} trainings of the swarm came to their end, and it takes {FEWEST} at least: see "
+                "the logs of the others"
+            )
+        curves = [self._curve(weights, each) for weights, each in whole]
+        key = tuple(curve.values.tobytes() for curve in curves)
+        if key not in self._outlooks:
+            self._outlooks[key] = self._foretell(curves)
+        return self._outlooks[key]
 
     @cached_property
     def _outlooks(self) -> dict[tuple[bytes, ...], Outlook]:
@@ -131,7 +157,8 @@ class SwarmStudy:
         regression = Regression(curves)
         best = self._best(regression)
         weights = {FORETOLD: best, BY_HAND: self.space.by_hand(), PROPORTIONAL: self.space.proportional()}
-        forecasts = {name: regression.forecast(self._read(each)) for name, each in weights.items()}
+        confirm = self._search.confirm
+        forecasts = {name: regression.forecast(self._read(each), confirm) for name, each in weights.items()}
         errors = [float(error) for error in regression.errors]
         return Outlook(best, forecasts, errors, regression.widening, self._effects(regression))
 
@@ -184,12 +211,12 @@ class SwarmStudy:
             tested = {name: reached(self.spec, runs, total, found) for name, runs in self.tests(found).items()}
             if all(tested.values()):
                 return ranking({name: (total, values) for name, values in tested.items()})
-        each = {run.variant: reached(self.spec, [run], total, found) for run, _ in self.swarm}
+        each = {run.variant: reached(self.spec, [run], total, found) for run, _ in self.swarm(found)}
         return ranking({name: (total, values) for name, values in each.items() if values})
 
     def all_runs(self, found: Mapping[str, Found]) -> list[Run]:
         """Return the swarm, and what is put to the test once that is known."""
-        swarm = [run for run, _ in self.swarm]
+        swarm = [run for run, _ in self.swarm(found)]
         if not self.is_foretold(found):
             return swarm
         return swarm + [run for runs in self.tests(found).values() for run in runs]

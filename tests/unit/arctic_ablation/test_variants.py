@@ -9,10 +9,8 @@ from arctic_ablation.variants import (
     changed,
     digest,
     source_weights,
-    total_tokens,
     trial,
     variants,
-    winner,
 )
 from arctic_api.verdict import verdict
 
@@ -95,15 +93,6 @@ def test_what_learns_otherwise_is_another_training_and_what_only_runs_otherwise_
 
 def test_the_share_of_each_source_is_that_of_its_tokens(make):
     assert source_weights(make().training.wire()) == {"books": 0.375, "python": 0.375, "proofs": 0.25}
-
-
-def test_a_winner_is_stretched_to_the_target(make):
-    training = make().training.wire()
-    made = winner("rates", training, 819_200)
-    assert made["metadata"]["name"] == "rates-best"
-    assert total_tokens(made["spec"]) == 819_200
-    assert made["spec"]["curriculum"]["stages"][0]["learningRate"]["warmupTokens"] == 40_960
-    assert verdict(made) == []
 
 
 def test_the_longest_name_leaves_room_for_trainings():

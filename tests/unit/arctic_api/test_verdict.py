@@ -48,6 +48,7 @@ def test_what_only_the_operator_refuses_is_short() -> None:
         ".nodeSelector",
         ".requests",
         ".limits",
+        ".seeds",
         ".spec",
         ".config",
         ".curriculum.stages",
