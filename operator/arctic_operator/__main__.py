@@ -11,15 +11,17 @@ from typing import Any
 import kopf
 import uvloop
 
-from arctic_api import training
-from arctic_operator.cache import CUSTOM_KINDS, Cache, Key, key_of
+from arctic_api import tracing, training
+from arctic_api.log_format import configure
+from arctic_operator.cache import CUSTOM_KINDS, Cache, Key, key_of, owner_of
 from arctic_operator.cluster import NO_LEADER_WORKER_SETS, ApiError, Cluster, connect
 from arctic_operator.handlers import build_registry, kopf_settings
 from arctic_operator.health import Health, Heartbeat
 from arctic_operator.install import Install
+from arctic_operator.inventory import Inventory
 from arctic_operator.lease import Lease
-from arctic_operator.metrics import OBJECTS, WATCH_EVENTS
-from arctic_operator.observed import LEADER_WORKER_SET, is_news
+from arctic_operator.metrics import OBJECTS, QUEUE_DEPTH, WATCH_EVENTS
+from arctic_operator.observed import LEADER_WORKER_SET, is_news, is_pending
 from arctic_operator.reconcile import Reconciler
 from arctic_operator.settings import Settings, SettingsError
 from arctic_operator.workqueue import WorkQueue
@@ -30,6 +32,8 @@ WATCHER_TASK = "watcher for "
 """How kopf names the tasks that watch."""
 MADE_HERE = frozenset({"Job", "Service", "NetworkPolicy"})
 """Children that nobody makes but the operator: that one has appeared is what it has just done."""
+PENDING_SECONDS = 1.0
+"""Time after which news of pods that don't run yet are looked at, unless something more comes first."""
 LOOK_SECONDS = 2.0
 LOOK_FOR_KIND_SECONDS = 15.0
 STOP_SECONDS = 5.0
@@ -51,7 +55,9 @@ class Operator:
         self._heartbeat = Heartbeat(cluster, settings, install)
         self._lease = Lease(cluster, settings, install)
         self._most_watchers = 0
-        self._health = Health(self._heartbeat, self._missing_watchers, settings.metrics_port)
+        inventory = Inventory(self._cache, lambda: self._lease.leading, self._reconciler.waiting)
+        self._health = Health(self._heartbeat, self._missing_watchers, inventory, settings.metrics_port)
+        QUEUE_DEPTH.set_function(self._queue.__len__)
 
     async def run(self) -> None:
         """Run until told to stop by a signal; what fails for good ends the process."""
@@ -147,8 +153,19 @@ class Operator:
         key = key_of(manifest)
         if key is None:
             return
+        if what == "Pod" and kind != "DELETED" and is_pending(manifest):
+            # Its next step comes by itself, and tells more.
+            self._queue.add_after(key, PENDING_SECONDS)
+            return
         self._queue.add(key)
-        if key.kind == training.KIND and what == training.KIND:
+        if what in CUSTOM_KINDS:
+            self._on_custom(key, manifest)
+
+    def _on_custom(self, key: Key, manifest: dict[str, Any]) -> None:
+        """Look at what depends on an object of ours: the one that has made it, and who waits for its weights."""
+        if owner := owner_of(manifest):
+            self._queue.add(owner)
+        if manifest["kind"] == training.KIND:
             for other in self._reconciler.observer.waiting_for(key):
                 self._queue.add(other)
 
@@ -197,12 +214,14 @@ def main() -> int:
     except SettingsError as error:
         sys.stderr.write(f"arctic-operator: {error}\n")
         return 2
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    configure(settings.log_level.upper(), settings.log_format)
     logging.getLogger("kopf").setLevel(logging.WARNING)
     allow_deep_objects()
-    uvloop.run(_main(settings))
+    tracing.begin("arctic-operator", settings.tracing_endpoint, {"service.instance.id": settings.pod_name})
+    try:
+        uvloop.run(_main(settings))
+    finally:
+        tracing.end()
     return 0
 
 

@@ -5,12 +5,12 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from arctic_api import inference, training
+from arctic_api import ablation, evaluation, inference, training
 from arctic_api.world import Label
 
 Manifest = dict[str, Any]
 
-CUSTOM_KINDS = (training.KIND, inference.KIND)
+CUSTOM_KINDS = (training.KIND, inference.KIND, ablation.KIND, evaluation.KIND)
 REMEMBERED_DELETIONS = 10_000
 CONTAINERS = ("containers", "initContainers")
 POD_FIELDS = frozenset({"nodeName", "restartPolicy"})
@@ -42,6 +42,12 @@ def key_of(manifest: Manifest) -> Key | None:
     metadata = manifest["metadata"]
     if manifest["kind"] in CUSTOM_KINDS:
         return Key(manifest["kind"], metadata["namespace"], metadata["name"])
+    return owner_of(manifest)
+
+
+def owner_of(manifest: Manifest) -> Key | None:
+    """Return the custom resource that an object is a child of, as a training may be of an ablation; None for none."""
+    metadata = manifest["metadata"]
     labels = metadata.get("labels", {})
     kind, name = labels.get(Label.KIND), labels.get(Label.NAME)
     return Key(kind, metadata["namespace"], name) if kind in CUSTOM_KINDS and name else None
@@ -103,7 +109,7 @@ class Cache:
         owner = metadata.get("labels", {}).get(Label.UID)
         if owner:
             self._children[owner].add((kind, uid))
-            if key := key_of(manifest):
+            if key := owner_of(manifest):
                 self._owners[key].add(owner)
         return True
 

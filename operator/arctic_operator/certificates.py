@@ -7,6 +7,7 @@ own client certificate. All keys are ECDSA P-256. A certificate is renewed when 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -130,6 +131,11 @@ def needs_rotation(pem: bytes, now: datetime) -> bool:
     return now >= start + (end - start) * RENEW_AFTER
 
 
+def end_of(pem: bytes) -> datetime:
+    """Return when a certificate's life is over; DamagedPEM if it can't be read."""
+    return _read_certificate(pem, CERTIFICATE).not_valid_after_utc
+
+
 def _made_at(authority: Pair) -> datetime:
     return _read_certificate(authority.certificate, NEXT_CERTIFICATE).not_valid_before_utc + BACKDATE
 
@@ -149,12 +155,11 @@ def _new_authority(now: datetime) -> Pair:
 
 
 def _issue(authority: Authority, now: datetime, name: str, purpose: x509.ObjectIdentifier) -> Pair:
-    issuer = _read_certificate(authority.signer.certificate, CERTIFICATE)
+    issuer, signer = _signer(authority.signer)
     end = min(now + LEAF_LIFE, issuer.not_valid_after_utc)
     if end <= now:
         raise ValueError(f"The authority's certificate ended at {issuer.not_valid_after_utc}: it can sign nothing more")
     key = ec.generate_private_key(ec.SECP256R1())
-    signer = _read_key(authority.signer.key, KEY)
     builder = (
         _builder(_name("arctic"), issuer.subject, key, now - BACKDATE, end)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -211,6 +216,12 @@ def _check_pair(pair: Pair, certificate_name: str, key_name: str) -> None:
     certificate = _read_certificate(pair.certificate, certificate_name)
     if certificate.public_key() != _read_key(pair.key, key_name).public_key():
         raise DamagedPEM(f"{key_name} is not the key of {certificate_name}: {ADVICE}")
+
+
+@lru_cache(maxsize=2)
+def _signer(pair: Pair) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """Return what signs, read once: reading it costs as much as signing."""
+    return _read_certificate(pair.certificate, CERTIFICATE), _read_key(pair.key, KEY)
 
 
 def _read_certificates(pem: bytes, name: str) -> list[x509.Certificate]:

@@ -1,36 +1,35 @@
-"""The only Kubernetes I/O: reads, server-side apply, create-only, delete by uid, status, events. It decides nothing."""
+"""The only Kubernetes I/O: reads, server-side apply, create-only, delete by uid, status. It decides nothing."""
 
 import base64
-import hashlib
 import json
-import logging
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import client, config
+from pydantic_core import from_json
 
-from arctic_api import API_VERSION, inference, training
-from arctic_api.world import Label, uid5
+from arctic_api import API_VERSION, ablation, evaluation, inference, training
+from arctic_api.world import Label
 from arctic_operator.cache import CUSTOM_KINDS, Listing, version_of
 from arctic_operator.cache import Manifest as Manifest
 from arctic_operator.clock import ClusterClock
 from arctic_operator.observed import HISTORY, LEADER_WORKER_SET, STATEFUL_SET, Identity
-from arctic_operator.plan.actions import Adopt, Delete, Event, Mark
+from arctic_operator.plan.actions import Adopt, Delete, Mark
 from arctic_operator.plan.words import NO_KUEUE
-
-log = logging.getLogger(__name__)
 
 FIELD_MANAGER = "arctic-operator"
 REQUEST_SECONDS = 15.0
-REMEMBERED_EVENTS = 4096
 APPLY = "application/apply-patch+yaml; charset=utf-8"
 """With the charset, the client sends our text as it is instead of writing JSON, which this content is not."""
 MERGE = "application/merge-patch+json"
-METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
+METADATA_OF_ALL = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError)
 PAGE = 500
 """Objects of one answer to a list of all."""
 
@@ -45,6 +44,8 @@ class Resource(NamedTuple):
 RESOURCES = {
     training.KIND: Resource(API_VERSION, training.PLURAL),
     inference.KIND: Resource(API_VERSION, inference.PLURAL),
+    ablation.KIND: Resource(API_VERSION, ablation.PLURAL),
+    evaluation.KIND: Resource(API_VERSION, evaluation.PLURAL),
     "Job": Resource("batch/v1", "jobs"),
     STATEFUL_SET: Resource("apps/v1", "statefulsets"),
     LEADER_WORKER_SET: Resource("leaderworkerset.x-k8s.io/v1", "leaderworkersets"),
@@ -57,6 +58,7 @@ RESOURCES = {
     "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
     "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
     "Workload": Resource("kueue.x-k8s.io/v1beta1", "workloads"),
+    "Node": Resource("v1", "nodes"),
     "Lease": Resource("coordination.k8s.io/v1", "leases"),
     "Event": Resource("events.k8s.io/v1", "events"),
 }
@@ -67,8 +69,17 @@ CHILD_KINDS = (
 """Children that are always watched. Secrets and ConfigMaps are written by name and never listed."""
 
 
+CREATED = frozenset({"Service", "NetworkPolicy", "PodDisruptionBudget", "Secret"})
+"""Kinds of applied children that come by the object: to create one costs the API server a third of an apply.
+
+ConfigMaps are not among them: an operator may not read them, and so not see whose a taken name is.
+"""
+
+
 def selector_of(kind: str) -> str:
     """Return which objects of a kind are watched: a StatefulSet's records of itself have our labels too."""
+    if kind in (*CUSTOM_KINDS, "Node"):
+        return ""
     records = f",{Label.ROLE}={HISTORY}" if kind == "ControllerRevision" else ""
     return f"{Label.MANAGED}=true{records}"
 
@@ -113,6 +124,14 @@ NO_LEADER_WORKER_SETS = (
 )
 
 
+def read_json(text: bytes) -> Any:
+    """Return what JSON says, however deeply it is nested; names and short texts are kept once for all."""
+    try:
+        return from_json(text, cache_strings="all")
+    except ValueError:  # nested more deeply than this parser goes
+        return json.loads(text)
+
+
 def yaml_text(body: Mapping[str, Any]) -> str:
     """Return JSON that is YAML too: what people's programs say may hold characters that JSON escapes as two surrogates.
 
@@ -137,7 +156,24 @@ async def connect() -> client.ApiClient:
         config.load_incluster_config(client_configuration=configuration)
     except config.ConfigException:
         await config.load_kube_config(client_configuration=configuration)
+    return client_of(configuration)
+
+
+def client_of(configuration: client.Configuration) -> client.ApiClient:
+    """Return a client that asks its environment for a proxy once: by itself it does so in a thread, for each request.
+
+    It would look for a netrc file as often, which says nothing about API servers.
+    """
+    configuration.proxy = configuration.proxy or _proxy_of(configuration.host)
+    configuration.client_session_kwargs = {"trust_env": False}
     return client.ApiClient(configuration)
+
+
+def _proxy_of(server: str) -> str | None:
+    address = urlsplit(server)
+    if proxy_bypass(address.hostname or ""):
+        return None
+    return getproxies().get(address.scheme)
 
 
 class Cluster:
@@ -158,24 +194,40 @@ class Cluster:
         accept: str = "application/json",
     ) -> Manifest:
         """Call the API server; ApiError if it refuses or can't be reached (code 0)."""
-        serialized = await self._api.param_serialize(
+        try:
+            response = await self._call(method, path, body=body, query=query, content=content, accept=accept)
+            text = await response.read()
+        except UNREACHABLE as error:
+            raise ApiError(0, "Unreachable", f"the API server can't be reached: {error!r}") from error
+        self.clock.hear(response.headers.get("Date"))
+        if response.status >= 400:
+            raise _error(response.status, text)
+        answer: Manifest = read_json(text) if text else {}
+        return answer
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+        content: str = "application/json",
+        accept: str = "application/json",
+        within: float | aiohttp.ClientTimeout = REQUEST_SECONDS,
+    ) -> aiohttp.ClientResponse:
+        # Without the body, which the client would copy: it is JSON already.
+        _, url, headers, *_ = await self._api.param_serialize(
             method,
             path,
             query_params=list((query or {}).items()),
             header_params={"Accept": accept, "Content-Type": content},
-            body=yaml_text(body) if body and content == APPLY else body,
             auth_settings=["BearerToken"],
         )
-        try:
-            response = await self._api.call_api(*serialized, _request_timeout=REQUEST_SECONDS)
-            text = await response.read()
-            self.clock.hear(response.headers.get("Date"))
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ApiError(0, "Unreachable", f"the API server can't be reached: {error!r}") from error
-        if response.status >= 400:
-            raise _error(response.status, text)
-        answer: Manifest = json.loads(text) if text else {}
-        return answer
+        sent = yaml_text(body) if body and content == APPLY else body
+        answer = await self._api.call_api(method, url, headers, sent, _request_timeout=within)
+        response: aiohttp.ClientResponse = answer.response
+        return response
 
     async def serves(self, *kinds: str) -> bool:
         """Whether the definitions of custom kinds are there and established."""
@@ -193,7 +245,7 @@ class Cluster:
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """Return an object, None if there is none."""
         try:
-            return await self.request("GET", _path(kind, namespace, name))
+            return await self.request("GET", path_of(kind, namespace, name))
         except ApiError as error:
             if error.code == 404:
                 return None
@@ -201,9 +253,9 @@ class Cluster:
 
     async def list_children(self, kind: str, namespace: str, owner: str) -> Listing:
         """Return the objects that carry an owner's uid, as the API server has them now; none of an unknown kind."""
-        query = {"labelSelector": f"{selector_of(kind)},{Label.UID}={owner}"}
+        query = {"labelSelector": ",".join(filter(None, (selector_of(kind), f"{Label.UID}={owner}")))}
         try:
-            return _listing(kind, await self.request("GET", _path(kind, namespace), query=query))
+            return _listing(kind, await self.request("GET", path_of(kind, namespace), query=query))
         except ApiError as error:
             if not error.kind_unknown:
                 raise
@@ -213,12 +265,12 @@ class Cluster:
     async def list_present(self, kind: str, namespace: str) -> Listing:
         """Return what there is of a watched kind, its metadata alone, in a namespace or in all (``), page by page."""
         items: list[Manifest] = []
-        version, query = 0, {"labelSelector": "" if kind in CUSTOM_KINDS else selector_of(kind), "limit": str(PAGE)}
+        version, query = 0, {"labelSelector": selector_of(kind), "limit": str(PAGE)}
         while True:
-            answer = await self.request("GET", _path(kind, namespace), query=query, accept=METADATA_ONLY)
+            answer = await self.request("GET", path_of(kind, namespace), query=query, accept=METADATA_OF_ALL)
             # All pages show the moment of the first one.
             version = version or version_of(answer)
-            items += answer["items"]
+            items += answer["items"] or ()  # of no objects, metadata alone are null
             following = answer["metadata"].get("continue")
             if not following:
                 return Listing(items, version)
@@ -226,7 +278,7 @@ class Cluster:
 
     async def list_nodes(self) -> Listing:
         """Return all nodes."""
-        return _listing("Node", await self.request("GET", "/api/v1/nodes"))
+        return _listing("Node", await self.request("GET", path_of("Node", "")))
 
     async def refusal(self, namespace: str, uid: str) -> str:
         """Return why a controller can't make pods for an object; empty if it has made one since, or said nothing.
@@ -243,7 +295,7 @@ class Cluster:
         """Return why Kueue has not admitted a Job; empty while it says nothing."""
         query = {"labelSelector": f"kueue.x-k8s.io/job-uid={uid}"}
         try:
-            workloads = (await self.request("GET", _path("Workload", namespace), query=query))["items"]
+            workloads = (await self.request("GET", path_of("Workload", namespace), query=query))["items"]
         except ApiError as error:
             if error.kind_unknown:
                 return NO_KUEUE
@@ -255,11 +307,16 @@ class Cluster:
     async def apply(self, manifest: Manifest, owner: str, known: Manifest | None) -> Manifest:
         """Apply a child, unless it already is as it should be; OwnedByAnotherError if it is someone else's.
 
-        A name without the owner's uid in it may be anybody's, so what is there is looked at first.
+        One that is not known is created where that can be: if the name is taken then, it is looked at whose it is.
         """
         kind, metadata = manifest["kind"], manifest["metadata"]
-        if known is None and uid5(owner) not in metadata["name"]:
+        if known is None and kind in CREATED:
+            created = await self.create(manifest)
+            if created is not None:
+                return created
             known = await self.get(kind, metadata["namespace"], metadata["name"])
+            if known is None:
+                raise ApiError(409, "Conflict", f"{kind} {metadata['name']} was there and is gone again")
         if known is None:
             return await self.apply_own(manifest)
         if not _owned(known, owner):
@@ -268,20 +325,43 @@ class Cluster:
             )
         if contains(known, manifest):
             return known
+        if kind in CREATED:
+            await self._take_for_applied(kind, metadata)
         return await self.apply_own(manifest | {"metadata": metadata | {"uid": known["metadata"]["uid"]}})
 
-    async def apply_own(self, manifest: Manifest, subresource: str = "") -> Manifest:
+    async def _take_for_applied(self, kind: str, metadata: Manifest) -> None:
+        """Let what was created count as applied: else an apply keeps what this operator has written and wants no more.
+
+        It is what client-go's `csaupgrade` does.
+        """
+        found = await self.get(kind, metadata["namespace"], metadata["name"])
+        fields = found["metadata"].get("managedFields", []) if found else []
+        if found is None or any(each["manager"] == FIELD_MANAGER and each["operation"] == "Apply" for each in fields):
+            return
+        applied = [each | {"operation": "Apply"} if each["manager"] == FIELD_MANAGER else each for each in fields]
+        if applied != fields:
+            version = {name: found["metadata"][name] for name in ("uid", "resourceVersion")}
+            path = path_of(kind, metadata["namespace"], metadata["name"])
+            await self.request("PATCH", path, body={"metadata": version | {"managedFields": applied}}, content=MERGE)
+
+    async def apply_own(
+        self, manifest: Manifest, subresource: str = "", *, accept: str = "application/json"
+    ) -> Manifest:
         """Apply an object that nobody else writes."""
         metadata = manifest["metadata"]
-        path = _path(manifest["kind"], metadata["namespace"], metadata["name"]) + subresource
+        path = path_of(manifest["kind"], metadata["namespace"], metadata["name"]) + subresource
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self.request("PATCH", path, body=manifest, query=query, content=APPLY)
+        return await self.request("PATCH", path, body=manifest, query=query, content=APPLY, accept=accept)
 
     async def create(self, manifest: Manifest) -> Manifest | None:
-        """Create an object; None if one of that name is there already, NotServedError if there is no such kind."""
-        path = _path(manifest["kind"], manifest["metadata"]["namespace"])
+        """Create an object; None if one of that name is there already, NotServedError if there is no such kind.
+
+        What the API server fills in is returned of the metadata alone.
+        """
+        path, query = path_of(manifest["kind"], manifest["metadata"]["namespace"]), {"fieldManager": FIELD_MANAGER}
         try:
-            return await self.request("POST", path, body=manifest, query={"fieldManager": FIELD_MANAGER})
+            answer = await self.request("POST", path, body=manifest, query=query, accept=METADATA_ONLY)
+            return manifest | {"metadata": answer["metadata"]}
         except ApiError as error:
             if error.code == 409 and error.reason == "AlreadyExists":
                 return None
@@ -292,20 +372,20 @@ class Cluster:
     async def replace(self, manifest: Manifest) -> Manifest:
         """Replace an object if it still has the resource version that the manifest names."""
         metadata = manifest["metadata"]
-        path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
+        path = path_of(manifest["kind"], metadata["namespace"], metadata["name"])
         return await self.request("PUT", path, body=manifest, query={"fieldManager": FIELD_MANAGER})
 
     async def merge(self, manifest: Manifest, dropped: Mapping[str, Any]) -> Manifest:
         """Set an object's data, and no others of the keys in `dropped`, if it still has the manifest's version."""
         metadata = manifest["metadata"]
-        path = _path(manifest["kind"], metadata["namespace"], metadata["name"])
+        path = path_of(manifest["kind"], metadata["namespace"], metadata["name"])
         data = dict.fromkeys(dropped) | manifest["data"]
         return await self.request("PATCH", path, body=manifest | {"data": data}, content=MERGE)
 
     async def mark(self, mark: Mark) -> Manifest | None:
         """Set labels and annotations of an object if it still has that uid; None if it is gone."""
         metadata = {"uid": mark.uid, "labels": dict(mark.labels), "annotations": dict(mark.annotations)}
-        path = _path(mark.kind, mark.namespace, mark.name)
+        path = path_of(mark.kind, mark.namespace, mark.name)
         try:
             return await self.request("PATCH", path, body={"metadata": metadata}, content=MERGE)
         except ApiError as error:
@@ -317,7 +397,7 @@ class Cluster:
         """Make an object a child of another owner than it had; nothing happens if it is gone."""
         body = {"metadata": {"labels": dict(adopt.labels), "ownerReferences": [dict(adopt.owner)]}}
         try:
-            await self.request("PATCH", _path(adopt.kind, adopt.namespace, adopt.name), body=body, content=MERGE)
+            await self.request("PATCH", path_of(adopt.kind, adopt.namespace, adopt.name), body=body, content=MERGE)
         except ApiError as error:
             if error.code != 404:
                 raise
@@ -334,74 +414,18 @@ class Cluster:
         if delete.uid:
             options["preconditions"] = {"uid": delete.uid}
         try:
-            await self.request("DELETE", _path(delete.kind, delete.namespace, delete.name), body=options)
+            await self.request("DELETE", path_of(delete.kind, delete.namespace, delete.name), body=options)
         except ApiError as error:
             if error.code not in (404, 409):
                 raise
 
     async def apply_status(self, identity: Identity, status: Mapping[str, Any]) -> Manifest:
-        """Write the whole status of a custom resource."""
+        """Write the whole status of a custom resource; return its metadata."""
         metadata = {"name": identity.name, "namespace": identity.namespace, "uid": identity.uid}
         manifest = {"apiVersion": API_VERSION, "kind": identity.kind, "metadata": metadata, "status": dict(status)}
-        return await self.apply_own(manifest, "/status")
-
-
-class Events:
-    """Tells people what happened; what happens again counts up one event."""
-
-    def __init__(self, cluster: Cluster, instance: str) -> None:
-        self._cluster = cluster
-        self._instance = instance
-        self._told: OrderedDict[str, int] = OrderedDict()
-
-    async def tell(self, identity: Identity, event: Event, now: datetime) -> None:
-        """Tell one event; that it can't be told is no reason to fail."""
-        digest = hashlib.sha256(f"{identity.uid}{event}".encode()).hexdigest()[:16]
-        count = self._told[digest] = self._told.get(digest, 0) + 1
-        self._told.move_to_end(digest)
-        if len(self._told) > REMEMBERED_EVENTS:
-            self._told.popitem(last=False)
-        name = f"{identity.name}.{digest}"
-        try:
-            if count > 1 and await self._count(identity.namespace, name, count, now):
-                return
-            await self._create(identity, name, event, now)
-        except ApiError as error:
-            level = logging.DEBUG if error.reason == NAMESPACE_ENDS else logging.WARNING
-            log.log(level, "event %s of %s not told: %s", event.reason, identity.name, error)
-
-    async def _count(self, namespace: str, name: str, count: int, now: datetime) -> bool:
-        series = {"count": count, "lastObservedTime": micro_time(now)}
-        path = _path("Event", namespace, name)
-        try:
-            await self._cluster.request("PATCH", path, body={"series": series}, content=MERGE)
-        except ApiError as error:
-            if error.code == 404:
-                return False
-            raise
-        return True
-
-    async def _create(self, identity: Identity, name: str, event: Event, now: datetime) -> None:
-        manifest = {
-            "apiVersion": "events.k8s.io/v1",
-            "kind": "Event",
-            "metadata": {"name": name, "namespace": identity.namespace},
-            "eventTime": micro_time(now),
-            "reportingController": "arctic.dev/operator",
-            "reportingInstance": self._instance,
-            "action": "Reconcile",
-            "type": event.type,
-            "reason": event.reason[:128],
-            "note": event.message[:1024],
-            "regarding": {
-                "apiVersion": API_VERSION,
-                "kind": identity.kind,
-                "namespace": identity.namespace,
-                "name": identity.name,
-                "uid": identity.uid,
-            },
-        }
-        await self._cluster.create(manifest)
+        answer = await self.apply_own(manifest, "/status", accept=METADATA_ONLY)
+        written: Manifest = answer["metadata"]
+        return written
 
 
 def contains(known: Any, wanted: Any) -> bool:
@@ -434,7 +458,8 @@ def _owned(manifest: Manifest, owner: str) -> bool:
     return any(reference["uid"] == owner for reference in manifest["metadata"].get("ownerReferences") or ())
 
 
-def _path(kind: str, namespace: str, name: str = "") -> str:
+def path_of(kind: str, namespace: str, name: str = "") -> str:
+    """Return where the API server keeps an object, or all of a namespace, or all."""
     resource = RESOURCES[kind]
     root = "/api/v1" if resource.api_version == "v1" else f"/apis/{resource.api_version}"
     place = f"/namespaces/{namespace}" if namespace else ""
@@ -446,15 +471,22 @@ def _said_at(event: Manifest) -> str:
 
 
 def _listing(kind: str, answer: Manifest) -> Listing:
+    return Listing(_named(kind, answer["items"]), version_of(answer))
+
+
+def _named(kind: str, items: list[Manifest]) -> list[Manifest]:
     """The API server names the kind of a list's items only in the list itself."""
-    return Listing([{"kind": kind} | item for item in answer["items"]], version_of(answer))
+    return [{"apiVersion": RESOURCES[kind].api_version, "kind": kind} | item for item in items]
 
 
 def _error(code: int, text: bytes) -> ApiError:
     try:
-        status = json.loads(text)
+        return _refusal(code, json.loads(text))
     except ValueError:
         return ApiError(code, "", text[:500].decode(errors="replace"))
+
+
+def _refusal(code: int, status: Manifest) -> ApiError:
     causes = [cause.get("reason") for cause in (status.get("details") or {}).get("causes") or ()]
     reason = NAMESPACE_ENDS if NAMESPACE_ENDS in causes else status.get("reason") or ""
     return ApiError(code, reason, status.get("message") or f"HTTP {code}")

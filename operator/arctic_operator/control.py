@@ -5,7 +5,8 @@ import functools
 import logging
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,9 +15,11 @@ from typing import Any, Literal
 import grpc
 import grpc.aio
 
+from arctic_api.world import SuiteReport
 from arctic_operator.certificates import ClientTLS
 from arctic_operator.live import (
     CheckpointSeen,
+    EvaluationObservation,
     Figures,
     InferenceObservation,
     Live,
@@ -78,10 +81,15 @@ class _Target:
         """
         if self.tls is None:
             return grpc.aio.insecure_channel(self.address, options=OPTIONS)
-        credentials = grpc.ssl_channel_credentials(self.tls.authorities, self.tls.pair.key, self.tls.pair.certificate)
         # Pods are addressed by names and addresses that change; what they prove is which object they belong to.
         options = [*OPTIONS, ("grpc.ssl_target_name_override", self.server_name)]
-        return grpc.aio.secure_channel(self.address, credentials, options=options)
+        return grpc.aio.secure_channel(self.address, _credentials(self.tls), options=options)
+
+
+@functools.lru_cache(maxsize=2)
+def _credentials(tls: ClientTLS) -> Any:
+    """Return the same credentials for all channels: what TLS makes of them costs each more than its handshake."""
+    return grpc.ssl_channel_credentials(tls.authorities, tls.pair.key, tls.pair.certificate)
 
 
 class _Follower:
@@ -258,9 +266,20 @@ def observation_of(state: control_pb2.WorkerState) -> Observation:
             loaded=_finite(figures.loaded) or 0.0,
             figures=Figures(figures.ended, figures.failed, _log_sums(figures.ttft), _log_sums(figures.time_per_token)),
         )
-    raise ValueError(
-        "the worker's state is neither a training's nor an inference's; its version is not this operator's"
-    )
+    if detail == "evaluation":
+        suites = tuple(map(_suite, state.evaluation.suites))
+        return EvaluationObservation(state.uid, phase, state.message, _time(state, "time"), suites)
+    raise ValueError("the worker's state is of nothing that this operator knows; its version is another one")
+
+
+def _suite(suite: control_pb2.SuiteState) -> SuiteReport:
+    figures = [
+        {"name": figure.name, "value": figure.value, "low": figure.low, "high": figure.high}
+        for figure in suite.figures
+        if all(map(math.isfinite, (figure.value, figure.low, figure.high)))
+    ]
+    told = {name: getattr(suite, name) for name in ("name", "state", "answered", "judged", "planned", "message")}
+    return SuiteReport.model_validate(told | {"figures": figures})
 
 
 def _training(state: control_pb2.WorkerState, phase: Phase, figures: control_pb2.TrainingState) -> TrainingObservation:
@@ -279,7 +298,8 @@ def _training(state: control_pb2.WorkerState, phase: Phase, figures: control_pb2
         mfu=_finite(figures.mfu) or None,
         learning_rate=_finite(figures.learning_rate) if stepped else None,
         gradient_norm=_finite(figures.gradient_norm) if stepped else None,
-        exposed_communication=_exposed(figures),
+        exposed_communication=_exposed(figures.exposed_communication),
+        exposed_by_kind=_exposed_by_kind(figures.exposed_communication),
         expert_chunks=figures.expert_chunks or None,
         stages=tuple(_stage(stage) for stage in figures.stages),
         sources=tuple(_source(source) for source in figures.sources),
@@ -290,6 +310,7 @@ def _training(state: control_pb2.WorkerState, phase: Phase, figures: control_pb2
         routing=_routing(figures.routers),
         skipped_updates=figures.skipped_updates,
         recomputes=figures.recomputes,
+        planned_memory=figures.planned_memory_bytes,
     )
 
 
@@ -310,10 +331,18 @@ def _routing(routers: Sequence[control_pb2.RouterState]) -> RoutingSeen | None:
     )
 
 
-def _exposed(figures: control_pb2.TrainingState) -> float | None:
-    """Return the exposed share of all exchanges together; None where there are none."""
-    in_flight = sum(part.in_flight_seconds for part in figures.exposed_communication)
-    exposed = sum(part.exposed_seconds for part in figures.exposed_communication)
+def _exposed_by_kind(parts: Iterable[control_pb2.ExposedCommunication]) -> dict[str, float]:
+    by_kind = defaultdict(list)
+    for part in parts:
+        by_kind[part.kind].append(part)
+    shares = {kind: _exposed(those) for kind, those in by_kind.items()}
+    return {kind: share for kind, share in shares.items() if share is not None}
+
+
+def _exposed(parts: Collection[control_pb2.ExposedCommunication]) -> float | None:
+    """Return the exposed share of exchanges together; None where there are none."""
+    in_flight = sum(part.in_flight_seconds for part in parts)
+    exposed = sum(part.exposed_seconds for part in parts)
     share = _finite(exposed / in_flight) if in_flight > 0 else None
     return None if share is None else min(1.0, max(0.0, share))
 

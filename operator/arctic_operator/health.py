@@ -7,7 +7,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
 from arctic_api.world import Label
 from arctic_operator.cache import Manifest
@@ -79,9 +81,12 @@ class Heartbeat:
 class Health:
     """The HTTP server of probes and metrics."""
 
-    def __init__(self, heartbeat: Heartbeat, watchers: Callable[[], str], port: int) -> None:
+    def __init__(self, heartbeat: Heartbeat, watchers: Callable[[], str], inventory: Collector, port: int) -> None:
         """`watchers` returns what is wrong with the watches, nothing if all stand."""
         self._heartbeat, self._watchers, self._port = heartbeat, watchers, port
+        # Of its own: REGISTRY is the process's, and outlives the operators that tests make in one.
+        self._inventory = CollectorRegistry()
+        self._inventory.register(inventory)
         self.ready = False
         self._runner: web.AppRunner | None = None
 
@@ -118,4 +123,5 @@ class Health:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         HEARTBEAT_AGE.set(self._heartbeat.unseen())
-        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE})
+        body = generate_latest(REGISTRY) + generate_latest(self._inventory)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})

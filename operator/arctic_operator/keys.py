@@ -12,6 +12,7 @@ from arctic_operator.certificates import (
     ClientTLS,
     DamagedPEM,
     client_tls,
+    end_of,
     needs_rotation,
     server_secret,
 )
@@ -19,6 +20,7 @@ from arctic_operator.cluster import ApiError, Cluster, secret_data
 from arctic_operator.install import Install
 from arctic_operator.logins import is_login, new_login
 from arctic_operator.manifests.common import child_metadata, login_name, secret_manifest, tls_name
+from arctic_operator.metrics import CERTIFICATE_EXPIRY
 from arctic_operator.observed import Identity
 from arctic_operator.settings import Settings
 
@@ -44,6 +46,7 @@ class Keys:
         held = self._client
         if held is None or held.authorities != authority.bundle or needs_rotation(held.pair.certificate, now):
             self._client = client_tls(authority, now)
+            _tell_expiry("client", self._client.pair.certificate)
         assert self._client is not None
         return self._client
 
@@ -83,6 +86,7 @@ class Keys:
         if self._authority and self._authority_checked and now - self._authority_checked < CHECK_EVERY:
             return self._authority
         self._authority = await self._load(now)
+        _tell_expiry("authority", self._authority.signer.certificate)
         self._authority_checked = now
         return self._authority
 
@@ -110,6 +114,10 @@ class Keys:
     def _secret(self, authority: Authority, more: Mapping[str, Any]) -> Manifest:
         metadata = {"name": AUTHORITY_SECRET, "namespace": self._namespace, **more}
         return secret_manifest(metadata, authority.to_secret())
+
+
+def _tell_expiry(which: str, pem: bytes) -> None:
+    CERTIFICATE_EXPIRY.labels(which).set(end_of(pem).timestamp())
 
 
 def _is_due(data: dict[str, bytes], authority: Authority, now: datetime) -> bool:

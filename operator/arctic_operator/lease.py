@@ -33,16 +33,22 @@ class Lease:
         self._seen: tuple[Any, float] | None = None
         self._held: Manifest | None = None
         self._renewed = 0.0
+        self.leading = False
+        """Whether the work is running that needs the Lease."""
 
     async def lead(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run `work` whenever, and only while, the Lease is held; for ever. What `work` raises ends it."""
         while True:
             await self._acquire()
             log.info("leading")
-            LEADER.set(1)
+            self._tell(leading=True)
             await self._term(asyncio.ensure_future(work()))
-            LEADER.set(0)
+            self._tell(leading=False)
             log.warning("not leading any more")
+
+    def _tell(self, *, leading: bool) -> None:
+        self.leading = leading
+        LEADER.set(leading)
 
     async def _acquire(self) -> None:
         held = await self._try()

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from arctic_api.world import SuiteReport
+
 
 class Phase(StrEnum):
     """What a world does; the protocol's phases by their names."""
@@ -85,6 +87,8 @@ class TrainingObservation:
     gradient_norm: float | None = None
     exposed_communication: float | None = None
     """Share of the time of the last step's exchanges that the world could only wait for them."""
+    exposed_by_kind: Mapping[str, float] = field(default_factory=dict)
+    """The same of each kind that there was."""
     expert_chunks: int | None = None
     stages: tuple[StageSeen, ...] = ()
     sources: tuple[SourceSeen, ...] = ()
@@ -98,6 +102,8 @@ class TrainingObservation:
     skipped_updates: int = 0
     recomputes: bool = False
     """Whether activations are computed again in the backward pass, for want of memory."""
+    planned_memory: int = 0
+    """Bytes that a rank takes at most, as planned; 0 where a worker doesn't say."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,18 @@ class InferenceObservation:
     figures: Figures = Figures()
 
 
-Observation = TrainingObservation | InferenceObservation
+@dataclass(frozen=True)
+class EvaluationObservation:
+    """An evaluation as its pod says it is."""
+
+    uid: str
+    phase: Phase
+    message: str
+    time: datetime | None
+    suites: tuple[SuiteReport, ...] = ()
+
+
+Observation = TrainingObservation | InferenceObservation | EvaluationObservation
 
 
 @dataclass(frozen=True)

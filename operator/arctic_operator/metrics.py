@@ -1,8 +1,9 @@
-"""The operator's own metrics. Labels have few values, none of them chosen by users."""
+"""The operator's own metrics. Labels have few values, none of them chosen by users: `inventory` has the objects'."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
 
 RECONCILE = Counter("arctic_operator_reconcile", "Reconciliations.", ["kind", "result"], registry=REGISTRY)
 RECONCILE_SECONDS = Histogram(
@@ -20,6 +21,12 @@ WATCH_EVENTS = Counter(
     "arctic_operator_watch_events", "Events that the watches have shown.", ["kind"], registry=REGISTRY
 )
 OBJECTS = Gauge("arctic_operator_objects", "Custom resources.", ["kind"], registry=REGISTRY)
+CERTIFICATE_EXPIRY = Gauge(
+    "arctic_operator_certificate_expiry_timestamp_seconds",
+    "When a certificate of the operator's ends: that of its authority, and its own as a client of workers.",
+    ["certificate"],
+    registry=REGISTRY,
+)
 LEADER = Gauge("arctic_operator_leader", "1 while this operator holds the Lease.", registry=REGISTRY)
 HEARTBEAT_AGE = Gauge(
     "arctic_operator_heartbeat_unseen_seconds",

@@ -1,20 +1,28 @@
 """From what the watches have shown to what planning reads; where that is not enough, from the API server itself."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from arctic_ablation.faults import fault
+from arctic_ablation.study import VariantStudy
+from arctic_api import ablation as ablation_api
+from arctic_api import evaluation as evaluation_api
 from arctic_api import inference as inference_api
 from arctic_api import training as training_api
+from arctic_api.ablation import ArcticAblationSpec, ArcticAblationStatus
 from arctic_api.common import BaseWeights
+from arctic_api.evaluation import ArcticEvaluationSpec, ArcticEvaluationStatus
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, CheckpointRequest
 from arctic_api.verdict import field_problems, verdict
-from arctic_api.world import CHECKPOINT_REQUEST, Label
+from arctic_api.world import CHECKPOINT_REQUEST, DRAIN_REQUEST, Label
 from arctic_operator.cache import CUSTOM_KINDS, Cache, Key, Manifest, key_of, version_of
 from arctic_operator.cluster import CHILD_KINDS, Cluster
+from arctic_operator.evaluations import Evaluation, EvaluationSeen, compared_with, judged_of, target_of
 from arctic_operator.live import Live
 from arctic_operator.manifests.common import revision_of
 from arctic_operator.manifests.gateway import ROLE as GATEWAY
@@ -28,6 +36,7 @@ from arctic_operator.observed import (
     InferenceSeen,
     Node,
     Pod,
+    Rival,
     Training,
     TrainingSeen,
     Trouble,
@@ -35,6 +44,7 @@ from arctic_operator.observed import (
     gateway_pod_of,
     group_set_of,
     identity_of,
+    is_silent,
     job_of,
     lack_of,
     node_of,
@@ -42,7 +52,23 @@ from arctic_operator.observed import (
     read_status,
     revision_seen_of,
 )
+from arctic_operator.rivals import gave_way, holds_and_waits, needs_of, worlds_of
+from arctic_operator.trials import Ablation, AblationSeen, trial_of
 
+Spec = ArcticTrainingSpec | ArcticInferenceSpec | ArcticAblationSpec | ArcticEvaluationSpec
+Status = ArcticTrainingStatus | ArcticInferenceStatus | ArcticAblationStatus | ArcticEvaluationStatus
+SPECS: dict[str, type[Spec]] = {
+    training_api.KIND: ArcticTrainingSpec,
+    inference_api.KIND: ArcticInferenceSpec,
+    ablation_api.KIND: ArcticAblationSpec,
+    evaluation_api.KIND: ArcticEvaluationSpec,
+}
+STATUSES: dict[str, type[Status]] = {
+    training_api.KIND: ArcticTrainingStatus,
+    inference_api.KIND: ArcticInferenceStatus,
+    ablation_api.KIND: ArcticAblationStatus,
+    evaluation_api.KIND: ArcticEvaluationStatus,
+}
 TRAINING_REVISION = (
     *("model", "tokenizer", "data", "curriculum", "optimizer", "seed", "batch", "parallelism", "checkpoint"),
     *("evaluation", "tracking", "priorityClassName", "image", "resources", "template"),
@@ -55,6 +81,8 @@ INFERENCE_REVISION = (
     *("priorityClassName", "resources", "template"),
 )
 """What a group is made of."""
+RIVALS_EVERY = 1.0
+"""Seconds for which what is known of worlds that wait for nodes is taken for new."""
 GROUP_KINDS = (STATEFUL_SET, LEADER_WORKER_SET)
 LOOKED_AT = {
     training_api.KIND: ("Job", "Service", "NetworkPolicy"),
@@ -66,8 +94,10 @@ LOOKED_AT = {
         "PodDisruptionBudget",
         "ControllerRevision",
     ),
+    ablation_api.KIND: (training_api.KIND,),
+    evaluation_api.KIND: ("Job", "NetworkPolicy"),
 }
-"""Kinds of children besides pods, which both have."""
+"""Kinds of children besides pods; evaluations of a training are made again at most, as they are."""
 REDUCED = frozenset({"Job", "Pod", "ControllerRevision", *GROUP_KINDS})
 
 
@@ -78,19 +108,28 @@ class Invalid:
     identity: Identity
     generation: int
     deleting: bool
-    status: ArcticTrainingStatus | ArcticInferenceStatus
+    status: Status
     message: str
 
 
-Subject = Training | Inference | Invalid
+Subject = Training | Inference | Ablation | Evaluation | Invalid
 
 
 def training_parts(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a training's specification its world is made of."""
     parts = {field: spec.get(field) for field in TRAINING_REVISION}
+    parts["evaluation"] = _own_evaluation(spec.get("evaluation"))
     # Left out where they are unset, as they were before there were such fields.
     later = {WORKERS_RESTART: spec.get("restart", {}).get(WORKERS_RESTART), "suspendAt": spec.get("suspendAt")}
     return parts | {field: value for field, value in later.items() if value is not None}
+
+
+def _own_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what of its evaluation a world does itself: no edit of what is run beside it disturbs it."""
+    own = [suite for suite in (evaluation or {}).get("suites", ()) if suite in training_api.OWN_SUITES]
+    if evaluation is None or not own:
+        return None
+    return {name: value for name, value in evaluation.items() if name not in ("data", "resources")} | {"suites": own}
 
 
 class Observer:
@@ -99,7 +138,10 @@ class Observer:
     def __init__(self, cluster: Cluster, cache: Cache, *, read_nodes: bool, leader_worker_sets: bool = False) -> None:
         self._cluster, self._cache, self._read_nodes = cluster, cache, read_nodes
         self._forbidden = () if leader_worker_sets else (LEADER_WORKER_SET,)
-        self._read: dict[str, tuple[int, ArcticTrainingSpec | ArcticInferenceSpec | str]] = {}
+        self._read: dict[str, tuple[int, Spec | str]] = {}
+        self._waiting: tuple[Sequence[tuple[str, Rival]], float] = ((), float("-inf"))
+        self._subjects: dict[str, tuple[Manifest, Subject]] = {}
+        self._studies: dict[str, tuple[int, VariantStudy]] = {}
 
     async def look(self, key: Key) -> None:
         """Read an object and all of its children from the API server: what is not there now is gone."""
@@ -116,9 +158,9 @@ class Observer:
         # How a Job ended is judged by pods that are not older; again, if the watch has shown a newer Job meanwhile.
         for _ in range(2):
             pods_as_of = await self._look_at_children("Pod", key.namespace, uid)
-            nodes = self._nodes() or {}
-            if any(pod.node and pod.node not in nodes for pod in self._pods(uid)):
-                await self.look_at_nodes()
+            nodes = self._nodes()
+            if any(is_silent(pod, nodes) for pod in self._pods(uid)):
+                await self.look_at_nodes()  # after the API server was away, its watch may be half a minute behind
             if all(version_of(job) <= pods_as_of for job in self._cache.children(uid, "Job")):
                 break
 
@@ -142,29 +184,49 @@ class Observer:
             self._cache.replace_all("Node", await self._cluster.list_nodes())
 
     def subject(self, key: Key) -> Subject | None:
-        """Return a custom resource as its type; None if there is none."""
+        """Return a custom resource as its type, read once a version; None if there is none."""
         manifest = self._cache.custom(key)
         if manifest is None:
             return None
+        uid = manifest["metadata"]["uid"]
+        known = self._subjects.get(uid)
+        if known is None or known[0] is not manifest:
+            known = self._subjects[uid] = (manifest, self._subject(key, manifest))
+        return known[1]
+
+    def _subject(self, key: Key, manifest: Manifest) -> Subject:
         identity, metadata = identity_of(manifest), manifest["metadata"]
         generation, deleting = metadata.get("generation", 0), "deletionTimestamp" in metadata
         created = datetime.fromisoformat(metadata["creationTimestamp"])
         raw = manifest.get("status") or {}
+        annotations = metadata.get("annotations", {})
         spec = self._spec(manifest, generation)
         if isinstance(spec, ArcticTrainingSpec):
             revision = revision_of(training_parts(manifest["spec"]))
             before = read_status(ArcticTrainingStatus, raw)
-            request = metadata.get("annotations", {}).get(CHECKPOINT_REQUEST, "")
+            request = annotations.get(CHECKPOINT_REQUEST, "")
             return Training(identity, generation, created, deleting, revision, spec, before, request)
         if isinstance(spec, ArcticInferenceSpec):
             made_of = {field: manifest["spec"].get(field) for field in INFERENCE_REVISION}
             status = read_status(ArcticInferenceStatus, raw)
-            return Inference(identity, generation, created, deleting, revision_of(made_of), spec, status, made_of)
-        if key.kind == training_api.KIND:
-            return Invalid(identity, generation, deleting, read_status(ArcticTrainingStatus, raw), spec)
-        return Invalid(identity, generation, deleting, read_status(ArcticInferenceStatus, raw), spec)
+            revision, request = revision_of(made_of), annotations.get(DRAIN_REQUEST, "")
+            return Inference(identity, generation, created, deleting, revision, spec, status, made_of, request)
+        if isinstance(spec, ArcticAblationSpec):
+            study = self._study(identity, generation, spec)
+            return Ablation(identity, generation, deleting, study, read_status(ArcticAblationStatus, raw))
+        if isinstance(spec, ArcticEvaluationSpec):
+            asked = read_status(ArcticEvaluationStatus, raw)
+            return Evaluation(identity, generation, deleting, revision_of(manifest["spec"]), spec, asked)
+        return Invalid(identity, generation, deleting, read_status(STATUSES[key.kind], raw), spec)
 
-    def _spec(self, manifest: Manifest, generation: int) -> ArcticTrainingSpec | ArcticInferenceSpec | str:
+    def _study(self, identity: Identity, generation: int, spec: ArcticAblationSpec) -> VariantStudy:
+        """Return the study of an ablation, made once a generation: it keeps the specification of each training."""
+        known = self._studies.get(identity.uid)
+        if known is None or known[0] != generation:
+            known = self._studies[identity.uid] = (generation, VariantStudy(identity.name, spec))
+        return known[1]
+
+    def _spec(self, manifest: Manifest, generation: int) -> Spec | str:
         """Return the specification as its type, or what is wrong with it; read once a generation.
 
         What was accepted at this generation stays accepted: stricter rules of a newer version are for the next edit.
@@ -176,14 +238,18 @@ class Observer:
         status = manifest.get("status") or {}
         accepted = status.get("observedGeneration") == generation and status.get("state") != INVALID_SPEC
         problems = field_problems(manifest) if accepted else verdict(manifest)
-        model = ArcticTrainingSpec if manifest["kind"] == training_api.KIND else ArcticInferenceSpec
+        model = SPECS[manifest["kind"]]
         read: Any = "; ".join(map(str, problems)) if problems else model.model_validate(manifest["spec"])
+        if isinstance(read, ArcticAblationSpec) and read.mixture is None and not accepted:
+            read = fault(self._study(identity_of(manifest), generation, read)) or read
         self._read[uid] = (generation, read)
-        return read  # type: ignore[no-any-return]  # one of the three by construction
+        return read  # type: ignore[no-any-return]  # one of them by construction
 
     def forget(self, uid: str) -> None:
         """Forget an object that is gone."""
         self._read.pop(uid, None)
+        self._subjects.pop(uid, None)
+        self._studies.pop(uid, None)
 
     def has_starting_pods(self, uid: str) -> bool:
         """Whether a kubelet is about to start pods, for which it needs what they mount."""
@@ -208,15 +274,19 @@ class Observer:
         # What has begun goes on from the weights that it began with, whatever the named training exports now.
         begun = bool(jobs or training.status.attempt)
         base, lack = self._base(training.identity.namespace, named, training.status.weights, keep=begun)
+        pods = [pod for pod in self._pods(uid) if pod.attempt is not None]
+        rivals = gave_way(training.status) or any(pod.unschedulable for pod in pods)
         return TrainingSeen(
             jobs=jobs,
-            pods=[pod for pod in self._pods(uid) if pod.attempt is not None],
+            pods=pods,
             nodes=self._nodes(),
             live=live,
             base=base,
             lack=lack,
             refusals=refusals,
             answer=answer,
+            rivals=self._rivals(training.identity) if rivals else (),
+            judged=[judged_of(child) for child in self._owned(uid, evaluation_api.KIND)],
             others=self._others(uid),
         )
 
@@ -249,6 +319,35 @@ class Observer:
             others=self._others(uid),
         )
 
+    def ablation_seen(self, ablation: Ablation) -> AblationSeen:
+        """Return all that is known about the trainings of an ablation, and of the one that it reuses."""
+        trials = [trial_of(child) for child in self._owned(ablation.identity.uid, training_api.KIND)]
+        reuse = ablation.spec.reuse
+        earlier = self._cache.custom(Key(ablation_api.KIND, ablation.identity.namespace, reuse)) if reuse else None
+        return AblationSeen(
+            trials={trial.name: trial for trial in trials},
+            earlier=read_status(ArcticAblationStatus, (earlier or {}).get("status") or {}),
+        )
+
+    def evaluation_seen(self, evaluation: Evaluation, live: Live | None, refusals: Mapping[str, str]) -> EvaluationSeen:
+        """Return all that is known about an evaluation, and about what it evaluates."""
+        model, identity = evaluation.spec.model, evaluation.identity
+
+        def named(kind: str, name: str | None) -> Manifest | None:
+            return self._cache.custom(Key(kind, identity.namespace, name)) if name else None
+
+        training, service = named(training_api.KIND, model.training), named(inference_api.KIND, model.service)
+        others = {name: named(evaluation_api.KIND, name) for name in evaluation.spec.compare or ()}
+        return EvaluationSeen(
+            target=target_of(evaluation, training, service),
+            compared=compared_with(evaluation, others),
+            jobs=[job_of(child) for child in self._owned(identity.uid, "Job")],
+            pods=list(self._pods(identity.uid)),
+            nodes=self._nodes(),
+            live=live,
+            refusals=refusals,
+        )
+
     def known(self, manifest: Manifest, owner: str) -> Manifest | None:
         """Return a child as it was seen last."""
         name = manifest["metadata"]["name"]
@@ -275,6 +374,24 @@ class Observer:
     def _others(self, uid: str) -> list[Manifest]:
         return [child for kind in CHILD_KINDS if kind not in REDUCED for child in self._owned(uid, kind)]
 
+    def _rivals(self, identity: Identity) -> list[Rival]:
+        """Return who else waits for such nodes, found by going through all pods: at most once in a while."""
+        waiting, at = self._waiting
+        if time.monotonic() - at >= RIVALS_EVERY:
+            waiting = list(self._find_waiting(self._cluster.clock.now()))
+            self._waiting = waiting, time.monotonic()
+        manifest = self._cache.custom(Key(identity.kind, identity.namespace, identity.name))
+        needs = needs_of(manifest["spec"]) if manifest else ""
+        return [rival for asked, rival in waiting if asked == needs and rival.identity.uid != identity.uid]
+
+    def _find_waiting(self, now: datetime) -> Iterator[tuple[str, Rival]]:
+        for key, manifest in self._cache.customs():
+            identity, created = identity_of(manifest), datetime.fromisoformat(manifest["metadata"]["creationTimestamp"])
+            if any(holds_and_waits(world, now) for world in worlds_of(list(self._pods(identity.uid)))):
+                yield needs_of(manifest["spec"]), Rival(identity, created, holds=True)
+            elif key.kind == training_api.KIND and _waits(manifest):
+                yield needs_of(manifest["spec"]), Rival(identity, created, holds=False)
+
     def _nodes(self) -> dict[str, Node] | None:
         if not self._read_nodes:
             return None
@@ -294,6 +411,13 @@ class Observer:
         newest = exported_by(manifest) if manifest else None
         found = (known or newest) if keep else (newest or known)
         return found, None if found else lack_of(manifest, namespace, name)
+
+
+def _waits(training: Manifest) -> bool:
+    """Whether a training that gave its nodes back wants some still."""
+    status = training.get("status") or {}
+    wanted = not training["spec"].get("suspend") and "deletionTimestamp" not in training["metadata"]
+    return wanted and status.get("state") == "WaitingForNodes"
 
 
 def _is_gateway(pod: Manifest) -> bool:

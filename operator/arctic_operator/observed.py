@@ -7,14 +7,15 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from arctic_api.common import BaseWeights
+from arctic_api.common import BaseWeights, Resource
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
+from arctic_api.training import KIND as TRAINING_KIND
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, CheckpointRequest
 from arctic_api.world import Label, Routing
 from arctic_operator.live import Live
 
 Manifest = Mapping[str, Any]
-S = TypeVar("S", ArcticTrainingStatus, ArcticInferenceStatus)
+S = TypeVar("S", bound=Resource)
 
 REVISION_ANNOTATION = "arctic.dev/revision"
 GENERATION_ANNOTATION = "arctic.dev/generation"
@@ -79,15 +80,18 @@ class Inference:
     status: ArcticInferenceStatus
     made_of: Mapping[str, Any] = field(default_factory=dict)
     """The fields of the specification, as stored, that a group is made of; what is unset is None."""
+    drain_request: str = ""
+    """Value of the annotation that asks a group to go."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The Job of one attempt."""
+    """The Job of one attempt of a training, or of an evaluation."""
 
     name: str
     uid: str
     attempt: int
+    """0 for an evaluation's."""
     generation: int
     revision: str
     deleting: bool = False
@@ -226,6 +230,8 @@ class Pod:
     unschedulable: str = ""
     beside: Trouble | None = None
     """Why a container beside the worker's does not run, or began anew."""
+    unexplained: bool = False
+    """Whether its worker has ended for good and the cluster has not said so of the pod yet, nor why."""
     lingers: bool = False
     """Whether containers beside the worker's still run, though that one has ended for good."""
     memory_limit: str = ""
@@ -247,6 +253,37 @@ class Node:
     unschedulable: bool
 
 
+def is_silent(pod: Pod, nodes: Mapping[str, Node] | None) -> bool:
+    """Whether a pod's node is not ready, or is gone, for however short a time."""
+    node = nodes.get(pod.node) if nodes is not None and pod.node else None
+    return nodes is not None and bool(pod.node) and (node is None or not node.ready)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another object's world that wants nodes."""
+
+    identity: Identity
+    created: datetime
+    """When the object was made."""
+    holds: bool
+    """Whether it holds nodes, rather than having given them back."""
+
+    @property
+    def order(self) -> tuple[bool, datetime, str]:
+        """Who goes first: groups of services, which give nothing back, then trainings by their age."""
+        return self.identity.kind == TRAINING_KIND, self.created, self.identity.uid
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An evaluation that is made beside a training."""
+
+    name: str
+    figures: Mapping[str, str] = field(default_factory=dict)
+    """What it found, by suite and figure, of the suites that are done."""
+
+
 @dataclass(frozen=True)
 class TrainingSeen:
     """Everything that is known about one training at one moment. `nodes` is None where nodes may not be read."""
@@ -263,6 +300,10 @@ class TrainingSeen:
     """Why children have too few pods, by their names, where that was asked for."""
     answer: CheckpointRequest | None = None
     """The checkpoint that a request of this operator's has brought last."""
+    rivals: Sequence[Rival] = ()
+    """Worlds of other objects that hold nodes and wait for more, where it matters: while this one does, or did."""
+    judged: Sequence[Judged] = ()
+    """Evaluations of its stages."""
     others: Sequence[Manifest] = ()
     """Children of other kinds, whole."""
 
@@ -321,7 +362,7 @@ def read_status(kind: type[S], raw: Manifest) -> S:
         return kind.model_validate({name: value for name, value in raw.items() if _accepts(kind, name, value)})
 
 
-def _accepts(kind: type[ArcticTrainingStatus] | type[ArcticInferenceStatus], name: str, value: object) -> bool:
+def _accepts(kind: type[Resource], name: str, value: object) -> bool:
     try:
         kind.model_validate({name: value})
     except ValidationError:
@@ -338,7 +379,7 @@ def job_of(manifest: Manifest) -> Job:
     return Job(
         name=metadata["name"],
         uid=metadata["uid"],
-        attempt=int(metadata["labels"][Label.ATTEMPT]),
+        attempt=int(metadata["labels"].get(Label.ATTEMPT, 0)),
         generation=int(annotations.get(GENERATION_ANNOTATION, 0)),
         revision=annotations.get(REVISION_ANNOTATION, ""),
         deleting="deletionTimestamp" in metadata,
@@ -363,6 +404,11 @@ def is_news(before: Manifest, after: Manifest) -> bool:
     # What is read of a gateway's pods is in its annotations.
     told = (manifest["metadata"].get("annotations") for manifest in (before, after))
     return next(told) != next(told) or pod_of(before) != pod_of(after)
+
+
+def is_pending(manifest: Manifest) -> bool:
+    """Whether a pod does not run yet, and is not being deleted."""
+    return manifest.get("status", {}).get("phase") == "Pending" and "deletionTimestamp" not in manifest["metadata"]
 
 
 def group_set_of(manifest: Manifest) -> GroupSet:
@@ -429,6 +475,7 @@ def pod_of(manifest: Manifest) -> Pod:
         waiting_message=waiting.get("message", ""),
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
         beside=next((trouble for each in containers if each is not container and (trouble := _mishap(each))), None),
+        unexplained=at_its_end and phase not in ENDED,
         # Not by the phase, which is the worker's for a moment longer; native sidecars are ended by the kubelet.
         lingers=at_its_end
         and any("running" in each.get("state", {}) for each in status.get("containerStatuses") or ()),
@@ -508,11 +555,16 @@ def node_of(manifest: Manifest) -> Node:
 def exported_by(manifest: Manifest) -> BaseWeights | None:
     """Return the weights that an ArcticTraining has exported."""
     uri = (manifest.get("status") or {}).get("export", {}).get("uri")
-    volume = manifest["spec"].get("checkpoint", {}).get("volume") or {}
     folder = uri.removeprefix("file://") if uri else ""
     if not folder or _export(manifest) == "adapter":
         return None
-    return BaseWeights(training=manifest["metadata"]["name"], folder=folder, claim_name=volume.get("claimName"))
+    return BaseWeights(training=manifest["metadata"]["name"], folder=folder, claim_name=claim_of(manifest))
+
+
+def claim_of(training: Manifest) -> str | None:
+    """Return the claim that an ArcticTraining writes into."""
+    claim: str | None = (training["spec"].get("checkpoint", {}).get("volume") or {}).get("claimName")
+    return claim
 
 
 def _export(manifest: Manifest) -> str | None:

@@ -6,33 +6,36 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
+from arctic_api.ablation import ArcticAblationStatus
 from arctic_api.common import Condition
+from arctic_api.evaluation import ArcticEvaluationStatus
+from arctic_api.log_format import about
+from arctic_api.training import KIND as TRAINING_KIND
 from arctic_api.training import ArcticTrainingStatus
 from arctic_operator.access import AccessKeys
-from arctic_operator.cache import Cache, Key, Manifest
+from arctic_operator.cache import CUSTOM_KINDS, Cache, Key, Manifest, key_of, owner_of
 from arctic_operator.certificates import DamagedPEM, server_name
 from arctic_operator.cluster import (
     NAMESPACE_ENDS,
     WEBHOOK_AWAY,
     ApiError,
     Cluster,
-    Events,
     NotServedError,
     OwnedByAnotherError,
 )
 from arctic_operator.commands import Commands
 from arctic_operator.control import CommandError, Followers, host_of
+from arctic_operator.evaluations import Evaluation
+from arctic_operator.events import Events
 from arctic_operator.gateways import Gateways
 from arctic_operator.install import Install
 from arctic_operator.keys import Keys
-from arctic_operator.live import Live, TrainingObservation
+from arctic_operator.live import EvaluationObservation, Live, TrainingObservation
 from arctic_operator.manifests.inference import needs_login
 from arctic_operator.metrics import (
     CANARIES,
-    CHILD_WRITES,
-    QUEUE_DEPTH,
     QUEUE_RETRIES,
     RECONCILE,
     RECONCILE_SECONDS,
@@ -52,14 +55,19 @@ from arctic_operator.observed import (
     Training,
     TrainingSeen,
 )
-from arctic_operator.plan import inference_status, training_status
+from arctic_operator.plan import ablation_status, evaluation_status, inference_status, training_status
+from arctic_operator.plan.ablation import plan_ablation
 from arctic_operator.plan.actions import Follow, Plan, Remembered, sooner
 from arctic_operator.plan.conditions import Conditions, events_between
+from arctic_operator.plan.drain_request import drain_events
+from arctic_operator.plan.evaluation import plan_evaluation
 from arctic_operator.plan.inference import plan_inference
 from arctic_operator.plan.leftovers import leftovers
 from arctic_operator.plan.recovery import Fault, track
 from arctic_operator.plan.training import plan_training
 from arctic_operator.settings import Settings
+from arctic_operator.trials import Ablation
+from arctic_operator.visits import Visit, count_write, note_state, visiting
 from arctic_operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -73,11 +81,16 @@ LOOK_EVERY = 1800.0
 LIST_EVERY = 300.0
 """Seconds after which it is listed what is there of all kinds: a watch that was away misses deletions."""
 NEVER = float("-inf")
+SETTLE_SECONDS = 3.0
+"""Longest time that a status waits for what is about to change it again."""
+SEE_TO_EVERY = 5.0
+"""Seconds between two looks at what is not watched while pods wait for it."""
 PROGRESS_EVERY = 10.0
 """Least seconds between two writes of one object's progress."""
 PROGRESS_RATE = 20.0
 """Most writes of progress a second, over all objects."""
 PROGRESS_FIELDS = training_status.PROGRESS_FIELDS | inference_status.PROGRESS_FIELDS
+PROGRESS_FIELDS |= ablation_status.PROGRESS_FIELDS | evaluation_status.PROGRESS_FIELDS
 REFUSALS = (ApiError, OwnedByAnotherError, NotServedError, DamagedPEM)
 
 
@@ -119,6 +132,10 @@ class _Memory:
     uid: str
     looked: float = NEVER
     progress_written: float = NEVER
+    held: float | None = None
+    """Since when news waits for what follows it."""
+    seen_to: float = NEVER
+    """When what is not watched was seen to."""
     followed: set[str] = field(default_factory=set)
     shapes: dict[str, object] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
@@ -147,6 +164,10 @@ class Reconciler:
         self._memory: dict[Key, _Memory] = {}
         self._bucket = Bucket(PROGRESS_RATE)
 
+    def waiting(self, key: Key) -> int | None:
+        """Return how many requests wait in a service's gateway; None where it is not asked, or does not answer."""
+        return self._gateways.waiting(key)
+
     async def run(self) -> None:
         """Reconcile until cancelled, all objects first: what happened before is not known."""
         self._memory.clear()
@@ -159,6 +180,7 @@ class Reconciler:
                 for number in range(WORKERS):
                     workers.create_task(self._work(), name=f"reconciler {number}")
                 workers.create_task(self._miss_nothing(), name="listing")
+                workers.create_task(self._events.run(), name="telling events")
         finally:
             self._commands.close()
             # Whatever becomes of old streams must not keep this operator from leading again.
@@ -191,23 +213,32 @@ class Reconciler:
             key = await self._queue.get()
             started = time.monotonic()
             try:
-                result = await self._attempt(key)
+                with about(*key):
+                    result = await self._attempt(key)
             finally:
                 self._queue.done(key)
-            QUEUE_DEPTH.set(len(self._queue))
             RECONCILE.labels(key.kind, result).inc()
             RECONCILE_SECONDS.labels(key.kind).observe(time.monotonic() - started)
 
     async def _attempt(self, key: Key) -> str:
         """Reconcile one object and say when it comes again."""
+        with visiting() as visit:
+            result = await self._visit(key, visit)
+        if memory := self._memory.get(key):
+            visit.tell(key, memory.uid)
+        return result
+
+    async def _visit(self, key: Key, visit: Visit) -> str:
         try:
             async with asyncio.timeout(RECONCILE_SECONDS_LIMIT):
                 again = await self._reconcile(key)
         except REFUSALS as error:
+            visit.failure = str(error)
             seconds = self._queue.retry(key)
             level = logging.DEBUG if is_expected(error) else logging.WARNING
             log.log(level, "%s %s/%s: %s (again in %.1f s)", *key, error, seconds)
-        except Exception:
+        except Exception as error:
+            visit.failure = f"{type(error).__name__}: {error}"
             self._queue.retry(key)
             log.exception("%s %s/%s could not be reconciled", *key)
         else:
@@ -238,13 +269,19 @@ class Reconciler:
         if subject is None or subject.deleting:
             self._forget(key, memory)
             return None
-        failure = await self._carry_out(key, subject, plan, read=memory.looked != looked, new=new)
+        # Secrets and ConfigMaps are not watched: they are seen to after a live read, and while pods wait for them.
+        unseen = memory.seen_to + SEE_TO_EVERY - time.monotonic()
+        starting = self.observer.has_starting_pods(subject.identity.uid)
+        look = memory.looked != looked or (starting and unseen <= 0)
+        if look or new:
+            memory.seen_to = time.monotonic()
+        failure = await self._carry_out(key, subject, plan, look=look, new=new)
         waits = await self._write_status(key, subject, plan, memory, failure)
         self._note_recovery(key, subject, plan, memory)
         await self._ask(key, plan, memory)
         if failure:
             raise failure
-        return sooner(plan.requeue_after, waits)
+        return sooner(plan.requeue_after, waits, unseen if starting and not look else None)
 
     async def _newest_plan(self, key: Key, subject: Subject, memory: _Memory, *, new: bool) -> Plan:
         """Plan on what the watches have shown; on a live read if it is time for one, or if the plan asks for it."""
@@ -280,7 +317,7 @@ class Reconciler:
         deletes, adopts = leftovers(owner, self._cache.children_of_others(key, owner.uid))
         for delete in deletes:
             log.info("%s %s/%s: %s %s is an earlier object's, and goes", *key, delete.kind, delete.name)
-            CHILD_WRITES.labels("delete").inc()
+            count_write("delete")
             await self._cluster.delete(delete)
         for adopt in adopts:
             await self._cluster.adopt(adopt)
@@ -317,21 +354,23 @@ class Reconciler:
             plan = plan_inference(subject, services, self._settings, now, memory.remembered)
             memory.remembered = plan.remembered
             return plan
-        if isinstance(subject.status, ArcticTrainingStatus):
-            return Plan(status=training_status.invalid_status(subject.status, subject.message, subject.generation, now))
-        return Plan(status=inference_status.invalid_status(subject.status, subject.message, subject.generation, now))
+        if isinstance(subject, Ablation):
+            return plan_ablation(subject, self.observer.ablation_seen(subject), now)
+        if isinstance(subject, Evaluation):
+            evaluated = self.observer.evaluation_seen(subject, self._followers.latest((key, "")), refusals)
+            return plan_evaluation(subject, evaluated, self._settings, now)
+        return Plan(status=_invalid_status(subject, now))
 
-    async def _carry_out(self, key: Key, subject: Subject, plan: Plan, *, read: bool, new: bool) -> Exception | None:
+    async def _carry_out(self, key: Key, subject: Subject, plan: Plan, *, look: bool, new: bool) -> Exception | None:
         """Do what is planned, in order, up to the first refusal, which is returned: the status will tell of it.
 
-        Secrets and ConfigMaps are not watched: they are seen to after a live read, and while pods wait for them.
+        With `look` also what is not watched is seen to.
         """
         identity = subject.identity
-        look = read or self.observer.has_starting_pods(identity.uid)
         if look:
             self.observer.forget_unwatched(identity.uid)
         try:
-            if plan.create or plan.apply or plan.follow:
+            if not isinstance(subject, Ablation) and (plan.create or plan.apply or plan.follow):
                 login = isinstance(subject, Inference) and needs_login(subject.spec)
                 await self._keys.ensure(identity, look=look, login=login, new=new)
             for manifest in plan.apply:
@@ -341,7 +380,7 @@ class Reconciler:
             for mark in plan.mark:
                 self._keep(await self._cluster.mark(mark), "mark")
             for delete in plan.delete:
-                CHILD_WRITES.labels("delete").inc()
+                count_write("delete")
                 await self._cluster.delete(delete)
             await self._follow(key, identity, plan.follow)
             self._gateways.ask(key, plan.ask_gateways)
@@ -364,11 +403,13 @@ class Reconciler:
             raise OwnedByAnotherError(f"{manifest['kind']} {metadata['name']} is there already and was not seen")
         self._keep(created, "create")
 
-    def _keep(self, answer: Manifest | None, action: str) -> None:
+    def _keep(self, answer: Manifest | None, action: Literal["apply", "create", "mark"]) -> None:
         """Count what was written, and know it before the watch shows it."""
         if answer is not None:
-            CHILD_WRITES.labels(action).inc()
+            count_write(action, answer)
             self._cache.put(answer)
+            if answer["kind"] in CUSTOM_KINDS and (key := key_of(answer)):
+                self._queue.add(key)  # its watch shows nothing new
 
     async def _follow(self, key: Key, identity: Identity, follow: tuple[Follow, ...]) -> None:
         memory = self._memory[key]
@@ -419,38 +460,67 @@ class Reconciler:
     async def _write_status(
         self, key: Key, subject: Subject, plan: Plan, memory: _Memory, failure: Exception | None
     ) -> float | None:
-        """Write the status if it is news, then tell the events; return the seconds that mere progress has to wait."""
+        """Write the status if it is news, then tell the events; return the seconds that it waits."""
         if plan.status is None:
             return None
         status = with_failure(plan.status, failure, subject, self._cluster.clock.now()) if failure else plan.status
         manifest = self._cache.custom(key)
         change = difference((manifest or {}).get("status") or {}, status)
         if not change:
+            memory.held = None
             return None
-        if change <= PROGRESS_FIELDS:
-            left = memory.progress_written + PROGRESS_EVERY - time.monotonic()
-            if left > 0 or not self._bucket.take():
-                return max(left, 1.0)
-        memory.progress_written = time.monotonic()
+        left = self._waits(change, memory, settling=plan.settling and failure is None)
+        if left is not None:
+            return left
         try:
-            self._cache.put(await self._cluster.apply_status(subject.identity, status))
+            metadata = await self._cluster.apply_status(subject.identity, status)
         except ApiError as error:
             if error.code in (404, 409):
                 return None
             raise
         STATUS_WRITES.labels(key.kind).inc()
+        note_state("" if change <= PROGRESS_FIELDS else str(status.get("state", "")))
+        if manifest and manifest["metadata"].get("generation") == metadata.get("generation"):
+            # Of an edit that no watch has shown yet, the specification would be the old one.
+            self._cache.put(manifest | {"metadata": metadata, "status": status})
+            if owner := owner_of(manifest):
+                self._queue.add(owner)  # whose it is: the watch of that shows nothing new
+            if key.kind == TRAINING_KIND and "export" in change:
+                for other in self.observer.waiting_for(key):
+                    self._queue.add(other)
+        self._tell(subject, status)
+        return None
+
+    def _waits(self, change: set[str], memory: _Memory, *, settling: bool) -> float | None:
+        """Return the seconds that a change of a status has to wait, None if it is to be written now."""
+        now = time.monotonic()
+        if settling:
+            memory.held = memory.held or now
+            left = memory.held + SETTLE_SECONDS - now
+            if left > 0:
+                return left
+        memory.held = None
+        if change <= PROGRESS_FIELDS:
+            left = memory.progress_written + PROGRESS_EVERY - now
+            if left > 0 or not self._bucket.take():
+                return max(left, 1.0)
+        memory.progress_written = now
+        return None
+
+    def _tell(self, subject: Subject, status: Manifest) -> None:
+        """Tell the events of a status that was written."""
         now = self._cluster.clock.now()
         events = events_between(subject.status.conditions, map(Condition.model_validate, status["conditions"]))
         if isinstance(subject, Inference):
             events += inference_status.scaling_events(subject.status, status)
+            events += drain_events(subject.status, status)
             _count_decisions(subject, status)
         for event in events:
-            await self._events.tell(subject.identity, event, now)
-        return None
+            self._events.tell(subject.identity, event, now)
 
     def _note_recovery(self, key: Key, subject: Subject, plan: Plan, memory: _Memory) -> None:
         """Measure how long what broke takes to be whole again."""
-        if isinstance(subject, Invalid) or memory.seen is None or plan.status is None:
+        if isinstance(subject, Invalid | Ablation | Evaluation) or memory.seen is None or plan.status is None:
             return
         memory.fault, over = track(memory.fault, subject, memory.seen, plan.status, self._cluster.clock.now())
         if over is not None:
@@ -479,6 +549,18 @@ class Reconciler:
             self._queue.add_after(key, PROGRESS_EVERY)
 
 
+def _invalid_status(invalid: Invalid, now: datetime) -> Manifest:
+    """Return the status of an object whose specification can't be carried out."""
+    status, told = invalid.status, (invalid.message, invalid.generation, now)
+    if isinstance(status, ArcticAblationStatus):
+        return ablation_status.invalid_status(status, *told)
+    if isinstance(status, ArcticEvaluationStatus):
+        return evaluation_status.invalid_status(status, *told)
+    if isinstance(status, ArcticTrainingStatus):
+        return training_status.invalid_status(status, *told)
+    return inference_status.invalid_status(status, *told)
+
+
 def _count_decisions(inference: Inference, status: Manifest) -> None:
     """Count what autoscaling and the analysis of a canary have decided."""
     known, told = inference.status.canary, status.get("canary")
@@ -498,6 +580,8 @@ def _shape(live: Live | None) -> object:
         return None
     if isinstance(seen, TrainingObservation):
         return (live.connected, seen.phase, seen.stage, seen.epoch, seen.step > 0, seen.stop_after)
+    if isinstance(seen, EvaluationObservation):
+        return (live.connected, seen.phase, tuple((suite.name, suite.state) for suite in seen.suites))
     return (live.connected, seen.phase, seen.ready, seen.draining, seen.draining and seen.running + seen.waiting == 0)
 
 
@@ -530,7 +614,14 @@ def _ordered(value: Any) -> Any:
 
 
 def with_failure(status: Manifest, failure: Exception, subject: Subject, now: datetime) -> Manifest:
-    """Return a status that tells why an object can't be planned or a child can't be made."""
+    """Return a status that tells why an object can't be planned or a child can't be made.
+
+    An attempt that was to be made, and may not have been, is not told of.
+    """
+    if isinstance(subject, Training):
+        known = subject.status.attempt
+        status = {name: value for name, value in status.items() if name != "attempt"}
+        status |= {} if known is None else {"attempt": known}
     if isinstance(failure, ApiError) and (is_passing(failure) or is_expected(failure)):
         return status
     conditions = Conditions(subject.status.conditions, subject.generation, now)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from arctic_api.common import ClaimVolume, Duration, KeyValue, Resources, parse_duration
 from arctic_api.engine_options import EngineName
+from arctic_api.log_format import LogFormat
 
 PREFIX = "ARCTIC_"
 
@@ -83,6 +84,10 @@ class Settings(BaseModel):
     """Name of the operator's own Deployment, which what it keeps for itself goes with; empty if there is none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level of the log."""
+    log_format: LogFormat = "text"
+    """What a line of the log is, of the operator and of all workers."""
+    tracing_endpoint: Annotated[str, Field(pattern=r"^(https?://[^\s/?#]+/?)?$")] = ""
+    """OTLP/HTTP receiver that the operator and all workers send traces to, without a path; empty for none."""
     lease_name: Annotated[str, Field(min_length=1)] = "arctic-operator"
     """Name of the Lease."""
     lease_duration: Duration = "4s"

@@ -54,6 +54,12 @@ seccompProfile: {type: RuntimeDefault}
 {{- if or (eq .Values.inference.groups "LeaderWorkerSet") (.Capabilities.APIVersions.Has "leaderworkerset.x-k8s.io/v1") }}true{{ end }}
 {{- end }}
 
+{{/* Port of a URL. */}}
+{{- define "arctic.port" -}}
+{{- $url := urlParse . }}
+{{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) }}
+{{- end }}
+
 {{/* Whether Prometheus' kinds are served and wanted. */}}
 {{- define "arctic.monitoring" -}}
 {{- if and .Values.monitoring.enabled (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1") }}true{{ end }}

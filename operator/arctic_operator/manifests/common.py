@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from arctic_api import API_VERSION
+from arctic_api.common import MAX_OBJECT_NAME
 from arctic_api.world import Label, Routing, uid5
 from arctic_operator.observed import POD_INDEX_LABEL, Identity
 
@@ -55,11 +56,6 @@ def group_name(identity: Identity, revision: str, index: int) -> str:
     return identity.name[: MAX_GROUP_NAME - len(suffix)].rstrip("-") + suffix
 
 
-def group_index(name: str) -> int:
-    """Return the number of a group from its name."""
-    return int(name.rpartition("-g")[2])
-
-
 def tls_name(identity: Identity) -> str:
     """Return the name of the Secret with the workers' certificate."""
     return f"{base_name(identity)}-tls"
@@ -68,6 +64,17 @@ def tls_name(identity: Identity) -> str:
 def login_name(identity: Identity) -> str:
     """Return the name of the Secret with the key by which the pods of a group log in to each other."""
     return f"{base_name(identity)}-login"
+
+
+def best_name(identity: Identity) -> str:
+    """Return the name of the ConfigMap with the manifest that an ablation has found."""
+    return f"{base_name(identity)}-best"
+
+
+def stage_evaluation_name(identity: Identity, number: int) -> str:
+    """Return the name of the evaluation of a training's stage, by its number from 1; long names are cut."""
+    suffix = f"-{uid5(identity.uid)}-s{number}"
+    return identity.name[: MAX_OBJECT_NAME - len(suffix)].rstrip("-") + suffix
 
 
 def leaders_name(identity: Identity) -> str:

@@ -48,6 +48,8 @@ MAX_BODY_BYTES = 32 << 20
 GRACE_SECONDS = 5
 """From being told to stop to closing the listener: what the cluster needs to stop sending connections here."""
 MARGIN_SECONDS = 5
+BEGIN_SECONDS = 5
+"""What one that has just begun gets to find a leader before it is ready without any."""
 MIN_SLOTS = 16
 
 _ERRORS = {
@@ -96,6 +98,8 @@ class GatewayShape(NamedTuple):
     """Whether pages may ask, whose browsers ask first, without a key, whether they may (CORS)."""
     hold_seconds: int = 0
     """Longest wait of a request while there is no leader; none waits if it is 0."""
+    hold_requests: int = 0
+    """Most requests that wait so."""
 
 
 def leader_slots(most_groups: int) -> int:
@@ -113,6 +117,7 @@ global
     setenv ARCTIC_CANARY {CONFIG_FOLDER}/{CANARY_FILE}
     setenv ARCTIC_HOLD {CONFIG_FOLDER}/{HOLD_FILE}
     setenv ARCTIC_HOLD_SECONDS {shape.hold_seconds}
+    setenv ARCTIC_BEGIN_SECONDS {BEGIN_SECONDS}
     lua-load {CONFIG_FOLDER}/{LUA_FILE}
     # Fixed, since HAProxy otherwise sizes itself by the node's processors and its limit of open files.
     maxconn 4096
@@ -171,6 +176,8 @@ frontend api
     bind :{HTTP_PORT}
     monitor-uri /healthz
     monitor fail if {{ stopping }}
+    # One that has just begun knows no leader yet: others of its kind do, and should be asked.
+    monitor fail if {{ nbsrv(leaders) eq 0 }} {{ nbsrv(canary) eq 0 }} {{ lua.begins -m bool }}
     http-request return {_answer(411, _LENGTH_REQUIRED)} if {{ req.hdr(transfer-encoding) -m found }}
     http-request deny deny_status 413 if {{ req.hdr_val(content-length) gt {MAX_BODY_BYTES} }}
     # A leader gets a request once it is here, so that slow senders fill no queue: the whole of it up to
@@ -193,12 +200,14 @@ frontend observability
 
 def _backend(name: str, server: str, host: str, shape: GatewayShape) -> str:
     held = " !{ var(txn.held) -m found }" if shape.hold_seconds else ""
+    most_waiting = max(shape.requests_per_leader, shape.hold_requests)
     return f"""
 backend {name}
     # Here, not in the frontend, so that the backend's metrics count them.
     http-request return {_answer(503, _UNREADY)} if {{ nbsrv eq 0 }}
-    # As many may wait as run: more would only wait until `timeout queue`.
-    http-request return {_answer(429, _QUEUE_FULL)} if {{ avg_queue ge {shape.requests_per_leader} }}{held}
+    # As many may wait as run: more would only wait until `timeout queue`. Where requests were held for a leader, they
+    # are its queue now, and nobody is refused for that.
+    http-request return {_answer(429, _QUEUE_FULL)} if {{ avg_queue ge {most_waiting} }}{held}
     balance leastconn
     option httpchk GET /readyz
     http-check expect status 200
@@ -322,8 +331,12 @@ def gateway_children(
 
 def held_at_once(spec: ArcticInferenceSpec) -> int:
     """Return how many requests may wait in one of the gateway's pods while there is no leader."""
+    return 0 if spec.suspend else _hold_requests(spec)
+
+
+def _hold_requests(spec: ArcticInferenceSpec) -> int:
     scaling = spec.autoscaling
-    if scaling is None or scaling.scale_to_zero_after is None or spec.suspend:
+    if scaling is None or scaling.scale_to_zero_after is None:
         return 0
     return math.ceil(scaling.hold.requests / REPLICAS)
 
@@ -347,6 +360,7 @@ def _shape(identity: Identity, spec: ArcticInferenceSpec, settings: Settings) ->
         locked=spec.service.auth is not None,
         browsers=bool(spec.service.cors),
         hold_seconds=hold,
+        hold_requests=_hold_requests(spec),
     )
 
 

@@ -1,5 +1,5 @@
-"""What HAProxy can't say in its configuration: who has a key, which requests a canary gets, and which ones wait for a
-service that is scaled to zero.
+"""What HAProxy can't say in its configuration: who has a key, which requests a canary gets, which ones wait for a
+service that is scaled to zero, and whether it has only just begun.
 
 Files that may change are read anew each second,
 so nothing restarts, and no open request is touched, when they do.
@@ -14,6 +14,7 @@ local canary_path = os.getenv("ARCTIC_CANARY")
 -- The file with the number of requests that may wait while there is no leader, and the seconds that each may.
 local hold_path = os.getenv("ARCTIC_HOLD")
 local hold_seconds = tonumber(os.getenv("ARCTIC_HOLD_SECONDS"))
+local began, begin_seconds = os.time(), tonumber(os.getenv("ARCTIC_BEGIN_SECONDS"))
 local accepted, share, most_held = {}, 0, 0
 -- By each request that waits, when it will have looked for a leader again: one whose client has gone never does.
 local held, latest_id = {}, 0
@@ -109,6 +110,7 @@ core.register_task(function()
     end
 end)
 core.register_fetches("to_canary", function() return math.random() * 100 < share end)
+core.register_fetches("begins", function() return os.time() - began < begin_seconds end)
 core.register_fetches("has_key", function(txn)
     local digest = txn:get_var("txn.key_digest")
     return digest ~= nil and is_known(digest)

@@ -18,7 +18,7 @@ from arctic_operator.manifests.common import (
     login_name,
     object_labels,
 )
-from arctic_operator.manifests.nim import SIDECAR_RESOURCES, nim_template
+from arctic_operator.manifests.nim import NOT_THE_WORKERS, SIDECAR_RESOURCES, nim_template
 from arctic_operator.manifests.worker import network_policy, worker_template
 from arctic_operator.observed import (
     GENERATION_ANNOTATION,
@@ -123,7 +123,7 @@ def _template(
     )
     control = {"control": ports.control, "metrics": ports.metrics}
     if spec.engine.name == "nim":
-        pod_alone = spec.template and spec.template.model_copy(update={"environment": None, "volumes": None})
+        pod_alone = spec.template and spec.template.model_copy(update=NOT_THE_WORKERS)
         resources = SIDECAR_RESOURCES
         worker = build(ports=control, image=None, claims=(), resources=resources, template=pod_alone)
         return nim_template(worker, group, spec, settings)

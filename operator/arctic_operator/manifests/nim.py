@@ -16,7 +16,7 @@ from arctic_api.common import ClaimVolume, Resources
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_api.world import InferenceGroup
 from arctic_operator.manifests.common import CONTAINER_SECURITY, Manifest
-from arctic_operator.manifests.worker import claim_mount, claim_volume
+from arctic_operator.manifests.worker import claim_mount, claim_volume, container_resources, pod_devices
 from arctic_operator.settings import Settings
 
 CONTAINER = "nim"
@@ -26,6 +26,8 @@ NGC_API_KEY = "NGC_API_KEY"
 SIDECAR_RESOURCES = Resources.model_validate(
     {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}}
 )
+NOT_THE_WORKERS = {"environment": None, "volumes": None, "device_claims": None}
+"""What of a template is the NIM's, and not of the worker beside it."""
 STARTUP_SECONDS = 5
 STARTUP_FAILURES = 6 * 3600 // STARTUP_SECONDS
 """NVIDIA's chart gives half an hour, which the download of a large model exceeds: `startDeadline` tells of that."""
@@ -52,6 +54,7 @@ def nim_template(worker: Manifest, group: InferenceGroup, spec: ArcticInferenceS
             "initContainers": [sidecar | {"restartPolicy": "Always"}],
             "containers": [_container(group, spec, claims, settings)],
             "volumes": [*pod["volumes"], *volumes],
+            **pod_devices(spec.template),
         }
     }
 
@@ -76,7 +79,7 @@ def _container(
         "imagePullPolicy": settings.image_pull_policy,
         "env": _environment(group, spec),
         "ports": [{"name": "http", "containerPort": ports.http}],
-        "resources": (spec.resources or settings.worker_resources or Resources()).wire(),
+        "resources": container_resources(spec.resources or settings.worker_resources, spec.template),
         # Restricted, but for the root file system: the container writes into its own folders.
         "securityContext": CONTAINER_SECURITY
         | {"readOnlyRootFilesystem": False, "runAsUser": USER, "runAsGroup": USER},

@@ -1,6 +1,7 @@
 """The children of one training attempt: an Indexed Job, its headless Service and its NetworkPolicy."""
 
 import math
+from collections.abc import Sequence
 
 from arctic_api.common import BaseWeights, ClaimVolume, parse_duration
 from arctic_api.world import STORE_FOLDER, Label, Ports, TrainingWorld, run_folder
@@ -98,11 +99,16 @@ def attempt_job(
 def _claims(training: Training, base: BaseWeights | None) -> tuple[list[ClaimVolume], str | None]:
     """Return the claims to mount, and the folder of the weights to start from."""
     volume = training.spec.checkpoint.volume
-    store = volume.claim_name if volume else None
-    claims = [ClaimVolume(claim_name=store, mount_path=STORE_FOLDER, read_only=False)] if store else []
+    stores = [ClaimVolume(claim_name=volume.claim_name, mount_path=STORE_FOLDER, read_only=False)] if volume else []
+    return weights_claims(stores, base)
+
+
+def weights_claims(stores: Sequence[ClaimVolume], base: BaseWeights | None) -> tuple[list[ClaimVolume], str | None]:
+    """Return the claims to mount besides the store, if there is one, and the folder of a training's weights."""
+    claims = list(stores)
     if base is None:
         return claims, None
-    if base.claim_name in (None, store):
+    if base.claim_name in (None, *(claim.claim_name for claim in stores)):
         return claims, base.folder
     claims.append(ClaimVolume(claim_name=str(base.claim_name), mount_path=BASE_FOLDER))
     return claims, base.folder.replace(STORE_FOLDER, BASE_FOLDER, 1)

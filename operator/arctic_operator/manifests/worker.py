@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arctic_api.common import Affinity, ClaimVolume, Resources, WorkerTemplate
+from arctic_api.common import ClaimVolume, Resources, WorkerTemplate
 from arctic_api.engine_options import EngineName
-from arctic_api.world import NODE_RANK_VARIABLE, TLS_FOLDER, WORLD_VARIABLE, InferenceGroup, Ports, TrainingWorld
+from arctic_api.log_format import LOG_FORMAT_VARIABLE
+from arctic_api.world import NODE_RANK_VARIABLE, TLS_FOLDER, TRACES_VARIABLE, WORLD_VARIABLE, Ports, World
 from arctic_operator.manifests.common import (
     CONTAINER_SECURITY,
     OPERATOR_LABELS,
@@ -20,6 +21,10 @@ from arctic_operator.settings import EngineDefaults, Settings
 HOME = "/home/arctic"
 TEMPORARY = "/tmp"  # noqa: S108  the container's own
 HOSTNAME_TOPOLOGY = "kubernetes.io/hostname"
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+HEAVIEST = 100
+"""Weight of the narrowest domain; no weight may be more."""
 
 
 def worker_template(
@@ -28,7 +33,7 @@ def worker_template(
     *,
     module: str,
     engine: EngineName | None = None,
-    world: TrainingWorld | InferenceGroup,
+    world: World,
     rank_field: str,
     labels: Mapping[str, str],
     selector: Mapping[str, str],
@@ -58,6 +63,8 @@ def worker_template(
     environment = {
         "HOME": HOME,
         "TMPDIR": TEMPORARY,
+        LOG_FORMAT_VARIABLE: settings.log_format,
+        **({TRACES_VARIABLE: settings.tracing_endpoint} if settings.tracing_endpoint else {}),
         "TRITON_CACHE_DIR": f"{HOME}/.triton",
         "TORCH_EXTENSIONS_DIR": f"{HOME}/.torch_extensions",
         **{item.name: item.value for item in settings.worker_environment},
@@ -74,7 +81,7 @@ def worker_template(
             {"name": NODE_RANK_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": rank_field}}},
         ],
         "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
-        "resources": (resources or settings.worker_resources or Resources()).wire(),
+        "resources": container_resources(resources or settings.worker_resources, template),
         "securityContext": CONTAINER_SECURITY,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
@@ -96,11 +103,12 @@ def worker_template(
             "enableServiceLinks": False,
             "securityContext": POD_SECURITY,
             "terminationGracePeriodSeconds": grace_seconds,
-            "affinity": _one_a_node(template.affinity or Affinity(), selector),
+            "affinity": _affinity(template, selector),
             "nodeSelector": dict(template.node_selector or {}),
             "tolerations": [toleration.wire() for toleration in template.tolerations or ()],
             "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
             **({"priorityClassName": priority_class} if priority_class else {}),
+            **pod_devices(template),
             "containers": [container],
             "volumes": [
                 *(
@@ -115,6 +123,21 @@ def worker_template(
             **spec,
         },
     }
+
+
+def container_resources(resources: Resources | None, template: WorkerTemplate | None) -> Manifest:
+    """Return what a container gets, with the devices that its pod claims."""
+    claims = [{"name": claim.name} for claim in (template and template.device_claims) or ()]
+    return (resources or Resources()).wire() | ({"claims": claims} if claims else {})
+
+
+def pod_devices(template: WorkerTemplate | None) -> Manifest:
+    """Return the part of a pod's specification that claims devices."""
+    claims = [
+        {"name": claim.name, "resourceClaimTemplateName": claim.template_name}
+        for claim in (template and template.device_claims) or ()
+    ]
+    return {"resourceClaims": claims} if claims else {}
 
 
 def claim_mount(name: str, claim: ClaimVolume) -> Manifest:
@@ -138,14 +161,25 @@ def _probes(ports: Ports) -> Manifest:
     }
 
 
-def _one_a_node(affinity: Affinity, selector: Mapping[str, str]) -> Manifest:
-    """Add to a manifest's own affinity that no node takes two pods of one world."""
-    merged = affinity.wire()
+def _affinity(template: WorkerTemplate, selector: Mapping[str, str]) -> Manifest:
+    """Add to a manifest's own affinity that no node takes two pods of one world, and what they are to share."""
+    merged = template.affinity.wire() if template.affinity else {}
     anti = merged.setdefault("podAntiAffinity", {})
-    required = "requiredDuringSchedulingIgnoredDuringExecution"
-    term = {"labelSelector": {"matchLabels": dict(selector)}, "topologyKey": HOSTNAME_TOPOLOGY}
-    anti[required] = [*anti.get(required, ()), term]
+    anti[REQUIRED] = [*anti.get(REQUIRED, ()), _beside(HOSTNAME_TOPOLOGY, selector)]
+    if template.topology:
+        # A wider domain counts half: what is near in a narrow one is near in the wide ones too.
+        near = [
+            {"weight": max(1, HEAVIEST >> level), "podAffinityTerm": _beside(key, selector)}
+            for level, key in enumerate(template.topology)
+        ]
+        affinity = merged.setdefault("podAffinity", {})
+        affinity[PREFERRED] = [*affinity.get(PREFERRED, ()), *near]
     return merged
+
+
+def _beside(topology: str, selector: Mapping[str, str]) -> Manifest:
+    """Return a term about the nodes that agree in a label with that of a pod of the world."""
+    return {"labelSelector": {"matchLabels": dict(selector)}, "topologyKey": topology}
 
 
 def network_policy(

@@ -106,6 +106,8 @@ class Plan:
     """What a training is told; none of it is waited for."""
     status: dict[str, Any] | None = None
     """The whole status; None leaves it alone."""
+    settling: bool = False
+    """Whether the status may wait a moment for what follows at once, and changes it again."""
     short: tuple[Job | GroupSet, ...] = ()
     """Children that have too few pods for too long: why must be asked for."""
     requeue_after: float | None = None

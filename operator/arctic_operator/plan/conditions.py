@@ -13,10 +13,15 @@ IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName
 CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 UNREACHABLE_AFTER = timedelta(seconds=10)
 """How long a node is NotReady before its worlds are given up: it has been silent for most of a minute by then."""
+UNREACHABLE_AFTER_ALL = timedelta(seconds=60)
+"""The same where all nodes were NotReady at once, from when the first was back: after an outage of the control plane
+kubelets come back one after the other, as each waits up to half a minute between two tries."""
 PODS_AFTER = timedelta(seconds=10)
 """What a Job or StatefulSet gets to make its pods before it is asked why it has not."""
 ENDS = {"Degraded": "Recovered", "Ready": "NotReady", "Available": "NotAvailable", "Suspended": "Resumed"}
 """Conditions whose end is worth an event."""
+UNTOLD = frozenset({"PodsScheduled", "WorkersConnected"})
+"""Steps of a start, which the state tells, and the cluster's own events of each pod: an event of each says no more."""
 LONGEST_MESSAGE = 1024
 REASON_LETTERS = 128
 
@@ -74,19 +79,36 @@ def unreachable(pod: Pod, nodes: Mapping[str, Node] | None, now: datetime) -> bo
     node = nodes.get(pod.node)
     if node is None:
         return True
-    return not node.ready and node.ready_changed is not None and now - node.ready_changed >= UNREACHABLE_AFTER
+    lost = _lost_at(node, nodes)
+    return lost is not None and now >= lost
 
 
-def is_silent(pod: Pod, nodes: Mapping[str, Node] | None) -> bool:
-    """Whether a pod's node is not ready, or is gone, for however short a time."""
-    node = nodes.get(pod.node) if nodes is not None and pod.node else None
-    return nodes is not None and bool(pod.node) and (node is None or not node.ready)
+def _lost_at(node: Node, nodes: Mapping[str, Node]) -> datetime | None:
+    """Return when a silent node counts as lost, None while it does not.
+
+    Where no node is ready it is the control plane that was away, or the network to it, and pods run on: Kubernetes
+    evicts nothing then either.
+    """
+    if node.ready or node.ready_changed is None:
+        return None
+    back = [other.ready_changed for other in nodes.values() if other.ready]
+    if not back:
+        return None
+    since = [moment for moment in back if moment and moment > node.ready_changed]
+    if len(since) == len(back):
+        return min(since) + UNREACHABLE_AFTER_ALL
+    return node.ready_changed + UNREACHABLE_AFTER
 
 
 def until_unreachable(pods: Iterable[Pod], nodes: Mapping[str, Node] | None, now: datetime) -> float | None:
-    """Return the seconds until a pod's node has been NotReady too long; no event will tell."""
-    silent = [node for pod in pods if nodes and (node := nodes.get(pod.node)) and not node.ready and node.ready_changed]
-    left = [(n.ready_changed + UNREACHABLE_AFTER - now).total_seconds() for n in silent if n.ready_changed]
+    """Return the seconds until a pod's node has been NotReady too long; no event will tell.
+
+    Nor will one where no node is ready, if the first that comes back is another's.
+    """
+    if nodes and not any(node.ready for node in nodes.values()):
+        return UNREACHABLE_AFTER.total_seconds()
+    silent = [node for pod in pods if nodes and (node := nodes.get(pod.node))]
+    left = [(lost - now).total_seconds() for node in silent if nodes and (lost := _lost_at(node, nodes))]
     return min((seconds for seconds in left if seconds > 0), default=None)
 
 
@@ -131,7 +153,7 @@ def events_between(before: Iterable[Condition] | None, after: Iterable[Condition
     for condition in after:
         old = known.get(condition.type)
         was_true = old is not None and old.status == "True"
-        if condition.status == "True":
+        if condition.status == "True" and condition.type not in UNTOLD:
             if not (was_true and old and old.reason == condition.reason):
                 kind: Literal["Normal", "Warning"] = "Warning" if condition.type in ("Degraded", "Failed") else "Normal"
                 events.append(Event(kind, condition.reason, condition.message or condition.type))

@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import CORRECTABLE, SUSPENDED, ExitCode, Report
-from arctic_operator.observed import Job, Node, Pod
-from arctic_operator.plan.conditions import is_silent, unreachable
+from arctic_operator.observed import Job, Node, Pod, is_silent
+from arctic_operator.plan.conditions import unreachable
 from arctic_operator.plan.words import OUT_OF_MEMORY, exit_of, failure_of, out_of_memory, report_of
 
-NODE_LOST, POD_LOST = "NodeLost", "PodLost"
+NODE_LOST, POD_LOST, INTERRUPTED = "NodeLost", "PodLost", "Interrupted"
+BY_KUBELET, EVICTED = "TerminationByKubelet", "Evicted"
+TOLD_TO_END = frozenset({ExitCode.INTERRUPTED, 128 + 9, 128 + 15})
+"""Exit codes of workers that somebody has ended: SIGKILL's and SIGTERM's among them."""
+EXPLAINED_WITHIN = timedelta(seconds=3)
+"""A kubelet that evicts a pod says so a moment after the worker's end, with the pod's last phase."""
 LESS_MEMORY = "raise resources.limits.memory, or lower batch.microBatchSize or the stage's sequenceLength"
 CONSEQUENCES = frozenset({"PeerLost", "RankHung"})
 """Reasons of workers whose peer is gone, or does not answer."""
@@ -63,16 +68,28 @@ def judge(
     if job.suspended and not complete and (pods or not job.queue):
         return _taken_back(job, now)
     disturbed = bool(job.failed or complete)
-    causes = [*_disruptions(pods, nodes, now, ignore_deletion=disturbed), *_failures(pods, nodes, now)]
+    disruptions = list(_disruptions(pods, nodes, now, ignore_deletion=disturbed))
+    causes = [*disruptions, *_failures(pods, nodes, now)]
     if complete:
         return _completion(spec, pods, causes, now)
+    if any(is_unexplained(pod, now) for pod in pods):
+        return None
     if causes:
-        return min(causes, key=lambda ending: (ending.time, not ending.counted))
+        first = min(causes, key=lambda ending: (ending.time, not ending.counted))
+        told = (ending for ending in disruptions if ending.reason not in (INTERRUPTED, NODE_LOST, SUSPENDED))
+        return next(told, first) if first.reason == INTERRUPTED else first
     if job.failed and len(pods) < spec.parallelism.nodes:
         return _pod_lost(job.ended or now)
     if job.failed:
         return Ending(job.reason or "JobFailed", job.message or "the Job failed", job.ended or now, counted=True)
     return None
+
+
+def is_unexplained(pod: Pod, now: datetime) -> bool:
+    """Whether somebody has ended a pod, and it may yet be said who: until then its peers' word says nothing either."""
+    asked = pod.exit_code in TOLD_TO_END and pod.exit_reason != OUT_OF_MEMORY
+    asked = asked and not pod.disrupted and pod.delete_requested is None
+    return pod.unexplained and asked and now - (pod.finished or now) < EXPLAINED_WITHIN
 
 
 def _all_done(spec: ArcticTrainingSpec, pods: Sequence[Pod], job: Job) -> bool:
@@ -126,7 +143,9 @@ def _disruptions(
         if pod.disrupted:
             words = pod.disruption_message or pod.failure_message
             told = f"pod {pod.name} was disrupted{f': {words}' if words else ''}"
-            yield Ending(pod.disruption or "Disrupted", told, pod.disrupted)
+            # The kubelet says so last: its worker's end came before, and that of its peers may have.
+            by_kubelet = pod.finished if pod.disruption == BY_KUBELET else None
+            yield Ending(pod.disruption or "Disrupted", told, min(pod.disrupted, by_kubelet or pod.disrupted))
         elif pod.delete_requested and not ignore_deletion:
             yield Ending("PodDeleted", f"pod {pod.name} was deleted", pod.delete_requested)
         if pod.exit_code == ExitCode.INTERRUPTED:
@@ -139,7 +158,9 @@ def _interruption(pod: Pod, now: datetime) -> Ending:
     report = report_of(pod)
     if report and report.reason == SUSPENDED:
         return Ending(SUSPENDED, report.message, pod.finished or now)
-    return Ending("Interrupted", f"pod {pod.name} was interrupted and ended in order", pod.finished or now)
+    if pod.failure == EVICTED and not pod.disrupted:  # it took more than it may, and would again
+        return Ending(pod.failure, failure_of(pod), pod.finished or now, counted=True)
+    return Ending(INTERRUPTED, f"pod {pod.name} was interrupted and ended in order", pod.finished or now)
 
 
 def _node_lost(pod: Pod, nodes: Mapping[str, Node] | None, now: datetime) -> Ending:

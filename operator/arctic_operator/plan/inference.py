@@ -1,13 +1,13 @@
 """What should become of the groups of a service: how many, of which revision, on which nodes, which one goes next."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from arctic_api.common import parse_duration
-from arctic_api.world import ExitCode, Label, Ports, Routing
+from arctic_api.world import GROUP_BROKEN, ExitCode, Label, Ports, Routing, group_index
 from arctic_operator.live import InferenceObservation
-from arctic_operator.manifests.common import group_index, group_name, revision_of
+from arctic_operator.manifests.common import group_name, revision_of
 from arctic_operator.manifests.gateway import gateway_children, held_at_once
 from arctic_operator.manifests.inference import group_services, group_set
 from arctic_operator.observed import (
@@ -18,17 +18,21 @@ from arctic_operator.observed import (
     GroupSet,
     Inference,
     InferenceSeen,
+    Node,
     Pod,
     Trouble,
     format_time,
+    is_silent,
 )
 from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, Remembered, sooner
 from arctic_operator.plan.autoscaling import measured, scale
 from arctic_operator.plan.canary import Canary, canary_of, unless_refused
 from arctic_operator.plan.canary_analysis import analyse
 from arctic_operator.plan.conditions import PODS_AFTER, lacks_pods, unreachable, until_unreachable, waiting_for
+from arctic_operator.plan.drain_request import drain_request, leaver
 from arctic_operator.plan.inference_history import Target, forgotten, records, target_of
 from arctic_operator.plan.inference_status import WAITING, inference_status
+from arctic_operator.plan.words import report_of
 from arctic_operator.settings import Settings
 
 SETTLE = timedelta(seconds=10)
@@ -51,9 +55,9 @@ class Group:
     set: GroupSet
     pods: tuple[Pod, ...]
     fresh: bool
-    """Of the wanted revision, on nodes that may keep it."""
-    cordoned: bool
-    """With a pod on a node that is to be emptied."""
+    """Of the wanted revision, and not one that leaves."""
+    leaves: bool
+    """With a pod on a node that is to be emptied, or asked by name to go."""
     lost: bool
     """With a pod on a node that is gone."""
     ready_since: datetime | None
@@ -84,15 +88,15 @@ def _stamps(target: Target, seen: InferenceSeen) -> Iterable[Mark]:
             yield Mark(group.kind, inference.identity.namespace, group.name, group.uid, annotations=wanted)
 
 
-def groups_of(seen: InferenceSeen, revision: str, now: datetime) -> list[Group]:
-    """Return the groups that exist and are not being deleted, oldest first."""
+def groups_of(seen: InferenceSeen, revision: str, asked: str | None, now: datetime) -> list[Group]:
+    """Return the groups that exist and are not being deleted, oldest first; `asked` is the uid of one that is to go."""
     nodes = seen.nodes or {}
     groups = []
     for held in seen.groups:
         if held.deleting:
             continue
         pods = tuple(pod for pod in seen.pods if pod.group == held.name)
-        cordoned = any(pod.node in nodes and nodes[pod.node].unschedulable for pod in pods)
+        leaves = held.uid == asked or any(pod.node in nodes and nodes[pod.node].unschedulable for pod in pods)
         ready = [pod.ready_since for pod in pods if pod.ready_since and pod.delete_requested is None]
         whole = len(ready) == len(pods) == held.size
         groups.append(
@@ -101,13 +105,26 @@ def groups_of(seen: InferenceSeen, revision: str, now: datetime) -> list[Group]:
                 index=group_index(held.name),
                 set=held,
                 pods=pods,
-                fresh=held.revision == revision and not cordoned,
-                cordoned=cordoned,
-                lost=any(unreachable(pod, seen.nodes, now) for pod in pods),
+                fresh=held.revision == revision and not leaves,
+                leaves=leaves,
+                lost=_is_lost(pods, seen.nodes, now),
                 ready_since=max(ready) if whole else None,
             )
         )
     return sorted(groups, key=lambda group: group.index)
+
+
+def _is_lost(pods: Sequence[Pod], nodes: Mapping[str, Node] | None, now: datetime) -> bool:
+    """Whether nothing is known any more about a pod of a group; at the first silence if others say that it is gone."""
+    if any(unreachable(pod, nodes, now) for pod in pods):
+        return True
+    heard = [pod for pod in pods if not is_silent(pod, nodes)]
+    return len(heard) < len(pods) and any(map(_has_lost_a_peer, heard))
+
+
+def _has_lost_a_peer(pod: Pod) -> bool:
+    report = report_of(pod)
+    return pod.ready_since is None and report is not None and report.reason == GROUP_BROKEN
 
 
 @dataclass(frozen=True)
@@ -130,16 +147,14 @@ def next_moves(
     """Return the next step from the groups that are to `desired` fresh ones.
 
     Never more than `desired + surge` groups hold nodes, and never fewer than `desired - unavailable` serve because of
-    this step. What does not serve goes first; what has begun to drain does not come back.
+    this step. What does not serve goes first; what has begun to drain does not come back. While paused only what leaves
+    is replaced.
     """
     lost = [group for group in groups if group.lost]
     kept = [group for group in groups if not group.lost and not group.draining]
     draining = [group for group in groups if not group.lost and group.draining]
-    fresh = [group for group in kept if group.fresh]
-    if paused and desired:
-        missing = max(0, desired - len(kept))
-    else:
-        missing = max(0, min(desired - len(fresh), desired + surge - len(kept) - len(draining)))
+    staying = [group for group in kept if (not group.leaves if paused else group.fresh)]
+    missing = max(0, min(desired - len(staying), desired + surge - len(kept) - len(draining)))
     surplus = _surplus(kept, desired, paused=paused)
     serving = sum(group.settled(now) for group in kept)
     may_stop = serving - max(0, desired - unavailable) if desired else len(kept)
@@ -164,13 +179,16 @@ def canary_moves(
     lost = [group for group in groups if group.lost]
     kept = [group for group in groups if not group.lost and not group.draining]
     newest = [group for group in kept if group.fresh]
-    old = [group for group in kept if group.set.revision == stable and not group.cordoned]
+    old = [group for group in kept if group.set.revision == stable and not group.leaves]
     others = [group for group in kept if group not in newest and group not in old]
+    leaving = [group for group in others if group.leaves]
     room = most - (len(groups) - len(lost))
     # The stable revision comes first, as it carries the service.
     restore = max(0, min(wanted[1] - len(old), room))
-    create = 0 if paused else max(0, min(wanted[0] - len(newest), room - restore))
-    surplus = [] if paused else [*others, *_beyond(old, wanted[1]), *_beyond(newest, wanted[0])]
+    create = max(0, min(wanted[0] - len(newest), room - restore))
+    if paused:
+        create = min(create, sum(group.set.revision != stable for group in leaving))
+    surplus = leaving if paused else [*others, *_beyond(old, wanted[1]), *_beyond(newest, wanted[0])]
     may_stop = sum(group.settled(now) for group in kept) - least
     drain, remove = _leaving(surplus, may_stop)
     return Moves(create, restore, drain, (*lost, *remove))
@@ -195,11 +213,11 @@ def _routing(group: Group) -> str:
 
 def _surplus(kept: Sequence[Group], desired: int, *, paused: bool) -> list[Group]:
     """Return the groups that should go, in the order in which they should."""
-    stale = sorted((g for g in kept if not g.fresh), key=lambda g: (g.ready_since is not None, g.index))
-    fresh = sorted((g for g in kept if g.fresh), key=lambda g: (g.ready_since is not None, -g.index))
-    extra = max(0, len(kept) - desired) if paused else None
-    if extra is not None:
-        return [*stale, *fresh][:extra]
+    leaving = [group for group in kept if group.leaves]
+    stale = sorted((g for g in kept if not g.fresh), key=lambda g: (not g.leaves, g.ready_since is not None, g.index))
+    fresh = _beyond([group for group in kept if group.fresh], 0)
+    if paused:
+        return [*stale, *fresh][: max(len(leaving), len(kept) - desired)]
     return [*stale, *fresh[: max(0, len(fresh) - desired)]]
 
 
@@ -217,7 +235,8 @@ def plan_inference(
     target, refused = unless_refused(inference, seen, newest)
     held = held or refused
     spec, identity = target.inference.spec, inference.identity
-    groups = groups_of(seen, target.name, now)
+    asked_to_go = drain_request(inference, seen.groups)
+    groups = groups_of(seen, target.name, leaver(asked_to_go), now)
     waiting = _waiting(target, seen)
     scaling, scaler = scale(spec, inference.status, remembered.scaler, measured(groups, seen), now)
     wanted = scaling.wanted if scaling else spec.replicas
@@ -226,8 +245,10 @@ def plan_inference(
     asked = canary_of(inference, seen, target) if desired else None
     canary = asked if isinstance(asked, Canary) else None
     held = held or (asked if isinstance(asked, Trouble) else None)
-    # Without its weights no group of the wanted revision can be made: none goes in favour of it.
-    paused = rollout.paused or waiting is not None or isinstance(asked, Trouble)
+    stuck = waiting is not None or isinstance(asked, Trouble)
+    if stuck:  # no group of the wanted revision can be made, so none goes in favour of it
+        groups = [replace(group, leaves=False) for group in groups]
+    paused = rollout.paused or stuck
     if canary:
         most, least = desired + rollout.max_surge, desired - rollout.max_unavailable
         moves = canary_moves(groups, canary.counts(desired), canary.stable.name, most, least, now, paused=paused)
@@ -292,6 +313,7 @@ def plan_inference(
             held,
             scaling,
             analysed,
+            asked_to_go,
             now,
         ),
         requeue_after=sooner(

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from arctic_api.common import BaseWeights
 from arctic_api.inference import ArcticInferenceSpec
-from arctic_operator.manifests.common import Manifest, group_index, revision_of
+from arctic_api.world import group_index
+from arctic_operator.manifests.common import Manifest, revision_of
 from arctic_operator.manifests.history import recorded_revision
 from arctic_operator.observed import GroupSet, Inference, InferenceSeen, Revision, Trouble
 from arctic_operator.plan.actions import Delete

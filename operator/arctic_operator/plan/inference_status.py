@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from arctic_api.common import Condition, parse_duration
-from arctic_api.inference import ArcticInferenceStatus, RevisionStatus, ScalingStatus
+from arctic_api.inference import ArcticInferenceStatus, DrainRequest, RevisionStatus, ScalingStatus
 from arctic_api.world import ExitCode
 from arctic_operator.live import InferenceObservation, Live
 from arctic_operator.manifests.common import leader_selector
@@ -78,6 +78,7 @@ def inference_status(
     held: Trouble | None,
     scaling: Scaling | None,
     analysed: Analysed | None,
+    asked_to_go: DrainRequest | None,
     now: datetime,
 ) -> dict[str, Any]:
     """Return the whole status.
@@ -121,6 +122,7 @@ def inference_status(
         revisions=[_told(each) for each in told_revisions(seen)] or None,
         start_time=inference.status.start_time or (format_time(now) if counts.ready else None),
         canary=analysed.status if analysed else None,
+        drain_request=asked_to_go,
         conditions=_conditions(
             inference, counts, trouble, state, waiting, held or closed, telling, scaling, analysed, now
         ),

@@ -9,11 +9,14 @@ from dataclasses import replace
 
 from arctic_api.world import Label
 from arctic_operator.cache import Manifest
-from arctic_operator.manifests.common import child_metadata, gateway_name, keys_name, login_name, tls_name
+from arctic_operator.manifests.common import best_name, child_metadata, gateway_name, keys_name, login_name, tls_name
 from arctic_operator.observed import Identity
 from arctic_operator.plan.actions import Adopt, Delete
 
-UNWATCHED = (("Secret", tls_name), ("Secret", login_name), ("Secret", keys_name), ("ConfigMap", gateway_name))
+UNWATCHED = (
+    *(("Secret", tls_name), ("Secret", login_name), ("Secret", keys_name)),
+    *(("ConfigMap", gateway_name), ("ConfigMap", best_name)),
+)
 """Children that nobody lists, with their names."""
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from arctic_operator.observed import Inference, InferenceSeen, Node, Pod, Training, TrainingSeen
-from arctic_operator.plan.conditions import is_silent, is_true
+from arctic_operator.observed import Inference, InferenceSeen, Node, Pod, Training, TrainingSeen, is_silent
+from arctic_operator.plan.conditions import is_true
 from arctic_operator.plan.endings import NODE_LOST, POD_LOST
 from arctic_operator.plan.words import OUT_OF_MEMORY
 
@@ -16,7 +16,8 @@ FAULTS = frozenset({NODE_LOST, POD_LOST, OUT_OF_MEMORY, "PodDeleted", "Disrupted
 DISRUPTIONS = frozenset(
     {"Interrupted", "PreemptionByScheduler", "DeletionByTaintManager", "EvictionByEvictionAPI", "DeletionByPodGC"}
 ) | {"TerminationByKubelet", "Disrupted"}
-OVER = frozenset({"Succeeded", "Failed", "Suspending", "Suspended", "Stopping", "WaitingForTraining", "Queued"})
+OVER = frozenset({"Succeeded", "Failed", "Suspending", "Suspended", "Stopping"})
+OVER |= {"WaitingForTraining", "WaitingForNodes", "Queued"}
 """States of a training that is not to run again, or not because of the fault."""
 
 

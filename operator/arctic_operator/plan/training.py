@@ -7,6 +7,7 @@ An ending is written down before anything is done about it, so that it counts on
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from arctic_api.common import parse_duration, parse_tokens
 from arctic_api.training import ArcticTrainingStatus, AttemptStatus
@@ -31,7 +32,18 @@ from arctic_operator.plan.conditions import (
     until_unreachable,
     waiting_for,
 )
-from arctic_operator.plan.endings import NODE_LOST, POD_LOST, Ending, first_report, judge
+from arctic_operator.plan.endings import (
+    EXPLAINED_WITHIN,
+    NODE_LOST,
+    POD_LOST,
+    Ending,
+    first_report,
+    is_unexplained,
+    judge,
+)
+from arctic_operator.plan.placement import LOOK_SECONDS, gives_way, goes_after
+from arctic_operator.plan.settling import settles
+from arctic_operator.plan.stage_evaluations import evaluations_beside
 from arctic_operator.plan.training_control import commands
 from arctic_operator.plan.training_status import (
     Outlook,
@@ -41,6 +53,7 @@ from arctic_operator.plan.training_status import (
     observation_of,
     training_status,
 )
+from arctic_operator.rivals import GAVE_WAY, gave_way
 from arctic_operator.settings import Settings
 
 KEPT_RECORDS = 5
@@ -89,7 +102,7 @@ class _Case:
     now: datetime
     world: World
 
-    def status(self, outlook: Outlook, before: ArcticTrainingStatus | None = None) -> dict[str, object]:
+    def status(self, outlook: Outlook, before: ArcticTrainingStatus | None = None) -> dict[str, Any]:
         training = replace(self.training, status=before) if before else self.training
         return training_status(training, self.seen, self.world.attempt, self.world.pods, self.gpus, outlook, self.now)
 
@@ -103,11 +116,19 @@ def plan_training(training: Training, seen: TrainingSeen, settings: Settings, no
     """Return what to do for a training, and its status."""
     if training.deleting:
         return Plan()
+    plan = _plan(training, seen, settings, now)
+    # Once its time is over it goes, and has no status any more.
+    beside = evaluations_beside(training, seen.judged) if plan.status is not None else ()
+    return replace(plan, apply=(*plan.apply, *beside))
+
+
+def _plan(training: Training, seen: TrainingSeen, settings: Settings, now: datetime) -> Plan:
     case = _Case(training, seen, settings, now, World.of(training, seen, now))
     if is_finished(training.status):
         return _after_end(case)
     if case.world.attempt and case.world.record is None:
-        ending = judge(training.spec, case.world.job, case.world.pods, seen.nodes, now)
+        job, pods = case.world.job, case.world.pods
+        ending = judge(training.spec, job, pods, seen.nodes, now) or gives_way(training, job, pods, seen.rivals, now)
         return _record(case, ending) if ending else _during(case)
     return _between(case)
 
@@ -129,7 +150,7 @@ def _record(case: _Case, ending: Ending) -> Plan:
     restarts = (status.restarts or 0) + counted
     records = [r for r in status.attempts or () if r.number != world.attempt]
     after = status.model_copy(update={"restarts": restarts, "attempts": [*records, entry][-KEPT_RECORDS:]})
-    outlook = Outlook("Restarting", waiting=ending.message)
+    outlook = Outlook("WaitingForNodes" if ending.reason == GAVE_WAY else "Restarting", waiting=ending.message)
     if ending.final == "Succeeded":
         outlook = Outlook("Succeeded", succeeded=ending.message)
     elif ending.final == "Failed":
@@ -215,6 +236,7 @@ def _during(case: _Case) -> Plan:
             requeue_after=5.0,
             needs_fresh=job is None,
         )
+    status = case.status(_queued(job, case.seen.refusals) if job.suspended else Outlook("Running"))
     return Plan(
         apply=tuple(attempt_services(case.training.identity, world.attempt, case.settings)),
         mark=_stamps(case, job),
@@ -222,11 +244,14 @@ def _during(case: _Case) -> Plan:
         follow=_follow(case),
         commands=_commands(case),
         short=(job,) if job.suspended or lacks_pods(job.created, world.pods, spec.parallelism.nodes, now) else (),
-        status=case.status(_queued(job, case.seen.refusals) if job.suspended else Outlook("Running")),
+        status=status,
+        settling=settles(case.training, status, case.seen.live),
         requeue_after=sooner(
             LOOK_AGAIN_SECONDS if len(world.pods) == spec.parallelism.nodes else PODS_AFTER.total_seconds(),
             _until_deadline(case, now),
             until_unreachable(world.pods, case.seen.nodes, now),
+            LOOK_SECONDS if any(pod.unschedulable for pod in world.pods) else None,
+            EXPLAINED_WITHIN.total_seconds() if any(is_unexplained(pod, now) for pod in world.pods) else None,
         ),
     )
 
@@ -241,7 +266,8 @@ def _between(case: _Case) -> Plan:
     spec, world, now = case.training.spec, case.world, case.now
     refusal = _refusal(case, world.record)
     if world.alive:
-        outlook = refusal or Outlook("Suspending" if spec.suspend else "Restarting", waiting=_why(case))
+        state = "WaitingForNodes" if gave_way(case.training.status) else "Restarting"
+        outlook = refusal or Outlook("Suspending" if spec.suspend else state, waiting=_why(case))
         return Plan(delete=_stop(case), status=case.status(outlook), requeue_after=5.0)
     if _rests(case) and not refusal:
         return Plan(delete=_stop(case), status=case.status(Outlook("Suspended")))
@@ -254,6 +280,11 @@ def _between(case: _Case) -> Plan:
     if source and source.training and case.seen.base is None:
         outlook = Outlook("WaitingForTraining", waiting=waiting_for(source.training))
         return Plan(status=case.status(outlook), requeue_after=_until_deadline(case, now))
+    first = goes_after(case.training, case.seen.rivals)
+    if first:
+        outlook = Outlook("WaitingForNodes", waiting=first)
+        again = sooner(LOOK_SECONDS, _until_deadline(case, now))
+        return Plan(delete=_stop(case), status=case.status(outlook), requeue_after=again)
     delay = _backoff_left(case)
     if delay > 0:
         return Plan(
@@ -262,11 +293,12 @@ def _between(case: _Case) -> Plan:
             requeue_after=sooner(delay, _until_deadline(case, now)),
         )
     hours, following = gpu_hours(case.training, case.gpus, world.job, world.pods, now), world.attempt + 1
+    outlook = Outlook("Starting" if world.attempt == 0 else "Restarting", waiting=_why(case))
     return Plan(
         apply=tuple(attempt_services(case.training.identity, following, case.settings)),
         create=(attempt_job(case.training, following, case.settings, case.seen.base, hours),),
         delete=_stop(case),
-        status=case.status(Outlook("Starting" if world.attempt == 0 else "Restarting", waiting=_why(case))),
+        status=case.status(outlook) | {"attempt": following},
         requeue_after=5.0,
         needs_fresh=True,
     )
@@ -291,14 +323,17 @@ def _why(case: _Case) -> str:
 
 
 def _stop(case: _Case) -> tuple[Delete, ...]:
-    """End all Jobs that run; one that ended by itself ends its pods too, and is kept for its logs."""
+    """End all Jobs that run; one that ended by itself ends its pods too, and is kept for its logs.
+
+    Survivors go first: the cluster gives the pods of a deleted Job their whole grace period, and kubelets wait for it.
+    """
     namespace = case.training.identity.namespace
     jobs = (
         Delete("Job", namespace, job.name, job.uid, after_pods=True)
         for job in case.seen.jobs
         if not (job.deleting or job.complete or job.failed)
     )
-    return (*jobs, *_hurry(case))
+    return (*_hurry(case), *jobs)
 
 
 def _hurry(case: _Case) -> Iterator[Delete]:
@@ -357,17 +392,33 @@ def _backoff_left(case: _Case) -> float:
     record = case.world.record
     if record is None:
         return 0.0
-    ended, started = parse_time(record.completion_time), parse_time(record.start_time)
+    ended = parse_time(record.completion_time)
     assert ended is not None
     policy = case.training.spec.restart.backoff
     wait = 0.0
     if record.counted:
-        failures = max(1, case.training.status.restarts or 1)
-        grown = parse_duration(policy.initial) * float(policy.factor) ** min(failures - 1, 64)
+        grown = parse_duration(policy.initial) * float(policy.factor) ** min(_failures_in_a_row(case) - 1, 64)
         wait = min(grown, parse_duration(policy.max))
-    elif started and ended - started < SHORT_LIFE and record.reason != SUSPENDED:
+    elif (lived := _life(record)) is not None and lived < SHORT_LIFE and record.reason != SUSPENDED:
         wait = parse_duration(policy.initial)
     return wait - (case.now - ended).total_seconds()
+
+
+def _failures_in_a_row(case: _Case) -> int:
+    """Return the failures since an attempt has lived as long as the longest wait: what fails after that is new."""
+    status, long = case.training.status, timedelta(seconds=parse_duration(case.training.spec.restart.backoff.max))
+    failures = 0
+    for record in reversed(status.attempts or ()):
+        failures += record.counted
+        if (lived := _life(record)) is not None and lived >= long:
+            return max(1, failures)
+    return max(1, status.restarts or 1)
+
+
+def _life(record: AttemptStatus) -> timedelta | None:
+    """Return how long an attempt lived, None where nobody saw its beginning."""
+    started, ended = parse_time(record.start_time), parse_time(record.completion_time)
+    return ended - started if started and ended else None
 
 
 def _deadlines(case: _Case) -> list[tuple[datetime, str, str]]:

@@ -31,11 +31,12 @@ def _time_shares(seconds: Mapping[str, float]) -> TimeShares | None:
 
 
 def _exposed(seen: TrainingObservation) -> str | None:
-    """Return the share of the exchanges' time that was only waited for, and the chunks in which rows travel."""
+    """Return the share of the exchanges' time that was only waited for, of all and by kind, and the chunks of rows."""
     if seen.exposed_communication is None:
         return None
     chunks = seen.expert_chunks or 1
-    return f"{seen.exposed_communication:.0%}, {chunks} chunk{'' if chunks == 1 else 's'}"
+    kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in sorted(seen.exposed_by_kind.items()))
+    return f"{seen.exposed_communication:.0%} ({kinds}), {chunks} chunk{'' if chunks == 1 else 's'}"
 
 
 def _routing(seen: RoutingSeen) -> Routing:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
 from arctic_api.common import Condition, Resources, parse_tokens
@@ -21,15 +20,17 @@ from arctic_operator.live import Live, Phase, SourceSeen, TrainingObservation
 from arctic_operator.observed import INVALID_SPEC, Job, Pod, Training, TrainingSeen, Trouble, format_time
 from arctic_operator.plan.conditions import Conditions, find, is_true, refusal_of, trouble_of
 from arctic_operator.plan.endings import LESS_MEMORY, first_report
+from arctic_operator.plan.stage_evaluations import found_beside
 from arctic_operator.plan.training_control import answered_request
 from arctic_operator.plan.training_figures import figures
+from arctic_operator.plan.training_forecast import cost, planned, wanted_stages
 from arctic_operator.plan.words import NO_KUEUE
 
 PROGRESS_FIELDS = frozenset(
     {
         *("step", "tokens", "loss", "lossBySource", "learningRate", "gradientNorm", "skippedUpdates", "timeShares"),
         *("recomputesActivations", "routing", "tokensPerSecond", "mfu", "exposedCommunication", "gpuHours", "costUSD"),
-        *("eta", "stages", "sources", "lastCheckpoint"),
+        *("eta", "stages", "sources", "lastCheckpoint", "plannedMemory"),
     }
 )
 """What changes all the time: written less often than a change of state."""
@@ -99,6 +100,7 @@ def training_status(
         state=state,
         observed_generation=training.generation,
         stage=observation.stage if observation and observation.stage else before.stage,
+        **planned(spec, before, observation, gpus),
         stages=stages,
         sources=_sources(before, report, observation),
         attempt=attempt or None,
@@ -109,9 +111,9 @@ def training_status(
         last_checkpoint=checkpoint,
         checkpoint_request=answered_request(training, seen.answer),
         export=Export(uri=report.export_uri) if report and report.export_uri else before.export,
-        evaluation=_evaluation(report) or before.evaluation,
+        evaluation=_evaluation(training, seen, report),
         gpu_hours=f"{hours:.3f}" if hours else None,
-        cost_usd=_cost(spec, hours),
+        cost_usd=cost(spec, hours),
         weights=(seen.base or before.weights) if spec.model.from_ else None,
         conditions=_conditions(training, seen.live, pods, outlook, state, trouble, checkpoint, running, now),
         **_progress(spec, before, report, observation if running and not ended else None, now),
@@ -165,7 +167,7 @@ def _progress(
     if seen.loss is not None:
         loss = f"{seen.loss:.4f}"
     rate = seen.tokens_per_second
-    left = _wanted_tokens(spec) - (tokens or 0)
+    left = sum(parse_tokens(stage.tokens) for stage in wanted_stages(spec)) - (tokens or 0)
     eta = now + timedelta(seconds=left / rate) if rate and left > 0 and left / rate < 10**8 else None
     return {
         "step": step,
@@ -176,13 +178,6 @@ def _progress(
         "mfu": f"{seen.mfu:.3f}" if seen.mfu else None,
         "eta": format_time(_rounded(eta)) if eta else None,
     }
-
-
-def _wanted_tokens(spec: ArcticTrainingSpec) -> int:
-    """Return the tokens of all stages that are to be trained."""
-    stages = spec.curriculum.stages
-    last = next((i for i, stage in enumerate(stages) if stage.name == spec.stop_after), len(stages) - 1)
-    return sum(parse_tokens(stage.tokens) for stage in stages[: last + 1])
 
 
 def _rounded(moment: datetime) -> datetime:
@@ -269,8 +264,10 @@ def _checkpoint(
     return latest
 
 
-def _evaluation(report: Report | None) -> dict[str, str] | None:
-    return {name: f"{value:.4f}" for name, value in report.evaluation.items()} if report and report.evaluation else None
+def _evaluation(training: Training, seen: TrainingSeen, report: Report | None) -> dict[str, str] | None:
+    """Return the latest figures: what the workers report last, and what was found beside them."""
+    told = {name: f"{value:.4f}" for name, value in report.evaluation.items()} if report and report.evaluation else {}
+    return (told or training.status.evaluation or {}) | dict(found_beside(training, seen.judged)) or None
 
 
 def gpus_per_pod(resources: Resources | None) -> float:
@@ -293,12 +290,6 @@ def gpu_hours(training: Training, gpus: float, job: Job | None, pods: Sequence[P
     known = float(training.status.gpu_hours or 0)
     seconds = sum(((pod.finished or now) - pod.started).total_seconds() for pod in pods if pod.started)
     return max(known, (job.gpu_hours_before if job else 0.0) + seconds * (gpus or 1) / 3600)
-
-
-def _cost(spec: ArcticTrainingSpec, hours: float) -> str | None:
-    if spec.price_per_gpu_hour is None or not hours:
-        return None
-    return str((Decimal(spec.price_per_gpu_hour) * Decimal(hours)).quantize(Decimal("0.01")))
 
 
 def _conditions(
@@ -356,7 +347,7 @@ def _degraded(conditions: Conditions, trouble: Trouble | None, outlook: Outlook)
         conditions.set("Degraded", True, trouble.reason, trouble.message)
     elif outlook.state == "Restarting" and outlook.waiting:
         conditions.set("Degraded", True, "Restarting", outlook.waiting)
-    elif outlook.state in ("WaitingForTraining", "Queued"):
+    elif outlook.state in ("WaitingForTraining", "WaitingForNodes", "Queued"):
         conditions.set("Degraded", False, outlook.state, outlook.waiting)
     else:
         conditions.set("Degraded", False, "AsExpected")

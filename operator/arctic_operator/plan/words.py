@@ -1,12 +1,15 @@
 """What workers leave behind when they end, as sentences for people: never the JSON that they leave it in."""
 
 import re
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from arctic_api.common import REASON_PATTERN
-from arctic_api.world import Report
+from arctic_api.world import EvaluationReport, Report
 from arctic_operator.observed import WORKER_CONTAINER, Pod
+
+_Left = TypeVar("_Left", Report, EvaluationReport)
 
 OUT_OF_MEMORY = "OOMKilled"
 """Reason of a container that the kernel killed, or one of whose processes it killed, for its memory."""
@@ -16,14 +19,21 @@ NO_KUEUE = (
 
 
 def report_of(pod: Pod | None) -> Report | None:
-    """Return what a pod left in its termination message, None if it left nothing or something else.
+    """Return what a pod of a training or a service left in its termination message, None if that is no report."""
+    return _left_by(pod, Report)
 
-    Anybody's image may have written it: a reason that no condition can have is left out.
-    """
+
+def evaluation_report_of(pod: Pod | None) -> EvaluationReport | None:
+    """Return what the pod of an evaluation left in its termination message, None if that is no report."""
+    return _left_by(pod, EvaluationReport)
+
+
+def _left_by(pod: Pod | None, kind: type[_Left]) -> _Left | None:
+    """Anybody's image may have written it: a reason that no condition can have is left out."""
     if pod is None or not pod.exit_message:
         return None
     try:
-        report = Report.model_validate_json(pod.exit_message)
+        report = kind.model_validate_json(pod.exit_message)
     except ValidationError:
         return None
     return report if re.fullmatch(REASON_PATTERN, report.reason) else report.model_copy(update={"reason": ""})

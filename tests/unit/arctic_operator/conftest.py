@@ -9,12 +9,14 @@ import pytest
 from small_specs import TRAINING_SPEC
 
 from arctic_api import API_VERSION
+from arctic_api.evaluation import ArcticEvaluationSpec, ArcticEvaluationStatus
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus
 from arctic_api.world import Label, Report
 from arctic_operator.cache import Cache, Key, Listing
 from arctic_operator.clock import ClusterClock
 from arctic_operator.cluster import Cluster
+from arctic_operator.evaluations import Evaluation
 from arctic_operator.observe import INFERENCE_REVISION
 from arctic_operator.observed import Identity, Inference, Pod, Training, group_set_of, job_of, pod_of, read_status
 from arctic_operator.reconcile import Reconciler
@@ -24,6 +26,14 @@ from arctic_operator.workqueue import WorkQueue
 UID = "0a1b2c3d-0000-4000-8000-000000000001"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
+EVALUATION_SPEC: dict[str, Any] = {
+    "model": {"training": "tiny"},
+    "suites": [
+        {"name": "gsm8k", "uri": "file:///suites/test.jsonl"},
+        {"name": "spider", "uri": "file:///suites/spider"},
+    ],
+    "results": {"claimName": "store"},
+}
 INFERENCE_SPEC: dict[str, Any] = {"model": {"uri": "file:///weights"}, "parallelism": {"pipeline": 2}}
 
 
@@ -49,6 +59,12 @@ class Build:
         stored = spec.wire()
         made_of = {field: stored.get(field) for field in INFERENCE_REVISION}
         return Inference(identity, generation, START, False, revision, spec, before, made_of)
+
+    def evaluation(self, status: dict[str, Any] | None = None, generation: int = 1, **fields: Any) -> Evaluation:
+        spec = ArcticEvaluationSpec.model_validate(EVALUATION_SPEC | fields)
+        before = read_status(ArcticEvaluationStatus, status or {})
+        identity = Identity("ArcticEvaluation", "team", "judged", UID)
+        return Evaluation(identity, generation, False, f"r{generation}", spec, before)
 
     def pod(self, index: int = 0, attempt: int = 1, **fields: Any) -> Pod:
         name = f"tiny-a{attempt}-{index}"
@@ -108,13 +124,15 @@ class ApiServer(Cluster):
         return Listing(children, self.version)
 
     async def list_nodes(self):
-        return Listing([], self.version)
+        return Listing(self.of("Node"), self.version)
 
-    async def apply_own(self, manifest, subresource=""):
+    async def apply_own(self, manifest, subresource="", **_):
         return self.put(manifest)
 
     async def create(self, manifest):
-        return self.put(manifest)
+        metadata = manifest["metadata"]
+        taken = (manifest["kind"], metadata["namespace"], metadata["name"]) in self.objects
+        return None if taken else self.put(manifest)
 
     async def merge(self, manifest, dropped):
         return self.put(manifest)
@@ -155,7 +173,7 @@ class Operator:
 
     def add(self, kind: str, name: str = "tiny", generation: int = 1, **spec: Any) -> Key:
         """Make or edit a custom resource, and show it."""
-        basic = TRAINING_SPEC if kind == "ArcticTraining" else INFERENCE_SPEC
+        basic = {"ArcticTraining": TRAINING_SPEC, "ArcticInference": INFERENCE_SPEC}.get(kind, {})
         uid = UID if name == "tiny" else f"uid-{name}"
         metadata = {"name": name, "namespace": "team", "uid": uid, "generation": generation}
         manifest = {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": basic | spec}
@@ -192,6 +210,24 @@ class Operator:
             for index in range(2)
         ]
 
+    def nodes(self, *ready: bool) -> list[dict[str, Any]]:
+        """Set the nodes of those pods, unseen."""
+
+        def condition(is_ready: bool) -> dict[str, Any]:
+            return {"type": "Ready", "status": str(is_ready), "lastTransitionTime": "2026-01-01T00:00:00Z"}
+
+        return [
+            self.server.put(
+                {
+                    "kind": "Node",
+                    "metadata": {"name": f"n{index}", "namespace": ""},
+                    "spec": {},
+                    "status": {"conditions": [condition(is_ready)]},
+                }
+            )
+            for index, is_ready in enumerate(ready)
+        ]
+
     def status(self, key: Key) -> dict[str, Any]:
         return self.server.objects[tuple(key)].get("status", {})
 
@@ -201,7 +237,8 @@ class Operator:
     def restart(self) -> None:
         """Begin anew with what is remembered nowhere but in the cluster."""
         self.cache = Cache()
-        self.reconciler = Reconciler(self.server, self.cache, WorkQueue(), self.settings)
+        self.queue: WorkQueue[Key] = WorkQueue()
+        self.reconciler = Reconciler(self.server, self.cache, self.queue, self.settings)
         for manifest in self.server.objects.values():
             self.cache.put(manifest)
 

@@ -1,13 +1,27 @@
 """What is sent to the API server."""
 
 import json
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kubernetes.aio.client import Configuration
 
-from arctic_operator.cluster import ApiError, Cluster, NotServedError, yaml_text
+from arctic_operator.cluster import (
+    APPLY,
+    CHILD_KINDS,
+    CUSTOM_KINDS,
+    MERGE,
+    ApiError,
+    Cluster,
+    NotServedError,
+    OwnedByAnotherError,
+    client_of,
+    read_json,
+    yaml_text,
+)
 from arctic_operator.plan.words import NO_KUEUE
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -96,6 +110,39 @@ async def test_a_namespace_that_is_gone_is_no_kind_that_is_not_served() -> None:
             await call
 
 
+class Lists(Cluster):
+    """An API server that has none of whatever it is asked for, as it says so."""
+
+    def __init__(self) -> None:
+        self.asked = ""
+
+    async def request(self, _, path, *, query, **__):
+        self.asked = f"{path}?{query['labelSelector']}"
+        items = None if "limit" in query else []  # of metadata alone it has no list then
+        return {"items": items, "metadata": {"resourceVersion": "7"}}
+
+
+@pytest.mark.parametrize("kind", [*CUSTOM_KINDS, *CHILD_KINDS])
+async def test_a_kind_without_objects_has_an_empty_list(kind: str) -> None:
+    server = Lists()
+    for listing in (await server.list_present(kind, ""), await server.list_children(kind, "team", "u1")):
+        assert (listing.items, listing.version) == ([], 7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "selector"),
+    [
+        ("ArcticTraining", "arctic.dev/uid=u1"),
+        ("Pod", "arctic.dev/managed=true,arctic.dev/uid=u1"),
+        ("ControllerRevision", "arctic.dev/managed=true,arctic.dev/role=history,arctic.dev/uid=u1"),
+    ],
+)
+async def test_children_are_selected_by_their_owner(kind: str, selector: str) -> None:
+    server = Lists()
+    await server.list_children(kind, "team", "u1")
+    assert server.asked.partition("?")[2] == selector
+
+
 @pytest.mark.parametrize(
     ("conditions", "told"),
     [
@@ -124,3 +171,80 @@ async def test_a_cluster_without_kueue_is_told() -> None:
             raise ApiError(404, "", "404 page not found")
 
     assert await Lacking().admission("team", "u1") == NO_KUEUE
+
+
+class Store(Cluster):
+    """An API server that keeps objects, and remembers by which calls it was asked."""
+
+    def __init__(self, *objects: dict[str, Any]) -> None:
+        self.objects = {manifest["metadata"]["name"]: manifest for manifest in objects}
+        self.calls: list[str] = []
+
+    async def request(self, method, path, *, body=None, content="", **_):
+        name = path.rpartition("/")[2]
+        self.calls.append({MERGE: "merge", APPLY: "apply"}.get(content, method))
+        if method == "POST":
+            if body["metadata"]["name"] in self.objects:
+                raise ApiError(409, "AlreadyExists", "taken")
+            self.objects[body["metadata"]["name"]] = body
+            return {"metadata": body["metadata"] | {"resourceVersion": "1"}}
+        if name not in self.objects:
+            raise ApiError(404, "NotFound", "none")
+        if body:
+            self.objects[name] = self.objects[name] | {"metadata": self.objects[name]["metadata"] | body["metadata"]}
+        return self.objects[name]
+
+
+def child(owner: str = "u1", **more: Any) -> dict[str, Any]:
+    metadata = {"name": "tiny", "namespace": "team", "ownerReferences": [{"uid": owner}]}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata | more, "spec": {"ports": [1]}}
+
+
+async def test_a_child_that_is_new_is_created_without_a_look() -> None:
+    server = Store()
+    made = await server.apply(child(), "u1", None)
+    assert server.calls == ["POST"]
+    assert (made["spec"], made["metadata"]["resourceVersion"]) == (child()["spec"], "1")
+
+
+async def test_a_child_whose_name_is_taken_is_left_alone_unless_it_is_ones_own() -> None:
+    server = Store(child(uid="s1"))
+    assert (await server.apply(child(), "u1", None))["metadata"]["uid"] == "s1"
+    assert server.calls == ["POST", "GET"]
+    server = Store(child("somebody", uid="s1"))
+    with pytest.raises(OwnedByAnotherError):
+        await server.apply(child(), "u1", None)
+    assert server.calls == ["POST", "GET"]
+
+
+async def test_what_was_created_counts_as_applied_before_it_is_applied_again() -> None:
+    others = {"manager": "kubectl", "operation": "Update", "fieldsV1": {}}
+    created = {"manager": "arctic-operator", "operation": "Update", "fieldsV1": {"f:spec": {}}}
+    known = child(uid="s1", resourceVersion="7", managedFields=[others, created])
+    server = Store(known)
+    await server.apply(child() | {"spec": {"ports": [2]}}, "u1", known)
+    assert server.calls == ["GET", "merge", "apply"]
+    fields = server.objects["tiny"]["metadata"]["managedFields"]
+    assert fields == [others, created | {"operation": "Apply"}]
+    server.calls.clear()
+    await server.apply(child() | {"spec": {"ports": [3]}}, "u1", known)
+    assert server.calls == ["GET", "apply"]
+
+
+def test_the_environments_proxy_is_found_once(monkeypatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "10.0.0.1")
+    for host, proxy in (("https://api.example", "http://proxy:3128"), ("https://10.0.0.1", None)):
+        configuration = Configuration(host=host)
+        client_of(configuration)
+        assert configuration.proxy == proxy
+
+
+def test_what_objects_have_in_common_is_kept_once_however_deep_they_are() -> None:
+    text = json.dumps({"phase": "Running", "conditions": [{"type": "Ready", "message": "m" * 99}]}).encode()
+    one, other = read_json(text), read_json(text)
+    assert one == other == json.loads(text)
+    assert one["phase"] is other["phase"]
+    assert one["conditions"][0]["type"] is other["conditions"][0]["type"]
+    deep = b'{"a":' * 300 + b"1" + b"}" * 300
+    assert read_json(deep) == json.loads(deep)

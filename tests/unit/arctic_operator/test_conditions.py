@@ -23,7 +23,9 @@ def test_events_tell_what_became_true_and_what_is_over_once(build):
     after = made(build, 1, before, Degraded=True, Ready=False, PodsScheduled=False)
     assert [(event.type, event.reason) for event in events_between(before, after)] == [("Warning", "Because")]
     assert events_between(after, after) == []
-    assert [event.reason for event in events_between(after, before)] == ["Recovered", "Because"]
+    assert [event.reason for event in events_between(after, before)] == ["Recovered"], "the cluster tells of its pods"
+    ready = made(build, 1, before, Degraded=False, CheckpointReady=True)
+    assert [(event.type, event.reason) for event in events_between(before, ready)] == [("Normal", "Because")]
     assert events_between(None, made(build, 0, Degraded=False)) == []
 
 

@@ -15,6 +15,7 @@ from arctic_operator.certificates import Authority, ClientTLS, client_tls, serve
 from arctic_operator.control import CommandError, Followers, observation_of
 from arctic_operator.live import (
     CheckpointSeen,
+    EvaluationObservation,
     Figures,
     InferenceObservation,
     Live,
@@ -29,6 +30,7 @@ from arctic_rpc.control_pb2 import (
     RUNNING,
     CheckpointState,
     ExposedCommunication,
+    FigureState,
     InferenceState,
     LogSums,
     SourceState,
@@ -393,10 +395,13 @@ class TestObservations:
                     SourceState(name="b", unused_splits=["test"]),
                 ],
                 exposed_communication=[
-                    ExposedCommunication(in_flight_seconds=3.0, exposed_seconds=1.0),
-                    ExposedCommunication(in_flight_seconds=1.0, exposed_seconds=0.0),
+                    ExposedCommunication(layer=1, kind="combine", in_flight_seconds=1.0, exposed_seconds=0.25),
+                    ExposedCommunication(layer=3, kind="combine", in_flight_seconds=1.0, exposed_seconds=0.25),
+                    ExposedCommunication(kind="gradients", in_flight_seconds=0.5, exposed_seconds=0.5),
+                    ExposedCommunication(layer=1, kind="counts", in_flight_seconds=1.5, exposed_seconds=0.0),
                 ],
                 expert_chunks=4,
+                planned_memory_bytes=5000,
             )
         )
         message.training.stages[0].start_time.FromJsonString("2026-01-01T00:00:01Z")
@@ -418,6 +423,8 @@ class TestObservations:
             learning_rate=1e-3,
             gradient_norm=0.5,
             exposed_communication=0.25,
+            exposed_by_kind={"combine": 0.25, "gradients": 1.0, "counts": 0.0},
+            planned_memory=5000,
             expert_chunks=4,
             stages=(StageSeen("general", 500, first, fifth, "file:///c/5", 3.0, 2.0), StageSeen("code", 400)),
             last_checkpoint=CheckpointSeen(5, 500, "file:///c/5", fifth),
@@ -438,6 +445,22 @@ class TestObservations:
         seen = observation_of(message)
         assert isinstance(seen, InferenceObservation)
         assert (seen.phase, seen.figures) == (Phase.UNKNOWN, Figures())
+
+    def test_what_an_evaluation_says_of_its_suites_is_read(self) -> None:
+        figures = [
+            FigureState(name="pass@1", value=0.5, low=0.25, high=0.75),
+            FigureState(name="x", value=float("nan")),
+        ]
+        message = WorkerState(uid="u", phase=RUNNING)
+        message.evaluation.suites.add(name="gsm8k", state="Running", answered=3, judged=2, planned=9, figures=figures)
+        seen = observation_of(message)
+        assert isinstance(seen, EvaluationObservation)
+        (suite,) = seen.suites
+        assert (seen.uid, suite.name, suite.state) == ("u", "gsm8k", "Running")
+        assert (suite.answered, suite.judged, suite.planned) == (3, 2, 9)
+        assert [(figure.name, figure.value, figure.low, figure.high) for figure in suite.figures] == [
+            ("pass@1", 0.5, 0.25, 0.75)
+        ]
 
     def test_a_state_without_detail_is_refused(self) -> None:
         with pytest.raises(ValueError, match="version"):

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from arctic_operator.observed import Job, Node
+from arctic_operator.plan.conditions import until_unreachable
 from arctic_operator.plan.endings import judge
 
 JOB = Job("tiny-a1", "job-1", 1, 1, "r1")
@@ -111,9 +112,22 @@ def test_a_node_that_is_not_ready_for_10_s_ends_the_attempt(build, silent_for, e
     assert (ending is not None and ending.reason == "NodeLost") == ended
 
 
+@pytest.mark.parametrize(("back_for", "ended"), [(0, False), (59, False), (60, True)])
+def test_a_node_that_is_late_after_an_outage_of_the_control_plane_is_given_a_minute(build, back_for, ended):
+    """All were NotReady at once, and the first is back: it was no node's own fault."""
+    nodes = {"n0": Node("n0", True, build.seconds(40), False), "n1": Node("n1", False, build.start, False)}
+    ending = judge(build.training().spec, JOB, [build.pod(0), build.pod(1)], nodes, build.seconds(40 + back_for))
+    assert (ending is not None) == ended
+    left = until_unreachable([build.pod(1)], nodes, build.seconds(40 + back_for))
+    assert left == (None if ended else 60 - back_for)
+    stayed = nodes | {"n2": Node("n2", True, build.seconds(-99), False)}
+    assert judge(build.training().spec, JOB, [build.pod(1)], stayed, build.seconds(10)).reason == "NodeLost"
+
+
 def test_a_stopped_world_has_ended_when_its_pods_are_gone_or_out_of_reach(build):
     deleting = replace(JOB, deleting=True)
-    spec, nodes = build.training().spec, {"n0": Node("n0", False, build.start, False)}
+    spec = build.training().spec
+    nodes = {name: Node(name, name != "n0", build.start, False) for name in ("n0", "n1")}
     assert judge(spec, deleting, [build.pod(0)], None, build.seconds(99)) is None
     assert judge(spec, deleting, [build.pod(0)], nodes, build.seconds(99)).reason == "Stopped"
     assert judge(spec, None, [], None, build.seconds(99)).reason == "Stopped"
@@ -172,7 +186,7 @@ FULL = "The node was low on resource: ephemeral-storage. Threshold quantity: 1Gi
     ("disruption", "reason", "counted"),
     [("TerminationByKubelet", "TerminationByKubelet", False), ("", "Evicted", True)],
 )
-@pytest.mark.parametrize("exit_code", [None, 137])
+@pytest.mark.parametrize("exit_code", [None, 75, 137])
 def test_an_eviction_is_told_in_the_clusters_words(build, disruption, reason, counted, exit_code):
     disrupted = {"disrupted": build.start, "disruption": disruption, "disruption_message": FULL} if disruption else {}
     pod = build.pod(
@@ -187,3 +201,48 @@ def test_an_eviction_is_told_in_the_clusters_words(build, disruption, reason, co
     ending = judge(build.training().spec, FAILED, [build.pod(0), pod], None, build.start)
     assert (ending.reason, ending.counted) == (reason, counted)
     assert FULL in ending.message
+
+
+@pytest.mark.parametrize("exit_code", [75, 137, 143])
+def test_a_worker_that_somebody_has_ended_is_judged_once_the_cluster_says_who(build, exit_code):
+    """The kubelet shows a container's end first, and a moment later that of its pod, with the reason."""
+    spec = build.training().spec
+    gone = build.pod(1, phase="Failed", exit_code=exit_code, finished=build.seconds(5), unexplained=True)
+    word = build.report("failed", reason="PeerLost", message="a peer is gone")
+    peers = [
+        build.pod(0),
+        build.pod(0, phase="Failed", exit_code=1, exit_message=word, finished=build.seconds(6)),
+        build.pod(0, phase="Failed", exit_code=75, finished=build.seconds(4)),
+    ]
+    for peer in peers:
+        assert judge(spec, JOB, [peer, gone], None, build.seconds(6)) is None
+        told = replace(gone, unexplained=False, failure="Evicted", failure_message=FULL)
+        told = replace(told, disrupted=build.seconds(7), disruption="TerminationByKubelet", disruption_message=FULL)
+        ending = judge(spec, JOB, [peer, told], None, build.seconds(7))
+        assert (ending.reason, ending.counted) == ("TerminationByKubelet", False)
+        assert FULL in ending.message
+
+
+@pytest.mark.parametrize(("exit_code", "reason"), [(75, "Interrupted"), (137, "WorkerFailed")])
+def test_a_worker_of_whose_end_nothing_more_is_said_is_judged_soon(build, exit_code, reason):
+    """As where a container beside it never ends."""
+    pod = build.pod(1, phase="Failed", exit_code=exit_code, finished=build.seconds(5), unexplained=True)
+    assert judge(build.training().spec, JOB, [build.pod(0), pod], None, build.seconds(7)) is None
+    assert judge(build.training().spec, JOB, [build.pod(0), pod], None, build.seconds(8)).reason == reason
+
+
+@pytest.mark.parametrize("exit_code", [1, 139])
+def test_a_crash_is_judged_at_once(build, exit_code):
+    pod = build.pod(1, phase="Failed", exit_code=exit_code, finished=build.seconds(5), unexplained=True)
+    assert judge(build.training().spec, JOB, [build.pod(0), pod], None, build.seconds(5)).counted
+
+
+def test_a_pods_end_is_unexplained_until_its_phase_says_so(build):
+    def pod(phase, policy="Never"):
+        metadata = {"name": "tiny-0", "uid": "uid-0", "creationTimestamp": "2026-01-01T00:00:00Z"}
+        ended = {"name": "worker", "state": {"terminated": {"exitCode": 137}}}
+        status = {"phase": phase, "containerStatuses": [ended]}
+        return build.pod_of({"metadata": metadata, "spec": {"restartPolicy": policy}, "status": status})
+
+    assert [pod(phase).unexplained for phase in ("Running", "Failed")] == [True, False]
+    assert not pod("Running", "Always").unexplained

@@ -1,9 +1,12 @@
 """Leading, on an API server in memory; who leads when is tried in tests/cluster."""
 
 import asyncio
+import copy
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from arctic_operator import lease as module
 from arctic_operator.install import Install
 from arctic_operator.lease import Lease
 
@@ -42,3 +45,71 @@ async def test_leading_ends_when_told_whatever_else_happens_at_that_moment(build
     done, _ = await asyncio.wait([leading], timeout=5)
     assert leading in done
     assert leading.cancelled()
+
+
+class Kept:
+    """An API server that keeps one Lease, and counts how often it was written."""
+
+    def __init__(self) -> None:
+        self.lease, self.written = None, 0
+
+    async def get(self, kind, *_):
+        return copy.deepcopy(self.lease) if kind == "Lease" else None
+
+    async def create(self, manifest):
+        return None if self.lease else await self.replace(manifest)
+
+    async def replace(self, manifest):
+        self.lease, self.written = copy.deepcopy(manifest), self.written + 1
+        return manifest
+
+    async def after(self, writes):
+        end = self.written + writes
+        while self.written < end:  # noqa: ASYNC110 - counted by the writes
+            await asyncio.sleep(0.01)
+
+
+async def test_a_machine_whose_clock_is_moved_by_an_hour_neither_loses_the_lease_nor_holds_it_for_ever(
+    build, monkeypatch
+):
+    moved = timedelta(0)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + moved
+
+    monkeypatch.setattr(module, "datetime", Clock)
+    settings = build.settings.model_copy(update={"lease_duration": "1s", "lease_renew": "0.02s"})
+    server, leaders, terms = Kept(), [], {}
+
+    def candidate(name):
+        mine = settings.model_copy(update={"pod_name": name})
+        lease, terms[name] = Lease(server, mine, Install(server, mine)), asyncio.Event()
+
+        async def work():
+            leaders.append(name)
+            terms[name].set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                leaders.remove(name)
+
+        return asyncio.create_task(lease.lead(work))
+
+    async with asyncio.timeout(20):
+        first = candidate("first")
+        await terms["first"].wait()
+        second = candidate("second")
+        for hours in (1, -1, 0, 1):
+            moved = timedelta(hours=hours)
+            await server.after(writes=5)
+            assert leaders == ["first"]
+        first.cancel()  # without a word, and an hour ahead
+        await asyncio.wait([first])
+        moved = timedelta(hours=-1)
+        assert datetime.fromisoformat(server.lease["spec"]["renewTime"]) > datetime.now(UTC) + timedelta(minutes=59)
+        await terms["second"].wait()
+        assert leaders == ["second"]
+        second.cancel()
+        await asyncio.wait([second])

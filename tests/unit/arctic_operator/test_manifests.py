@@ -1,22 +1,27 @@
 """What all worker pods have in common, whatever made them."""
 
 import copy
+import json
 
 import pytest
 
 from arctic_api.common import BaseWeights
 from arctic_api.rules import RESERVED_FOLDERS
-from arctic_api.world import InferenceGroup, TrainingWorld
+from arctic_api.world import TRACES_VARIABLE, EvaluationWorld, InferenceGroup, TrainingWorld
+from arctic_operator.evaluations import Target
+from arctic_operator.manifests.evaluation import evaluation_job, evaluation_policy
 from arctic_operator.manifests.inference import group_services, group_set
 from arctic_operator.manifests.training import attempt_job, attempt_services
 
 ENVIRONMENT = {"environment": [{"name": "DEBUG", "value": "1"}]}
 
 
-@pytest.fixture(params=["training", "inference", "inference of LeaderWorkerSets"])
+@pytest.fixture(params=["training", "inference", "inference of LeaderWorkerSets", "evaluation"])
 def children(build, request):
     template = ENVIRONMENT | {
         "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "rack"}]}},
+        "deviceClaims": [{"name": "gpus", "templateName": "eight-gpus"}],
+        "topology": ["nvidia.com/gpu.clique", "topology.kubernetes.io/zone"],
         "labels": {"team": "nlp", "arctic.dev/uid": "forged"},
         "volumes": [{"claimName": "corpus", "mountPath": "/corpus"}],
     }
@@ -24,6 +29,10 @@ def children(build, request):
         training = build.training(template=template)
         job = attempt_job(training, 1, build.settings, None, 0.0)
         return job, attempt_services(training.identity, 1, build.settings)
+    if request.param == "evaluation":
+        evaluation = build.evaluation(template=template)
+        job = evaluation_job(evaluation, Target("tiny", folder="/weights"), build.settings)
+        return job, [evaluation_policy(evaluation.identity, build.settings)]
     inference = build.inference(template=template)
     settings = build.settings if request.param == "inference" else build.lws_settings
     group = group_set(inference, "abc123", "tiny-g0", settings, None)
@@ -62,6 +71,22 @@ def test_workers_find_memory_certificates_and_places_to_write(pod):
     assert [v["emptyDir"] for v in spec["volumes"] if v["name"] == "shm"] == [{"medium": "Memory"}]
 
 
+def test_workers_log_as_the_operator_does(build):
+    settings = build.settings.model_copy(update={"log_format": "json"})
+    (container,) = attempt_job(build.training(), 1, settings, None, 0.0)["spec"]["template"]["spec"]["containers"]
+    assert {"name": "ARCTIC_LOG_FORMAT", "value": "json"} in container["env"]
+
+
+def test_workers_trace_where_the_operator_does_and_else_hear_nothing_of_it(build):
+    def variables(settings):
+        (container,) = attempt_job(build.training(), 1, settings, None, 0.0)["spec"]["template"]["spec"]["containers"]
+        return {each["name"]: each.get("value") for each in container["env"]}
+
+    settings = build.settings.model_copy(update={"tracing_endpoint": "http://collector:4318"})
+    assert variables(settings)[TRACES_VARIABLE] == "http://collector:4318"
+    assert not [name for name in variables(build.settings) if name.startswith("OTEL_")]
+
+
 def test_no_author_mounts_over_what_every_worker_has(build):
     elsewhere = BaseWeights(training="old", folder="/var/lib/arctic/store/old/export", claim_name="other")
     training = build.training(model={"from": {"training": "old"}})
@@ -75,6 +100,23 @@ def test_an_author_adds_to_the_operators_labels_and_affinity_and_takes_nothing_a
     terms = pod["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert [term["topologyKey"] for term in terms] == ["rack", "kubernetes.io/hostname"]
     assert pod["metadata"]["labels"]["team"] == "nlp"
+
+
+def test_each_pod_claims_devices_of_its_own_for_its_worker(pod):
+    assert pod["spec"]["resourceClaims"] == [{"name": "gpus", "resourceClaimTemplateName": "eight-gpus"}]
+    (container,) = pod["spec"]["containers"]
+    assert container["resources"]["claims"] == [{"name": "gpus"}]
+
+
+def test_pods_of_a_world_prefer_nodes_that_are_near_each_other_and_nearest_most(build, pod):
+    preferred = pod["spec"]["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert [(term["weight"], term["podAffinityTerm"]["topologyKey"]) for term in preferred] == [
+        (100, "nvidia.com/gpu.clique"),
+        (50, "topology.kubernetes.io/zone"),
+    ]
+    (apart,) = pod["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][1:]
+    assert {str(term["podAffinityTerm"]["labelSelector"]) for term in preferred} == {str(apart["labelSelector"])}
+    assert pod["metadata"]["labels"].items() >= apart["labelSelector"]["matchLabels"].items()
     assert pod["metadata"]["labels"]["arctic.dev/uid"] == build.uid
 
 
@@ -101,6 +143,9 @@ def test_pods_have_names_before_they_are_ready(children):
     if world["kind"] == "LeaderWorkerSet":
         assert services == [], "its controller makes one of that name, and leaves one that is there alone"
         return
+    if world["metadata"]["labels"]["arctic.dev/kind"] == "ArcticEvaluation":
+        assert services == [], "nobody looks for a pod that is alone"
+        return
     (service,) = services
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"]
@@ -109,7 +154,8 @@ def test_pods_have_names_before_they_are_ready(children):
 def test_the_world_document_reads_back_as_it_was_written(pod):
     (container,) = pod["spec"]["containers"]
     (text,) = [item["value"] for item in container["env"] if item["name"] == "ARCTIC_WORLD"]
-    model = TrainingWorld if '"ArcticTraining"' in text else InferenceGroup
+    models = {"ArcticTraining": TrainingWorld, "ArcticInference": InferenceGroup, "ArcticEvaluation": EvaluationWorld}
+    model = models[json.loads(text)["kind"]]
     assert model.model_validate_json(text).model_dump_json(by_alias=True) == text
 
 

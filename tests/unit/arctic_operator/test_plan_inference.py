@@ -166,6 +166,36 @@ def test_a_lost_node_takes_its_group_out_at_once_and_a_new_name_replaces_it(buil
     assert len(cluster.serving) == 1
 
 
+def lose_a_node(cluster, **peer):
+    """Let the node of a group's second pod be silent, and the first pod be as told; return the group's name."""
+    (name,) = cluster.groups
+    node = cluster.pods[name, 1].node
+    cluster.nodes[node] = Node(node, False, cluster.now, False)
+    cluster.pods[name, 0] = replace(cluster.pods[name, 0], **peer)
+    cluster.reconcile()
+    return name
+
+
+def test_a_group_whose_ranks_have_lost_the_one_on_a_silent_node_is_not_waited_for(build):
+    cluster = Cluster(build, build.inference(**fields(1, 0, 1)))
+    cluster.run(30)
+    word = build.report("failed", reason="GroupBroken", message="rank 1 has been silent for 20 s")
+    old = lose_a_node(cluster, ready_since=None, exit_code=1, exit_message=word)
+    assert old not in cluster.groups
+    cluster.run(30)
+    assert len(cluster.serving) == 1
+
+
+@pytest.mark.parametrize(("serves", "reason"), [(True, "GroupBroken"), (False, "OSError"), (False, None)])
+def test_a_silent_node_alone_may_come_back(build, serves, reason):
+    """What a rank said before it served again, or of other things, is no word about the node."""
+    cluster = Cluster(build, build.inference(**fields(1, 0, 1)))
+    cluster.run(30)
+    word = build.report("failed", reason=reason) if reason else ""
+    since = cluster.now if serves else None
+    assert lose_a_node(cluster, ready_since=since, exit_code=1, exit_message=word) in cluster.groups
+
+
 def test_a_cordoned_node_is_emptied_without_a_gap(build):
     cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
     cluster.run(30)
@@ -175,6 +205,41 @@ def test_a_cordoned_node_is_emptied_without_a_gap(build):
     cluster.run(120, lambda it: served.append(len(it.serving)))
     assert min(served) >= 2
     assert node not in {pod.node for pod in cluster.pods.values()}
+
+
+def test_a_cordoned_node_is_emptied_while_a_rollout_is_paused(build):
+    cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
+    cluster.run(30)
+    paused = fields(2, 1, 0, "two")
+    paused["rollout"]["paused"] = True
+    cluster.edit(build, 2, **paused)
+    left, stays = sorted(cluster.groups)
+    node = cluster.pods[left, 0].node
+    cluster.nodes[node] = Node(node, True, cluster.now, True)
+    cluster.run(60, lambda it: assert_bounds(it, 2, 3))
+    assert left not in cluster.groups
+    assert stays in cluster.groups
+    assert len(cluster.serving) == 2
+
+
+@pytest.mark.parametrize("which", ["on", "canary"])
+def test_a_cordoned_node_is_emptied_of_a_canary_that_is_paused(build, which):
+    cluster = Cluster(build, build.inference(**with_canary("50%", 2, 1, 0)))
+    cluster.run(30)
+    cluster.edit(build, 2, **with_canary("50%", 2, 1, 0, "two"))
+    cluster.run(60)
+    before = dict(zip(("on", "canary"), tracks(cluster), strict=True))
+    paused = with_canary("50%", 2, 1, 0, "two")
+    paused["rollout"]["paused"] = True
+    cluster.edit(build, 3, **paused)
+    (left,) = before.pop(which)
+    node = cluster.pods[left, 0].node
+    cluster.nodes[node] = Node(node, True, cluster.now, True)
+    cluster.run(80, lambda it: assert_bounds(it, 2, 3))
+    after = dict(zip(("on", "canary"), tracks(cluster), strict=True))
+    assert left not in cluster.groups
+    assert [len(names) for names in after.values()] == [1, 1]
+    assert after.items() >= before.items()
 
 
 def test_suspend_removes_all_groups_and_keeps_the_gateway(build):

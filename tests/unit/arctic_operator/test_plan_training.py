@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -62,7 +62,8 @@ def test_the_epoch_rises_with_each_attempt_even_where_the_status_lags(build):
 def test_the_backoff_grows_with_failures_up_to_its_longest(build):
     waits = {}
     for restarts in (1, 2, 3, 30):
-        status = {"attempt": restarts, "restarts": restarts, "attempts": [record(restarts, counted=True)]}
+        entry = record(restarts, counted=True, start_time="2025-12-31T23:59:30Z")
+        status = {"attempt": restarts, "restarts": restarts, "attempts": [entry]}
         training = build.training(
             status, restart={"limit": 99, "backoff": {"initial": "10s", "factor": 2, "max": "60s"}}
         )
@@ -70,6 +71,28 @@ def test_the_backoff_grows_with_failures_up_to_its_longest(build):
         assert plan.create == ()
         waits[restarts] = plan.requeue_after
     assert waits == {1: 10, 2: 20, 3: 40, 30: 60}
+
+
+@pytest.mark.parametrize(
+    ("lives", "wait"),
+    [
+        ([("23:00:00", "23:30:00", True)], 10),
+        ([("23:00:00", "23:09:59", True)], 600),
+        ([("23:00:00", "23:30:00", True), ("23:31:00", "23:31:20", True)], 20),
+        ([("23:00:00", "23:30:00", False), ("23:31:00", "23:31:20", True)], 10),
+        ([("23:00:00", "23:30:00", True), ("23:31:00", "23:31:20", False), ("23:32:00", "23:32:20", True)], 20),
+    ],
+)
+def test_after_an_attempt_that_lived_for_long_the_backoff_begins_anew(build, lives, wait):
+    """A training of weeks is not to wait for ten minutes because it has failed before."""
+    entries = [
+        record(7 + i, counted=counted, start_time=f"2025-12-31T{began}Z", completion_time=f"2025-12-31T{ended}Z")
+        for i, (began, ended, counted) in enumerate(lives)
+    ]
+    status = {"attempt": 6 + len(lives), "restarts": 7, "attempts": entries}
+    training = build.training(status, restart={"backoff": {"initial": "10s", "factor": 2, "max": "10m"}})
+    ended = datetime.fromisoformat(entries[-1]["completionTime"])
+    assert plan_training(training, TrainingSeen(), build.settings, ended).requeue_after == wait
 
 
 def test_an_interruption_is_followed_at_once_unless_it_came_at_once(build):
@@ -109,6 +132,7 @@ def test_what_rank_0_says_is_shown_and_never_ends_the_training(build):
         loss=2.5,
         tokens_per_second=1000.0,
         exposed_communication=0.084,
+        exposed_by_kind={"gradients": 1.0, "dispatch": 0.051},
         expert_chunks=2,
         stages=(stage,),
     )
@@ -121,7 +145,7 @@ def test_what_rank_0_says_is_shown_and_never_ends_the_training(build):
         "2.5000",
         1000,
     )
-    assert status["exposedCommunication"] == "8%, 2 chunks"
+    assert status["exposedCommunication"] == "8% (dispatch 5%, gradients 100%), 2 chunks"
     assert status["stages"][0]["tokens"] == 500_000
     assert status["sources"] == [
         {"name": "books", "documents": 90, "skipped": 2, "tokens": 1000, "epochs": "0.500", "plannedEpochs": "2.000"}
@@ -149,6 +173,37 @@ def test_how_the_latest_steps_went_is_shown_as_text(build):
     assert status["lossBySource"] == [{"name": "books", "loss": "3.0000"}, {"name": "code", "loss": "2.5000"}]
     assert status["timeShares"] == {"data": "0.100", "compute": "0.700", "checkpoint": "0.200"}
     assert status["routing"] == {"imbalance": "1.500", "entropy": "0.900", "deadExperts": 2, "dropped": "0.0000"}
+
+
+def test_steps_and_tokens_are_said_before_any_pod_and_memory_before_the_first_step(build):
+    stage = build.training().spec.curriculum.stages[0].wire() | {"tokens": 10_000, "tokensPerStep": 4096}
+    stages = [stage | {"name": "a"}, stage | {"name": "b", "tokensPerStep": 8192}]
+    for stop_after, steps, tokens in ((None, 5, 3 * 4096 + 2 * 8192), ("a", 3, 3 * 4096)):
+        training = build.training(curriculum={"stages": stages}, stopAfter=stop_after)
+        status = plan_training(training, TrainingSeen(), build.settings, build.start).status
+        assert (status["plannedSteps"], status["plannedTokens"]) == (steps, tokens)
+        assert "plannedMemory" not in status
+    training, others = running(build, observation(build, planned_memory=3 * 2**20 + 1))
+    told = plan_training(training, others, build.settings, build.seconds(60)).status
+    assert told["plannedMemory"] == "4Mi"
+    training, others = running(build, observation(build, step=5))
+    before = ArcticTrainingStatus.model_validate(told)
+    kept = plan_training(replace(training, status=before), others, build.settings, build.seconds(60)).status
+    assert kept["plannedMemory"] == "4Mi"
+
+
+@pytest.mark.parametrize(("rate", "time", "cost"), [(100, "1m22s", "0.91"), (2, "1h8m", "45.51")])
+def test_time_and_cost_are_said_before_any_pod_where_the_manifest_expects_a_rate(build, rate, time, cost):
+    stage = build.training().spec.curriculum.stages[0].wire() | {"tokens": 8000, "tokensPerStep": 4096}
+    gpus = {"resources": {"limits": {"nvidia.com/gpu": 8}}, "pricePerGPUHour": "2.50"}
+    training = build.training(curriculum={"stages": [stage]}, expectedTokensPerSecond=rate, **gpus)
+    status = plan_training(training, TrainingSeen(), build.settings, build.start).status
+    assert (status["plannedTime"], status["plannedCostUSD"]) == (time, cost)
+    training = build.training(curriculum={"stages": [stage]}, **gpus)
+    assert (
+        not {"plannedTime", "plannedCostUSD"}
+        & plan_training(training, TrainingSeen(), build.settings, build.start).status.keys()
+    )
 
 
 def test_the_time_left_is_that_of_the_stages_that_are_to_be_trained(build):
@@ -298,11 +353,22 @@ def test_a_training_from_anothers_weights_waits_for_its_export(build):
     assert world_of(plan.create[0]).weights_folder == "/var/lib/arctic/base/team/base-12345/export"
 
 
+def test_a_world_is_looked_at_again_while_no_node_is_ready_as_the_first_that_comes_back_may_be_anothers(build):
+    nodes = {name: Node(name, False, build.start, False) for name in ("n0", "n1", "another")}
+    for seconds in (1, 60):
+        seen = TrainingSeen(jobs=[job(build)], pods=[build.pod(0), build.pod(1)], nodes=nodes)
+        plan = plan_training(build.training({"attempt": 1}), seen, build.settings, build.seconds(seconds))
+        assert "attempts" not in plan.status
+        assert plan.requeue_after <= 10
+
+
 def test_a_pod_on_a_dead_node_does_not_hold_up_the_next_attempt_but_one_on_a_live_node_does(build):
     status = {"attempt": 1, "attempts": [record(1)]}
     pods = [build.pod(1, delete_requested=build.start)]
-    dead = {"n1": Node("n1", False, build.start, False)}
-    alive = {"n1": Node("n1", True, build.start, False)}
+    dead, alive = (
+        {name: Node(name, name == "n0" or ready, build.start, False) for name in ("n0", "n1")}
+        for ready in (False, True)
+    )
     for nodes, made in ((dead, 1), (alive, 0), (None, 0)):
         seen = TrainingSeen(jobs=[replace(job(build), deleting=True)], pods=pods, nodes=nodes)
         plan = plan_training(build.training(status), seen, build.settings, build.seconds(40))
@@ -344,6 +410,7 @@ def test_survivors_of_a_broken_world_get_a_second_and_those_of_one_that_stops_in
         training = build.training({"attempt": 1, "attempts": [entry]})
         plan = plan_training(training, seen, build.settings, build.seconds(60))
         assert [(d.name, d.grace_seconds) for d in plan.delete if d.kind == "Pod"] == [(name, 1) for name in hurried]
+        assert [d.kind for d in plan.delete] == [*("Pod" for _ in hurried), "Job"], "its Job would give them all of it"
     told = replace(seen, pods=[build.pod(0, delete_requested=build.start, grace_seconds=1), build.pod(1)])
     plan = plan_training(build.training({"attempt": 1, "attempts": [lost]}), told, build.settings, build.seconds(60))
     assert [d.kind for d in plan.delete] == ["Job"]
@@ -772,13 +839,13 @@ def test_a_training_rests_at_suspend_at_and_goes_on_once_that_is_raised(build):
         assert [made["metadata"]["name"] for made in goes_on.create] == ["tiny-0a1b2-a2"]
 
 
-def record(number, *, counted=False, start_time="2025-12-31T00:00:00Z"):
+def record(number, *, counted=False, start_time="2025-12-31T00:00:00Z", completion_time="2026-01-01T00:00:00Z"):
     return {
         "number": number,
         "reason": "WorkerFailed" if counted else "Interrupted",
         "counted": counted,
         "startTime": start_time,
-        "completionTime": "2026-01-01T00:00:00Z",
+        "completionTime": completion_time,
     }
 
 

@@ -61,13 +61,15 @@ def test_a_refused_child_shows_in_the_status_and_an_api_server_that_is_away_does
         ("True", "FailedCreate", "exceeded quota: gpus")
     ]
     assert len(told["conditions"]) == len(plain["conditions"])
+    assert plain["attempt"] == 1
+    unmade = {name: value for name, value in plain.items() if name != "attempt"}
     for code in (0, 429, 500, 503):
-        assert with_failure(plain, ApiError(code, "", "away"), training, build.start) == plain
+        assert with_failure(plain, ApiError(code, "", "away"), training, build.start) == unmade
     webhook = ApiError(500, "InternalError", 'Internal error occurred: failed calling webhook "m.kb.io": no endpoints')
     told = with_failure(plain, webhook, training, build.start)
     assert webhook.message in {c.get("message") for c in told["conditions"]}
     ending = ApiError(403, "NamespaceTerminating", "the namespace is being terminated")
-    assert with_failure(plain, ending, training, build.start) == plain
+    assert with_failure(plain, ending, training, build.start) == unmade
 
 
 def test_a_bucket_gives_no_more_than_its_rate():
@@ -89,12 +91,12 @@ def test_only_what_is_ours_is_watched_and_nobodys_object_is_written(build):
     kopf = kopf_settings(build.settings)
     kinds = watched(build.settings)
     selectors = list(kopf.watching.label_selectors.values())
-    assert set(kinds) - {"ArcticTraining", "ArcticInference"} == {
+    assert set(kinds) - {"ArcticTraining", "ArcticInference", "ArcticAblation", "ArcticEvaluation"} == {
         *("Job", "StatefulSet", "Deployment", "ControllerRevision", "Pod"),
         *("Service", "NetworkPolicy", "PodDisruptionBudget", "Lease"),
     }
     assert set(selectors) == {"arctic.dev/managed=true", "arctic.dev/managed=true,arctic.dev/role=history"}
-    assert len(selectors) == len(kinds) - 2
+    assert len(selectors) == len(kinds) - 4
     assert "Node" in watched(build.settings.model_copy(update={"read_nodes": True}))
     sets = watched(build.lws_settings)["LeaderWorkerSet"]
     assert sets == ("leaderworkerset.x-k8s.io", "v1", "leaderworkersets")
@@ -137,6 +139,24 @@ async def test_a_job_whose_watch_is_ahead_of_its_pods_is_judged_by_pods_that_are
         monkeypatch.setattr(reconcile, "LOOK_EVERY", 0)
     await operator.reconcile(key)
     assert (operator.status(key)["state"], operator.status(key)["restarts"]) == ("Succeeded", 0)
+
+
+@pytest.mark.parametrize(
+    ("ready", "reasons"),
+    [((True, True), []), ((True, False), ["NodeLost"]), ((False, False), [])],
+    ids=["back again", "lost", "the control plane was away"],
+)
+async def test_a_node_is_lost_if_the_api_server_says_so_whatever_a_watch_that_is_behind_has_shown(
+    operator_with, build, ready, reasons
+):
+    operator = operator_with(build.settings.model_copy(update={"read_nodes": True}))
+    key = operator.add("ArcticTraining")
+    await operator.reconcile(key)
+    for manifest in (*operator.nodes(True, False), *operator.pods("Running")):
+        operator.cache.put(manifest)
+    operator.nodes(*ready)
+    await operator.reconcile(key)
+    assert [attempt["reason"] for attempt in operator.status(key).get("attempts", ())] == reasons
 
 
 async def test_a_world_that_stricter_rules_of_an_upgrade_would_refuse_runs_to_its_end(operator, build, monkeypatch):
@@ -295,6 +315,7 @@ async def test_children_that_are_not_watched_are_put_back(operator, monkeypatch,
     if seen == "at the next look":
         monkeypatch.setattr(reconcile, "LOOK_EVERY", 0)
     else:
+        monkeypatch.setattr(reconcile, "SEE_TO_EVERY", 0)
         for pod in operator.pods("Pending"):
             operator.cache.put(pod)
     await operator.reconcile(key)
@@ -400,7 +421,8 @@ async def test_what_an_earlier_object_of_the_name_has_left_goes(operator, kind, 
     await operator.reconcile(key)
     old = operator.server.objects.pop(tuple(key))
     operator.cache.remove(old)
-    operator.cache.put(operator.server.put(old | {"metadata": old["metadata"] | {"uid": "another"}}))
+    anew = {name: value for name, value in old.items() if name != "status"}
+    operator.cache.put(operator.server.put(anew | {"metadata": old["metadata"] | {"uid": "another"}}))
     if restarts:
         operator.restart()
     for _ in range(2):
@@ -552,3 +574,44 @@ async def test_children_that_went_unseen_are_missed_by_a_list_of_all(operator, m
     assert await operator.reconciler.observer.find_gone(("",)) == {key}
     assert list(operator.cache.children(job["metadata"]["labels"][Label.UID], "Job")) == []
     assert await operator.reconciler.observer.find_gone(("",)) == set()
+
+
+async def test_a_start_is_told_in_two_writes_and_what_stays_between_two_steps_a_little_later(operator, monkeypatch):
+    key, written = operator.add("ArcticTraining"), []
+
+    async def apply_status(identity, status):
+        written.append(status["state"])
+        manifest = operator.server.objects[tuple(key)]
+        return operator.server.put(manifest | {"status": status})["metadata"]
+
+    monkeypatch.setattr(operator.server, "apply_status", apply_status)
+    await operator.reconcile(key)
+    for phase in ("Pending", "Running"):
+        for pod in operator.pods(phase):
+            operator.cache.put(pod)
+        await operator.reconcile(key)
+    assert written == ["Starting"]
+    monkeypatch.setattr(reconcile, "SETTLE_SECONDS", 0)
+    await operator.reconcile(key)
+    assert len(written) == 2
+    assert operator.condition(key, "PodsScheduled")["status"] == "True"
+
+
+async def test_what_pods_mount_is_looked_at_now_and_then_while_they_wait_for_it(operator, monkeypatch):
+    key, looked = operator.add("ArcticTraining"), []
+    await operator.reconcile(key)
+    real = operator.server.get
+
+    async def get(kind, namespace, name):
+        looked.append(name)
+        return await real(kind, namespace, name)
+
+    monkeypatch.setattr(operator.server, "get", get)
+    for pod in operator.pods("Pending"):
+        operator.cache.put(pod)
+    await operator.reconcile(key)
+    assert looked == [], "it has just been made"
+    assert await operator.reconciler._reconcile(key) <= reconcile.SEE_TO_EVERY
+    monkeypatch.setattr(reconcile, "SEE_TO_EVERY", 0)
+    await operator.reconcile(key)
+    assert looked == ["tiny-0a1b2-tls"]

@@ -3,12 +3,13 @@
 import functools
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prometheus import Prometheus, program, running
 
 from arctic_cluster import binaries
 
@@ -24,6 +25,18 @@ def helm() -> str:
     found = str(built) if built.exists() else shutil.which("helm")
     assert found, f"helm is missing: `make setup` builds it into {built.parent}"
     return found
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    return program("promtool")
+
+
+@pytest.fixture(scope="session")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """One that scrapes nothing: it reads expressions."""
+    with running(tmp_path_factory.mktemp("prometheus"), {}) as it:
+        yield it
 
 
 @pytest.fixture(scope="session")

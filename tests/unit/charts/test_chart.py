@@ -1,7 +1,6 @@
 """What the chart renders to, with values of each kind, by the real helm."""
 
 import json
-import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ from pod_security import violations
 from arctic_api.common import ClaimVolume, KeyValue, Resources
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_operator.manifests.gateway import gateway_children
-from arctic_operator.metrics import REGISTRY
 from arctic_operator.observed import Identity
 from arctic_operator.settings import Settings
 
@@ -130,18 +128,32 @@ def test_the_operator_reads_from_its_environment_what_the_values_say(render: Ren
     chosen = settings_of(
         render(
             *NAMESPACED,
-            *("--set", "logLevel=debug,imagePullSecrets={one,two},clusterDomain=k8s.example"),
+            *("--set", "logLevel=debug,logFormat=json,imagePullSecrets={one,two},clusterDomain=k8s.example"),
             *("--set", "workers.resources.limits.nvidia\\.com/gpu=8,metricsPort=9000"),
             *("--set", "workers.environment[0].name=NCCL_DEBUG,workers.environment[0].value=INFO"),
         )
     )
     assert chosen.watch_namespaces == ("team-a", "team-b")
     assert not chosen.read_nodes
-    assert (chosen.log_level, chosen.metrics_port, chosen.cluster_domain) == ("debug", 9000, "k8s.example")
+    assert (chosen.log_level, chosen.log_format) == ("debug", "json")
+    assert (chosen.metrics_port, chosen.cluster_domain) == (9000, "k8s.example")
     assert chosen.image_pull_secrets == ("one", "two")
     assert chosen.worker_resources is not None
     assert chosen.worker_resources.limits == {"nvidia.com/gpu": 8}
     assert [(each.name, each.value) for each in chosen.worker_environment] == [("NCCL_DEBUG", "INFO")]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"), [("http://collector.monitoring:4318", 4318), ("https://collect", 443), ("http://[::1]/", 80)]
+)
+def test_traces_go_where_the_values_say_and_the_operator_may_reach_it(render: Render, endpoint: str, port: int) -> None:
+    def ports(objects: list[Manifest]) -> list[int]:
+        return [port["port"] for rule in one(objects, "NetworkPolicy")["spec"]["egress"] for port in rule["ports"]]
+
+    plain, objects = render(), render("--set", f"tracing.endpoint={endpoint}")
+    assert settings_of(plain).tracing_endpoint == ""
+    assert settings_of(objects).tracing_endpoint == endpoint
+    assert sorted(ports(objects)) == sorted([*ports(plain), port])
 
 
 def test_on_the_local_cluster_operator_and_workers_run_from_the_mounted_environment(render: Render) -> None:
@@ -200,7 +212,7 @@ def rights(found: list[Manifest]) -> set[tuple[str, str, str]]:
 def test_only_what_plans_delete_may_be_deleted(render: Render) -> None:
     (role,) = (each for each in of_kind(render(), "ClusterRole") if each["metadata"]["name"] == "arctic-operator")
     assert {resource for _, resource, verb in rights(role["rules"]) if verb == "delete"} == {
-        *("arctictrainings", "jobs", "statefulsets", "controllerrevisions", "pods"),
+        *("arctictrainings", "arcticevaluations", "jobs", "statefulsets", "controllerrevisions", "pods"),
         *("services", "networkpolicies", "poddisruptionbudgets"),
     }
 
@@ -296,17 +308,11 @@ def test_monitors_are_made_only_where_the_cluster_serves_their_kinds(render: Ren
     assert all(each["metadata"]["labels"]["release"] == "prometheus" for each in made)
 
 
-def test_alerts_read_metrics_that_the_operator_has(render: Render) -> None:
-    (group,) = one(render(*MONITORED), "PrometheusRule")["spec"]["groups"]
-    read = {name for rule in group["rules"] for name in re.findall(r"arctic_operator_[a-z_]+", rule["expr"])}
-    served = {f"{each.name}_total" if each.type == "counter" else each.name for each in REGISTRY.collect()}
-    assert read
-    assert read <= served
-
-
 def test_definitions_can_be_left_out_and_are_kept_on_uninstall(render: Render) -> None:
     definitions = of_kind(render(), "CustomResourceDefinition")
     assert {each["metadata"]["name"] for each in definitions} == {
+        "arcticablations.arctic.dev",
+        "arcticevaluations.arctic.dev",
         "arctictrainings.arctic.dev",
         "arcticinferences.arctic.dev",
     }
@@ -326,6 +332,9 @@ def test_definitions_can_be_left_out_and_are_kept_on_uninstall(render: Render) -
         ("workers.volumes[0].claimName=store", "/workers/volumes/0", "missing properties 'mountPath', 'readOnly'"),
         ("workers.resources.limits.memory=4GB", "/workers/resources/limits/memory", "does not match pattern"),
         ("gateway.image.tag=", "/gateway/image/tag", "does not match pattern"),
+        ("logFormat=xml", "/logFormat", "one of 'text', 'json'"),
+        ("tracing.endpoint=collector:4318", "/tracing/endpoint", "does not match pattern"),
+        ("tracing.endpoint=http://collector:4318/v1/traces", "/tracing/endpoint", "does not match pattern"),
         ("logLevel=loud", "/logLevel", "one of 'debug', 'info', 'warning', 'error'"),
         ("monitoring.interval=30", "/monitoring/interval", "want string"),
         ("metricsPort=80", "/metricsPort", "minimum: got 80, want 1,024"),

@@ -19,9 +19,9 @@ def test_images_install_extras_that_there_are() -> None:
     asked = {name: set(re.findall(r"--extra ([a-z-]+)", recipe)) for name, recipe in RECIPES.items()}
     assert asked == {
         "gateway": set(),
-        "operator": {"operator"},
-        "worker": {"training", "inference"},
-        "worker-vllm": {"vllm"},
+        "operator": {"operator", "tracing"},
+        "worker": {"training", "inference", "evaluation", "tracing"},
+        "worker-vllm": {"vllm", "tracing"},
         "worker-tensorrt-llm": set(),
     }
     assert set().union(*asked.values()) <= set(project["optional-dependencies"])

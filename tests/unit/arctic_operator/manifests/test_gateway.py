@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from gateways import HOST, PATIENCE, answers, find_haproxy, run_gateway, wait_until, write_keys
+from gateways import HOST, PATIENCE, Gateway, answers, find_haproxy, run_gateway, wait_until, write_keys
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +33,6 @@ from arctic_operator.settings import Settings
 UID = "0a1b2c3d-0000-4000-8000-000000000000"
 DEMO = Identity("ArcticInference", "default", "demo", UID)
 SETTINGS = Settings(namespace="arctic-system", worker_image="worker", gateway_image="haproxy:2.8")
-ALERTS = Path(__file__).parents[4] / "charts" / "arctic" / "templates" / "alerts.yaml"
 
 
 def make_spec(**changes: Any) -> ArcticInferenceSpec:
@@ -68,14 +67,37 @@ def test_requests_with_no_ready_leader_get_503_in_the_openai_form(tmp_path: Path
         assert answers(running.url + "/healthz"), "the gateway itself is well"
 
 
-def test_the_gateway_serves_the_metrics_that_alerts_read(tmp_path: Path) -> None:
-    read = set(re.findall(r"haproxy_[a-z_]+", ALERTS.read_text()))
-    assert read
-    with run_gateway(tmp_path, leaders=0) as running:
-        assert running.post("/answer").status_code == 503
-        served = running.metrics()
-    assert read <= set(re.findall(r"^haproxy_[a-z_]+", served, re.MULTILINE))
-    assert 'haproxy_backend_http_responses_total{proxy="leaders",code="5xx"} 1' in served
+def test_a_gateway_that_has_just_begun_is_not_ready_before_it_has_found_a_leader(tmp_path: Path) -> None:
+    with run_gateway(tmp_path, leaders=1, begin_seconds=3600) as running:
+        assert answers(running.url + "/healthz")
+        running.leaders[0].ready = False
+        wait_until(lambda: running.up() == 0, "leaving out the leader")
+        assert not answers(running.url + "/healthz")
+        assert answers(running.metrics_url + "/healthz"), "it is alive"
+
+
+def bad_answers(gateway: Gateway) -> tuple[int, int]:
+    """Return how many answers an alert counts as failed, and as broken off."""
+    served = gateway.metrics()
+    failed = re.findall(
+        r'^haproxy_backend_http_responses_total\{proxy="leaders",code="5xx"\} (\d+)', served, re.MULTILINE
+    )
+    broken = re.findall(r'^haproxy_backend_server_aborts_total\{proxy="leaders"\} (\d+)', served, re.MULTILINE)
+    return sum(map(int, failed)), sum(map(int, broken))
+
+
+def test_alerts_count_each_request_that_fails_once_be_it_refused_or_broken_off(tmp_path: Path) -> None:
+    with run_gateway(tmp_path, leaders=1) as running:
+        assert running.post("/answer").status_code == 200
+        assert bad_answers(running) == (0, 0)
+        assert running.post("/vanish").status_code == 502
+        assert bad_answers(running) == (1, 0)
+        with pytest.raises(httpx.RemoteProtocolError):
+            running.post("/break_off")
+        wait_until(lambda: bad_answers(running) == (1, 1), "the count of what was broken off")
+        running.leaders[0].ready = False
+        wait_until(lambda: running.post("/answer").status_code == 503, "leaving out an unready leader")
+        assert bad_answers(running) == (2, 1)
 
 
 def test_a_stream_is_passed_on_chunk_by_chunk(tmp_path: Path) -> None:
@@ -266,6 +288,28 @@ def test_requests_wait_while_a_service_that_is_scaled_to_zero_starts(tmp_path: P
         assert [answer.status_code for answer in answers_of] == [200, 200]
         assert len(leader.requests) == 2, "the one that went away has reached nobody"
         assert running.waiting() == 0
+
+
+def test_who_comes_while_held_requests_are_still_queueing_waits_too(tmp_path: Path) -> None:
+    (tmp_path / gateway.HOLD_FILE).write_text("3\n")
+    with run_gateway(tmp_path, leaders=1, requests_per_leader=1, hold_seconds=60, hold_requests=3) as running:
+        (leader,) = running.leaders
+        leader.ready = False
+        wait_until(lambda: running.up() == 0, "leaving out the leader")
+        clients = [threading.Thread(target=running.post, args=("/held",)) for _ in range(3)]
+        for client in clients:
+            client.start()
+        wait_until(lambda: running.waiting() == 3, "holding all")
+        leader.ready = True
+        wait_until(lambda: running.queued() == 2, "queueing for the leader")
+        answers_of: list[httpx.Response] = []
+        late = threading.Thread(target=lambda: answers_of.append(running.post("/answer")))
+        late.start()
+        wait_until(lambda: running.queued() == 3 or bool(answers_of), "the late one's queueing")
+        leader.release.set()
+        for client in (*clients, late):
+            client.join(PATIENCE)
+        assert [answer.status_code for answer in answers_of] == [200]
 
 
 def test_a_request_that_has_waited_for_long_enough_is_told_to_come_again(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ SPEC: dict[str, Any] = {
         "environment": [{"name": "NIM_MAX_MODEL_LEN", "value": "4096"}, {"name": "NIM_SERVER_PORT", "value": "1"}],
         "volumes": [{"claimName": "extra", "mountPath": "/extra"}],
         "nodeSelector": {"gpu": "h100"},
+        "deviceClaims": [{"name": "gpus", "templateName": "eight-gpus"}],
     },
 }
 NIM = {
@@ -42,7 +43,7 @@ NIM = {
         {"name": "NGC_API_KEY", "valueFrom": {"secretKeyRef": {"name": "ngc", "key": "NGC_API_KEY"}}},
     ],
     "ports": [{"name": "http", "containerPort": 8000}],
-    "resources": {"limits": {"nvidia.com/gpu": "8"}},
+    "resources": {"limits": {"nvidia.com/gpu": "8"}, "claims": [{"name": "gpus"}]},
     "securityContext": {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": False,
@@ -115,6 +116,8 @@ def test_our_worker_is_a_native_sidecar_with_nothing_of_the_authors_and_no_gpu(n
     assert sidecar["securityContext"]["readOnlyRootFilesystem"]
     assert [port["containerPort"] for port in sidecar["ports"]] == [9440, 9441]
     assert "nvidia.com/gpu" not in json.dumps(sidecar["resources"])
+    assert "claims" not in sidecar["resources"]
+    assert template["spec"]["resourceClaims"] == [{"name": "gpus", "resourceClaimTemplateName": "eight-gpus"}]
     assert not {"NIM_MAX_MODEL_LEN", "NGC_API_KEY"} & {item["name"] for item in sidecar["env"]}
     assert "/extra" not in [mount["mountPath"] for mount in sidecar["volumeMounts"]]
     (world,) = [item["value"] for item in sidecar["env"] if item["name"] == "ARCTIC_WORLD"]
@@ -127,7 +130,7 @@ def test_both_share_out_the_operators_defaults(nim, build):
     environment = ClaimVolume(claim_name="environment", mount_path="/opt/arctic")
     defaults = {"worker_resources": gpus, "worker_volumes": (environment,)}
     pod = nim(build.settings.model_copy(update=defaults), resources=None)["spec"]
-    assert pod["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": "4"}}
+    assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "4"}
     assert "/opt/arctic" in [mount["mountPath"] for mount in pod["initContainers"][0]["volumeMounts"]]
     assert "/opt/arctic" not in [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]]
 

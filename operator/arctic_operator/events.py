@@ -1,0 +1,91 @@
+"""Tells people what happened, as Kubernetes Events, beside the reconciling: nothing waits for it."""
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict, deque
+from datetime import datetime
+
+from arctic_api import API_VERSION
+from arctic_operator.cluster import MERGE, NAMESPACE_ENDS, ApiError, Cluster, micro_time, path_of
+from arctic_operator.observed import Identity
+from arctic_operator.plan.actions import Event
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 4096
+WAITING = 10_000
+"""Events that may wait to be told; the oldest go first, as they do in the cluster."""
+
+
+class Events:
+    """What happens again counts up one event."""
+
+    def __init__(self, cluster: Cluster, instance: str) -> None:
+        self._cluster = cluster
+        self._instance = instance
+        self._told: OrderedDict[str, int] = OrderedDict()
+        self._waiting: deque[tuple[Identity, Event, datetime]] = deque(maxlen=WAITING)
+        self._more = asyncio.Event()
+
+    def tell(self, identity: Identity, event: Event, now: datetime) -> None:
+        """Have one event told."""
+        self._waiting.append((identity, event, now))
+        self._more.set()
+
+    async def run(self) -> None:
+        """Tell what is to be told, one after the other, for ever."""
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            while self._waiting:
+                await self._tell(*self._waiting.popleft())
+
+    async def _tell(self, identity: Identity, event: Event, now: datetime) -> None:
+        """Tell one event; that it can't be told is no reason to fail."""
+        digest = hashlib.sha256(f"{identity.uid}{event}".encode()).hexdigest()[:16]
+        count = self._told[digest] = self._told.get(digest, 0) + 1
+        self._told.move_to_end(digest)
+        if len(self._told) > REMEMBERED:
+            self._told.popitem(last=False)
+        name = f"{identity.name}.{digest}"
+        try:
+            if count > 1 and await self._count(identity.namespace, name, count, now):
+                return
+            await self._create(identity, name, event, now)
+        except ApiError as error:
+            level = logging.DEBUG if error.reason == NAMESPACE_ENDS else logging.WARNING
+            log.log(level, "event %s of %s not told: %s", event.reason, identity.name, error)
+
+    async def _count(self, namespace: str, name: str, count: int, now: datetime) -> bool:
+        series = {"count": count, "lastObservedTime": micro_time(now)}
+        path = path_of("Event", namespace, name)
+        try:
+            await self._cluster.request("PATCH", path, body={"series": series}, content=MERGE)
+        except ApiError as error:
+            if error.code == 404:
+                return False
+            raise
+        return True
+
+    async def _create(self, identity: Identity, name: str, event: Event, now: datetime) -> None:
+        manifest = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": identity.namespace},
+            "eventTime": micro_time(now),
+            "reportingController": "arctic.dev/operator",
+            "reportingInstance": self._instance,
+            "action": "Reconcile",
+            "type": event.type,
+            "reason": event.reason[:128],
+            "note": event.message[:1024],
+            "regarding": {
+                "apiVersion": API_VERSION,
+                "kind": identity.kind,
+                "namespace": identity.namespace,
+                "name": identity.name,
+                "uid": identity.uid,
+            },
+        }
+        await self._cluster.create(manifest)

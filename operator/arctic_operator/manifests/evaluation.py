@@ -1,0 +1,149 @@
+"""The pod of an evaluation: a Job of one, which Kubernetes tries again, and the NetworkPolicy around it."""
+
+from collections.abc import Sequence
+
+from arctic_api import API_VERSION
+from arctic_api.common import ClaimVolume
+from arctic_api.evaluation import KIND as EVALUATION
+from arctic_api.evaluation import ArcticEvaluationSpec, EvaluatedModel
+from arctic_api.world import (
+    CREDENTIALS_FOLDER,
+    STORE_FOLDER,
+    EvaluationWorld,
+    ExitCode,
+    Label,
+    Ports,
+    run_folder,
+)
+from arctic_operator.evaluations import Evaluation, Target
+from arctic_operator.manifests.common import Manifest, base_name, child_metadata, object_labels, stage_evaluation_name
+from arctic_operator.manifests.training import weights_claims
+from arctic_operator.manifests.worker import network_policy, worker_template
+from arctic_operator.observed import (
+    COMPLETION_INDEX,
+    GENERATION_ANNOTATION,
+    REVISION_ANNOTATION,
+    WORKER_CONTAINER,
+    Identity,
+    Training,
+)
+from arctic_operator.settings import Settings
+
+MODULE = "arctic_workers.evaluation"
+GRACE_SECONDS = 30
+"""What a pod gets to end its server; what was answered is kept as it comes."""
+
+
+def job_name(evaluation: Evaluation) -> str:
+    """Return the name of the Job that an evaluation has as it is written now."""
+    return f"{base_name(evaluation.identity)}-{evaluation.revision}"
+
+
+def results_folder(evaluation: Evaluation) -> str:
+    """Return the evaluation's folder, as its pod sees it."""
+    identity, volume = evaluation.identity, evaluation.spec.results
+    root = f"{STORE_FOLDER}/{volume.path}" if volume.path else STORE_FOLDER
+    return run_folder(root, identity.namespace, identity.name, identity.uid)
+
+
+def evaluation_policy(identity: Identity, settings: Settings) -> Manifest:
+    """Return what stands beside an evaluation's Job."""
+    return network_policy(identity, base_name(identity), settings, _selector(identity))
+
+
+def _selector(identity: Identity) -> dict[str, str]:
+    return {Label.UID.value: identity.uid}
+
+
+def evaluation_job(
+    evaluation: Evaluation, target: Target, settings: Settings, compared: Sequence[str] = ()
+) -> Manifest:
+    """Return the Job, made once and never changed; `compared` are the folders of what its page shows beside it."""
+    identity, spec, ports = evaluation.identity, evaluation.spec, Ports()
+    store = ClaimVolume(claim_name=spec.results.claim_name, mount_path=STORE_FOLDER, read_only=False)
+    claims, weights = weights_claims([store], target.weights)
+    secret = spec.model.credentials.secret_name if spec.model.credentials else None
+    world = EvaluationWorld(
+        namespace=identity.namespace,
+        name=identity.name,
+        uid=identity.uid,
+        spec=spec,
+        job=job_name(evaluation),
+        folder=results_folder(evaluation),
+        weights_folder=weights or target.folder,
+        url=target.url,
+        model=target.name,
+        credentials_folder=CREDENTIALS_FOLDER if secret else None,
+        compared=list(compared),
+    )
+    template = worker_template(
+        identity,
+        settings,
+        module=MODULE,
+        world=world,
+        rank_field=f"metadata.annotations['{COMPLETION_INDEX}']",
+        labels=object_labels(identity) | {Label.ROLE.value: "worker"},
+        selector=_selector(identity),
+        ports={"control": ports.control, "metrics": ports.metrics},
+        image=spec.image,
+        claims=claims,
+        resources=spec.resources,
+        grace_seconds=GRACE_SECONDS,
+        priority_class=spec.priority_class_name,
+        template=spec.template,
+        spec={"restartPolicy": "Never"},
+        secrets={secret: CREDENTIALS_FOLDER} if secret else {},
+    )
+    annotations = {REVISION_ANNOTATION: evaluation.revision, GENERATION_ANNOTATION: str(evaluation.generation)}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": child_metadata(identity, job_name(evaluation), role="worker", annotations=annotations),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": 1,
+            "parallelism": 1,
+            "backoffLimit": spec.retries,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": _failure_rules()},
+            "template": template,
+        },
+    }
+
+
+def stage_evaluation(training: Training, number: int, stage: str | None) -> Manifest:
+    """Return the ArcticEvaluation of what a training was at a stage's end, the `number`-th; of its export for None."""
+    spec, volume = training.spec, training.spec.checkpoint.volume
+    assert spec.evaluation is not None
+    assert volume is not None, "the rules refuse a manifest without a checkpoint volume"
+    # Devices and neighbours are a world's: one pod evaluates, with resources of its own.
+    template = spec.template and spec.template.model_copy(update={"device_claims": None, "topology": None})
+    made = ArcticEvaluationSpec(
+        model=EvaluatedModel(training=training.identity.name, stage=stage),
+        suites=spec.evaluation.data or [],
+        results=volume,
+        priority_class_name=spec.priority_class_name,
+        image=spec.image,
+        resources=spec.evaluation.resources,
+        template=template,
+    )
+    return {
+        "apiVersion": API_VERSION,
+        "kind": EVALUATION,
+        "metadata": child_metadata(training.identity, stage_evaluation_name(training.identity, number)),
+        "spec": made.wire(),
+    }
+
+
+def _failure_rules() -> list[Manifest]:
+    """Bad input is not tried again; drains, and pods that ended in order, are no failures."""
+
+    def on_exit(action: str, code: ExitCode) -> Manifest:
+        codes = {"containerName": WORKER_CONTAINER, "operator": "In", "values": [int(code)]}
+        return {"action": action, "onExitCodes": codes}
+
+    return [
+        on_exit("FailJob", ExitCode.BAD_INPUT),
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        on_exit("Ignore", ExitCode.INTERRUPTED),
+    ]

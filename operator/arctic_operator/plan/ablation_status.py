@@ -1,0 +1,105 @@
+"""An ablation's status. Pure."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from arctic_ablation.study import Found, Point, VariantStudy
+from arctic_api.ablation import ArcticAblationSpec, ArcticAblationStatus, RankStatus, TrialStatus
+from arctic_operator.manifests.common import best_name
+from arctic_operator.observed import INVALID_SPEC, format_time
+from arctic_operator.plan.conditions import Conditions, find
+from arctic_operator.trials import Ablation
+
+PROGRESS_FIELDS = frozenset({"tokens"})
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is to be said of an ablation."""
+
+    state: str
+    failed: tuple[str, str] | None = None
+    """Reason and sentence."""
+
+
+def found_of(spec: ArcticAblationSpec, status: TrialStatus) -> Found:
+    """Return a training's status as a study reads it: each category as the mean of all, which gives that mean again."""
+    names = [f"perplexity/{category}" for category in spec.objective.perplexity]
+    points = [
+        Point(point.tokens, dict.fromkeys(names, math.exp(float(point.objective)))) for point in status.points or ()
+    ]
+    return Found(points, status.message or "")
+
+
+def is_finished(status: ArcticAblationStatus, generation: int) -> bool:
+    """Whether it has ended, for the specification that it has: an edit may let it go on."""
+    ends = (find(status.conditions, kind) for kind in ("Succeeded", "Failed"))
+    return any(end is not None and end.status == "True" and end.observed_generation == generation for end in ends)
+
+
+def ablation_status(
+    ablation: Ablation,
+    study: VariantStudy | None,
+    trials: Mapping[str, TrialStatus],
+    outlook: Outlook,
+    now: datetime,
+    trained: Mapping[str, int] = {},
+) -> dict[str, Any]:
+    """Return the whole status.
+
+    Args:
+        ablation: as it is.
+        study: of it; None where it has none.
+        trials: the status of each of its trainings.
+        outlook: what is to be said.
+        now: the time.
+        trained: tokens of each training by its own word, which may be past its last rung.
+    """
+    conditions = Conditions(ablation.status.conditions, ablation.generation, now)
+    broken = [trial for trial in trials.values() if trial.message]
+    sentence = f"{len(broken)} trainings have failed; {broken[0].name}: {broken[0].message}" if broken else ""
+    conditions.set("Degraded", bool(broken), "TrialsFailed" if broken else "AsExpected", sentence)
+    ended = outlook.state in ("Succeeded", "Failed")
+    ranks = _ranking(ablation, study, trials) if study else []
+    best = ranks[0].name if ranks else None
+    conditions.set("Succeeded", outlook.state == "Succeeded", outlook.state, f"best: {best}" if best else "")
+    reason, message = outlook.failed or (outlook.state, "")
+    conditions.set("Failed", outlook.failed is not None, reason, message)
+    return ArcticAblationStatus(
+        state=outlook.state,
+        observed_generation=ablation.generation,
+        conditions=conditions.all(),
+        planned=len(trials) or None,
+        tokens=sum(max(trial.tokens, trained.get(name, 0)) for name, trial in trials.items()),
+        trials=list(trials.values()) or None,
+        ranking=ranks or None,
+        best=best,
+        best_config_map=best_name(ablation.identity) if ended and best else None,
+        completion_time=(ablation.status.completion_time or format_time(now)) if ended else None,
+    ).wire()
+
+
+def _ranking(ablation: Ablation, study: VariantStudy, trials: Mapping[str, TrialStatus]) -> list[RankStatus]:
+    found = {name: found_of(ablation.spec, trial) for name, trial in trials.items()}
+    return [
+        RankStatus(
+            name=rank.variant,
+            tokens=rank.tokens,
+            objective=f"{rank.mean.value:.4f}",
+            interval=f"{rank.mean.low:.4f} to {rank.mean.high:.4f}" if rank.mean.seeds > 1 else None,
+        )
+        for rank in study.ranks(found)
+    ]
+
+
+def invalid_status(status: ArcticAblationStatus, message: str, generation: int, now: datetime) -> dict[str, Any]:
+    """Return the status of an ablation whose specification can't be carried out; its trainings are left alone."""
+    conditions = Conditions(status.conditions, generation, now)
+    conditions.set("Degraded", True, INVALID_SPEC, message)
+    conditions.set("Succeeded", False, INVALID_SPEC)
+    conditions.set("Failed", True, INVALID_SPEC, message)
+    fields = {"state": INVALID_SPEC, "observed_generation": generation, "conditions": conditions.all()}
+    return status.model_copy(update=fields).wire()

@@ -1,0 +1,27 @@
+"""Which news of a training waits a moment for the next: a world starts in steps that follow each other at once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from arctic_operator.live import Live
+from arctic_operator.observed import Training
+from arctic_operator.plan.conditions import is_true
+
+
+def settles(training: Training, status: Mapping[str, Any], live: Live | None) -> bool:
+    """Whether a status tells only of a step between two: pods that get their nodes, a stream that is being opened.
+
+    `status` is what is to be said now, and `live` how it stands with the stream. An edit, another state and trouble
+    are told at once.
+    """
+    before = training.status
+    if before.observed_generation != training.generation or before.attempt != status.get("attempt"):
+        return False
+    if is_true(before.conditions, "Degraded") or any(
+        condition["type"] == "Degraded" and condition["status"] == "True" for condition in status["conditions"]
+    ):
+        return False
+    if training.spec.start_deadline and before.start_time is None and status.get("startTime"):
+        return False  # what is not written down does not count as begun
+    opening = live is None or not (live.connected or live.error)
+    return status["state"] == "Starting" == before.state or (status["state"] == "Running" and opening)
