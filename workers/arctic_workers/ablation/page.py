@@ -107,11 +107,11 @@ def _swarm(results: Results) -> list[str]:
     errors = swarm["errors"]
     within = sum(abs(error) <= 1.96 * swarm["widening"] for error in errors)
     test = (
-        f"Each of {len(errors)} runs foretold from the others: {within} within the 95% interval, which was made "
-        f"{swarm['widening']:.2f} times as wide for that."
+        f"Each of {len(errors)} runs foretold by a fit that has not seen it: {within} within 1.96 standard deviations, "
+        f"which were made {swarm['widening']:.2f} times as large for that."
     )
     return [
-        intervals("Foretold", "with the 95% interval of one run; orange: runs that were trained", rows),
+        intervals("Foretold", "with 95% intervals of all runs that confirm; orange: these runs", rows),
         f"<p>{escape(test)}</p>",
         table(["foretold as the best: stage", *sources], mixtures, range(1, 1 + len(sources))),
         effects(by_stage),

@@ -12,7 +12,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from arctic_api.world import InferenceGroup, TrainingWorld
+from arctic_api.world import World
+from arctic_workers.control.expiry import CertificateExpiry
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class ProbeServer:
 
     def __init__(
         self,
-        world: TrainingWorld | InferenceGroup,
+        world: World,
         registry: CollectorRegistry,
         *,
         alive: Callable[[], bool],
@@ -73,6 +74,7 @@ class ProbeServer:
 
         `hooks` are further paths, which the kubelet asks before it stops a container: each takes its time to answer.
         """
+        registry.register(CertificateExpiry(world))
         self._address = ("" if world.tls_folder is not None else "127.0.0.1", world.ports.metrics)
         probes = {"/livez": alive, "/readyz": ready, **(hooks or {})}
 

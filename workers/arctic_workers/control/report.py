@@ -3,22 +3,35 @@
 import logging
 import os
 
-from arctic_api.world import Report, SourceReport, StageReport
+from arctic_api.world import EvaluationReport, ExitCode, Report, SourceReport, StageReport
 
+FAILED = 1
+"""Exit code of a failure that counts."""
 LIMIT = 4096
 """Bytes that a kubelet reads of a termination message."""
 
 log = logging.getLogger(__name__)
 
 
-def write_report(report: Report, path: str) -> None:
+def exit_code(report: Report | EvaluationReport) -> int:
+    """Return what a pod of a Job exits with: the contract with the operator."""
+    codes: dict[str, int] = {
+        "succeeded": ExitCode.DONE,
+        "interrupted": ExitCode.INTERRUPTED,
+        "refused": ExitCode.BAD_INPUT,
+        "failed": FAILED,
+    }
+    return codes[report.outcome]
+
+
+def write_report(report: Report | EvaluationReport, path: str) -> None:
     """Write the report to the termination message file, cut to what a kubelet reads.
 
     The file is a mount of its own in a pod, so it can't be renamed over: it is written by one call. Never raises: the
     exit code must not depend on whether somebody could be told why.
     """
     try:
-        content = encode(report)
+        content = encode(report) if isinstance(report, Report) else encode_evaluation(report)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             os.write(descriptor, content)
@@ -57,3 +70,17 @@ def _json(
 ) -> bytes:
     cut = report.model_copy(update={"message": message, "sources": sources, "stages": stages, "evaluation": evaluation})
     return cut.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+
+def encode_evaluation(report: EvaluationReport, limit: int = LIMIT) -> bytes:
+    """Return the report as JSON of at most `limit` bytes: cut are messages, then all figures but the suites' own."""
+    for letters, figures in ((1024, None), (256, None), (64, None), (64, 1), (16, 1), (16, 0)):
+        suites = [
+            suite.model_copy(update={"message": suite.message[:letters], "figures": suite.figures[:figures]})
+            for suite in report.suites
+        ]
+        cut = report.model_copy(update={"message": report.message[: 4 * letters], "suites": suites})
+        content = cut.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True).encode()
+        if len(content) <= limit:
+            break
+    return content

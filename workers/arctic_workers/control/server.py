@@ -12,7 +12,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from arctic_api.world import InferenceGroup, TrainingWorld
+from arctic_api.world import World
 from arctic_rpc import control_pb2, control_pb2_grpc
 from arctic_workers.control.commands import Commands, NotNow, Unsupported
 from arctic_workers.control.loop import LoopThread, in_thread
@@ -122,7 +122,7 @@ class ControlServer:
 
     def __init__(
         self,
-        world: TrainingWorld | InferenceGroup,
+        world: World,
         board: StateBoard,
         commands: Commands,
         ready: Callable[[], bool],

@@ -5,8 +5,8 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 
-from arctic_api.world import InferenceGroup, TrainingWorld
-from arctic_rpc.control_pb2 import STARTING, InferenceState, TrainingState, WorkerState
+from arctic_api.world import EvaluationWorld, TrainingWorld, World
+from arctic_rpc.control_pb2 import STARTING, EvaluationState, InferenceState, TrainingState, WorkerState
 
 
 class _Subscription:
@@ -25,7 +25,7 @@ class _Subscription:
 class StateBoard:
     """Holds the newest `WorkerState`; any thread publishes, any number of event loops watch."""
 
-    def __init__(self, world: TrainingWorld | InferenceGroup) -> None:
+    def __init__(self, world: World) -> None:
         """Begin as STARTING, under the identity that the world gives."""
         self._lock = threading.Lock()
         self._subscriptions: set[_Subscription] = set()
@@ -36,6 +36,8 @@ class StateBoard:
         if isinstance(world, TrainingWorld):
             self._epoch = world.epoch
             state.training.CopyFrom(TrainingState())
+        elif isinstance(world, EvaluationWorld):
+            state.evaluation.CopyFrom(EvaluationState())
         else:
             state.inference.CopyFrom(InferenceState())
         self._latest = self._identified(state)
@@ -57,7 +59,7 @@ class StateBoard:
     def publish(self, state: WorkerState) -> None:
         """Make a state the newest; watchers hear of it when more than its time is new. Never blocks.
 
-        A state without `training` or `inference` keeps the figures of the one before: only what the world does is new.
+        A state without any detail keeps the figures of the one before: only what the world does is new.
         """
         copy = self._identified(state)
         with self._lock:

@@ -24,6 +24,8 @@ class TLSFiles:
     certificate: bytes
     key: bytes
     authorities: bytes
+    expires: float
+    """When the certificate's life is over, in seconds since 1970."""
 
 
 def _current(folder: Path) -> Path:
@@ -47,12 +49,12 @@ def read_folder(folder: Path, server_name: str) -> TLSFiles:
                 f"{folder / name} can't be read ({error.strerror}): the folder must hold {', '.join(FILES)}; "
                 "mount the object's TLS Secret there, whole"
             ) from None
-    _prove(current, folder, server_name)
-    return TLSFiles(*contents)
+    certificate, key, authorities = contents
+    return TLSFiles(certificate, key, authorities, _prove(current, folder, server_name))
 
 
-def _prove(current: Path, folder: Path, server_name: str) -> None:
-    """Shake hands with ourselves in memory, as the operator will over the network.
+def _prove(current: Path, folder: Path, server_name: str) -> float:
+    """Shake hands with ourselves in memory, as the operator will over the network; return when that will end.
 
     That is one check for everything that can be wrong: damaged PEM, another certificate's key, another authority, a
     wrong name, a certificate whose time has not come or is over.
@@ -71,10 +73,8 @@ def _prove(current: Path, folder: Path, server_name: str) -> None:
     except ssl.SSLError as error:
         raise TLSFolderError(f"{folder}/ca.crt holds no certificates in PEM ({_reason(error)}): {advice}") from None
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [
-        client.wrap_bio(to_client, to_server, server_hostname=server_name),
-        server.wrap_bio(to_server, to_client, server_side=True),
-    ]
+    caller = client.wrap_bio(to_client, to_server, server_hostname=server_name)
+    ends = [caller, server.wrap_bio(to_server, to_client, server_side=True)]
     try:
         while ends:
             ends = [end for end in ends if not _shaken(end)]
@@ -82,6 +82,9 @@ def _prove(current: Path, folder: Path, server_name: str) -> None:
         raise TLSFolderError(
             f"{folder}/tls.crt can't prove to be {server_name} by {folder}/ca.crt ({_reason(error)}): {advice}"
         ) from None
+    shown = caller.getpeercert()
+    assert shown is not None
+    return float(ssl.cert_time_to_seconds(str(shown["notAfter"])))
 
 
 def _shaken(end: ssl.SSLObject) -> bool:
@@ -94,6 +97,13 @@ def _shaken(end: ssl.SSLObject) -> bool:
 
 def _refuse_password() -> str:
     raise ValueError("the key is encrypted")
+
+
+def fingerprint(folder: Path) -> list[tuple[int, int]]:
+    """Return what is another when the folder's files are."""
+    current = _current(folder)
+    stats = [(current / name).stat() for name in FILES if (current / name).exists()]
+    return [(stat.st_ino, stat.st_mtime_ns) for stat in stats]
 
 
 def _reason(error: Exception) -> str:
@@ -111,15 +121,10 @@ class RotatingCredentials:
         self._folder = Path(folder)
         self._server_name = server_name
         self._lock = threading.Lock()
-        self._seen = self._fingerprint()
+        self._seen = fingerprint(self._folder)
         self.credentials = grpc.dynamic_ssl_server_credentials(
             self._load(), self._fetch, require_client_authentication=True
         )
-
-    def _fingerprint(self) -> list[tuple[int, int]]:
-        current = _current(self._folder)
-        stats = [(current / name).stat() for name in FILES if (current / name).exists()]
-        return [(stat.st_ino, stat.st_mtime_ns) for stat in stats]
 
     def _load(self) -> object:
         files = read_folder(self._folder, self._server_name)
@@ -131,10 +136,10 @@ class RotatingCredentials:
         """Return the new configuration for a new connection, None for the one before; gRPC calls it on its threads."""
         with self._lock:
             try:
-                fingerprint = self._fingerprint()
-                if fingerprint == self._seen:
+                now = fingerprint(self._folder)
+                if now == self._seen:
                     return None
-                configuration, self._seen = self._load(), fingerprint
+                configuration, self._seen = self._load(), now
             except (TLSFolderError, OSError) as error:
                 log.error("New certificates are not used, the ones before stay: %s", error)
                 return None

@@ -1,4 +1,4 @@
-"""From a checkpoint to a verdict: the suites that a training runs at a stage's end. No torch."""
+"""From a checkpoint to a verdict: the suites that a training runs itself. No torch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -38,11 +38,12 @@ SUITES: dict[str, Suite] = {"perplexity": perplexity}
 
 
 def evaluate(suites: Sequence[str], subject: Subject) -> dict[str, float]:
-    """Run suites by their names, which the resource's rules have checked, and return all figures.
+    """Run the suites by their names that a training runs itself, and return all figures.
 
-    What is no finite number is left out: JSON, in which figures travel, has none.
+    The others are run beside it. What is no finite number is left out: JSON, in which figures travel, has none.
     """
     figures: dict[str, float] = {}
     for suite in suites:
-        figures |= SUITES[suite](subject)
+        if suite in SUITES:
+            figures |= SUITES[suite](subject)
     return {name: figure for name, figure in figures.items() if math.isfinite(figure)}

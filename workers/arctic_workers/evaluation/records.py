@@ -4,6 +4,7 @@ A folder is one model's, asked in one way: it goes on where it was ended, and re
 """
 
 import json
+import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,19 +34,26 @@ def claim(folder: Path, asked: Mapping[str, Any]) -> None:
 
 
 class Lines:
-    """A file of JSON lines that is added to; safe to use from several threads."""
+    """A file of JSON lines that is added to; safe to use from several threads.
+
+    To open it puts a new file with all its whole lines in its place. So who had it before and may be writing still, as
+    a pod on a node that was taken for lost, goes on in one that nobody reads any more: no two write into the same.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = _cut_broken_end(path)
-        self.before: list[dict[str, Any]] = [json.loads(line) for line in whole]
+        self.before: list[dict[str, Any]] = list(read_lines(path))
         """What was there."""
-        self._file = path.open("a")
+        mine = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        self._file = mine.open("w")
+        self._file.writelines(map(_line, self.before))
+        self._file.flush()
+        mine.replace(path)
         self._lock = threading.Lock()
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Add a line."""
-        text = json.dumps(line) + "\n"
+        text = _line(line)
         with self._lock:
             self._file.write(text)
             self._file.flush()
@@ -55,16 +63,8 @@ class Lines:
         self._file.close()
 
 
-def _cut_broken_end(path: Path) -> list[str]:
-    """Return the lines of a file; what was being written when its writer was ended is cut off."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return whole.decode().splitlines()
+def _line(line: Mapping[str, Any]) -> str:
+    return json.dumps(line) + "\n"
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

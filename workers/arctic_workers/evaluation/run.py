@@ -12,9 +12,10 @@ from typing import Any
 
 from arctic_workers.evaluation.endpoint import Endpoint, RefusedError, Sampling
 from arctic_workers.evaluation.fitness import Fitness, fitness
+from arctic_workers.evaluation.progress import DONE, NOT_RUN, UNFIT, Progress
 from arctic_workers.evaluation.records import Lines, claim
 from arctic_workers.evaluation.sandbox import Sandbox
-from arctic_workers.evaluation.scores import ENTERPRISE, Parts, Score, Verdicts, enterprise_intelligence, score
+from arctic_workers.evaluation.scores import ENTERPRISE, TOTAL, Parts, Score, Verdicts, enterprise_intelligence, score
 from arctic_workers.evaluation.suites.form import Answer, DataError, Question, Suite
 from arctic_workers.evaluation.suites.gsm8k import Gsm8k
 from arctic_workers.evaluation.suites.ifeval import IfEval
@@ -24,7 +25,7 @@ from arctic_workers.evaluation.suites.spider import Spider
 from arctic_workers.evaluation.verdict import Verdict
 from arctic_workers.training.files import write_json
 
-RESULTS, ANSWERS, VERDICTS = "results.json", "answers.jsonl", "verdicts.jsonl"
+RESULTS, ANSWERS, VERDICTS, READ = "results.json", "answers.jsonl", "verdicts.jsonl", "read.jsonl"
 SUITES: dict[str, Callable[[Path, Callable[[], Sandbox]], Suite]] = {
     "humaneval": lambda path, sandbox: humaneval(path, sandbox()),
     "humaneval-plus": lambda path, sandbox: humaneval_plus(path, sandbox()),
@@ -35,7 +36,6 @@ SUITES: dict[str, Callable[[Path, Callable[[], Sandbox]], Suite]] = {
 }
 """Suites of questions and answers by name; `Perplexity` stands apart, as nothing is answered there."""
 NAMES = (*SUITES, Perplexity.name)
-DONE, NOT_RUN, UNFIT = "done", "not run", "unfit"
 _NO_MEAN = "enterprise intelligence takes humaneval-plus, mbpp-plus, spider and ifeval, each run and fit"
 Say = Callable[[str], None]
 
@@ -54,51 +54,68 @@ class Evaluation:
     """How many questions are asked, and answers judged, at once."""
 
 
+@dataclass(frozen=True)
+class _Course:
+    """An evaluation, whom it asks, and who hears of it."""
+
+    evaluation: Evaluation
+    endpoint: Endpoint
+    say: Say
+    progress: Progress
+
+
 def evaluate_model(
-    evaluation: Evaluation, endpoint: Endpoint, sandbox: Callable[[], Sandbox], say: Say
+    evaluation: Evaluation,
+    endpoint: Endpoint,
+    sandbox: Callable[[], Sandbox],
+    say: Say,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Run an evaluation, write its results, and return them.
+    """Run an evaluation, write its results, and return them; `progress` knows meanwhile how far it is.
 
     Raises:
         DataError: a suite's data are not what is published.
         SandboxError: code has to be run, and can't be confined here.
         EndpointError: the model does not answer.
     """
+    course = _Course(evaluation, endpoint, say, progress or Progress(evaluation.data))
     suites: dict[str, Any] = {}
     parts: dict[tuple[str, str], Parts] = {}
     for name in NAMES:
         path = evaluation.data.get(name)
         if path is None:
             suites[name] = {"state": NOT_RUN, "why": "no data were given"}
-        elif name == Perplexity.name:
-            suites[name] = _read_all(Perplexity(path), evaluation, endpoint, say)
+            continue
+        if name == Perplexity.name:
+            suites[name] = _read_all(Perplexity(path), course)
         else:
-            suites[name] = _run_suite(SUITES[name](path, sandbox), evaluation, endpoint, say, parts)
+            suites[name] = _run_suite(SUITES[name](path, sandbox), course, parts)
+        course.progress.end(name, suites[name])
     results = {
         "model": evaluation.model,
         "sampling": asdict(evaluation.sampling),
         "suites": suites,
-        "enterprise intelligence": _enterprise(parts),
+        TOTAL: _enterprise(parts),
     }
     write_json(evaluation.folder / RESULTS, results)
     return results
 
 
-def _run_suite(
-    suite: Suite, evaluation: Evaluation, endpoint: Endpoint, say: Say, parts: dict[tuple[str, str], Parts]
-) -> dict[str, Any]:
+def _run_suite(suite: Suite, course: _Course, parts: dict[tuple[str, str], Parts]) -> dict[str, Any]:
+    evaluation, say = course.evaluation, course.say
     path = evaluation.data[suite.name]
     data = {"path": str(path), "sha256": digest(path)}
     claim(evaluation.folder / suite.name, {"data": data["sha256"]})
     described: dict[str, Any] = {"data": data, "rules": suite.rules}
+    course.progress.begin(suite.name, len(suite.questions) * evaluation.sampling.samples)
     say(f"{suite.name}: trying the judge on {len(suite.questions)} questions' own answers")
     found = _fitness(suite, evaluation)
     described["judge"] = dict(found.shares)
     if found.problem:
         say(f"{suite.name}: unfit here: {found.problem}")
         return {"state": UNFIT, "why": found.problem, **described}
-    answers = _ask(suite, evaluation, endpoint, say)
-    verdicts = _judge(suite, evaluation, answers, say)
+    answers = _ask(suite, course)
+    verdicts = _judge(suite, course, answers)
     figures = suite.figures(verdicts)
     parts |= {(suite.name, name): part for name, part in figures.items()}
     failures = Counter(verdict.kind for each in verdicts.values() for verdict in each if not verdict.passed)
@@ -132,24 +149,27 @@ Key = tuple[str, int]
 """A question and the number of a sample."""
 
 
-def _ask(suite: Suite, evaluation: Evaluation, endpoint: Endpoint, say: Say) -> dict[Key, dict[str, Any]]:
+def _ask(suite: Suite, course: _Course) -> dict[Key, dict[str, Any]]:
     """Return all answers, those that were there before among them."""
+    evaluation, progress = course.evaluation, course.progress
     wanted = [(question, sample) for question in suite.questions for sample in range(evaluation.sampling.samples)]
     with closing(Lines(evaluation.folder / suite.name / ANSWERS)) as lines:
         answers: dict[Key, dict[str, Any]] = {(line["question"], line["sample"]): line for line in lines.before}
         missing = [(question, sample) for question, sample in wanted if (question.name, sample) not in answers]
+        progress.answered(suite.name, len(wanted) - len(missing))
         if missing:
-            say(f"{suite.name}: asking for {len(missing)} answers")
+            course.say(f"{suite.name}: asking for {len(missing)} answers")
 
         def ask(each: tuple[Question, int]) -> dict[str, Any]:
             question, sample = each
             line: dict[str, Any] = {"question": question.name, "sample": sample}
             try:
-                answer = endpoint.ask(question, sample, evaluation.sampling)
+                answer = course.endpoint.ask(question, sample, evaluation.sampling)
                 line |= {"prompt": question.chat if answer.is_chat else question.text, **asdict(answer)}
             except RefusedError as error:
                 line |= {"prompt": question.chat, "refused": str(error)}
             lines.add(line)
+            progress.answered(suite.name)
             return line
 
         for line in _map(ask, missing, evaluation.workers):
@@ -157,13 +177,15 @@ def _ask(suite: Suite, evaluation: Evaluation, endpoint: Endpoint, say: Say) -> 
     return {(question.name, sample): answers[question.name, sample] for question, sample in wanted}
 
 
-def _judge(suite: Suite, evaluation: Evaluation, answers: Mapping[Key, dict[str, Any]], say: Say) -> Verdicts:
+def _judge(suite: Suite, course: _Course, answers: Mapping[Key, dict[str, Any]]) -> Verdicts:
     """Return a verdict on each answer; what was judged before is not judged anew."""
+    evaluation, progress = course.evaluation, course.progress
     with closing(Lines(evaluation.folder / suite.name / VERDICTS)) as lines:
         known = {(line["question"], line["sample"]): line for line in lines.before}
         missing = [key for key in answers if key not in known]
+        progress.judged(suite.name, len(answers) - len(missing))
         if missing:
-            say(f"{suite.name}: judging {len(missing)} answers")
+            course.say(f"{suite.name}: judging {len(missing)} answers")
 
         def judge(key: Key) -> dict[str, Any]:
             answer = answers[key]
@@ -173,6 +195,7 @@ def _judge(suite: Suite, evaluation: Evaluation, answers: Mapping[Key, dict[str,
                 verdict = suite.judge(key[0], Answer(answer["text"], answer["is_chat"]))
             line = {"question": key[0], "sample": key[1], **asdict(verdict)}
             lines.add(line)
+            progress.judged(suite.name)
             return line
 
         for line in _map(judge, missing, evaluation.workers):
@@ -185,23 +208,27 @@ def _judge(suite: Suite, evaluation: Evaluation, answers: Mapping[Key, dict[str,
     return found
 
 
-def _read_all(suite: Perplexity, evaluation: Evaluation, endpoint: Endpoint, say: Say) -> dict[str, Any]:
+def _read_all(suite: Perplexity, course: _Course) -> dict[str, Any]:
+    evaluation, progress = course.evaluation, course.progress
     path = evaluation.data[suite.name]
     data = {"path": str(path), "sha256": digest(path)}
     claim(evaluation.folder / suite.name, {"data": data["sha256"]})
-    with closing(Lines(evaluation.folder / suite.name / "read.jsonl")) as lines:
+    with closing(Lines(evaluation.folder / suite.name / READ)) as lines:
         read = {line["question"]: (line["nats"], line["tokens"], line["bytes"]) for line in lines.before}
         missing = [passage for passage in suite.passages if passage.name not in read]
+        progress.begin(suite.name, len(suite.passages))
+        progress.answered(suite.name, len(suite.passages) - len(missing))
         if missing:
-            say(f"{suite.name}: reading {len(missing)} texts")
+            course.say(f"{suite.name}: reading {len(missing)} texts")
 
         def read_one(passage: Any) -> dict[str, Any]:
             try:
-                nats, tokens = endpoint.read(passage.text)
+                nats, tokens = course.endpoint.read(passage.text)
             except RefusedError as error:
                 raise DataError(f"{path}: {passage.name} can't be read by the model: {error}") from error
             line = {"question": passage.name, "nats": nats, "tokens": tokens, "bytes": len(passage.text.encode())}
             lines.add(line)
+            progress.answered(suite.name)
             return line
 
         for line in _map(read_one, missing, evaluation.workers):

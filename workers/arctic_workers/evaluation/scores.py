@@ -86,6 +86,14 @@ def score(parts: Parts, seed: int = 0) -> Score:
     return Score.of(parts.mean(), parts.replicates(seed))
 
 
+def difference(one: Mapping[str, float], other: Mapping[str, float]) -> Score:
+    """Return by how much another model's figure is above one's, paired by the questions, which are the same."""
+    values = tuple(other[question] - one[question] for question in one)
+    return score(Parts(values, (1.0,) * len(values)))
+
+
+TOTAL = "enterprise intelligence"
+"""Name of the mean, in results and for people."""
 ENTERPRISE = {
     "coding": (("humaneval-plus", "pass@1"), ("mbpp-plus", "pass@1")),
     "sql": (("spider", "execution"),),

@@ -1,7 +1,7 @@
 """What every engine offers to the HTTP server: token ids in, token ids out. No engine, no torch and no text here."""
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
@@ -78,6 +78,8 @@ class Output:
     """Set with the last token."""
     prompt: tuple["Output", ...] = ()
     """With the first token, where `prompt_logprobs` asks for them: the prompt's; its first has no logprob."""
+    begun: float | None = field(default=None, compare=False)
+    """With the first token, of engines that tell: when the request's turn came, a moment of `time.monotonic`."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -11,14 +12,18 @@ from pathlib import Path
 
 import uvicorn
 
+from arctic_api import tracing
 from arctic_api.common import parse_duration
+from arctic_api.tracing import Place, Span
 from arctic_api.world import InferenceGroup
 from arctic_rpc import control_pb2
 from arctic_rpc.control_pb2 import DONE, DRAINING, RUNNING, STARTING, InferenceState, Phase
 from arctic_workers.chat.template import TextError
 from arctic_workers.control.commands import Commands, NotNow
 from arctic_workers.control.loop import in_thread
+from arctic_workers.control.traces import begin_traces, made_by_operator
 from arctic_workers.inference.engine import Engine, Refused, Stats
+from arctic_workers.inference.http.connection import Connection
 from arctic_workers.inference.http.keys import KeyFiles
 from arctic_workers.inference.http.server import Api, Gate
 from arctic_workers.inference.http.text import Text
@@ -48,9 +53,13 @@ def lead(pod: Pod, engine: Engine, folder: Path, vocabulary: int) -> None:
             f"{folder}: the tokenizer's tokens go up to {text.vocabulary - 1} and the model's to {vocabulary - 1}; "
             "they are not of one model"
         )
-    leader = Leader(pod, engine, text, vocabulary)
-    with pod.controlled(leader):
-        asyncio.run(leader.run())
+    begin_traces("arctic-inference", pod.group, os.environ)
+    try:
+        leader = Leader(pod, engine, text, vocabulary)
+        with pod.controlled(leader):
+            asyncio.run(leader.run())
+    finally:
+        tracing.end()
 
 
 class Leader(Commands):
@@ -62,6 +71,7 @@ class Leader(Commands):
         self._gate = Gate()
         spec = pod.group.spec
         self._metrics = Metrics(pod.registry, self._stats)
+        self._loading = Place.drawn(pod.group.uid)  # a group of this name may load more than once
         api = Api(
             engine,
             text,
@@ -74,10 +84,12 @@ class Leader(Commands):
             most_waiting=QUEUE_FACTOR * spec.batching.max_sequences,
             cors=spec.service.cors or (),
             keys=KeyFiles(Path(pod.group.keys_folder)) if pod.group.keys_folder else None,
+            linked=self._loading if tracing.is_on() else None,
         )
         self._server = _Server(
             uvicorn.Config(
                 api.app,
+                http=Connection,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -104,7 +116,7 @@ class Leader(Commands):
 
     async def run(self) -> None:
         """Load, serve, and return when the group has ended in order. Raises Refused, EngineError, OSError."""
-        self._loop = asyncio.get_running_loop()
+        self._loop, begun = asyncio.get_running_loop(), time.monotonic()
         stopping = asyncio.create_task(in_thread("stopping", self._pod.stop.requested.wait))
         starting = asyncio.create_task(self._engine.start())
         telling = asyncio.create_task(self._tell())
@@ -112,6 +124,7 @@ class Leader(Commands):
         if not starting.done():
             log.info("Stopped while loading")
             return
+        self._tell_loading(begun, starting.exception())
         starting.result()
         with _listening(self._pod.group) as listener:
             serving = asyncio.create_task(self._server.serve(sockets=[listener]))
@@ -124,6 +137,25 @@ class Leader(Commands):
             await serving
         await self._engine.stop()
         self._pod.publish(DONE, self._state())
+
+    def _tell_loading(self, begun: float, error: BaseException | None) -> None:
+        group = self._pod.group
+        tracing.record(
+            Span(
+                "load",
+                begun,
+                time.monotonic(),
+                under=made_by_operator(group),
+                place=self._loading,
+                error="" if error is None else f"{type(error).__name__}: {error}",
+                attributes={
+                    "arctic.group": group.group,
+                    "arctic.revision": group.revision,
+                    "arctic.engine": group.spec.engine.name,
+                    "gen_ai.request.model": group.served_name,
+                },
+            )
+        )
 
     def _begin_draining(self) -> None:
         if self._gate.draining:
@@ -206,9 +238,13 @@ def _listening(group: InferenceGroup) -> socket.socket:
     port = group.ports.http
     try:
         if group.tls_folder is None:
-            return socket.create_server(("127.0.0.1", port))
-        if socket.has_dualstack_ipv6():
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        return socket.create_server(("", port))
+            listener = socket.create_server(("127.0.0.1", port))
+        elif socket.has_dualstack_ipv6():
+            listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        else:
+            listener = socket.create_server(("", port))
     except OSError as error:
         raise OSError(error.errno, f"Port {port} for HTTP can't be listened on: {error}") from None
+    # Connections have it from their listener. asyncio leaves those alone whose listener it has not made.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from arctic_workers.inference.engine import Stats
 
-_TTFT = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+TTFT_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
 _E2E = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600)
 RATE_WINDOW = 10.0
@@ -87,7 +87,9 @@ class Metrics:
             lambda now: now.lost_blocks,
         )
         gauge("loaded_ratio", "Share of the leader's weights in memory.", lambda now: now.loaded)
-        self._ttft = histogram("time_to_first_token_seconds", "From a request's arrival to its first token.", _TTFT)
+        self._ttft = histogram(
+            "time_to_first_token_seconds", "From a request's arrival to its first token.", TTFT_BOUNDS
+        )
         self._per_token = histogram("time_per_output_token_seconds", "Between two tokens of a request.", _PER_TOKEN)
         self._e2e = histogram("e2e_latency_seconds", "From a request's arrival to its last token.", _E2E)
         self._requests = Counter(
@@ -140,34 +142,34 @@ class Metrics:
 
 
 class RequestTimer:
-    """The times of one request, from now on."""
+    """The times of one request, from now on: moments of `time.monotonic`."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._begin = time.monotonic()
-        self._first: float | None = None
-        self._latest: float | None = None
-        self._later_tokens = 0
+        self.begin = time.monotonic()
+        self.turn: float | None = None
+        """When its turn came, of engines that tell; known with the first token."""
+        self.first: float | None = None
+        self.latest: float | None = None
+        self.later_tokens = 0
+        self.outcome = ""
+        """How it ended, once it has."""
 
-    def token(self) -> None:
-        """A token has come."""
+    def token(self, turn: float | None = None) -> None:
+        """A token has come; with the first, engines may tell when the request's turn was."""
         now = time.monotonic()
-        if self._first is None or self._latest is None:
-            self._first = now
-            self._metrics.first_token(now - self._begin)
+        if self.first is None or self.latest is None:
+            self.turn, self.first = turn, now
+            self._metrics.first_token(now - self.begin)
         else:
-            self._later_tokens += 1
-            self._metrics.next_token(now - self._latest)
-        self._latest = now
+            self.later_tokens += 1
+            self._metrics.next_token(now - self.latest)
+        self.latest = now
 
     def end(self, outcome: str) -> None:
         """The request has ended."""
-        if (
-            outcome in ("stop", "length")
-            and self._later_tokens
-            and self._first is not None
-            and self._latest is not None
-        ):
+        self.outcome = outcome
+        if outcome in ("stop", "length") and self.later_tokens and self.first is not None and self.latest is not None:
             # One value a request: those of one are too much alike to count as so many.
-            self._metrics.per_token_logs.add((self._latest - self._first) / self._later_tokens)
-        self._metrics.end(outcome, time.monotonic() - self._begin)
+            self._metrics.per_token_logs.add((self.latest - self.first) / self.later_tokens)
+        self._metrics.end(outcome, time.monotonic() - self.begin)

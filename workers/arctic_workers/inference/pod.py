@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry
 
-from arctic_api.world import InferenceGroup, Report
+from arctic_api.world import GROUP_BROKEN, InferenceGroup, Report
 from arctic_rpc.control_pb2 import InferenceState, Phase, WorkerState
 from arctic_workers.control.commands import Commands
 from arctic_workers.control.probes import Heartbeat, ProbeServer
@@ -67,7 +67,7 @@ class Pod:
         """End this process now, from any thread: the group is broken, and whoever waits for a peer waits forever."""
         with self._ending:  # never left: one thread ends the process, the others wait for it
             log.error("The group is broken: %s", sentence)
-            report = Report(outcome="failed", reason="GroupBroken", message=sentence)
+            report = Report(outcome="failed", reason=GROUP_BROKEN, message=sentence)
             write_report(report, self.group.termination_message)
             logging.shutdown()
             os._exit(FAILED)

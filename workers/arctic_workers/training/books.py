@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,8 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from arctic_api.world import TrainingWorld
+from arctic_model import devices
 from arctic_model.config import ArcticConfig
 from arctic_model.cost import model_flops_utilization
+from arctic_model.devices import Wait
 from arctic_rpc.control_pb2 import RouterState, TrainingState
 from arctic_workers.training.accounts import COMMUNICATION, Rate, TimeParts
 from arctic_workers.training.curriculum import StagePlan
@@ -59,7 +61,7 @@ class Books:
     ) -> None:
         self.parts = TimeParts()
         self.tally = Tally(module, [source.name for source in world.spec.data.sources], ranks.device)
-        self.overlap = Overlap(module, ranks.device)
+        self.overlap = Overlap(module, module.flights, ranks.device)
         self._rate = Rate()
         self._world, self._ranks, self._config = world, ranks, config
         self._peak_flops = peak_flops
@@ -114,7 +116,9 @@ class Books:
             peak_flops=self._peak_flops,
         )
 
-    def look(self, stage: StagePlan, step: int, tokens: int, measures: Measures, keep: Keep) -> None:
+    def look(
+        self, stage: StagePlan, step: int, tokens: int, measures: Measures, epochs: Mapping[str, float], keep: Keep
+    ) -> None:
         """Sum up over all ranks what happened since the last look, and write it down. Collective."""
         self._looked = time.monotonic()
         self._look = self.tally.look(step, self._add_up)
@@ -131,6 +135,7 @@ class Books:
             mfu=self.mfu(),
             seconds=self._seconds(),
             loss_by_source=self._look.loss_by_source,
+            epochs=epochs,
             routers=[asdict(router) for router in self._look.routers],
             exposed_communication=self.overlap.written(),
             expert_chunks=self.overlap.chunks,
@@ -150,8 +155,7 @@ class Books:
     def _add_up(self, sums: Tensor) -> Sequence[float]:
         with self.parts.of(COMMUNICATION):
             dist.all_reduce(sums)
-        found: list[float] = sums.tolist()
-        return found
+        return devices.on_host(sums, Wait.LOOK)
 
     def _seconds(self) -> dict[str, float]:
         """Return the seconds of each part; collectives only begin where a GPU's rank looks at the clock."""

@@ -1,12 +1,15 @@
 """The time that this rank's main thread waits in collectives. On GPUs they only begin there: nothing is told then."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
+from deepspeed.comm import comm
 
 from arctic_workers.training.accounts import COMMUNICATION, TimeParts
+from arctic_workers.training.experts.exposure import Flights
 
 COLLECTIVES = (
     *("all_reduce", "reduce", "broadcast", "barrier"),
@@ -14,6 +17,8 @@ COLLECTIVES = (
     *("all_to_all_single", "all_to_all", "broadcast_object_list"),
 )
 """What DeepSpeed and we call of torch.distributed, each by its name there."""
+HELD = ("all_gather_function", "reduce_scatter_function")
+"""Those that DeepSpeed's backend has taken from there when it was made."""
 
 
 class _Waited:
@@ -31,22 +36,30 @@ class _Waited:
 
 
 @contextmanager
-def waits_counted(parts: TimeParts) -> Iterator[None]:
-    """Count the time in collectives as communication. torch has no hook for it, so its functions are wrapped."""
-    originals = {name: getattr(dist, name) for name in COLLECTIVES}
-    for name, function in originals.items():
-        setattr(dist, name, _counted(function, parts))
+def waits_counted(parts: TimeParts, flights: Flights) -> Iterator[None]:
+    """Count the time in collectives as communication, and note those that block among the flights.
+
+    torch has no hook for it, so its functions are wrapped.
+    """
+    places = [(dist, name) for name in COLLECTIVES] + [(comm.cdb, name) for name in HELD]
+    originals = [(place, name, getattr(place, name)) for place, name in places]
+    for place, name, function in originals:
+        setattr(place, name, _counted(function, parts, flights))
     try:
         yield
     finally:
-        for name, function in originals.items():
-            setattr(dist, name, function)
+        for place, name, function in originals:
+            setattr(place, name, function)
 
 
-def _counted(function: Callable[..., Any], parts: TimeParts) -> Callable[..., Any]:
+def _counted(function: Callable[..., Any], parts: TimeParts, flights: Flights) -> Callable[..., Any]:
     def counted(*arguments: Any, **options: Any) -> Any:
+        began = time.monotonic()
         with parts.of(COMMUNICATION):
             work = function(*arguments, **options)
-        return work if work is None else _Waited(work, parts)
+        if work is not None:
+            return _Waited(work, parts)
+        flights.blocked(began)
+        return None
 
     return counted

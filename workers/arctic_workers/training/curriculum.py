@@ -106,6 +106,16 @@ def source_share(spec: ArcticTrainingSpec) -> float:
     return min(1.0, sum(parse_tokens(stage.tokens) for stage in spec.curriculum.stages) / parse_tokens(simulated))
 
 
+def source_weights(spec: ArcticTrainingSpec) -> dict[str, float]:
+    """Return how many tokens the curriculum takes from each source, about."""
+    totals = dict.fromkeys((source.name for source in spec.data.sources), 0.0)
+    for stage in spec.curriculum.stages:
+        for mixture in (stage.mixture, stage.final_mixture or stage.mixture):  # half of the stage each, about
+            for name, weight in mixture.items():
+                totals[name] += parse_tokens(stage.tokens) * weight / sum(mixture.values()) / 2
+    return {name: total for name, total in totals.items() if total > 0}
+
+
 @dataclass(frozen=True)
 class Curriculum:
     """All stages in order."""

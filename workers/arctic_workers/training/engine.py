@@ -1,6 +1,5 @@
 """The DeepSpeed engine of a run: processes, model with shared-out experts, optimizer. DeepSpeed is set up here."""
 
-import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ import deepspeed
 import deepspeed.comm as dist
 import torch
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d
 
@@ -34,10 +34,13 @@ from arctic_model.names import hf_names, tensor_shapes
 from arctic_model.planning.training import BUCKET_ELEMENTS
 from arctic_model.weights import Weights, load_weights
 from arctic_workers.training.checkpoint.zero import prepare_optimizer
+from arctic_workers.training.compiler import EagerAdamW, import_without_compiling
 from arctic_workers.training.data.windows import IGNORED, MicroBatch
-from arctic_workers.training.experts import Company, ParallelExperts, TrainedExperts
+from arctic_workers.training.experts import GRADIENTS, Company, Flights, ParallelExperts, TrainedExperts
 from arctic_workers.training.optimizer import UnpartitionedAdamW
 from arctic_workers.training.sequence import HeadAttend, SequenceShare, share_sequences
+
+ZERO_SUPPORTED_OPTIMIZERS.append(EagerAdamW)  # torch's own is: DeepSpeed's would be compiled in the pod
 
 PREPARATION_TIMEOUT = timedelta(hours=24)
 """Longest wait for rank 0 while it trains the tokenizer and writes the token streams."""
@@ -114,10 +117,12 @@ def training_dtype(device: torch.device) -> torch.dtype:
 class LossModule(nn.Module):
     """The model with its loss, as DeepSpeed wants it: one module, called once a micro-batch."""
 
-    def __init__(self, arctic: ArcticModel, share: SequenceShare | None = None) -> None:
+    def __init__(self, arctic: ArcticModel, share: SequenceShare | None = None, flights: Flights | None = None) -> None:
         super().__init__()
         self.arctic = arctic
         self._share = share
+        self.flights = Flights() if flights is None else flights
+        """When its exchanges start and arrive."""
         self.rows_B2: Tensor | None = None
         """Of the last forward pass with gradients: each sequence's summed loss, and how many labels that is."""
 
@@ -248,34 +253,21 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _import_without_compiling(module: str) -> None:
-    """Import a module whose functions are compiled as it is imported, without that."""
-    compiled = torch.compile
-    torch.compile = lambda function=None, **_: function or (lambda given: given)  # type: ignore[assignment]
-    try:
-        importlib.import_module(module)
-    finally:
-        torch.compile = compiled
-
-
 def start_engine(model: ArcticModel, spec: ArcticTrainingSpec) -> Any:
     """Hand the model to DeepSpeed: ZeRO, clipping, AdamW; returns the engine, its optimizer state linked and zero.
 
     At `zeroStage: 0` DeepSpeed only reduces gradients, and each rank has all of the optimizer's state.
     """
     # DeepSpeed asks whether the optimizer is of a kind that nobody uses here, and would import torch's compiler for it.
-    _import_without_compiling("deepspeed.runtime.zero.muon.original_muon")
-    company = next((layer.company for layer in model.modules() if isinstance(layer, ParallelExperts)), None)
-    flights = None if company is None else company.flights
-    share = share_sequences(dist.get_rank(), spec.parallelism.sequence_parallel, flights)
-    if company is not None:
-        company.sequences = share
-    module = LossModule(model, share)
+    import_without_compiling("deepspeed.runtime.zero.muon.original_muon")
+    company = next((layer.company for layer in model.modules() if isinstance(layer, ParallelExperts)), Company())
+    company.sequences = share_sequences(dist.get_rank(), spec.parallelism.sequence_parallel, company.flights)
+    module = LossModule(model, company.sequences, company.flights)
     dtype = next(module.parameters()).dtype
     adam = spec.optimizer
     groups = _parameter_groups(module, adam.weight_decay)
     if partitions(spec, dtype):
-        optimizer = torch.optim.AdamW(groups, 0.0, (adam.beta1, adam.beta2), adam.epsilon, fused=True)
+        optimizer = EagerAdamW(groups, 0.0, (adam.beta1, adam.beta2), adam.epsilon, fused=True)
         engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=_configuration(spec, dtype, spec.parallelism.zero_stage)
         )
@@ -285,7 +277,8 @@ def start_engine(model: ArcticModel, spec: ArcticTrainingSpec) -> Any:
     engine, *_ = deepspeed.initialize(model=module, optimizer=whole, config=_configuration(spec, dtype, 0))
     engine.enable_backward_allreduce = False  # of up to 500M elements at once: the optimizer asks for smaller ones
     if dist.get_world_size() > 1:
-        whole.reduce = partial(engine.buffered_allreduce_fallback, elements_per_buffer=BUCKET_ELEMENTS)
+        reduce = partial(engine.buffered_allreduce_fallback, elements_per_buffer=BUCKET_ELEMENTS)
+        whole.reduce = module.flights.blocking(GRADIENTS)(reduce)
         shared = (layer.ep_group for layer in model.modules() if isinstance(layer, TrainedExperts))
         whole.expert_group = next(shared, None)
     return engine
@@ -330,7 +323,6 @@ def _configuration(spec: ArcticTrainingSpec, dtype: torch.dtype, stage: int) -> 
             "reduce_bucket_size": BUCKET_ELEMENTS,
             "allgather_bucket_size": BUCKET_ELEMENTS,
         },
-        "zero_allow_untested_optimizer": True,  # torch's own AdamW: DeepSpeed's would be compiled in the pod
         "steps_per_print": 2**62,
     }
 
@@ -378,7 +370,8 @@ def gradients_of(
         with forward():
             loss, balance = engine(tokens, labels, batch.starts)
         share = batch.targets * ranks.world / targets  # each label of the step counts alike
-        engine.backward(loss * share + balance / len(batches))
+        with engine.module.flights.blocking(GRADIENTS):
+            engine.backward(loss * share + balance / len(batches))
         total += loss.detach().double() * share
     return devices.on_host(total, Wait.STEP)[0]
 

@@ -15,8 +15,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from arctic_api.world import WORLD_VARIABLE, Report, TrainingWorld
 from arctic_workers.control.lifeline import die_with_parent
 from arctic_workers.training import rank
@@ -69,14 +67,8 @@ def _run(request: dict[str, Any], lock: threading.Lock, pid: int, world: Trainin
     _answer(lock, world.name, reports[0] if reports else Report(outcome="failed", reason="RanksLost", message=lost))
 
 
-def prepare() -> None:
-    """Import what a rank would: torch's compiler comes with its first optimizer, and takes most of a start."""
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
-
-
 def main() -> int:
     """Serve requests until there are no more."""
-    prepare()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     lock = threading.Lock()
     waiting = []

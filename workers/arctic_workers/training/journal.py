@@ -13,7 +13,7 @@ from typing import Any
 
 JOURNAL = "journal.jsonl"
 EVENTS = "events.jsonl"
-"""What happened beside the steps: attempts that began and ended, losses that jumped."""
+"""What happened beside the steps: attempts that began (with what is in their sources) and ended, losses that jumped."""
 ATTEMPT_BEGAN, ATTEMPT_ENDED = "AttemptBegan", "AttemptEnded"
 TENSORBOARD = "tensorboard"
 
@@ -37,10 +37,12 @@ class Entry:
     """Of each part since the attempt began."""
     loss_by_source: Mapping[str, float] = field(default_factory=dict)
     """Since the last entry."""
+    epochs: Mapping[str, float] = field(default_factory=dict)
+    """How often each source that is trained on has been read."""
     routers: Sequence[Mapping[str, Any]] = ()
     """`layer`, `load`, `entropy`, `dead` and `dropped` of each layer with experts, since the last entry."""
     exposed_communication: Sequence[Mapping[str, Any]] = ()
-    """`layer`, `kind`, `backward`, `in_flight` and `exposed` (seconds) of the experts' exchanges; none on GPUs."""
+    """`layer` (None of ZeRO's), `kind`, `backward`, `in_flight`, `exposed` (seconds) of exchanges; none on GPUs."""
     expert_chunks: int = 1
     """In which the experts' rows are exchanged."""
 
@@ -50,6 +52,8 @@ class Entry:
             yield name, float(getattr(self, name))
         for name, value in self.loss_by_source.items():
             yield f"loss_by_source/{name}", value
+        for name, value in self.epochs.items():
+            yield f"epochs/{name}", value
         for name, value in self.seconds.items():
             yield f"seconds/{name}", value
         if (share := exposed_share(self.exposed_communication)) is not None:
@@ -58,6 +62,7 @@ class Entry:
             yield f"router_entropy/layer_{router['layer']}", router["entropy"]
             yield f"router_imbalance/layer_{router['layer']}", max(router["load"]) * len(router["load"])
             yield f"router_dead_experts/layer_{router['layer']}", float(len(router["dead"]))
+            yield f"router_dropped/layer_{router['layer']}", router["dropped"]
 
 
 class Journal:

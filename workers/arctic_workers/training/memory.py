@@ -1,8 +1,8 @@
-"""Whether a rank keeps its activations for the backward pass: where the plan of a stage says that they fit."""
+"""What a rank takes of its memory, as planned, and whether it keeps its activations for the backward pass."""
 
 import logging
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,8 +17,18 @@ from arctic_workers.training.extent import training_of
 log = logging.getLogger(__name__)
 
 
-def stages_recomputed(spec: ArcticTrainingSpec, config: ArcticConfig, ranks: Ranks) -> frozenset[str]:
-    """Return the names of the stages in which this rank computes activations again instead of keeping them.
+@dataclass(frozen=True)
+class Room:
+    """The memory of a rank."""
+
+    taken: int
+    """Bytes that the run takes at most, in whichever stage."""
+    recomputed: frozenset[str]
+    """Stages in which activations are computed again instead of kept: there is no room for them."""
+
+
+def plan_room(spec: ArcticTrainingSpec, config: ArcticConfig, ranks: Ranks) -> Room:
+    """Return what this rank will take, and in which stages it computes activations again.
 
     Ranks need not agree: it adds no communication, and changes no bit. To be asked before the model takes its memory.
     """
@@ -27,7 +37,7 @@ def stages_recomputed(spec: ArcticTrainingSpec, config: ArcticConfig, ranks: Ran
     names = [stage.name for stage, again in zip(plan.training.stages, plan.recomputed, strict=True) if again]
     if names and ranks.leader:
         log.info("no room for all activations in %s: the backward pass computes them again", ", ".join(names))
-    return frozenset(names)
+    return Room(plan.memory.total(), frozenset(names))
 
 
 def rank_device(ranks: Ranks) -> Device:

@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
-from arctic_rpc.control_pb2 import ExposedCommunication, RouterState, WorkerState
+from arctic_api.common import parse_duration
+from arctic_api.training import Every
+from arctic_api.world import TrainingWorld
+from arctic_rpc.control_pb2 import ExposedCommunication, Phase, RouterState, WorkerState
 
 PREFIX = "arctic_training_"
 
@@ -37,9 +40,10 @@ ROUTERS = {
 class TrainingCollector:
     """Gives a registry what the newest state says; nothing before the first step is done."""
 
-    def __init__(self, namespace: str, name: str, latest: Callable[[], WorkerState]) -> None:
-        """`latest` returns the newest state."""
-        self._identity = {"namespace": namespace, "name": name}
+    def __init__(self, world: TrainingWorld, latest: Callable[[], WorkerState]) -> None:
+        """`latest` returns the newest state of the world."""
+        self._identity = {"namespace": world.namespace, "name": world.name}
+        self._every = world.spec.checkpoint.every
         self._latest = latest
 
     def collect(self) -> Iterator[Metric]:
@@ -47,9 +51,15 @@ class TrainingCollector:
         state = self._latest()
         yield InfoMetricFamily(
             f"{PREFIX}attempt",
-            "What is trained, by which attempt.",
-            {**self._identity, "epoch": str(state.epoch), "stage": state.training.stage},
+            "What is trained, by which attempt, and what it does.",
+            {
+                **self._identity,
+                "epoch": str(state.epoch),
+                "stage": state.training.stage,
+                "phase": Phase.Name(state.phase),
+            },
         )
+        yield _every(self._every)
         if state.training.step:
             yield from _training(state)
 
@@ -60,6 +70,11 @@ def _training(state: WorkerState) -> Iterator[Metric]:
         yield GaugeMetricFamily(f"{PREFIX}{field}", help_text, getattr(training, field))
     for field, (name, help_text) in COUNTERS.items():
         yield CounterMetricFamily(f"{PREFIX}{name}", help_text, getattr(training, field))
+    yield GaugeMetricFamily(
+        f"{PREFIX}last_checkpoint_step",
+        "Step of the newest committed checkpoint; 0 while there is none.",
+        training.last_checkpoint.step,
+    )
     if training.HasField("last_checkpoint"):
         yield GaugeMetricFamily(
             f"{PREFIX}last_checkpoint_timestamp_seconds",
@@ -87,6 +102,13 @@ def _training(state: WorkerState) -> Iterator[Metric]:
         yield _exposed(training.exposed_communication)
 
 
+def _every(every: Every) -> Metric:
+    if every.steps is not None:
+        return GaugeMetricFamily(f"{PREFIX}checkpoint_every_steps", "Steps between two checkpoints.", every.steps)
+    seconds = parse_duration(every.interval or "0s")
+    return GaugeMetricFamily(f"{PREFIX}checkpoint_every_seconds", "Time between two checkpoints.", seconds)
+
+
 def _by_label(name: str, help_text: str, label: str, values: Mapping[str, float]) -> Metric:
     family = GaugeMetricFamily(f"{PREFIX}{name}", help_text, labels=[label])
     for value, figure in sorted(values.items()):
@@ -97,12 +119,14 @@ def _by_label(name: str, help_text: str, label: str, values: Mapping[str, float]
 def _exposed(parts: Iterable[ExposedCommunication]) -> Metric:
     family = GaugeMetricFamily(
         f"{PREFIX}exposed_communication_ratio",
-        "Share of the time that a layer's exchanges took which rank 0 could only wait for them, in the last step.",
+        "Share of the time that exchanges took which rank 0 could only wait for them, in the last step.",
         labels=["layer", "kind", "pass"],
     )
     for part in parts:
         ratio = min(1.0, part.exposed_seconds / part.in_flight_seconds) if part.in_flight_seconds else 0.0
-        family.add_metric([str(part.layer), part.kind, "backward" if part.backward else "forward"], ratio)
+        layered = part.HasField("layer")
+        direction = ("backward" if part.backward else "forward") if layered else ""
+        family.add_metric([str(part.layer) if layered else "", part.kind, direction], ratio)
     return family
 
 

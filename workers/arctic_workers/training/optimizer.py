@@ -12,9 +12,10 @@ from torch import Tensor
 from arctic_model import devices
 from arctic_model.devices import Wait
 from arctic_model.planning.training import BUCKET_ELEMENTS
+from arctic_workers.training.compiler import EagerAdamW
 
 
-class UnpartitionedAdamW(torch.optim.AdamW):
+class UnpartitionedAdamW(EagerAdamW):
     """Fused AdamW over whole parameters, with masters in fp32 of those that are not fp32 themselves.
 
     Clips by the norm of all gradients while it updates, so that no gradient is read once more for it; leaves an update

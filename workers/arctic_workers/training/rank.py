@@ -13,11 +13,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from arctic_api import tracing
 from arctic_api.world import WORLD_VARIABLE, ExitCode, Report, TrainingWorld
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import plan_training
 from arctic_workers.control.lifeline import die_with_parent
 from arctic_workers.control.link import LinkClient
+from arctic_workers.control.logs import WITHOUT_LOGGER, configure_logs
+from arctic_workers.control.traces import begin_traces
 from arctic_workers.training.base import find_base
 from arctic_workers.training.books import Books
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer
@@ -43,11 +46,12 @@ from arctic_workers.training.engine import (
 )
 from arctic_workers.training.errors import Fenced, Refused, StoreFull, checked
 from arctic_workers.training.hang.pulse import Pulsing
-from arctic_workers.training.memory import stages_recomputed
+from arctic_workers.training.memory import plan_room
 from arctic_workers.training.outcome import PEER_LOST, outcome_folder, write_outcome
 from arctic_workers.training.peak import peak_flops
 from arctic_workers.training.record import machine, write_record
 from arctic_workers.training.start import find_start, fit_vocabulary
+from arctic_workers.training.traces import Traces
 from arctic_workers.training.tracking import check_installed
 from arctic_workers.training.trainer import Diverged, Trainer
 from arctic_workers.training.workplace import Workplace
@@ -63,10 +67,13 @@ PEER_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken p
 def main() -> int:
     """Train, leave a report for the supervisor, and return the exit code."""
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    configure_logs(os.environ, WITHOUT_LOGGER)
     world = TrainingWorld.model_validate_json(os.environ[WORLD_VARIABLE])
+    if os.environ["RANK"] == "0":
+        begin_traces("arctic-training", world, os.environ)
     report = _end_of(world)
     write_outcome(report)
+    tracing.end()
     return {"refused": ExitCode.BAD_INPUT, "failed": 1}.get(report.outcome, 0)
 
 
@@ -116,10 +123,11 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     base = find_base(start.place, lora, ranks)
     wait_for_peers_at_most(STEP_TIMEOUT)
     config = fit_vocabulary(world, start.config, TextEncoder(store.run_folder / TOKENIZER_FOLDER))
-    recomputed = stages_recomputed(world.spec, config, ranks)
+    room = plan_room(world.spec, config, ranks)
     model = checked(
         lambda: build_model(config, ranks, world.spec.parallelism.expert_parallel, world.spec.seed, start.weights, lora)
     )
+    traces = Traces(world)
     checkpointer = Checkpointer(
         store,
         ranks.rank,
@@ -127,6 +135,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         {name: list(shape) for name, shape in trained_shapes(config, lora).items()},
         world.spec.checkpoint.keep,
         lambda step: f"file://{world.run_folder}/checkpoints/{store.name(step)}",
+        traces.checkpoint,
     )
     data = TrainingData(curriculum, open_streams(sources, "train"), world.spec.seed)
     accounts = Accounts(sources, data, curriculum.steps)
@@ -137,7 +146,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         config=config,
         curriculum=curriculum,
         data=data,
-        recomputed=recomputed,
+        room=room,
         held_out=open_streams(sources, "held-out"),
         sources=accounts,
         engine=(engine := start_engine(model, world.spec)),
@@ -147,13 +156,14 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         desk=desk_of(world, curriculum, link, ranks),
         pulsing=pulsing,
         books=Books(world, ranks, config, engine.module, peak_flops(ranks), store.run_folder),
+        traces=traces,
     )
     wait_for_peers_at_most(STEP_TIMEOUT)  # the groups of experts are new
     log.info("rank %d of %d: the model is there", ranks.rank, ranks.world)
     # What draws at random draws the same in each attempt that begins anew; others get their state from a checkpoint.
     torch.manual_seed(key(world.spec.seed, ranks.rank))
     # On GPUs a collective only begins where it is called: its time is seen by nobody there.
-    with waits_counted(place.books.parts) if ranks.device.type == "cpu" else nullcontext():
+    with waits_counted(place.books.parts, engine.module.flights) if ranks.device.type == "cpu" else nullcontext():
         try:
             return Trainer(place).run()
         finally:

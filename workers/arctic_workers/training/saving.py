@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch.distributed as dist
+
 from arctic_api.common import parse_duration
 from arctic_workers.training.accounts import CHECKPOINT
 from arctic_workers.training.books import Measures
@@ -13,7 +15,8 @@ from arctic_workers.training.checkpoint.checkpointer import Position
 from arctic_workers.training.checkpoint.zero import finish_restore, get_step, local_pieces, restored_pieces
 from arctic_workers.training.engine import mean_over_ranks, patience, tensor_names
 from arctic_workers.training.guard import SpikeGuard
-from arctic_workers.training.progress import Progress, check_same, trained_with
+from arctic_workers.training.progress import Progress
+from arctic_workers.training.trained import check_same, trained_with
 from arctic_workers.training.workplace import Workplace
 
 log = logging.getLogger(__name__)
@@ -153,12 +156,13 @@ class Saving:
             time.sleep(SETTLE_SECONDS)
 
     def give_up(self, busy: bool) -> None:
-        """Go on without a checkpoint that the store has no room for: the next one that is due may find some."""
+        """Go on without a checkpoint that the store has no room for: the next one may find some. Collective."""
         place = self._place
         place.checkpointer.give_up()
         if busy:
             return
         place.checkpointer.forget()
+        dist.barrier()  # rank 0 clears away: a rank that is ahead would find its next shard gone
         self._saved_step = -1
         place.desk.refuse_checkpoints(str(place.store.full()))
         if place.ranks.leader:

@@ -26,7 +26,7 @@ class SequenceShare:
     ranks: int
     group: Any
     """Those that share a sequence, in the order of its parts."""
-    flights: Flights | None = None
+    flights: Flights
     """Where exchanges of heads are noted."""
 
     def part(self, x_BT: Tensor) -> Tensor:
@@ -38,9 +38,6 @@ class SequenceShare:
         leaving_W = leaving_W.contiguous()
         arriving_W = torch.empty_like(leaving_W)
         work = dist.all_to_all_single(arriving_W, leaving_W, group=self.group, async_op=True)
-        if self.flights is None:
-            work.wait()
-            return arriving_W
         flight = self.flights.launched(layer, "heads", backward=backward)
         self.flights.watch(flight, work)
         with self.flights.waiting(flight):
@@ -54,7 +51,7 @@ class SequenceShare:
         return total / self.ranks
 
 
-def share_sequences(rank: int, ranks: int, flights: Flights | None) -> SequenceShare | None:
+def share_sequences(rank: int, ranks: int, flights: Flights) -> SequenceShare | None:
     """Return this rank's part of the sequences that each `ranks` consecutive ranks share, None if one. Collective."""
     if ranks == 1:
         return None

@@ -18,26 +18,30 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
-from pydantic import ValidationError
 
+from arctic_api import tracing
 from arctic_api.common import parse_duration
 from arctic_api.training import TrainingParallelism
-from arctic_api.world import NODE_RANK_VARIABLE, TERMINATION_MESSAGE, WORLD_VARIABLE, ExitCode, Report, TrainingWorld
+from arctic_api.world import NODE_RANK_VARIABLE, TERMINATION_MESSAGE, Report, TrainingWorld
 from arctic_rpc.control_pb2 import TrainingState
 from arctic_workers.control.cores import available_cores, has_a_quota
 from arctic_workers.control.link import LinkedCommands, LinkServer
+from arctic_workers.control.logs import WITHOUT_LOGGER, configure_logs
 from arctic_workers.control.memory import Memory
 from arctic_workers.control.probes import Heartbeat, ProbeServer
-from arctic_workers.control.report import write_report
+from arctic_workers.control.report import FAILED, exit_code, write_report
 from arctic_workers.control.server import ControlServer
 from arctic_workers.control.signals import StopFlag
 from arctic_workers.control.state import StateBoard
+from arctic_workers.control.traces import begin_traces
+from arctic_workers.control.world import BadWorld, read_told
 from arctic_workers.training.journal import ATTEMPT_ENDED, EVENTS, JOURNAL
 from arctic_workers.training.killed import RANKS_LOST, with_memory
 from arctic_workers.training.metrics import TrainingCollector
 from arctic_workers.training.outcome import OUTCOME_VARIABLE, PEER_LOST, read_outcomes
 from arctic_workers.training.progress import append_line, now
 from arctic_workers.training.report.page import write_page
+from arctic_workers.training.traces import tell_attempt
 
 log = logging.getLogger(__name__)
 
@@ -51,20 +55,19 @@ RESOLVE_SECONDS = 300.0
 """Longest wait for the name of the first pod to resolve."""
 SPINS = 1000
 """Looks for the next work that take as long as it takes to wake a thread: some 50 microseconds."""
-FAILED = 1
-
-
-class BadWorld(Exception):  # noqa: N818 - a refusal
-    """The environment does not hold a world that this pod could be part of; the text says why."""
+_MAKER = "a training's pod is made by the operator or by `arctic train`"
 
 
 def main(stop: StopFlag) -> int:
     """Run this pod's part of a world to its end; return the exit code, after the report is written."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    configure_logs(os.environ, WITHOUT_LOGGER)
     try:
         world, node_rank = read_world(os.environ)
     except BadWorld as error:
         return _end(Report(outcome="refused", reason="InvalidWorld", message=str(error)), TERMINATION_MESSAGE)
+    begun = time.monotonic()
+    if node_rank == 0:
+        begin_traces("arctic-training", world, os.environ)
     try:
         report = run(world, node_rank, stop)
     except Exception as error:
@@ -73,6 +76,8 @@ def main(stop: StopFlag) -> int:
     code = _end(report, world.termination_message)
     if node_rank == 0:
         leave_page(world, report)
+        tell_attempt(world, report, begun)
+        tracing.end()
     return code
 
 
@@ -95,27 +100,11 @@ def leave_page(world: TrainingWorld, report: Report) -> None:
         log.warning("The page of the run could not be written", exc_info=True)
 
 
-def exit_code(report: Report) -> int:
-    """Return what the pod exits with: the contract with the operator."""
-    codes: dict[str, int] = {
-        "succeeded": ExitCode.DONE,
-        "interrupted": ExitCode.INTERRUPTED,
-        "refused": ExitCode.BAD_INPUT,
-        "failed": FAILED,
-    }
-    return codes[report.outcome]
-
-
 def read_world(environment: Mapping[str, str]) -> tuple[TrainingWorld, int]:
     """Return the world and this pod's place in it; `BadWorld` says what is wrong."""
-    for variable in (WORLD_VARIABLE, NODE_RANK_VARIABLE):
-        if variable not in environment:
-            raise BadWorld(f"{variable} is not set: a training's pod is made by the operator or by `arctic train`")
-    try:
-        world = TrainingWorld.model_validate_json(environment[WORLD_VARIABLE])
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise BadWorld(f"{WORLD_VARIABLE} does not hold a TrainingWorld: {faults}") from error
+    world = read_told(environment, TrainingWorld, _MAKER)
+    if NODE_RANK_VARIABLE not in environment:
+        raise BadWorld(f"{NODE_RANK_VARIABLE} is not set: {_MAKER}")
     nodes = world.spec.parallelism.nodes
     text = environment[NODE_RANK_VARIABLE]
     if not text.isdigit() or int(text) >= nodes:
@@ -131,7 +120,7 @@ def run(world: TrainingWorld, node_rank: int, stop: StopFlag) -> Report:
     for register in (ProcessCollector, PlatformCollector):
         register(registry=registry)
     if node_rank == 0:  # the run's figures once, not once a pod
-        registry.register(TrainingCollector(world.namespace, world.name, lambda: board.latest))
+        registry.register(TrainingCollector(world, lambda: board.latest))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="arctic-training-")))
         link = stack.enter_context(LinkServer(on_state=board.publish))

@@ -1,5 +1,6 @@
 """What is summed up on the device between two looks at a run, so that no step waits: routers, losses by source."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -142,7 +143,7 @@ class Tally:
         for expert, count in enumerate(counts):
             if count:
                 last_used[expert] = step
-        total, even = sum(counts), torch.tensor(float(len(counts))).log().item()
+        total, even = sum(counts), math.log(len(counts))
         return RouterHealth(
             layer=layer,
             load=[count / total for count in counts],

@@ -104,10 +104,17 @@ class Trainer:
 
     def run(self) -> Report:
         """Train to the end, or until somebody asks to stop; returns how it ended."""
+        try:
+            return self._run()
+        finally:
+            self._place.traces.leave(self.step, done=False)
+
+    def _run(self) -> Report:
         self._saving.restore()
         place = self._place
         self._books.begin(self.step, self._place.store.keep_note)
-        self._note_event(ATTEMPT_BEGAN, ranks=place.ranks.world)
+        found = [report.wire() for report in place.sources.at(self.step)]
+        self._note_event(ATTEMPT_BEGAN, ranks=place.ranks.world, sources=found)
         place.desk.begin()
         self._publish(STARTING)
         if place.spec.paused and self._hold().stop:
@@ -116,6 +123,7 @@ class Trainer:
             stage = place.curriculum.stage_at(self.step)
             if self._milestones.rests(self.step):
                 return self._rest(place.curriculum.stage_at(max(0, self.step - 1)))
+            place.traces.enter(stage.name, self.step)
             if self.step == stage.first_step:
                 self._begin(stage)
             with place.pulsing.step(self.step, stage.name):
@@ -143,7 +151,7 @@ class Trainer:
         rate = stage.learning_rate(self.step)
         set_learning_rate(engine, rate)
         targets = max(1, place.data.targets(stage, step))
-        engine.module.arctic.recompute(stage.name in place.recomputed)
+        engine.module.arctic.recompute(stage.name in place.room.recomputed)
         with self._books.overlap.step():
             loss = gradients_of(engine, batches, targets, place.ranks, self._books.tally.counting)
         loss_value, wishes = self._exchange(loss)
@@ -152,7 +160,8 @@ class Trainer:
             raise Diverged(
                 f"the loss is {loss_value} at step {self.step + 1} of stage {stage.name}: lower its learning rate"
             )
-        (engine.step if allowed else partial(leave_update_out, engine))()
+        with self._books.overlap.update():
+            (engine.step if allowed else partial(leave_update_out, engine))()
         if self._course.guard.alarm is not None:
             return wishes
         self._course.step += 1
@@ -193,8 +202,8 @@ class Trainer:
             )
 
     def _look(self, stage: StagePlan) -> None:
-        tokens = self._place.curriculum.tokens_done(self.step)
-        self._books.look(stage, self.step, tokens, self._course.measures, self._place.store.keep_note)
+        tokens, epochs = self._place.curriculum.tokens_done(self.step), self._place.data.epochs(self.step)
+        self._books.look(stage, self.step, tokens, self._course.measures, epochs, self._place.store.keep_note)
 
     # --- losses that jump
 
@@ -288,6 +297,7 @@ class Trainer:
             self._evaluate(stage, subject)
         self._course.progress.end(stage, loss, self._place.uri(f"checkpoints/{CheckpointStore.name(self.step)}"))
         self._saving.write()
+        self._place.traces.leave(self.step, done=True)
 
     def _subject(self, stage: StagePlan) -> HeldOut:
         place = self._place
@@ -315,7 +325,7 @@ class Trainer:
         """Run the suites, and keep what they find: the stage's own figures are those of its end."""
         evaluation, place = self._place.spec.evaluation, self._place
         assert evaluation is not None
-        with self._books.parts.of(EVALUATION):
+        with self._books.parts.of(EVALUATION), place.traces.part("evaluation", self.step):
             self._course.evaluation = evaluate(evaluation.suites, subject)
         self._judged_step = self.step
         if not place.ranks.leader:
@@ -373,7 +383,7 @@ class Trainer:
         exported = None
         if place.spec.checkpoint.export != "none":
             self._publish(EXPORTING)
-            with patience():
+            with patience(), place.traces.part("export", self.step):
                 tensors = named_tensors(place.engine.module)
                 export(place.store, place.config, tensors, place.ranks, place.spec)
                 dist.barrier()
@@ -421,7 +431,8 @@ class Trainer:
             stop_after=place.desk.stop_after,
             checkpoint_stall_seconds=self._saving.stall_seconds,
             skipped_updates=self._course.left_out,
-            recomputes=place.curriculum.stage_at(max(0, self.step - 1)).name in place.recomputed,
+            recomputes=place.curriculum.stage_at(max(0, self.step - 1)).name in place.room.recomputed,
+            planned_memory_bytes=place.room.taken,
         )
         self._books.tell(state)
         place.desk.link.publish(WorkerState(phase=phase, training=state))

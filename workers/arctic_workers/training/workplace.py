@@ -18,6 +18,8 @@ from arctic_workers.training.data.windows import Stream
 from arctic_workers.training.desk import Desk
 from arctic_workers.training.engine import Ranks
 from arctic_workers.training.hang.pulse import Pulsing
+from arctic_workers.training.memory import Room
+from arctic_workers.training.traces import Traces
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,7 @@ class Workplace:
     config: ArcticConfig
     curriculum: Curriculum
     data: TrainingData
-    recomputed: frozenset[str]
-    """Stages in which activations are computed again instead of kept."""
+    room: Room
     held_out: Mapping[str, Stream]
     sources: Accounts
     engine: Any
@@ -41,6 +42,7 @@ class Workplace:
     desk: Desk
     pulsing: Pulsing
     books: Books
+    traces: Traces
 
     @property
     def spec(self) -> ArcticTrainingSpec:

@@ -79,7 +79,7 @@ def test_a_grids_page_ranks_what_came_furthest_and_has_the_winners_manifest():
 
 def test_a_swarms_page_puts_what_came_beside_what_was_foretold():
     text = read(RESULTS | {"swarm": SWARM, "scaling": LAW})
-    assert "1 within the 95% interval, which was made 1.20 times as wide" in text
+    assert "1 within 1.96 standard deviations, which were made 1.20 times as large" in text
     assert "75%" in text
     assert "-0.100 ± 0.020" in text
     assert "With 10,000 tokens it says 1.7000, between 1.6000 and 1.8000" in text

@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arctic_api.world import CheckpointReport, Report, SourceReport, StageReport
-from arctic_workers.control.report import LIMIT, encode, write_report
+from arctic_api.world import (
+    CheckpointReport,
+    EvaluationReport,
+    FigureReport,
+    Report,
+    SourceReport,
+    StageReport,
+    SuiteReport,
+)
+from arctic_workers.control.report import LIMIT, encode, encode_evaluation, write_report
 
 CHECKPOINT = CheckpointReport(step=7, tokens=700, uri="file:///store/7", time="2026-01-01T00:00:00Z")
 
@@ -80,3 +88,22 @@ def test_a_report_that_cannot_be_written_is_logged_and_nothing_is_raised(
 
 def test_the_report_is_in_camel_case_as_the_operator_reads_it() -> None:
     assert json.loads(encode(report("")))["exportUri"] == "file:///export"
+
+
+@settings(max_examples=40)
+@given(st.text(max_size=3000), st.integers(0, 12))
+def test_any_evaluation_fits_and_keeps_each_suites_own_figure(message: str, figures: int) -> None:
+    found = [FigureReport(name=f"{n}" * 20, value=n / 7, low=n / 9, high=n / 3) for n in range(figures)]
+    suites = [SuiteReport(name=f"suite-{n}", state="Done", figures=found, message=message) for n in range(7)]
+    content = encode_evaluation(EvaluationReport(outcome="succeeded", message=message, suites=suites))
+    assert len(content) <= LIMIT
+    read = EvaluationReport.model_validate_json(content)
+    assert [suite.name for suite in read.suites] == [suite.name for suite in suites]
+    if message.isascii() and figures:
+        assert all(suite.figures[0] == found[0] for suite in read.suites)
+
+
+def test_an_evaluation_that_is_short_is_told_whole() -> None:
+    suite = SuiteReport(name="gsm8k", state="Unfit", answered=0, message="why")
+    whole = EvaluationReport(outcome="succeeded", reason="Done", message="m", suites=[suite])
+    assert EvaluationReport.model_validate_json(encode_evaluation(whole)) == whole

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_api.world import InferenceGroup, Ports
-from arctic_cli.ports import free_ports
+from arctic_workers.control.ports import free_ports
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -112,6 +113,19 @@ async def test_a_leader_that_stops_waits_no_longer_than_it_may(lead: Any) -> Non
         pod.stop.request()
         await running
         assert not (await reader.read()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_no_part_of_an_answer_waits_until_the_one_before_has_been_acknowledged(lead: Any) -> None:
+    """Else each one takes 40 ms on a connection that is kept."""
+    pod, leading, _ = lead(Held(), rollout={"drainTimeout": "1s"})
+    running = asyncio.create_task(leading.run())
+    await until(lambda: listens(pod))
+    async with half_sent(pod):
+        [connection] = leading._server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        pod.stop.request()
+        await running
 
 
 async def asked(engine: Scripted) -> bool:

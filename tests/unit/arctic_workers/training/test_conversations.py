@@ -11,12 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arctic_api.training import Source
+from arctic_model.config import ArcticConfig
+from arctic_model.initialization import init_weights
+from arctic_model.model import ArcticModel
 from arctic_workers.training.data import tokenizer
 from arctic_workers.training.data.conversations import Conversation, ConversationEncoder
 from arctic_workers.training.data.messages import RowFault, messages_of
 from arctic_workers.training.data.sources import Tally, read_contents, read_documents
 from arctic_workers.training.data.streams import Prepared, open_streams, write_streams
 from arctic_workers.training.data.windows import IGNORED, Conversations, MicroBatch
+from arctic_workers.training.engine import LossModule
 
 CHATS = [
     [
@@ -91,16 +95,34 @@ def test_whole_conversations_are_packed_and_counted(sizes: list[int], length: in
 
 
 def test_the_loss_on_prompts_is_exactly_absent(stream: Conversations) -> None:
-    """No gradient reaches the logits of what predicts a prompt, and no label of one is looked at."""
+    """What a run learns from is the answers alone: prompts and padding add neither a loss nor a gradient."""
+    config = ArcticConfig.preset("arctic-tiny").replace(
+        vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=1
+    )
+    model = ArcticModel(config)
+    init_weights(model, 1)
+    module = LossModule(model)
+    outputs: list[torch.Tensor] = []
+
+    def keep(_: torch.nn.Module, __: object, output: torch.Tensor) -> None:
+        output.retain_grad()
+        outputs.append(output)
+
+    assert model.model.norm is not None
+    model.model.norm.register_forward_hook(keep)
     batch = MicroBatch.of([stream.window(i, 100) for i in range(2)])
-    logits = torch.randn(2, 100, 300, requires_grad=True)
     labels = torch.from_numpy(batch.labels)
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    loss, _ = module(torch.from_numpy(batch.tokens), labels, batch.starts)
     loss.backward()
-    assert logits.grad is not None
-    reached = logits.grad.abs().sum(-1) > 0
-    assert torch.equal(reached, labels != IGNORED)
-    assert batch.targets == int(reached.sum())
+    [output] = outputs
+    assert output.grad is not None
+    assert torch.equal(output.grad.abs().sum(-1) > 0, labels != IGNORED)
+    with torch.no_grad():
+        logits = output @ model.lm_head.weight.T
+    expected = torch.nn.functional.cross_entropy(logits[labels != IGNORED], labels[labels != IGNORED])
+    assert loss.item() == pytest.approx(expected.item())
+    assert module.rows_B2 is not None
+    assert module.rows_B2[:, 1].sum() == batch.targets == int((labels != IGNORED).sum())
 
 
 def test_signs_of_the_template_are_special_and_the_first_token_is_never_learnt(encoder: ConversationEncoder) -> None:

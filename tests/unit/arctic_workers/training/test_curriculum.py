@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arctic_api.training import ArcticTrainingSpec, LearningRate
-from arctic_workers.training.curriculum import Curriculum, learning_rate
+from arctic_workers.training.curriculum import Curriculum, learning_rate, source_weights
 
 SpecOf = Callable[..., ArcticTrainingSpec]
 
@@ -108,3 +108,10 @@ def test_a_mixture_may_change_over_a_stage(spec_of: SpecOf) -> None:
     [stage] = Curriculum.plan(spec_of([{"tokens": 64, "sequenceLength": 16, **mixtures}], 16)).stages
     assert (stage.weights, stage.final_weights) == ({"a": 1.0, "b": 0.0}, {"a": 0.25, "b": 0.75})
     assert stage.mean_weights == {"a": 0.625, "b": 0.375}
+
+
+def test_weights_of_sources_follow_the_stages(spec_of: SpecOf) -> None:
+    stages = [{"tokens": 100, "mixture": {"a": 3, "b": 1}}, {"tokens": 100, "mixture": {"b": 1, "c": 0}}]
+    sources = [{"name": n, "category": "code", "uri": f"file:///{n}"} for n in "abc"]
+    spec = ArcticTrainingSpec.model_validate(spec_of(stages, 4096).wire() | {"data": {"sources": sources}})
+    assert source_weights(spec) == {"a": 75, "b": 125}

@@ -5,21 +5,30 @@ needs a device.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import deepspeed.comm
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from api_cases import TRAINING
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from arctic_api.training import ArcticTrainingSpec, Lora
+from arctic_api.world import TrainingWorld
 from arctic_model import devices
 from arctic_model.config import ArcticConfig
 from arctic_model.devices import Wait
+from arctic_workers.training.books import Books, Measures
 from arctic_workers.training.checkpoint import checkpointer
 from arctic_workers.training.checkpoint.zero import KINDS, finish_restore, prepare_optimizer
+from arctic_workers.training.curriculum import Curriculum
 from arctic_workers.training.data.windows import Stream
 from arctic_workers.training.engine import (
     LossModule,
@@ -29,8 +38,11 @@ from arctic_workers.training.engine import (
     mean_over_ranks,
     shape_model,
 )
+from arctic_workers.training.experts.layer import CHUNKS, ParallelExperts
 from arctic_workers.training.held_out import HeldOut
+from arctic_workers.training.journal import JOURNAL, read_lines, that_hold
 from arctic_workers.training.optimizer import UnpartitionedAdamW
+from arctic_workers.training.sequence import share_sequences
 
 GPU = torch.device("cuda", 0)
 RANKS = Ranks(0, 1, 0, GPU)
@@ -38,17 +50,32 @@ SEQUENCES, LENGTH = 2, 8
 CONFIG = ArcticConfig.preset("arctic-tiny").replace(
     vocab_size=64, num_hidden_layers=2, moe_layer_frequency=2, num_local_experts=4, hidden_size=32, intermediate_size=16
 )
+EXPERTS = CONFIG.num_local_experts
 ROWS = SEQUENCES * LENGTH * CONFIG.num_experts_per_tok
+WORLD = TrainingWorld(
+    namespace="default",
+    name="tiny",
+    uid="uid",
+    first_host="127.0.0.1",
+    tls_folder=None,
+    spec=ArcticTrainingSpec.model_validate(TRAINING["spec"]),
+    attempt=1,
+    epoch=1,
+    run_folder="/run",
+)
 KNOWN = {
-    Wait.EXPERT_ROWS: [ROWS // CONFIG.num_local_experts] * CONFIG.num_local_experts,
+    Wait.EXPERT_ROWS: [ROWS // EXPERTS] * EXPERTS,
+    Wait.EXCHANGED_ROWS: [ROWS // EXPERTS // CHUNKS] * (2 * CHUNKS * EXPERTS),
     Wait.STEP: [1.0],
+    Wait.LOOK: [6.0, 2.0] + [1.0] * EXPERTS + [2.0, EXPERTS / CONFIG.num_experts_per_tok, 0.0],
     Wait.HELD_OUT: [6.0, 2.0],
 }
+TWO_RANKS = pytest.mark.parametrize("waited", [2], indirect=True)
 
 
 @pytest.fixture(autouse=True)
-def waited(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Wait]]:
-    """A world of one, and values for all that a rank may wait for; what it waited for."""
+def waited(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[list[Wait]]:
+    """A world of one, or of its parameter, and values for all that a rank may wait for; what it waited for."""
     done: list[Wait] = []
 
     def on_host(_: torch.Tensor, wait: Wait) -> list[float]:
@@ -56,7 +83,8 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Wait]]:
         return KNOWN[wait]
 
     monkeypatch.setattr(devices, "on_host", on_host)
-    dist.init_process_group("fake", rank=0, world_size=1, store=FakeStore())
+    dist.init_process_group("fake", rank=0, world_size=getattr(request, "param", 1), store=FakeStore())
+    monkeypatch.setattr(deepspeed.comm.comm, "cdb", dist)  # DeepSpeed hands its collectives on to torch's
     yield done
     dist.destroy_process_group()
 
@@ -75,6 +103,88 @@ def test_the_model_and_its_loss_stay_on_the_device(module: LossModule, waited: l
         assert waited == [Wait.EXPERT_ROWS]
         with pytest.raises(DataDependentOutputException):
             float(loss)
+
+
+def test_an_adapter_stays_on_the_device(waited: list[Wait]) -> None:
+    lora = Lora(rank=2, alpha=4)
+    module = LossModule(shape_model(CONFIG, RANKS, 1, lora))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fill_model(module.arctic, RANKS, 1, 0, None, lora)
+        trained = {name.split(".")[-2] for name, weight in module.named_parameters() if weight.requires_grad}
+        assert trained == {"lora_A", "lora_B"}
+        assert {weight.device for weight in module.parameters()} == {GPU}
+        loss, _ = module(torch.zeros(SEQUENCES, LENGTH + 1, dtype=torch.int64, device=GPU))
+        assert loss.device == GPU
+    assert waited == [Wait.EXPERT_ROWS]
+
+
+@TWO_RANKS
+def test_rows_travel_to_experts_of_another_rank_from_device_to_device(waited: list[Wait]) -> None:
+    ranks = replace(RANKS, world=2)
+    module = LossModule(shape_model(CONFIG, ranks, 2))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fill_model(module.arctic, ranks, 2, 0, None)
+        sent = join_experts(module)
+        loss, balance = module(torch.zeros(SEQUENCES, LENGTH + 1, dtype=torch.int64, device=GPU))
+        assert loss.device == balance.device == GPU
+        assert module.arctic.config.num_local_experts == 2 * len(next(experts_of(module)).held)
+    assert waited == [Wait.EXCHANGED_ROWS]
+    assert sent == ["counts", *["dispatch"] * CHUNKS, *["combine"] * CHUNKS]
+
+
+@TWO_RANKS
+def test_heads_of_shared_sequences_travel_from_device_to_device(waited: list[Wait]) -> None:
+    ranks = replace(RANKS, world=2, sequence_parallel=2)
+    model = shape_model(CONFIG, ranks, 2)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fill_model(model, ranks, 2, 0, None)
+        company = next(experts_of(model)).company
+        company.sequences = share_sequences(0, 2, company.flights)
+        module = LossModule(model, company.sequences)
+        sent = join_experts(module)
+        loss, _ = module(torch.zeros(SEQUENCES, 2 * LENGTH + 1, dtype=torch.int64, device=GPU))
+        assert loss.device == GPU
+    assert waited == [Wait.EXCHANGED_ROWS]
+    assert sent.count("heads") == 2 * CONFIG.num_hidden_layers
+
+
+def experts_of(module: torch.nn.Module) -> Iterator[ParallelExperts]:
+    """Each layer's experts."""
+    return (part for part in module.modules() if isinstance(part, ParallelExperts))
+
+
+def join_experts(module: LossModule) -> list[str]:
+    """Let all ranks share out the experts, as DeepSpeed does; returns the kinds of what is exchanged from now on."""
+    sent: list[str] = []
+    for layer in experts_of(module):
+        layer.ep_group = dist.group.WORLD
+        launched = layer.company.flights.launched
+
+        def noted(of: int, kind: str, *, backward: bool, launched: Any = launched) -> Any:
+            sent.append(kind)
+            return launched(of, kind, backward=backward)
+
+        layer.company.flights.launched = noted  # type: ignore[method-assign]
+    return sent
+
+
+def test_the_books_wait_for_the_device_only_when_they_are_looked_at(
+    module: LossModule, waited: list[Wait], tmp_path: Path
+) -> None:
+    [stage] = Curriculum.plan(WORLD.spec).stages
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fill_model(module.arctic, RANKS, 1, 0, None)
+        with closing(Books(WORLD, RANKS, CONFIG, module, 0.0, tmp_path)) as books:
+            books.begin(0, lambda write: write())
+            books.tally.expect([["books"] * SEQUENCES])
+            with books.overlap.step(), books.tally.counting():
+                module(torch.zeros(SEQUENCES, LENGTH + 1, dtype=torch.int64, device=GPU))
+            assert waited == [Wait.EXPERT_ROWS]
+            books.look(stage, 1, 16, Measures(loss=3.0), {"books": 0.5}, lambda write: write())
+    assert waited == [Wait.EXPERT_ROWS, Wait.LOOK]
+    [line] = that_hold(read_lines(tmp_path / JOURNAL))
+    assert line["loss_by_source"] == {"books": 3.0}
+    assert line["routers"][0]["load"] == [1 / EXPERTS] * EXPERTS
 
 
 def test_held_out_text_is_judged_on_the_device(module: LossModule, waited: list[Wait], tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ def events(folder: Path) -> Iterator[Event]:
 
 def test_an_entry_is_a_line_and_an_event_with_its_scalars(tmp_path: Path) -> None:
     journal = Journal(tmp_path, 0)
-    routers = [{"layer": 1, "load": [0.75, 0.25], "entropy": 0.9, "dead": [1], "dropped": 0.0}]
-    journal.write(entry(3, loss_by_source={"books": 2.0}, seconds={"data": 1.5}, routers=routers))
+    routers = [{"layer": 1, "load": [0.75, 0.25], "entropy": 0.9, "dead": [1], "dropped": 0.25}]
+    measured = {"loss_by_source": {"books": 2.0}, "epochs": {"books": 1.5}, "seconds": {"data": 1.5}}
+    journal.write(entry(3, routers=routers, **measured))
     journal.close()
     (line,) = read_lines(tmp_path / JOURNAL)
     assert (line["step"], line["loss_by_source"], line["routers"]) == (3, {"books": 2.0}, routers)
@@ -40,9 +41,11 @@ def test_an_entry_is_a_line_and_an_event_with_its_scalars(tmp_path: Path) -> Non
     assert event.wall_time > 0
     assert scalars["loss"] == 2.5
     assert scalars["loss_by_source/books"] == 2.0
+    assert scalars["epochs/books"] == 1.5
     assert scalars["seconds/data"] == 1.5
     assert scalars["router_imbalance/layer_1"] == 1.5
     assert scalars["router_dead_experts/layer_1"] == 1.0
+    assert scalars["router_dropped/layer_1"] == 0.25
 
 
 def test_an_attempt_that_went_back_tells_tensorboard_from_which_step_on(tmp_path: Path) -> None:

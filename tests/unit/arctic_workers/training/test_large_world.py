@@ -19,7 +19,7 @@ from torch.distributed.run import config_from_args, parse_args
 
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import Ports, TrainingWorld
-from arctic_cli.ports import free_ports
+from arctic_workers.control.ports import free_ports
 from arctic_workers.training.hang.board import Board
 from arctic_workers.training.supervisor import launch_command
 

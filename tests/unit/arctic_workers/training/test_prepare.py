@@ -10,7 +10,7 @@ from arctic_api.world import CORRECTABLE, TrainingWorld
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.data import prepare as module
 from arctic_workers.training.data.checked import CHECKED
-from arctic_workers.training.data.prepare import prepare, source_weights
+from arctic_workers.training.data.prepare import prepare
 from arctic_workers.training.data.streams import Prepared, open_streams
 from arctic_workers.training.data.tokenizer import TextEncoder
 from arctic_workers.training.errors import Fenced, Refused
@@ -235,10 +235,3 @@ def test_what_an_attempt_had_half_made_at_its_end_goes_with_the_next_claim(
         prepare(make_world(), store)
     assert list((tmp_path / "run" / "data").iterdir()) == []
     assert [folder.name for folder in (tmp_path / "run" / "staging").iterdir()] == ["0000000002"]
-
-
-def test_weights_of_sources_follow_the_stages(spec_of: Callable[..., ArcticTrainingSpec]) -> None:
-    stages = [{"tokens": 100, "mixture": {"a": 3, "b": 1}}, {"tokens": 100, "mixture": {"b": 1, "c": 0}}]
-    sources = [{"name": n, "category": "code", "uri": f"file:///{n}"} for n in "abc"]
-    spec = ArcticTrainingSpec.model_validate(spec_of(stages, 4096).wire() | {"data": {"sources": sources}})
-    assert source_weights(spec) == {"a": 75, "b": 125}

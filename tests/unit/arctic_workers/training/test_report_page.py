@@ -19,6 +19,14 @@ from arctic_workers.training.report.run import STAGES
 from arctic_workers.training.supervisor import leave_page
 
 SVG = re.compile("<svg.*?</svg>", re.DOTALL)
+BOOKS = {
+    "name": "books",
+    "documents": 1200,
+    "skipped": 3,
+    "tokens": 5000,
+    "plannedEpochs": 2.5,
+    "unusedSplits": ["test"],
+}
 
 
 def entry(step: int, attempt: int = 1, stage: str = "general", layers: int = 1, **changes: Any) -> dict[str, Any]:
@@ -37,11 +45,13 @@ def entry(step: int, attempt: int = 1, stage: str = "general", layers: int = 1, 
         "mfu": 0.25,
         "seconds": {"data": 1.0, "compute": 3.0},
         "loss_by_source": {"books": 4.0},
+        "epochs": {"books": step / 10},
         "routers": routers,
         "exposed_communication": [
             {"layer": 0, "kind": kind, "backward": backward, "in_flight": 2.0, "exposed": 0.1 * step}
             for kind, backward in (("dispatch", False), ("combine", False), ("dispatch", True), ("combine", True))
-        ],
+        ]
+        + [{"layer": None, "kind": "gradients", "backward": True, "in_flight": 2.0, "exposed": 2.0}],
         "expert_chunks": 4,
     } | changes
 
@@ -62,7 +72,8 @@ def folder(tmp_path: Path) -> Path:
         folder / EVENTS,
         [
             {"attempt": 1, "kind": "AttemptBegan", "step": 0, "ranks": 4, "time": "2026-01-01T00:00:00Z"},
-            {"attempt": 2, "kind": "AttemptBegan", "step": 4, "ranks": 2, "time": "2026-01-01T01:00:00Z"},
+            {"attempt": 2, "kind": "AttemptBegan", "step": 4, "ranks": 2, "time": "2026-01-01T01:00:00Z"}
+            | {"sources": [BOOKS, {"name": "validation.proofs", "documents": 7, "skipped": 0, "tokens": 0}]},
             {"attempt": 2, "kind": "LossSpike", "step": 8, "stage": "code <&>", "loss": 9.0, "limit": 4.5}
             | {"policy": "skip", "time": "2026-01-01T01:00:30Z"},
         ],
@@ -103,6 +114,32 @@ def test_the_page_needs_nothing_outside_itself_and_its_drawings_are_xml(folder: 
     titles = [title.text for svg in drawings for title in svg.iter("title")]
     assert "layer 0, expert 3: 0.00" in titles
     assert "compute 75.0%, 3.0 s" in titles
+
+
+def test_the_page_says_what_was_found_in_each_source_and_how_often_it_was_read(folder: Path) -> None:
+    text = words(page(Run.read(folder)))
+    assert "books 1,200 3 5,000 1.10 2.50 test" in text
+    assert "validation.proofs 7 0 0 0.00 0.00" in text
+
+
+def test_dropped_tokens_are_drawn_where_there_are_any(folder: Path) -> None:
+    assert "Dropped tokens" not in page(Run.read(folder))
+    [router] = entry(1)["routers"]
+    write(folder / JOURNAL, [entry(step, routers=[router | {"dropped": step / 8}]) for step in (1, 2)])
+    figures = page(Run.read(folder)).split("<figure")
+    [dropped] = [figure for figure in figures if "Dropped tokens" in figure]
+    assert "layer 0" in dropped
+
+
+def test_what_is_exposed_is_told_by_layer_and_of_what_belongs_to_none_as_a_curve(folder: Path) -> None:
+    html = page(Run.read(folder))
+    [figure] = [figure for figure in html.split("<figure") if "Exposed share" in figure]
+    assert all(name in figure for name in ("all", "combine, backward", "gradients"))
+    kinds = "combine, forward dispatch, forward combine, backward dispatch, backward"
+    assert f"layer {kinds} 0 55% 55% 55% 55%" in words(html)
+    dense = [part for part in entry(1)["exposed_communication"] if part["layer"] is None]
+    write(folder / JOURNAL, [entry(step, exposed_communication=dense) for step in (1, 2)])
+    assert "exposed at the end" not in page(Run.read(folder))
 
 
 def test_many_layers_are_drawn_as_their_range(folder: Path) -> None:

@@ -4,23 +4,32 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 
+from arctic_api.training import ArcticTrainingSpec
 from arctic_model.config import ArcticConfig
 from arctic_model.lora import merged
 from arctic_model.model import ArcticModel
 from arctic_model.names import tensor_shapes
 from arctic_model.peft import read_adapter
 from arctic_model.weights import load_weights
+from arctic_workers.training.curriculum import Curriculum
+from arctic_workers.training.data.batches import TrainingData
+from arctic_workers.training.data.streams import Prepared, open_streams
 from arctic_workers.training.data.tokenizer import TextEncoder
+from arctic_workers.training.data.windows import IGNORED, MicroBatch
 from arctic_workers.training.journal import read_lines, that_hold
 
 SCRIPT = Path(__file__).with_name("worlds.py")
+ANSWER = "the best of times"
 
 
 def run(folder: Path, *worlds: str) -> None:
@@ -41,13 +50,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(30):
             text = "\n".join(line.format(i * 7 + j, j) for j in range(12))
             (folder / "corpus" / name / f"{i:02}.txt").write_text(text)
-    parts = ("refusals", "one_step", "divided_step", "runs", "recomputing", "commands", "stopped_early")
+    chats = [[{"role": "user", "content": f"f({i})?"}, {"role": "assistant", "content": ANSWER}] for i in range(40)]
+    (folder / "corpus" / "chats.jsonl").write_text(
+        "".join(json.dumps({"messages": chat}) + "\n" for chat in [*chats, None])
+    )
+    parts = ("refusals", "one_step", "divided_step", "runs", "commands", "stopped_early")
     later = ("extended", "skipped_updates", "slow_commit", "pause_when_put_off", "full_store", "jumps")
     run(
         folder,
         f"2:{','.join(parts + later)}",
         "1:memory_of_a_rank,other_world",
-        "2:and_back,adapters,longer",
+        "2:and_back,adapters,longer,instructed",
+        "2:long_document",
         "4:forced_router",
     )
     return folder
@@ -58,13 +72,19 @@ def read(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_no_rank_imports_torchs_compiler(folder: Path, ranks: int) -> None:
+    for rank in range(ranks):
+        assert not read(folder, f"compiler-{ranks}", rank)
+
+
 @pytest.fixture(scope="module")
 def step(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"step.{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", ["step", "whole-step", "dropping-step"])
-def test_gradients_of_shared_out_experts_equal_those_of_one_process_with_both_batches(folder: Path, name: str) -> None:
+def test_gradients_of_shared_out_experts_equal_those_of_one_process_with_all_batches(folder: Path, name: str) -> None:
     assert_gradients(folder, name, f"{name}-reference")
     dropped = [torch.load(folder / f"{name}.{rank}.pt")["dropped"] for rank in range(2)]
     assert all(share > 0.1 if name == "dropping-step" else share == 0 for share in dropped)
@@ -108,12 +128,25 @@ def test_an_update_is_the_same_whatever_zero_shares_out(folder: Path, step: list
             torch.testing.assert_close(weights[name], expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_document_of_32k_tokens_that_ranks_share_has_the_loss_that_one_rank_finds(folder: Path) -> None:
+    loss = read(folder, "long-alone")
+    for rank in range(2):
+        long = read(folder, "long", rank)
+        assert long["loss"] == pytest.approx(loss, rel=1e-5)
+        assert long["planned"] / 2 < long["took"] < long["planned"]
+
+
 def test_ranks_hold_different_experts_and_the_same_of_all_else(step: list[dict[str, Any]]) -> None:
     first, second = (set(rank["weights"]) for rank in step)
     assert {name.split(".experts.")[1][0] for name in first - second} == {"0", "1"}
     assert {name.split(".experts.")[1][0] for name in second - first} == {"2", "3"}
     for name in first & second:
         assert torch.equal(step[0]["weights"][name], step[1]["weights"][name]), name
+
+
+def test_what_deepspeed_gathers_counts_as_communication_once(folder: Path) -> None:
+    for rank in range(2):
+        assert read(folder, "gathered", rank) == [1, True]
 
 
 def test_tokens_travel_while_attention_and_the_residual_mlp_run(step: list[dict[str, Any]]) -> None:
@@ -123,7 +156,7 @@ def test_tokens_travel_while_attention_and_the_residual_mlp_run(step: list[dict[
     forward = counts + ["launch"] * 2 + ["self_attn"] + experts + ["residual_mlp"] + ["wait"] * 2
     backward = ["launch"] * 2 + ["residual_mlp back"] + experts + ["self_attn back"] + ["wait"] * 2
     for rank in step:
-        assert rank["events"] == forward + backward
+        assert rank["events"] == (forward + backward) * 2  # micro-batches
 
 
 def test_experts_and_ranks_that_never_get_a_token_hold_nobody_up_and_change_nothing(folder: Path) -> None:
@@ -158,8 +191,10 @@ def assert_same_end(folder: Path, name: str, other: str = "whole", step: int = 8
 
 
 def test_a_run_without_room_for_its_activations_ends_with_the_same_bits(folder: Path) -> None:
-    assert_same_end(folder, "recomputing")
-    assert set(read(folder, "recomputing")["recomputes"][1:]) == {True}
+    assert_same_end(folder, "paused")
+    told = [state["training"] for state in read(folder, "paused")["states"]]
+    assert all(state["recomputes"] for state in told[1:])
+    assert len({state["plannedMemoryBytes"] for state in told}) == 1
 
 
 def test_a_damaged_checkpoint_costs_steps_and_nothing_else(folder: Path) -> None:
@@ -171,7 +206,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(folder: Path) -> None
 def test_a_batch_that_was_edited_in_the_middle_of_a_run_is_refused_on_all_ranks(folder: Path) -> None:
     refusal = read(folder, "edited")
     assert refusal["reason"] == "CheckpointMismatch"
-    assert "batch.tokensPerStep 128, and the manifest says 256" in refusal["message"]
+    assert "tokensPerStep of curriculum.stages[0] 128, and the manifest says 256" in refusal["message"]
     assert read(folder, "edited", 1) == refusal
 
 
@@ -240,8 +275,8 @@ def test_a_run_that_is_told_to_end_with_a_stage_succeeds_after_it_with_its_expor
 def test_the_update_of_a_loss_that_jumps_is_left_out(folder: Path) -> None:
     assert read(folder, "jump-skip")["outcome"] == "succeeded"
     assert_same_end(folder, "jump-skip", "left-out", step=20)
-    began, event = (json.loads(line) for line in (folder / "jump-skip" / "events.jsonl").read_text().splitlines())
-    assert (began["kind"], began["step"], began["ranks"]) == ("AttemptBegan", 0, 2)
+    _, began, event = (json.loads(line) for line in (folder / "jump-skip" / "events.jsonl").read_text().splitlines())
+    assert (began["kind"], began["step"], began["ranks"]) == ("AttemptBegan", 15, 2)
     assert (event["kind"], event["step"], event["policy"]) == ("LossSpike", 18, "skip")
     assert event["loss"] > event["limit"]
 
@@ -268,7 +303,10 @@ def test_the_journal_has_what_each_stage_came_to(folder: Path) -> None:
     assert last["tokens_per_second"] > 0
     assert 0 < last["mfu"] < 1
     assert all(seconds > 0 for part, seconds in last["seconds"].items() if part != "pause")
-    assert last["loss_by_source"].keys() == {"books", "programs"}
+    assert last["loss_by_source"].keys() == last["epochs"].keys() == {"books", "programs"}
+    began = read_lines(folder / "whole" / "events.jsonl")[0]
+    assert [source["name"] for source in began["sources"]] == ["books", "programs"]
+    assert all(source["plannedEpochs"] == last["epochs"][source["name"]] for source in began["sources"])
     assert min(last["loss_by_source"].values()) < 5 < max(last["loss_by_source"].values()) + 1
     (router,) = last["routers"]
     assert router["layer"] == 1
@@ -276,8 +314,11 @@ def test_the_journal_has_what_each_stage_came_to(folder: Path) -> None:
     assert (len(router["load"]), router["dropped"], 0 < router["entropy"] <= 1) == (4, 0, True)
     exchanges = {(it["layer"], it["kind"], it["backward"]) for it in last["exposed_communication"]}
     kinds = [("counts", False), ("dispatch", False), ("combine", False), ("combine", True), ("dispatch", True)]
-    assert exchanges == {(1, *kind) for kind in kinds}
-    assert all(it["in_flight"] > 0 for it in last["exposed_communication"])
+    zero = {(None, "gradients", True), (None, "update", False)}
+    assert exchanges == {(1, *kind) for kind in kinds} | zero
+    for it in last["exposed_communication"]:
+        assert it["in_flight"] > 0
+        assert it["layer"] is not None or it["exposed"] == it["in_flight"]
     assert list((folder / "whole" / "tensorboard").glob("events*"))
     resumed = that_hold(read_lines(folder / "stopped" / "journal.jsonl"))
     assert resumed[-1]["attempt"] == 2
@@ -458,3 +499,34 @@ def test_bad_input_is_refused_in_the_same_words_on_all_ranks(folder: Path, case:
     first, second = read(folder, "refusals"), read(folder, "refusals", 1)
     assert first[case].startswith(says)
     assert first == second
+
+
+def test_a_fine_tuning_on_conversations_learns_their_answers_and_nothing_else(folder: Path) -> None:
+    made = read(folder, "instructed")
+    spec, report = ArcticTrainingSpec.model_validate(made["spec"]), made["report"]
+    assert (report["outcome"], report["step"]) == ("succeeded", 4)
+    [stage], [source] = report["stages"], report["sources"]
+    assert stage["validationLoss"] < stage["initialValidationLoss"]
+    assert (source["documents"], source["skipped"]) == (40, 1)
+    [place] = (folder / "instructed" / "data").glob("chats-*")
+    streams = open_streams([Prepared("chats", "instruction", place)], "train")
+    data = TrainingData(curriculum := Curriculum.plan(spec), streams, spec.seed)
+    [batch] = data.micro_batches(curriculum.stages[0], 0, 0, 1, 4)
+    encoder = TextEncoder(folder / "instructed" / "export")
+    answers = encoder.tokenizer.decode(batch.labels[batch.labels != IGNORED].tolist(), skip_special_tokens=False)
+    assert answers == f" {ANSWER}\n</s>" * answers.count(ANSWER) != ""
+    with torch.device("meta"):
+        model = ArcticModel(ArcticConfig.from_folder(folder / "adapter-stopped" / "export"))
+    load_weights(model, folder / "adapter-stopped" / "export")
+    assert made["states"][1]["loss"] == pytest.approx(loss_alone(model, batch), rel=1e-4)
+
+
+def loss_alone(model: ArcticModel, batch: MicroBatch) -> float:
+    """The mean loss of a batch's labels, each of its documents computed by itself."""
+    losses = []
+    for tokens, labels, starts in zip(batch.tokens, batch.labels, batch.starts, strict=True):
+        for begin, end in pairwise([*starts, len(tokens)]):
+            logits = model(torch.from_numpy(tokens[None, begin:end]))[0]
+            wanted = torch.from_numpy(labels[begin:end])
+            losses += cross_entropy(logits, wanted, reduction="none")[wanted != IGNORED].tolist()
+    return mean(losses)

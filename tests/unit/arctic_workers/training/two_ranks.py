@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +22,7 @@ from google.protobuf.json_format import MessageToDict
 from torch import Tensor, nn
 
 from arctic_api.training import ArcticTrainingSpec
-from arctic_api.world import Report, TrainingWorld
+from arctic_api.world import CheckpointReport, Report, TrainingWorld
 from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
@@ -32,16 +33,19 @@ from arctic_rpc.control_pb2 import PAUSED, WorkerState
 from arctic_workers.control.link import Command
 from arctic_workers.training import engine as engines
 from arctic_workers.training import memory
+from arctic_workers.training import trainer as trainers
+from arctic_workers.training.accounts import COMMUNICATION, TimeParts
 from arctic_workers.training.checkpoint import checkpointer as checkpointers
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Position
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.checkpoint.zero import local_pieces
+from arctic_workers.training.communication import waits_counted
 from arctic_workers.training.curriculum import StagePlan
 from arctic_workers.training.data.batches import TrainingData
 from arctic_workers.training.data.windows import IGNORED, MicroBatch
 from arctic_workers.training.engine import LossModule, Ranks, named_tensors, tensor_names
 from arctic_workers.training.errors import Refused, StoreFull
-from arctic_workers.training.experts import Exchange
+from arctic_workers.training.experts import Exchange, Flights
 from arctic_workers.training.extent import training_of
 from arctic_workers.training.rank import train
 from arctic_workers.training.tally import Tally
@@ -63,14 +67,20 @@ CONFIG = ArcticConfig.preset("arctic-tiny").replace(
 )
 
 
+trainers.HOLD_SECONDS = 0.02  # pauses here are as many looks for commands, however short each is
+
+
 NOTHING_SHARED = {"nodes": WORLD, "expertParallel": min(2, WORLD), "zeroStage": 0}
+
+
+LONG = 32 * 1024 + 128
 
 
 DIVIDED = {"nodes": WORLD, "expertParallel": min(2, WORLD), "sequenceParallel": WORLD}
 
 
 def spec_of(**changes: Any) -> ArcticTrainingSpec:
-    """A curriculum of two stages with four steps each, on `FOLDER`/corpus."""
+    """A curriculum of two stages with four steps each, on `FOLDER`/corpus; two ranks take one micro-batch a step."""
     stage = {"tokens": 512, "learningRate": {"peak": 3e-3, "warmupTokens": 128}, "sequenceLength": 16}
     content: dict[str, Any] = {
         "model": {"config": CONFIG.to_dict()},
@@ -93,7 +103,7 @@ def spec_of(**changes: Any) -> ArcticTrainingSpec:
                 {"name": "second", "mixture": {"books": 0.2, "programs": 0.8}, **stage},
             ]
         },
-        "batch": {"tokensPerStep": 128, "microBatchSize": 2},
+        "batch": {"tokensPerStep": 128, "microBatchSize": 4},
         "parallelism": {"nodes": WORLD, "expertParallel": min(2, WORLD)},
         "checkpoint": {"volume": {"claimName": "c"}, "every": {"steps": 2}, "keep": 2},
         "evaluation": {"suites": ["perplexity"]},
@@ -158,23 +168,28 @@ def take_text(folder: Path) -> None:
 
 
 def one_step() -> None:
-    """Make one step with shared-out experts on this rank's batch, and on rank 0 the same in one process with all."""
+    """Make one step with shared-out experts on this rank's batches, and on rank 0 the same in one process with all."""
     one_step_with("step", spec_of(optimizer={"weightDecay": 0.0}))
     one_step_with("whole-step", spec_of(optimizer={"weightDecay": 0.0}, parallelism=NOTHING_SHARED))
     dropping = CONFIG.replace(moe_token_dropping=True, moe_train_capacity_factor=0.75)
     one_step_with("dropping-step", spec_of(optimizer={"weightDecay": 0.0}), dropping)
+    parts, flights = TimeParts(), Flights()
+    with waits_counted(parts, flights), flights.blocking("update"):
+        engines.dist.all_gather_into_tensor(torch.empty(WORLD), torch.ones(1))
+    write("gathered", [len(flights.take()), parts.seconds()[COMMUNICATION] > 0])
 
 
 def one_step_with(name: str, spec: ArcticTrainingSpec, config: ArcticConfig = CONFIG) -> None:
     ranks: Ranks = engines.start_processes()
-    batches = batches_of(ranks.world)
+    batches = batches_of(2 * ranks.world)
     engine = engines.start_engine(engines.build_model(config, ranks, spec.parallelism.expert_parallel, 1, None), spec)
     engines.set_learning_rate(engine, 1e-2)
     events = record_events(engine.module.arctic)
     tally = Tally(engine.module, [], ranks.device)
-    with tally.counting():
-        loss, balance = engine(batches[ranks.rank])
-    engine.backward(loss + balance)
+    for batch in batches[ranks.rank :: ranks.world]:
+        with tally.counting():
+            loss, balance = engine(batch)
+        engine.backward((loss + balance) / 2)
     [router] = tally.look(1, lambda sums: sums.tolist()).routers
     save_step(name, engine, spec, {"events": events, "dropped": router.dropped})
     if RANK == 0:
@@ -223,8 +238,46 @@ def divided_step() -> None:
         torch.save(reference, FOLDER / "divided-reference.pt")
 
 
+def long_document() -> None:
+    """Make one step on a document of 32K tokens that the ranks share, packed with a short one; find its loss on one.
+
+    First in its processes: what a rank takes at most only grows.
+    """
+    config = CONFIG.replace(
+        num_hidden_layers=1, moe_layer_frequency=1, num_attention_heads=2, max_position_embeddings=LONG
+    )
+    stage = spec_of().curriculum.wire()["stages"][0] | {"sequenceLength": LONG, "tokens": LONG}
+    spec = spec_of(
+        curriculum={"stages": [stage]}, batch={"tokensPerStep": LONG, "microBatchSize": 1}, parallelism=DIVIDED
+    )
+    ranks = replace(engines.start_processes(), sequence_parallel=WORLD)
+    engine = engines.start_engine(engines.build_model(config, ranks, WORLD, 1, None), spec)
+    engine.module.arctic.recompute(True)
+    before = resident()
+    draw = torch.Generator().manual_seed(7)
+    tokens, labels = (torch.randint(0, 300, (1, LONG), generator=draw) for _ in range(2))
+    batch = MicroBatch(tokens.numpy(), labels.numpy(), [[0, LONG - 128]], LONG)
+    loss = engines.mean_over_ranks([engines.gradients_of(engine, [batch], LONG, ranks)], ranks.device)[0]
+    engine.step()
+    took = getrusage(RUSAGE_SELF).ru_maxrss * 1024 - before
+    plan = plan_training(training_of(spec, config, on_cpu=True), replace(memory.rank_device(ranks), memory=0))
+    write("long", {"loss": loss, "took": took, "planned": plan.memory.total() - plan.memory["runtime"]})
+    if RANK == 0:
+        torch.set_num_threads(2)  # the other rank is done
+        model = ArcticModel(config)
+        init_weights(model, 1)
+        with torch.no_grad():
+            alone, _ = LossModule(model)(tokens, labels, batch.starts)
+        write("long-alone", float(alone))
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def batches_of(count: int) -> list[Tensor]:
-    """A batch for each rank."""
+    """Batches for ranks to take."""
     return [torch.randint(0, 300, (3, 17), generator=torch.Generator().manual_seed(i)) for i in range(count)]
 
 
@@ -339,16 +392,6 @@ def runs() -> None:
         write("edited", {"reason": error.reason, "message": error.message})
 
 
-def recomputing() -> None:
-    """A run that has no room for its activations."""
-    device = memory.rank_device
-    memory.rank_device = lambda ranks: replace(device(ranks), memory=1)
-    link = ScriptedLink({})
-    run("recomputing", link=link)
-    write("recomputing", {"recomputes": [state.training.recomputes for state in link.states]})
-    memory.rank_device = device
-
-
 def skipped_updates() -> None:
     """One infinite gradient: a run left alone, one that is stopped and goes on. Then a run that has no other."""
     with infinite_gradients({2}):
@@ -390,9 +433,9 @@ def commits_held_until(event: threading.Event) -> Iterator[None]:
     """Let no checkpoint be committed before `event`."""
     commit = Checkpointer._commit
 
-    def slow(self: Checkpointer, position: Position) -> None:
+    def slow(self: Checkpointer, position: Position) -> CheckpointReport:
         assert event.wait(60), "the training waits for the commit"
-        commit(self, position)
+        return commit(self, position)
 
     Checkpointer._commit = slow  # type: ignore[method-assign]
     try:
@@ -454,8 +497,11 @@ def pause_when_put_off() -> None:
 
 @contextmanager
 def store_full_at(steps: set[int]) -> Iterator[None]:
-    """Let rank 1 have no room for the checkpoints of these steps, in the words of the library that writes them."""
-    save_file = checkpointers.save_file
+    """Let rank 1 have no room for the checkpoints of these steps, in the words of the library that writes them.
+
+    Steps are not faster than what is given up ends, and what is staged takes a while to be cleared away.
+    """
+    save_file, discard, train_step = checkpointers.save_file, CheckpointStore.discard, Trainer._train_step
 
     def full(tensors: dict[str, Tensor], path: Path) -> None:
         if RANK == 1 and int(path.parent.name.removeprefix("step-")) in steps:
@@ -463,11 +509,25 @@ def store_full_at(steps: set[int]) -> Iterator[None]:
             raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
         save_file(tensors, path)
 
+    def discard_slowly(self: CheckpointStore) -> None:
+        time.sleep(0.1)
+        discard(self)
+
+    def no_faster(self: Trainer, stage: StagePlan) -> Wishes:
+        checkpointer = self._place.checkpointer
+        while checkpointer.busy and checkpointer._given_up.is_set():
+            time.sleep(0.005)
+        return train_step(self, stage)
+
     checkpointers.save_file = full
+    Trainer._train_step = no_faster  # type: ignore[method-assign]
+    CheckpointStore.discard = discard_slowly  # type: ignore[method-assign]
     try:
         yield
     finally:
         checkpointers.save_file = save_file
+        Trainer._train_step = train_step  # type: ignore[method-assign]
+        CheckpointStore.discard = discard  # type: ignore[method-assign]
 
 
 def full_store() -> None:
@@ -485,10 +545,16 @@ def full_store() -> None:
 
 
 def commands() -> None:
-    """A run that is paused, asked for a checkpoint meanwhile and for what it can't do, resumed, and asked again."""
+    """A run that is paused, asked for a checkpoint meanwhile and for what it can't do, resumed, and asked again.
+
+    It has no room for its activations.
+    """
+    device = memory.rank_device
+    memory.rank_device = lambda ranks: replace(device(ranks), memory=1)
     asked = {3: "pause", 4: "checkpoint", 5: "profile", 7: "resume", 9: "checkpoint"}
     link = ScriptedLink(asked if RANK == 0 else {1: "checkpoint"})
     report = run("paused", link=link)
+    memory.rank_device = device
     states = [MessageToDict(state) for state in link.states]
     write("paused", {"report": report.wire(), "replies": link.replies, "states": states})
 
@@ -560,21 +626,27 @@ def jumping_loss(step: int) -> Iterator[None]:
 
 
 def jumps() -> None:
-    """A loss that jumps at step 17 under each policy, and runs that should end alike."""
+    """A loss that jumps at step 17 under each policy, and runs that should end alike; all go on from the same step."""
+    run("before-jump", spec=jumping_spec("skip"), link=ScriptedLink({15: "stop"} if RANK == 0 else {}))
+    torch.distributed.barrier()
+    if RANK == 0:
+        for name in ("left-out", "passed-over", "jump-skip", "jump-rollback", "jump-stop"):
+            shutil.copytree(FOLDER / "before-jump", FOLDER / name)
+    torch.distributed.barrier()
     with infinite_gradients({17}):
-        run("left-out", spec=jumping_spec())
+        run("left-out", attempt=2, spec=jumping_spec())
     with other_data(lambda step: step + 3 if step >= 15 else step):
-        run("passed-over", spec=jumping_spec())
+        run("passed-over", attempt=2, spec=jumping_spec())
     with jumping_loss(17):
-        write("jump-skip", run("jump-skip", spec=jumping_spec("skip")).wire())
-        stop_after_going_back = ScriptedLink({20: "stop"} if RANK == 0 else {})
-        run("jump-rollback", spec=jumping_spec("rollback"), link=stop_after_going_back)
-        run("jump-rollback", attempt=2, spec=jumping_spec("rollback"))
+        write("jump-skip", run("jump-skip", attempt=2, spec=jumping_spec("skip")).wire())
+        stop_after_going_back = ScriptedLink({5: "stop"} if RANK == 0 else {})
+        run("jump-rollback", attempt=2, spec=jumping_spec("rollback"), link=stop_after_going_back)
+        run("jump-rollback", attempt=3, spec=jumping_spec("rollback"))
         try:
-            run("jump-stop", spec=jumping_spec("stop"))
+            run("jump-stop", attempt=2, spec=jumping_spec("stop"))
         except Refused as error:
             write("jump-stop", {"reason": error.reason, "message": error.message})
-        run("jump-stop", attempt=2, spec=jumping_spec("skip"))
+        run("jump-stop", attempt=3, spec=jumping_spec("skip"))
 
 
 def refusals() -> None:
@@ -649,6 +721,26 @@ def longer() -> None:
     write("longer", run("longer", attempt=2, spec=spec()).wire())
 
 
+def instructed() -> None:
+    """The export of another run is fine-tuned on conversations."""
+    source = {"name": "chats", "category": "instruction", "uri": f"file://{FOLDER}/corpus/chats.jsonl"}
+    stage = spec_of().curriculum.wire()["stages"][1] | {"mixture": {"chats": 1}, "sequenceLength": 64, "tokens": 1024}
+    spec = spec_of(
+        model={"from": {"uri": f"file://{FOLDER}/adapter-stopped/export"}},
+        tokenizer=None,
+        data={
+            "sources": [source | {"format": "jsonl", "content": "messages", "maxSkipped": "5%"}],
+            "validation": {"fraction": 0.2},
+        },
+        curriculum={"stages": [stage]},
+        batch={"tokensPerStep": 256, "microBatchSize": 2},
+    )
+    link = ScriptedLink({})
+    report = run("instructed", link=link, spec=spec)
+    states = [MessageToDict(state)["training"] for state in link.states]
+    write("instructed", {"report": report.wire(), "states": states, "spec": spec.wire()})
+
+
 def memory_of_a_rank() -> None:
     """What a rank took at most, and was planned to take, once activations are computed again and once they are kept."""
     config, length, size = ArcticConfig.preset("arctic-tiny").replace(vocab_size=300), 512, 4
@@ -684,9 +776,10 @@ def and_back() -> None:
 
 if __name__ == "__main__":
     parts = (
-        *(commands, stopped_early, extended, one_step, divided_step, runs, recomputing, refusals),
+        *(commands, stopped_early, extended, one_step, divided_step, runs, refusals),
         *(skipped_updates, slow_commit, pause_when_put_off, full_store, jumps, other_world, and_back, adapters),
-        *(forced_router, longer, memory_of_a_rank),
+        *(forced_router, longer, instructed, memory_of_a_rank, long_document),
     )
     for name in sys.argv[2:]:
         next(part for part in parts if part.__name__ == name)()
+    write(f"compiler-{WORLD}", "torch._dynamo" in sys.modules)

@@ -11,8 +11,8 @@ from pathlib import Path
 import deepspeed  # noqa: F401  (imported once for all ranks)
 
 import arctic_workers.training.rank  # noqa: F401
-from arctic_cli.ports import free_ports
 from arctic_workers.control.lifeline import die_with_parent
+from arctic_workers.control.ports import free_ports
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 

@@ -5,20 +5,19 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from arctic_workers.evaluation.progress import DONE
 from arctic_workers.evaluation.report.drawing import Point, intervals
 from arctic_workers.evaluation.report.evaluated import Evaluated, Example
-from arctic_workers.evaluation.run import DONE, NAMES
-from arctic_workers.evaluation.scores import ENTERPRISE as PARTS
-from arctic_workers.evaluation.scores import Parts, Score
+from arctic_workers.evaluation.run import NAMES
+from arctic_workers.evaluation.scores import ENTERPRISE, TOTAL, difference
 from arctic_workers.evaluation.suites.perplexity import Perplexity
 from arctic_workers.training import report as training_report
 
 _STYLES = (Path(training_report.__file__).with_name("style.css"), Path(__file__).with_name("style.css"))
 _LONGEST = 3000
 """Characters of a prompt, an answer or a message that are shown."""
-ENTERPRISE = "enterprise intelligence"
 _MEAN_OF = "Enterprise intelligence is the mean of " + "; ".join(
-    f"{kind} ({' and '.join(' '.join(figure) for figure in figures)})" for kind, figures in PARTS.items()
+    f"{kind} ({' and '.join(' '.join(figure) for figure in figures)})" for kind, figures in ENTERPRISE.items()
 )
 
 
@@ -50,10 +49,10 @@ def _asked(evaluated: Sequence[Evaluated]) -> str:
 def _tiles(evaluated: Sequence[Evaluated]) -> str:
     tiles = []
     for model in evaluated:
-        found = model.results[ENTERPRISE]
+        found = model.results[TOTAL]
         value = f"{found['value']:.1%}" if found["state"] == DONE else "not run"
         interval = f"{found['low']:.1%} to {found['high']:.1%}" if found["state"] == DONE else escape(found["why"])
-        name = f"{model.name}: {ENTERPRISE}" if len(evaluated) > 1 else ENTERPRISE
+        name = f"{model.name}: {TOTAL}" if len(evaluated) > 1 else TOTAL
         tiles.append(f"<div><b>{value}</b><span>{escape(name)}<br>{interval}</span></div>")
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
@@ -71,9 +70,9 @@ def _point(found: Mapping[str, Any] | None) -> Point | None:
 
 def _chart(evaluated: Sequence[Evaluated]) -> str:
     rows: dict[str, list[Point | None]] = {}
-    means = [model.results[ENTERPRISE] for model in evaluated]
+    means = [model.results[TOTAL] for model in evaluated]
     if any(mean["state"] == DONE for mean in means):
-        rows[ENTERPRISE] = [_point(mean) if mean["state"] == DONE else None for mean in means]
+        rows[TOTAL] = [_point(mean) if mean["state"] == DONE else None for mean in means]
     for name in NAMES:
         if name != Perplexity.name and DONE in _states(name, evaluated):
             figure = next(suite["main figure"] for model in evaluated if (suite := model.suite(name))["state"] == DONE)
@@ -102,9 +101,7 @@ def _differences(evaluated: Sequence[Evaluated]) -> str:
             one, two = (model.suite(name).get("by question") for model in (first, other))
             if not one or not two or one.keys() != two.keys():
                 continue
-            values = tuple(two[question] - one[question] for question in one)
-            parts = Parts(values, (1.0,) * len(values))
-            found = Score.of(parts.mean(), parts.replicates(0))
+            found = difference(one, two)
             sure = "better" if found.low > 0 else "worse" if found.high < 0 else "no difference that chance can't make"
             shown = f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
             rows.append([f"{other.name} over {first.name}", name, shown, sure])

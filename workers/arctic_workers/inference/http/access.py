@@ -13,11 +13,22 @@ HEADER = "X-Request-Id"
 _NAME = HEADER.lower().encode()
 _ID = re.compile(rb"[!-~]{1,128}")
 _USAGE = "arctic.usage"
+_IDENTITY = "arctic.request_id"
 
 
 def count_tokens(scope: Scope, usage: dict[str, int]) -> None:
     """Keep a request's usage for its line."""
     scope[_USAGE] = usage
+
+
+def tokens_of(scope: Scope) -> dict[str, int]:
+    """Return a request's usage, as far as it is known."""
+    return dict(scope.get(_USAGE, {}))
+
+
+def id_of(scope: Scope) -> str:
+    """Return a request's id."""
+    return str(scope[_IDENTITY])
 
 
 class AccessLog:
@@ -32,6 +43,7 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         identity = _identity(scope)
+        scope[_IDENTITY] = identity.decode()
         status = 0
         begin = time.perf_counter()
 
@@ -45,7 +57,7 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_named)
         finally:
-            usage = scope.get(_USAGE, {})
+            usage = tokens_of(scope)
             log.info(
                 "%s %s %d, %d + %d tokens, %.3f s, id %s",
                 scope["method"],

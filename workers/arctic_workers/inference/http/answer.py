@@ -1,13 +1,13 @@
 """One request from prompt to text, whichever engine computes it: stop strings, held-back text, times."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from arctic_workers.inference.engine import Engine, EngineError, FinishReason, Output, Request
 from arctic_workers.inference.http.text import Detokenizer, StopStrings, Text
-from arctic_workers.inference.metrics import Metrics
+from arctic_workers.inference.metrics import Metrics, RequestTimer
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,20 @@ class Answers:
         self._text = text
         self._metrics = metrics
 
-    async def generate(self, request: Request, stops: Sequence[str]) -> AsyncGenerator[Piece, None]:
-        """Yield the answer in pieces, the last with its reason; closing the iterator cancels. Raises EngineError."""
+    async def generate(
+        self, request: Request, stops: Sequence[str], ended: Callable[[RequestTimer], None] | None = None
+    ) -> AsyncGenerator[Piece, None]:
+        """Yield the answer in pieces, the last with its reason; closing the iterator cancels. Raises EngineError.
+
+        `ended` is told the times in the end, whichever it is.
+        """
         timer = self._metrics.request(len(request.prompt))
         writer = _Writer(self._text, request, stops)
         outcome = "cancelled"
         try:
             async with aclosing(self._engine.generate(request)) as outputs:
                 async for output in outputs:
-                    timer.token()
+                    timer.token(output.begun)
                     if (piece := writer.push(output)) is not None:
                         outcome = piece.finish_reason or outcome
                         yield piece
@@ -48,6 +53,8 @@ class Answers:
             raise
         finally:
             timer.end(outcome)
+            if ended is not None:
+                ended(timer)
 
 
 async def together(

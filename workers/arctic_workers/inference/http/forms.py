@@ -37,6 +37,11 @@ class Envelope:
         self._whole, self._streamed = whole, streamed
         self._before = self._after = b""
 
+    @property
+    def id(self) -> str:
+        """The answer's."""
+        return str(self._base["id"])
+
     def whole(self, choices: list[dict[str, Any]], counts: dict[str, int]) -> dict[str, Any]:
         """Return a whole answer with its usage."""
         return {**self._base, "object": self._whole, "choices": choices, "usage": counts}

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from arctic_api.tracing import Place
 from arctic_workers.chat.template import TextError
 from arctic_workers.inference import engine as engines
 from arctic_workers.inference.engine import UNLIMITED, Engine, Sampling, SamplingField, Stats
@@ -40,6 +41,7 @@ from arctic_workers.inference.http.protocol import (
 )
 from arctic_workers.inference.http.responses import Answer, streamed, whole
 from arctic_workers.inference.http.text import Text
+from arctic_workers.inference.http.traces import Traced, trace_of
 from arctic_workers.inference.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -119,10 +121,12 @@ class Api:
         most_waiting: int,
         cors: Sequence[str] = (),
         keys: KeyFiles | None = None,
+        linked: Place | None = None,
     ) -> None:
         """Of one request, at most `most_running` answers are made at once, so that it takes no more than its turn.
 
         Pages of the origins `cors` may ask, of all where "*" is among them. With `keys` a request needs one of them.
+        Requests are traced if there is a span that theirs are `linked` to.
         """
         self._engine = engine
         self._text = text
@@ -152,7 +156,8 @@ class Api:
         }
         app = Starlette(routes=routes, exception_handlers=handlers)
         doorkeeper = _Doorkeeper(app, gate, engine, most_waiting)
-        self.app: ASGIApp = AccessLog(Locked(doorkeeper, keys) if keys else doorkeeper)
+        served: ASGIApp = Locked(doorkeeper, keys) if keys else doorkeeper
+        self.app: ASGIApp = AccessLog(Traced(served, linked) if linked else served)
         if cors:
             self.app = CORSMiddleware(
                 self.app,
@@ -388,10 +393,12 @@ class Api:
     ) -> Response:
         """Answer with each prompt's choices, in the order of the prompts: `requests` are their first ones."""
         self._check_ready()
+        wanted = [_sample(first, number) for first in requests for number in range(asked.choices)]
+        if trace := trace_of(request.scope):
+            trace.begin(asked.model or self._model, envelope.id, requests[0].sampling, len(wanted))
         answers = [
-            self._answers.generate(_sample(first, number), asked.stops)
-            for first in requests
-            for number in range(asked.choices)
+            self._answers.generate(each, asked.stops, partial(trace.take, number) if trace else None)
+            for number, each in enumerate(wanted)
         ]
         pieces = together(answers, self._most_running)
         answer = Answer(envelope, forms, pieces, sum(len(each.prompt) for each in requests), asks_nothing)

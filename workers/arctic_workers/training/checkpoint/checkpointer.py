@@ -56,6 +56,8 @@ class Checkpointer:
         shapes: shape of every tensor of the model, by its Hugging Face name.
         keep: how many checkpoints stay, besides the last of each stage.
         uri: how the folder of a step is named to the outside.
+        on_commit: told of each checkpoint that rank 0 has committed, with its stage and the moment of `time.monotonic`
+            at which it was begun; from the thread that writes.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Checkpointer:
         shapes: dict[str, list[int]],
         keep: int,
         uri: Callable[[int], str],
+        on_commit: Callable[[CheckpointReport, str, float], None] = lambda *_: None,
     ) -> None:
         self._store = store
         self._rank = rank
@@ -73,6 +76,7 @@ class Checkpointer:
         self._shapes = shapes
         self._keep = keep
         self._uri = uri
+        self._on_commit = on_commit
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._given_up = threading.Event()
@@ -84,8 +88,9 @@ class Checkpointer:
     def start(self, pieces: Sequence[Piece], position: Position) -> None:
         """Copy this rank's state and begin to write it; waits for an earlier write to end first."""
         self.finish()
-        snapshot = self._snapshot(pieces)
-        self._thread = threading.Thread(target=self._guard, args=(snapshot, position), name="checkpoint", daemon=True)
+        begun = time.monotonic()
+        work = (self._snapshot(pieces), position, begun)
+        self._thread = threading.Thread(target=self._guard, args=work, name="checkpoint", daemon=True)
         self._thread.start()
 
     @property
@@ -139,11 +144,11 @@ class Checkpointer:
             torch.cuda.current_stream(device).synchronize()
         return self._copies | {RNG: torch.get_rng_state()}
 
-    def _guard(self, snapshot: dict[str, Tensor], position: Position) -> None:
+    def _guard(self, snapshot: dict[str, Tensor], position: Position, begun: float) -> None:
         try:
             self._write_shard(snapshot, position.step)
             if self._rank == 0:
-                self._commit(position)
+                self._on_commit(self._commit(position), position.stage, begun)
         except _GivenUp:
             log.debug("given up: %s", self._store.name(position.step))
         except BaseException as error:  # handed to the main thread, whatever it is
@@ -158,7 +163,7 @@ class Checkpointer:
         sync_file(path)
         write_json(_receipt(path), {"size": path.stat().st_size, "sha256": sha256(path)})
 
-    def _commit(self, position: Position) -> None:
+    def _commit(self, position: Position) -> CheckpointReport:
         folder = self._store.stage(self._store.name(position.step))
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         manifest = Manifest(
@@ -174,10 +179,11 @@ class Checkpointer:
             progress=position.progress,
         )
         committed = self._store.commit(manifest)
-        self.last = self.report(manifest)
+        self.last = last = self.report(manifest)
         # By their names damaged ones may be newer than this one, which would be deleted in their favour.
         self._store.thin_out(self._keep, damaged=self._passed_over - {committed})
         self._passed_over.clear()
+        return last
 
     def _collect(self, folder: Path) -> dict[str, dict[str, Any]]:
         """Wait for the receipts of all ranks, and take them in."""

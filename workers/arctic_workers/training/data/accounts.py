@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class Accounts:
-    """Of the sources that a run trains on.
+    """Of the sources that a run trains on, and of those that are only for validation: these are never read again.
 
     Args:
         prepared: the run's streams.
@@ -24,7 +24,7 @@ class Accounts:
     def __init__(self, prepared: Iterable[Prepared], data: TrainingData, steps: int) -> None:
         self._data = data
         self._planned = data.epochs(steps)
-        self._content = {source.name: source.content() for source in prepared if source.name in self._planned}
+        self._content = {source.name: source.content() for source in prepared}
 
     def check(self, sources: Iterable[Source], leader: bool) -> None:
         """Say of which sources there is too little, and refuse those that may not be read twice.
@@ -55,8 +55,8 @@ class Accounts:
                 documents=content.documents,
                 skipped=content.skipped,
                 tokens=content.tokens,
-                epochs=epochs[name],
-                planned_epochs=self._planned[name],
+                epochs=epochs.get(name, 0.0),
+                planned_epochs=self._planned.get(name, 0.0),
                 unused_splits=list(content.unused_splits),
             )
             for name, content in self._content.items()

@@ -5,7 +5,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
@@ -35,18 +35,29 @@ def open_text(file: Path) -> Iterator[TextIO]:
         yield stack.enter_context(io.TextIOWrapper(content, encoding=_ENCODING, errors="replace"))
 
 
+def is_packed(file: Path) -> bool:
+    """Return whether a file is packed, by its first bytes."""
+    with file.open("rb") as stored:
+        return _unpacker(stored.read(_MAGIC)) is not None
+
+
 def _unpacked(stored: BinaryIO) -> BinaryIO:
-    start = stored.read(_MAGIC)
+    unpacker = _unpacker(stored.read(_MAGIC))
     stored.seek(0)
+    return stored if unpacker is None else cast("BinaryIO", unpacker(stored))
+
+
+def _unpacker(start: bytes) -> Callable[[BinaryIO], object] | None:
+    """Return what opens a file that begins with these bytes, None where it is not packed."""
     if start.startswith(b"\x1f\x8b"):
-        return cast("BinaryIO", gzip.open(stored))
+        return gzip.open
     if start.startswith(b"\xfd7zXZ\0"):
-        return cast("BinaryIO", lzma.open(stored))
+        return lzma.open
     if start.startswith(b"BZh") and start[4:] == b"1AY&SY":
-        return cast("BinaryIO", bz2.open(stored))
+        return bz2.open
     if start.startswith(b"\x28\xb5\x2f\xfd") or (start[1:4] == b"\x2a\x4d\x18" and start[0] >> 4 == 5):
-        return cast("BinaryIO", io.BufferedReader(_ZstandardFile(stored), _CHUNK))
-    return stored
+        return lambda stored: io.BufferedReader(_ZstandardFile(stored), _CHUNK)
+    return None
 
 
 class _ZstandardFile(io.RawIOBase):

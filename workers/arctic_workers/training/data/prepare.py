@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arctic_api.common import parse_tokens
 from arctic_api.training import ArcticTrainingSpec, Source
 from arctic_api.world import TOKENIZER_MISMATCH, TrainingWorld
 from arctic_model.llama import open_llama
 from arctic_workers.training.checkpoint.store import CheckpointStore
-from arctic_workers.training.curriculum import source_share
-from arctic_workers.training.data import tokenizer
+from arctic_workers.training.curriculum import source_share, source_weights
+from arctic_workers.training.data import VERSION, tokenizer
 from arctic_workers.training.data.checked import is_as_written, keep_stamps
 from arctic_workers.training.data.conversations import ConversationEncoder
 from arctic_workers.training.data.sources import (
@@ -27,7 +26,7 @@ from arctic_workers.training.data.sources import (
     source_files,
     unused_splits,
 )
-from arctic_workers.training.data.streams import VERSION, Prepared, note_source, write_streams
+from arctic_workers.training.data.streams import Prepared, note_source, write_streams
 from arctic_workers.training.data.survey import check_beginnings
 from arctic_workers.training.data.tokenizer import TextEncoder
 from arctic_workers.training.errors import Refused, checked
@@ -92,16 +91,6 @@ def prepare(world: TrainingWorld, store: CheckpointStore) -> list[Prepared]:
             keep_stamps(folder)
         prepared.append(Prepared(text.name, text.source.category, folder))
     return prepared
-
-
-def source_weights(spec: ArcticTrainingSpec) -> dict[str, float]:
-    """Return how many tokens the curriculum takes from each source, about."""
-    totals = dict.fromkeys((source.name for source in spec.data.sources), 0.0)
-    for stage in spec.curriculum.stages:
-        for mixture in (stage.mixture, stage.final_mixture or stage.mixture):  # half of the stage each, about
-            for name, weight in mixture.items():
-                totals[name] += parse_tokens(stage.tokens) * weight / sum(mixture.values()) / 2
-    return {name: total for name, total in totals.items() if total > 0}
 
 
 def _make_folder(store: CheckpointStore, path: Path, fill: Callable[[Path], None]) -> None:

@@ -14,13 +14,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from arctic_workers.training.data import VERSION
 from arctic_workers.training.data.tokenizer import Encoded, batches
 from arctic_workers.training.data.windows import Conversations, Stream
 from arctic_workers.training.files import sha256, sync_file, write_json
 
 INDEX = "index.json"
-VERSION = 2
-"""Of what is written here, and of how windows are cut from it: a run goes on only with its own."""
 PARTS = ("train", "held-out")
 _PLACES = np.dtype("<u8")
 

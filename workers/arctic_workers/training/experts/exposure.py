@@ -1,7 +1,7 @@
-"""How much of the exchanges' time is left exposed: measured, exchange by exchange, not modelled.
+"""How much of a step's communication is left exposed: measured, exchange by exchange, not modelled.
 
 An exchange is in flight from its launch to its arrival, which the thread notes that finished it. It is exposed while
-the rank's own thread can do nothing but wait for it.
+the rank's own thread can do nothing but wait for it: a collective that blocks is exposed all the time.
 """
 
 import time
@@ -11,13 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+GRADIENTS, UPDATE = "gradients", "update"
+"""ZeRO's kinds, which belong to no layer: gradients to the ranks that keep them; their norm, and new weights to all."""
+
 
 class Which(NamedTuple):
     """Exchanges that are told of together."""
 
-    layer: int
+    layer: int | None
+    """None for what goes in buckets of many layers."""
     kind: str
-    """As `exchange.Kind`, or `heads` of sequences that ranks share."""
+    """As `exchange.Kind`, `heads` of sequences that ranks share, or of ZeRO's."""
     backward: bool
 
 
@@ -44,6 +48,7 @@ class Flights:
 
     def __init__(self) -> None:
         self._flights: list[Flight] = []
+        self._blocking: str | None = None
 
     def launched(self, layer: int, kind: str, *, backward: bool) -> Flight:
         """Note that an exchange starts now."""
@@ -68,6 +73,21 @@ class Flights:
         flight.waited += end - begin
         # The other thread may come to its note later: it needs the interpreter.
         flight.arrived = min(flight.arrived or end, end)
+
+    @contextmanager
+    def blocking(self, kind: str) -> Iterator[None]:
+        """Have the collectives of this block that block told of as of a kind."""
+        around, self._blocking = self._blocking, kind
+        try:
+            yield
+        finally:
+            self._blocking = around
+
+    def blocked(self, since: float) -> None:
+        """Note that a collective has blocked the rank's own thread since a moment, until now."""
+        if self._blocking is not None:
+            now, which = time.monotonic(), Which(None, self._blocking, self._blocking == GRADIENTS)
+            self._flights.append(Flight(which, since, now, now - since))
 
     def take(self) -> list[Flight]:
         """Return the flights since the last call, all of which have been waited for."""

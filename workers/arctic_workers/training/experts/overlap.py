@@ -13,7 +13,7 @@ from torch import nn
 from arctic_model import devices
 from arctic_model.devices import Wait
 from arctic_rpc.control_pb2 import ExposedCommunication
-from arctic_workers.training.experts.exposure import Share, Which, shares
+from arctic_workers.training.experts.exposure import UPDATE, Flights, Share, Which, shares
 from arctic_workers.training.experts.layer import ParallelExperts
 from arctic_workers.training.experts.probe import Probe
 
@@ -21,11 +21,17 @@ log = logging.getLogger(__name__)
 
 
 class Overlap:
-    """The exchanges of all layers of a model: in how many chunks they go, and what of them a step has to wait for."""
+    """The communication of a model's steps: in how many chunks experts exchange, and what of all is waited for.
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    Args:
+        model: with its layers of experts, if it has any.
+        flights: where its exchanges are noted.
+        device: of this rank.
+    """
+
+    def __init__(self, model: nn.Module, flights: Flights, device: torch.device) -> None:
         self._layers = [module for module in model.modules() if isinstance(module, ParallelExperts)]
-        self._device = device
+        self._flights, self._device = flights, device
         self._probe = Probe(self._layers[0].chunks_to_try if self._layers else (1,))
         self.chunks = self._probe.candidates[0]
         """Of each layer's rows."""
@@ -51,10 +57,15 @@ class Overlap:
             if not self._probe.under_way:
                 self._choose()
 
+    @contextmanager
+    def update(self) -> Iterator[None]:
+        """Make the update of the last step's gradients, which is a part of that step."""
+        with self._flights.blocking(UPDATE):
+            yield
+        self.exposed |= self._take()
+
     def _take(self) -> dict[Which, Share]:
-        if not self._layers:
-            return {}
-        flights = self._layers[0].company.flights.take()
+        flights = self._flights.take()
         return shares(flights) if self._device.type == "cpu" else {}
 
     def _choose(self) -> None:

@@ -41,24 +41,28 @@ def forward(x_PD: Tensor, counts: list[int], weights: Weights) -> tuple[Tensor, 
     kept = Forward(x_PD, *_empty_PF(x_PD, weights, 2))
     y_PD = torch.empty_like(x_PD)
 
-    def run(expert: Weights, x_pD: Tensor, gate_pF: Tensor, up_pF: Tensor, y_pD: Tensor) -> None:
-        _enter(expert, x_pD, gate_pF, up_pF)
-        torch.mm(functional.silu(gate_pF).mul_(up_pF), expert.w2.t(), out=y_pD)
+    def run(transposed: Weights, x_pD: Tensor, gate_pF: Tensor, up_pF: Tensor, y_pD: Tensor) -> None:
+        _enter(transposed, x_pD, gate_pF, up_pF)
+        torch.mm(functional.silu(gate_pF).mul_(up_pF), transposed.w2, out=y_pD)
 
-    _by_expert(run, counts, weights, *kept, y_PD)
+    _by_expert(run, counts, _transposed(weights), *kept, y_PD)
     return y_PD, kept
 
 
 def enter(x_PD: Tensor, counts: list[int], weights: Weights) -> Forward:
     """Compute again what `forward` keeps: the same bits."""
     kept = Forward(x_PD, *_empty_PF(x_PD, weights, 2))
-    _by_expert(_enter, counts, weights, *kept)
+    _by_expert(_enter, counts, _transposed(weights), *kept)
     return kept
 
 
-def _enter(expert: Weights, x_pD: Tensor, gate_pF: Tensor, up_pF: Tensor) -> None:
-    torch.mm(x_pD, expert.w1.t(), out=gate_pF)
-    torch.mm(x_pD, expert.w3.t(), out=up_pF)
+def _enter(transposed: Weights, x_pD: Tensor, gate_pF: Tensor, up_pF: Tensor) -> None:
+    torch.mm(x_pD, transposed.w1, out=gate_pF)
+    torch.mm(x_pD, transposed.w3, out=up_pF)
+
+
+def _transposed(weights: Weights) -> Weights:
+    return Weights(*(weight.mT for weight in weights))
 
 
 class Backward(NamedTuple):
@@ -90,7 +94,7 @@ def backward(y_grad_PD: Tensor, counts: list[int], weights: Weights, kept: Forwa
         activated_pF = functional.silu(gate_pF)
         torch.mul(activated_pF, up_pF, out=gated_pF)
         torch.mul(gated_grad_pF, activated_pF, out=up_grad_pF)
-        gate_grad_pF.copy_(torch.ops.aten.silu_backward(gated_grad_pF.mul_(up_pF), gate_pF))
+        torch.ops.aten.silu_backward.grad_input(gated_grad_pF.mul_(up_pF), gate_pF, grad_input=gate_grad_pF)
         torch.mm(gate_grad_pF, expert.w1, out=x_grad_pD)
         x_grad_pD.addmm_(up_grad_pF, expert.w3)
 
@@ -180,16 +184,17 @@ class WeightGradients:
         self._open -= 1
         gradients, begun = self._made()[index], self._begun[index]
 
-        def add(expert: int, left_pM: Tensor, right_pN: Tensor) -> None:
-            if expert in begun:
-                gradients[expert].addmm_(left_pM.t(), right_pN)
+        def add(begun: bool, gradient: Tensor, left_Mp: Tensor, right_pN: Tensor) -> None:
+            if begun:
+                gradient.addmm_(left_Mp, right_pN)
             else:
-                torch.mm(left_pM.t(), right_pN, out=gradients[expert])
+                torch.mm(left_Mp, right_pN, out=gradient)
 
-        parts = zip(counts, torch.split(left_PM, counts), torch.split(right_PN, counts), strict=True)
+        lefts, rights = torch.split(left_PM.t(), counts, 1), torch.split(right_PN, counts)
+        parts = zip(counts, gradients.unbind(), lefts, rights, strict=True)
         jobs = {
-            expert: Job(_flops(count, gradients), partial(add, expert, left_pM, right_pN))
-            for expert, (count, left_pM, right_pN) in enumerate(parts)
+            expert: Job(_flops(count, gradients), partial(add, expert in begun, *part))
+            for expert, (count, *part) in enumerate(parts)
             if count
         }
         share_out(jobs.values(), gradients.device)

@@ -34,6 +34,7 @@ def page(run: Run) -> str:
         _tiles(run),
         _section("Loss", _losses(run, over)),
         _section("Stages", [_stages(run)]),
+        _section("Sources", [_sources(run)]),
         _section("Speed", _speed(run, over)),
         _section("Exchanges between ranks", _exchanges(run, over)),
         _section("Routers", _routers(run, over)),
@@ -112,24 +113,33 @@ def _speed(run: Run, over: Callable[..., str]) -> Iterable[str]:
 
 
 def _exchanges(run: Run, over: Callable[..., str]) -> Iterable[str]:
-    """Yield what of the experts' exchanges is only waited for: over the run by kind, and in its last step by layer."""
+    """Yield what of the exchanges is only waited for: over the run by kind, and in its last step by layer."""
     told = [entry for entry in run.entries if entry.get("exposed_communication")]
     if not told:
         return
     last = told[-1]
-    found = sorted({(part["backward"], part["kind"]) for part in last["exposed_communication"]})
-    kinds = {
-        f"{kind}, {'backward' if backward else 'forward'}": {"kind": kind, "backward": backward}
-        for backward, kind in found
+    of_layers, of_none = _kinds(last, layered=True), _kinds(last, layered=False)
+    curves = {
+        name: _curve(told, partial(_exposed, which)) for name, which in {"all": {}, **of_layers, **of_none}.items()
     }
-    curves = {name: _curve(told, partial(_exposed, which)) for name, which in {"all": {}, **kinds}.items()}
     yield over("Exposed share", "of the exchanges' time, waited for", curves)
     rows = [
-        [str(layer), *(_percent(_exposed({"layer": layer, **which}, last)) for which in kinds.values())]
-        for layer in sorted({part["layer"] for part in last["exposed_communication"]})
+        [str(layer), *(_percent(_exposed({"layer": layer, **which}, last)) for which in of_layers.values())]
+        for layer in sorted({part["layer"] for part in last["exposed_communication"]} - {None})
     ]
     chunks = f"exposed at the end, in {last['expert_chunks']} chunks: layer"
-    yield table([chunks, *kinds], rows, range(1, 1 + len(kinds)))
+    if rows:
+        yield table([chunks, *of_layers], rows, range(1, 1 + len(of_layers)))
+
+
+def _kinds(entry: Line, *, layered: bool) -> dict[str, dict[str, Any]]:
+    """Return the exchanges of an entry that belong to layers, or to none, by a name: what is said alike of each."""
+    parts = [part for part in entry["exposed_communication"] if (part["layer"] is not None) == layered]
+    found = sorted({(part["backward"], part["kind"]) for part in parts})
+    return {
+        f"{kind}, {'backward' if backward else 'forward'}" if layered else kind: {"kind": kind, "backward": backward}
+        for backward, kind in found
+    }
 
 
 def _exposed(which: Mapping[str, Any], entry: Line) -> float | None:
@@ -164,9 +174,13 @@ def _routers(run: Run, over: Callable[..., str]) -> Iterable[str]:
         "latest, over that of even routing",
         {f"layer {it['layer']}": [share * len(it["load"]) for share in it["load"]] for it in latest},
     )
-    dead = {f"layer {layer}": of(layer, lambda it: float(len(it["dead"]))) for layer in layers}
-    if any(count for points in dead.values() for _, count in points):
-        yield over("Dead experts", "no token for 100 steps", dead if len(dead) <= 8 else _spread(dead))
+    faults: Sequence[tuple[str, str, Callable[[Mapping[str, Any]], float]]] = (
+        ("Dead experts", "no token for 100 steps", lambda it: float(len(it["dead"]))),
+        ("Dropped tokens", "share of the choices that experts had no room for", lambda it: it["dropped"]),
+    )
+    for title, unit, value in faults:
+        if any(value(router) for entry in run.entries for router in entry["routers"]):
+            yield figure(title, unit, value)
 
 
 def _spread(series: Mapping[str, Points]) -> dict[str, Points]:
@@ -209,6 +223,22 @@ def _stages(run: Run) -> str:
     ]
     head = ["stage", "tokens", "first loss", "last loss", "held-out text", "loss at its start", "at its end"]
     return table(head, rows, (1, 2, 3, 5, 6))
+
+
+def _sources(run: Run) -> str:
+    """Return what was found in each source, and how often it was read: at the end, and by the curriculum."""
+    read = run.entries[-1].get("epochs", {}) if run.entries else {}
+    rows = [
+        [
+            source["name"],
+            *(f"{source.get(count, 0):,}" for count in ("documents", "skipped", "tokens")),
+            *(f"{times:.2f}" for times in (read.get(source["name"], 0.0), source.get("plannedEpochs", 0.0))),
+            ", ".join(source.get("unusedSplits", ())),
+        ]
+        for source in run.sources
+    ]
+    head = ["source", "documents", "rows left out", "tokens to train on", "times read", "of planned", "splits not read"]
+    return table(head, rows, (1, 2, 3, 4, 5))
 
 
 def _attempts(attempts: Sequence[Attempt]) -> str:

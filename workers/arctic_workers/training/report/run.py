@@ -47,6 +47,8 @@ class Run:
     attempts: Sequence[Attempt]
     spikes: Sequence[Line]
     stages: Sequence[StageSpan]
+    sources: Sequence[Line]
+    """As the last attempt found them."""
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
@@ -63,6 +65,7 @@ class Run:
             attempts=_attempts(lines, events),
             spikes=[event for event in events if event["kind"] == "LossSpike"],
             stages=_stages(entries, read_lines(folder / STAGES)),
+            sources=next((event["sources"] for event in reversed(events) if event.get("sources")), ()),
         )
 
 

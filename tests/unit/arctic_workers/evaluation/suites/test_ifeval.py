@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from instructions import CASES
+from tiny_suites import write_ifeval
 
 from arctic_workers.evaluation.suites.form import Answer, DataError
 from arctic_workers.evaluation.suites.ifeval import IfEval, follows, loosened
@@ -38,22 +39,8 @@ def test_an_answers_frame_does_not_count_loosely() -> None:
 
 @pytest.fixture
 def suite(tmp_path: Path) -> IfEval:
-    rows = [
-        {
-            "key": 1000,
-            "prompt": "Write a poem in all lower case without commas.",
-            "instruction_id_list": ["punctuation:no_comma", "change_case:english_lowercase"],
-            "kwargs": [{}, {}],
-        },
-        {
-            "key": 1001,
-            "prompt": "Two bullets.",
-            "instruction_id_list": ["detectable_format:number_bullet_lists"],
-            "kwargs": [{"num_bullets": 2, "num_words": None}],
-        },
-    ]
     path = tmp_path / "input_data.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_ifeval(path)
     return IfEval(path)
 
 

@@ -1,13 +1,11 @@
 """Spider on a database of its published form, and the traps that others' comparisons fall into."""
 
-import json
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_suites import QUESTIONS, TABLES, write_spider
 
 from arctic_workers.evaluation.sandbox import Sandbox
 from arctic_workers.evaluation.suites.form import Answer, DataError
@@ -15,41 +13,13 @@ from arctic_workers.evaluation.suites.spider import EXACT, EXECUTION, NO_DISTINC
 from arctic_workers.evaluation.suites.spider_match import Schema, exact_match
 from arctic_workers.evaluation.suites.spider_rows import same_rows
 
-TABLES = {
-    "db_id": "shop",
-    "table_names_original": ["Singer", "Concert"],
-    "column_names_original": [
-        *([-1, "*"], [0, "Id"], [0, "Name"], [0, "Age"], [0, "Country"]),
-        *([1, "Concert_Id"], [1, "Singer_Id"], [1, "Year"]),
-    ],
-    "foreign_keys": [[6, 1]],
-}
-SCRIPT = """
-CREATE TABLE Singer (Id integer primary key, Name text, Age integer, Country text);
-CREATE TABLE Concert (Concert_Id integer, Singer_Id integer, Year integer);
-INSERT INTO Singer VALUES (1, 'Ann', 30, 'France'), (2, 'Bob', 25, 'Peru'), (3, 'Cid', 41, 'France');
-INSERT INTO Concert VALUES (1, 1, 2014), (2, 1, 2015), (3, 3, 2015);
-"""
-QUESTIONS = {
-    "Which countries are there?": "SELECT DISTINCT Country FROM Singer",
-    "Names by age": "SELECT Name FROM Singer ORDER BY Age DESC",
-    "Names and ages": "SELECT Name , Age FROM Singer",
-    "Names of who sang": "SELECT T1.Name , count(*) FROM Singer AS T1 JOIN Concert AS T2 ON T1.Id = T2.Singer_Id "
-    "GROUP BY T2.Singer_Id",
-    "Who is over 100?": "SELECT Name FROM Singer WHERE Age > 100",
-}
 NAMES = [f"spider/{number}" for number in range(len(QUESTIONS))]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("spider")
-    (folder / "tables.json").write_text(json.dumps([TABLES]))
-    rows = [{"question": question, "query": query, "db_id": "shop"} for question, query in QUESTIONS.items()]
-    (folder / "dev.json").write_text(json.dumps(rows))
-    (folder / "database" / "shop").mkdir(parents=True)
-    with closing(sqlite3.connect(folder / "database" / "shop" / "shop.sqlite")) as connection:
-        connection.executescript(SCRIPT)
+    write_spider(folder)
     return folder
 
 

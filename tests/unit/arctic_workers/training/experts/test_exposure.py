@@ -1,4 +1,6 @@
-from arctic_workers.training.experts.exposure import Flight, Flights, Which, shares
+import time
+
+from arctic_workers.training.experts.exposure import GRADIENTS, UPDATE, Flight, Flights, Which, shares
 
 FORWARD = Which(0, "dispatch", backward=False)
 BACK = Which(0, "dispatch", backward=True)
@@ -23,3 +25,15 @@ def test_what_had_arrived_before_it_was_waited_for_is_in_flight_no_longer() -> N
     [taken] = flights.take()
     assert taken.arrived == taken.launched
     assert flights.take() == []
+
+
+def test_collectives_that_block_are_exposed_as_the_innermost_kind_and_as_none_outside_of_a_step() -> None:
+    flights, began = Flights(), time.monotonic()
+    with flights.blocking(UPDATE):
+        with flights.blocking(GRADIENTS):
+            flights.blocked(began)
+        flights.blocked(began)
+    flights.blocked(began)
+    parts = shares(flights.take())
+    assert list(parts) == [Which(None, GRADIENTS, backward=True), Which(None, UPDATE, backward=False)]
+    assert all(share.exposed == share.in_flight for share in parts.values())

@@ -42,7 +42,7 @@ class _Stream:
 
 @dataclass(frozen=True)
 class _Step:
-    """On its way through the ranks since `begun`, in seconds of the clock that intervals are measured with."""
+    """On its way through the ranks since `begun`, a moment of `time.monotonic`."""
 
     chunks: list[Chunk]
     begun: float
@@ -228,7 +228,7 @@ class NativeEngine:
             chunks = self._scheduler.schedule(free)
             if not chunks:
                 break
-            self._under_way.append(_Step(chunks, time.perf_counter()))
+            self._under_way.append(_Step(chunks, time.monotonic()))
             parts = [_part(chunk) for chunk in chunks]
             self._hand_out()
             self._pipeline.submit(parts)
@@ -236,8 +236,8 @@ class NativeEngine:
         if self._under_way:
             step = self._under_way.popleft()
             drawn = self._pipeline.collect()
-            self._budget.times.observe(sum(chunk.length for chunk in step.chunks), time.perf_counter() - step.begun)
-            self._deliver(step.chunks, drawn)
+            self._budget.times.observe(sum(chunk.length for chunk in step.chunks), time.monotonic() - step.begun)
+            self._deliver(step, drawn)
         if not self._streams:  # the next turn may wait for a message
             self._hand_out()
         return True
@@ -266,17 +266,21 @@ class NativeEngine:
             elif self._streams.pop(message.sequence, None):
                 self._scheduler.cancel(message.sequence)
 
-    def _deliver(self, chunks: list[Chunk], drawn: list[Drawn]) -> None:
+    def _deliver(self, step: _Step, drawn: list[Drawn]) -> None:
         rest = iter(drawn)
-        for chunk in chunks:
+        for chunk in step.chunks:
             sequence = chunk.sequence
+            if sequence.begun is None:
+                sequence.begun = step.begun
             _keep_told(chunk, rest)
             sampled = list(islice(rest, chunk.draws))
             if not sampled or sequence.ended:  # cancelled while its tokens were on their way
                 continue
-            prompt = () if sequence.generated else _prompt(sequence)
+            first = not sequence.generated
+            prompt, begun = (_prompt(sequence), sequence.begun) if first else ((), None)
             taken, reason = self._scheduler.update(chunk, [one.token for one in sampled])
-            self._outputs += [(self._streams[sequence], one) for one in _outputs(sampled[:taken], prompt, reason)]
+            outputs = _outputs(sampled[:taken], prompt, begun, reason)
+            self._outputs += [(self._streams[sequence], one) for one in outputs]
             if reason is not None:
                 del self._streams[chunk.sequence]
 
@@ -321,7 +325,9 @@ def _prompt(sequence: Sequence) -> tuple[Output, ...]:
     return (Output(sequence.request.prompt[0]), *(Output(one.token, one.logprob, one.top) for one in told))
 
 
-def _outputs(drawn: list[Drawn], prompt: tuple[Output, ...], reason: FinishReason | None) -> list[Output]:
+def _outputs(
+    drawn: list[Drawn], prompt: tuple[Output, ...], begun: float | None, reason: FinishReason | None
+) -> list[Output]:
     """Return a sequence's next tokens: the prompt's go with the first, and why it ends now with the last."""
     last = len(drawn) - 1
     return [
@@ -331,6 +337,7 @@ def _outputs(drawn: list[Drawn], prompt: tuple[Output, ...], reason: FinishReaso
             one.top,
             finish_reason=reason if place == last else None,
             prompt=prompt if place == 0 else (),
+            begun=begun if place == 0 else None,
         )
         for place, one in enumerate(drawn)
     ]

@@ -45,6 +45,8 @@ class Sequence:
         self.awaiting = False
         """Whether a token of it is being sampled."""
         self.ended = False
+        self.begun: float | None = None
+        """When the first step with a part of it began, once that step is over."""
         self.told: dict[int, Drawn] = {}
         """Tokens of the prompt by position, with their probabilities, where these are asked for."""
         sampling = request.sampling

@@ -29,6 +29,23 @@ struct Tile {
 constexpr int64_t TOGETHER = 8; // most rows of a tile
 constexpr int64_t APART = 16;   // floats of a cache line
 
+// A block that will be read next, asked for part by part while another is worked on: blocks lie anywhere, and a core can wait for
+// few lines at once, so that to ask for all in one go is to wait for them.
+class Ahead {
+  public:
+    Ahead() = default;
+    Ahead(const uint8_t *from, int64_t bytes) : at_(from), end_(from + bytes), part_(bytes / PARTS) {}
+
+    void ask() {
+        for (const uint8_t *end = std::min(at_ + part_, end_); at_ < end; at_ += 64) _mm_prefetch(reinterpret_cast<const char *>(at_), _MM_HINT_T0);
+    }
+
+  private:
+    static constexpr int64_t PARTS = 4;
+    const uint8_t *at_ = nullptr, *end_ = nullptr;
+    int64_t part_ = 0;
+};
+
 // What one thread needs for itself.
 struct AttentionScratch {
     Buffer scores, block, queries;
@@ -98,6 +115,7 @@ class Attention {
                 AttentionScratch &own) const {
         const int64_t size = s_.block_size, count = tile.rows * heads_;
         const Rows rows{tile.rows, tile.position, this};
+        const int64_t moved = rows.first_moved(), begin = rows.first_block(0), end = rows.end_block(tile.rows - 1);
         // Not a power of two: rows of scores would share a few sets of the cache.
         const int64_t capacity = rows.sink_slots() + rows.most_blocks() * size + APART;
         float *scores = own.scores.get(count * capacity);
@@ -110,14 +128,16 @@ class Attention {
             scale(q + from, queries + row * heads_ * stride_);
             if (rows.moved(row)) scale(sink_q + from, sink_queries + row * heads_ * stride_);
         }
+        Ahead ahead;
+        const auto next = [&](const void *cache, int64_t of, int64_t b) { ahead = block_ahead(cache, of, block_of(tile, b) * size); };
         const auto score = [&](const float *from, int64_t begin, int64_t end, int64_t b, auto place) {
             widen(layer.keys, layer.key_scales, group, block_of(tile, b) * size, size, block);
             for (int64_t row = begin; row < end; ++row)
                 for (int64_t head = 0; head < heads_; ++head)
                     own.outs[row * heads_ + head] = scores + (row * heads_ + head) * capacity + place(row);
             int64_t query = begin * heads_;
-            for (; query + 2 <= end * heads_; query += 2) dots<2>(from + query * stride_, block, own.outs.data() + query);
-            if (query < end * heads_) dots<1>(from + query * stride_, block, own.outs.data() + query);
+            for (; query + 2 <= end * heads_; query += 2) dots<2>(from + query * stride_, block, own.outs.data() + query, ahead);
+            if (query < end * heads_) dots<1>(from + query * stride_, block, own.outs.data() + query, ahead);
         };
         const auto add = [&](int64_t begin, int64_t end, int64_t b, auto place, auto seen) {
             // What a freed block still holds must not reach anybody: only visible keys are read.
@@ -127,25 +147,30 @@ class Attention {
                 int64_t head = 0;
                 const auto of = [&](int64_t head) { return scores + (row * heads_ + head) * capacity + place(row); };
                 const auto to = [&](int64_t head) { return sums + (row * heads_ + head) * stride_; };
-                for (; head + 2 <= heads_; head += 2) weighted<2>(of(head), capacity, block, range, to(head));
-                if (head < heads_) weighted<1>(of(head), capacity, block, range, to(head));
+                for (; head + 2 <= heads_; head += 2) weighted<2>(of(head), capacity, block, range, to(head), ahead);
+                if (head < heads_) weighted<1>(of(head), capacity, block, range, to(head), ahead);
             }
         };
-        const int64_t moved = rows.first_moved(), begin = rows.first_block(0), end = rows.end_block(tile.rows - 1);
         const int64_t sink_end = moved < tile.rows ? sink_blocks_ : 0;
         for (int64_t b = 0; b < sink_end; ++b)
             score(sink_queries, moved, tile.rows, b, [&](int64_t) { return b * size; });
-        for (int64_t b = begin; b < end; ++b)
+        for (int64_t b = begin; b < end; ++b) {
+            if (b + 1 < end) next(layer.keys, group, b + 1);
+            else next(layer.values, group, begin);
             score(queries, rows.begin_of(b), rows.end_of(b), b, [&](int64_t row) { return rows.slot(row, b); });
+        }
         for (int64_t row = 0; row < tile.rows; ++row)
             for (int64_t head = 0; head < heads_; ++head) weigh(scores + (row * heads_ + head) * capacity, rows, row);
         std::fill(sums, sums + count * stride_, 0.0f);
         for (int64_t b = 0; b < sink_end; ++b)
             add(moved, tile.rows, b, [&](int64_t) { return b * size; },
                 [&](int64_t) { return Range{0, std::min(size, s_.sinks - b * size)}; });
-        for (int64_t b = begin; b < end; ++b)
+        for (int64_t b = begin; b < end; ++b) {
+            if (b + 1 < end) next(layer.values, group, b + 1);
+            else if (group + 1 < s_.groups) next(layer.keys, group + 1, begin); // which this thread is likely to do next
             add(rows.begin_of(b), rows.end_of(b), b, [&](int64_t row) { return rows.slot(row, b); },
                 [&](int64_t row) { return rows.seen(row, b); });
+        }
         for (int64_t row = 0; row < tile.rows; ++row)
             for (int64_t head = 0; head < heads_; ++head) {
                 float *to = q + (tile.first + row) * row_stride + at + head * s_.head_size;
@@ -206,6 +231,11 @@ class Attention {
 
     int64_t block_of(const Tile &tile, int64_t b) const { return tile.table[b < sink_blocks_ ? b : b - tile.dropped]; }
 
+    Ahead block_ahead(const void *cache, int64_t group, int64_t slot) const {
+        const int64_t key = s_.head_size * (s_.cache_format == FP8 ? 1 : s_.cache_format == BF16 ? 2 : 4);
+        return {static_cast<const uint8_t *>(cache) + (group * s_.slots + slot) * key, s_.block_size * key};
+    }
+
     // A row's queries by 1 / sqrt(H), padded with zeros.
     void scale(const float *from, float *to) const {
         const int64_t H = s_.head_size;
@@ -215,9 +245,10 @@ class Attention {
     }
 
     // Scores of some queries, one after the other, with the keys of a block.
-    template <int Q> void dots(const float *queries, const float *block, float *const *outs) const {
+    template <int Q> void dots(const float *queries, const float *block, float *const *outs, Ahead &ahead) const {
         constexpr int K = 4;
         for (int64_t key = 0; key < s_.block_size; key += K) {
+            ahead.ask();
             __m256 sums[Q][K];
             for (auto &of_query : sums)
                 for (auto &sum : of_query) sum = _mm256_setzero_ps();
@@ -235,9 +266,12 @@ class Attention {
     }
 
     // Add the values of a block by the weights of Q queries.
-    template <int Q> void weighted(const float *weights, int64_t weight_stride, const float *block, const Range &range, float *sums) const {
+    template <int Q> void weighted(const float *weights, int64_t weight_stride, const float *block, const Range &range, float *sums, Ahead &ahead) const {
         int64_t at = 0;
-        for (; at + 4 * LANES <= stride_; at += 4 * LANES) weighted_lanes<Q, 4>(weights, weight_stride, block + at, range, sums + at);
+        for (; at + 4 * LANES <= stride_; at += 4 * LANES) {
+            ahead.ask();
+            weighted_lanes<Q, 4>(weights, weight_stride, block + at, range, sums + at);
+        }
         for (; at < stride_; at += LANES) weighted_lanes<Q, 1>(weights, weight_stride, block + at, range, sums + at);
     }
 

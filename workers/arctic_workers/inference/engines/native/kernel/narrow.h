@@ -10,7 +10,7 @@
 
 namespace arctic {
 
-constexpr int MOST_ROWS = 6; // of a tile
+constexpr int MOST_ROWS = 3; // of a tile: with 4 outputs, 12 accumulators of the 16 registers
 
 // 8 outputs x 1 row: one stream of weights.
 template <Format F> void one_row(const uint8_t *w, const float *x, int64_t blocks, float *out) {
@@ -31,74 +31,49 @@ template <Format F> void one_row(const uint8_t *w, const float *x, int64_t block
     _mm256_storeu_ps(out, add_up8(sums));
 }
 
-// R rows x 4 outputs (BOTH pairs), 2 or 3 rows, or x one PAIR of them, 4 to 6 rows: at most 12 accumulators, so that what is
-// decoded, once for all rows, finds room in the 16 registers. Sums wait between pieces at `waiting` [R, 8 outputs, 8 lanes].
-// With each block goes a look AHEAD of AHEAD_STEP bytes from `ahead` on: who reads a piece first shares it out over its tiles, so that
-// memory never waits for arithmetic.
-template <Format F, int R, int PAIR, int AHEAD_STEP>
-void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting, const uint8_t *ahead) {
-    constexpr int OUTPUTS = PAIR == BOTH ? 4 : 2, FIRST = PAIR == BOTH ? 0 : PAIR, STEP = PAIR == BOTH ? 1 : 2;
-    const auto place = [&](int row, int index) { return waiting + (row * LANES + FIRST + index * STEP) * LANES; };
+// R rows x 4 outputs over one piece of a panel. Sums wait between pieces at `waiting` [R, 8 outputs, 8 lanes]. With each block
+// goes a look AHEAD of AHEAD_STEP bytes from `ahead` on: who reads a piece first shares it out over its tiles, so that memory
+// never waits for arithmetic.
+template <Format F, int R, int AHEAD_STEP>
+void tile_of_half(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting, const uint8_t *ahead) {
+    constexpr int OUTPUTS = 4;
+    const auto place = [&](int row, int output) { return waiting + (row * LANES + output) * LANES; };
     __m256 sums[R][OUTPUTS];
     const float *from[R];
-#pragma GCC unroll 6
+#pragma GCC unroll 3
     for (int row = 0; row < R; ++row) {
         from[row] = x[row] + piece.first * LANES;
 #pragma GCC unroll 4
-        for (int index = 0; index < OUTPUTS; ++index) sums[row][index] = piece.begins ? _mm256_setzero_ps() : _mm256_load_ps(place(row, index));
+        for (int output = 0; output < OUTPUTS; ++output) sums[row][output] = piece.begins ? _mm256_setzero_ps() : _mm256_load_ps(place(row, output));
     }
-    for (int64_t block = 0; block < piece.blocks; ++block) {
+    for (int64_t block = 0; block < piece.blocks; ++block, w += LANES * LANES * bytes_of<F>()) {
         if constexpr (AHEAD_STEP != 0) look_ahead<AHEAD_STEP>(ahead + block * AHEAD_STEP);
-        if constexpr (PAIR == BOTH) {
-            __m256 inputs[R];
+        __m256 inputs[R];
 #pragma GCC unroll 3
-            for (int row = 0; row < R; ++row) inputs[row] = _mm256_loadu_ps(from[row] + block * LANES);
-            const auto add = [&](int output, __m256 weight) {
+        for (int row = 0; row < R; ++row) inputs[row] = _mm256_loadu_ps(from[row] + block * LANES);
+        const auto add = [&](int output, __m256 weight) {
 #pragma GCC unroll 3
-                for (int row = 0; row < R; ++row) sums[row][output] = _mm256_fmadd_ps(weight, inputs[row], sums[row][output]);
-            };
-            each_of_pair<F, 0>(w, add);
-            each_of_pair<F, 1>(w, add);
-        } else {
-            __m256 weights[2];
-            each_of_pair<F, PAIR>(w, [&](int output, __m256 weight) { weights[output / 2] = weight; });
-#pragma GCC unroll 6
-            for (int row = 0; row < R; ++row) {
-                const __m256 input = _mm256_loadu_ps(from[row] + block * LANES);
-                sums[row][0] = _mm256_fmadd_ps(weights[0], input, sums[row][0]);
-                sums[row][1] = _mm256_fmadd_ps(weights[1], input, sums[row][1]);
-            }
-        }
-        w += LANES * LANES * bytes_of<F>();
+            for (int row = 0; row < R; ++row) sums[row][output] = _mm256_fmadd_ps(weight, inputs[row], sums[row][output]);
+        };
+        each_of_pair<F, 0>(w, add);
+        each_of_pair<F, 1>(w, add);
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 3
     for (int row = 0; row < R; ++row) {
-        if (!piece.ends) {
-#pragma GCC unroll 4
-            for (int index = 0; index < OUTPUTS; ++index) _mm256_store_ps(place(row, index), sums[row][index]);
-        } else if constexpr (PAIR == BOTH) {
+        if (piece.ends) {
             _mm_storeu_ps(out + row * LANES, add_up4(sums[row][0], sums[row][1], sums[row][2], sums[row][3]));
         } else {
-            const __m128 both = add_up4(sums[row][0], sums[row][1], sums[row][0], sums[row][1]);
-            out[row * LANES + PAIR] = _mm_cvtss_f32(both);
-            out[row * LANES + PAIR + 2] = _mm_cvtss_f32(_mm_movehdup_ps(both));
+#pragma GCC unroll 4
+            for (int output = 0; output < OUTPUTS; ++output) _mm256_store_ps(place(row, output), sums[row][output]);
         }
     }
 }
 
 // R rows over one piece of a panel; LOOKS_AHEAD if they are the first to read it.
-template <Format F, int R, bool LOOKS_AHEAD> void rows_of_tiles(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
-    constexpr int BLOCK = LANES * LANES * bytes_of<F>(), HALF = BLOCK / 2, TILES = R <= 3 ? 2 : 4, STEP = LOOKS_AHEAD ? BLOCK / TILES : 0;
-    const auto ahead = [&](int tile) { return w + tile * piece.blocks * STEP; };
-    if constexpr (R <= 3) {
-        tile<F, R, BOTH, STEP>(w, x, piece, out, waiting, ahead(0));
-        tile<F, R, BOTH, STEP>(w + HALF, x, piece, out + 4, waiting + 4 * LANES, ahead(1));
-    } else {
-        tile<F, R, 0, STEP>(w, x, piece, out, waiting, ahead(0));
-        tile<F, R, 1, STEP>(w, x, piece, out, waiting, ahead(1));
-        tile<F, R, 0, STEP>(w + HALF, x, piece, out + 4, waiting + 4 * LANES, ahead(2));
-        tile<F, R, 1, STEP>(w + HALF, x, piece, out + 4, waiting + 4 * LANES, ahead(3));
-    }
+template <Format F, int R, bool LOOKS_AHEAD> void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
+    constexpr int HALF = 4 * LANES * bytes_of<F>(), STEP = LOOKS_AHEAD ? HALF : 0;
+    tile_of_half<F, R, STEP>(w, x, piece, out, waiting, w);
+    tile_of_half<F, R, STEP>(w + HALF, x, piece, out + 4, waiting + 4 * LANES, w + piece.blocks * STEP);
 }
 
 } // namespace arctic

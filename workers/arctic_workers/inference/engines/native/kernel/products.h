@@ -32,7 +32,7 @@ template <Format F, bool LOOKS_AHEAD, int R = MOST_ROWS>
 void some_rows(int64_t rows, const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
     if constexpr (R > 2)
         if (rows < R) return some_rows<F, LOOKS_AHEAD, R - 1>(rows, w, x, piece, out, waiting);
-    rows_of_tiles<F, R, LOOKS_AHEAD>(w, x, piece, out, waiting);
+    tile<F, R, LOOKS_AHEAD>(w, x, piece, out, waiting);
 }
 
 // All rows over one piece of a panel, in groups of rows that differ by at most one.

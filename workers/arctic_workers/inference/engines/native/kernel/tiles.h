@@ -20,6 +20,4 @@ struct Piece {
     bool begins, ends;
 };
 
-constexpr int BOTH = -1;
-
 } // namespace arctic

@@ -8,7 +8,7 @@ from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import CORRECTABLE
 from arctic_workers.training.curriculum import Curriculum
 from arctic_workers.training.errors import Refused
-from arctic_workers.training.progress import check_same, trained_with
+from arctic_workers.training.trained import check_same, trained_with
 
 SpecOf = Callable[..., ArcticTrainingSpec]
 
@@ -31,7 +31,9 @@ def changed(**first: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("stages", "tokens_per_step", "seed", "says"),
     [
-        (STAGES, 32, 7, "step 3 was trained with batch.tokensPerStep 16, and the manifest says 32"),
+        (STAGES, 32, 7, r"step 3 was trained with tokensPerStep of .*stages\[0\] 16, and .* says 32"),
+        (changed(tokensPerStep=32), 16, 7, r"tokensPerStep of .*stages\[0\] 16, and the manifest says 32"),
+        (changed(finalMixture={"a": 1}), 16, 7, r'finalMixture null, and the manifest says {"a": 1.0}'),
         (STAGES, 16, 8, "seed 7, and the manifest says 8"),
         (changed(name="renamed"), 16, 7, r'curriculum.stages\[0\].name "s0", and the manifest says "renamed"'),
         (changed(tokens=48), 16, 7, r"curriculum.stages\[0\].tokens 64, and the manifest says 48"),
@@ -70,6 +72,10 @@ def test_the_budget_of_the_stage_under_way_may_change_down_to_what_is_trained(
 def test_the_budget_of_a_stage_that_is_over_may_not_change(spec_of: SpecOf, kept: dict[str, Any]) -> None:
     with pytest.raises(Refused, match=r"stages\[0\].tokens 64, and the manifest says 128"):
         check_same(kept, 7, Curriculum.plan(spec_of(changed(tokens=128), 16)), STEP + 1)
+
+
+def test_a_batch_that_the_stage_says_itself_now_is_the_same(spec_of: SpecOf, kept: dict[str, Any]) -> None:
+    check_same(kept, 7, Curriculum.plan(spec_of(changed(tokensPerStep=16), 32)), STEP)
 
 
 def test_learning_rates_and_stages_to_come_may_change(spec_of: SpecOf, kept: dict[str, Any]) -> None:

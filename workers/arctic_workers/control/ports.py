@@ -1,0 +1,23 @@
+"""Free ports of the loopback interface, for local processes."""
+
+import contextlib
+import random
+import socket
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+_LOWEST = 10_000
+_KERNELS_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nothing uses, below those that the kernel gives to connections: these may go at any moment."""
+    highest = int(_KERNELS_RANGE.read_text().split()[0]) if _KERNELS_RANGE.exists() else 32_768
+    found: list[int] = []
+    for port in random.sample(range(_LOWEST, highest), highest - _LOWEST):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((LOOPBACK, port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"{count} ports of {LOOPBACK} between {_LOWEST} and {highest} are wanted, {len(found)} are free")
