@@ -1,5 +1,5 @@
 """The files that are derived from the resources' types: CRDs for the chart, one page of reference a resource, and one
-of what the engines differ in.
+of what the engines differ in. And the chart's dashboards, which are written in Python.
 
 `python -m arctic_cli.generated` writes them; a test asserts that what is committed is what the types say.
 """
@@ -18,9 +18,11 @@ from arctic_api.engine_options import ENGINES, OPTIONS_OF, EngineName
 from arctic_api.engine_rules import ENGINE_RULES
 from arctic_api.rule import Judge
 from arctic_api.rules import RULES
+from arctic_cli.dashboards import DASHBOARDS
 
 REPOSITORY = Path(__file__).parents[1]
 CRD_FOLDER = Path("charts/arctic/templates/crds")
+DASHBOARD_FOLDER = Path("charts/arctic/dashboards")
 REFERENCE_FOLDER = Path("docs/reference")
 
 _DEFAULT = " Default: "  # what the schema's descriptions end with
@@ -32,9 +34,10 @@ def files() -> dict[Path, str]:
     """Return the text of each generated file, by its path in the repository."""
     kinds = KINDS.values()
     return (
-        {CRD_FOLDER / f"{kind.plural}.yaml": crd_template(kind) for kind in kinds if kind.by_operator}
+        {CRD_FOLDER / f"{kind.plural}.yaml": crd_template(kind) for kind in kinds}
         | {REFERENCE_FOLDER / f"{kind.name.lower()}.md": reference(kind) for kind in kinds}
         | {REFERENCE_FOLDER / "engines.md": engines()}
+        | {DASHBOARD_FOLDER / f"{uid}.json": dashboard.text() for uid, dashboard in DASHBOARDS.items()}
     )
 
 
@@ -57,12 +60,8 @@ def reference(kind: Kind) -> str:
         f"<!-- {_GENERATED} -->",
         f"# {kind.name}",
         schema["description"],
-        f"`apiVersion: {API_VERSION}`, `kind: {kind.name}`; "
-        + (
-            f"`kubectl get {kind.plural}`, `{kind.short_name}`, or with all of ours, `arctic`."
-            if kind.by_operator
-            else "carried out by `arctic` on one machine, not yet by the operator."
-        ),
+        f"`apiVersion: {API_VERSION}`, `kind: {kind.name}`; `kubectl get {kind.plural}`, `{kind.short_name}`, or with "
+        "all of ours, `arctic`.",
         "## Columns",
         _table(
             ["column", "from", "meaning"],

@@ -1,73 +1,20 @@
 """`arctic pause|resume|checkpoint|stop`: how a running training is told, on a cluster by its manifest."""
 
-import json
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
-from arctic_api import GROUP, VERSION
-from arctic_api.training import PLURAL
+from arctic_api.training import KIND
 from arctic_api.world import CHECKPOINT_REQUEST
 from arctic_cli.local import DEFAULT_NAMESPACE, volumes_option
+from arctic_cli.on_cluster import Manifest, OnCluster
 from arctic_cli.running import ends_with, tell
 from arctic_cluster.paths import default_volumes
 
 POLL_SECONDS = 1.0
-Manifest = dict[str, Any]
-
-
-class Trainings:
-    """The trainings of one namespace of the cluster that the kubeconfig names."""
-
-    def __init__(self, namespace: str | None) -> None:
-        """Use the context's namespace if none is named."""
-        try:
-            from kubernetes import client, config
-        except ModuleNotFoundError as error:
-            raise click.ClickException(
-                "kubernetes is not installed, by which a cluster is spoken to: install arctic-kubernetes[operator]"
-            ) from error
-        try:
-            config.load_kube_config()
-            context = config.list_kube_config_contexts()[1]["context"]
-        except (config.ConfigException, OSError) as error:
-            raise click.ClickException(
-                f"no cluster: {error}: set KUBECONFIG, or add --local for a training of `arctic train`"
-            ) from error
-        self._namespace = namespace or context.get("namespace") or DEFAULT_NAMESPACE
-        self._api = client.CustomObjectsApi()
-
-    def get(self, name: str) -> Manifest:
-        """Return a training."""
-        found: Manifest = self._ask(self._api.get_namespaced_custom_object, name)
-        return found
-
-    def patch(self, name: str, change: Manifest) -> Manifest:
-        """Change a training as a merge patch says, and return it."""
-        changed: Manifest = self._ask(self._api.patch_namespaced_custom_object, name, change)
-        return changed
-
-    def _ask(self, call: Callable[..., Any], name: str, *arguments: Any) -> Any:
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
-        try:
-            return call(GROUP, VERSION, self._namespace, PLURAL, name, *arguments, _request_timeout=30)
-        except ApiException as error:
-            raise click.ClickException(_sentence(error)) from error
-        except HTTPError as error:
-            raise click.ClickException(f"the cluster can't be reached: {error}") from error
-
-
-def _sentence(error: Any) -> str:
-    try:
-        return str(json.loads(error.body)["message"])
-    except (TypeError, ValueError, KeyError):
-        return f"{error.status} {error.reason}"
 
 
 def _on_a_training(command: Callable[..., None]) -> Callable[..., None]:
@@ -81,6 +28,10 @@ def _on_a_training(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _cluster(namespace: str | None) -> OnCluster:
+    return OnCluster(namespace, "set KUBECONFIG, or add --local for a training of `arctic train`")
+
+
 def _tell_local(name: str, namespace: str | None, volumes: Path | None, command: str, stage: str | None = None) -> None:
     said = tell(volumes or default_volumes(), namespace or DEFAULT_NAMESPACE, name, command, stage)
     click.echo(f"{name}: {said}")
@@ -92,7 +43,7 @@ def pause(name: str, namespace: str | None, local: bool, volumes: Path | None) -
     """Hold a training between two steps; its pods stay."""
     if local:
         return _tell_local(name, namespace, volumes, "pause")
-    Trainings(namespace).patch(name, {"spec": {"paused": True}})
+    _cluster(namespace).patch(KIND, name, {"spec": {"paused": True}})
     return click.echo(f"{name}: spec.paused is true: it holds after its step, and its state is Paused then")
 
 
@@ -102,7 +53,7 @@ def resume(name: str, namespace: str | None, local: bool, volumes: Path | None) 
     """Let a paused training go on."""
     if local:
         return _tell_local(name, namespace, volumes, "resume")
-    Trainings(namespace).patch(name, {"spec": {"paused": False}})
+    _cluster(namespace).patch(KIND, name, {"spec": {"paused": False}})
     return click.echo(f"{name}: spec.paused is false: it goes on")
 
 
@@ -115,12 +66,12 @@ def stop(name: str, namespace: str | None, local: bool, volumes: Path | None, st
     stage = "" if cancel else stage
     if local:
         return _tell_local(name, namespace, volumes, "stop", stage)
-    trainings = Trainings(namespace)
+    cluster = _cluster(namespace)
     if stage is None:
-        stage = trainings.get(name).get("status", {}).get("stage")
+        stage = cluster.get(KIND, name).get("status", {}).get("stage")
         if stage is None:
             raise click.ClickException(f"{name} has begun no stage yet: name one by --after")
-    trainings.patch(name, {"spec": {"stopAfter": stage or None}})
+    cluster.patch(KIND, name, {"spec": {"stopAfter": stage or None}})
     return click.echo(f"{name}: {ends_with(stage)}")
 
 
@@ -131,8 +82,8 @@ def checkpoint(name: str, namespace: str | None, local: bool, volumes: Path | No
     """Have a training write a checkpoint now, and wait until it is committed."""
     if local:
         return _tell_local(name, namespace, volumes, "checkpoint")
-    trainings, token = Trainings(namespace), uuid.uuid4().hex[:12]
-    manifest = trainings.patch(name, {"metadata": {"annotations": {CHECKPOINT_REQUEST: token}}})
+    cluster, token = _cluster(namespace), uuid.uuid4().hex[:12]
+    manifest = cluster.patch(KIND, name, {"metadata": {"annotations": {CHECKPOINT_REQUEST: token}}})
     deadline = time.monotonic() + timeout
     while (answer := _answer(manifest)).get("token") != token:
         if time.monotonic() > deadline:
@@ -141,7 +92,7 @@ def checkpoint(name: str, namespace: str | None, local: bool, volumes: Path | No
                 f"is written as soon as the training can, and status.checkpointRequest has the token {token} then"
             )
         time.sleep(POLL_SECONDS)
-        manifest = trainings.get(name)
+        manifest = cluster.get(KIND, name)
     return click.echo(f"{name}: the checkpoint of step {answer['step']} is committed: {answer['uri']}")
 
 

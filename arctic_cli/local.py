@@ -36,13 +36,14 @@ from arctic_api.world import (
     TrainingWorld,
     run_folder,
 )
-from arctic_cli.data import data_problems
+from arctic_cli.data import Supply, look_at_data
+from arctic_cli.forecast import dry_run_options
 from arctic_cli.manifest import ManifestError, load_one
-from arctic_cli.ports import LOOPBACK, free_ports
 from arctic_cli.running import announced
 from arctic_cluster.image import USER
 from arctic_cluster.paths import default_secrets, default_volumes
 from arctic_workers.control import lifeline
+from arctic_workers.control.ports import LOOPBACK, free_ports
 from arctic_workers.control.signals import StopFlag
 
 DEFAULT_NAMESPACE = "default"
@@ -54,8 +55,11 @@ _ONLY_ON_A_CLUSTER = (
     "startDeadline",
     "ttlAfterFinished",
     "pricePerGPUHour",
+    "expectedTokensPerSecond",
     "priorityClassName",
     "queue",
+    "evaluation.data",
+    "evaluation.resources",
     "image",
     "engine.image",
     "resources",
@@ -68,6 +72,8 @@ _ONLY_ON_A_CLUSTER = (
     "template.nodeSelector",
     "template.tolerations",
     "template.affinity",
+    "template.topology",
+    "template.deviceClaims",
     "template.labels",
     "template.annotations",
 )
@@ -405,20 +411,15 @@ volumes_option = click.option(
 @click.command()
 @file_option
 @volumes_option
-@click.option("--dry-run", is_flag=True, help="Say what it will take and read, and start nothing.")
-@click.option(
-    "--tokens-per-second",
-    type=click.FloatRange(0, min_open=True),
-    help="Rate at which --dry-run says time and cost besides.",
-)
+@dry_run_options
 def train(file: Path, volumes: Path | None, dry_run: bool, tokens_per_second: float | None) -> None:
     """Run an ArcticTraining as local processes, and resume it if it ran before."""
     manifest, volumes = _load_to_run(file, "ArcticTraining"), volumes or default_volumes()
-    _check_data(file, manifest, volumes)
+    supplies = _check_data(file, manifest, volumes)
     if dry_run:
         from arctic_cli.dry_run import describe_run  # which needs what is in this module
 
-        click.echo(describe_run(file, manifest, volumes, run_folder_of(manifest, volumes), tokens_per_second))
+        click.echo(describe_run(file, manifest, volumes, supplies, tokens_per_second))
         return
     sys.exit(run_training(manifest, volumes, stop_flag()))
 
@@ -431,12 +432,18 @@ def run_folder_of(manifest: dict[str, Any], volumes: Path) -> Path:
     return Path(run_folder(str(store), namespace, name, local_uid(namespace, name)))
 
 
-def _check_data(file: Path, manifest: dict[str, Any], volumes: Path) -> None:
-    """Refuse sources that can't be read, before any rank starts."""
+def _check_data(file: Path, manifest: dict[str, Any], volumes: Path) -> Sequence[Supply]:
+    """Refuse sources that can't be read, before any rank starts, and say of which there is too little.
+
+    Returns what there is of each source that is trained on.
+    """
     spec = ArcticTrainingSpec.model_validate(manifest["spec"])
-    problems = list(data_problems(spec, local_mounts(spec.template, volumes), run_folder_of(manifest, volumes)))
-    if problems:
-        raise ManifestError("\n".join(f"{file}: {problem}" for problem in problems))
+    found = look_at_data(spec, local_mounts(spec.template, volumes), run_folder_of(manifest, volumes))
+    if found.problems:
+        raise ManifestError("\n".join(f"{file}: {problem}" for problem in found.problems))
+    for note in found.notes:
+        click.echo(f"{file}: {note}", err=True)
+    return found.supplies
 
 
 @click.command()

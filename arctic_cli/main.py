@@ -5,16 +5,21 @@ from typing import Any
 import click
 
 from arctic_cli.ablate import ablate
+from arctic_cli.chat import chat
 from arctic_cli.convert import export, import_, quantize
 from arctic_cli.corpus import corpus
 from arctic_cli.demo import demo
+from arctic_cli.drain import drain
 from arctic_cli.evaluate import evaluate
+from arctic_cli.extend import extend
 from arctic_cli.live import checkpoint, pause, resume, stop
 from arctic_cli.local import serve, train
+from arctic_cli.logs import logs
 from arctic_cli.plan import plan
 from arctic_cli.report import report
 from arctic_cli.reproduce import reproduce
 from arctic_cli.simulate import simulate
+from arctic_cli.status import status
 from arctic_cli.validate import validate
 from arctic_cluster.commands import cluster
 from arctic_cluster.errors import ClusterError
@@ -36,7 +41,7 @@ def main() -> None:
     """Train and serve Arctic-class models, on a laptop or on Kubernetes."""
 
 
-_LIVE = (pause, resume, checkpoint, stop)
+_LIVE = (status, logs, chat, pause, resume, checkpoint, stop, drain, extend)
 _RUNS = (report, reproduce, evaluate, ablate)
 _PLANS = (validate, plan, simulate)
 for _command in (train, serve, *_PLANS, *_LIVE, *_RUNS, import_, export, quantize, corpus, cluster, demo):

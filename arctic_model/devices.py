@@ -12,6 +12,7 @@ class Wait(Enum):
     EXPERT_ROWS = "how many rows each expert has: the shapes of its matmuls"
     EXCHANGED_ROWS = "how many rows go to and come from each rank: an exchange is told so before it starts"
     STEP = "once a step, loss and wishes of all ranks: whether the training goes on"
+    LOOK = "at most once a second, sums of all ranks since the last look: losses by source, how routers fare"
     HELD_OUT = "once a category and look, the held-out loss"
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arctic_api.ablation import KIND, ArcticAblationSpec
-from arctic_api.verdict import verdict
 from arctic_api.world import ExitCode
-from arctic_cli.data import data_problems
+from arctic_cli.data import look_at_data
+from arctic_cli.forecast import dry_run_options
 from arctic_cli.local import file_option, local_mounts, run_folder_of, stop_flag, volumes_option
 from arctic_cli.manifest import ManifestError, load_one
 from arctic_cluster.paths import default_volumes
@@ -21,26 +21,16 @@ if TYPE_CHECKING:
 @click.command()
 @file_option
 @volumes_option
-@click.option("--dry-run", is_flag=True, help="Say what it will train and take, and start nothing.")
-@click.option(
-    "--tokens-per-second",
-    type=click.FloatRange(0, min_open=True),
-    help="Rate of one training at which --dry-run says time and cost besides.",
-)
+@dry_run_options
 def ablate(file: Path, volumes: Path | None, dry_run: bool, tokens_per_second: float | None) -> None:
     """Run an ArcticAblation on this machine, and go on with it if it ran before.
 
     Each training is one process here, whatever its parallelism: `arctic report` shows any of them by its folder.
     """
-    from arctic_ablation.variants import VariantError
-
     manifest, volumes = load_one(file, KIND), volumes or default_volumes()
     spec = ArcticAblationSpec.model_validate(manifest["spec"])
-    try:
-        study = study_of(manifest["metadata"]["name"], spec)
-        _check(file, study, spec, volumes, manifest)
-    except VariantError as error:
-        raise ManifestError(f"{file}: spec: {error}") from error
+    study = study_of(manifest["metadata"]["name"], spec)
+    _check(file, study, spec, volumes, manifest)
     if dry_run:
         from arctic_cli.ablate.dry_run import describe
 
@@ -50,13 +40,11 @@ def ablate(file: Path, volumes: Path | None, dry_run: bool, tokens_per_second: f
 
 
 def study_of(name: str, spec: ArcticAblationSpec) -> "Study":
-    """Return the study of an ablation; `VariantError` if a variant can't be made."""
+    """Return the study of an ablation."""
     from arctic_ablation.study import VariantStudy
 
     if spec.mixture is None:
-        study = VariantStudy(name, spec)
-        study.all_runs({})
-        return study
+        return VariantStudy(name, spec)
     from arctic_ablation.swarm.study import SwarmStudy
 
     return SwarmStudy(name, spec)
@@ -64,14 +52,12 @@ def study_of(name: str, spec: ArcticAblationSpec) -> "Study":
 
 def _check(file: Path, study: "Study", spec: ArcticAblationSpec, volumes: Path, manifest: dict[str, Any]) -> None:
     """Refuse variants that are no right trainings, and sources that can't be read, before anything starts."""
-    from arctic_cli.ablate.trials import manifest_of
+    from arctic_ablation.faults import fault
 
-    for run in study.all_runs({}):
-        made = manifest_of(run, run.training, None)
-        if problems := verdict(made):
-            raise ManifestError(f"{file}: variant {run.variant}: " + "; ".join(map(str, problems)))
+    if wrong := fault(study):
+        raise ManifestError(f"{file}: {wrong}")
     mounts = local_mounts(spec.training.template, volumes)
-    if faults := list(data_problems(spec.training, mounts, run_folder_of(_as_training(manifest), volumes))):
+    if faults := look_at_data(spec.training, mounts, run_folder_of(_as_training(manifest), volumes)).problems:
         raise ManifestError("\n".join(f"{file}: {fault}" for fault in faults))
 
 
@@ -82,6 +68,7 @@ def _as_training(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _run(manifest: dict[str, Any], spec: ArcticAblationSpec, study: "Study", volumes: Path) -> int:
     from arctic_ablation.ranking import NoFigure
+    from arctic_ablation.study import TooFew
     from arctic_cli.ablate.running import Runner
     from arctic_cli.ablate.trials import Shelf
     from arctic_cli.ablate.writing import write
@@ -97,6 +84,8 @@ def _run(manifest: dict[str, Any], spec: ArcticAblationSpec, study: "Study", vol
         click.echo(write(folder, metadata["name"], spec, study, runner.found(), whole=whole))
     except NoFigure as error:
         raise ManifestError(str(error)) from error
+    except TooFew as error:
+        raise click.ClickException(f"{error}: {logs}") from error
     if whole:
         return ExitCode.DONE
     if stop.requested.is_set():

@@ -4,6 +4,7 @@ from arctic_ablation.study import Found, Point, Study, VariantStudy
 from arctic_ablation.variants import total_tokens
 from arctic_api.ablation import ArcticAblationSpec
 from arctic_api.common import parse_tokens
+from arctic_cli.forecast import device_time
 
 
 def describe(spec: ArcticAblationSpec, study: Study, rate: float | None) -> str:
@@ -26,7 +27,8 @@ def describe(spec: ArcticAblationSpec, study: Study, rate: float | None) -> str:
         lines.append(f"at most {parse_tokens(spec.budget):,} tokens, as the budget says")
     if rate is not None:
         hours = tokens / rate / 3600
-        lines.append(_time(spec, hours))
+        at_once = f"{hours / spec.parallelism:,.2f} hours, {spec.parallelism} at a time"
+        lines.append(f"{at_once}; {device_time(spec.training, hours)}")
     return "\n".join(lines)
 
 
@@ -41,8 +43,8 @@ def _runs(spec: ArcticAblationSpec, study: Study) -> list[str]:
     assert spec.mixture is not None
     each = total_tokens(spec.training.wire())
     return [
-        f"a swarm of {spec.mixture.runs} trainings of {each:,} tokens, then {3 * spec.mixture.confirm} to confirm "
-        "what it foretells"
+        f"a swarm of {spec.mixture.runs} trainings of {each:,} tokens, the second half around what the first "
+        f"foretells, then {3 * spec.mixture.confirm} to confirm it"
     ]
 
 
@@ -57,12 +59,3 @@ def _with_halving(study: VariantStudy) -> int:
         told = {f"perplexity/{name}": 2.0 + places[step.run.name] for name in figures}
         found[step.run.name] = Found((*before, Point(min(step.tokens, step.run.total), told)))
     return sum(each.tokens for each in found.values())
-
-
-def _time(spec: ArcticAblationSpec, hours: float) -> str:
-    devices = spec.training.parallelism.nodes * spec.training.parallelism.processes_per_node
-    line = (
-        f"{hours / spec.parallelism:,.2f} hours, {spec.parallelism} at a time; {hours * devices:,.2f} hours of devices"
-    )
-    price = spec.training.price_per_gpu_hour
-    return line if price is None else f"{line}, ${hours * devices * float(price):,.2f} at ${price} an hour"

@@ -1,12 +1,12 @@
 """The trainings of an ablation on this machine: their manifests, their folders, and what they have come to."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from arctic_ablation.study import Found, Point, Run, Step
+from arctic_ablation.variants import Wire, training_manifest
 from arctic_cli.local import run_folder_of
 from arctic_workers.training.files import write_json
 from arctic_workers.training.journal import read_lines, that_hold
@@ -14,17 +14,6 @@ from arctic_workers.training.milestones import CURVE
 
 FAILED = "ablation-failed.json"
 """In a training's folder: why it goes no further. Removed, it is tried again."""
-
-
-def manifest_of(run: Run, specification: Mapping[str, Any], namespace: str | None) -> dict[str, Any]:
-    """Return the manifest of a training."""
-    metadata = {"name": run.name} | ({"namespace": namespace} if namespace else {})
-    return {
-        "apiVersion": "arctic.dev/v1alpha1",
-        "kind": "ArcticTraining",
-        "metadata": metadata,
-        "spec": specification,
-    }
 
 
 @dataclass(frozen=True)
@@ -50,15 +39,13 @@ class Shelf:
         names = [run.name]
         if self.reuse is not None:
             names.append(self.reuse + run.name.removeprefix(self.name))
-        return [
-            run_folder_of(
-                manifest_of(run, run.training, self.namespace) | {"metadata": self._metadata(name)}, self.volumes
-            )
-            for name in names
-        ]
+        return [run_folder_of(self._manifest(name, run.training), self.volumes) for name in names]
 
-    def _metadata(self, name: str) -> dict[str, str]:
-        return {"name": name} | ({"namespace": self.namespace} if self.namespace else {})
+    def _manifest(self, name: str, specification: Wire) -> Wire:
+        made = training_manifest(name, specification)
+        if self.namespace is not None:
+            made["metadata"]["namespace"] = self.namespace
+        return made
 
     def name_here(self, run: Run) -> str:
         """Return the name under which a training goes on: an earlier ablation's if that has come further."""
@@ -66,12 +53,11 @@ class Shelf:
         reused = bool(others) and _tokens(others[0]) > _tokens(own)
         return (self.reuse or "") + run.name.removeprefix(self.name) if reused else run.name
 
-    def manifest(self, step: Step) -> dict[str, Any]:
+    def manifest(self, step: Step) -> Wire:
         """Return the manifest by which a training goes as far as it may now."""
         # One process each: the same steps from the same tokens, whatever the ranks that a cluster shares them out over.
         here = {name: value for name, value in step.specification.items() if name != "parallelism"}
-        made = manifest_of(step.run, here, self.namespace)
-        return made | {"metadata": self._metadata(self.name_here(step.run))}
+        return self._manifest(self.name_here(step.run), here)
 
     def found(self, runs: Iterable[Run]) -> dict[str, Found]:
         """Return what is known of some trainings, by name."""

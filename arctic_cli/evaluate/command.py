@@ -1,8 +1,7 @@
 """`arctic evaluate`: asks a model, judges its answers, and writes results and a page."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,10 +64,12 @@ def evaluate(
     """
     # Imported here: the other commands run where the extra `evaluation` is not installed.
     from arctic_workers.evaluation.endpoint import EndpointError, Sampling
-    from arctic_workers.evaluation.records import MixedError, claim
+    from arctic_workers.evaluation.model import Model, opened
+    from arctic_workers.evaluation.records import MixedError
     from arctic_workers.evaluation.report import Evaluated, page
     from arctic_workers.evaluation.run import NAMES, Evaluation, evaluate_model
     from arctic_workers.evaluation.sandbox import Sandbox, SandboxError
+    from arctic_workers.evaluation.serving import ModelError, ServingError
     from arctic_workers.evaluation.suites.form import DataError
     from arctic_workers.training.files import write_atomically
 
@@ -77,17 +78,15 @@ def evaluate(
         raise click.UsageError("several samples take a --temperature above 0: answers are all alike there")
     name = name or _default_name(model)
     folder = output or Path("evaluation") / name.replace("/", "-")
-    sampling = Sampling(samples, temperature, seed)
+    evaluation = Evaluation(name, data, Sampling(samples, temperature, seed), folder, concurrency)
     try:
         others = [Evaluated.read(each) for each in compare]
-        with _weights(model) as place:
-            is_chat = _is_chat(place, api)
-            asked = {"model": model, "name": name, "api": "chat" if is_chat else "completions"}
-            claim(folder, {**asked, "samples": samples, "temperature": temperature, "seed": seed})
-            with _endpoint(place, name, folder / "server.log", is_chat=is_chat) as endpoint:
-                evaluation = Evaluation(name, data, sampling, folder, concurrency)
-                results = evaluate_model(evaluation, endpoint, cache(Sandbox), click.echo)
-    except (DataError, SandboxError, EndpointError, MixedError, FileNotFoundError) as error:
+        with opened(Model(model, name, api, os.environ.get("OPENAI_API_KEY")), evaluation, click.echo) as endpoint:
+            results = evaluate_model(evaluation, endpoint, cache(Sandbox), click.echo)
+    except (
+        *(DataError, SandboxError, EndpointError, ModelError, ServingError),
+        *(MixedError, FileNotFoundError),
+    ) as error:
         raise click.ClickException(str(error)) from error
     write_atomically(folder / "report.html", page([Evaluated.read(folder), *others]).encode())
     click.echo(_summary(results))
@@ -109,50 +108,13 @@ def _data(suites: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _is_url(model: str) -> bool:
-    return model.startswith(("http://", "https://"))
-
-
 def _default_name(model: str) -> str:
-    if _is_url(model):
+    from arctic_workers.evaluation.model import is_url
+
+    if is_url(model):
         raise click.UsageError("an endpoint may serve several models: say which with --name")
     folder = Path(model).resolve()
     return f"{folder.parents[1].name}-{folder.name}" if folder.parent.name == "checkpoints" else folder.name
-
-
-@contextmanager
-def _weights(model: str) -> Iterator[str | Path]:
-    """Yield the address of an endpoint as it is, or the folder of a model's weights."""
-    if _is_url(model):
-        yield model
-        return
-    from arctic_cli.evaluate.serving import weights_of
-
-    with weights_of(Path(model)) as folder:
-        yield folder
-
-
-def _is_chat(place: str | Path, api: str | None) -> bool:
-    if isinstance(place, str) or api is not None:
-        return api != "completions"
-    from arctic_cli.evaluate.serving import has_chat_template
-
-    return has_chat_template(place)
-
-
-@contextmanager
-def _endpoint(place: str | Path, name: str, log: Path, *, is_chat: bool) -> Iterator[Any]:
-    from arctic_cli.evaluate.serving import NAME, served
-    from arctic_workers.evaluation.endpoint import Endpoint
-
-    with ExitStack() as stack:
-        key = None
-        if isinstance(place, Path):
-            click.echo("serving the model on this machine")
-            url, name = stack.enter_context(served(place, log)), NAME
-        else:
-            url, key = place, os.environ.get("OPENAI_API_KEY")
-        yield stack.enter_context(closing(Endpoint(url, name, is_chat=is_chat, key=key)))
 
 
 def _summary(results: dict[str, Any]) -> str:

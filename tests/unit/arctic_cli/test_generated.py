@@ -6,7 +6,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from arctic_api.crd import KINDS, Kind, crd
-from arctic_cli.generated import CRD_FOLDER, REPOSITORY, crd_template, files, write
+from arctic_cli.generated import CRD_FOLDER, DASHBOARD_FOLDER, REPOSITORY, crd_template, files, write
 
 KIND_LIST = list(KINDS.values())
 
@@ -18,9 +18,10 @@ def test_what_is_committed_is_what_the_types_say(path: Path) -> None:
     assert committed.read_text() == files()[path], "run `python -m arctic_cli.generated`"
 
 
-def test_the_chart_has_no_other_crds() -> None:
-    found = {file.relative_to(REPOSITORY) for file in (REPOSITORY / CRD_FOLDER).iterdir()}
-    assert found == {path for path in files() if path.parent == CRD_FOLDER}
+@pytest.mark.parametrize("folder", [CRD_FOLDER, DASHBOARD_FOLDER], ids=str)
+def test_the_chart_has_no_others(folder: Path) -> None:
+    found = {file.relative_to(REPOSITORY) for file in (REPOSITORY / folder).iterdir()}
+    assert found == {path for path in files() if path.parent == folder}
 
 
 @pytest.mark.parametrize("kind", KIND_LIST, ids=[kind.name for kind in KIND_LIST])

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from arctic_api.world import ExitCode, Report, TrainingWorld
 from arctic_cli import local
 from arctic_cli.manifest import load, load_one
+from arctic_workers.training.data import survey
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -111,9 +112,14 @@ def test_sources_that_are_missing_are_named_before_any_rank_starts_unless_the_ru
     result = CliRunner().invoke(local.train, command)
     assert (result.exit_code, started) == (64, [])
     assert "spec.data.sources[0]: source books: no text file" in result.stderr
-    prepared = tmp_path / "store" / "default"
-    (prepared / f"tiny-{local.local_uid('default', 'tiny')[:5]}" / "data" / "books-0123").mkdir(parents=True)
-    assert CliRunner().invoke(local.train, command).exit_code == 0
+    run = tmp_path / "store" / "default" / f"tiny-{local.local_uid('default', 'tiny')[:5]}"
+    (run / "data" / "books-0123").mkdir(parents=True)
+    parts = {part: {"tokens": 400_000, "documents": 1} for part in ("train", "held-out")}
+    (run / "data" / "books-0123" / "index.json").write_text(json.dumps({"parts": parts, "source": {}}))
+    result = CliRunner().invoke(local.train, command)
+    assert result.exit_code == 0
+    assert f"{file}: spec.data.sources[0]: source books has 400,000 tokens to train on, and the" in result.stderr
+    assert "the curriculum reads them 2.50 times" in result.stderr
     assert started == [1]
 
 
@@ -121,18 +127,23 @@ def test_a_dry_run_says_what_is_read_and_what_it_takes_and_starts_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "run_training", lambda *_: pytest.fail("started"))
+    glances, glance = [], survey.glance
+    monkeypatch.setattr(survey, "glance", lambda *asked: glances.append(asked) or glance(*asked))
     (tmp_path / "books.txt").write_text("x" * 400_000)
     file = tmp_path / "manifest.yaml"
     changes = {"spec.data.sources.0.uri": f"file://{tmp_path}/books.txt", "spec.pricePerGPUHour": "2.50"}
+    changes["spec.expectedTokensPerSecond"] = 500
     file.write_text(json.dumps(apply_changes(TRAINING, changes)))
-    command = ["-f", str(file), "--volumes", str(tmp_path / "volumes"), "--dry-run", "--tokens-per-second", "1000"]
-    result = CliRunner().invoke(local.train, command)
+    command = ["-f", str(file), "--volumes", str(tmp_path / "volumes"), "--dry-run"]
+    result = CliRunner().invoke(local.train, [*command, "--tokens-per-second", "1000"])
     assert result.exit_code == 0, result.output
     rows = [line.split() for line in result.stdout.splitlines()]
-    assert ["books", "1,000,000", "about", "100,000", "about", "10.00", "times"] in rows
+    assert ["books", "1,000,000", "about", "99,000", "about", "10.10", "times"] in rows
     assert next(row for row in rows if row[:1] == ["general"])[1:3] == ["1,000,000", "245"]
     assert any(row[:2] == ["=", "all"] for row in rows)  # memory of a rank
-    assert "At 1,000 tokens a second: 0.28 hours, 0.56 of devices, $1.39 at $2.50 an hour." in result.stdout
+    assert "At 1,000 tokens a second: 0.28 hours; 0.56 hours of devices, $1.39 at $2.50 an hour." in result.stdout
+    assert len(glances) == 1  # each takes its time where a volume does not answer
+    assert "At 500 tokens a second: 0.56 hours" in CliRunner().invoke(local.train, command).stdout
     assert not (tmp_path / "volumes").exists()
 
 

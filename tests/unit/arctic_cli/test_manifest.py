@@ -173,8 +173,10 @@ def test_validate_looks_at_the_data_that_are_on_this_machine(tmp_path: Path) -> 
     result = CliRunner().invoke(validate, command)
     assert result.exit_code == 64
     assert "spec.data.sources[0]: source books: no text file at file:///data" in result.stderr
-    (tmp_path / "volumes" / "corpus" / "a.txt").write_text("a")
-    assert CliRunner().invoke(validate, command).exit_code == 0
+    (tmp_path / "volumes" / "corpus" / "a.txt").write_text("a" * 400_000)
+    result = CliRunner().invoke(validate, command)
+    assert (result.exit_code, result.stdout) == (0, f"{file}: ok (1 manifest)\n")
+    assert "spec.data.sources[0]: source books has about 99,000 tokens to train on, and the" in result.stderr
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n---\n", "apiVersion: v1\nkind: List\nitems: []\n"])

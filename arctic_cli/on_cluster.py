@@ -1,0 +1,122 @@
+"""The objects of a cluster as commands see them: by the kubeconfig, in one namespace, with errors as sentences."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import click
+
+from arctic_api import GROUP, VERSION
+from arctic_api.crd import KINDS, Kind
+from arctic_api.world import Label
+from arctic_cli.local import DEFAULT_NAMESPACE
+
+REQUEST_SECONDS = 30
+Manifest = dict[str, Any]
+
+
+class OnCluster:
+    """One namespace of the cluster that the kubeconfig names."""
+
+    def __init__(self, namespace: str | None, advice: str = "set KUBECONFIG") -> None:
+        """Use the context's namespace if none is named; `advice` is for who has no cluster."""
+        try:
+            from kubernetes import client, config
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                "kubernetes is not installed, by which a cluster is spoken to: install arctic-kubernetes[operator]"
+            ) from error
+        try:
+            config.load_kube_config()
+            context = config.list_kube_config_contexts()[1]["context"]
+        except (config.ConfigException, OSError) as error:
+            raise click.ClickException(f"no cluster: {error}: {advice}") from error
+        self.namespace: str = namespace or context.get("namespace") or DEFAULT_NAMESPACE
+        self._custom, self._core = client.CustomObjectsApi(), client.CoreV1Api()
+
+    def get(self, kind: str, name: str) -> Manifest:
+        """Return an object of ours."""
+        found: Manifest = self._ask(self._custom.get_namespaced_custom_object, *self._of(KINDS[kind]), name)
+        return found
+
+    def all(self, kind: str) -> list[Manifest]:
+        """Return all objects of ours of a kind, by name."""
+        listed = self._ask(self._custom.list_namespaced_custom_object, *self._of(KINDS[kind]))
+        return sorted(listed["items"], key=lambda manifest: str(manifest["metadata"]["name"]))
+
+    def patch(self, kind: str, name: str, change: Manifest | list[Manifest]) -> Manifest:
+        """Change an object of ours as a merge patch says, or as a JSON patch, which is a list; return it."""
+        content = "json-patch" if isinstance(change, list) else "merge-patch"
+        patch = partial(self._custom.patch_namespaced_custom_object, _content_type=f"application/{content}+json")
+        changed: Manifest = self._ask(patch, *self._of(KINDS[kind]), name, change)
+        return changed
+
+    def pods(self, kind: str, name: str) -> list[Manifest]:
+        """Return the pods of an object of ours, by name."""
+        selector = f"{Label.KIND}={kind},{Label.NAME}={name}"
+        listed = self._ask(
+            self._core.list_namespaced_pod, self.namespace, label_selector=selector, _preload_content=False
+        )
+        return sorted(json.loads(listed.data)["items"], key=lambda pod: str(pod["metadata"]["name"]))
+
+    def log(self, pod: str, container: str, *, follow: bool, tail: int | None) -> Iterator[str]:
+        """Yield the lines of a container's log; with `follow` until it ends."""
+        answer = self._ask(
+            self._core.read_namespaced_pod_log,
+            pod,
+            self.namespace,
+            container=container,
+            follow=follow,
+            **({} if tail is None else {"tail_lines": tail}),
+            _preload_content=False,
+            _request_timeout=None if follow else REQUEST_SECONDS,
+        )
+        yield from _lines(answer.stream())
+
+    def post(self, service: str, port: int, path: str, body: Manifest) -> Iterator[str]:
+        """Post JSON to a Service, by way of the API server, and yield the lines of the answer as they come."""
+        api = self._core.api_client
+        place = f"/api/v1/namespaces/{self.namespace}/services/{service}:{port}/proxy/{path}"
+        headers = {"Content-Type": "application/json"}
+        request = api.param_serialize("POST", place, header_params=headers, body=body, auth_settings=["BearerToken"])
+        answer = self._ask(api.call_api, *request, _request_timeout=None)
+        if not 200 <= answer.status <= 299:
+            raise click.ClickException(f"{service} answers {answer.status}: {_message(answer.read())}")
+        yield from _lines(answer.response.stream())
+
+    def _of(self, kind: Kind) -> tuple[str, str, str, str]:
+        return GROUP, VERSION, self.namespace, kind.plural
+
+    def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            return call(*arguments, **({"_request_timeout": REQUEST_SECONDS} | options))
+        except ApiException as error:
+            raise click.ClickException(_sentence(error)) from error
+        except HTTPError as error:
+            raise click.ClickException(f"the cluster can't be reached: {error}") from error
+
+
+def _lines(parts: Iterable[bytes]) -> Iterator[str]:
+    rest = b""
+    for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        yield from (line.decode(errors="replace") for line in lines)
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def _message(body: bytes) -> str:
+    """Return the sentence of an error, be it the service's or the API server's."""
+    try:
+        found = json.loads(body)
+        return str(found["error"]["message"] if "error" in found else found["message"])
+    except (ValueError, TypeError, KeyError):
+        return body.decode(errors="replace").strip()
+
+
+def _sentence(error: Any) -> str:
+    return _message(error.body.encode()) if error.body else f"{error.status} {error.reason}"
