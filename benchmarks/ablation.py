@@ -183,7 +183,7 @@ def show(planted: Mapping[str, Any], swarm: Mapping[str, Any]) -> None:
     found = swarm["swarm"]
     print_table(
         "Three stages x four sources: nats a token on the held-out category",
-        ("curriculum", "foretold", "95% interval of a run", *(f"seed {number + 1}" for number in range(CONFIRMED))),
+        ("curriculum", "foretold", "95% interval of all runs", *(f"seed {number + 1}" for number in range(CONFIRMED))),
         [
             (
                 name,

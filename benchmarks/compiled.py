@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from arctic_cluster import paths
+from arctic_workers.inference.engines.native.kernel.arena import Arena
 
 FLAGS = ("-std=c++20", "-O3", "-mavx2", "-mfma", "-pthread", "-Wall", "-Wextra", "-Werror")
 HERE = Path(__file__).parent
@@ -33,11 +34,14 @@ def compiled(source: str, *flags: str) -> Path:
 
 
 class ReadCeiling:
-    """Measures what all cores together read of memory; holds 256 MiB."""
+    """Measures what all cores together read of memory; holds 256 MiB, in huge pages where the system has them.
+
+    With small ones a stream waits for the page table every 4 KiB, and what the engine reads would pass this ceiling.
+    """
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._buffer = torch.ones(64 << 20)  # more than the caches hold
+        self._buffer = Arena().take(256 << 20).view(torch.float32).fill_(1)  # more than the caches hold
         self._code = ctypes.CDLL(str(compiled("read_ceiling.cpp", "-shared", "-fPIC")))
         self._code.read_ceiling.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int]
         self._code.read_ceiling.restype = ctypes.c_double

@@ -51,15 +51,15 @@ def random_model(config: ArcticConfig = MEDIUM) -> Path:
     return folder
 
 
-def imported_model() -> Path:
-    """Return the folder of a real model, SmolLM2-135M-Instruct, with the least that an import adds to a Llama.
+def imported_model(experts: int = 1, every: int = 31) -> Path:
+    """Return the folder of a real model, SmolLM2-135M-Instruct, as `arctic import smollm2` makes it with these options.
 
-    As `arctic import smollm2 --experts 1 --hybrid-every 31` makes it: one layer of 31, so that its work is the Llama's.
+    By default with the least that an import adds to a Llama: one layer of 31, so that its work is the Llama's.
     """
-    folder = paths.cache() / "models" / "imported-smollm2-1-31"
+    folder = paths.cache() / "models" / f"imported-smollm2-{experts}-{every}"
     if not folder.exists():
         note(f"importing a real model into {folder}")
-        import_llama(GgufLlama(smollm2()), folder, experts=1, every=31)
+        import_llama(GgufLlama(smollm2()), folder, experts=experts, every=every)
     return folder
 
 

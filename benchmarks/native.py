@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, InferenceGroup
 from arctic_cli.local import inference_groups
-from arctic_cli.ports import free_ports
+from arctic_workers.control.ports import free_ports
 from arctic_workers.inference.engine import Request, Sampling
 from arctic_workers.inference.engines.native.engine import NativeEngine
 from arctic_workers.inference.engines.native.group import Rank, bring_up

@@ -25,6 +25,11 @@ from benchmarks.overlap_ideal import Event
 from benchmarks.overlap_systems import AUTOEP, CONFIG, DEEPSPEED, OURS, SEQUENCE, TOKENS, start
 
 _DEVICES = Path("/proc/self/net/dev")
+_PROTOCOLS = Path("/proc/self/net/snmp")
+_HEADERS = 14 + 20 + 32
+"""Bytes of Ethernet, IPv4 and TCP with its time stamps; an acknowledgement is nothing else."""
+_SEGMENT = 1500 - 20 - 32
+"""Bytes of the stream that a full packet carries."""
 _ZERO = ("all_reduce", "reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast")
 """Collectives that ZeRO uses."""
 
@@ -174,9 +179,16 @@ class Rank:
 
 
 def _bytes_sent() -> int:
-    """Return what the link's device has sent since it is there, headers and all."""
+    """Return what the link's device has sent since it is there, less headers and what was sent again.
+
+    Both say how the kernel carried the same stream: it cuts it into 1,448 bytes or 64 KiB, and loses some of it where a
+    core that computes is slow to take what arrives.
+    """
     [counts] = [line.split(":")[1] for line in _DEVICES.read_text().splitlines() if line.strip().startswith(DEVICE)]
-    return int(counts.split()[8])
+    sent, packets = map(int, counts.split()[8:10])
+    names, values = [line.split() for line in _PROTOCOLS.read_text().splitlines() if line.startswith("Tcp:")]
+    again = int(dict(zip(names, values, strict=True))["RetransSegs"])
+    return sent - packets * _HEADERS - again * _SEGMENT
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kubernetes.aio import client, config
 
-from arctic_operator.cluster import Cluster
+from arctic_operator.cluster import Cluster, client_of
 from benchmarks.processes import resident
 from benchmarks.reconciling.api import Watching
 from benchmarks.reconciling.objects import NAMESPACE, name_of
@@ -78,7 +78,7 @@ async def connected(plane: Plane) -> AsyncIterator[Cluster]:
     """Give a client of the API server."""
     configuration = client.Configuration()
     await config.load_kube_config(str(plane.kubeconfig), client_configuration=configuration)
-    async with client.ApiClient(configuration) as api:
+    async with client_of(configuration) as api:
         yield Cluster(api)
 
 
