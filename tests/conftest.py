@@ -19,8 +19,11 @@ def pytest_configure() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The lengths, what decides everything that is drawn, and what takes long to build."""
     parser.addoption("--faults", type=int, default=10, help="faults that the campaign against the operator inflicts")
+    parser.addoption("--manifests", type=int, default=100, help="manifests that the operator is shown")
     parser.addoption("--requests", type=int, default=60, help="requests that an inference group is soaked in")
-    parser.addoption("--seed", type=int, default=1, help="seed of both")
+    parser.addoption("--away", type=float, default=30, help="seconds that the API server is away for")
+    parser.addoption("--seed", type=int, default=1, help="seed of all three")
+    parser.addoption("--pictures", help="folder for drawings of the dashboards, from what the cluster tests have done")
     parser.addoption(
         "--peers", action="store_true", help="test with other projects' controllers, which are built first"
     )

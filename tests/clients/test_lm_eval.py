@@ -19,10 +19,10 @@ from models import byte_tokenizer, write_model
 
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_api.world import InferenceGroup, Ports
-from arctic_cli.ports import free_ports
 from arctic_model.config import ArcticConfig
 from arctic_model.model import ArcticModel
 from arctic_model.weights import load_weights
+from arctic_workers.control.ports import free_ports
 from arctic_workers.inference.http.text import Text
 
 SHIPPED = "lm_eval/tasks/mmlu/flan_cot_fewshot/_cot_prompts.json"

@@ -1,6 +1,7 @@
 """The chart's life on a real cluster: install, test, upgrade, uninstall, and an install for one namespace only."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from objects import eventually
+from stand_in import StandIns
 
 from arctic_cli.demo import ROOT, install_operator
 from arctic_cluster import Cluster
@@ -88,8 +90,15 @@ def test_its_rights_are_enough_to_serve_a_resource(operator: Cluster, since: str
     assert "is forbidden: User" not in operator_logs(operator, SYSTEM_NAMESPACE, since)
 
 
-def test_an_upgrade_renews_the_operator_and_leaves_worlds_alone(operator: Cluster, service: str) -> None:
-    before = worlds(operator, service)
+def test_an_upgrade_renews_the_operator_and_leaves_worlds_alone(
+    operator: Cluster, stand_in: None, service: str
+) -> None:
+    objects = StandIns(operator, service)
+    objects.train("tiny")
+    objects.running("tiny", 1)
+    objects.serve("tiny")
+    objects.state("arcticinference", "tiny", "Ready")
+    before, running = worlds(operator, service), objects.restarts("tiny")
     changed = ("--set", "replicas=2", "--set", "workers.environment[0].name=NEW,workers.environment[0].value=yes")
     release = ("upgrade", "arctic", str(CHART), "-n", SYSTEM_NAMESPACE, *LOCAL, *operator.helm_values())
     try:
@@ -101,8 +110,10 @@ def test_an_upgrade_renews_the_operator_and_leaves_worlds_alone(operator: Cluste
         assert budget["status"]["disruptionsAllowed"] == 1
         # What is put back shows that the new operator has looked at the service.
         operator.kubectl("delete", "poddisruptionbudgets", "-n", service, "-l", "arctic.dev/role=gateway")
-        eventually("a child put back", lambda: len(listed(operator, "poddisruptionbudgets", service)) == 2)
+        eventually("children put back", lambda: len(listed(operator, "poddisruptionbudgets", service)) == 4)
         assert worlds(operator, service) == before
+        assert objects.restarts("tiny") == running
+        assert objects.status("arctictraining", "tiny")["state"] == "Running"
     finally:
         install_operator(operator)
 
@@ -123,6 +134,18 @@ def test_uninstalling_keeps_definitions_resources_and_what_runs_and_nothing_else
         finally:
             operator.helm("uninstall", "other", "-n", SYSTEM_NAMESPACE, "--wait")
     assert worlds(operator, service) == before, "and new installs, whatever their names, go on with it"
+
+
+def test_the_documented_command_removes_the_definitions_and_all_that_was_made_for_them(
+    operator: Cluster, service: str
+) -> None:
+    [command] = re.findall(r"`kubectl (delete crd [^`]+)`", (ROOT / "docs/guides/install.md").read_text())
+    with uninstalled(operator):
+        operator.kubectl(*command.split())
+        assert "arctic.dev" not in operator.kubectl("get", "crds", "-o", "name")
+        eventually("what was made is gone", lambda: worlds(operator, service) == {})
+    apply_inference(operator, service)
+    eventually("and an install serves again", lambda: bool(worlds(operator, service)))
 
 
 def test_an_install_for_one_namespace_serves_that_one_alone(operator: Cluster, since: str, namespace: str) -> None:

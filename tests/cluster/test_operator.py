@@ -4,6 +4,10 @@ real, and so are the pods; a cheap stand-in runs in them where the lifecycle alo
 import json
 import os
 import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,8 @@ from webhook import PROXY, second_containers
 
 from arctic_api.world import Label
 from arctic_cluster import Cluster
-from arctic_cluster.manifests import SYSTEM_NAMESPACE
 
-OPERATOR = ("-n", SYSTEM_NAMESPACE, "deployment/arctic-operator")
+GPU = "example.com/gpu"
 
 
 @pytest.fixture
@@ -68,6 +71,23 @@ def test_failures_count_up_to_the_limit_and_bad_input_is_never_tried_again(objec
     assert status["attempt"] == 1
 
 
+def test_a_container_out_of_memory_is_named_with_its_limit_and_what_to_change(objects: StandIns) -> None:
+    environment = {"SECONDS": "5", "EATS": "512"}
+    memory = {"limits": {"memory": "128Mi"}}
+    objects.train("tiny", environment, restart={"limit": 0}, parallelism={"nodes": 1}, resources=memory)
+    failed = condition(objects.state("arctictraining", "tiny", "Failed"), "Failed")
+    [ending] = objects.status("arctictraining", "tiny")["attempts"]
+    assert ending["reason"] == "OOMKilled"
+    for told in (ending["message"], failed["message"]):
+        assert "128Mi" in told
+        assert "tiny-" in told
+        assert "raise resources.limits.memory" in told
+    events = json.loads(objects.kubectl("get", "events", "-o", "json"))["items"]
+    ours = [event["message"] for event in events if event["involvedObject"]["kind"] == "ArcticTraining"]
+    assert any("raise resources.limits.memory" in message for message in ours)
+    assert not any("{" in message for message in ours)
+
+
 def test_an_edit_that_was_refused_is_mended_by_the_next(objects: StandIns) -> None:
     objects.train("tiny", {"SECONDS": "1", "EXIT_CODE": "64", "REASON": "CheckpointMismatch"})
     status = objects.state("arctictraining", "tiny", "Failed")
@@ -85,9 +105,16 @@ def test_what_keeps_pods_from_running_is_told_in_the_status(objects: StandIns) -
 
     objects.train("image", image="registry.invalid/none:1")
     objects.train("room", resources={"requests": {"cpu": "1000"}})
+    request = {"name": "gpus", "exactly": {"deviceClassName": "gpu.example.com", "count": 8}}
+    claim = {"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaimTemplate", "metadata": {"name": "eight-gpus"}}
+    objects.apply(claim | {"spec": {"spec": {"devices": {"requests": [request]}}}})
+    objects.train("devices", template={"deviceClaims": [{"name": "gpus", "templateName": "eight-gpus"}]})
     status = objects.state("arctictraining", "image", "ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff")
     assert "registry.invalid/none:1" in condition(status, "Degraded")["message"]
     objects.eventually("the reason is told", lambda: "Insufficient cpu" in told("room", "PodsScheduled"))
+    objects.eventually(
+        "devices that are not there are told", lambda: "gpu.example.com" in told("devices", "PodsScheduled")
+    )
     assert objects.status("arctictraining", "room")["state"] == "Unschedulable"
 
 
@@ -141,44 +168,103 @@ def test_an_object_made_again_under_the_same_name_starts_clean(objects: StandIns
     }
 
 
-def test_the_operator_may_go_and_come_back_and_children_go_without_it(objects: StandIns) -> None:
-    objects.train("tiny", {"SECONDS": "25"})
-    objects.train("other")
+def test_what_others_write_into_a_status_goes_and_what_two_managers_say_of_a_manifest_counts(objects: StandIns) -> None:
+    objects.train("tiny")
     before = objects.running("tiny", 1)
-    objects.running("other", 1)
-    objects.cluster.kubectl("scale", *OPERATOR, "--replicas=0")
-    try:
-        objects.cluster.kubectl(
-            "wait", "-n", SYSTEM_NAMESPACE, "--for=delete", "pod", "-l", "app.kubernetes.io/name=arctic-operator"
-        )
-        objects.kubectl("delete", "arctictraining", "other")
-        objects.eventually("the pods are gone", lambda: objects.pods("other") == [])
-        objects.eventually(
-            "the end of the pods", lambda: {p["status"]["phase"] for p in objects.pods("tiny")} == {"Succeeded"}
-        )
-        assert [p["metadata"]["uid"] for p in objects.pods("tiny")] == [p["metadata"]["uid"] for p in before]
-    finally:
-        objects.cluster.kubectl("scale", *OPERATOR, "--replicas=1")
-    assert objects.state("arctictraining", "tiny", "Succeeded")["attempt"] == 1
+    objects.state("arctictraining", "tiny", "Running")
+    wrong = {"status": {"state": "Nonsense", "observedGeneration": 99, "conditions": []}}
+    objects.kubectl(
+        *("patch", "arctictraining", "tiny", "--subresource=status", "--type=merge", "-p", json.dumps(wrong)),
+        "--field-manager=somebody",
+    )
+    status = objects.state("arctictraining", "tiny", "Running")
+    objects.eventually(
+        "all conditions are back", lambda: len(objects.status("arctictraining", "tiny")["conditions"]) == 7
+    )
+    other = {"apiVersion": "arctic.dev/v1alpha1", "kind": "ArcticTraining", "metadata": {"name": "tiny"}}
+    limit = json.dumps(other | {"spec": {"restart": {"limit": 4}}})
+    objects.kubectl("apply", "--server-side", "--force-conflicts", "--field-manager=another", "-f", "-", stdin=limit)
+    generation = objects.get("arctictraining", "tiny")["metadata"]["generation"]
+    objects.eventually(
+        "the edit is taken", lambda: objects.status("arctictraining", "tiny")["observedGeneration"] == generation
+    )
+    assert objects.get("arctictraining", "tiny")["spec"]["model"], "what the first manager said counts still"
+    assert status["attempt"] == 1
+    assert [pod["metadata"]["uid"] for pod in objects.pods("tiny")] == [pod["metadata"]["uid"] for pod in before]
 
 
-def test_a_world_on_a_node_that_is_cut_off_goes_on_elsewhere_without_counting(objects: StandIns) -> None:
-    (operator,) = json.loads(objects.cluster.kubectl("get", "pods", *OPERATOR[:2], "-o", "json"))["items"]
-    node = next(n for n in objects.cluster.nodes if n.name != operator["spec"]["nodeName"])
-    there = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node.name]}]}
-    preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": there}]}
-    objects.train("tiny", affinity={"nodeAffinity": preferred}, parallelism={"nodes": 1})
-    (first,) = objects.running("tiny", 1, pods=1)
-    assert first["spec"]["nodeName"] == node.name
-    objects.cluster.cut(node.name)
+def test_what_is_replaced_by_force_starts_clean_and_what_is_pruned_takes_its_world_along(objects: StandIns) -> None:
+    objects.train("tiny")
+    objects.running("tiny", 1)
+    old = objects.get("arctictraining", "tiny")
+    kept = {name: old["metadata"][name] for name in ("name", "namespace")} | {"labels": {"applied": "together"}}
+    manifest = {"apiVersion": old["apiVersion"], "kind": old["kind"], "metadata": kept, "spec": old["spec"]}
+    objects.kubectl("replace", "--force", "-f", "-", stdin=json.dumps(manifest))
+    uid = objects.get("arctictraining", "tiny")["metadata"]["uid"]
+    assert uid != old["metadata"]["uid"]
+    objects.eventually(
+        "only the new object's world is there, and runs",
+        lambda: (
+            [pod["metadata"]["labels"][Label.UID] for pod in objects.pods("tiny") if is_ready(pod)] == [uid] * 2
+            and len(objects.pods("tiny")) == 2
+        ),
+    )
+    assert objects.status("arctictraining", "tiny")["attempt"] == 1
+    # Pruned is what was applied with its label, and is not among what is applied now.
+    objects.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+    other = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other", "labels": {"applied": "together"}}}
+    allowed = "--prune-allowlist=arctic.dev/v1alpha1/ArcticTraining"
+    objects.kubectl("apply", "--prune", "-l", "applied=together", allowed, "-f", "-", stdin=json.dumps(other))
+    kinds = "arctictrainings,jobs,pods,services,networkpolicies,secrets"
+    objects.eventually("the training and its children are gone", lambda: not objects.labelled(kinds, Label.MANAGED))
+    assert "tiny" not in objects.kubectl("get", "arctictraining", "-o", "name", "--ignore-not-found")
+
+
+@contextmanager
+def gpus(cluster: Cluster, first: int, second: int) -> Iterator[None]:
+    """Let the two nodes have so many of a device for a while, which nothing stands for."""
+    names = [node.name for node in cluster.nodes][:2]
     try:
-        (second,) = objects.running("tiny", 2, pods=1, limit=240)
-        assert second["spec"]["nodeName"] != node.name
-        status = objects.status("arctictraining", "tiny")
-        assert [(a["reason"], a["counted"]) for a in status["attempts"]] == [("NodeLost", False)]
+        for name, count in zip(names, (first, second), strict=True):
+            set_gpus(cluster, name, str(count))
+        yield
     finally:
-        objects.cluster.mend(node.name)
-        objects.cluster.kubectl("wait", "--for=condition=Ready", f"node/{node.name}", "--timeout=120s")
+        for name in names:
+            set_gpus(cluster, name, None)
+
+
+def set_gpus(cluster: Cluster, node: str, count: str | None) -> None:
+    had = {"status": {"capacity": {GPU: count}, "allocatable": {GPU: count}}}
+    cluster.kubectl("patch", "node", node, "--subresource=status", "--type=merge", "-p", json.dumps(had))
+
+
+def has_a_node(objects: StandIns, name: str) -> bool:
+    """Whether a pod of a training has a node."""
+    return any(pod["spec"].get("nodeName") for pod in objects.pods(name))
+
+
+def waits_for(objects: StandIns, name: str) -> str:
+    """What a training that has not all of its nodes says about that."""
+    status = objects.status("arctictraining", name)
+    return condition(status, "Degraded")["message"] if status.get("state") == "WaitingForNodes" else ""
+
+
+def test_of_two_worlds_that_hold_half_of_the_nodes_each_the_younger_gives_way(objects: StandIns) -> None:
+    with gpus(objects.cluster, 2, 0):
+        for name in ("older", "younger"):
+            objects.train(name, resources={"limits": {GPU: 1}})
+            objects.eventually(f"{name} holds half", partial(has_a_node, objects, name))
+            time.sleep(1)  # ages are in whole seconds
+        first = f"ArcticTraining {objects.namespace}/older goes first"
+        objects.eventually("the younger says for whom it waits", lambda: first in waits_for(objects, "younger"))
+        objects.eventually("its nodes are free", lambda: objects.pods("younger") == [])
+        assert objects.status("arctictraining", "older").get("attempts") is None
+        set_gpus(objects.cluster, objects.cluster.nodes[1].name, "1")
+        objects.running("older", 1)
+        objects.kubectl("delete", "arctictraining", "older")
+        objects.running("younger", 2)
+        (ending,) = objects.status("arctictraining", "younger")["attempts"]
+        assert (ending["reason"], ending["counted"]) == ("GaveWay", False)
 
 
 def test_a_second_container_that_never_ends_keeps_nothing_from_its_end(objects: StandIns, tmp_path: Path) -> None:
@@ -204,36 +290,6 @@ def kill_worker(pod: dict[str, Any]) -> None:
     """End what stands for the worker in a pod, by force."""
     (worker,) = (each for each in processes(pod) if b"arctic_workers" in (each / "cmdline").read_bytes())
     os.kill(int(worker.name), signal.SIGKILL)
-
-
-def holder(cluster: Cluster) -> str:
-    """Return who leads by the Lease."""
-    return cluster.kubectl(
-        "get", "lease", "-n", SYSTEM_NAMESPACE, "arctic-operator", "-o", "jsonpath={.spec.holderIdentity}"
-    )
-
-
-def test_an_operator_that_lost_the_lease_leads_again(objects: StandIns) -> None:
-    objects.train("tiny")
-    objects.running("tiny", 1)
-    stolen = '{"spec": {"holderIdentity": "another"}}'
-    objects.cluster.kubectl("patch", "lease", "-n", SYSTEM_NAMESPACE, "arctic-operator", "--type=merge", "-p", stolen)
-    objects.kubectl("delete", "pod", objects.pods("tiny")[0]["metadata"]["name"], "--wait=false")
-    objects.running("tiny", 2)
-    objects.eventually("the operator leads", lambda: holder(objects.cluster) != "another")
-
-
-def test_another_operator_leads_when_the_leader_is_gone(objects: StandIns) -> None:
-    objects.cluster.kubectl("scale", *OPERATOR, "--replicas=2")
-    try:
-        objects.cluster.kubectl("rollout", "status", *OPERATOR)
-        leader = holder(objects.cluster)
-        objects.cluster.kubectl("delete", "pod", "-n", SYSTEM_NAMESPACE, leader, "--grace-period=0", "--force")
-        objects.train("tiny")
-        objects.running("tiny", 1)
-        assert holder(objects.cluster) not in ("", leader)
-    finally:
-        objects.cluster.kubectl("scale", *OPERATOR, "--replicas=1")
 
 
 def test_a_service_is_ready_as_a_whole_heals_and_leaves_its_address_when_suspended(objects: StandIns) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_cases import CASES, TRAINING, Case, apply_changes
+from api_cases import ABLATION, ABSENT, CASES, TRAINING, Case, apply_changes
 from generated_manifests import changed_manifests, plain_scalars, right_manifests
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -23,9 +23,7 @@ from arctic_cli.manifest import ManifestError, load
 from arctic_cluster import Cluster
 
 NAMESPACE = "default"
-SERVED = {name: kind for name, kind in KINDS.items() if kind.by_operator}
-CRDS = [f"{kind.plural}.{GROUP}" for kind in SERVED.values()]
-SERVED_CASES = [case for case in CASES if case.good["kind"] in SERVED]
+CRDS = [f"{kind.plural}.{GROUP}" for kind in KINDS.values()]
 REFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
@@ -88,7 +86,7 @@ def server(cluster: Cluster) -> Iterator[Server]:
     """The cluster's API server with our CRDs, which are removed again unless they were there before."""
     ours = not cluster.kubectl("get", "crd", "--ignore-not-found", "-o", "name", *CRDS)
     if ours:
-        cluster.apply([crd(kind) for kind in SERVED.values()])
+        cluster.apply([crd(kind) for kind in KINDS.values()])
         until_established(cluster, *(f"crd/{name}" for name in CRDS))
     with config.new_client_from_config(str(cluster.kubeconfig)) as api:
         yield Server(client.CustomObjectsApi(api))
@@ -124,7 +122,7 @@ def test_generated_manifests_get_the_same_verdict(
     check_alike(server, changed)
 
 
-@pytest.mark.parametrize("case", SERVED_CASES, ids=[case.name for case in SERVED_CASES])
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_each_rule_is_kept_and_broken_on_the_server_too(server: Server, case: Case) -> None:
     if case.old:
         good, bad = server.update_refusal(case.old, case.good), server.update_refusal(case.old, case.bad)
@@ -159,6 +157,14 @@ def test_kubectl_apply_refuses_with_the_field_and_what_to_write(
         cluster.kubectl("apply", "-f", "-", stdin=json.dumps(apply_changes(TRAINING, changes)))
     assert field in str(refusal.value)
     assert sentence in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", [None, 1, 0.5, "1T", {"books": 1}, [1, None]], ids=json.dumps)
+def test_an_ablation_sets_fields_to_whatever_a_training_may_have(server: Server, value: Any) -> None:
+    change = {"name": "changed", "set": [{"field": "optimizer.weightDecay", "value": value}]}
+    in_grid = check_alike(server, apply_changes(ABLATION, {"spec.grid.0.values": [value]}))
+    in_change = check_alike(server, apply_changes(ABLATION, {"spec.grid": ABSENT, "spec.changes": [change]}))
+    assert value is None or (in_grid and in_change)
 
 
 @server_settings(15)

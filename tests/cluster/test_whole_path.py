@@ -5,12 +5,14 @@ The tests share one training and one endpoint, and stand in the order in which a
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,20 +21,27 @@ from typing import Any
 import conformance
 import openai
 import pytest
+import yaml
 from objects import Objects, eventually, example
+from prometheus import Prometheus, running, scraping
+from runbooks import PAGES, commands
 from safetensors import safe_open
 
 from arctic_api.world import NODE_RANK_VARIABLE, WORLD_VARIABLE, uid5
+from arctic_cli.dashboards import DASHBOARDS
+from arctic_cli.dashboards.asking import Series, Span, answers
+from arctic_cli.dashboards.pictures import draw
 from arctic_cli.demo import ask, forwarded
 from arctic_cli.local import inference_groups
 from arctic_cluster import Cluster
 from arctic_cluster.manifests import SYSTEM_NAMESPACE, restricted_namespace
 from arctic_cluster.paths import STORE
-from arctic_operator.manifests.common import gateway_name
+from arctic_operator.manifests.common import gateway_name, tls_name
 from arctic_operator.observed import identity_of
 
 pytestmark = pytest.mark.timeout(900)  # a test may wait for a whole training
 
+ROOT = Path(__file__).parents[2]
 NAMESPACE = "whole-path"
 BUDGETS = {"general": "200k", "enterprise": "120k", "reasoning": "120k"}
 PROMPTS = ["CREATE TABLE", "def main(", "The Python interpreter", "select a, b from t1 where"]
@@ -60,17 +69,49 @@ def objects(operator: Cluster) -> Iterator[Objects]:
 
 
 @pytest.fixture(scope="module")
+def watching(objects: Objects, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A Prometheus that scrapes the cluster as the chart's monitors say, from before anything is trained."""
+    rendered = objects.cluster.helm(
+        *("template", "arctic", str(ROOT / "charts/arctic"), "-n", SYSTEM_NAMESPACE),
+        *("--api-versions", "monitoring.coreos.com/v1", "--set", "crds.enabled=false"),
+    )
+    folder = tmp_path_factory.mktemp("prometheus")
+    manifests = [each for each in yaml.safe_load_all(rendered) if each]
+    with running(folder, scraping(objects.cluster.kubeconfig, manifests, folder, "2s")) as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
 def trained(objects: Objects) -> dict[str, Any]:
-    """A training that ended well although the operator's pod was deleted in mid-run."""
+    """A training that was paused and kept in between, and ended well although the operator's pod was deleted then."""
     objects.apply(training_manifest("whole", BUDGETS))
     eventually("first steps", lambda: objects.status("atr", "whole").get("step"), 180)
     before = {pod["metadata"]["uid"] for pod in objects.pods("whole")}
+    tell(objects, "pause", "whole")
+    objects.state("atr", "whole", "Paused")
+    said = tell(objects, "checkpoint", "whole")
+    kept = objects.status("atr", "whole")["checkpointRequest"]
+    assert said == f"whole: the checkpoint of step {kept['step']} is committed: {kept['uri']}\n"
+    assert (host_folder(objects, kept["uri"]) / "manifest.json").is_file()
+    assert objects.status("atr", "whole")["state"] == "Paused"
+    tell(objects, "resume", "whole")
+    objects.state("atr", "whole", "Running")
     objects.cluster.kubectl("delete", "pod", "-n", SYSTEM_NAMESPACE, "-l", "app.kubernetes.io/name=arctic-operator")
     objects.state("atr", "whole", "Succeeded", limit=300)
     assert {pod["metadata"]["uid"] for pod in objects.pods("whole")} == before, (
         "the operator's end disturbed the workers"
     )
     return objects.get("atr", "whole")
+
+
+def tell(objects: Objects, command: str, *arguments: str) -> str:
+    """What the command line says when it tells a training something."""
+    return objects.typed("arctic", command, *arguments, "-n", NAMESPACE)
+
+
+def test_the_charts_monitors_find_the_operator(watching: Prometheus) -> None:
+    """First, so that all of what follows is recorded."""
+    eventually("a scrape of the leader", lambda: watching.value("max(arctic_operator_leader)") == 1, 60)
 
 
 def test_three_stages_pass_and_held_out_loss_falls_in_each(trained: dict[str, Any]) -> None:
@@ -127,6 +168,44 @@ async def test_the_endpoint_conforms(objects: Objects, served: dict[str, Any], c
     await check(conformance.Endpoint(objects, "answers"))
 
 
+def test_people_see_how_it_fares_and_talk_to_it(objects: Objects, served: dict[str, Any]) -> None:
+    def arctic(*arguments: str) -> str:
+        return objects.typed("kubectl", "arctic", *arguments, "-n", NAMESPACE)
+
+    assert "reasoning" in arctic("status", "training", "whole")
+    assert "1 ready" in arctic("status", "service", "answers")
+    assert {"whole", "answers"} <= set(arctic("status").split())
+    assert "Ready on port" in arctic("logs", "service", "answers")
+    assert len(arctic("logs", "training", "whole", "--tail", "2").splitlines()) == 4
+    assert arctic("chat", "answers", "Name a table.").strip()
+
+
+ELSEWHERE = {"checkpoint", "pause", "resume", "report", "restart", "edit"}
+"""For a training that runs, or its folder, or a person: they have tests of their own."""
+CHANGES = {"patch", "delete", "scale", "cordon"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_steps_of_a_runbook_can_be_taken(
+    objects: Objects, trained: dict[str, Any], served: dict[str, Any], page: Path
+) -> None:
+    """What only looks is run; of what changes something the API server says whether it would."""
+    kind, name = ("ArcticInference", "answers") if "Inference" in page.stem else ("ArcticTraining", "whole")
+    places = {
+        "NAME-UUUUU-tls": tls_name(identity_of(objects.get(kind, name))),
+        "NAMESPACE": NAMESPACE,
+        "REVISION": objects.status("ainf", "answers")["revision"],
+        "NODE": objects.cluster.nodes[0].name,
+        "NAME": name,
+    }
+    for words in commands(page):
+        if ELSEWHERE & set(words):
+            continue
+        filled = [functools.reduce(lambda word, place: word.replace(*place), places.items(), word) for word in words]
+        dry = ["--dry-run=server"] if CHANGES & set(words) else []
+        objects.typed(*(word for word in filled if word != "-w"), *dry)
+
+
 def test_greedy_output_over_two_nodes_equals_that_of_one_process(
     objects: Objects, trained: dict[str, Any], served: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -137,10 +216,17 @@ def test_greedy_output_over_two_nodes_equals_that_of_one_process(
     assert over_two_nodes == alone
 
 
-def test_a_lost_pod_ends_and_remakes_its_group(objects: Objects, served: dict[str, Any]) -> None:
-    conformance.a_lost_pod_ends_and_remakes_its_group(conformance.Endpoint(objects, "answers"))
+def test_a_lost_pod_ends_and_remakes_its_group_and_who_asks_meanwhile_is_told_to_come_back(
+    objects: Objects, served: dict[str, Any]
+) -> None:
     with forwarded_service(objects) as address:
+        with asking(address, 1, pause=0.5) as failed:
+            conformance.a_lost_pod_ends_and_remakes_its_group(conformance.Endpoint(objects, "answers"))
         assert ask(address, "answers", PROMPTS[0])
+    # The leader that went away is known before the gateway has no leader left.
+    told = [why for why in failed if "503 - " in why and "try again in a few seconds" in why]
+    assert any("No replica of this model is ready" in why for why in told)
+    assert len(failed) - len(told) <= 1, f"more than what was under way was broken off: {failed}"
 
 
 def test_load_brings_a_group_its_end_takes_it_and_a_request_brings_the_last_one_back(
@@ -212,9 +298,10 @@ def test_a_lost_training_pod_costs_an_attempt_and_drained_pods_never_make_a_succ
     objects.kubectl("delete", "pod", "--wait=false", *[pod["metadata"]["name"] for pod in objects.pods("lost")])
     drained = eventually("attempt 3 has begun", lambda: running_attempt(objects, "lost", 3), 180)
     assert drained["step"] >= resumed["step"]
+    tell(objects, "stop", "lost", "--after", "enterprise")
     done = objects.state("atr", "lost", "Succeeded", limit=240)
     assert done["attempt"] == 3
-    assert done["tokens"] >= 300_000
+    assert 200_000 <= done["tokens"] < 300_000
     folder = host_folder(objects, done["export"]["uri"])
     assert folder.parent.name == f"lost-{uid5(objects.get('atr', 'lost')['metadata']['uid'])}"
 
@@ -236,6 +323,10 @@ def test_a_name_used_again_starts_clean_and_children_go_without_the_operator(obj
     assert status["attempt"] == 1
     assert status["step"] < 75, "it went on from the old one's checkpoint"
     assert {pod["metadata"]["labels"]["arctic.dev/uid"] for pod in live(objects.pods("lost"))} == {again}
+    assert tell(objects, "extend", "lost", "--stage", "reasoning", "--tokens", "500k").startswith(
+        "lost: stage reasoning"
+    )
+    assert objects.get("atr", "lost")["spec"]["curriculum"]["stages"][2]["tokens"] == "500k"
     scale_operator(objects.cluster, 0)
     try:
         objects.kubectl("delete", "atr", "lost", "--timeout=20s")
@@ -243,6 +334,31 @@ def test_a_name_used_again_starts_clean_and_children_go_without_the_operator(obj
         eventually("all children are gone", lambda: not objects.labelled(kinds, f"arctic.dev/uid={again}"), 120)
     finally:
         scale_operator(objects.cluster, 1)
+
+
+def test_every_panel_of_every_dashboard_has_shown_what_changes(
+    objects: Objects, served: dict[str, Any], watching: Prometheus, request: pytest.FixtureRequest
+) -> None:
+    """Over all that these tests did: the rooms of the chart are the ones that Prometheus has scraped."""
+    end = time.time()
+    span = Span(end - watching.age(), end, 5.0)
+    training = {"namespace": NAMESPACE, "name": "whole"}
+    chosen = {"arctic-training": training, "arctic-service": training | {"name": "answers"}}
+    silent = [
+        f"{dashboard.title}: {panel.title}"
+        for uid, dashboard in DASHBOARDS.items()
+        for panel in dashboard.panels
+        if not changes(answers(watching.url, panel, chosen.get(uid, {}), span))
+    ]
+    if folder := request.config.getoption("--pictures"):
+        draw(watching.url, Path(folder), span, chosen)
+    assert silent == []
+
+
+def changes(series: list[Series]) -> bool:
+    """Whether a panel has shown one thing at one moment and another at another."""
+    moments = {at for each in series for at in each.points}
+    return len({tuple(each.points.get(at) for each in series) for at in moments}) > 1
 
 
 def live(pods: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from arctic_api import API_VERSION
 from arctic_api.ablation import ArcticAblation, ArcticAblationSpec, Objective
 from arctic_api.common import ClaimVolume, KeyValue, Manifest, Metadata, Resource, Resources, WorkerTemplate
 from arctic_api.engine_rules import ENGINE_RULES
+from arctic_api.evaluation import ArcticEvaluationSpec, EvaluatedModel
 from arctic_api.inference import (
     ArcticInference,
     ArcticInferenceSpec,
@@ -34,6 +35,7 @@ from arctic_api.training import (
     LearningRate,
     Source,
     Stage,
+    SuiteData,
     Tokenizer,
     TrainingModel,
     TrainingParallelism,
@@ -84,6 +86,16 @@ ABLATION: dict[str, Any] = {
         "objective": {"perplexity": {"sql": 1}},
     },
 }
+EVALUATION: dict[str, Any] = {
+    "apiVersion": API_VERSION,
+    "kind": "ArcticEvaluation",
+    "metadata": {"name": "judged"},
+    "spec": {
+        "model": {"training": "tiny"},
+        "suites": [{"name": "gsm8k", "uri": "file:///suites/test.jsonl"}],
+        "results": {"claimName": "store"},
+    },
+}
 INFERENCE: dict[str, Any] = {
     "apiVersion": API_VERSION,
     "kind": "ArcticInference",
@@ -92,6 +104,11 @@ INFERENCE: dict[str, Any] = {
 }
 
 STAGE = "spec.curriculum.stages.0"
+IFEVAL = [{"name": "ifeval", "uri": "file:///suites/input_data.jsonl"}]
+BESIDE: Changes = {
+    "spec.model": {"from": {"training": "base"}},
+    "spec.evaluation": {"suites": ["ifeval"], "data": IFEVAL},
+}
 PROOFS = {"name": "proofs", "category": "math", "uri": "file:///proofs"}
 SWARM: Changes = {
     "spec.grid": ABSENT,
@@ -165,6 +182,10 @@ def _inference(where: type[Resource], field: str, words: str, bad: Changes, good
 
 def _ablation(where: type[Resource], field: str, words: str, bad: Changes, good: Changes | None = None) -> Case:
     return _case(ABLATION, where, field, words, bad, good)
+
+
+def _evaluation(where: type[Resource], field: str, words: str, bad: Changes, good: Changes | None = None) -> Case:
+    return _case(EVALUATION, where, field, words, bad, good)
 
 
 def _update(where: type[Resource], field: str, old: Changes, bad: Changes) -> Case:
@@ -451,14 +472,20 @@ CASES = [
     _training(
         ArcticTrainingSpec, ".stopAfter", "no such stage", {"spec.stopAfter": "b"}, {"spec.stopAfter": "general"}
     ),
-    _update(ArcticTrainingSpec, ".model", {}, {"spec.model": {"preset": "arctic"}}),
+    _update(TrainingModel, "", {}, {"spec.model": {"preset": "arctic"}}),
     _update(
-        ArcticTrainingSpec,
-        ".model",
+        TrainingModel,
+        "",
         {"spec.model": {"config": {"hidden_size": 64}}},
         {"spec.model": {"config": {"hidden_size": 65}}},
     ),
-    _update(ArcticTrainingSpec, ".tokenizer", {}, {"spec.tokenizer": {"train": {"vocabSize": 400}}}),
+    _update(Tokenizer, "", {}, {"spec.tokenizer": {"train": {"vocabSize": 400}}}),
+    _update(
+        ArcticTrainingSpec,
+        ".tokenizer",
+        {"spec.model": {"from": {"training": "a"}}, "spec.tokenizer": ABSENT},
+        {"spec.tokenizer": {"train": {}}},
+    ),
     _update(ArcticTrainingSpec, ".seed", {}, {"spec.seed": 1}),
     _update(Checkpoint, ".volume", {}, {"spec.checkpoint.volume.path": "runs"}),
     _training(Batch, ".tokensPerStep", "", {"spec.batch.tokensPerStep": 0}),
@@ -707,9 +734,30 @@ CASES = [
     _training(
         Evaluation,
         ".suites",
-        NO,
+        "takes data",
         {"spec.evaluation": {"suites": ["perplexity", "ifeval"]}},
-        {"spec.evaluation": {"suites": ["perplexity"]}},
+        {"spec.evaluation": {"suites": ["perplexity", "ifeval"], "data": IFEVAL}},
+    ),
+    _training(Evaluation, ".data", "asked for", {"spec.evaluation": {"suites": ["perplexity"], "data": IFEVAL}}),
+    _training(
+        Evaluation,
+        ".data",
+        "asked for",
+        {"spec.evaluation": {"suites": ["perplexity"], "data": [IFEVAL[0] | {"name": "perplexity"}]}},
+    ),
+    _training(
+        Evaluation,
+        ".atStageEnd",
+        "run at stages' ends",
+        {"spec.evaluation": {"suites": ["ifeval"], "data": IFEVAL, "atStageEnd": False}},
+        {"spec.evaluation": {"suites": ["perplexity"], "atStageEnd": False}},
+    ),
+    _training(
+        ArcticTrainingSpec,
+        ".checkpoint.export",
+        "evaluated from its export",
+        BESIDE | {"spec.checkpoint.export": "none"},
+        BESIDE | {"spec.checkpoint.export": "huggingface"},
     ),
     _inference(InferenceModel, ".uri", NO, {"spec.model": {"uri": "hf://a/b"}}, {"spec.model": {"uri": "file:///b"}}),
     _inference(
@@ -767,6 +815,13 @@ CASES = [
     _ablation(ArcticAblation, "", "at most 31", {"metadata.name": "a" * 32}, {"metadata.name": "a" * 31}),
     _ablation(ArcticAblationSpec, "", "exactly one of grid", {"spec.mixture": {}}),
     _ablation(ArcticAblationSpec, "", "exactly one of grid", {"spec.grid": ABSENT}),
+    _ablation(
+        ArcticAblationSpec,
+        ".seeds",
+        "at most 1024 trainings",
+        {"spec.grid": [{"field": "seed", "values": list(range(33))}], "spec.seeds": 32},
+        {"spec.grid": [{"field": "seed", "values": list(range(32))}], "spec.seeds": 32},
+    ),
     _ablation(ArcticAblationSpec, ".halving", "a swarm learns", SWARM | {"spec.halving": {"first": 1}}, SWARM),
     _ablation(ArcticAblationSpec, ".seeds", "a seed of its own", SWARM | {"spec.seeds": 2}, SWARM | {"spec.seeds": 1}),
     _ablation(
@@ -785,5 +840,43 @@ CASES = [
     ),
     _ablation(
         ArcticAblationSpec, ".halving.first", "a rung without tokens", {"spec.halving": {"first": 0}}, {"spec.seeds": 2}
+    ),
+    _evaluation(EvaluatedModel, "", "exactly one of training", {"spec.model": {}}, {"spec.model": {"service": "tiny"}}),
+    _evaluation(EvaluatedModel, "", "exactly one of training", {"spec.model.uri": "file:///weights"}),
+    _evaluation(
+        EvaluatedModel,
+        ".stage",
+        "one of a training",
+        {"spec.model": {"service": "tiny", "stage": "general"}},
+        {"spec.model": {"training": "tiny", "stage": "general"}},
+    ),
+    _evaluation(
+        EvaluatedModel,
+        ".credentials",
+        "weights take no key",
+        {"spec.model.credentials": SECRET},
+        {"spec.model": {"endpoint": {"url": "https://models/v1", "model": "tiny"}, "credentials": SECRET}},
+    ),
+    _evaluation(
+        EvaluatedModel, ".uri", NO, {"spec.model": {"uri": "hf://a/b"}}, {"spec.model": {"uri": "file:///weights"}}
+    ),
+    _evaluation(SuiteData, ".uri", NO, {"spec.suites.0.uri": "hf://a/b"}),
+    _evaluation(
+        ArcticEvaluationSpec,
+        ".temperature",
+        "above 0",
+        {"spec.samples": 2},
+        {"spec.samples": 2, "spec.temperature": 1},
+    ),
+    *(
+        _case(EVALUATION, ArcticEvaluationSpec, "", "can't change", bad, {"spec.retries": 9}, EVALUATION)
+        for bad in (
+            {"spec.model": {"training": "other"}},
+            {"spec.suites.0.uri": "file:///suites/train.jsonl"},
+            {"spec.temperature": 0.5},
+            {"spec.seed": 1},
+            {"spec.api": "chat"},
+            {"spec.results.path": "other"},
+        )
     ),
 ]

@@ -19,10 +19,10 @@ import httpx
 
 from arctic_api.keys import digest_of
 from arctic_api.world import Ports
-from arctic_cli.ports import free_ports
 from arctic_operator.manifests import gateway
 from arctic_operator.manifests.gateway import GatewayShape, gateway_command, haproxy_config
 from arctic_operator.manifests.gateway_lua import LUA, LUA_FILE
+from arctic_workers.control.ports import free_ports
 
 PATIENCE = 20.0
 HOST = "demo-leaders.default.svc.cluster.local"
@@ -101,6 +101,13 @@ class Leader:
                     self.wfile.write(f"{len(word):x}\r\n{word}\r\n".encode())
                     leader.next_chunk.wait(PATIENCE)
                 self.wfile.write(b"0\r\n\r\n")
+
+            def break_off(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", "100")
+                self.end_headers()
+                self.wfile.write(b"one")
+                self.vanish()
 
             def vanish(self) -> None:
                 self.connection.shutdown(socket.SHUT_RDWR)
@@ -212,6 +219,8 @@ def run_gateway(
     browsers: bool = False,
     canaries: int = 0,
     hold_seconds: int = 0,
+    hold_requests: int = 0,
+    begin_seconds: int = 0,
 ) -> Iterator[Gateway]:
     """Run the configuration as it is built, but for its ports, its name server and shorter times.
 
@@ -223,7 +232,9 @@ def run_gateway(
     api_port, health_port = (beside.http, beside.metrics) if beside else ports
     made = [Leader(f"127.0.0.{2 + index}") for index in range(leaders)]
     shape = GatewayShape(HOST, CANARY_HOST, api_port, health_port, 16, requests_per_leader, 30)
-    asked = shape._replace(locked=keys is not None, browsers=browsers, hold_seconds=hold_seconds)
+    asked = shape._replace(
+        locked=keys is not None, browsers=browsers, hold_seconds=hold_seconds, hold_requests=hold_requests
+    )
     config = haproxy_config(asked)
     (folder / LUA_FILE).write_text(LUA)
     write_keys(folder, keys or [])
@@ -239,6 +250,7 @@ def run_gateway(
             (f"{gateway.KEYS_FOLDER}/{gateway.KEYS_FILE}", str(folder / gateway.KEYS_FILE)),
             ("parse-resolv-conf", f"nameserver test 127.0.0.1:{dns.port}"),
             (f"grace {gateway.GRACE_SECONDS}s", "grace 1s"),
+            (f"BEGIN_SECONDS {gateway.BEGIN_SECONDS}", f"BEGIN_SECONDS {begin_seconds}"),
             ("timeout resolve 1s", "timeout resolve 100ms"),
             ("timeout queue 60s", f"timeout queue {queue_timeout}"),
             ("inter 1s", "inter 1s" if beside else "inter 100ms"),

@@ -58,6 +58,9 @@ pod_affinities = optional(
 )
 templates = optional(
     nodeSelector=label_maps,
+    topology=st.lists(
+        st.sampled_from(["nvidia.com/gpu.clique", "rack", "topology.kubernetes.io/zone"]), min_size=1, unique=True
+    ),
     labels=label_maps,
     annotations=label_maps,
     tolerations=st.lists(
@@ -79,6 +82,11 @@ templates = optional(
     ),
     environment=st.lists(
         objects(name=st.sampled_from(["HF_HOME", "_x", "OMP_NUM_THREADS"]), value=st.text("ab", max_size=3)),
+        max_size=2,
+        unique_by=lambda item: item["name"],
+    ),
+    deviceClaims=st.lists(
+        objects(name=st.sampled_from(["gpus", "card"]), templateName=st.just("eight-gpus")),
         max_size=2,
         unique_by=lambda item: item["name"],
     ),
@@ -221,6 +229,16 @@ restarts = optional(
 )
 
 
+beside = st.just(
+    {
+        "suites": ["perplexity", "humaneval"],
+        "data": [{"name": "humaneval", "uri": "file:///data"}],
+        "resources": {"limits": {"nvidia.com/gpu": 1}},
+    }
+)
+"""Suites that are run beside a training, which take its checkpoints or its export."""
+
+
 def _manifest(kind: str, name: str, spec: Manifest) -> Manifest:
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
 
@@ -243,8 +261,9 @@ def right_trainings(draw: st.DrawFn) -> Manifest:
             optimizer=optimizers,
             seed=st.integers(0, 2**53 - 1),
             restart=restarts,
-            evaluation=objects({"atStageEnd": st.booleans()}, suites=st.just(["perplexity"])),
+            evaluation=objects({"atStageEnd": st.booleans()}, suites=st.just(["perplexity"])) | beside,
             pricePerGPUHour=st.sampled_from(["2.50", "3"]),
+            expectedTokensPerSecond=st.integers(1, 2**31 - 1),
             activeDeadline=st.sampled_from(DURATIONS),
             ttlAfterFinished=st.sampled_from(DURATIONS),
             image=st.just("example.com/arctic:1"),
@@ -256,6 +275,8 @@ def right_trainings(draw: st.DrawFn) -> Manifest:
             stopAfter=st.sampled_from([stage["name"] for stage in spec["curriculum"]["stages"]]),
         )
     )
+    if "data" in spec.get("evaluation", {}) and "from" in spec["model"]:
+        spec["checkpoint"] |= {"export": "huggingface"}
     return _manifest("ArcticTraining", draw(names), spec)
 
 
@@ -296,7 +317,39 @@ def right_inferences(draw: st.DrawFn) -> Manifest:
     return _manifest("ArcticInference", draw(names), spec)
 
 
-right_manifests = right_trainings() | right_inferences()
+@st.composite
+def right_evaluations(draw: st.DrawFn) -> Manifest:
+    """An ArcticEvaluation that is right by construction."""
+    model = st.one_of(
+        objects({"stage": names}, training=names),
+        objects(uri=file_uris),
+        objects({"credentials": st.just({"secretName": "keys"})}, service=names),
+        objects(endpoint=objects(url=st.sampled_from(["http://m:8000/v1", "https://m"]), model=st.just("m"))),
+    )
+    suite = objects(name=st.sampled_from(["humaneval-plus", "spider", "perplexity"]), uri=file_uris)
+    spec = {
+        "model": draw(model),
+        "suites": draw(st.lists(suite, min_size=1, max_size=3, unique_by=lambda item: item["name"])),
+        "results": draw(objects({"path": st.sampled_from(["runs", "a/b.c"])}, claimName=st.just("store"))),
+    }
+    if draw(st.booleans()):
+        spec |= draw(objects(samples=st.integers(1, 1000), temperature=st.sampled_from([1, 0.5, 2])))
+    pods = {field: pod_fields[field] for field in ("priorityClassName", "resources", "template")}
+    spec |= draw(
+        optional(
+            **pods,
+            seed=st.integers(0, 2**53 - 1),
+            api=st.sampled_from(["chat", "completions"]),
+            concurrency=st.integers(1, 64),
+            retries=st.integers(0, 100),
+            compare=st.just(["first", "second"]),
+            image=st.just("example.com/arctic:1"),
+        )
+    )
+    return _manifest("ArcticEvaluation", draw(names), spec)
+
+
+right_manifests = right_trainings() | right_inferences() | right_evaluations()
 
 JUNK: list[Any] = [
     None,

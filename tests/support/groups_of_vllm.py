@@ -7,7 +7,7 @@ from models import byte_tokenizer, write_model
 
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_api.world import InferenceGroup, Ports
-from arctic_cli.ports import free_ports
+from arctic_workers.control.ports import free_ports
 
 
 def write_model_for_vllm(folder: Path) -> None:

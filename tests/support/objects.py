@@ -1,8 +1,12 @@
 """What the cluster tests say of custom resources and their pods, in a namespace of the real local cluster."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +55,15 @@ class Objects:
         """Run kubectl in the namespace."""
         return self.cluster.kubectl("-n", self.namespace, *arguments, stdin=stdin)
 
+    def typed(self, *words: str) -> str:
+        """Return what a command prints to a user with kubectl and arctic on the path; the namespace is in the words."""
+        environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        path = f"{self.cluster.binaries}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment |= {"KUBECONFIG": str(self.cluster.kubeconfig), "PATH": path}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+        return done.stdout
+
     def apply(self, manifest: dict[str, Any]) -> None:
         """Apply a manifest as a user does."""
         self.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
@@ -79,6 +92,10 @@ class Objects:
         selector = f"{Label.NAME}={name},{Label.KIND}={kind},{Label.ROLE}!=gateway"
         return sorted(self.labelled("pods", selector), key=lambda pod: str(pod["metadata"]["name"]))
 
+    def restarts(self, name: str) -> dict[str, list[int]]:
+        """Return the same of the pods of a training and a service of that name."""
+        return restarts([*self.pods(name), *self.pods(name, "ArcticInference")])
+
     def eventually(self, what: str, look: Callable[[], T | None], limit: float = 120) -> T:
         """Wait as the function of that name does; a failure shows what is in the namespace."""
         try:
@@ -98,6 +115,12 @@ class Objects:
             return status if state in states else None
 
         return self.eventually(f"{kind} {name} is {' or '.join(states)}", look, limit)
+
+
+def restarts(pods: Iterable[dict[str, Any]]) -> dict[str, list[int]]:
+    """Return how often the containers of pods have begun anew, by the pods' uids."""
+    found = {pod["metadata"]["uid"]: pod["status"].get("containerStatuses", ()) for pod in pods}
+    return {uid: [each["restartCount"] for each in statuses] for uid, statuses in found.items()}
 
 
 def is_ready(pod: dict[str, Any]) -> bool:
@@ -122,3 +145,19 @@ def processes(pod: dict[str, Any]) -> list[Path]:
             if any(name in (folder / "cgroup").read_text() for name in names):
                 found.append(folder)
     return found
+
+
+def arguments_of(process: Path) -> list[str]:
+    """Return the command line of a process, by its folder in /proc; empty if it has ended."""
+    with suppress(OSError):
+        return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    return []
+
+
+def kill(pod: dict[str, Any], meant: Callable[[list[str]], bool]) -> None:
+    """Kill a pod's processes whose command line is meant, of which there must be one."""
+    found = [process for process in processes(pod) if meant(arguments_of(process))]
+    assert found, f"no such process in pod {pod['metadata']['name']}"
+    for process in found:
+        with suppress(ProcessLookupError):  # it has ended with the one before
+            os.kill(int(process.name), signal.SIGKILL)

@@ -22,8 +22,8 @@ def real_training(objects: Objects, name: str, tokens: str | None = None) -> Non
     objects.apply(manifest)
 
 
-def real_service(objects: Objects, name: str) -> None:
-    """Apply the example of a service, of a model with random weights."""
+def real_service(objects: Objects, name: str, **spec: Any) -> None:
+    """Apply the example of a service, of a model with random weights; `spec` are other fields of its specification."""
     folder = objects.cluster.volumes / MODELS / objects.namespace
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended
     write_plain_model(folder)
@@ -31,4 +31,5 @@ def real_service(objects: Objects, name: str) -> None:
     manifest["spec"] |= {"model": {"uri": f"file://{MOUNT}/{objects.namespace}"}, "resources": CORES}
     manifest["spec"]["attention"] = {"maxLength": 256}
     manifest["spec"]["template"]["volumes"] = [{"claimName": MODELS, "mountPath": MOUNT}]
+    manifest["spec"] |= spec
     objects.apply(manifest)

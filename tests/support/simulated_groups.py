@@ -78,7 +78,8 @@ class Cluster:
                 assert delete.uid == f"uid-{delete.name}"
                 del self.history[delete.name]
             if delete.name in self.groups:
-                assert (delete.kind, delete.uid) == (self.groups[delete.name].kind, f"uid-{delete.name}")
+                group = self.groups[delete.name]
+                assert (delete.kind, delete.uid) == (group.kind, group.uid)
                 del self.groups[delete.name]
                 self.pods = {key: pod for key, pod in self.pods.items() if key[0] != delete.name}
         self.status = plan.status or {}
@@ -97,7 +98,8 @@ class Cluster:
         assert not any(group == name for group, _ in self.pods), "a pod has a name of that group"
         self.made.append(name)
         self.raw[name] = manifest | {
-            "metadata": manifest["metadata"] | {"uid": f"uid-{name}", "creationTimestamp": self.now.isoformat()}
+            "metadata": manifest["metadata"]
+            | {"uid": f"uid-{name}-{len(self.made)}", "creationTimestamp": self.now.isoformat()}
         }
         self.groups[name] = self.build.group_set_of(self.raw[name])
         free = [node.name for node in self.nodes.values() if node.ready and not node.unschedulable]

@@ -14,7 +14,8 @@ FOLDER = "stand-in"
 CORPUS = "/var/lib/arctic/corpus"
 PATIENCE = 90.0
 
-# Serves the probes and the endpoint; a training's ends well after SECONDS, or with EXIT_CODE and REASON.
+# Serves the probes and the endpoint; a training's ends well after SECONDS, or with EXIT_CODE and REASON. EATS is what
+# it takes of memory then, in MiB. One that is DEAF hears no SIGTERM.
 WORKER = """
 import http.server, json, os, signal, socket, sys, threading, time
 
@@ -41,7 +42,7 @@ def stop(*_):
     report(outcome="interrupted", epoch=world.get("epoch", 0))
     os._exit(int(os.environ.get("EXIT_WHEN_TOLD", "75")))
 
-signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGTERM, signal.SIG_IGN if os.environ.get("DEAF") else stop)
 assert set(os.listdir("/etc/arctic/tls")) >= {"tls.crt", "tls.key", "ca.crt"}
 open(os.environ["HOME"] + "/writable", "w").close()
 
@@ -51,9 +52,10 @@ def known(host):
     except OSError:
         return None
 
-while not all(map(known, world.get("hosts") or [world["firstHost"]])):
+while not all(map(known, world.get("hosts") or [world.get("firstHost", "localhost")])):
     time.sleep(1)
 time.sleep(float(os.environ.get("SECONDS", "3600")))
+eaten = bytes(b"x") * (int(os.environ.get("EATS", "0")) << 20)
 code = int(os.environ.get("EXIT_CODE", "0"))
 if code == 64:
     reason = os.environ.get("REASON", "UnknownColumn")
@@ -71,7 +73,7 @@ def placed(cluster: Cluster) -> Iterator[None]:
     package = folder / "arctic_workers"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").touch()
-    for module in ("training.py", "inference.py"):
+    for module in ("training.py", "inference.py", "evaluation.py"):
         (package / module).write_text(WORKER)
     yield
     shutil.rmtree(folder)
@@ -85,18 +87,18 @@ class StandIns(Objects):
         kind: str,
         name: str,
         environment: dict[str, str] | None = None,
-        affinity: dict[str, Any] | None = None,
+        template: dict[str, Any] | None = None,
         **spec: Any,
     ) -> None:
-        """Apply an example under a name; `affinity` is its template's."""
+        """Apply an example under a name; `template` is what else its template says."""
         manifest = example(kind, name)
         variables = {"PYTHONPATH": f"{CORPUS}/{FOLDER}"} | (environment or {})
         manifest["spec"] |= spec | {
             "template": {
                 "environment": [{"name": key, "value": value} for key, value in variables.items()],
                 "volumes": [{"claimName": paths.CORPUS, "mountPath": CORPUS}],
-                "affinity": affinity or {},
             }
+            | (template or {})
         }
         self.apply(manifest)
 
@@ -110,6 +112,11 @@ class StandIns(Objects):
         model = {"uri": f"file://{CORPUS}/{FOLDER}"}
         rollout = {"drainTimeout": "2s"}
         self.apply_example("ArcticInference", name, environment, **{"model": model, "rollout": rollout} | spec)
+
+    def evaluate(self, name: str, environment: dict[str, str] | None = None, **spec: Any) -> None:
+        """Apply an evaluation."""
+        model = {"uri": f"file://{CORPUS}/{FOLDER}"}
+        self.apply_example("ArcticEvaluation", name, environment, **{"model": model} | spec)
 
     def running(self, name: str, attempt: int, pods: int = 2, limit: float = PATIENCE) -> list[dict[str, Any]]:
         """The pods of an attempt of a training once all run and are ready."""

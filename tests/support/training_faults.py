@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,10 @@ from arctic_model.config import ArcticConfig
 
 MARK = "ARCTIC_TEST_RUN"
 PATIENCE = 300.0
-DISK = "the disk is full"
+RANK, RANK_0, NODE = "a rank is killed", "rank 0 is killed", "a node goes down"
+TRUNCATED, DISK = "the newest checkpoint is truncated", "the disk is full"
+CHEAP = (RANK, RANK_0, NODE, TRUNCATED, DISK)
+"""Kinds that cost a run no more than a start, and differ in what they break."""
 STARTING = 0.2
 """Share of faults that hit an attempt while it starts."""
 MOST_STARTING_SECONDS = 8.0
@@ -241,6 +244,7 @@ class Campaign:
         steps: over which the faults are spread.
         disk: fills the volume for as long as its context lasts; None where that is not possible.
         say: told of each fault.
+        only: the kinds that are inflicted; all by default.
     """
 
     def __init__(
@@ -250,22 +254,24 @@ class Campaign:
         steps: int,
         disk: Callable[[], Any] | None,
         say: Callable[[str], None] = print,
+        only: Collection[str] | None = None,
     ) -> None:
         self._run, self._random, self._say, self._disk = run, random.Random(seed), say, disk
         self._steps = steps
         self._hit_epoch = 0
         self._reached = 0
         kinds: dict[str, Callable[[], float]] = {
-            "a rank is killed": self._kill_a_rank,
-            "rank 0 is killed": self._kill_rank_0,
+            RANK: self._kill_a_rank,
+            RANK_0: self._kill_rank_0,
             "a pod is killed": self._kill_a_pod,
-            "a node goes down": self._lose_a_node,
+            NODE: self._lose_a_node,
             "everything goes down": self._lose_all,
             "a rank hangs": self._hang_a_rank,
-            "the newest checkpoint is truncated": self._truncate,
+            TRUNCATED: self._truncate,
             DISK: self._fill,
         }
-        self.kinds = {name: act for name, act in kinds.items() if disk is not None or act != self._fill}
+        possible = set(kinds) - ({DISK} if disk is None else set())
+        self.kinds = {name: kinds[name] for name in (possible if only is None else possible & set(only))}
 
     def inflict(self, faults: int) -> Iterator[Fault]:
         """Inflict so many faults, each kind once before any comes again; yields each once the run is past it."""

@@ -1,0 +1,63 @@
+"""Suites as they are published, with a few questions each."""
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+TABLES = {
+    "db_id": "shop",
+    "table_names_original": ["Singer", "Concert"],
+    "column_names_original": [
+        *([-1, "*"], [0, "Id"], [0, "Name"], [0, "Age"], [0, "Country"]),
+        *([1, "Concert_Id"], [1, "Singer_Id"], [1, "Year"]),
+    ],
+    "foreign_keys": [[6, 1]],
+}
+SCRIPT = """
+CREATE TABLE Singer (Id integer primary key, Name text, Age integer, Country text);
+CREATE TABLE Concert (Concert_Id integer, Singer_Id integer, Year integer);
+INSERT INTO Singer VALUES (1, 'Ann', 30, 'France'), (2, 'Bob', 25, 'Peru'), (3, 'Cid', 41, 'France');
+INSERT INTO Concert VALUES (1, 1, 2014), (2, 1, 2015), (3, 3, 2015);
+"""
+QUESTIONS = {
+    "Which countries are there?": "SELECT DISTINCT Country FROM Singer",
+    "Names by age": "SELECT Name FROM Singer ORDER BY Age DESC",
+    "Names and ages": "SELECT Name , Age FROM Singer",
+    "Names of who sang": "SELECT T1.Name , count(*) FROM Singer AS T1 JOIN Concert AS T2 ON T1.Id = T2.Singer_Id "
+    "GROUP BY T2.Singer_Id",
+    "Who is over 100?": "SELECT Name FROM Singer WHERE Age > 100",
+}
+"""Spider's, with their gold queries."""
+PROMPTS: Sequence[Mapping[str, Any]] = (
+    {
+        "key": 1000,
+        "prompt": "Write a poem in all lower case without commas.",
+        "instruction_id_list": ["punctuation:no_comma", "change_case:english_lowercase"],
+        "kwargs": [{}, {}],
+    },
+    {
+        "key": 1001,
+        "prompt": "Two bullets.",
+        "instruction_id_list": ["detectable_format:number_bullet_lists"],
+        "kwargs": [{"num_bullets": 2, "num_words": None}],
+    },
+)
+"""IFEval's."""
+
+
+def write_spider(folder: Path) -> None:
+    """Write Spider into a folder that is there."""
+    (folder / "tables.json").write_text(json.dumps([TABLES]))
+    rows = [{"question": question, "query": query, "db_id": "shop"} for question, query in QUESTIONS.items()]
+    (folder / "dev.json").write_text(json.dumps(rows))
+    (folder / "database" / "shop").mkdir(parents=True)
+    with closing(sqlite3.connect(folder / "database" / "shop" / "shop.sqlite")) as connection:
+        connection.executescript(SCRIPT)
+
+
+def write_ifeval(path: Path) -> None:
+    """Write IFEval's prompts."""
+    path.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
