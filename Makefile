@@ -7,11 +7,15 @@ PHASE = scripts/phase.sh
 # Python of vLLM's own environment, which is made when it is asked for.
 VLLM = $(shell $(RUN) arctic cluster environment vllm)/bin/python3
 
-.PHONY: help setup setup-local setup-engines demo test lint types contracts unit cluster-tests chaos soak parity test-parity test-clients test-engines bench clean format
+.PHONY: help setup setup-local setup-engines demo test lint types contracts unit cluster-tests chaos fuzz soak parity test-parity test-clients test-engines bench clean format
+
+# Where it is set, each process compiles all of our code anew, and pytest rewrites all tests.
+export PYTHONDONTWRITEBYTECODE =
 
 # Of the long campaigns: `make chaos SEED=7 FAULTS=50`.
 SEED ?= 1
 FAULTS ?= 200
+MANIFESTS ?= 10000
 REQUESTS ?= 5000
 
 help: ## this list
@@ -55,14 +59,18 @@ cluster-tests:
 chaos: setup ## inflict faults on the operator and the cluster under it, long (20 minutes)
 	@$(RUN) pytest -q tests/cluster/test_chaos.py --faults $(FAULTS) --seed $(SEED)
 
+fuzz: setup-local ## show the operator ten thousand manifests, half of them right, long (5 minutes)
+	@$(RUN) pytest -q -s tests/unit/arctic_operator/test_any_manifest.py --manifests $(MANIFESTS) --seed $(SEED)
+
 soak: setup ## send an inference group good, bad and broken-off requests, and compare each answer's bits, long (10 minutes)
 	@$(RUN) pytest -q tests/unit/arctic_workers/inference -k 'traffic or mixed' --requests $(REQUESTS) --seed $(SEED)
 
 parity test-parity: setup ## compare the model with llama.cpp, in an environment of its own (builds it once: minutes)
 	@$(RUN) pytest tests/parity
 
-test-clients: setup ## lm-eval, unchanged, in an environment of its own (makes it once: a minute), against a group; peft, against our adapters; our judges against the harnesses
+test-clients: setup ## lm-eval, unchanged, in an environment of its own (makes it once: a minute), against a group; peft, against our adapters; our judges against the harnesses; MLflow's and Weights & Biases' own stores
 	@$(RUN) pytest tests/clients
+	@$(RUN) --isolated --extra mlflow --extra wandb pytest tests/unit/arctic_workers/training/test_tracking.py
 
 test-engines: setup setup-engines ## one suite for every engine: in vLLM's own environment, as groups on a local cluster, TensorRT-LLM's launch, LeaderWorkerSets, Kueue
 	@$(PHASE) vllm $(VLLM) -m pytest tests/engines/vllm
@@ -76,15 +84,19 @@ bench: setup setup-engines ## every benchmark, whole (three hours): prints its t
 	@$(RUN) python -m benchmarks.demo --keep
 	@$(RUN) python -m benchmarks.endless --keep
 	@$(RUN) python -m benchmarks.faults_training --keep
+	@$(RUN) python -m benchmarks.fine_tuning --keep
 	@$(RUN) python -m benchmarks.overlap --keep
 	@$(RUN) python -m benchmarks.pipeline --keep
 	@$(RUN) python -m benchmarks.planner --keep
 	@$(RUN) python -m benchmarks.reconcile --keep  # needs root
+	@$(RUN) python -m benchmarks.recovery --keep  # needs root
+	@$(RUN) python -m benchmarks.rollout --keep  # needs root
 	@$(RUN) python -m benchmarks.serving --keep
 	@$(RUN) python -m benchmarks.soak --keep
 	@$(RUN) python -m benchmarks.split_fuse --keep
 	@$(RUN) python -m benchmarks.suffix_decoding --keep
 	@$(RUN) python -m benchmarks.training --keep
+	@$(RUN) python -m benchmarks.upcycling --keep
 
 format: ## rewrite the code in the house's format
 	@$(RUN) ruff check --fix . ; $(RUN) ruff format .
