@@ -142,7 +142,9 @@ def test_an_api_server_that_was_away_restarts_nothing_and_all_catches_up(
     print(f"all runs, and what was made then, after {time.monotonic() - back:.1f} s")
     assert objects.status("arctictraining", "tiny").get("attempts") is None
     assert objects.restarts("tiny") == before
-    assert restarts(operators(objects.cluster)) == operating
+    # Its pod may be a new one: kubelets come back up to a minute after the API server, and it waits for no lost node.
+    for pod, counts in restarts(operators(objects.cluster)).items():
+        assert counts == operating.get(pod, [0])
 
 
 def answers(cluster: Cluster) -> bool:
