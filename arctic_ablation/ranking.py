@@ -34,6 +34,11 @@ def objective(wanted: Objective, figures: Mapping[str, float]) -> float:
     return nats / sum(wanted.perplexity.values())
 
 
+def figures_of(wanted: Objective, value: float) -> dict[str, float]:
+    """Return figures of which the objective is a value: each category's is the mean of all."""
+    return dict.fromkeys((f"{PERPLEXITY}{category}" for category in wanted.perplexity), math.exp(value))
+
+
 @dataclass(frozen=True)
 class Mean:
     """A mean over seeds, and its 95% interval by Student's t: without end for one seed."""

@@ -13,7 +13,7 @@ from arctic_api.ablation import ArcticAblationSpec
 from arctic_api.common import parse_tokens
 
 if TYPE_CHECKING:
-    from arctic_ablation.swarm.study import SwarmStudy  # which needs scikit-learn
+    from arctic_ablation.swarm.study import SwarmStudy  # which needs numpy
 
 Results = dict[str, Any]
 
@@ -92,7 +92,7 @@ def _scaling(spec: ArcticAblationSpec, study: Study, ranks: list[Rank], found: M
 
 
 def _swarm(study: "SwarmStudy", found: Mapping[str, Found]) -> Results:
-    outlook, tested = study.outlook(found), study.tests(found)
+    outlook, tested = study.foretell("whole", found), study.tests(found)
     total = {name: runs[0].total for name, runs in tested.items()}
     confirmed = {
         name: [

@@ -104,6 +104,10 @@ class Study(Protocol):
         """Return all trainings that are known by now."""
         ...
 
+    def planned(self) -> int:
+        """Return the number of trainings."""
+        ...
+
     def grid_tokens(self) -> int:
         """Return the tokens of all trainings if none is stopped early."""
         ...
@@ -205,6 +209,10 @@ class VariantStudy:
     def all_runs(self, found: Mapping[str, Found]) -> list[Run]:  # noqa: ARG002 - a swarm's depend on it
         """Return all trainings."""
         return [run for runs in self.runs.values() for run in runs]
+
+    def planned(self) -> int:
+        """Return the number of trainings."""
+        return sum(map(len, self.runs.values()))
 
     def grid_tokens(self) -> int:
         """Return the tokens of all trainings if none is stopped early."""

@@ -25,6 +25,10 @@ PLURAL = "arcticablations"
 SHORT_NAME = "aab"
 
 TrialState = Literal["Waiting", "Running", "Resting", "Done", "Failed"]
+SwarmPart = Literal["half", "whole"]
+"""Of a swarm, from which something is foretold."""
+AblationTask = SwarmPart | Literal["report"]
+"""What a pod of an ablation may be for."""
 MAX_NAME = 31
 """Longest name: its trainings append a dash and eight digits to it."""
 MAX_TRIALS = 1024
@@ -168,6 +172,30 @@ class RankStatus(Resource):
     """95% interval of that mean over seeds, such as `2.31 to 2.36`; unset for one seed."""
 
 
+class ForecastStatus(Resource):
+    """What a curriculum is foretold to come to."""
+
+    name: str
+    """`foretold`, `by hand` or `proportional`."""
+    objective: str
+    """Objective at its end, in nats a token."""
+    interval: str
+    """95% interval of all the trainings together that put it to the test."""
+
+
+class ForetoldStatus(Resource):
+    """What a swarm foretells."""
+
+    name: SwarmPart
+    """Whether from its first half, around which the second is drawn, or from all of it."""
+    digest: str
+    """Of the trainings that it was foretold from: after an edit that changes these it is foretold anew."""
+    mixtures: dict[str, str]
+    """The best mixture of each stage, such as `books:0.2 code:0.8`."""
+    forecasts: Annotated[list[ForecastStatus], Field(json_schema_extra=MAP_BY_NAME)]
+    """What that curriculum, the one by hand and the proportional one are foretold to come to."""
+
+
 class ArcticAblationStatus(Resource):
     """What was observed last. Real numbers are text, as Kubernetes conventions ask."""
 
@@ -185,8 +213,12 @@ class ArcticAblationStatus(Resource):
     """The trainings."""
     ranking: list[RankStatus] | None = Field(None, json_schema_extra=MAP_BY_NAME)
     """The variants that came furthest, the best first."""
+    foretold: list[ForetoldStatus] | None = Field(None, json_schema_extra=MAP_BY_NAME)
+    """What the swarm of `mixture` foretells."""
     best: str | None = None
     """Name of the best variant."""
+    folder: str | None = None
+    """Folder in the trainings' claim with `results.json`, `report.html` and `best.yaml`; there at the end."""
     best_config_map: str | None = None
     """Name of the ConfigMap with that variant as an ArcticTraining, in `training.json`; there at the end."""
     completion_time: Timestamp | None = None

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from arctic_api.ablation import AblationTask, ArcticAblationSpec, ForetoldStatus, SwarmPart
 from arctic_api.common import Resource
 from arctic_api.evaluation import ArcticEvaluationSpec, SuiteState
 from arctic_api.inference import ArcticInferenceSpec
@@ -234,7 +235,46 @@ class EvaluationWorld(_World):
     """Folders of the evaluations that its page shows beside this one."""
 
 
+def _without_trials_pods(spec: ArcticAblationSpec) -> ArcticAblationSpec:
+    return spec.model_copy(update={"training": _without_pods(spec.training)})
+
+
+class TrialWord(Resource):
+    """What is known of one training of an ablation."""
+
+    uid5: str | None = None
+    """Of the ArcticTraining, by which its folder is known; None for an earlier ablation's, or none."""
+    failed: str = ""
+    """Why it goes no further."""
+    tokens: int = 0
+    """At the last point that it came to."""
+    objective: float | None = None
+    """There; None before it came to any."""
+
+
+class AblationWorld(_World):
+    """The pod that does one thing for an ablation: it foretells from a swarm, or writes the report."""
+
+    kind: Literal["ArcticAblation"] = "ArcticAblation"
+    spec: Annotated[ArcticAblationSpec, AfterValidator(_without_trials_pods)]
+    task: AblationTask
+    """A part of the swarm, from which is foretold, or the report."""
+    told: dict[SwarmPart, dict[str, str]] = {}
+    """Mixtures by stage that parts of the swarm have foretold as the best."""
+    trials: dict[str, TrialWord]
+    """The trainings, by name."""
+    store: str
+    """Folder of the trainings' store."""
+    folder: str
+    """Folder of this ablation in it, `STORE/NAMESPACE/NAME-UID5`."""
+    whole: bool = True
+    """Whether nothing is left to be trained."""
+
+
 World = TrainingWorld | InferenceGroup | EvaluationWorld
+"""What pods are told with which the operator speaks."""
+Told = World | AblationWorld
+"""What any pod is told."""
 
 
 def uid5(uid: str) -> str:
@@ -340,3 +380,15 @@ class EvaluationReport(Resource):
     """A sentence for people: what is wrong, where, what to do."""
     suites: list[SuiteReport] = Field(default_factory=list)
     enterprise_intelligence: FigureReport | None = None
+
+
+class AblationReport(Resource):
+    """What the pod of an ablation leaves in its termination message."""
+
+    outcome: Literal["succeeded", "refused", "failed"]
+    reason: str = ""
+    """CamelCase, for a condition."""
+    message: str = ""
+    """A sentence for people: what is wrong, where, what to do."""
+    foretold: ForetoldStatus | None = None
+    """By a part of its swarm."""

@@ -19,9 +19,9 @@ from statistics import fmean
 from typing import Any
 
 from arctic_ablation.swarm.draws import BY_HAND, FORETOLD, PROPORTIONAL
-from arctic_cli.ablate.writing import RESULTS
 from arctic_cluster.paths import STORE
 from arctic_model.config import ArcticConfig
+from arctic_workers.ablation.writing import RESULTS
 from benchmarks.drawing import Chart
 from benchmarks.form import arguments, draw, finish, note, print_table, wait_for_quiet
 from benchmarks.planted import CATEGORY, SOURCES, TARGET, write

@@ -1,6 +1,6 @@
 """Mixtures of a swarm: those of the manifest, the proportional one, and others drawn around it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +78,25 @@ class Space:
                 )
             ),
         )
+
+    def written(self, weights: Weights) -> dict[str, str]:
+        """Return mixtures as a status has them, by stage: `books:0.2 code:0.8`."""
+        return {
+            stage: " ".join(f"{name}:{weight:g}" for name, weight in self.named(row).items() if weight)
+            for stage, row in zip(self.stages, weights, strict=True)
+        }
+
+    def read(self, written: Mapping[str, str]) -> Weights | None:
+        """Return mixtures from what `written` made of them; None where they are of other stages or sources."""
+        weights = np.zeros((len(self.stages), len(self.sources)))
+        try:
+            for row, stage in enumerate(self.stages):
+                for part in written[stage].split():
+                    name, _, weight = part.rpartition(":")
+                    weights[row, self.sources.index(name)] = float(weight)
+        except (KeyError, ValueError):
+            return None
+        return weights if np.allclose(weights.sum(axis=1), 1) else None
 
     def named(self, row: Weights) -> dict[str, float]:
         """Return one stage's mixture by the sources' names."""

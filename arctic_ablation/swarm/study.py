@@ -1,58 +1,31 @@
-"""An ablation of mixtures: a swarm, the curriculum that it foretells as the best, and trainings that test that."""
+"""An ablation of mixtures: a swarm, the curriculum that it foretells as the best, and trainings that test that.
 
+What a swarm foretells takes scikit-learn, time and memory. Where the study is carried out by a process that has none of
+these, somebody else foretells (`foretell`), and the study is told the curriculum alone.
+"""
+
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from arctic_ablation.ranking import Rank, objective, ranking
-from arctic_ablation.study import Found, Run, Step, TooFew, make_run, reached
-from arctic_ablation.swarm.draws import BY_HAND, FORETOLD, PROPORTIONAL, Space, Weights, rounded
-from arctic_ablation.swarm.regression import Array, Curve, Forecast, Regression
+from arctic_ablation.ranking import Rank, ranking
+from arctic_ablation.study import Found, Run, Step, make_run, reached
+from arctic_ablation.swarm.draws import BY_HAND, FORETOLD, PROPORTIONAL, Space, Weights
 from arctic_ablation.variants import Variant, total_tokens
-from arctic_api.ablation import ArcticAblationSpec, MixtureSearch
+from arctic_api.ablation import ArcticAblationSpec, MixtureSearch, SwarmPart
 
-CANDIDATES, ROUNDS, KEPT = 4000, 6, 40
-"""Mixtures to choose from, how often the best of them are varied, and how many these are."""
-CAUTION = 1.0
-"""Standard deviations that are added to what is foretold, for the choice alone: what is not known is no hope."""
-EARLIEST = 0.2
-"""Share of a run before which its curve says little of its end."""
-SHIFT = 0.25
-"""How far a stage's mixture is moved towards a source to see what that does."""
+if TYPE_CHECKING:
+    from arctic_ablation.swarm.foretelling import Outlook
+
 TWINS = 2
 """Trainings of the second half with the very mixtures that the first half foretells as the best."""
-FEWEST = 3
-"""Trainings from which anything is foretold."""
+TESTED = (FORETOLD, BY_HAND, PROPORTIONAL)
+"""Curricula that are put to the test."""
 
 Swarm = list[tuple[Run, Weights]]
 """Trainings and their mixtures."""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What more of a source in a stage does to the objective, all else as in the proportional mixture."""
-
-    stage: str
-    source: str
-    change: float
-    """Nats a token by which the objective changes where the stage's mixture goes a quarter of the way to the source."""
-    deviation: float
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What a finished swarm says."""
-
-    weights: Weights
-    """The curriculum that is foretold as the best: [stages, sources]."""
-    forecasts: Mapping[str, Forecast]
-    """Of that one, the one by hand and the proportional one."""
-    errors: Sequence[float]
-    """Of each run of the swarm, foretold from the others, in standard deviations."""
-    widening: float
-    effects: Sequence[Effect]
 
 
 @dataclass(frozen=True)
@@ -62,10 +35,22 @@ class SwarmStudy:
     Args:
         name: of the ablation.
         spec: its specification, with `mixture`.
+        told: the best curriculum by part of the swarm, as far as others have foretold it; None where that is done here,
+            once it is asked for.
     """
 
     name: str
     spec: ArcticAblationSpec
+    told: dict[SwarmPart, Weights] | None = None
+    _outlooks: dict[SwarmPart, "Outlook"] = field(default_factory=dict, init=False, repr=False)
+    _second: dict[bytes, Swarm] = field(default_factory=dict, init=False, repr=False)
+
+    def hear(self, written: Mapping[SwarmPart, Mapping[str, str]]) -> None:
+        """Take what others have foretold, as `Space.written` writes it; what is none of its mixtures is left out."""
+        read = {part: self.space.read(mixtures) for part, mixtures in written.items()}
+        assert self.told is not None, "it foretells by itself"
+        self.told.clear()
+        self.told.update({part: weights for part, weights in read.items() if weights is not None})
 
     @property
     def _search(self) -> MixtureSearch:
@@ -86,19 +71,30 @@ class SwarmStudy:
         named = [*known, *((f"drawn {number}", weights) for number, weights in enumerate(drawn, 1))]
         return self._swarm(named, seed)
 
+    @cached_property
+    def digest(self) -> str:
+        """Eight digits that depend on all that a part of the swarm foretells something from."""
+        names = [*(run.name for run, _ in self.first), str(self._search.runs), str(self._search.confirm)]
+        return hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
+
     def swarm(self, found: Mapping[str, Found]) -> Swarm:
         """Return the swarm as far as it is known: its second half is drawn around what the first foretells.
 
         There the answer will be. The best of many forecasts is too good a one, the more so the further it lies from
         all that was trained; two seeds of that one itself say how much is chance there.
         """
-        if _unfinished([run for run, _ in self.first], found):
+        if _unfinished(self.first, found) or (best := self._best("half", found)) is None:
             return self.first
-        best = self._outlook(self.first, found).weights
-        seed, count = self.spec.training.seed, self._search.runs // 2
-        near = self.space.near(best, count - TWINS, seed)
-        named = [(f"near {number}", weights) for number, weights in enumerate([best] * TWINS + near, 1)]
-        return [*self.first, *self._swarm(named, seed + len(self.first))]
+        key = best.tobytes()
+        if key not in self._second:
+            seed, count = self.spec.training.seed, self._search.runs // 2
+            near = self.space.near(best, count - TWINS, seed)
+            named = [(f"near {number}", weights) for number, weights in enumerate([best] * TWINS + near, 1)]
+            self._second[key] = self._swarm(named, seed + len(self.first))
+        return [*self.first, *self._second[key]]
+
+    def _best(self, part: SwarmPart, found: Mapping[str, Found]) -> Weights | None:
+        return self.foretell(part, found).weights if self.told is None else self.told.get(part)
 
     def _swarm(self, named: Iterable[tuple[str, Weights]], seed: int) -> Swarm:
         return [(self._run(name, weights, seed + place), weights) for place, (name, weights) in enumerate(named)]
@@ -109,100 +105,44 @@ class SwarmStudy:
 
     def steps(self, found: Mapping[str, Found]) -> list[Step]:
         """Return what may run now: the swarm, then what is put to the test."""
-        waiting = _unfinished([run for run, _ in self.swarm(found)], found)
-        if waiting:
+        waiting = _unfinished(self.swarm(found), found)
+        if waiting or not self.is_foretold(found):
             return waiting
-        return _unfinished([run for runs in self.tests(found).values() for run in runs], found)
+        return [step for runs in self.tests(found).values() for step in _steps(runs, found)]
+
+    def due(self, found: Mapping[str, Found]) -> SwarmPart | None:
+        """Return the part of the swarm that is done and of which it is yet to be told what it foretells, if any.
+
+        Runs that failed are left out of what it says.
+        """
+        if _unfinished(self.swarm(found), found):
+            return None
+        parts: Sequence[SwarmPart] = ("half", "whole")
+        return next((part for part in parts if self._best(part, found) is None), None)
 
     def is_foretold(self, found: Mapping[str, Found]) -> bool:
-        """Whether the swarm is done; runs that failed are left out of what it says."""
-        return not _unfinished([run for run, _ in self.swarm(found)], found)
+        """Whether the swarm is done, and it is known what it foretells."""
+        return not _unfinished(self.swarm(found), found) and self.due(found) is None
 
     def tests(self, found: Mapping[str, Found]) -> dict[str, list[Run]]:
-        """Return the trainings that put the outlook to the test, with seeds that the swarm has not seen."""
-        space = self.space
-        weights = {
-            FORETOLD: self.outlook(found).weights,
-            BY_HAND: space.by_hand(),
-            PROPORTIONAL: space.proportional(),
-        }
+        """Return the trainings that put what is foretold to the test, with seeds that the swarm has not seen."""
+        best = self._best("whole", found)
+        assert best is not None, "it is asked only for what is foretold"
+        weights = dict(zip(TESTED, (best, self.space.by_hand(), self.space.proportional()), strict=True))
         first = self.spec.training.seed + self._search.runs
         return {
             name: [self._run(name, each, first + seed) for seed in range(self._search.confirm)]
             for name, each in weights.items()
         }
 
-    def outlook(self, found: Mapping[str, Found]) -> Outlook:
-        """Return what the swarm says, all of its trainings done; `TooFew` where not enough of them were judged."""
-        return self._outlook(self.swarm(found), found)
+    def foretell(self, part: SwarmPart, found: Mapping[str, Found]) -> "Outlook":
+        """Return what a part of the swarm says, all of its trainings done; `TooFew` where too few were judged."""
+        if part not in self._outlooks:
+            from arctic_ablation.swarm.foretelling import foretell  # which needs scikit-learn
 
-    def _outlook(self, swarm: Swarm, found: Mapping[str, Found]) -> Outlook:
-        whole = [(weights, found[run.name]) for run, weights in swarm if found[run.name].at(run.total)]
-        if len(whole) < FEWEST:
-            raise TooFew(
-                f"{len(whole)} trainings of the swarm came to their end, and it takes {FEWEST} at least: see "
-                "the logs of the others"
-            )
-        curves = [self._curve(weights, each) for weights, each in whole]
-        key = tuple(curve.values.tobytes() for curve in curves)
-        if key not in self._outlooks:
-            self._outlooks[key] = self._foretell(curves)
-        return self._outlooks[key]
-
-    @cached_property
-    def _outlooks(self) -> dict[tuple[bytes, ...], Outlook]:
-        return {}
-
-    def _foretell(self, curves: Sequence[Curve]) -> Outlook:
-        regression = Regression(curves)
-        best = self._best(regression)
-        weights = {FORETOLD: best, BY_HAND: self.space.by_hand(), PROPORTIONAL: self.space.proportional()}
-        confirm = self._search.confirm
-        forecasts = {name: regression.forecast(self._read(each), confirm) for name, each in weights.items()}
-        errors = [float(error) for error in regression.errors]
-        return Outlook(best, forecasts, errors, regression.widening, self._effects(regression))
-
-    def _curve(self, weights: Weights, found: Found) -> Curve:
-        total = total_tokens(self.space.training)
-        points = [point for point in found.points if point.tokens >= EARLIEST * total]
-        read = np.stack([self._read(weights, point.tokens / total) for point in points])
-        return Curve(read, np.array([objective(self.spec.objective, point.figures) for point in points]))
-
-    def _read(self, weights: Weights, share: float = 1.0) -> Array:
-        """Return what a run has read after a share of its tokens: [stages x sources], of all of its tokens."""
-        ends = np.cumsum(self.space.shares)
-        done = np.clip(share - (ends - self.space.shares), 0.0, self.space.shares)
-        return np.asarray((done[:, None] * weights).ravel())
-
-    def _best(self, regression: Regression) -> Weights:
-        """Return the mixtures of which the least is foretold, with caution: drawn, then the best of them varied."""
-        generator = np.random.default_rng(self.spec.training.seed)
-        crowd = self.space.candidates(CANDIDATES, self.spec.training.seed)
-        for number in range(ROUNDS):
-            mean, deviation = regression.at(np.stack([self._read(weights) for weights in crowd]))
-            kept = crowd[np.argsort(mean + CAUTION * deviation, kind="stable")[:KEPT]]
-            if number == ROUNDS - 1:
-                break
-            mixed = generator.dirichlet(
-                np.ones(len(self.space.sources)), (CANDIDATES // ROUNDS, len(self.space.stages))
-            )
-            steps = generator.uniform(0, 0.5 ** (number + 1), (len(mixed), len(self.space.stages), 1))
-            parents = kept[generator.integers(len(kept), size=len(mixed))]
-            crowd = np.concatenate([kept, parents * (1 - steps) + mixed * steps])
-        return rounded(kept[0])
-
-    def _effects(self, regression: Regression) -> list[Effect]:
-        middle = self.space.proportional()
-        found = []
-        [start], _ = regression.at(self._read(middle)[None])
-        for row, stage in enumerate(self.space.stages):
-            for column, source in enumerate(self.space.sources):
-                moved = middle.copy()
-                moved[row] *= 1 - SHIFT
-                moved[row, column] += SHIFT
-                [mean], [deviation] = regression.at(self._read(moved)[None])
-                found.append(Effect(stage, source, float(mean - start), float(deviation)))
-        return found
+            swarm = self.first if part == "half" else self.swarm(found)
+            self._outlooks[part] = foretell(self.spec, self.space, swarm, found)
+        return self._outlooks[part]
 
     def ranks(self, found: Mapping[str, Found]) -> list[Rank]:
         """Return what was put to the test, the best first; before that the swarm's own runs."""
@@ -221,12 +161,21 @@ class SwarmStudy:
             return swarm
         return swarm + [run for runs in self.tests(found).values() for run in runs]
 
+    def planned(self) -> int:
+        """Return the number of trainings: the swarm, and three curricula that are put to the test."""
+        return self._search.runs + len(TESTED) * self._search.confirm
+
     def grid_tokens(self) -> int:
-        """Return the tokens of all trainings, three curricula of them to be put to the test."""
-        return total_tokens(self.space.training) * (self._search.runs + 3 * self._search.confirm)
+        """Return the tokens of all trainings."""
+        return total_tokens(self.space.training) * self.planned()
 
 
-def _unfinished(runs: Sequence[Run], found: Mapping[str, Found]) -> list[Step]:
+def _unfinished(swarm: Swarm, found: Mapping[str, Found]) -> list[Step]:
+    return _steps([run for run, _ in swarm], found)
+
+
+def _steps(runs: Sequence[Run], found: Mapping[str, Found]) -> list[Step]:
+    """Return what is left of some trainings."""
     known = {run.name: found.get(run.name, Found()) for run in runs}
     return [
         Step(run, run.total) for run in runs if not known[run.name].failed and known[run.name].at(run.total) is None

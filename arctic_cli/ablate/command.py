@@ -70,8 +70,9 @@ def _run(manifest: dict[str, Any], spec: ArcticAblationSpec, study: "Study", vol
     from arctic_ablation.ranking import NoFigure
     from arctic_ablation.study import TooFew
     from arctic_cli.ablate.running import Runner
+    from arctic_cli.ablate.summary import summary
     from arctic_cli.ablate.trials import Shelf
-    from arctic_cli.ablate.writing import write
+    from arctic_workers.ablation.writing import write
 
     metadata = manifest["metadata"]
     folder = run_folder_of(_as_training(manifest), volumes)
@@ -81,7 +82,8 @@ def _run(manifest: dict[str, Any], spec: ArcticAblationSpec, study: "Study", vol
     runner, stop = Runner(study, spec, shelf, logs), stop_flag()
     try:
         whole = runner.run(stop)
-        click.echo(write(folder, metadata["name"], spec, study, runner.found(), whole=whole))
+        found = write(folder, metadata["name"], spec, study, runner.found(), whole=whole)
+        click.echo(summary(found, folder))
     except NoFigure as error:
         raise ManifestError(str(error)) from error
     except TooFew as error:

@@ -5,12 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from arctic_ablation.study import Found, Point, Run, Step
+from arctic_ablation.study import Found, Run, Step
 from arctic_ablation.variants import Wire, training_manifest
 from arctic_cli.local import run_folder_of
+from arctic_workers.ablation.curve import read_curve
 from arctic_workers.training.files import write_json
-from arctic_workers.training.journal import read_lines, that_hold
-from arctic_workers.training.milestones import CURVE
 
 FAILED = "ablation-failed.json"
 """In a training's folder: why it goes no further. Removed, it is tried again."""
@@ -72,9 +71,8 @@ class Shelf:
 
 def read(folder: Path) -> Found:
     """Return what a training's folder says."""
-    points = [Point(line["tokens"], line["figures"]) for line in that_hold(read_lines(folder / CURVE))]
     failed = folder / FAILED
-    return Found(points, json.loads(failed.read_text())["why"] if failed.exists() else "")
+    return Found(read_curve(folder), json.loads(failed.read_text())["why"] if failed.exists() else "")
 
 
 def _tokens(folder: Path) -> int:

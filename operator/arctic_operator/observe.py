@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arctic_ablation.faults import fault
 from arctic_ablation.study import VariantStudy
@@ -55,6 +55,9 @@ from arctic_operator.observed import (
 from arctic_operator.rivals import gave_way, holds_and_waits, needs_of, worlds_of
 from arctic_operator.trials import Ablation, AblationSeen, trial_of
 
+if TYPE_CHECKING:
+    from arctic_ablation.swarm.study import SwarmStudy
+
 Spec = ArcticTrainingSpec | ArcticInferenceSpec | ArcticAblationSpec | ArcticEvaluationSpec
 Status = ArcticTrainingStatus | ArcticInferenceStatus | ArcticAblationStatus | ArcticEvaluationStatus
 SPECS: dict[str, type[Spec]] = {
@@ -94,7 +97,7 @@ LOOKED_AT = {
         "PodDisruptionBudget",
         "ControllerRevision",
     ),
-    ablation_api.KIND: (training_api.KIND,),
+    ablation_api.KIND: (training_api.KIND, "Job", "NetworkPolicy"),
     evaluation_api.KIND: ("Job", "NetworkPolicy"),
 }
 """Kinds of children besides pods; evaluations of a training are made again at most, as they are."""
@@ -132,6 +135,15 @@ def _own_evaluation(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | No
     return {name: value for name, value in evaluation.items() if name not in ("data", "resources")} | {"suites": own}
 
 
+def _study_of(name: str, spec: ArcticAblationSpec) -> "VariantStudy | SwarmStudy":
+    """Return the study of an ablation; a swarm's is told what it foretells."""
+    if spec.mixture is None:
+        return VariantStudy(name, spec)
+    from arctic_ablation.swarm.study import SwarmStudy  # only here: numpy takes memory
+
+    return SwarmStudy(name, spec, told={})
+
+
 class Observer:
     """Reads the cache, and fills it from the API server on demand."""
 
@@ -141,7 +153,7 @@ class Observer:
         self._read: dict[str, tuple[int, Spec | str]] = {}
         self._waiting: tuple[Sequence[tuple[str, Rival]], float] = ((), float("-inf"))
         self._subjects: dict[str, tuple[Manifest, Subject]] = {}
-        self._studies: dict[str, tuple[int, VariantStudy]] = {}
+        self._studies: dict[str, tuple[int, VariantStudy | SwarmStudy]] = {}
 
     async def look(self, key: Key) -> None:
         """Read an object and all of its children from the API server: what is not there now is gone."""
@@ -212,18 +224,24 @@ class Observer:
             revision, request = revision_of(made_of), annotations.get(DRAIN_REQUEST, "")
             return Inference(identity, generation, created, deleting, revision, spec, status, made_of, request)
         if isinstance(spec, ArcticAblationSpec):
-            study = self._study(identity, generation, spec)
-            return Ablation(identity, generation, deleting, study, read_status(ArcticAblationStatus, raw))
+            found = read_status(ArcticAblationStatus, raw)
+            return Ablation(identity, generation, deleting, self._study(identity, generation, spec, found), found)
         if isinstance(spec, ArcticEvaluationSpec):
             asked = read_status(ArcticEvaluationStatus, raw)
             return Evaluation(identity, generation, deleting, revision_of(manifest["spec"]), spec, asked)
         return Invalid(identity, generation, deleting, read_status(STATUSES[key.kind], raw), spec)
 
-    def _study(self, identity: Identity, generation: int, spec: ArcticAblationSpec) -> VariantStudy:
+    def _study(
+        self, identity: Identity, generation: int, spec: ArcticAblationSpec, status: ArcticAblationStatus
+    ) -> "VariantStudy | SwarmStudy":
         """Return the study of an ablation, made once a generation: it keeps the specification of each training."""
         known = self._studies.get(identity.uid)
         if known is None or known[0] != generation:
-            known = self._studies[identity.uid] = (generation, VariantStudy(identity.name, spec))
+            known = self._studies[identity.uid] = (generation, _study_of(identity.name, spec))
+        if not isinstance(known[1], VariantStudy):
+            known[1].hear(
+                {each.name: each.mixtures for each in status.foretold or () if each.digest == known[1].digest}
+            )
         return known[1]
 
     def _spec(self, manifest: Manifest, generation: int) -> Spec | str:
@@ -240,8 +258,8 @@ class Observer:
         problems = field_problems(manifest) if accepted else verdict(manifest)
         model = SPECS[manifest["kind"]]
         read: Any = "; ".join(map(str, problems)) if problems else model.model_validate(manifest["spec"])
-        if isinstance(read, ArcticAblationSpec) and read.mixture is None and not accepted:
-            read = fault(self._study(identity_of(manifest), generation, read)) or read
+        if isinstance(read, ArcticAblationSpec) and not accepted:
+            read = fault(_study_of(identity_of(manifest).name, read)) or read
         self._read[uid] = (generation, read)
         return read  # type: ignore[no-any-return]  # one of them by construction
 
@@ -319,7 +337,7 @@ class Observer:
             others=self._others(uid),
         )
 
-    def ablation_seen(self, ablation: Ablation) -> AblationSeen:
+    def ablation_seen(self, ablation: Ablation, refusals: Mapping[str, str]) -> AblationSeen:
         """Return all that is known about the trainings of an ablation, and of the one that it reuses."""
         trials = [trial_of(child) for child in self._owned(ablation.identity.uid, training_api.KIND)]
         reuse = ablation.spec.reuse
@@ -327,6 +345,10 @@ class Observer:
         return AblationSeen(
             trials={trial.name: trial for trial in trials},
             earlier=read_status(ArcticAblationStatus, (earlier or {}).get("status") or {}),
+            jobs=[job_of(child) for child in self._owned(ablation.identity.uid, "Job")],
+            pods=list(self._pods(ablation.identity.uid)),
+            nodes=self._nodes(),
+            refusals=refusals,
         )
 
     def evaluation_seen(self, evaluation: Evaluation, live: Live | None, refusals: Mapping[str, str]) -> EvaluationSeen:

@@ -355,7 +355,7 @@ class Reconciler:
             memory.remembered = plan.remembered
             return plan
         if isinstance(subject, Ablation):
-            return plan_ablation(subject, self.observer.ablation_seen(subject), now)
+            return plan_ablation(subject, self.observer.ablation_seen(subject, refusals), self._settings, now)
         if isinstance(subject, Evaluation):
             evaluated = self.observer.evaluation_seen(subject, self._followers.latest((key, "")), refusals)
             return plan_evaluation(subject, evaluated, self._settings, now)
@@ -370,7 +370,7 @@ class Reconciler:
         if look:
             self.observer.forget_unwatched(identity.uid)
         try:
-            if not isinstance(subject, Ablation) and (plan.create or plan.apply or plan.follow):
+            if plan.create or plan.follow or (plan.apply and not isinstance(subject, Ablation)):
                 login = isinstance(subject, Inference) and needs_login(subject.spec)
                 await self._keys.ensure(identity, look=look, login=login, new=new)
             for manifest in plan.apply:

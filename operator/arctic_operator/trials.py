@@ -1,14 +1,17 @@
 """What is read of an ablation and its trainings, reduced to what plans need."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arctic_ablation.study import VariantStudy
 from arctic_api.ablation import ArcticAblationSpec, ArcticAblationStatus
 from arctic_api.common import parse_tokens
 from arctic_api.training import ArcticTrainingStatus
-from arctic_operator.observed import Identity, conditions_of, read_status
+from arctic_operator.observed import Identity, Job, Node, Pod, conditions_of, read_status
+
+if TYPE_CHECKING:
+    from arctic_ablation.swarm.study import SwarmStudy  # which needs numpy
 
 Manifest = Mapping[str, Any]
 
@@ -20,7 +23,7 @@ class Ablation:
     identity: Identity
     generation: int
     deleting: bool
-    study: VariantStudy
+    study: "VariantStudy | SwarmStudy"
     status: ArcticAblationStatus
 
     @property
@@ -60,6 +63,14 @@ class AblationSeen:
     trials: Mapping[str, Trial] = field(default_factory=dict)
     earlier: ArcticAblationStatus = field(default_factory=ArcticAblationStatus)
     """Of the ablation that it reuses."""
+    jobs: Sequence[Job] = ()
+    """That foretell from a swarm."""
+    pods: Sequence[Pod] = ()
+    """Of these."""
+    nodes: Mapping[str, Node] | None = None
+    """None where nodes may not be read."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Why a Job has no pod, by its name, where that was asked for."""
 
 
 def trial_of(manifest: Manifest) -> Trial:

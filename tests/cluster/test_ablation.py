@@ -1,4 +1,4 @@
-"""An ablation on the real local cluster: twelve small trainings, a planted answer, and an operator that is killed."""
+"""Ablations on the real local cluster: small trainings, a planted answer, an operator that is killed, and a swarm."""
 
 import json
 import shutil
@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 from objects import Objects
 
+from arctic_ablation.swarm.draws import FORETOLD
 from arctic_cluster import Cluster
 from arctic_cluster.manifests import SYSTEM_NAMESPACE
 from arctic_cluster.paths import CORPUS, STORE
-from benchmarks.ablation import MIXTURES, STEPS, TOKENS_PER_STEP, halved
+from benchmarks.ablation import MIXTURES, STEPS, TOKENS_PER_STEP, halved, searched
 from benchmarks.planted import TARGET, write
 
 pytestmark = pytest.mark.timeout(900)
 
 MOUNTED = Path("/var/lib/arctic/corpus")
 FOLDER = "planted"
+RUNS = 8
+"""Of the swarm: the least that it may have."""
 
 
 @pytest.fixture
@@ -32,11 +35,14 @@ def objects(operator: Cluster, namespace: str) -> Iterator[Objects]:
     shutil.rmtree(operator.volumes / STORE / namespace, ignore_errors=True)
 
 
+def mounted(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return an ablation whose trainings have the corpus's claim."""
+    manifest["spec"]["training"]["template"] = {"volumes": [{"claimName": CORPUS, "mountPath": str(MOUNTED)}]}
+    return manifest
+
+
 def test_the_planted_mixture_is_found_in_half_the_tokens_though_the_operator_is_killed(objects: Objects) -> None:
-    manifest = halved(MOUNTED / FOLDER)
-    training = manifest["spec"]["training"]
-    training["template"] = {"volumes": [{"claimName": CORPUS, "mountPath": str(MOUNTED)}]}
-    objects.apply(manifest)
+    objects.apply(mounted(halved(MOUNTED / FOLDER)))
 
     def judged() -> list[dict[str, Any]]:
         return [trial for trial in objects.status("arcticablation", "halved").get("trials", ()) if trial.get("points")]
@@ -57,3 +63,21 @@ def test_the_planted_mixture_is_found_in_half_the_tokens_though_the_operator_is_
     assert status["tokens"] <= len(MIXTURES) * STEPS * TOKENS_PER_STEP / 2
     for name, points in before.items():
         assert trials[name]["points"][: len(points)] == points, "what was found is not found again"
+
+
+def test_a_swarm_is_trained_and_what_it_foretells_is_put_to_the_test(objects: Objects) -> None:
+    manifest = mounted(searched(MOUNTED / FOLDER, RUNS))
+    manifest["spec"]["mixture"]["confirm"] = 1
+    objects.apply(manifest)
+    status = objects.state("arcticablation", "searched", "Succeeded", limit=600)
+    assert status["planned"] == len(status["trials"]) == RUNS + 3
+    assert {trial["state"] for trial in status["trials"]} == {"Done"}
+    half, whole = status["foretold"]
+    assert set(whole["mixtures"]) == {"general", "enterprise", "reasoning"}
+    assert half["digest"] == whole["digest"]
+    assert {rank["name"] for rank in status["ranking"]} == {each["name"] for each in whole["forecasts"]}
+    tested = next(trial for trial in status["trials"] if trial["variant"] == FORETOLD)
+    [stage, *_] = objects.get("arctictraining", tested["name"])["spec"]["curriculum"]["stages"]
+    trained = " ".join(f"{name}:{weight:g}" for name, weight in stage["mixture"].items() if weight)
+    assert trained == whole["mixtures"][stage["name"]], "what was foretold is what was trained"
+    objects.eventually("the Jobs are gone", lambda: objects.labelled("jobs", "arctic.dev/name=searched") == [])

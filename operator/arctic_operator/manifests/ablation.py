@@ -1,15 +1,25 @@
-"""The trainings of an ablation, and what it leaves."""
+"""The trainings of an ablation, its own Jobs, and what it leaves."""
 
 import json
+from collections.abc import Mapping, Sequence
 
 from arctic_ablation.study import Step
 from arctic_ablation.variants import Wire
 from arctic_api import API_VERSION
-from arctic_api.training import KIND
-from arctic_operator.manifests.common import Manifest, best_name, child_metadata
-from arctic_operator.observed import Identity
+from arctic_api.ablation import AblationTask, ForetoldStatus
+from arctic_api.common import ClaimVolume
+from arctic_api.training import KIND, CheckpointVolume
+from arctic_api.world import STORE_FOLDER, AblationWorld, Label, Ports, TrialWord, run_folder
+from arctic_operator.manifests.common import Manifest, base_name, best_name, child_metadata, object_labels
+from arctic_operator.manifests.worker import network_policy, single_pod, without_devices, worker_template
+from arctic_operator.observed import COMPLETION_INDEX, Identity
+from arctic_operator.settings import Settings
+from arctic_operator.trials import Ablation
 
 BEST_FILE = "training.json"
+MODULE = "arctic_workers.ablation"
+RETRIES = 3
+GRACE_SECONDS = 5
 
 
 def trial(identity: Identity, step: Step) -> Manifest:
@@ -31,4 +41,89 @@ def best(identity: Identity, training: Wire) -> Manifest:
         "kind": "ConfigMap",
         "metadata": child_metadata(identity, best_name(identity)),
         "data": {BEST_FILE: json.dumps(training, indent=2) + "\n"},
+    }
+
+
+def ablation_folder(ablation: Ablation) -> str:
+    """Return the ablation's folder in its trainings' store, as its pods see it."""
+    identity = ablation.identity
+    return run_folder(_store(ablation), identity.namespace, identity.name, identity.uid)
+
+
+def _store(ablation: Ablation) -> str:
+    path = _volume(ablation).path
+    return f"{STORE_FOLDER}/{path}" if path else STORE_FOLDER
+
+
+def _volume(ablation: Ablation) -> CheckpointVolume:
+    volume = ablation.spec.training.checkpoint.volume
+    assert volume is not None, "the rules refuse a manifest without a checkpoint volume"
+    return volume
+
+
+def task_policy(identity: Identity, settings: Settings) -> Manifest:
+    """Return what stands beside an ablation's own Jobs."""
+    return network_policy(identity, base_name(identity), settings, _selector(identity))
+
+
+def _selector(identity: Identity) -> dict[str, str]:
+    return {Label.UID.value: identity.uid}
+
+
+def task_job(
+    ablation: Ablation,
+    name: str,
+    task: AblationTask,
+    told: Sequence[ForetoldStatus],
+    trials: Mapping[str, TrialWord],
+    settings: Settings,
+    *,
+    whole: bool = True,
+) -> Manifest:
+    """Return the Job that does one thing for an ablation, made once and never changed.
+
+    Args:
+        ablation: as it is.
+        name: of the Job.
+        task: what it is for.
+        told: what the swarm has foretold, as far as it has.
+        trials: what is known of the trainings, by name.
+        settings: the chart's.
+        whole: whether nothing is left to be trained.
+    """
+    identity, training, ports = ablation.identity, ablation.spec.training, Ports()
+    world = AblationWorld(
+        namespace=identity.namespace,
+        name=identity.name,
+        uid=identity.uid,
+        spec=ablation.spec,
+        task=task,
+        told={each.name: each.mixtures for each in told},
+        trials=dict(trials),
+        store=_store(ablation),
+        folder=ablation_folder(ablation),
+        whole=whole,
+    )
+    template = worker_template(
+        identity,
+        settings,
+        module=MODULE,
+        world=world,
+        rank_field=f"metadata.annotations['{COMPLETION_INDEX}']",
+        labels=object_labels(identity) | {Label.ROLE.value: "worker"},
+        selector=_selector(identity),
+        ports={"metrics": ports.metrics},
+        image=training.image,
+        claims=[ClaimVolume(claim_name=_volume(ablation).claim_name, mount_path=STORE_FOLDER, read_only=False)],
+        resources=None,
+        grace_seconds=GRACE_SECONDS,
+        priority_class=training.priority_class_name,
+        template=without_devices(training.template),
+        spec={"restartPolicy": "Never"},
+    )
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": child_metadata(identity, name, role="worker"),
+        "spec": single_pod(template, RETRIES),
     }

@@ -10,7 +10,6 @@ from arctic_api.world import (
     CREDENTIALS_FOLDER,
     STORE_FOLDER,
     EvaluationWorld,
-    ExitCode,
     Label,
     Ports,
     run_folder,
@@ -18,12 +17,11 @@ from arctic_api.world import (
 from arctic_operator.evaluations import Evaluation, Target
 from arctic_operator.manifests.common import Manifest, base_name, child_metadata, object_labels, stage_evaluation_name
 from arctic_operator.manifests.training import weights_claims
-from arctic_operator.manifests.worker import network_policy, worker_template
+from arctic_operator.manifests.worker import network_policy, single_pod, without_devices, worker_template
 from arctic_operator.observed import (
     COMPLETION_INDEX,
     GENERATION_ANNOTATION,
     REVISION_ANNOTATION,
-    WORKER_CONTAINER,
     Identity,
     Training,
 )
@@ -99,15 +97,7 @@ def evaluation_job(
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": child_metadata(identity, job_name(evaluation), role="worker", annotations=annotations),
-        "spec": {
-            "completionMode": "Indexed",
-            "completions": 1,
-            "parallelism": 1,
-            "backoffLimit": spec.retries,
-            "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {"rules": _failure_rules()},
-            "template": template,
-        },
+        "spec": single_pod(template, spec.retries),
     }
 
 
@@ -116,8 +106,6 @@ def stage_evaluation(training: Training, number: int, stage: str | None) -> Mani
     spec, volume = training.spec, training.spec.checkpoint.volume
     assert spec.evaluation is not None
     assert volume is not None, "the rules refuse a manifest without a checkpoint volume"
-    # Devices and neighbours are a world's: one pod evaluates, with resources of its own.
-    template = spec.template and spec.template.model_copy(update={"device_claims": None, "topology": None})
     made = ArcticEvaluationSpec(
         model=EvaluatedModel(training=training.identity.name, stage=stage),
         suites=spec.evaluation.data or [],
@@ -125,7 +113,7 @@ def stage_evaluation(training: Training, number: int, stage: str | None) -> Mani
         priority_class_name=spec.priority_class_name,
         image=spec.image,
         resources=spec.evaluation.resources,
-        template=template,
+        template=without_devices(spec.template),
     )
     return {
         "apiVersion": API_VERSION,
@@ -133,17 +121,3 @@ def stage_evaluation(training: Training, number: int, stage: str | None) -> Mani
         "metadata": child_metadata(training.identity, stage_evaluation_name(training.identity, number)),
         "spec": made.wire(),
     }
-
-
-def _failure_rules() -> list[Manifest]:
-    """Bad input is not tried again; drains, and pods that ended in order, are no failures."""
-
-    def on_exit(action: str, code: ExitCode) -> Manifest:
-        codes = {"containerName": WORKER_CONTAINER, "operator": "In", "values": [int(code)]}
-        return {"action": action, "onExitCodes": codes}
-
-    return [
-        on_exit("FailJob", ExitCode.BAD_INPUT),
-        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        on_exit("Ignore", ExitCode.INTERRUPTED),
-    ]

@@ -5,54 +5,92 @@ now, and once it goes on from a rung the status alone knows what it was like the
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from arctic_ablation.ranking import NoFigure, objective
-from arctic_ablation.study import Run, Step, VariantStudy, affordable
+from arctic_ablation.study import Found, Run, Step, VariantStudy, affordable
 from arctic_ablation.variants import VariantError
 from arctic_ablation.winner import best_manifest
-from arctic_api.ablation import PointStatus, TrialState, TrialStatus
+from arctic_api.ablation import ForetoldStatus, PointStatus, SwarmPart, TrialState, TrialStatus
 from arctic_api.common import parse_tokens
 from arctic_api.training import KIND as TRAINING
 from arctic_operator.manifests.ablation import best as best_config
 from arctic_operator.manifests.ablation import trial as trial_manifest
+from arctic_operator.observed import Trouble
+from arctic_operator.plan.ablation_pod import Task, plan_task, told_of
 from arctic_operator.plan.ablation_status import Outlook, ablation_status, found_of, is_finished
-from arctic_operator.plan.actions import Delete, Plan
+from arctic_operator.plan.actions import Delete, Plan, sooner
+from arctic_operator.settings import Settings
 from arctic_operator.trials import Ablation, AblationSeen, Trial
+
+NOTHING_FORETOLD = (
+    "NothingForetold",
+    "the pod has foretold nothing of these stages and sources: let operator and workers be of the same release",
+)
+if TYPE_CHECKING:
+    from arctic_ablation.swarm.study import SwarmStudy  # which needs numpy
 
 LOOK_SECONDS = 5.0
 """Trainings tell by their status; this is for what no event tells."""
-ON_A_LAPTOP = "a swarm's regression runs in `arctic ablate`, on one machine, and not yet here: write grid or changes"
 
 
-def plan_ablation(ablation: Ablation, seen: AblationSeen, now: datetime) -> Plan:
+def plan_ablation(ablation: Ablation, seen: AblationSeen, settings: Settings, now: datetime) -> Plan:
     """Return what to do for an ablation, and its status."""
     if ablation.deleting:
         return Plan()
     if is_finished(ablation.status, ablation.generation):
         return Plan(status=ablation.status.wire())
-    if ablation.spec.mixture is not None:
-        return Plan(
-            status=ablation_status(ablation, None, {}, Outlook("Failed", failed=("NotYetHere", ON_A_LAPTOP)), now)
-        )
-    study = ablation.study
+    case = _Case(ablation, seen, settings, now)
     try:
-        known = {run.name: _trial_status(ablation, seen, run) for run in study.all_runs({})}
+        known = case.known()
     except (VariantError, NoFigure) as error:
         outlook = Outlook("Failed", failed=(type(error).__name__, str(error)))
         return Plan(status=ablation_status(ablation, None, {}, outlook, now))
-    return _plan(ablation, seen, study, known, now)
+    return _plan(case, known)
 
 
-def _plan(
-    ablation: Ablation, seen: AblationSeen, study: VariantStudy, known: Mapping[str, TrialStatus], now: datetime
-) -> Plan:
+@dataclass(frozen=True)
+class _Case:
+    ablation: Ablation
+    seen: AblationSeen
+    settings: Settings
+    now: datetime
+
+    @property
+    def study(self) -> "VariantStudy | SwarmStudy":
+        return self.ablation.study
+
+    def known(self) -> dict[str, TrialStatus]:
+        """Return the status of each training that is known by now: what a swarm runs next hangs on what is found."""
+        spec = self.ablation.spec
+        found = {each.name: found_of(spec, each) for each in self.ablation.status.trials or ()}
+        return {run.name: _trial_status(self.ablation, self.seen, run) for run in self.study.all_runs(found)}
+
+    def holds(self, said: ForetoldStatus) -> bool:
+        """Whether what a pod has foretold is of the swarm that is written now."""
+        study = self.study
+        if isinstance(study, VariantStudy) or said.digest != study.digest:
+            return False
+        return study.space.read(said.mixtures) is not None
+
+    def status(self, known: Mapping[str, TrialStatus], outlook: Outlook) -> dict[str, Any]:
+        """Return the whole status; what was foretold before stays, if the outlook says nothing else."""
+        outlook = outlook if outlook.foretold else replace(outlook, foretold=told_of(self.ablation))
+        trained = {name: trial.tokens for name, trial in self.seen.trials.items()}
+        return ablation_status(self.ablation, self.study, known, outlook, self.now, trained)
+
+
+def _plan(case: _Case, known: Mapping[str, TrialStatus]) -> Plan:
+    ablation, seen, study = case.ablation, case.seen, case.study
     found = {name: found_of(ablation.spec, status) for name, status in known.items()}
-    trained = {name: trial.tokens for name, trial in seen.trials.items()}
     strangers = _strangers(ablation, seen, known)
     if _points(known) != _points({each.name: each for each in ablation.status.trials or ()}):
-        status = ablation_status(ablation, study, known, Outlook("Running"), now, trained)
-        return Plan(delete=strangers, status=status, requeue_after=0.1)
+        return Plan(delete=strangers, status=case.status(known, Outlook("Running")), requeue_after=0.1)
+    part = None if isinstance(study, VariantStudy) else study.due(found)
+    if part is not None:
+        return _foretell(case, part, known, strangers)
     steps = {step.run.name: step for step in study.steps(found)}
     running = [step for name, step in steps.items() if _is_under_way(step, seen.trials.get(name))]
     free = max(0, ablation.spec.parallelism - len(running))
@@ -61,16 +99,68 @@ def _plan(
     spent = sum(each.tokens for each in found.values()) + sum(step.cost(found) for step in running)
     chosen = affordable(wanted, found, budget, spent)
     if not running and not chosen:
-        best = best_manifest(ablation.identity.name, ablation.spec, study, found)
-        left = (best_config(ablation.identity, best),) if best else ()
-        status = ablation_status(ablation, study, known, _ending(best is not None, bool(wanted)), now, trained)
-        return Plan(apply=left, delete=strangers, status=status)
-    status = ablation_status(ablation, study, known, Outlook("Running"), now, trained)
+        return _end(case, known, found, strangers, short=bool(wanted))
     applied = tuple(trial_manifest(ablation.identity, step) for step in chosen)
-    return Plan(apply=applied, delete=strangers, status=status, requeue_after=LOOK_SECONDS)
+    status = case.status(known, Outlook("Running"))
+    return Plan(apply=applied, delete=strangers + _jobs(case), status=status, requeue_after=LOOK_SECONDS)
 
 
-def _ending(judged: bool, short: bool) -> Outlook:
+def _foretell(case: _Case, part: SwarmPart, known: Mapping[str, TrialStatus], strangers: tuple[Delete, ...]) -> Plan:
+    task = plan_task(case.ablation, case.seen, part, known, case.settings, case.now)
+    if task.report is not None:
+        said = task.report.foretold
+        if said is None or not case.holds(said):
+            return Plan(delete=strangers, status=case.status(known, Outlook("Failed", failed=NOTHING_FORETOLD)))
+        told = [*told_of(case.ablation), said]
+        return Plan(delete=strangers, status=case.status(known, Outlook("Running", foretold=told)), requeue_after=0.1)
+    if task.failed is not None:
+        return Plan(delete=strangers, status=case.status(known, Outlook("Failed", failed=task.failed)))
+    return _await(case, task, known, strangers, "Foretelling")
+
+
+def _await(
+    case: _Case, task: Task, known: Mapping[str, TrialStatus], strangers: tuple[Delete, ...], state: str
+) -> Plan:
+    return Plan(
+        apply=task.apply,
+        create=task.create,
+        delete=strangers + task.delete,
+        status=case.status(known, Outlook(state, trouble=task.trouble)),
+        short=task.short,
+        requeue_after=sooner(LOOK_SECONDS, task.requeue_after),
+        needs_fresh=bool(task.create),
+    )
+
+
+def _end(
+    case: _Case,
+    known: Mapping[str, TrialStatus],
+    found: Mapping[str, Found],
+    strangers: tuple[Delete, ...],
+    *,
+    short: bool,
+) -> Plan:
+    """Nothing runs and nothing may: the report is written, and what was found is told. `short` is whether of budget."""
+    ablation = case.ablation
+    best = best_manifest(ablation.identity.name, ablation.spec, case.study, found)
+    if best is None:
+        return Plan(delete=strangers + _jobs(case), status=case.status(known, _ending(judged=False, short=short)))
+    task = plan_task(ablation, case.seen, "report", known, case.settings, case.now, whole=not short)
+    if task.report is None and task.failed is None:
+        return _await(case, task, known, strangers, "Reporting")
+    trouble = Trouble("NoReport", task.failed[1]) if task.failed else None
+    ending = replace(_ending(judged=True, short=short), trouble=trouble, reported=trouble is None)
+    left = (best_config(ablation.identity, best),)
+    return Plan(apply=left, delete=strangers + _jobs(case), status=case.status(known, ending))
+
+
+def _jobs(case: _Case) -> tuple[Delete, ...]:
+    """Return the Jobs that have foretold: what they said is in the status."""
+    namespace = case.ablation.identity.namespace
+    return tuple(Delete("Job", namespace, job.name, job.uid) for job in case.seen.jobs if not job.deleting)
+
+
+def _ending(*, judged: bool, short: bool) -> Outlook:
     """Return what is said at the end: whether any variant was judged, and whether the budget was too small for all."""
     if not judged:
         return Outlook("Failed", failed=("AllTrialsFailed", "no training came to its first rung: see trials"))

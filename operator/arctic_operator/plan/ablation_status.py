@@ -1,15 +1,16 @@
 """An ablation's status. Pure."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from arctic_ablation.study import Found, Point, VariantStudy
-from arctic_api.ablation import ArcticAblationSpec, ArcticAblationStatus, RankStatus, TrialStatus
+from arctic_ablation.ranking import figures_of
+from arctic_ablation.study import Found, Point, Study
+from arctic_api.ablation import ArcticAblationSpec, ArcticAblationStatus, ForetoldStatus, RankStatus, TrialStatus
+from arctic_operator.manifests.ablation import ablation_folder
 from arctic_operator.manifests.common import best_name
-from arctic_operator.observed import INVALID_SPEC, format_time
+from arctic_operator.observed import INVALID_SPEC, Trouble, format_time
 from arctic_operator.plan.conditions import Conditions, find
 from arctic_operator.trials import Ablation
 
@@ -23,14 +24,17 @@ class Outlook:
     state: str
     failed: tuple[str, str] | None = None
     """Reason and sentence."""
+    trouble: Trouble | None = None
+    """What hinders it meanwhile."""
+    foretold: Sequence[ForetoldStatus] = ()
+    """What its swarm foretells."""
+    reported: bool = False
+    """Whether its folder has what was found."""
 
 
 def found_of(spec: ArcticAblationSpec, status: TrialStatus) -> Found:
-    """Return a training's status as a study reads it: each category as the mean of all, which gives that mean again."""
-    names = [f"perplexity/{category}" for category in spec.objective.perplexity]
-    points = [
-        Point(point.tokens, dict.fromkeys(names, math.exp(float(point.objective)))) for point in status.points or ()
-    ]
+    """Return a training's status as a study reads it."""
+    points = [Point(point.tokens, figures_of(spec.objective, float(point.objective))) for point in status.points or ()]
     return Found(points, status.message or "")
 
 
@@ -42,7 +46,7 @@ def is_finished(status: ArcticAblationStatus, generation: int) -> bool:
 
 def ablation_status(
     ablation: Ablation,
-    study: VariantStudy | None,
+    study: Study | None,
     trials: Mapping[str, TrialStatus],
     outlook: Outlook,
     now: datetime,
@@ -61,7 +65,8 @@ def ablation_status(
     conditions = Conditions(ablation.status.conditions, ablation.generation, now)
     broken = [trial for trial in trials.values() if trial.message]
     sentence = f"{len(broken)} trainings have failed; {broken[0].name}: {broken[0].message}" if broken else ""
-    conditions.set("Degraded", bool(broken), "TrialsFailed" if broken else "AsExpected", sentence)
+    trouble = outlook.trouble or (Trouble("TrialsFailed", sentence) if broken else None)
+    conditions.set("Degraded", bool(trouble), *((trouble.reason, trouble.message) if trouble else ("AsExpected",)))
     ended = outlook.state in ("Succeeded", "Failed")
     ranks = _ranking(ablation, study, trials) if study else []
     best = ranks[0].name if ranks else None
@@ -72,17 +77,19 @@ def ablation_status(
         state=outlook.state,
         observed_generation=ablation.generation,
         conditions=conditions.all(),
-        planned=len(trials) or None,
+        planned=study.planned() if study else None,
         tokens=sum(max(trial.tokens, trained.get(name, 0)) for name, trial in trials.items()),
         trials=list(trials.values()) or None,
         ranking=ranks or None,
+        foretold=list(outlook.foretold) or None,
         best=best,
+        folder=ablation_folder(ablation) if outlook.reported else None,
         best_config_map=best_name(ablation.identity) if ended and best else None,
         completion_time=(ablation.status.completion_time or format_time(now)) if ended else None,
     ).wire()
 
 
-def _ranking(ablation: Ablation, study: VariantStudy, trials: Mapping[str, TrialStatus]) -> list[RankStatus]:
+def _ranking(ablation: Ablation, study: Study, trials: Mapping[str, TrialStatus]) -> list[RankStatus]:
     found = {name: found_of(ablation.spec, trial) for name, trial in trials.items()}
     return [
         RankStatus(

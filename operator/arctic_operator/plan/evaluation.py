@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from arctic_api.world import EvaluationReport, ExitCode, Ports
+from arctic_api.world import EvaluationReport, Ports
 from arctic_operator.evaluations import Awaited, Evaluation, EvaluationSeen
 from arctic_operator.manifests.evaluation import evaluation_job, evaluation_policy
 from arctic_operator.observed import Job, Pod, Trouble
@@ -23,7 +23,8 @@ from arctic_operator.plan.conditions import (
 )
 from arctic_operator.plan.endings import NODE_LOST
 from arctic_operator.plan.evaluation_status import Outlook, evaluation_status, is_finished
-from arctic_operator.plan.words import evaluation_report_of, exit_of, failure_of
+from arctic_operator.plan.single_job import ending_of, last_words, lost, pods_of, present
+from arctic_operator.plan.words import evaluation_report_of
 from arctic_operator.settings import Settings
 
 LOOK_SECONDS = 5.0
@@ -55,7 +56,7 @@ def plan_evaluation(evaluation: Evaluation, seen: EvaluationSeen, settings: Sett
     job = next((job for job in seen.jobs if _is_current(evaluation, job)), None)
     if job is None or job.deleting:
         return _begin(case)
-    pods = [pod for pod in seen.pods if pod.owner is not None and pod.owner.uid == job.uid]
+    pods = pods_of(job, seen.pods)
     ending = _ending(job, pods)
     if ending is not None:
         # Each kind has a watch of its own, and the Job's may be ahead of the pods'.
@@ -111,7 +112,7 @@ def _is_lost(case: _Case, pod: Pod) -> bool:
 
 
 def _during(case: _Case, job: Job, pods: Sequence[Pod]) -> Plan:
-    pod = max(pods, key=lambda pod: (not pod.ended, pod.created), default=None)
+    pod = present(pods)
     if pod and not pod.ended and _is_lost(case, pod):
         return _give_up(case, pod)
     return Plan(
@@ -132,7 +133,7 @@ def _give_up(case: _Case, pod: Pod) -> Plan:
 
     That one knows of no failures: a node's loss is none, and earlier ones are forgotten with it.
     """
-    words = f"node {pod.node} of pod {pod.name} can't be reached: another pod goes on with what is not yet answered"
+    words = f"{lost(pod)}: another pod goes on with what is not yet answered"
     return Plan(
         delete=_strangers(case, None),
         status=case.status(Outlook("Restarting", trouble=Trouble(NODE_LOST, words))),
@@ -145,39 +146,30 @@ def _outlook(case: _Case, job: Job, pod: Pod | None) -> Outlook:
     if pod is None:
         return Outlook("Starting", trouble=refusal_of(job.name, case.seen.refusals))
     if pod.ended:
-        return Outlook("Restarting", trouble=Trouble("Restarting", _last_words(pod)))
+        return Outlook("Restarting", trouble=Trouble("Restarting", last_words(pod, evaluation_report_of(pod))))
     trouble = trouble_of([pod], MORE_MEMORY)
     return Outlook("Running" if pod.ready_since else "Starting", trouble=trouble)
 
 
 def _ending(job: Job, pods: Sequence[Pod]) -> Outlook | None:
     """Return how an evaluation ended, None while it has not."""
-    by_age = sorted(pods, key=lambda pod: pod.created, reverse=True)
-    done = next((pod for pod in by_age if pod.exit_code == ExitCode.DONE), None)
-    if done is not None or job.complete:
-        report = evaluation_report_of(done)
-        words = (report.message if report else "") or "all suites were run"
-        lost = "the pod's last word is lost: what it found is in results.json"
-        return Outlook("Succeeded", succeeded=words if report else lost, report=report)
-    refused = next((pod for pod in by_age if pod.exit_code == ExitCode.BAD_INPUT), None)
-    if refused is not None:
-        return _failure(refused, "BadInput")
-    if job.failed:
-        failed = next((pod for pod in by_age if pod.ended), None)
-        if failed is None:
+    match ending_of(job, pods):
+        case None:
+            return None
+        case "done", done:
+            report = evaluation_report_of(done)
+            words = (report.message if report else "") or "all suites were run"
+            unknown = "the pod's last word is lost: what it found is in results.json"
+            return Outlook("Succeeded", succeeded=words if report else unknown, report=report)
+        case "refused", Pod() as pod:
+            return _failure(pod, "BadInput")
+        case _, None:
             return Outlook("Failed", failed=(job.reason or "JobFailed", job.message or "its Job failed"))
-        return _failure(failed, job.reason or "JobFailed")
-    return None
+        case _, pod:
+            return _failure(pod, job.reason or "JobFailed")
 
 
 def _failure(pod: Pod, reason: str) -> Outlook:
     report: EvaluationReport | None = evaluation_report_of(pod)
     told = report.reason if report and report.reason else reason
-    return Outlook("Failed", failed=(told, _last_words(pod)), report=report)
-
-
-def _last_words(pod: Pod) -> str:
-    report = evaluation_report_of(pod)
-    if report is not None and report.message:
-        return report.message
-    return failure_of(pod) if pod.failure else exit_of(pod)
+    return Outlook("Failed", failed=(told, last_words(pod, report)), report=report)

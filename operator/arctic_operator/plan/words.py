@@ -6,10 +6,10 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from arctic_api.common import REASON_PATTERN
-from arctic_api.world import EvaluationReport, Report
+from arctic_api.world import AblationReport, EvaluationReport, Report
 from arctic_operator.observed import WORKER_CONTAINER, Pod
 
-_Left = TypeVar("_Left", Report, EvaluationReport)
+_Left = TypeVar("_Left", Report, EvaluationReport, AblationReport)
 
 OUT_OF_MEMORY = "OOMKilled"
 """Reason of a container that the kernel killed, or one of whose processes it killed, for its memory."""
@@ -26,6 +26,11 @@ def report_of(pod: Pod | None) -> Report | None:
 def evaluation_report_of(pod: Pod | None) -> EvaluationReport | None:
     """Return what the pod of an evaluation left in its termination message, None if that is no report."""
     return _left_by(pod, EvaluationReport)
+
+
+def ablation_report_of(pod: Pod | None) -> AblationReport | None:
+    """Return what the pod of an ablation left in its termination message, None if that is no report."""
+    return _left_by(pod, AblationReport)
 
 
 def _left_by(pod: Pod | None, kind: type[_Left]) -> _Left | None:

@@ -61,7 +61,7 @@ def test_the_foretold_curriculum_is_better_and_its_loss_within_the_interval(sear
     forecast = made["swarm"]["forecasts"][FORETOLD]
     assert all(forecast["low"] <= value <= forecast["high"] for value in made["swarm"]["confirmed"][FORETOLD])
     best = min(truth(weights, 1.0) for weights in study.space.candidates(1000, 0))
-    gained = truth(study.space.proportional(), 1.0) - truth(study.outlook(found).weights, 1.0)
+    gained = truth(study.space.proportional(), 1.0) - truth(study.foretell("whole", found).weights, 1.0)
     assert gained > 0.75 * (truth(study.space.proportional(), 1.0) - best)
 
 
@@ -82,7 +82,7 @@ def test_the_interval_holds_at_what_was_chosen_and_is_no_wider_than_it_must_be(m
 
 def test_more_of_what_the_objective_is_made_of_helps_and_of_other_text_hurts(searched):
     _, study, found = searched
-    effects = {(effect.stage, effect.source): effect for effect in study.outlook(found).effects}
+    effects = {(effect.stage, effect.source): effect for effect in study.foretell("whole", found).effects}
     assert effects["late", "python"].change < 0 < effects["late", "books"].change
 
 
@@ -90,7 +90,7 @@ def test_the_winner_is_a_training_with_the_foretold_mixtures(searched):
     spec, study, found = searched
     best = results("search", spec, study, found, whole=True)["best"]
     mixtures = [stage["mixture"] for stage in best["spec"]["curriculum"]["stages"]]
-    assert mixtures == [study.space.named(row) for row in study.outlook(found).weights]
+    assert mixtures == [study.space.named(row) for row in study.foretell("whole", found).weights]
     assert best["spec"]["seed"] == 0
     assert "evaluation" not in best["spec"]
 
@@ -115,7 +115,7 @@ def test_runs_that_failed_are_left_out(make, failing):
     study, found = SwarmStudy("search", make(mixture={"runs": 8})), {}
     train(study, found, failing)
     assert study.is_foretold(found)
-    assert len(study.outlook(found).errors) == 7
+    assert len(study.foretell("whole", found).errors) == 7
 
 
 def test_a_swarm_of_which_too_few_came_to_their_end_says_so(make):

@@ -20,7 +20,7 @@ def test_images_install_extras_that_there_are() -> None:
     assert asked == {
         "gateway": set(),
         "operator": {"operator", "tracing"},
-        "worker": {"training", "inference", "evaluation", "tracing"},
+        "worker": {"training", "inference", "evaluation", "ablation", "tracing"},
         "worker-vllm": {"vllm", "tracing"},
         "worker-tensorrt-llm": set(),
     }

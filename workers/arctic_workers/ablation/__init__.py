@@ -1,1 +1,1 @@
-"""What an ablation has found as a page: `arctic_ablation` has what is found, and how."""
+"""The pod of an ablation, and the page that it leaves: `arctic_ablation` has what is found, and how."""

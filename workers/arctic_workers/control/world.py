@@ -5,9 +5,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from arctic_api.world import WORLD_VARIABLE, EvaluationWorld, TrainingWorld
+from arctic_api.world import WORLD_VARIABLE, AblationWorld, EvaluationWorld, TrainingWorld
 
-_Told = TypeVar("_Told", TrainingWorld, EvaluationWorld)
+_Told = TypeVar("_Told", TrainingWorld, EvaluationWorld, AblationWorld)
 
 
 class BadWorld(Exception):  # noqa: N818 - a refusal

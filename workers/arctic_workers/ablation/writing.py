@@ -1,4 +1,4 @@
-"""What an ablation leaves in its folder: results, report and the winner's manifest; and what it says at the end."""
+"""What an ablation leaves in its folder: results, report and the winner's manifest."""
 
 import io
 from collections.abc import Mapping
@@ -17,24 +17,14 @@ RESULTS, REPORT, BEST = "results.json", "report.html", "best.yaml"
 
 def write(
     folder: Path, name: str, spec: ArcticAblationSpec, study: Study, found: Mapping[str, Found], *, whole: bool
-) -> str:
-    """Write everything into the folder of an ablation, and return it in short for people."""
+) -> Results:
+    """Write everything into the folder of an ablation, and return what was found."""
     made = results(name, spec, study, found, whole=whole)
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULTS, made)
     write_atomically(folder / REPORT, page(made).encode())
-    lines = [*_ranking(made), f"report: {folder / REPORT}"]
     if made["best"] is not None:
         stream = io.StringIO()
         YAML(typ="safe", pure=True).dump(made["best"], stream)
         write_atomically(folder / BEST, stream.getvalue().encode())
-        lines.append(f"best: {folder / BEST}")
-    return "\n".join(lines)
-
-
-def _ranking(made: Results) -> list[str]:
-    shown = []
-    for place, rank in enumerate(made["ranking"][:10], 1):
-        interval = rank["interval"]
-        sure = f" ({interval[0]:.4f} to {interval[1]:.4f} over {rank['seeds']} seeds)" if interval else ""
-        shown.append(f"{place:2}. {rank['variant']}: {rank['objective']:.4f}{sure} after {rank['tokens']:,} tokens")
-    return [*shown, f"{made['tokens']:,} tokens trained, of {made['tokens of all']:,} if nothing were stopped early"]
+    return made

@@ -1,0 +1,171 @@
+"""An API server with controllers of trainings and Jobs, for plans of ablations: the operator keeps nothing."""
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from arctic_ablation.study import VariantStudy
+from arctic_ablation.swarm.study import SwarmStudy
+from arctic_ablation.variants import total_tokens
+from arctic_api.ablation import ArcticAblationSpec, ArcticAblationStatus
+from arctic_api.common import parse_tokens
+from arctic_api.world import AblationReport, AblationWorld
+from arctic_operator.observed import Identity, Node, Owner, Pod, job_of
+from arctic_operator.plan.ablation import plan_ablation
+from arctic_operator.plan.actions import Plan
+from arctic_operator.settings import Settings
+from arctic_operator.trials import Ablation, AblationSeen, trial_of
+
+IDENTITY = Identity("ArcticAblation", "team", "rates", "0a1b2c3d-0000-4000-8000-000000000009")
+SETTINGS = Settings(namespace="arctic", worker_image="worker:1", gateway_image="gateway:1")
+START = datetime(2026, 1, 1, tzinfo=UTC)
+Manifest = dict[str, Any]
+
+
+def _reported(_: AblationWorld) -> AblationReport:
+    return AblationReport(outcome="succeeded")
+
+
+class World:
+    """What the operator wrote is all that there is.
+
+    Args:
+        ablation: its specification.
+        loss: of a training, by its specification and the tokens that it has.
+        do: what the pod of a Job does.
+    """
+
+    def __init__(
+        self,
+        ablation: ArcticAblationSpec,
+        loss: Callable[[Manifest, int], float],
+        do: Callable[[AblationWorld], AblationReport] = _reported,
+    ) -> None:
+        self._loss, self._do = loss, do
+        self.generation, self.seconds = 0, 0.0
+        self.status: Manifest = {}
+        self.trainings: dict[str, Manifest] = {}
+        self.jobs: dict[str, Manifest] = {}
+        self.pods: dict[str, Pod] = {}
+        self.nodes: dict[str, Node] | None = None
+        self.earlier = ArcticAblationStatus()
+        self.best: Manifest = {}
+        self.jobs_made = 0
+        self.edit(ablation)
+
+    def edit(self, ablation: ArcticAblationSpec) -> None:
+        """Apply another specification."""
+        self.spec, self.generation = ablation, self.generation + 1
+
+    @property
+    def now(self) -> datetime:
+        """The time."""
+        return START + timedelta(seconds=self.seconds)
+
+    def visit(self) -> Plan:
+        """Let an operator that knows nothing look at it, and do what it plans."""
+        self.seconds += 1
+        status = ArcticAblationStatus.model_validate(copy.deepcopy(self.status))
+        ablation = Ablation(IDENTITY, self.generation, False, self._study(status), status)
+        seen = AblationSeen(
+            trials={name: trial_of(each) for name, each in self.trainings.items()},
+            earlier=self.earlier,
+            jobs=[job_of(job) for job in self.jobs.values()],
+            pods=list(self.pods.values()),
+            nodes=self.nodes,
+        )
+        plan = plan_ablation(ablation, seen, SETTINGS, self.now)
+        for manifest in plan.apply:
+            self._apply(manifest)
+        for manifest in plan.create:
+            self._create(manifest)
+        for delete in plan.delete:
+            del (self.jobs if delete.kind == "Job" else self.trainings)[delete.name]
+        if plan.status is not None:
+            self.status = plan.status
+        return plan
+
+    def _study(self, status: ArcticAblationStatus) -> VariantStudy | SwarmStudy:
+        if self.spec.mixture is None:
+            return VariantStudy(IDENTITY.name, self.spec)
+        study = SwarmStudy(IDENTITY.name, self.spec, told={})
+        study.hear({each.name: each.mixtures for each in status.foretold or () if each.digest == study.digest})
+        return study
+
+    def _apply(self, manifest: Manifest) -> None:
+        if manifest["kind"] == "ConfigMap":
+            self.best = json.loads(manifest["data"]["training.json"])
+        elif manifest["kind"] == "ArcticTraining":
+            name = manifest["metadata"]["name"]
+            known = self.trainings.get(name, {"metadata": {"uid": name}, "status": {}})
+            metadata = manifest["metadata"] | known["metadata"] | {"name": name}
+            self.trainings[name] = manifest | {"metadata": metadata, "status": known["status"]}
+
+    def _create(self, manifest: Manifest) -> None:
+        name, self.jobs_made = manifest["metadata"]["name"], self.jobs_made + 1
+        assert name not in self.jobs
+        uid = f"job-{self.jobs_made}"
+        metadata = manifest["metadata"] | {"uid": uid, "creationTimestamp": self.now.isoformat()}
+        self.jobs[name] = manifest | {"metadata": metadata}
+        self.pods[uid] = Pod(
+            f"{name}-0", f"pod-{uid}", 0, "Running", self.now, owner=Owner("Job", name, uid), node="n0"
+        )
+
+    def told(self) -> AblationWorld:
+        """What the pod of the Job that there is was told."""
+        [job] = self.jobs.values()
+        [container] = job["spec"]["template"]["spec"]["containers"]
+        variables = {item["name"]: item.get("value") for item in container["env"]}
+        return AblationWorld.model_validate_json(variables["ARCTIC_WORLD"])
+
+    def pod(self) -> Pod:
+        """The pod of the Job that there is."""
+        [job] = self.jobs.values()
+        return self.pods[job["metadata"]["uid"]]
+
+    def end(self, code: int = 0, report: AblationReport | None = None) -> None:
+        """Let that pod do what it is for, or end with another code and report."""
+        word = (report or self._do(self.told())).model_dump_json(by_alias=True)
+        phase, pod = "Failed" if code else "Succeeded", self.pod()
+        self.pods[pod.uid.removeprefix("pod-")] = replace(pod, phase=phase, exit_code=code, exit_message=word)
+
+    def running(self) -> list[str]:
+        """Trainings that are not where they may go."""
+        return [name for name, each in self.trainings.items() if each["status"].get("tokens", 0) < _goal(each)]
+
+    def train(self, name: str) -> None:
+        """Let a training come to where it may go."""
+        training, goal = self.trainings[name], _goal(self.trainings[name])
+        [category, *_] = self.spec.objective.perplexity
+        training["status"] = {
+            "state": "Suspended" if goal < total_tokens(training["spec"]) else "Succeeded",
+            "tokens": goal,
+            "evaluation": {f"perplexity/{category}": f"{math.exp(self._loss(training['spec'], goal)):.4f}"},
+        }
+
+    def live(self, choose: Callable[[list[str]], list[str]] = list, until: Callable[[], bool] = bool) -> None:
+        """Let time pass until the ablation has ended, or something is so; `choose` says who trains on."""
+        for _ in range(500):
+            self.visit()
+            if self.status["state"] in ("Succeeded", "Failed") or until():
+                return
+            running = self.running()
+            assert len(running) <= self.spec.parallelism, "no more trainings at a time than may be"
+            for name in choose(running):
+                self.train(name)
+            if self.jobs and not self.pod().ended:
+                self.end()
+        raise AssertionError("it has not ended")
+
+    def condition(self, kind: str) -> Manifest:
+        """A condition of the status."""
+        found: Manifest = next(each for each in self.status["conditions"] if each["type"] == kind)
+        return found
+
+
+def _goal(training: Manifest) -> int:
+    return min(parse_tokens(training["spec"]["suspendAt"]), total_tokens(training["spec"]))
