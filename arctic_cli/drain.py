@@ -1,15 +1,10 @@
 """`arctic drain`: has one group of a service finish its requests and be made anew, and waits until it is gone."""
 
-import time
-import uuid
-
 import click
 
 from arctic_api.inference import KIND
 from arctic_api.world import DRAIN_REQUEST, Label, group_index
 from arctic_cli.on_cluster import Manifest, OnCluster
-
-POLL_SECONDS = 1.0
 
 
 @click.command()
@@ -22,22 +17,18 @@ def drain(service: str, group: int | None, namespace: str | None, timeout: float
 
     Another one takes its place first where rollout.maxSurge allows; it fares as the groups on a node that is drained.
     """
-    cluster, token = OnCluster(namespace), uuid.uuid4().hex[:12]
+    cluster = OnCluster(namespace)
     number = _only_group(cluster, service) if group is None else group
-    manifest = cluster.patch(KIND, service, {"metadata": {"annotations": {DRAIN_REQUEST: f"{number}/{token}"}}})
-    deadline = time.monotonic() + timeout
-    while (answer := _answer(manifest, token)).get("state") in (None, "Draining"):
-        if time.monotonic() > deadline:
-            raise click.ClickException(
-                f"{service}: group {number} is there still after {timeout:.0f} s (state "
-                f"{manifest.get('status', {}).get('state')}, {answer.get('message', 'not answered')}); "
-                f"status.drainRequest with the token {token} says when it is gone"
-            )
-        time.sleep(POLL_SECONDS)
-        manifest = cluster.get(KIND, service)
-    if answer["state"] == "Refused":
-        raise click.ClickException(f"{service}: {answer['message']}")
-    click.echo(f"{service}: {answer['message']}")
+    answer = cluster.request(KIND, service, DRAIN_REQUEST, "drainRequest", timeout, of=str(number), over=_is_over)
+    if not answer.over:
+        raise click.ClickException(
+            f"{service}: group {number} is there still after {timeout:.0f} s (state {answer.state}, "
+            f"{answer.said.get('message', 'not answered')}); "
+            f"status.drainRequest with the token {answer.token} says when it is gone"
+        )
+    if answer.said["state"] == "Refused":
+        raise click.ClickException(f"{service}: {answer.said['message']}")
+    click.echo(f"{service}: {answer.said['message']}")
 
 
 def _only_group(cluster: OnCluster, service: str) -> int:
@@ -51,7 +42,5 @@ def _only_group(cluster: OnCluster, service: str) -> int:
     return numbers[0]
 
 
-def _answer(manifest: Manifest, token: str) -> Manifest:
-    """Return what the status says of a request; empty before it says anything."""
-    answer: Manifest = manifest.get("status", {}).get("drainRequest", {})
-    return answer if answer.get("token") == token else {}
+def _is_over(said: Manifest) -> bool:
+    return said.get("state") not in (None, "Draining")

@@ -1,7 +1,5 @@
 """`arctic pause|resume|checkpoint|stop`: how a running training is told, on a cluster by its manifest."""
 
-import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +8,9 @@ import click
 from arctic_api.training import KIND
 from arctic_api.world import CHECKPOINT_REQUEST
 from arctic_cli.local import DEFAULT_NAMESPACE, volumes_option
-from arctic_cli.on_cluster import Manifest, OnCluster
+from arctic_cli.on_cluster import OnCluster
 from arctic_cli.running import ends_with, tell
 from arctic_cluster.paths import default_volumes
-
-POLL_SECONDS = 1.0
 
 
 def _on_a_training(command: Callable[..., None]) -> Callable[..., None]:
@@ -82,20 +78,10 @@ def checkpoint(name: str, namespace: str | None, local: bool, volumes: Path | No
     """Have a training write a checkpoint now, and wait until it is committed."""
     if local:
         return _tell_local(name, namespace, volumes, "checkpoint")
-    cluster, token = _cluster(namespace), uuid.uuid4().hex[:12]
-    manifest = cluster.patch(KIND, name, {"metadata": {"annotations": {CHECKPOINT_REQUEST: token}}})
-    deadline = time.monotonic() + timeout
-    while (answer := _answer(manifest)).get("token") != token:
-        if time.monotonic() > deadline:
-            raise click.ClickException(
-                f"{name}: no checkpoint within {timeout:.0f} s (state {manifest.get('status', {}).get('state')}); it "
-                f"is written as soon as the training can, and status.checkpointRequest has the token {token} then"
-            )
-        time.sleep(POLL_SECONDS)
-        manifest = cluster.get(KIND, name)
-    return click.echo(f"{name}: the checkpoint of step {answer['step']} is committed: {answer['uri']}")
-
-
-def _answer(manifest: Manifest) -> Manifest:
-    answer: Manifest = manifest.get("status", {}).get("checkpointRequest", {})
-    return answer
+    answer = _cluster(namespace).request(KIND, name, CHECKPOINT_REQUEST, "checkpointRequest", timeout)
+    if not answer.over:
+        raise click.ClickException(
+            f"{name}: no checkpoint within {timeout:.0f} s (state {answer.state}); it is written as soon as the "
+            f"training can, and status.checkpointRequest has the token {answer.token} then"
+        )
+    return click.echo(f"{name}: the checkpoint of step {answer.said['step']} is committed: {answer.said['uri']}")

@@ -1,7 +1,10 @@
 """The objects of a cluster as commands see them: by the kubeconfig, in one namespace, with errors as sentences."""
 
 import json
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,7 +16,22 @@ from arctic_api.world import Label
 from arctic_cli.local import DEFAULT_NAMESPACE
 
 REQUEST_SECONDS = 30
+POLL_SECONDS = 1.0
 Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the status of an object has said, when it was last looked at, of what was asked of it."""
+
+    token: str
+    """By which it is known from earlier ones."""
+    over: bool
+    """Whether it was the last word."""
+    said: Manifest
+    """Empty if nothing was said."""
+    state: str | None
+    """Of the object."""
 
 
 class OnCluster:
@@ -51,6 +69,35 @@ class OnCluster:
         patch = partial(self._custom.patch_namespaced_custom_object, _content_type=f"application/{content}+json")
         changed: Manifest = self._ask(patch, *self._of(KINDS[kind]), name, change)
         return changed
+
+    def request(
+        self,
+        kind: str,
+        name: str,
+        annotation: str,
+        field: str,
+        timeout: float,
+        *,
+        of: str = "",
+        over: Callable[[Manifest], bool] = bool,
+    ) -> Answer:
+        """Ask an object of ours for something by an annotation, and wait for the last word of its status, or a time.
+
+        Args:
+            annotation: what is set to a new token.
+            field: of the status, which has the token when it answers.
+            timeout: seconds.
+            of: stands before the token, if anything, with a slash.
+            over: whether an answer, empty before there is one, is the last word.
+        """
+        token = uuid.uuid4().hex[:12]
+        value = f"{of}/{token}" if of else token
+        manifest = self.patch(kind, name, {"metadata": {"annotations": {annotation: value}}})
+        deadline = time.monotonic() + timeout
+        while not (answer := _answer(manifest, field, token, over)).over and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            manifest = self.get(kind, name)
+        return answer
 
     def pods(self, kind: str, name: str) -> list[Manifest]:
         """Return the pods of an object of ours, by name."""
@@ -98,6 +145,13 @@ class OnCluster:
             raise click.ClickException(_sentence(error)) from error
         except HTTPError as error:
             raise click.ClickException(f"the cluster can't be reached: {error}") from error
+
+
+def _answer(manifest: Manifest, field: str, token: str, over: Callable[[Manifest], bool]) -> Answer:
+    status = manifest.get("status", {})
+    said = status.get(field, {})
+    said = said if said.get("token") == token else {}
+    return Answer(token, over(said), said, status.get("state"))
 
 
 def _lines(parts: Iterable[bytes]) -> Iterator[str]:
