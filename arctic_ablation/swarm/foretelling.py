@@ -14,7 +14,7 @@ from arctic_api.ablation import ArcticAblationSpec
 
 CANDIDATES, ROUNDS, KEPT = 4000, 6, 40
 """Mixtures to choose from, how often the best of them are varied, and how many these are."""
-CAUTION = 1.0
+CAUTION = 2.0
 """Standard deviations that are added to what is foretold, for the choice alone: what is not known is no hope."""
 EARLIEST = 0.2
 """Share of a run before which its curve says little of its end."""

@@ -62,7 +62,7 @@ def test_the_foretold_curriculum_is_better_and_its_loss_within_the_interval(sear
     assert all(forecast["low"] <= value <= forecast["high"] for value in made["swarm"]["confirmed"][FORETOLD])
     best = min(truth(weights, 1.0) for weights in study.space.candidates(1000, 0))
     gained = truth(study.space.proportional(), 1.0) - truth(study.foretell("whole", found).weights, 1.0)
-    assert gained > 0.75 * (truth(study.space.proportional(), 1.0) - best)
+    assert gained > 2 / 3 * (truth(study.space.proportional(), 1.0) - best)
 
 
 def test_the_interval_holds_at_what_was_chosen_and_is_no_wider_than_it_must_be(make):
