@@ -123,6 +123,9 @@ class ArcticAblationSpec(Resource):
     """Stops the poor early; if unset all are trained to their end."""
     budget: Tokens | None = None
     """Tokens that all trainings together may take; nothing begins that would take more."""
+    budget_gpu_hours: PositiveFloat | None = Field(None, alias="budgetGPUHours")
+    """The same in GPU hours, as the trainings count them (`gpuHours`), by what a token has taken so far; on a cluster
+    alone."""
     parallelism: Annotated[int, Field(ge=1, le=256)] = 1
     """Trainings at a time."""
     reuse: ObjectName | None = None
@@ -209,6 +212,8 @@ class ArcticAblationStatus(Resource):
     """Trainings that are planned, if none is stopped early."""
     tokens: int | None = None
     """Tokens trained so far, over all trainings."""
+    gpu_hours: str | None = None
+    """GPU hours so far, over all trainings."""
     trials: list[TrialStatus] | None = Field(None, json_schema_extra=MAP_BY_NAME)
     """The trainings."""
     ranking: list[RankStatus] | None = Field(None, json_schema_extra=MAP_BY_NAME)

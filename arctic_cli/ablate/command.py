@@ -29,6 +29,10 @@ def ablate(file: Path, volumes: Path | None, dry_run: bool, tokens_per_second: f
     """
     manifest, volumes = load_one(file, KIND), volumes or default_volumes()
     spec = ArcticAblationSpec.model_validate(manifest["spec"])
+    if spec.budget_gpu_hours is not None:
+        raise ManifestError(
+            f"{file}: spec.budgetGPUHours: GPU hours are counted on a cluster alone: write budget, in tokens"
+        )
     study = study_of(manifest["metadata"]["name"], spec)
     _check(file, study, spec, volumes, manifest)
     if dry_run:

@@ -47,6 +47,7 @@ class Trial:
     failed: str
     """Why it has failed for good; empty for one that has not."""
     deleting: bool
+    gpu_hours: float = 0.0
 
     @property
     def rests(self) -> bool:
@@ -88,4 +89,5 @@ def trial_of(manifest: Manifest) -> Trial:
         figures={name: float(value) for name, value in (status.evaluation or {}).items()},
         failed=words if failed.get("status") == "True" and status.completion_time else "",
         deleting="deletionTimestamp" in metadata,
+        gpu_hours=float(status.gpu_hours or 0),
     )

@@ -24,6 +24,8 @@ IDENTITY = Identity("ArcticAblation", "team", "rates", "0a1b2c3d-0000-4000-8000-
 SETTINGS = Settings(namespace="arctic", worker_image="worker:1", gateway_image="gateway:1")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 Manifest = dict[str, Any]
+HOURS_A_TOKEN = 1e-5
+"""GPU hours that a token takes."""
 
 
 def _reported(_: AblationWorld) -> AblationReport:
@@ -144,6 +146,7 @@ class World:
         training["status"] = {
             "state": "Suspended" if goal < total_tokens(training["spec"]) else "Succeeded",
             "tokens": goal,
+            "gpuHours": f"{goal * HOURS_A_TOKEN:.3f}",
             "evaluation": {f"perplexity/{category}": f"{math.exp(self._loss(training['spec'], goal)):.4f}"},
         }
 

@@ -4,6 +4,7 @@ What a training has come to is written into the status before anything follows f
 now, and once it goes on from a rung the status alone knows what it was like there.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,7 +14,7 @@ from arctic_ablation.ranking import NoFigure, objective
 from arctic_ablation.study import Found, Run, Step, VariantStudy, affordable
 from arctic_ablation.variants import VariantError
 from arctic_ablation.winner import best_manifest
-from arctic_api.ablation import ForetoldStatus, PointStatus, SwarmPart, TrialState, TrialStatus
+from arctic_api.ablation import ArcticAblationSpec, ForetoldStatus, PointStatus, SwarmPart, TrialState, TrialStatus
 from arctic_api.common import parse_tokens
 from arctic_api.training import KIND as TRAINING
 from arctic_operator.manifests.ablation import best as best_config
@@ -78,8 +79,7 @@ class _Case:
     def status(self, known: Mapping[str, TrialStatus], outlook: Outlook) -> dict[str, Any]:
         """Return the whole status; what was foretold before stays, if the outlook says nothing else."""
         outlook = outlook if outlook.foretold else replace(outlook, foretold=told_of(self.ablation))
-        trained = {name: trial.tokens for name, trial in self.seen.trials.items()}
-        return ablation_status(self.ablation, self.study, known, outlook, self.now, trained)
+        return ablation_status(self.ablation, self.study, known, outlook, self.now, self.seen.trials)
 
 
 def _plan(case: _Case, known: Mapping[str, TrialStatus]) -> Plan:
@@ -95,7 +95,7 @@ def _plan(case: _Case, known: Mapping[str, TrialStatus]) -> Plan:
     running = [step for name, step in steps.items() if _is_under_way(step, seen.trials.get(name))]
     free = max(0, ablation.spec.parallelism - len(running))
     wanted = [step for step in steps.values() if step not in running][:free]
-    budget = None if ablation.spec.budget is None else parse_tokens(ablation.spec.budget)
+    budget = _budget(ablation.spec, seen)
     spent = sum(each.tokens for each in found.values()) + sum(step.cost(found) for step in running)
     chosen = affordable(wanted, found, budget, spent)
     if not running and not chosen:
@@ -103,6 +103,16 @@ def _plan(case: _Case, known: Mapping[str, TrialStatus]) -> Plan:
     applied = tuple(trial_manifest(ablation.identity, step) for step in chosen)
     status = case.status(known, Outlook("Running"))
     return Plan(apply=applied, delete=strangers + _jobs(case), status=status, requeue_after=LOOK_SECONDS)
+
+
+def _budget(spec: ArcticAblationSpec, seen: AblationSeen) -> int | None:
+    """Return the tokens that all trainings may take, None for any; GPU hours buy what they have bought so far."""
+    budgets = [] if spec.budget is None else [parse_tokens(spec.budget)]
+    hours = sum(trial.gpu_hours for trial in seen.trials.values())
+    tokens = sum(trial.tokens for trial in seen.trials.values())
+    if spec.budget_gpu_hours is not None and hours and tokens:
+        budgets.append(math.floor(spec.budget_gpu_hours / hours * tokens))
+    return min(budgets, default=None)
 
 
 def _foretell(case: _Case, part: SwarmPart, known: Mapping[str, TrialStatus], strangers: tuple[Delete, ...]) -> Plan:

@@ -12,9 +12,9 @@ from arctic_operator.manifests.ablation import ablation_folder
 from arctic_operator.manifests.common import best_name
 from arctic_operator.observed import INVALID_SPEC, Trouble, format_time
 from arctic_operator.plan.conditions import Conditions, find
-from arctic_operator.trials import Ablation
+from arctic_operator.trials import Ablation, Trial
 
-PROGRESS_FIELDS = frozenset({"tokens"})
+PROGRESS_FIELDS = frozenset({"tokens", "gpuHours"})
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def ablation_status(
     trials: Mapping[str, TrialStatus],
     outlook: Outlook,
     now: datetime,
-    trained: Mapping[str, int] = {},
+    seen: Mapping[str, Trial] = {},
 ) -> dict[str, Any]:
     """Return the whole status.
 
@@ -60,7 +60,7 @@ def ablation_status(
         trials: the status of each of its trainings.
         outlook: what is to be said.
         now: the time.
-        trained: tokens of each training by its own word, which may be past its last rung.
+        seen: the trainings themselves, by name: they may be past their last rung.
     """
     conditions = Conditions(ablation.status.conditions, ablation.generation, now)
     broken = [trial for trial in trials.values() if trial.message]
@@ -72,13 +72,15 @@ def ablation_status(
     best = ranks[0].name if ranks else None
     conditions.set("Succeeded", outlook.state == "Succeeded", outlook.state, f"best: {best}" if best else "")
     reason, message = outlook.failed or (outlook.state, "")
+    hours = sum(trial.gpu_hours for trial in seen.values())
     conditions.set("Failed", outlook.failed is not None, reason, message)
     return ArcticAblationStatus(
         state=outlook.state,
         observed_generation=ablation.generation,
         conditions=conditions.all(),
         planned=study.planned() if study else None,
-        tokens=sum(max(trial.tokens, trained.get(name, 0)) for name, trial in trials.items()),
+        tokens=sum(max(trial.tokens, seen[name].tokens if name in seen else 0) for name, trial in trials.items()),
+        gpu_hours=f"{hours:.3f}" if hours else None,
         trials=list(trials.values()) or None,
         ranking=ranks or None,
         foretold=list(outlook.foretold) or None,

@@ -93,3 +93,9 @@ def test_a_path_that_leads_nowhere_is_named(place: Path) -> None:
     told = CliRunner().invoke(main, write(place, grid=[{"field": "curriculum.stages.third.tokens", "values": [1]}]))
     assert told.exit_code == ExitCode.BAD_INPUT
     assert "write one of first, second" in told.output
+
+
+def test_gpu_hours_are_a_budget_on_a_cluster_alone(place: Path) -> None:
+    told = CliRunner().invoke(main, write(place, budgetGPUHours=1))
+    assert told.exit_code == ExitCode.BAD_INPUT
+    assert "spec.budgetGPUHours: GPU hours are counted on a cluster alone: write budget, in tokens" in told.output

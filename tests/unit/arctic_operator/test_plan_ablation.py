@@ -104,6 +104,17 @@ def test_a_budget_ends_it_with_a_sentence():
     assert world.status["tokens"] <= 350_000
 
 
+def test_gpu_hours_are_a_budget_by_what_a_token_has_taken_so_far():
+    world = world_of(budgetGPUHours=7)
+    world.live()
+    assert (world.status["state"], world.condition("Failed")["reason"]) == ("Failed", "BudgetSpent")
+    assert 6 < float(world.status["gpuHours"]) <= 7
+    assert world.status["tokens"] <= 700_000
+    world.edit(spec(budgetGPUHours=100))
+    world.live()
+    assert (world.status["state"], world.status["best"]) == ("Succeeded", "weightDecay=0.0")
+
+
 def test_what_an_earlier_ablation_has_trained_to_its_end_is_not_trained_again():
     world = world_of(halving=None)
     world.live()
