@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from kept_asking import kill_the_operator, leader, until_another_leads
 from objects import condition, eventually, is_ready, restarts
 from stand_in import StandIns
 
@@ -99,19 +100,12 @@ def test_an_operator_on_a_node_that_is_cut_off_is_made_anew_elsewhere(objects: S
 
         def led_elsewhere() -> bool:
             others = [pod for pod in operators(objects.cluster) if pod["metadata"]["uid"] != lost["metadata"]["uid"]]
-            return holder(objects.cluster) in [pod["metadata"]["name"] for pod in others]
+            return leader(objects.cluster) in [pod["metadata"]["name"] for pod in others]
 
         objects.eventually("another operator leads", led_elsewhere)
     finally:
         objects.cluster.mend(lost["spec"]["nodeName"])
     objects.eventually("the end of the lost one", lambda: len(operators(objects.cluster)) == 1)
-
-
-def holder(cluster: Cluster) -> str:
-    """Return who leads by the Lease."""
-    return cluster.kubectl(
-        "get", "lease", "-n", SYSTEM_NAMESPACE, "arctic-operator", "-o", "jsonpath={.spec.holderIdentity}"
-    )
 
 
 def test_an_api_server_that_was_away_restarts_nothing_and_all_catches_up(
@@ -161,17 +155,18 @@ def test_an_operator_that_lost_the_lease_leads_again(objects: StandIns) -> None:
     objects.cluster.kubectl("patch", "lease", "-n", SYSTEM_NAMESPACE, "arctic-operator", "--type=merge", "-p", stolen)
     objects.kubectl("delete", "pod", objects.pods("tiny")[0]["metadata"]["name"], "--wait=false")
     objects.running("tiny", 2)
-    objects.eventually("the operator leads", lambda: holder(objects.cluster) != "another")
+    objects.eventually("the operator leads", lambda: leader(objects.cluster) != "another")
 
 
 def test_another_operator_leads_when_the_leader_is_gone(objects: StandIns) -> None:
     objects.cluster.kubectl("scale", *OPERATOR, "--replicas=2")
     try:
         objects.cluster.kubectl("rollout", "status", *OPERATOR)
-        leader = holder(objects.cluster)
-        objects.cluster.kubectl("delete", "pod", "-n", SYSTEM_NAMESPACE, leader, "--grace-period=0", "--force")
+        killed, gone = kill_the_operator(objects.cluster), time.monotonic()
+        until_another_leads(objects.cluster, killed)
+        print(f"\nanother operator leads {time.monotonic() - gone:.1f} s after the leader was killed")
         objects.train("tiny")
         objects.running("tiny", 1)
-        assert holder(objects.cluster) not in ("", leader)
+        assert leader(objects.cluster) not in ("", killed)
     finally:
         objects.cluster.kubectl("scale", *OPERATOR, "--replicas=1")

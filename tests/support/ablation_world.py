@@ -118,15 +118,15 @@ class World:
         )
 
     def told(self) -> AblationWorld:
-        """What the pod of the Job that there is was told."""
-        [job] = self.jobs.values()
+        """What the pod of the last Job was told."""
+        *_, job = self.jobs.values()
         [container] = job["spec"]["template"]["spec"]["containers"]
         variables = {item["name"]: item.get("value") for item in container["env"]}
         return AblationWorld.model_validate_json(variables["ARCTIC_WORLD"])
 
     def pod(self) -> Pod:
-        """The pod of the Job that there is."""
-        [job] = self.jobs.values()
+        """The pod of the last Job that there is."""
+        *_, job = self.jobs.values()
         return self.pods[job["metadata"]["uid"]]
 
     def end(self, code: int = 0, report: AblationReport | None = None) -> None:

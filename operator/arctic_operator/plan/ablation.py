@@ -26,15 +26,15 @@ from arctic_operator.plan.actions import Delete, Plan, sooner
 from arctic_operator.settings import Settings
 from arctic_operator.trials import Ablation, AblationSeen, Trial
 
-NOTHING_FORETOLD = (
-    "NothingForetold",
-    "the pod has foretold nothing of these stages and sources: let operator and workers be of the same release",
-)
 if TYPE_CHECKING:
     from arctic_ablation.swarm.study import SwarmStudy  # which needs numpy
 
 LOOK_SECONDS = 5.0
 """Trainings tell by their status; this is for what no event tells."""
+NOTHING_FORETOLD = (
+    "NothingForetold",
+    "the pod has foretold nothing of these stages and sources: let operator and workers be of the same release",
+)
 
 
 def plan_ablation(ablation: Ablation, seen: AblationSeen, settings: Settings, now: datetime) -> Plan:
@@ -85,12 +85,13 @@ class _Case:
 def _plan(case: _Case, known: Mapping[str, TrialStatus]) -> Plan:
     ablation, seen, study = case.ablation, case.seen, case.study
     found = {name: found_of(ablation.spec, status) for name, status in known.items()}
-    strangers = _strangers(ablation, seen, known)
+    part = None if isinstance(study, VariantStudy) else study.due(found)
+    # What the second half of a swarm is, is not known before the first has foretold.
+    strangers = () if part else _strangers(ablation, seen, known)
     if _points(known) != _points({each.name: each for each in ablation.status.trials or ()}):
         return Plan(delete=strangers, status=case.status(known, Outlook("Running")), requeue_after=0.1)
-    part = None if isinstance(study, VariantStudy) else study.due(found)
     if part is not None:
-        return _foretell(case, part, known, strangers)
+        return _foretell(case, part, known)
     steps = {step.run.name: step for step in study.steps(found)}
     running = [step for name, step in steps.items() if _is_under_way(step, seen.trials.get(name))]
     free = max(0, ablation.spec.parallelism - len(running))
@@ -115,17 +116,17 @@ def _budget(spec: ArcticAblationSpec, seen: AblationSeen) -> int | None:
     return min(budgets, default=None)
 
 
-def _foretell(case: _Case, part: SwarmPart, known: Mapping[str, TrialStatus], strangers: tuple[Delete, ...]) -> Plan:
+def _foretell(case: _Case, part: SwarmPart, known: Mapping[str, TrialStatus]) -> Plan:
     task = plan_task(case.ablation, case.seen, part, known, case.settings, case.now)
     if task.report is not None:
         said = task.report.foretold
         if said is None or not case.holds(said):
-            return Plan(delete=strangers, status=case.status(known, Outlook("Failed", failed=NOTHING_FORETOLD)))
+            return Plan(status=case.status(known, Outlook("Failed", failed=NOTHING_FORETOLD)))
         told = [*told_of(case.ablation), said]
-        return Plan(delete=strangers, status=case.status(known, Outlook("Running", foretold=told)), requeue_after=0.1)
+        return Plan(status=case.status(known, Outlook("Running", foretold=told)), requeue_after=0.1)
     if task.failed is not None:
-        return Plan(delete=strangers, status=case.status(known, Outlook("Failed", failed=task.failed)))
-    return _await(case, task, known, strangers, "Foretelling")
+        return Plan(status=case.status(known, Outlook("Failed", failed=task.failed)))
+    return _await(case, task, known, (), "Foretelling")
 
 
 def _await(

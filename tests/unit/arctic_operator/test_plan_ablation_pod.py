@@ -69,6 +69,14 @@ def test_what_was_foretold_is_not_foretold_again(world):
     assert (world.status["foretold"], world.jobs_made) == (told, 1)
 
 
+def test_a_status_that_was_lost_is_foretold_anew_and_nothing_is_trained_twice(world):
+    world.live(until=lambda: world.status["state"] == "Reporting")
+    trained = set(world.trainings)
+    del world.status["foretold"]
+    world.live()
+    assert (world.status["state"], set(world.trainings)) == ("Succeeded", trained)
+
+
 def test_the_pod_reads_the_trainings_by_the_store_and_takes_no_devices():
     template = {
         "deviceClaims": [{"name": "gpus", "templateName": "eight"}],
