@@ -138,7 +138,8 @@ def test_fp8_blocks_are_found_with_their_scales(tmp_path: Path, tensor: int, exp
             for matrix in parameter.unbind() if parameter.dim() == 3 else (parameter,):
                 values, scale = fp8.quantize_blocks(matrix, stored.block)
                 matrix.copy_(stand_ins.matrix({"weight": values, "weight_scale_inv": scale}))
-    assert distance(found, expected(model, ids)) < 2e-4
+    # Logits are up to 12, and how sums are rounded is the machine's.
+    assert distance(found, expected(model, ids)) < 1e-3
     assert distance(found, exact) > 1e-2
 
 
