@@ -11,10 +11,12 @@ import pytest
 from click.testing import CliRunner
 from small_specs import TRAINING_SPEC
 
+from arctic_api.ablation import ArcticAblationStatus
 from arctic_api.evaluation import ArcticEvaluationStatus
 from arctic_api.inference import ArcticInferenceStatus
 from arctic_api.training import ArcticTrainingStatus
 from arctic_cli.main import main
+from arctic_cli.status.ablation import line_of_ablation, view_of_ablation
 from arctic_cli.status.evaluation import line_of_evaluation, view_of_evaluation
 from arctic_cli.status.service import view_of_service
 from arctic_cli.status.text import short, table
@@ -140,6 +142,47 @@ def test_an_evaluation_shows_how_far_each_suite_is_and_what_it_found() -> None:
     assert line_of_evaluation({"metadata": {"name": "tiny"}}) == ("tiny", "", "", "0/0")
 
 
+def test_an_ablation_shows_what_is_best_so_far_and_what_its_swarm_foretells() -> None:
+    trial = {"variant": "drawn 1", "seed": 0}
+    forecast = {"name": "foretold", "objective": "1.0870", "interval": "0.6548 to 1.5192"}
+    status = ArcticAblationStatus.model_validate(
+        {
+            "state": "Running",
+            "planned": 14,
+            "tokens": 1843200,
+            "gpuHours": "0.250",
+            "trials": [
+                {"name": "a-1", "state": "Done", "tokens": 1000, **trial},
+                {"name": "a-2", "state": "Running", **trial},
+                {"name": "a-3", "state": "Running", **trial},
+            ],
+            "ranking": [{"name": "by hand", "tokens": 1000, "objective": "1.5000", "interval": "1.4000 to 1.6000"}],
+            "foretold": [
+                {"name": "half", "digest": "0", "mixtures": {"general": "books:0.2 sql:0.8"}, "forecasts": [forecast]}
+            ],
+            "best": "by hand",
+        }
+    ).wire()
+    shown = manifest({}, status)
+    assert list(view_of_ablation(shown, [])) == [
+        "team/tiny  Running",
+        "",
+        "trainings  #...................  1 done, 2 running, of 14",
+        "tokens     1,843,200, 0.250 GPU hours",
+        "",
+        "foretold by the first half of the swarm",
+        "STAGE    MIXTURE",
+        "general  books:0.2 sql:0.8",
+        "CURRICULUM  OBJECTIVE  95% INTERVAL",
+        "foretold    1.0870     0.6548 to 1.5192",
+        "",
+        "BEST     OBJECTIVE  95% INTERVAL      TOKENS",
+        "by hand  1.5000     1.4000 to 1.6000  1,000",
+    ]
+    assert line_of_ablation(shown) == ("tiny", "Running", "1/14", "1,843,200", "by hand")
+    assert line_of_ablation({"metadata": {"name": "tiny"}}) == ("tiny", "", "0/0", "0", "")
+
+
 def test_an_object_that_nobody_has_visited_shows_what_there_is() -> None:
     new = {"metadata": {"name": "tiny", "namespace": "team"}, "spec": TRAINING_SPEC}
     assert next(view_of_training(new, [], NOW)) == "team/tiny    attempt , 0 of 10 restarts"
@@ -211,4 +254,4 @@ def test_kubectl_finds_the_same_commands_as_its_own() -> None:
         [kubectl, "arctic", "status", "--help"], env={"PATH": path}, capture_output=True, text=True, check=False
     )
     assert shown.returncode == 0, shown.stderr
-    assert "[trainings|services|evaluations]" in shown.stdout
+    assert "[trainings|services|evaluations|ablations]" in shown.stdout
