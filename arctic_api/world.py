@@ -11,7 +11,6 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from arctic_api.ablation import AblationTask, ArcticAblationSpec, ForetoldStatus, SwarmPart
 from arctic_api.common import Resource
 from arctic_api.evaluation import ArcticEvaluationSpec, SuiteState
 from arctic_api.inference import ArcticInferenceSpec
@@ -136,7 +135,9 @@ def locate(path: str, mounts: Iterable[Mount]) -> str:
     return next((place for place in found if place is not None), path)
 
 
-class _World(BaseModel):
+class PodWorld(BaseModel):
+    """What any pod is told."""
+
     model_config = ConfigDict(
         alias_generator=Resource.model_config["alias_generator"], populate_by_name=True, frozen=True
     )
@@ -156,7 +157,7 @@ class _World(BaseModel):
         return locate(path, self.mounts)
 
 
-def _without_pods(spec: Spec) -> Spec:
+def without_pods(spec: Spec) -> Spec:
     """Return a specification without what is said of its pods, which no worker reads.
 
     It may be longer than everything else, and Linux takes no variable of more than 128 KiB.
@@ -164,13 +165,13 @@ def _without_pods(spec: Spec) -> Spec:
     return spec.model_copy(update={"template": None, "resources": None})
 
 
-class TrainingWorld(_World):
+class TrainingWorld(PodWorld):
     """One attempt."""
 
     kind: Literal["ArcticTraining"] = "ArcticTraining"
     first_host: str
     """Address of the first pod, where all `spec.parallelism.nodes` meet: a pod has no need of the others' names."""
-    spec: Annotated[ArcticTrainingSpec, AfterValidator(_without_pods)]
+    spec: Annotated[ArcticTrainingSpec, AfterValidator(without_pods)]
     attempt: Annotated[int, Field(ge=1)]
     epoch: Annotated[int, Field(ge=1)]
     """Grows with each attempt; a checkpoint commits only under the store's newest epoch."""
@@ -183,13 +184,13 @@ class TrainingWorld(_World):
     """Export folder of the training that `model.from.training` names."""
 
 
-class InferenceGroup(_World):
+class InferenceGroup(PodWorld):
     """One replica."""
 
     kind: Literal["ArcticInference"] = "ArcticInference"
     hosts: list[str]
     """Address of each pod, by pipeline rank; the first is the rendezvous."""
-    spec: Annotated[ArcticInferenceSpec, AfterValidator(_without_pods)]
+    spec: Annotated[ArcticInferenceSpec, AfterValidator(without_pods)]
     group: str
     """Name of the group, which is its StatefulSet's or LeaderWorkerSet's."""
     revision: str
@@ -214,11 +215,11 @@ class InferenceGroup(_World):
         return f"/drained/{self.uid}"
 
 
-class EvaluationWorld(_World):
+class EvaluationWorld(PodWorld):
     """The pod that evaluates a model."""
 
     kind: Literal["ArcticEvaluation"] = "ArcticEvaluation"
-    spec: Annotated[ArcticEvaluationSpec, AfterValidator(_without_pods)]
+    spec: Annotated[ArcticEvaluationSpec, AfterValidator(without_pods)]
     job: str
     """Name of the pod's Job."""
     folder: str
@@ -235,46 +236,8 @@ class EvaluationWorld(_World):
     """Folders of the evaluations that its page shows beside this one."""
 
 
-def _without_trials_pods(spec: ArcticAblationSpec) -> ArcticAblationSpec:
-    return spec.model_copy(update={"training": _without_pods(spec.training)})
-
-
-class TrialWord(Resource):
-    """What is known of one training of an ablation."""
-
-    uid5: str | None = None
-    """Of the ArcticTraining, by which its folder is known; None for an earlier ablation's, or none."""
-    failed: str = ""
-    """Why it goes no further."""
-    tokens: int = 0
-    """At the last point that it came to."""
-    objective: float | None = None
-    """There; None before it came to any."""
-
-
-class AblationWorld(_World):
-    """The pod that does one thing for an ablation: it foretells from a swarm, or writes the report."""
-
-    kind: Literal["ArcticAblation"] = "ArcticAblation"
-    spec: Annotated[ArcticAblationSpec, AfterValidator(_without_trials_pods)]
-    task: AblationTask
-    """A part of the swarm, from which is foretold, or the report."""
-    told: dict[SwarmPart, dict[str, str]] = {}
-    """Mixtures by stage that parts of the swarm have foretold as the best."""
-    trials: dict[str, TrialWord]
-    """The trainings, by name."""
-    store: str
-    """Folder of the trainings' store."""
-    folder: str
-    """Folder of this ablation in it, `STORE/NAMESPACE/NAME-UID5`."""
-    whole: bool = True
-    """Whether nothing is left to be trained."""
-
-
 World = TrainingWorld | InferenceGroup | EvaluationWorld
 """What pods are told with which the operator speaks."""
-Told = World | AblationWorld
-"""What any pod is told."""
 
 
 def uid5(uid: str) -> str:
@@ -380,15 +343,3 @@ class EvaluationReport(Resource):
     """A sentence for people: what is wrong, where, what to do."""
     suites: list[SuiteReport] = Field(default_factory=list)
     enterprise_intelligence: FigureReport | None = None
-
-
-class AblationReport(Resource):
-    """What the pod of an ablation leaves in its termination message."""
-
-    outcome: Literal["succeeded", "refused", "failed"]
-    reason: str = ""
-    """CamelCase, for a condition."""
-    message: str = ""
-    """A sentence for people: what is wrong, where, what to do."""
-    foretold: ForetoldStatus | None = None
-    """By a part of its swarm."""

@@ -12,8 +12,8 @@ from arctic_ablation.study import VariantStudy
 from arctic_ablation.swarm.study import SwarmStudy
 from arctic_ablation.variants import total_tokens
 from arctic_api.ablation import ArcticAblationSpec, ArcticAblationStatus
+from arctic_api.ablation_pod import AblationReport, AblationWorld
 from arctic_api.common import parse_tokens
-from arctic_api.world import AblationReport, AblationWorld
 from arctic_operator.observed import Identity, Node, Owner, Pod, job_of
 from arctic_operator.plan.ablation import plan_ablation
 from arctic_operator.plan.actions import Plan

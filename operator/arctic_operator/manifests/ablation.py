@@ -7,9 +7,10 @@ from arctic_ablation.study import Step
 from arctic_ablation.variants import Wire
 from arctic_api import API_VERSION
 from arctic_api.ablation import AblationTask, ForetoldStatus
+from arctic_api.ablation_pod import AblationWorld, TrialWord
 from arctic_api.common import ClaimVolume
 from arctic_api.training import KIND, CheckpointVolume
-from arctic_api.world import STORE_FOLDER, AblationWorld, Label, Ports, TrialWord, run_folder
+from arctic_api.world import STORE_FOLDER, Label, Ports, run_folder
 from arctic_operator.manifests.common import Manifest, base_name, best_name, child_metadata, object_labels
 from arctic_operator.manifests.worker import network_policy, single_pod, without_devices, worker_template
 from arctic_operator.observed import COMPLETION_INDEX, Identity

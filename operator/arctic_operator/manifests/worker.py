@@ -12,8 +12,8 @@ from arctic_api.world import (
     TRACES_VARIABLE,
     WORLD_VARIABLE,
     ExitCode,
+    PodWorld,
     Ports,
-    Told,
 )
 from arctic_operator.manifests.common import (
     CONTAINER_SECURITY,
@@ -41,7 +41,7 @@ def worker_template(
     *,
     module: str,
     engine: EngineName | None = None,
-    world: Told,
+    world: PodWorld,
     rank_field: str,
     labels: Mapping[str, str],
     selector: Mapping[str, str],

@@ -11,7 +11,8 @@ from datetime import datetime
 
 from arctic_ablation.study import VariantStudy
 from arctic_api.ablation import AblationTask, ForetoldStatus, TrialStatus
-from arctic_api.world import AblationReport, TrialWord, uid5
+from arctic_api.ablation_pod import AblationReport, TrialWord
+from arctic_api.world import uid5
 from arctic_operator.manifests.ablation import task_job, task_policy
 from arctic_operator.manifests.common import Manifest, base_name
 from arctic_operator.observed import Job, Pod, Trouble

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from arctic_api.world import AblationReport, EvaluationReport, ExitCode
+from arctic_api.ablation_pod import AblationReport
+from arctic_api.world import EvaluationReport, ExitCode
 from arctic_operator.observed import Job, Pod
 from arctic_operator.plan.words import exit_of, failure_of
 

@@ -5,8 +5,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from arctic_api.ablation_pod import AblationReport
 from arctic_api.common import REASON_PATTERN
-from arctic_api.world import AblationReport, EvaluationReport, Report
+from arctic_api.world import EvaluationReport, Report
 from arctic_operator.observed import WORKER_CONTAINER, Pod
 
 _Left = TypeVar("_Left", Report, EvaluationReport, AblationReport)

@@ -10,7 +10,8 @@ from small_specs import TRAINING_SPEC
 
 from arctic_ablation.swarm.draws import FORETOLD
 from arctic_api.ablation import ArcticAblationSpec
-from arctic_api.world import AblationReport, ExitCode
+from arctic_api.ablation_pod import AblationReport
+from arctic_api.world import ExitCode
 from arctic_operator.observed import Node
 from arctic_operator.plan.conditions import UNREACHABLE_AFTER
 from arctic_workers.ablation.pod import done

@@ -11,12 +11,13 @@ from arctic_ablation.ranking import NoFigure, figures_of
 from arctic_ablation.study import Found, Point, TooFew, VariantStudy
 from arctic_ablation.swarm.study import SwarmStudy
 from arctic_api.ablation import ForecastStatus, ForetoldStatus, SwarmPart
-from arctic_api.world import TERMINATION_MESSAGE, AblationReport, AblationWorld, TrialWord, run_folder
+from arctic_api.ablation_pod import AblationReport, AblationWorld, TrialWord
+from arctic_api.world import TERMINATION_MESSAGE, run_folder
 from arctic_workers.ablation.curve import read_curve
 from arctic_workers.ablation.writing import write
 from arctic_workers.control.logs import WITHOUT_LOGGER, configure_logs
 from arctic_workers.control.probes import ProbeServer
-from arctic_workers.control.report import exit_code, write_report
+from arctic_workers.control.report import LIMIT, exit_code, write_word
 from arctic_workers.control.world import BadWorld, read_told
 
 log = logging.getLogger(__name__)
@@ -36,9 +37,10 @@ def main() -> int:
     except Exception as error:
         log.exception("The pod failed")
         report = AblationReport(outcome="failed", reason="PodFailed", message=f"{type(error).__name__}: {error}")
-    write_report(report, path)
+    report = fitting(report)
+    write_word(report, lambda: encode(report), path)
     log.info("%s: %s", report.outcome, report.message or report.foretold)
-    return exit_code(report)
+    return exit_code(report.outcome)
 
 
 def done(world: AblationWorld) -> AblationReport:
@@ -85,3 +87,18 @@ def _found(world: AblationWorld, name: str, word: TrialWord) -> Found:
         return Found([end], word.failed)
     points = read_curve(Path(world.locate(run_folder(world.store, world.namespace, name, word.uid5))))
     return Found([*(point for point in points if point.tokens < word.tokens), end], word.failed)
+
+
+def fitting(report: AblationReport, limit: int = LIMIT) -> AblationReport:
+    """Return what a kubelet reads whole: the report, or that it is too long, as what is foretold can't be cut."""
+    cut = report.model_copy(update={"message": report.message[: limit // 8]})
+    length = len(encode(cut))
+    if length <= limit:
+        return cut
+    words = f"the mixtures take {length} bytes of {limit} that a pod can tell: write fewer sources, or stages"
+    return AblationReport(outcome="refused", reason="TooManySources", message=words)
+
+
+def encode(report: AblationReport) -> bytes:
+    """Return the report as JSON."""
+    return report.model_dump_json(by_alias=True, exclude_none=True).encode()

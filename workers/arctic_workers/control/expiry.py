@@ -7,7 +7,7 @@ from pathlib import Path
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from arctic_api.world import Told
+from arctic_api.world import PodWorld
 from arctic_workers.control.tls import TLSFolderError, fingerprint, read_folder
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ class CertificateExpiry(Collector):
     Files that would not serve are passed over, as they are by `RotatingCredentials`: the ones before them count.
     """
 
-    def __init__(self, world: Told) -> None:
+    def __init__(self, world: PodWorld) -> None:
         self._folder = Path(world.tls_folder) if world.tls_folder is not None else None
         self._server_name = f"{world.name}.{world.namespace}"
         self._seen: list[tuple[int, int]] = []

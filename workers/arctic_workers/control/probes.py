@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from arctic_api.world import Told
+from arctic_api.world import PodWorld
 from arctic_workers.control.expiry import CertificateExpiry
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class ProbeServer:
 
     def __init__(
         self,
-        world: Told,
+        world: PodWorld,
         registry: CollectorRegistry,
         *,
         alive: Callable[[], bool],

@@ -2,8 +2,10 @@
 
 import logging
 import os
+from collections.abc import Callable
 
-from arctic_api.world import AblationReport, EvaluationReport, ExitCode, Report, SourceReport, StageReport
+from arctic_api.common import Resource
+from arctic_api.world import EvaluationReport, ExitCode, Report, SourceReport, StageReport
 
 FAILED = 1
 """Exit code of a failure that counts."""
@@ -13,28 +15,30 @@ LIMIT = 4096
 log = logging.getLogger(__name__)
 
 
-LastWord = Report | EvaluationReport | AblationReport
-
-
-def exit_code(report: LastWord) -> int:
-    """Return what a pod of a Job exits with: the contract with the operator."""
+def exit_code(outcome: str) -> int:
+    """Return what a pod of a Job exits with, by its report's outcome: the contract with the operator."""
     codes: dict[str, int] = {
         "succeeded": ExitCode.DONE,
         "interrupted": ExitCode.INTERRUPTED,
         "refused": ExitCode.BAD_INPUT,
         "failed": FAILED,
     }
-    return codes[report.outcome]
+    return codes[outcome]
 
 
-def write_report(report: LastWord, path: str) -> None:
-    """Write the report to the termination message file, cut to what a kubelet reads.
+def write_report(report: Report | EvaluationReport, path: str) -> None:
+    """Write a report to the termination message file, cut to what a kubelet reads. Never raises."""
+    write_word(report, lambda: encode(report) if isinstance(report, Report) else encode_evaluation(report), path)
+
+
+def write_word(report: Resource, encoded: Callable[[], bytes], path: str) -> None:
+    """Write a report, as `encoded` encodes it, to the termination message file.
 
     The file is a mount of its own in a pod, so it can't be renamed over: it is written by one call. Never raises: the
     exit code must not depend on whether somebody could be told why.
     """
     try:
-        content = _encoded(report)
+        content = encoded()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             os.write(descriptor, content)
@@ -43,12 +47,6 @@ def write_report(report: LastWord, path: str) -> None:
             os.close(descriptor)
     except Exception:
         log.exception("The report could not be written to %s: %s", path, report)
-
-
-def _encoded(report: LastWord) -> bytes:
-    if isinstance(report, Report):
-        return encode(report)
-    return encode_evaluation(report) if isinstance(report, EvaluationReport) else encode_ablation(report)
 
 
 def encode(report: Report, limit: int = LIMIT) -> bytes:
@@ -93,13 +91,3 @@ def encode_evaluation(report: EvaluationReport, limit: int = LIMIT) -> bytes:
         if len(content) <= limit:
             break
     return content
-
-
-def encode_ablation(report: AblationReport, limit: int = LIMIT) -> bytes:
-    """Return the report as JSON; what is foretold can't be cut, and one too long says that it is."""
-    cut = report.model_copy(update={"message": report.message[:256]})
-    content = cut.model_dump_json(by_alias=True, exclude_none=True).encode()
-    if len(content) <= limit:
-        return content
-    words = f"the mixtures take {len(content)} bytes of {limit} that a pod can tell: write fewer sources, or stages"
-    return encode_ablation(AblationReport(outcome="refused", reason="TooManySources", message=words))

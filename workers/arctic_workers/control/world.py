@@ -5,9 +5,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from arctic_api.world import WORLD_VARIABLE, AblationWorld, EvaluationWorld, TrainingWorld
+from arctic_api.world import WORLD_VARIABLE, PodWorld
 
-_Told = TypeVar("_Told", TrainingWorld, EvaluationWorld, AblationWorld)
+_Told = TypeVar("_Told", bound=PodWorld)
 
 
 class BadWorld(Exception):  # noqa: N818 - a refusal

@@ -71,7 +71,7 @@ def main(stop: StopFlag) -> int:
     write_report(report, path)
     log.info("%s: %s", report.outcome, report.message)
     tracing.end()
-    return exit_code(report)
+    return exit_code(report.outcome)
 
 
 class _Stops(Commands):

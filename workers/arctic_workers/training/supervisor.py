@@ -84,7 +84,7 @@ def main(stop: StopFlag) -> int:
 def _end(report: Report, path: str) -> int:
     write_report(report, path)
     log.info("%s: %s", report.outcome, report.message)
-    return exit_code(report)
+    return exit_code(report.outcome)
 
 
 def leave_page(world: TrainingWorld, report: Report) -> None:

@@ -14,8 +14,10 @@ from small_specs import TRAINING_SPEC
 
 from arctic_ablation.study import Run, VariantStudy
 from arctic_ablation.swarm.study import SwarmStudy
-from arctic_api.ablation import AblationTask, ArcticAblationSpec
-from arctic_api.world import WORLD_VARIABLE, AblationReport, AblationWorld, ExitCode, Ports, TrialWord, run_folder
+from arctic_api.ablation import AblationTask, ArcticAblationSpec, ForetoldStatus
+from arctic_api.ablation_pod import AblationReport, AblationWorld, TrialWord
+from arctic_api.world import WORLD_VARIABLE, ExitCode, Ports, run_folder
+from arctic_workers.ablation.pod import fitting
 from arctic_workers.control.ports import free_ports
 
 UID5 = "fffff"
@@ -104,3 +106,13 @@ def test_the_report_has_the_whole_curves_and_the_winner(tmp_path, whole):
     assert results["failed"] == {more.name: "the loss is nan"}
     assert "the loss is nan" in (folder / "report.html").read_text()
     assert "kind: ArcticTraining" in (folder / "best.yaml").read_text()
+
+
+def test_mixtures_that_a_pod_can_not_tell_whole_are_refused_with_what_to_write():
+    mixtures = {f"stage-{number}": "source:0.5 " * 64 for number in range(16)}
+    foretold = ForetoldStatus(name="half", digest="0", mixtures=mixtures, forecasts=[])
+    report = fitting(AblationReport(outcome="succeeded", foretold=foretold))
+    assert (report.outcome, report.reason) == ("refused", "TooManySources")
+    assert report.message.endswith("of 4096 that a pod can tell: write fewer sources, or stages")
+    few = AblationReport(outcome="succeeded", foretold=foretold.model_copy(update={"mixtures": {"one": "source:1"}}))
+    assert fitting(few) == few

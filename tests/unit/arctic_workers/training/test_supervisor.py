@@ -155,7 +155,7 @@ def test_the_pods_exit_code_is_what_its_ranks_say(
     world: TrainingWorld, code: int, stopped: bool, begun: bool, outcomes: list[str], ends: int
 ) -> None:
     reports = [report_of(outcome) for outcome in outcomes]
-    assert exit_code(conclude(world, code, reports, stopped=stopped, begun=begun)) == ends
+    assert exit_code(conclude(world, code, reports, stopped=stopped, begun=begun).outcome) == ends
 
 
 def test_a_peer_that_is_gone_is_no_failure_of_a_pod_that_was_stopped_before_its_first_step(

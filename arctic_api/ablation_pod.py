@@ -1,0 +1,60 @@
+"""The contract between the operator and the pod that does one thing for an ablation; `world` has the others' parts.
+
+It stands by itself, as all that there is of an ablation takes a tenth of a second to import.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from arctic_api.ablation import AblationTask, ArcticAblationSpec, ForetoldStatus, SwarmPart
+from arctic_api.common import Resource
+from arctic_api.world import PodWorld, without_pods
+
+
+def _without_trials_pods(spec: ArcticAblationSpec) -> ArcticAblationSpec:
+    return spec.model_copy(update={"training": without_pods(spec.training)})
+
+
+class TrialWord(Resource):
+    """What is known of one training of an ablation."""
+
+    uid5: str | None = None
+    """Of the ArcticTraining, by which its folder is known; None for an earlier ablation's, or none."""
+    failed: str = ""
+    """Why it goes no further."""
+    tokens: int = 0
+    """At the last point that it came to."""
+    objective: float | None = None
+    """There; None before it came to any."""
+
+
+class AblationWorld(PodWorld):
+    """The pod that does one thing for an ablation: it foretells from a swarm, or writes the report."""
+
+    kind: Literal["ArcticAblation"] = "ArcticAblation"
+    spec: Annotated[ArcticAblationSpec, AfterValidator(_without_trials_pods)]
+    task: AblationTask
+    """A part of the swarm, from which is foretold, or the report."""
+    told: dict[SwarmPart, dict[str, str]] = Field(default_factory=dict)
+    """Mixtures by stage that parts of the swarm have foretold as the best."""
+    trials: dict[str, TrialWord]
+    """The trainings, by name."""
+    store: str
+    """Folder of the trainings' store."""
+    folder: str
+    """Folder of this ablation in it, `STORE/NAMESPACE/NAME-UID5`."""
+    whole: bool = True
+    """Whether nothing is left to be trained."""
+
+
+class AblationReport(Resource):
+    """What the pod of an ablation leaves in its termination message."""
+
+    outcome: Literal["succeeded", "refused", "failed"]
+    reason: str = ""
+    """CamelCase, for a condition."""
+    message: str = ""
+    """A sentence for people: what is wrong, where, what to do."""
+    foretold: ForetoldStatus | None = None
+    """By a part of its swarm."""
