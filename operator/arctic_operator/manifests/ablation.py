@@ -10,10 +10,10 @@ from arctic_api.ablation import AblationTask, ForetoldStatus
 from arctic_api.ablation_pod import AblationWorld, TrialWord
 from arctic_api.common import ClaimVolume
 from arctic_api.training import KIND, CheckpointVolume
-from arctic_api.world import STORE_FOLDER, Label, Ports, run_folder
-from arctic_operator.manifests.common import Manifest, base_name, best_name, child_metadata, object_labels
-from arctic_operator.manifests.worker import network_policy, single_pod, without_devices, worker_template
-from arctic_operator.observed import COMPLETION_INDEX, Identity
+from arctic_api.world import STORE_FOLDER, Ports, run_folder
+from arctic_operator.manifests.common import Manifest, best_name, child_metadata
+from arctic_operator.manifests.single_pod import single_pod_job, without_devices
+from arctic_operator.observed import Identity
 from arctic_operator.settings import Settings
 from arctic_operator.trials import Ablation
 
@@ -62,15 +62,6 @@ def _volume(ablation: Ablation) -> CheckpointVolume:
     return volume
 
 
-def task_policy(identity: Identity, settings: Settings) -> Manifest:
-    """Return what stands beside an ablation's own Jobs."""
-    return network_policy(identity, base_name(identity), settings, _selector(identity))
-
-
-def _selector(identity: Identity) -> dict[str, str]:
-    return {Label.UID.value: identity.uid}
-
-
 def task_job(
     ablation: Ablation,
     name: str,
@@ -92,7 +83,7 @@ def task_job(
         settings: the chart's.
         whole: whether nothing is left to be trained.
     """
-    identity, training, ports = ablation.identity, ablation.spec.training, Ports()
+    identity, training = ablation.identity, ablation.spec.training
     world = AblationWorld(
         namespace=identity.namespace,
         name=identity.name,
@@ -105,26 +96,18 @@ def task_job(
         folder=ablation_folder(ablation),
         whole=whole,
     )
-    template = worker_template(
+    return single_pod_job(
         identity,
+        name,
         settings,
         module=MODULE,
         world=world,
-        rank_field=f"metadata.annotations['{COMPLETION_INDEX}']",
-        labels=object_labels(identity) | {Label.ROLE.value: "worker"},
-        selector=_selector(identity),
-        ports={"metrics": ports.metrics},
+        ports={"metrics": Ports().metrics},
         image=training.image,
         claims=[ClaimVolume(claim_name=_volume(ablation).claim_name, mount_path=STORE_FOLDER, read_only=False)],
         resources=None,
         grace_seconds=GRACE_SECONDS,
         priority_class=training.priority_class_name,
         template=without_devices(training.template),
-        spec={"restartPolicy": "Never"},
+        retries=RETRIES,
     )
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": child_metadata(identity, name, role="worker"),
-        "spec": single_pod(template, RETRIES),
-    }

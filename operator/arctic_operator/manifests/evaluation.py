@@ -1,4 +1,4 @@
-"""The pod of an evaluation: a Job of one, which Kubernetes tries again, and the NetworkPolicy around it."""
+"""The Job of an evaluation, and the evaluations that are a training's own."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,16 @@ from arctic_api.world import (
     CREDENTIALS_FOLDER,
     STORE_FOLDER,
     EvaluationWorld,
-    Label,
     Ports,
     run_folder,
 )
 from arctic_operator.evaluations import Evaluation, Target
-from arctic_operator.manifests.common import Manifest, base_name, child_metadata, object_labels, stage_evaluation_name
+from arctic_operator.manifests.common import Manifest, base_name, child_metadata, stage_evaluation_name
+from arctic_operator.manifests.single_pod import single_pod_job, without_devices
 from arctic_operator.manifests.training import weights_claims
-from arctic_operator.manifests.worker import network_policy, single_pod, without_devices, worker_template
 from arctic_operator.observed import (
-    COMPLETION_INDEX,
     GENERATION_ANNOTATION,
     REVISION_ANNOTATION,
-    Identity,
     Training,
 )
 from arctic_operator.settings import Settings
@@ -42,15 +39,6 @@ def results_folder(evaluation: Evaluation) -> str:
     identity, volume = evaluation.identity, evaluation.spec.results
     root = f"{STORE_FOLDER}/{volume.path}" if volume.path else STORE_FOLDER
     return run_folder(root, identity.namespace, identity.name, identity.uid)
-
-
-def evaluation_policy(identity: Identity, settings: Settings) -> Manifest:
-    """Return what stands beside an evaluation's Job."""
-    return network_policy(identity, base_name(identity), settings, _selector(identity))
-
-
-def _selector(identity: Identity) -> dict[str, str]:
-    return {Label.UID.value: identity.uid}
 
 
 def evaluation_job(
@@ -74,14 +62,12 @@ def evaluation_job(
         credentials_folder=CREDENTIALS_FOLDER if secret else None,
         compared=list(compared),
     )
-    template = worker_template(
+    return single_pod_job(
         identity,
+        world.job,
         settings,
         module=MODULE,
         world=world,
-        rank_field=f"metadata.annotations['{COMPLETION_INDEX}']",
-        labels=object_labels(identity) | {Label.ROLE.value: "worker"},
-        selector=_selector(identity),
         ports={"control": ports.control, "metrics": ports.metrics},
         image=spec.image,
         claims=claims,
@@ -89,16 +75,10 @@ def evaluation_job(
         grace_seconds=GRACE_SECONDS,
         priority_class=spec.priority_class_name,
         template=spec.template,
-        spec={"restartPolicy": "Never"},
+        retries=spec.retries,
         secrets={secret: CREDENTIALS_FOLDER} if secret else {},
+        annotations={REVISION_ANNOTATION: evaluation.revision, GENERATION_ANNOTATION: str(evaluation.generation)},
     )
-    annotations = {REVISION_ANNOTATION: evaluation.revision, GENERATION_ANNOTATION: str(evaluation.generation)}
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": child_metadata(identity, job_name(evaluation), role="worker", annotations=annotations),
-        "spec": single_pod(template, spec.retries),
-    }
 
 
 def stage_evaluation(training: Training, number: int, stage: str | None) -> Manifest:

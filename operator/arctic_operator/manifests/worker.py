@@ -11,7 +11,6 @@ from arctic_api.world import (
     TLS_FOLDER,
     TRACES_VARIABLE,
     WORLD_VARIABLE,
-    ExitCode,
     PodWorld,
     Ports,
 )
@@ -131,38 +130,6 @@ def worker_template(
             **spec,
         },
     }
-
-
-def single_pod(template: Manifest, retries: int) -> Manifest:
-    """Return the specification of a Job of one pod, which Kubernetes tries again."""
-    return {
-        "completionMode": "Indexed",
-        "completions": 1,
-        "parallelism": 1,
-        "backoffLimit": retries,
-        "podReplacementPolicy": "Failed",
-        "podFailurePolicy": {"rules": _failure_rules()},
-        "template": template,
-    }
-
-
-def _failure_rules() -> list[Manifest]:
-    """Return what is no failure: drains, and pods that ended in order; and what is not tried again: bad input."""
-
-    def on_exit(action: str, code: ExitCode) -> Manifest:
-        codes = {"containerName": WORKER_CONTAINER, "operator": "In", "values": [int(code)]}
-        return {"action": action, "onExitCodes": codes}
-
-    return [
-        on_exit("FailJob", ExitCode.BAD_INPUT),
-        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        on_exit("Ignore", ExitCode.INTERRUPTED),
-    ]
-
-
-def without_devices(template: WorkerTemplate | None) -> WorkerTemplate | None:
-    """Return a training's template for one pod beside it: devices and neighbours are a world's."""
-    return template and template.model_copy(update={"device_claims": None, "topology": None})
 
 
 def container_resources(resources: Resources | None, template: WorkerTemplate | None) -> Manifest:

@@ -13,8 +13,9 @@ from arctic_ablation.study import VariantStudy
 from arctic_api.ablation import AblationTask, ForetoldStatus, TrialStatus
 from arctic_api.ablation_pod import AblationReport, TrialWord
 from arctic_api.world import uid5
-from arctic_operator.manifests.ablation import task_job, task_policy
+from arctic_operator.manifests.ablation import task_job
 from arctic_operator.manifests.common import Manifest, base_name
+from arctic_operator.manifests.single_pod import single_pod_policy
 from arctic_operator.observed import Job, Pod, Trouble
 from arctic_operator.plan.actions import Delete
 from arctic_operator.plan.conditions import lacks_pods, refusal_of, trouble_of, unreachable, until_unreachable
@@ -68,7 +69,7 @@ def plan_task(
     if job is None:
         words = {name: _word(seen, trial) for name, trial in trials.items()}
         made = task_job(ablation, name, task, told_of(ablation), words, settings, whole=whole)
-        return Task(apply=(task_policy(ablation.identity, settings),), create=(made,))
+        return Task(apply=(single_pod_policy(ablation.identity, settings),), create=(made,))
     if job.deleting:
         return Task()
     pods = pods_of(job, seen.pods)

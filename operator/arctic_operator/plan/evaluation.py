@@ -10,7 +10,8 @@ from typing import Any
 
 from arctic_api.world import EvaluationReport, Ports
 from arctic_operator.evaluations import Awaited, Evaluation, EvaluationSeen
-from arctic_operator.manifests.evaluation import evaluation_job, evaluation_policy
+from arctic_operator.manifests.evaluation import evaluation_job
+from arctic_operator.manifests.single_pod import single_pod_policy
 from arctic_operator.observed import Job, Pod, Trouble
 from arctic_operator.plan.actions import Delete, Follow, Plan, sooner
 from arctic_operator.plan.conditions import (
@@ -93,7 +94,7 @@ def _begin(case: _Case) -> Plan:
     if isinstance(compared, Awaited):
         return _wait(case, compared)
     return Plan(
-        apply=(evaluation_policy(case.evaluation.identity, case.settings),),
+        apply=(single_pod_policy(case.evaluation.identity, case.settings),),
         create=(evaluation_job(case.evaluation, target, case.settings, compared),),
         delete=_strangers(case, None),
         status=case.status(Outlook("Starting", weights=target.weights)),
@@ -116,7 +117,7 @@ def _during(case: _Case, job: Job, pods: Sequence[Pod]) -> Plan:
     if pod and not pod.ended and _is_lost(case, pod):
         return _give_up(case, pod)
     return Plan(
-        apply=(evaluation_policy(case.evaluation.identity, case.settings),),
+        apply=(single_pod_policy(case.evaluation.identity, case.settings),),
         delete=_strangers(case, job),
         follow=(Follow("", pod.ip, Ports().control),) if pod and pod.ip and pod.phase == "Running" else (),
         status=case.status(_outlook(case, job, pod)),

@@ -9,8 +9,9 @@ from arctic_api.common import BaseWeights
 from arctic_api.rules import RESERVED_FOLDERS
 from arctic_api.world import TRACES_VARIABLE, EvaluationWorld, InferenceGroup, TrainingWorld
 from arctic_operator.evaluations import Target
-from arctic_operator.manifests.evaluation import evaluation_job, evaluation_policy
+from arctic_operator.manifests.evaluation import evaluation_job
 from arctic_operator.manifests.inference import group_services, group_set
+from arctic_operator.manifests.single_pod import single_pod_policy
 from arctic_operator.manifests.training import attempt_job, attempt_services
 
 ENVIRONMENT = {"environment": [{"name": "DEBUG", "value": "1"}]}
@@ -32,7 +33,7 @@ def children(build, request):
     if request.param == "evaluation":
         evaluation = build.evaluation(template=template)
         job = evaluation_job(evaluation, Target("tiny", folder="/weights"), build.settings)
-        return job, [evaluation_policy(evaluation.identity, build.settings)]
+        return job, [single_pod_policy(evaluation.identity, build.settings)]
     inference = build.inference(template=template)
     settings = build.settings if request.param == "inference" else build.lws_settings
     group = group_set(inference, "abc123", "tiny-g0", settings, None)
