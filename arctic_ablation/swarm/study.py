@@ -43,7 +43,9 @@ class SwarmStudy:
     spec: ArcticAblationSpec
     told: dict[SwarmPart, Weights] | None = None
     _outlooks: dict[SwarmPart, "Outlook"] = field(default_factory=dict, init=False, repr=False)
+    # Of the best curriculum by a part of the swarm: making a training goes through all of its rules.
     _second: dict[bytes, Swarm] = field(default_factory=dict, init=False, repr=False)
+    _tests: dict[bytes, dict[str, list[Run]]] = field(default_factory=dict, init=False, repr=False)
 
     def hear(self, written: Mapping[SwarmPart, Mapping[str, str]]) -> None:
         """Take what others have foretold, as `Space.written` writes it; what is none of its mixtures is left out."""
@@ -129,11 +131,13 @@ class SwarmStudy:
         best = self._best("whole", found)
         assert best is not None, "it is asked only for what is foretold"
         weights = dict(zip(TESTED, (best, self.space.by_hand(), self.space.proportional()), strict=True))
-        first = self.spec.training.seed + self._search.runs
-        return {
-            name: [self._run(name, each, first + seed) for seed in range(self._search.confirm)]
-            for name, each in weights.items()
-        }
+        first, key = self.spec.training.seed + self._search.runs, best.tobytes()
+        if key not in self._tests:
+            self._tests[key] = {
+                name: [self._run(name, each, first + seed) for seed in range(self._search.confirm)]
+                for name, each in weights.items()
+            }
+        return self._tests[key]
 
     def foretell(self, part: SwarmPart, found: Mapping[str, Found]) -> "Outlook":
         """Return what a part of the swarm says, all of its trainings done; `TooFew` where too few were judged."""

@@ -225,23 +225,20 @@ class Observer:
             return Inference(identity, generation, created, deleting, revision, spec, status, made_of, request)
         if isinstance(spec, ArcticAblationSpec):
             found = read_status(ArcticAblationStatus, raw)
-            return Ablation(identity, generation, deleting, self._study(identity, generation, spec, found), found)
+            study = self._study(identity, generation, spec)
+            if not isinstance(study, VariantStudy):
+                study.hear({each.name: each.mixtures for each in found.foretold or () if each.digest == study.digest})
+            return Ablation(identity, generation, deleting, study, found)
         if isinstance(spec, ArcticEvaluationSpec):
             asked = read_status(ArcticEvaluationStatus, raw)
             return Evaluation(identity, generation, deleting, revision_of(manifest["spec"]), spec, asked)
         return Invalid(identity, generation, deleting, read_status(STATUSES[key.kind], raw), spec)
 
-    def _study(
-        self, identity: Identity, generation: int, spec: ArcticAblationSpec, status: ArcticAblationStatus
-    ) -> "VariantStudy | SwarmStudy":
+    def _study(self, identity: Identity, generation: int, spec: ArcticAblationSpec) -> "VariantStudy | SwarmStudy":
         """Return the study of an ablation, made once a generation: it keeps the specification of each training."""
         known = self._studies.get(identity.uid)
         if known is None or known[0] != generation:
             known = self._studies[identity.uid] = (generation, _study_of(identity.name, spec))
-        if not isinstance(known[1], VariantStudy):
-            known[1].hear(
-                {each.name: each.mixtures for each in status.foretold or () if each.digest == known[1].digest}
-            )
         return known[1]
 
     def _spec(self, manifest: Manifest, generation: int) -> Spec | str:
@@ -259,7 +256,7 @@ class Observer:
         model = SPECS[manifest["kind"]]
         read: Any = "; ".join(map(str, problems)) if problems else model.model_validate(manifest["spec"])
         if isinstance(read, ArcticAblationSpec) and not accepted:
-            read = fault(_study_of(identity_of(manifest).name, read)) or read
+            read = fault(self._study(identity_of(manifest), generation, read)) or read
         self._read[uid] = (generation, read)
         return read  # type: ignore[no-any-return]  # one of them by construction
 
