@@ -22,21 +22,49 @@ class NoFigure(ValueError):  # noqa: N818 - names what is missing
 
 
 def objective(wanted: Objective, figures: Mapping[str, float]) -> float:
-    """Return the weighted mean of log perplexity over the objective's categories, in nats a token: less is better."""
-    missing = [category for category in wanted.perplexity if f"{PERPLEXITY}{category}" not in figures]
+    """Return what is wanted of a training: nats a token, of which less is better, or a share of 1.
+
+    Args:
+        wanted: weights of categories, whose log perplexity it is the mean of, or of suites.
+        figures: what was found, by `perplexity/CATEGORY` or by suite.
+    """
+    if wanted.suites is not None:
+        return _mean(wanted.suites, figures)
+    weights = wanted.perplexity or {}
+    missing = [category for category in weights if f"{PERPLEXITY}{category}" not in figures]
     if missing:
         there = ", ".join(name.removeprefix(PERPLEXITY) for name in sorted(figures)) or "none"
         raise NoFigure(
             f"objective.perplexity: there is no held-out text of the category {missing[0]} (of {there} there is): name "
             "one of these, or add a source to training.data.validation"
         )
-    nats = sum(weight * math.log(figures[f"{PERPLEXITY}{name}"]) for name, weight in wanted.perplexity.items())
-    return nats / sum(wanted.perplexity.values())
+    return _mean(weights, {name: math.log(figures[f"{PERPLEXITY}{name}"]) for name in weights})
+
+
+def _mean(weights: Mapping[str, float], values: Mapping[str, float]) -> float:
+    return sum(weight * values[name] for name, weight in weights.items()) / sum(weights.values())
+
+
+def is_judged(wanted: Objective, figures: Mapping[str, float]) -> bool:
+    """Whether a training was evaluated by all suites that are wanted; of perplexity, whether at all."""
+    return figures.keys() >= (wanted.suites or {}).keys()
+
+
+def cost(wanted: Objective, value: float) -> float:
+    """Return a value of the objective so that less is better."""
+    return -value if wanted.more_is_better else value
+
+
+def unit(wanted: Objective) -> str:
+    """Return what values of the objective are."""
+    return "share of right answers" if wanted.more_is_better else "nats a token"
 
 
 def figures_of(wanted: Objective, value: float) -> dict[str, float]:
-    """Return figures of which the objective is a value: each category's is the mean of all."""
-    return dict.fromkeys((f"{PERPLEXITY}{category}" for category in wanted.perplexity), math.exp(value))
+    """Return figures of which the objective is a value: each suite's or category's is the mean of all."""
+    if wanted.suites is not None:
+        return dict.fromkeys(wanted.suites, value)
+    return dict.fromkeys((f"{PERPLEXITY}{category}" for category in wanted.perplexity or ()), math.exp(value))
 
 
 @dataclass(frozen=True)
@@ -69,11 +97,12 @@ class Rank:
     mean: Mean
 
 
-def ranking(found: Mapping[str, tuple[int, Sequence[float]]]) -> list[Rank]:
+def ranking(wanted: Objective, found: Mapping[str, tuple[int, Sequence[float]]]) -> list[Rank]:
     """Return variants, those that came furthest first, of these the best first.
 
     Args:
+        wanted: the objective.
         found: by variant, the tokens that all of its trainings have come to, and the objective there by seed.
     """
     ranks = [Rank(name, tokens, Mean.of(values)) for name, (tokens, values) in found.items()]
-    return sorted(ranks, key=lambda rank: (-rank.tokens, rank.mean.value))
+    return sorted(ranks, key=lambda rank: (-rank.tokens, cost(wanted, rank.mean.value)))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
-from arctic_ablation.ranking import Rank, objective
+from arctic_ablation.ranking import Rank, objective, unit
 from arctic_ablation.scaling import fit
 from arctic_ablation.study import Found, Study
 from arctic_ablation.winner import best_manifest
@@ -31,7 +31,9 @@ def results(name: str, spec: ArcticAblationSpec, study: Study, found: Mapping[st
     made: Results = {
         "name": name,
         "whole": whole,
-        "objective": dict(spec.objective.perplexity),
+        "objective": dict(spec.objective.suites or spec.objective.perplexity or {}),
+        "unit": unit(spec.objective),
+        "more is better": spec.objective.more_is_better,
         "tokens": sum(each.tokens for each in found.values()),
         "tokens of all": study.grid_tokens(),
         "ranking": [_rank(rank) for rank in ranks],
@@ -65,8 +67,8 @@ def _rank(rank: Rank) -> Results:
 
 
 def _scaling(spec: ArcticAblationSpec, study: Study, ranks: list[Rank], found: Mapping[str, Found]) -> Results | None:
-    """Return a power law through the curves of the best variant, and what it says of the target."""
-    if not ranks:
+    """Return a power law through the curves of the best variant, and what it says of the target; of losses alone."""
+    if not ranks or spec.objective.more_is_better:
         return None
     runs = [run for run in study.all_runs(found) if run.variant == ranks[0].variant and run.name in found]
     points = [

@@ -6,11 +6,12 @@ from functools import cached_property
 from typing import Protocol
 
 from arctic_ablation.halving import climbs, rungs
-from arctic_ablation.ranking import Rank, objective, ranking
+from arctic_ablation.ranking import Rank, cost, objective, ranking
 from arctic_ablation.variants import (
     Variant,
     VariantError,
     Wire,
+    begins_from_weights,
     changed,
     digest,
     total_tokens,
@@ -21,6 +22,11 @@ from arctic_ablation.variants import (
 from arctic_api.ablation import ArcticAblationSpec
 from arctic_api.common import parse_tokens
 from arctic_api.verdict import field_problems
+
+_NO_RUNGS = (
+    "it begins from other weights, so suites judge what it exports at its end, and at a rung there is nothing: leave "
+    "halving out, or judge by perplexity"
+)
 
 
 class TooFew(ValueError):  # noqa: N818 - names what is wrong
@@ -123,6 +129,8 @@ def make_run(ablation: str, spec: ArcticAblationSpec, variant: Variant, seed: in
     training = changed(base, variant.changes)
     if problems := field_problems(training_manifest(ablation, training)):
         raise VariantError(f"variant {variant.name}: " + "; ".join(map(str, problems)))
+    if spec.halving and spec.objective.suites and begins_from_weights(training):
+        raise VariantError(f"variant {variant.name}: {_NO_RUNGS}")
     made = trial(spec, training, seed)
     return Run(name_of(ablation, spec, made), variant.name, seed, made)
 
@@ -188,13 +196,13 @@ class VariantStudy:
         return any(found.get(run.name, Found()).failed for run in self.runs[variant])
 
     def _values(self, variant: str, found: Mapping[str, Found]) -> list[float]:
-        """Return the mean objective at each rung that all trainings of a variant have come to."""
+        """Return the mean objective, so that less is better, at each rung that all trainings of a variant came to."""
         values: list[float] = []
         for rung in self.rungs:
             there = reached(self.spec, self.runs[variant], rung, found)
             if not there:
                 break
-            values.append(sum(there) / len(there))
+            values.append(cost(self.spec.objective, sum(there) / len(there)))
         return values
 
     def ranks(self, found: Mapping[str, Found]) -> list[Rank]:
@@ -204,7 +212,7 @@ class VariantStudy:
             for rung in self.rungs:
                 if values := reached(self.spec, runs, rung, found):
                     judged[name] = (rung, values)
-        return ranking(judged)
+        return ranking(self.spec.objective, judged)
 
     def all_runs(self, found: Mapping[str, Found]) -> list[Run]:  # noqa: ARG002 - a swarm's depend on it
         """Return all trainings."""

@@ -120,15 +120,24 @@ def total_steps(training: Wire) -> int:
 
 
 def trial(spec: ArcticAblationSpec, training: Wire, seed: int) -> Wire:
-    """Return the specification of one training of an ablation: judged on its way, and with nothing exported."""
+    """Return the specification of one training of an ablation: judged on its way, and with nothing exported.
+
+    But what began from other weights is described by its export alone, and by that suites judge it.
+    """
     made = changed(training, [("seed", seed)])
     made["evaluation"] = {"suites": ["perplexity"], "every": max(1, round(total_steps(made) / POINTS))}
-    made["checkpoint"] = made["checkpoint"] | {"export": "none", "keep": 1}
+    export = "huggingface" if spec.objective.suites and begins_from_weights(made) else "none"
+    made["checkpoint"] = made["checkpoint"] | {"export": export, "keep": 1}
     for field in ("suspend", "paused", "stopAfter", "suspendAt"):
         made.pop(field, None)
     if spec.target is not None:
         made["data"] = made["data"] | {"simulatedTokens": spec.target.tokens}
     return made
+
+
+def begins_from_weights(training: Wire) -> bool:
+    """Whether a training begins from other weights: suites judge it at its end alone, as before it exports nothing."""
+    return "from" in training["model"]
 
 
 def training_manifest(name: str, specification: Wire) -> Wire:
@@ -139,6 +148,8 @@ def training_manifest(name: str, specification: Wire) -> Wire:
 def digest(spec: ArcticAblationSpec, training: Wire) -> str:
     """Return eight digits that depend on all that a training learns from, and on what it is judged by.
 
+    What was judged otherwise is another training, as what it was before its end is not to be had again.
+
     What it does not draw from is left out: a source that was only added makes no other training.
     """
     # By way of the types, so that defaults which are written out are no difference.
@@ -146,11 +157,18 @@ def digest(spec: ArcticAblationSpec, training: Wire) -> str:
     kept = {name: value for name, value in wire.items() if name not in _WITHOUT_EFFECT}
     stages = [_without_zeros(stage) for stage in kept["curriculum"]["stages"]]
     drawn = {name for stage in stages for name in stage["mixture"]}
-    judged = set(spec.objective.perplexity) if "fraction" in kept["data"]["validation"] else set()
+    judged = set(spec.objective.perplexity or ()) if "fraction" in kept["data"]["validation"] else set()
     sources = [each for each in kept["data"]["sources"] if each["name"] in drawn or each["category"] in judged]
     kept |= {"curriculum": {"stages": stages}, "data": kept["data"] | {"sources": sources}}
+    kept["objective"] = spec.objective.wire() | {"data": _data_of_suites(spec)}
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _data_of_suites(spec: ArcticAblationSpec) -> list[Wire]:
+    """Return where the data of the objective's suites are."""
+    evaluation, suites = spec.training.evaluation, spec.objective.suites or {}
+    return [one.wire() for one in (evaluation.data if evaluation else None) or () if one.name in suites]
 
 
 def _without_zeros(stage: Wire) -> Wire:

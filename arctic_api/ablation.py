@@ -24,7 +24,7 @@ KIND = "ArcticAblation"
 PLURAL = "arcticablations"
 SHORT_NAME = "aab"
 
-TrialState = Literal["Waiting", "Running", "Resting", "Done", "Failed"]
+TrialState = Literal["Waiting", "Running", "Judging", "Resting", "Done", "Failed"]
 SwarmPart = Literal["half", "whole"]
 """Of a swarm, from which something is foretold."""
 AblationTask = SwarmPart | Literal["report"]
@@ -80,10 +80,19 @@ class MixtureSearch(Resource):
 
 
 class Objective(Resource):
-    """What is best: the least loss on held-out text."""
+    """What is best: the least loss on held-out text, or the most right answers; exactly one of both."""
 
-    perplexity: Annotated[dict[str, PositiveFloat], Field(min_length=1, max_length=5)]
+    perplexity: Annotated[dict[str, PositiveFloat], Field(min_length=1, max_length=5)] | None = None
     """Weight of each category's held-out text: the objective is the weighted mean of its loss, in nats a token."""
+    suites: Annotated[dict[str, PositiveFloat], Field(min_length=1, max_length=6)] | None = None
+    """Weight of each suite: the objective is the weighted mean of their figures, from 0 to 1. Enterprise intelligence
+    is `{humaneval-plus: 1, mbpp-plus: 1, spider: 2, ifeval: 2}`. Each training is evaluated where it rests, on what
+    `training.evaluation.data` names."""
+
+    @property
+    def more_is_better(self) -> bool:
+        """Whether the best value is the largest."""
+        return self.suites is not None
 
 
 class Halving(Resource):
@@ -140,7 +149,9 @@ class PointStatus(Resource):
     tokens: int
     """Tokens trained."""
     objective: str
-    """Objective there, in nats a token."""
+    """Objective there: nats a token, or a share of 1."""
+    evaluation: str | None = None
+    """Name of the ArcticEvaluation that found it, where the objective is of suites."""
 
 
 class TrialStatus(Resource):
@@ -153,7 +164,7 @@ class TrialStatus(Resource):
     seed: int
     """Its seed."""
     state: TrialState
-    """`Resting` at a rung until it is among the best there, or for good."""
+    """`Judging`: it rests, and is evaluated; `Resting` at a rung until it is among the best there, or for good."""
     tokens: int = 0
     """Tokens at the last rung that it came to."""
     points: list[PointStatus] | None = None
@@ -170,7 +181,7 @@ class RankStatus(Resource):
     tokens: int
     """Tokens of each of its trainings."""
     objective: str
-    """Mean of the objective over its seeds, in nats a token."""
+    """Mean of the objective over its seeds: nats a token, or a share of 1."""
     interval: str | None = None
     """95% interval of that mean over seeds, such as `2.31 to 2.36`; unset for one seed."""
 
@@ -181,7 +192,7 @@ class ForecastStatus(Resource):
     name: str
     """`foretold`, `by hand` or `proportional`."""
     objective: str
-    """Objective at its end, in nats a token."""
+    """Objective at its end: nats a token, or a share of 1."""
     interval: str
     """95% interval of all the trainings together that put it to the test."""
 

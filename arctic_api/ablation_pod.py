@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from arctic_api.ablation import AblationTask, ArcticAblationSpec, ForetoldStatus, SwarmPart
+from arctic_api.ablation import AblationTask, ArcticAblationSpec, ForetoldStatus, PointStatus, SwarmPart
 from arctic_api.common import Resource
 from arctic_api.world import PodWorld, without_pods
 
@@ -23,10 +23,8 @@ class TrialWord(Resource):
     """Of the ArcticTraining, by which its folder is known; None for an earlier ablation's, or none."""
     failed: str = ""
     """Why it goes no further."""
-    tokens: int = 0
-    """At the last point that it came to."""
-    objective: float | None = None
-    """There; None before it came to any."""
+    points: list[PointStatus] = Field(default_factory=list)
+    """Where it rested, and was judged."""
 
 
 class AblationWorld(PodWorld):

@@ -6,13 +6,21 @@ from typing import get_args
 from arctic_api.ablation import MAX_NAME, MAX_TRIALS, ArcticAblation, ArcticAblationSpec, Objective
 from arctic_api.common import parse_tokens
 from arctic_api.rule import Judge, Rule
-from arctic_api.training import Category
+from arctic_api.training import OWN_SUITES, Category, Suite
 
 CATEGORIES = get_args(Category)
+SUITES = tuple(suite for suite in get_args(Suite) if suite not in OWN_SUITES)
+"""Of questions and answers."""
 
 
 def _first_rung_has_tokens(spec: ArcticAblationSpec) -> bool:
     return spec.halving is None or parse_tokens(spec.halving.first) > 0
+
+
+def _has_data_of_suites(spec: ArcticAblationSpec) -> bool:
+    evaluation = spec.training.evaluation
+    data = (evaluation.data if evaluation else None) or []
+    return (spec.objective.suites or {}).keys() <= {one.name for one in data}
 
 
 def _trials(spec: ArcticAblationSpec) -> int:
@@ -24,10 +32,31 @@ def _trials(spec: ArcticAblationSpec) -> int:
 ABLATION_RULES = (
     Rule(
         Objective,
-        f"self.perplexity.all(name, name in [{', '.join(map(repr, CATEGORIES))}])",
-        lambda objective: objective.perplexity.keys() <= set(CATEGORIES),
+        "has(self.perplexity) != has(self.suites)",
+        lambda objective: (objective.perplexity is None) != (objective.suites is None),
+        "write exactly one of perplexity and suites",
+    ),
+    Rule(
+        Objective,
+        f"!has(self.perplexity) || self.perplexity.all(name, name in [{', '.join(map(repr, CATEGORIES))}])",
+        lambda objective: (objective.perplexity or {}).keys() <= set(CATEGORIES),
         f"there is no such category: write {', '.join(CATEGORIES[:-1])} or {CATEGORIES[-1]}",
         ".perplexity",
+    ),
+    Rule(
+        Objective,
+        f"!has(self.suites) || self.suites.all(name, name in [{', '.join(map(repr, SUITES))}])",
+        lambda objective: (objective.suites or {}).keys() <= set(SUITES),
+        f"there is no such suite: write {', '.join(SUITES[:-1])} or {SUITES[-1]}",
+        ".suites",
+    ),
+    Rule(
+        ArcticAblationSpec,
+        "!has(self.objective.suites) || (has(self.training.evaluation) && has(self.training.evaluation.data) && "
+        "self.objective.suites.all(name, self.training.evaluation.data.exists(one, one.name == name)))",
+        _has_data_of_suites,
+        "a suite takes data: write where they are in training.evaluation.data",
+        ".objective.suites",
     ),
     Rule(
         ArcticAblation,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arctic_ablation.ranking import objective
+from arctic_ablation.ranking import cost, objective
 from arctic_ablation.study import Found, Run, TooFew
 from arctic_ablation.swarm.draws import BY_HAND, FORETOLD, PROPORTIONAL, Space, Weights, rounded
 from arctic_ablation.swarm.regression import Array, Curve, Forecast, Regression
@@ -31,7 +31,7 @@ class Effect:
     stage: str
     source: str
     change: float
-    """Nats a token by which the objective changes where the stage's mixture goes a quarter of the way to the source."""
+    """By what the objective changes where the stage's mixture goes a quarter of the way to the source."""
     deviation: float
 
 
@@ -66,6 +66,12 @@ def foretell(
             f"{len(whole)} trainings of the swarm came to their end, and it takes {FEWEST} at least: see "
             "the logs of the others"
         )
+    ends = {objective(spec.objective, each.points[-1].figures) for _, each in whole}
+    if len(ends) == 1:
+        raise TooFew(
+            f"all {len(whole)} trainings of the swarm came to the same end, {ends.pop():g}: nothing follows from that, "
+            "so train more tokens, or write another objective"
+        )
     return _Foretelling(spec, space).from_curves(whole)
 
 
@@ -74,20 +80,28 @@ class _Foretelling:
     spec: ArcticAblationSpec
     space: Space
 
+    def _cost(self, value: float) -> float:
+        """Return a value so that less is better, as the regression has them, and back."""
+        return cost(self.spec.objective, value)
+
     def from_curves(self, whole: Sequence[tuple[Weights, Found]]) -> Outlook:
         assert self.spec.mixture is not None
         regression = Regression([self._curve(weights, each) for weights, each in whole])
         best, confirm = self._best(regression), self.spec.mixture.confirm
         weights = {FORETOLD: best, BY_HAND: self.space.by_hand(), PROPORTIONAL: self.space.proportional()}
-        forecasts = {name: regression.forecast(self._read(each), confirm) for name, each in weights.items()}
+        forecasts = {name: self._told(regression.forecast(self._read(each), confirm)) for name, each in weights.items()}
         errors = [float(error) for error in regression.errors]
         return Outlook(best, forecasts, errors, regression.widening, self._effects(regression))
+
+    def _told(self, forecast: Forecast) -> Forecast:
+        low, high = sorted((self._cost(forecast.low), self._cost(forecast.high)))
+        return Forecast(self._cost(forecast.value), low, high)
 
     def _curve(self, weights: Weights, found: Found) -> Curve:
         total = total_tokens(self.space.training)
         points = [point for point in found.points if point.tokens >= EARLIEST * total]
         read = np.stack([self._read(weights, point.tokens / total) for point in points])
-        return Curve(read, np.array([objective(self.spec.objective, point.figures) for point in points]))
+        return Curve(read, np.array([self._cost(objective(self.spec.objective, point.figures)) for point in points]))
 
     def _read(self, weights: Weights, share: float = 1.0) -> Array:
         """Return what a run has read after a share of its tokens: [stages x sources], of all of its tokens."""
@@ -122,5 +136,5 @@ class _Foretelling:
                 moved[row] *= 1 - SHIFT
                 moved[row, column] += SHIFT
                 [mean], [deviation] = regression.at(self._read(moved)[None])
-                found.append(Effect(stage, source, float(mean - start), float(deviation)))
+                found.append(Effect(stage, source, self._cost(float(mean - start)), float(deviation)))
         return found

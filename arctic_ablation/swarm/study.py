@@ -154,9 +154,9 @@ class SwarmStudy:
         if self.is_foretold(found):
             tested = {name: reached(self.spec, runs, total, found) for name, runs in self.tests(found).items()}
             if all(tested.values()):
-                return ranking({name: (total, values) for name, values in tested.items()})
+                return ranking(self.spec.objective, {name: (total, values) for name, values in tested.items()})
         each = {run.variant: reached(self.spec, [run], total, found) for run, _ in self.swarm(found)}
-        return ranking({name: (total, values) for name, values in each.items() if values})
+        return ranking(self.spec.objective, {name: (total, values) for name, values in each.items() if values})
 
     def all_runs(self, found: Mapping[str, Found]) -> list[Run]:
         """Return the swarm, and what is put to the test once that is known."""

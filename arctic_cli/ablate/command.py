@@ -82,7 +82,7 @@ def _run(manifest: dict[str, Any], spec: ArcticAblationSpec, study: "Study", vol
     folder = run_folder_of(_as_training(manifest), volumes)
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    shelf = Shelf(volumes, metadata.get("namespace"), metadata["name"], spec.reuse)
+    shelf = Shelf(volumes, metadata.get("namespace"), metadata["name"], spec.reuse, spec.objective)
     runner, stop = Runner(study, spec, shelf, logs), stop_flag()
     try:
         whole = runner.run(stop)

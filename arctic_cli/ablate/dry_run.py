@@ -1,5 +1,6 @@
 """`arctic ablate --dry-run`: runs, tokens, time and cost, before anything starts."""
 
+from arctic_ablation.ranking import cost, figures_of
 from arctic_ablation.study import Found, Point, Study, VariantStudy
 from arctic_ablation.variants import total_tokens
 from arctic_api.ablation import ArcticAblationSpec
@@ -52,10 +53,10 @@ def _with_halving(study: VariantStudy) -> int:
     """Return what halving takes if the first variants are the best at each rung: nobody is promoted in vain."""
     places = {run.name: place for place, runs in enumerate(study.runs.values()) for run in runs}
     found: dict[str, Found] = {}
-    figures = dict.fromkeys(study.spec.objective.perplexity, 0.0)
+    objective = study.spec.objective
     while steps := study.steps(found):
         step = steps[0]
         before = found.get(step.run.name, Found()).points
-        told = {f"perplexity/{name}": 2.0 + places[step.run.name] for name in figures}
+        told = figures_of(objective, cost(objective, places[step.run.name]))
         found[step.run.name] = Found((*before, Point(min(step.tokens, step.run.total), told)))
     return sum(each.tokens for each in found.values())

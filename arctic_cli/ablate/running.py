@@ -6,13 +6,16 @@ from pathlib import Path
 
 import click
 
-from arctic_ablation.study import Found, Step, Study, affordable
+from arctic_ablation.ranking import objective
+from arctic_ablation.study import Found, Run, Step, Study, affordable
+from arctic_ablation.variants import begins_from_weights
 from arctic_api.ablation import ArcticAblationSpec
 from arctic_api.common import parse_tokens
 from arctic_api.world import SUSPENDED, Report
 from arctic_cli.ablate.forks import Forks
+from arctic_cli.ablate.judging import Judging
 from arctic_cli.ablate.trials import Shelf
-from arctic_cli.local import training_worlds
+from arctic_cli.local import local_mounts, training_worlds
 from arctic_workers.control.signals import StopFlag
 
 _LOOK_SECONDS = 0.2
@@ -33,7 +36,8 @@ class Runner:
         self, study: Study, spec: ArcticAblationSpec, shelf: Shelf, log: Path, say: Callable[[str], None] = click.echo
     ) -> None:
         self._study, self._spec, self._shelf, self._log, self._say = study, spec, shelf, log, say
-        self._running: dict[str, Step] = {}
+        self._running: dict[str, Step] = {}  # or being judged
+        self._judging = Judging(spec, local_mounts(spec.training.template, shelf.volumes))
         self._short = False  # of budget
 
     def found(self) -> dict[str, Found]:
@@ -48,7 +52,7 @@ class Runner:
     def run(self, stop: StopFlag) -> bool:
         """Run to the end; returns whether nothing is left. Trainings under way are ended as they are by a stop."""
         forks = Forks(self._spec.parallelism, self._log / "forks.log")
-        with tempfile.TemporaryDirectory(prefix="arctic-ablate-") as scratch, forks:
+        with tempfile.TemporaryDirectory(prefix="arctic-ablate-") as scratch, forks, self._judging:
             return self._run(forks, Path(scratch), stop)
 
     def _run(self, forks: Forks, scratch: Path, stop: StopFlag) -> bool:
@@ -57,9 +61,11 @@ class Runner:
             self._start(forks, scratch, found)
             if not self._running:
                 return not self._short
-            ended = forks.ended(_LOOK_SECONDS)
-            if ended is not None:
+            if ended := forks.ended(_LOOK_SECONDS):
                 self._end(*ended)
+            if judged := self._judging.ended():
+                self._judge(*judged)
+            if ended or judged:
                 found = self.found()
         return False
 
@@ -82,13 +88,42 @@ class Runner:
             forks.start(world, self._log / f"{name}.log")
 
     def _end(self, name: str, report: Report) -> None:
-        step = self._running.pop(name)
-        what = f"{step.run.variant} (seed {step.run.seed})"
-        if report.outcome == "succeeded" or report.reason == SUSPENDED:
-            self._say(f"{what}: {report.tokens:,} tokens, {_figures(report)}")
+        run = self._running[name].run
+        if report.outcome != "succeeded" and report.reason != SUSPENDED:
+            self._fail(name, report.outcome, report.message or report.reason)
             return
-        self._say(f"{what}: {report.outcome}: {report.message}")
-        self._shelf.fail(step.run, report.message or report.reason)
+        self._say(f"{_called(run)}: {report.tokens:,} tokens, {_figures(report)}")
+        if not self._judging.is_asked_for:
+            del self._running[name]
+            return
+        folder = self._shelf.judgement(run, report.tokens)
+        self._judging.start(name, _weights(run, report), folder, self._log / f"{name}.log")
+
+    def _judge(self, name: str, wrong: str) -> None:
+        if wrong:
+            self._fail(name, "not judged", wrong)
+            return
+        run = self._running.pop(name).run
+        point = self._shelf.found([run])[run.name].points[-1]
+        self._say(f"{_called(run)}: {objective(self._spec.objective, point.figures):.4f}")
+
+    def _fail(self, name: str, how: str, why: str) -> None:
+        run = self._running.pop(name).run
+        self._say(f"{_called(run)}: {how}: {why}")
+        self._shelf.fail(run, why)
+
+
+def _weights(run: Run, report: Report) -> str:
+    """Return the URI of what suites judge."""
+    if begins_from_weights(run.training):
+        assert report.export_uri is not None, "it has come to its end, and was told to export"
+        return report.export_uri
+    assert report.checkpoint is not None, "it has come to where it rests"
+    return report.checkpoint.uri
+
+
+def _called(run: Run) -> str:
+    return f"{run.variant} (seed {run.seed})"
 
 
 def _figures(report: Report) -> str:

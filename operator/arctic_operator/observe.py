@@ -53,7 +53,7 @@ from arctic_operator.observed import (
     revision_seen_of,
 )
 from arctic_operator.rivals import gave_way, holds_and_waits, needs_of, worlds_of
-from arctic_operator.trials import Ablation, AblationSeen, trial_of
+from arctic_operator.trials import Ablation, AblationSeen, judgement_of, trial_of
 
 if TYPE_CHECKING:
     from arctic_ablation.swarm.study import SwarmStudy
@@ -97,7 +97,7 @@ LOOKED_AT = {
         "PodDisruptionBudget",
         "ControllerRevision",
     ),
-    ablation_api.KIND: (training_api.KIND, "Job", "NetworkPolicy"),
+    ablation_api.KIND: (training_api.KIND, evaluation_api.KIND, "Job", "NetworkPolicy"),
     evaluation_api.KIND: ("Job", "NetworkPolicy"),
 }
 """Kinds of children besides pods; evaluations of a training are made again at most, as they are."""
@@ -336,14 +336,17 @@ class Observer:
 
     def ablation_seen(self, ablation: Ablation, refusals: Mapping[str, str]) -> AblationSeen:
         """Return all that is known about the trainings of an ablation, and of the one that it reuses."""
-        trials = [trial_of(child) for child in self._owned(ablation.identity.uid, training_api.KIND)]
+        uid = ablation.identity.uid
+        trials = [trial_of(child) for child in self._owned(uid, training_api.KIND)]
+        judgements = [judgement_of(child) for child in self._owned(uid, evaluation_api.KIND)]
         reuse = ablation.spec.reuse
         earlier = self._cache.custom(Key(ablation_api.KIND, ablation.identity.namespace, reuse)) if reuse else None
         return AblationSeen(
             trials={trial.name: trial for trial in trials},
+            judgements={each.name: each for each in judgements},
             earlier=read_status(ArcticAblationStatus, (earlier or {}).get("status") or {}),
-            jobs=[job_of(child) for child in self._owned(ablation.identity.uid, "Job")],
-            pods=list(self._pods(ablation.identity.uid)),
+            jobs=[job_of(child) for child in self._owned(uid, "Job")],
+            pods=list(self._pods(uid)),
             nodes=self._nodes(),
             refusals=refusals,
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from arctic_ablation.study import VariantStudy
 from arctic_api.ablation import ArcticAblationSpec, ArcticAblationStatus
 from arctic_api.common import parse_tokens
+from arctic_api.evaluation import ArcticEvaluationStatus
 from arctic_api.training import ArcticTrainingStatus
 from arctic_operator.observed import Identity, Job, Node, Pod, conditions_of, read_status
 
@@ -48,6 +49,8 @@ class Trial:
     """Why it has failed for good; empty for one that has not."""
     deleting: bool
     gpu_hours: float = 0.0
+    checkpoint: str = ""
+    """URI of what it has come to, once that is committed."""
 
     @property
     def rests(self) -> bool:
@@ -58,10 +61,26 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """An evaluation of a training where it rests."""
+
+    name: str
+    uid: str
+    deleting: bool
+    figures: Mapping[str, float]
+    """The own figure of each suite that is done, by suite."""
+    ended: bool
+    failed: str
+    """Why it has failed, or a suite has no figure; empty for one that has all, or may."""
+
+
+@dataclass(frozen=True)
 class AblationSeen:
     """All that is known about the trainings of an ablation."""
 
     trials: Mapping[str, Trial] = field(default_factory=dict)
+    judgements: Mapping[str, Judgement] = field(default_factory=dict)
+    """Evaluations of these, by name."""
     earlier: ArcticAblationStatus = field(default_factory=ArcticAblationStatus)
     """Of the ablation that it reuses."""
     jobs: Sequence[Job] = ()
@@ -90,4 +109,32 @@ def trial_of(manifest: Manifest) -> Trial:
         failed=words if failed.get("status") == "True" and status.completion_time else "",
         deleting="deletionTimestamp" in metadata,
         gpu_hours=float(status.gpu_hours or 0),
+        checkpoint=_committed(status),
+    )
+
+
+def _committed(status: ArcticTrainingStatus) -> str:
+    """Return the URI of the checkpoint with all that was trained; empty before it is committed."""
+    last = status.last_checkpoint
+    return last.uri if last is not None and last.tokens >= (status.tokens or 0) else ""
+
+
+def judgement_of(manifest: Manifest) -> Judgement:
+    """Reduce an ArcticEvaluation that is an ablation's own."""
+    metadata, conditions = manifest["metadata"], conditions_of(dict(manifest))
+    status = read_status(ArcticEvaluationStatus, dict(manifest.get("status") or {}))
+    suites = {suite.name: suite for suite in status.suites or ()}
+    done = {name: suite.figures for name, suite in suites.items() if suite.state == "Done" and suite.figures}
+    failed, succeeded = (conditions.get(kind, {}) for kind in ("Failed", "Succeeded"))
+    words = [f"{name}: {suite.message or suite.state}" for name, suite in suites.items() if name not in done]
+    if failed.get("status") == "True":
+        words = [failed.get("message") or failed.get("reason", "")]
+    ended = "True" in (failed.get("status"), succeeded.get("status"))
+    return Judgement(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        deleting="deletionTimestamp" in metadata,
+        figures={name: float(figures[0].value) for name, figures in done.items()},
+        ended=ended,
+        failed="; ".join(words) if ended else "",
     )

@@ -1,4 +1,4 @@
-"""Ablations on the real local cluster: small trainings, a planted answer, an operator that is killed, and a swarm."""
+"""Ablations on the real local cluster: small trainings, planted answers, an operator that is killed, and a swarm."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ablation_by_suites import BETTER, STEP, by_suites
 from objects import Objects
 
 from arctic_ablation.swarm.draws import FORETOLD
@@ -81,3 +82,20 @@ def test_a_swarm_is_trained_and_what_it_foretells_is_put_to_the_test(objects: Ob
     trained = " ".join(f"{name}:{weight:g}" for name, weight in stage["mixture"].items() if weight)
     assert trained == whole["mixtures"][stage["name"]], "what was foretold is what was trained"
     objects.eventually("the Jobs are gone", lambda: objects.labelled("jobs", "arctic.dev/name=searched") == [])
+
+
+def test_suites_judge_trainings_where_they_rest_and_the_best_goes_on(objects: Objects) -> None:
+    text = objects.cluster.volumes / CORPUS / "judged-ablation"
+    shutil.rmtree(text, ignore_errors=True)
+    manifest = mounted(by_suites(text, MOUNTED / text.name))
+    manifest["spec"] |= {"halving": {"first": 5 * STEP, "factor": 2}, "parallelism": 2}
+    objects.apply(manifest)
+    status = objects.state("arcticablation", "judged", "Succeeded", limit=400)
+    assert [rank["name"] for rank in status["ranking"]] == [BETTER, "base"]
+    points = {trial["variant"]: trial["points"] for trial in status["trials"]}
+    assert [(point["tokens"], float(point["objective"])) for point in points["base"]] == [(5 * STEP, 0)]
+    assert [(point["tokens"], float(point["objective"])) for point in points[BETTER]] == [(5 * STEP, 1), (8 * STEP, 1)]
+    for point in (*points["base"], *points[BETTER]):
+        [suite] = objects.state("aev", point["evaluation"], "Succeeded")["suites"]
+        assert float(suite["figures"][0]["value"]) == float(point["objective"])
+    shutil.rmtree(text)

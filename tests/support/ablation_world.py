@@ -18,12 +18,13 @@ from arctic_operator.observed import Identity, Node, Owner, Pod, job_of
 from arctic_operator.plan.ablation import plan_ablation
 from arctic_operator.plan.actions import Plan
 from arctic_operator.settings import Settings
-from arctic_operator.trials import Ablation, AblationSeen, trial_of
+from arctic_operator.trials import Ablation, AblationSeen, judgement_of, trial_of
 
 IDENTITY = Identity("ArcticAblation", "team", "rates", "0a1b2c3d-0000-4000-8000-000000000009")
 SETTINGS = Settings(namespace="arctic", worker_image="worker:1", gateway_image="gateway:1")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 Manifest = dict[str, Any]
+STORE = "file:///var/lib/arctic/store"
 HOURS_A_TOKEN = 1e-5
 """GPU hours that a token takes."""
 
@@ -51,6 +52,7 @@ class World:
         self.generation, self.seconds = 0, 0.0
         self.status: Manifest = {}
         self.trainings: dict[str, Manifest] = {}
+        self.evaluations: dict[str, Manifest] = {}
         self.jobs: dict[str, Manifest] = {}
         self.pods: dict[str, Pod] = {}
         self.nodes: dict[str, Node] | None = None
@@ -75,6 +77,7 @@ class World:
         ablation = Ablation(IDENTITY, self.generation, False, self._study(status), status)
         seen = AblationSeen(
             trials={name: trial_of(each) for name, each in self.trainings.items()},
+            judgements={name: judgement_of(each) for name, each in self.evaluations.items()},
             earlier=self.earlier,
             jobs=[job_of(job) for job in self.jobs.values()],
             pods=list(self.pods.values()),
@@ -86,7 +89,8 @@ class World:
         for manifest in plan.create:
             self._create(manifest)
         for delete in plan.delete:
-            del (self.jobs if delete.kind == "Job" else self.trainings)[delete.name]
+            kinds = {"Job": self.jobs, "ArcticTraining": self.trainings, "ArcticEvaluation": self.evaluations}
+            del kinds[delete.kind][delete.name]
         if plan.status is not None:
             self.status = plan.status
         return plan
@@ -106,6 +110,10 @@ class World:
             known = self.trainings.get(name, {"metadata": {"uid": name}, "status": {}})
             metadata = manifest["metadata"] | known["metadata"] | {"name": name}
             self.trainings[name] = manifest | {"metadata": metadata, "status": known["status"]}
+        elif manifest["kind"] == "ArcticEvaluation":
+            name = manifest["metadata"]["name"]
+            assert name not in self.evaluations, "it is made once"
+            self.evaluations[name] = manifest | {"metadata": manifest["metadata"] | {"uid": name}, "status": {}}
 
     def _create(self, manifest: Manifest) -> None:
         name, self.jobs_made = manifest["metadata"]["name"], self.jobs_made + 1
@@ -142,13 +150,41 @@ class World:
     def train(self, name: str) -> None:
         """Let a training come to where it may go."""
         training, goal = self.trainings[name], _goal(self.trainings[name])
-        [category, *_] = self.spec.objective.perplexity
+        [category, *_] = self.spec.objective.perplexity or ("general",)
+        uri = f"{STORE}/{name}/checkpoints/{goal}"
         training["status"] = {
+            "lastCheckpoint": {"step": 1, "tokens": goal, "uri": uri, "time": "2026-01-01T00:00:00Z"},
             "state": "Suspended" if goal < total_tokens(training["spec"]) else "Succeeded",
             "tokens": goal,
             "gpuHours": f"{goal * HOURS_A_TOKEN:.3f}",
             "evaluation": {f"perplexity/{category}": f"{math.exp(self._loss(training['spec'], goal)):.4f}"},
         }
+
+    def waiting(self) -> list[str]:
+        """Evaluations that have not ended."""
+        return [name for name, each in self.evaluations.items() if not each["status"]]
+
+    def judge(self, name: str, **lacking: str) -> None:
+        """Let an evaluation end: the figure is the higher the less the loss; `lacking` says why suites have none."""
+        spec = self.evaluations[name]["spec"]
+        trial = spec["model"].get("training") or spec["model"]["uri"].removeprefix(f"{STORE}/").partition("/")[0]
+        training = self.trainings[trial]
+        score = f"{1 - self._loss(training['spec'], training['status']['tokens']) / 10:.4f}"
+        figures = [
+            {"name": "own", "value": score, "interval": "0 to 1"},
+            {"name": "other", "value": "7", "interval": "0 to 9"},
+        ]
+        suites = [
+            {"name": suite["name"], "state": "Unfit", "message": lacking[suite["name"]]}
+            if suite["name"] in lacking
+            else {"name": suite["name"], "state": "Done", "figures": figures}
+            for suite in spec["suites"]
+        ]
+        self.evaluations[name]["status"] = {"suites": suites, "conditions": [_condition("Succeeded")]}
+
+    def refuse(self, name: str, why: str) -> None:
+        """Let an evaluation fail."""
+        self.evaluations[name]["status"] = {"conditions": [_condition("Failed", why)]}
 
     def live(self, choose: Callable[[list[str]], list[str]] = list, until: Callable[[], bool] = bool) -> None:
         """Let time pass until the ablation has ended, or something is so; `choose` says who trains on."""
@@ -160,6 +196,8 @@ class World:
             assert len(running) <= self.spec.parallelism, "no more trainings at a time than may be"
             for name in choose(running):
                 self.train(name)
+            for name in self.waiting():
+                self.judge(name)
             if self.jobs and not self.pod().ended:
                 self.end()
         raise AssertionError("it has not ended")
@@ -168,6 +206,11 @@ class World:
         """A condition of the status."""
         found: Manifest = next(each for each in self.status["conditions"] if each["type"] == kind)
         return found
+
+
+def _condition(kind: str, message: str = "") -> Manifest:
+    when = "2026-01-01T00:00:00Z"
+    return {"type": kind, "status": "True", "reason": "Ended", "message": message, "lastTransitionTime": when}
 
 
 def _goal(training: Manifest) -> int:

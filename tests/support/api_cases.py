@@ -115,6 +115,10 @@ SWARM: Changes = {
     "spec.mixture": {},
     "spec.training.data.sources": [*TRAINING["spec"]["data"]["sources"], PROOFS],
 }
+BY_SUITES: Changes = {
+    "spec.objective": {"suites": {"ifeval": 1}},
+    "spec.training.evaluation": {"suites": ["ifeval"], "data": [{"name": "ifeval", "uri": "file:///ifeval"}]},
+}
 SCALING = {"max": 4, "target": {"queuedPerReplica": 4}}
 SECRET = {"secretName": "keys"}
 LONG = [{"name": f"LONG_{number}", "value": "x" * 32768} for number in range(4)]
@@ -812,6 +816,20 @@ CASES = [
     ),
     *_engine_cases(),
     _ablation(Objective, ".perplexity", "no such category", {"spec.objective.perplexity": {"poems": 1}}),
+    _ablation(
+        Objective, ".suites", "no such suite", BY_SUITES | {"spec.objective": {"suites": {"poems": 1}}}, BY_SUITES
+    ),
+    _ablation(
+        Objective, "", "exactly one of perplexity", BY_SUITES | {"spec.objective.perplexity": {"sql": 1}}, BY_SUITES
+    ),
+    _ablation(Objective, "", "exactly one of perplexity", {"spec.objective.perplexity": ABSENT}),
+    _ablation(
+        ArcticAblationSpec,
+        ".objective.suites",
+        "training.evaluation.data",
+        BY_SUITES | {"spec.objective": {"suites": {"ifeval": 1, "spider": 1}}},
+        BY_SUITES | {"spec.objective": {"suites": {"ifeval": 1}}},
+    ),
     _ablation(ArcticAblation, "", "at most 31", {"metadata.name": "a" * 32}, {"metadata.name": "a" * 31}),
     _ablation(ArcticAblationSpec, "", "exactly one of grid", {"spec.mixture": {}}),
     _ablation(ArcticAblationSpec, "", "exactly one of grid", {"spec.grid": ABSENT}),

@@ -47,6 +47,13 @@ PROMPTS: Sequence[Mapping[str, Any]] = (
 )
 """IFEval's."""
 
+WITHOUT_COMMAS: Sequence[Mapping[str, Any]] = (
+    {"key": 1, "prompt": "Say it!", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+)
+"""IFEval's too: what a model has learnt from the one of `COMMAS` does, and not from the other."""
+COMMAS = {"plain": "so it is and so it was ", "strewn": "so, it, is, and, so, it, was, "}
+"""Texts, by what they are called."""
+
 
 def write_spider(folder: Path) -> None:
     """Write Spider into a folder that is there."""
@@ -58,6 +65,15 @@ def write_spider(folder: Path) -> None:
         connection.executescript(SCRIPT)
 
 
-def write_ifeval(path: Path) -> None:
-    """Write IFEval's prompts."""
-    path.write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
+def write_ifeval(path: Path, prompts: Sequence[Mapping[str, Any]] = PROMPTS) -> None:
+    """Write prompts as IFEval has them."""
+    path.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+
+
+def write_commas(folder: Path) -> None:
+    """Write a folder a text of `COMMAS`, and what judges who learns from them, `ifeval.jsonl`."""
+    for name, text in COMMAS.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(20):
+            (folder / name / f"{number:02}.txt").write_text(text * 100)
+    write_ifeval(folder / "ifeval.jsonl", WITHOUT_COMMAS)

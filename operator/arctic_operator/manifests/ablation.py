@@ -1,21 +1,23 @@
-"""The trainings of an ablation, its own Jobs, and what it leaves."""
+"""The trainings of an ablation and their evaluations, its own Jobs, and what it leaves."""
 
 import json
 from collections.abc import Mapping, Sequence
 
-from arctic_ablation.study import Step
-from arctic_ablation.variants import Wire
+from arctic_ablation.study import Run, Step
+from arctic_ablation.variants import Wire, begins_from_weights
 from arctic_api import API_VERSION
 from arctic_api.ablation import AblationTask, ForetoldStatus
 from arctic_api.ablation_pod import AblationWorld, TrialWord
 from arctic_api.common import ClaimVolume
+from arctic_api.evaluation import EvaluatedModel
 from arctic_api.training import KIND, CheckpointVolume
 from arctic_api.world import STORE_FOLDER, Ports, run_folder
-from arctic_operator.manifests.common import Manifest, best_name, child_metadata
+from arctic_operator.manifests.common import Manifest, best_name, child_metadata, judgement_name
+from arctic_operator.manifests.evaluation import evaluation_of
 from arctic_operator.manifests.single_pod import single_pod_job, without_devices
 from arctic_operator.observed import Identity
 from arctic_operator.settings import Settings
-from arctic_operator.trials import Ablation
+from arctic_operator.trials import Ablation, Trial
 
 BEST_FILE = "training.json"
 MODULE = "arctic_workers.ablation"
@@ -33,6 +35,19 @@ def trial(identity: Identity, step: Step) -> Manifest:
         "metadata": child_metadata(identity, step.run.name),
         "spec": step.specification | {"suspendAt": suspend_at},
     }
+
+
+def judgement(ablation: Ablation, run: Run, trial: Trial) -> Manifest:
+    """Return the ArcticEvaluation of a training where it rests: of its checkpoint, or else of what it exports."""
+    identity, training = ablation.identity, ablation.spec.training
+    exports = begins_from_weights(run.training)
+    model = EvaluatedModel(training=trial.name) if exports else EvaluatedModel(uri=trial.checkpoint)
+    asked = [one for one in (training.evaluation and training.evaluation.data) or () if one.name in _suites(ablation)]
+    return evaluation_of(identity, judgement_name(identity, trial.name, trial.tokens), training, model, asked)
+
+
+def _suites(ablation: Ablation) -> Mapping[str, float]:
+    return ablation.spec.objective.suites or {}
 
 
 def best(identity: Identity, training: Wire) -> Manifest:

@@ -77,6 +77,11 @@ def stage_evaluation_name(identity: Identity, number: int) -> str:
     return identity.name[: MAX_OBJECT_NAME - len(suffix)].rstrip("-") + suffix
 
 
+def judgement_name(identity: Identity, trial: str, tokens: int) -> str:
+    """Return the name of the evaluation of an ablation's training where it rests."""
+    return f"{identity.name}-{hashlib.sha256(f'{trial} {tokens}'.encode()).hexdigest()[:8]}"
+
+
 def leaders_name(identity: Identity) -> str:
     """Return the name of the headless Service of the ready leaders."""
     return f"{base_name(identity)}-leaders"

@@ -6,6 +6,7 @@ from arctic_api import API_VERSION
 from arctic_api.common import ClaimVolume
 from arctic_api.evaluation import KIND as EVALUATION
 from arctic_api.evaluation import ArcticEvaluationSpec, EvaluatedModel
+from arctic_api.training import ArcticTrainingSpec, SuiteData
 from arctic_api.world import (
     CREDENTIALS_FOLDER,
     STORE_FOLDER,
@@ -20,6 +21,7 @@ from arctic_operator.manifests.training import weights_claims
 from arctic_operator.observed import (
     GENERATION_ANNOTATION,
     REVISION_ANNOTATION,
+    Identity,
     Training,
 )
 from arctic_operator.settings import Settings
@@ -83,12 +85,30 @@ def evaluation_job(
 
 def stage_evaluation(training: Training, number: int, stage: str | None) -> Manifest:
     """Return the ArcticEvaluation of what a training was at a stage's end, the `number`-th; of its export for None."""
-    spec, volume = training.spec, training.spec.checkpoint.volume
+    name = stage_evaluation_name(training.identity, number)
+    model = EvaluatedModel(training=training.identity.name, stage=stage)
+    assert training.spec.evaluation is not None
+    return evaluation_of(training.identity, name, training.spec, model, training.spec.evaluation.data or [])
+
+
+def evaluation_of(
+    owner: Identity, name: str, spec: ArcticTrainingSpec, model: EvaluatedModel, suites: Sequence[SuiteData]
+) -> Manifest:
+    """Return an ArcticEvaluation of a training's weights, which its owner makes as the training says.
+
+    Args:
+        owner: that training, or the ablation that it belongs to.
+        name: of the evaluation.
+        spec: of the training.
+        model: its weights.
+        suites: what they are asked.
+    """
+    volume = spec.checkpoint.volume
     assert spec.evaluation is not None
     assert volume is not None, "the rules refuse a manifest without a checkpoint volume"
     made = ArcticEvaluationSpec(
-        model=EvaluatedModel(training=training.identity.name, stage=stage),
-        suites=spec.evaluation.data or [],
+        model=model,
+        suites=list(suites),
         results=volume,
         priority_class_name=spec.priority_class_name,
         image=spec.image,
@@ -98,6 +118,6 @@ def stage_evaluation(training: Training, number: int, stage: str | None) -> Mani
     return {
         "apiVersion": API_VERSION,
         "kind": EVALUATION,
-        "metadata": child_metadata(training.identity, stage_evaluation_name(training.identity, number)),
+        "metadata": child_metadata(owner, name),
         "spec": made.wire(),
     }

@@ -5,7 +5,7 @@ now, and once it goes on from a rung the status alone knows what it was like the
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -16,19 +16,23 @@ from arctic_ablation.variants import VariantError
 from arctic_ablation.winner import best_manifest
 from arctic_api.ablation import ArcticAblationSpec, ForetoldStatus, PointStatus, SwarmPart, TrialState, TrialStatus
 from arctic_api.common import parse_tokens
+from arctic_api.evaluation import KIND as EVALUATION
 from arctic_api.training import KIND as TRAINING
 from arctic_operator.manifests.ablation import best as best_config
+from arctic_operator.manifests.ablation import judgement
 from arctic_operator.manifests.ablation import trial as trial_manifest
+from arctic_operator.manifests.common import Manifest, judgement_name
 from arctic_operator.observed import Trouble
 from arctic_operator.plan.ablation_pod import Task, plan_task, told_of
 from arctic_operator.plan.ablation_status import Outlook, ablation_status, found_of, is_finished
 from arctic_operator.plan.actions import Delete, Plan, sooner
 from arctic_operator.settings import Settings
-from arctic_operator.trials import Ablation, AblationSeen, Trial
+from arctic_operator.trials import Ablation, AblationSeen, Judgement, Trial
 
 if TYPE_CHECKING:
     from arctic_ablation.swarm.study import SwarmStudy  # which needs numpy
 
+JUDGING: TrialState = "Judging"
 LOOK_SECONDS = 5.0
 """Trainings tell by their status; this is for what no event tells."""
 NOTHING_FORETOLD = (
@@ -101,7 +105,7 @@ def _plan(case: _Case, known: Mapping[str, TrialStatus]) -> Plan:
     chosen = affordable(wanted, found, budget, spent)
     if not running and not chosen:
         return _end(case, known, found, strangers, short=bool(wanted))
-    applied = tuple(trial_manifest(ablation.identity, step) for step in chosen)
+    applied = tuple(trial_manifest(ablation.identity, step) for step in chosen) + _judgements_due(case, running, known)
     status = case.status(known, Outlook("Running"))
     return Plan(apply=applied, delete=strangers + _jobs(case), status=status, requeue_after=LOOK_SECONDS)
 
@@ -181,6 +185,35 @@ def _ending(*, judged: bool, short: bool) -> Outlook:
     return Outlook("Succeeded")
 
 
+def _judgements_due(case: _Case, running: Iterable[Step], known: Mapping[str, TrialStatus]) -> tuple[Manifest, ...]:
+    """Return the evaluations that trainings at rest wait for, and that are not there yet."""
+    due = (judgement(case.ablation, step.run, trial) for step, trial in _unjudged(case, running, known))
+    return tuple(made for made in due if made["metadata"]["name"] not in case.seen.judgements)
+
+
+def _unjudged(case: _Case, running: Iterable[Step], known: Mapping[str, TrialStatus]) -> Iterator[tuple[Step, Trial]]:
+    """Yield the trainings at rest whose checkpoint is there to be evaluated."""
+    for step in running:
+        trial = case.seen.trials[step.run.name]
+        if known[trial.name].state == JUDGING and trial.checkpoint:
+            yield step, trial
+
+
+def _judged(ablation: Ablation, seen: AblationSeen, trial: Trial) -> tuple[PointStatus | None, str]:
+    """Return what a training at rest is worth, once that is known, and why it never will be."""
+    wanted, name = ablation.spec.objective, None
+    figures = trial.figures
+    if wanted.suites is not None:
+        name = judgement_name(ablation.identity, trial.name, trial.tokens)
+        told = seen.judgements.get(name)
+        if told is None or not told.ended:
+            return None, ""
+        if told.failed:
+            return None, f"its evaluation {name}: {told.failed}"
+        figures = told.figures
+    return PointStatus(tokens=trial.tokens, objective=f"{objective(wanted, figures):.6f}", evaluation=name), ""
+
+
 def _is_under_way(step: Step, trial: Trial | None) -> bool:
     """Whether a training is on its way to where it may go: it was told so, and has not come there."""
     if trial is None or trial.failed:
@@ -194,10 +227,11 @@ def _trial_status(ablation: Ablation, seen: AblationSeen, run: Run) -> TrialStat
     before = next((each for each in ablation.status.trials or () if each.name == run.name), None)
     points = list((before.points if before else None) or _reused(ablation, seen, run))
     trial = seen.trials.get(run.name)
-    if trial is not None and trial.rests and trial.tokens > (points[-1].tokens if points else 0):
-        value = objective(ablation.spec.objective, trial.figures)
-        points.append(PointStatus(tokens=trial.tokens, objective=f"{value:.6f}"))
     failed = trial.failed if trial else (before.message or "" if before else "")
+    if trial is not None and trial.rests and trial.tokens > (points[-1].tokens if points else 0):
+        found, wrong = _judged(ablation, seen, trial)
+        points += [found] if found else []
+        failed = failed or wrong
     return TrialStatus(
         name=run.name,
         variant=run.variant,
@@ -216,7 +250,9 @@ def _state(run: Run, trial: Trial | None, points: list[PointStatus], failed: str
         return "Done"
     if trial is None:
         return "Resting" if points else "Waiting"
-    return "Resting" if trial.rests else "Running"
+    if trial.rests:
+        return "Resting" if points and points[-1].tokens >= trial.tokens else JUDGING
+    return "Running"
 
 
 def _reused(ablation: Ablation, seen: AblationSeen, run: Run) -> list[PointStatus]:
@@ -233,9 +269,18 @@ def _points(trials: Mapping[str, TrialStatus]) -> dict[str, list[int]]:
 
 
 def _strangers(ablation: Ablation, seen: AblationSeen, known: Mapping[str, TrialStatus]) -> tuple[Delete, ...]:
-    """Return the trainings that an edit of the ablation has left without a place in it."""
-    return tuple(
-        Delete(TRAINING, ablation.identity.namespace, trial.name, trial.uid)
-        for trial in seen.trials.values()
-        if trial.name not in known and not trial.deleting
-    )
+    """Return the trainings that an edit of the ablation has left without a place in it, and their evaluations."""
+    kept = {
+        judgement_name(ablation.identity, name, tokens)
+        for name, status in known.items()
+        for tokens in (*_points({name: status}).get(name, ()), _tokens(seen.trials.get(name)))
+    }
+    strangers: list[tuple[str, Trial | Judgement]]
+    strangers = [(TRAINING, trial) for trial in seen.trials.values() if trial.name not in known]
+    strangers += [(EVALUATION, each) for each in seen.judgements.values() if each.name not in kept]
+    namespace = ablation.identity.namespace
+    return tuple(Delete(kind, namespace, each.name, each.uid) for kind, each in strangers if not each.deleting)
+
+
+def _tokens(trial: Trial | None) -> int:
+    return trial.tokens if trial else 0

@@ -95,13 +95,8 @@ def _name(ablation: Ablation, task: AblationTask) -> str:
 
 
 def _word(seen: AblationSeen, trial: TrialStatus) -> TrialWord:
-    known, end = seen.trials.get(trial.name), trial.points[-1] if trial.points else None
-    return TrialWord(
-        uid5=uid5(known.uid) if known else None,
-        failed=trial.message or "",
-        tokens=end.tokens if end else 0,
-        objective=float(end.objective) if end else None,
-    )
+    known = seen.trials.get(trial.name)
+    return TrialWord(uid5=uid5(known.uid) if known else None, failed=trial.message or "", points=trial.points or [])
 
 
 def _gone(ablation: Ablation, job: Job) -> tuple[Delete, ...]:

@@ -10,7 +10,8 @@ from arctic_ablation.ranking import Mean, NoFigure, objective, ranking
 from arctic_ablation.scaling import fit
 from arctic_ablation.study import Found, Point, VariantStudy, affordable
 from arctic_ablation.variants import VariantError
-from arctic_api.ablation import ArcticAblationSpec
+from arctic_api.ablation import ArcticAblationSpec, Objective
+from arctic_workers.evaluation.scores import ENTERPRISE, Parts, enterprise_intelligence
 
 
 def advance(study: VariantStudy, found: dict[str, Found], losses: dict[str, float]) -> bool:
@@ -30,6 +31,10 @@ def finished(study: VariantStudy, losses: dict[str, float]) -> dict[str, Found]:
     while advance(study, found, losses):
         pass
     return found
+
+
+def make_names(spec: ArcticAblationSpec) -> list[str]:
+    return [run.name for run in VariantStudy("rates", spec).all_runs({})]
 
 
 def losses_of(study: VariantStudy, values: list[float]) -> dict[str, float]:
@@ -114,9 +119,42 @@ def test_the_objective_is_the_weighted_mean_of_losses(make):
         objective(wanted, {"perplexity/math": 1.0, "perplexity/sql": 1.0})
 
 
+@given(shares=st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_enterprise_intelligence_is_an_objective_by_its_weights(shares):
+    wanted = Objective(suites={"humaneval-plus": 1, "mbpp-plus": 1, "spider": 2, "ifeval": 2})
+    figures = [figure for kind in ENTERPRISE.values() for figure in kind]
+    parts = {figure: Parts((share,), (1.0,)) for figure, share in zip(figures, shares, strict=True)}
+    mean = enterprise_intelligence(parts)
+    assert mean is not None
+    told = {suite: share for (suite, _), share in zip(figures, shares, strict=True)}
+    assert objective(wanted, told) == pytest.approx(mean.value)
+
+
+def test_halving_by_suites_finds_the_most(make):
+    data = [{"name": "gsm8k", "uri": "file:///gsm8k"}]
+    training = make().training.wire() | {"evaluation": {"suites": ["gsm8k"], "data": data}}
+    study = twelve(make, training=training, objective={"suites": {"gsm8k": 1}})
+    found: dict[str, Found] = {}
+    while steps := study.steps(found):
+        decay = steps[0].run.training["optimizer"]["weightDecay"]
+        point = Point(steps[0].tokens, {"gsm8k": 1 - abs(7 - decay) / 12})
+        found[steps[0].run.name] = Found((*found.get(steps[0].run.name, Found()).points, point))
+    assert study.ranks(found)[0].variant == "weightDecay=7"
+    assert sum(each.tokens for each in found.values()) < study.grid_tokens() / 2
+
+
+def test_another_objective_makes_other_trainings(make):
+    names = [make_names(make(objective={"perplexity": {"sql": weight}})) for weight in (1, 1.0, 2)]
+    assert names[0] == names[1]
+    assert not set(names[0]) & set(names[2])
+
+
 def test_those_that_came_furthest_lead_the_ranking():
-    ranks = ranking({"short": (10, [1.0]), "long": (20, [3.0]), "better": (20, [2.0, 2.2])})
-    assert [rank.variant for rank in ranks] == ["better", "long", "short"]
+    judged = {"short": (10, [1.0]), "long": (20, [3.0]), "other": (20, [2.0, 2.2])}
+    names = [rank.variant for rank in ranking(Objective(perplexity={"sql": 1}), judged)]
+    assert names == ["other", "long", "short"]
+    names = [rank.variant for rank in ranking(Objective(suites={"ifeval": 1}), judged)]
+    assert names == ["long", "other", "short"], "of suites more is better"
 
 
 def test_an_interval_is_that_of_students_t():

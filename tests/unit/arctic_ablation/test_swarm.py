@@ -1,6 +1,7 @@
 """Swarms of mixtures on made-up losses, of which the truth is known."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arctic_ablation.results import results
-from arctic_ablation.study import Found, Point, TooFew
+from arctic_ablation.study import Found, Point, Run, TooFew
 from arctic_ablation.swarm.draws import BY_HAND, FORETOLD, PROPORTIONAL, Space, rounded
 from arctic_ablation.swarm.regression import Curve, Regression
 from arctic_ablation.swarm.study import SwarmStudy
@@ -33,13 +34,18 @@ def curve(weights: np.ndarray, seed: int) -> list[tuple[float, float]]:
     return [(share, truth(weights, share) + own + generator.normal(0, NOISE / 4)) for share in shares]
 
 
+def weights_of(study: SwarmStudy, run: Run) -> np.ndarray:
+    """The mixtures of a training, [stages, sources]."""
+    stages = run.training["curriculum"]["stages"]
+    weights = np.array([[stage["mixture"].get(name, 0) for name in study.space.sources] for stage in stages])
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
 def train(study: SwarmStudy, found: dict[str, Found], failing: str = "") -> None:
     """Train what a study wants, until it wants nothing; one variant fails after its first evaluation."""
     while steps := study.steps(found):
         for step in steps:
-            stages = step.run.training["curriculum"]["stages"]
-            weights = np.array([[stage["mixture"].get(name, 0) for name in study.space.sources] for stage in stages])
-            points = curve(weights / weights.sum(axis=1, keepdims=True), step.run.seed)
+            points = curve(weights_of(study, step.run), step.run.seed)
             told = [Point(round(share * step.run.total), {"perplexity/sql": math.exp(loss)}) for share, loss in points]
             failed = step.run.variant == failing
             found[step.run.name] = Found(told[:1], "Diverged") if failed else Found(told)
@@ -180,3 +186,31 @@ def test_the_swarm_begins_with_what_is_there(make):
     names = [run.variant for run, _ in study.first]
     assert names[:2] == [BY_HAND, PROPORTIONAL]
     assert len({run.name for run in study.all_runs({})}) == 4
+
+
+def by_suites(make, told: Callable[[np.ndarray], float]) -> tuple[SwarmStudy, dict[str, Found]]:
+    """A search of which suites judge each training at its end."""
+    data = [{"name": "ifeval", "uri": "file:///ifeval"}]
+    training = make().training.wire() | {"evaluation": {"suites": ["ifeval"], "data": data}}
+    spec = make(training=training, mixture={"runs": 12}, objective={"suites": {"ifeval": 1}})
+    study, found = SwarmStudy("search", spec), {}
+    while steps := study.steps(found):
+        for step in steps:
+            found[step.run.name] = Found([Point(step.run.total, {"ifeval": told(weights_of(study, step.run))})])
+    return study, found
+
+
+def test_a_swarm_that_suites_judge_foretells_the_most(make):
+    study, found = by_suites(make, lambda weights: 1 - truth(weights, 1.0) / 5)
+    made = results("search", study.spec, study, found, whole=True)
+    assert made["ranking"][0]["variant"] == FORETOLD
+    forecasts = made["swarm"]["forecasts"]
+    assert forecasts[FORETOLD]["value"] > forecasts[PROPORTIONAL]["value"]
+    assert all(each["low"] <= each["value"] <= each["high"] for each in forecasts.values())
+    effects = {(effect["stage"], effect["source"]): effect["change"] for effect in made["swarm"]["effects"]}
+    assert effects["late", "python"] > 0 > effects["late", "books"]
+
+
+def test_of_a_swarm_that_came_to_one_value_nothing_is_foretold(make):
+    with pytest.raises(TooFew, match=r"all 6 trainings of the swarm came to the same end, 0: nothing follows"):
+        by_suites(make, lambda _: 0.0)

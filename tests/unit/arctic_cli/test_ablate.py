@@ -1,6 +1,7 @@
 """`arctic ablate`, with real trainings: all of them share one start of torch."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ablation_by_suites import BETTER, by_suites
 from click.testing import CliRunner
 from training_faults import small_training
 
@@ -53,14 +55,17 @@ def write(place: Path, **spec: Any) -> list[str]:
 
 
 def test_the_best_goes_on_to_its_end_and_an_interrupted_ablation_goes_on(place: Path) -> None:
-    command = [sys.executable, "-c", "from arctic_cli.main import main; main()", *write(place)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command, scratch = [sys.executable, "-m", "arctic_cli", *write(place)], place / "scratch"
+    scratch.mkdir()
+    environment = os.environ | {"TMPDIR": str(scratch)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         process.communicate()
     assert process.returncode == ExitCode.INTERRUPTED
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not list(scratch.glob("arctic-ablate-*")), "it leaves nothing behind"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     [folder] = place.glob("volumes/*/default/rates-?????")
     found = json.loads((folder / "results.json").read_text())
@@ -69,6 +74,7 @@ def test_the_best_goes_on_to_its_end_and_an_interrupted_ablation_goes_on(place: 
     assert found["tokens"] == STEP * (STEPS + 2 * 2)
     assert verdict(found["best"]) == []
     assert "rates-best" in (folder / "best.yaml").read_text()
+    assert not list(scratch.glob("arctic-*")), "it leaves nothing behind"
     journals = list(place.glob("volumes/*/default/rates-*/evaluation/curve.jsonl"))
     assert len(journals) == 3
 
@@ -99,3 +105,18 @@ def test_gpu_hours_are_a_budget_on_a_cluster_alone(place: Path) -> None:
     told = CliRunner().invoke(main, write(place, budgetGPUHours=1))
     assert told.exit_code == ExitCode.BAD_INPUT
     assert "spec.budgetGPUHours: GPU hours are counted on a cluster alone: write budget, in tokens" in told.output
+
+
+def test_suites_judge_trainings_at_their_end_and_what_follows_instructions_is_the_best(place: Path) -> None:
+    text, file = place / "commas", place / "judged.json"
+    file.write_text(json.dumps(by_suites(text, text)))
+    command = ["ablate", "-f", str(file), "--volumes", str(place / "volumes")]
+    told = CliRunner().invoke(main, command)
+    assert told.exit_code == 0, told.output
+    [folder] = place.glob("volumes/*/default/judged-?????")
+    found = json.loads((folder / "results.json").read_text())
+    ranks = [(rank["variant"], rank["objective"]) for rank in found["ranking"]]
+    assert ranks == [(BETTER, 1.0), ("base", 0.0)]
+    assert found["best"]["spec"]["evaluation"]["suites"] == ["ifeval"]
+    (text / "ifeval.jsonl").unlink()
+    assert CliRunner().invoke(main, command).exit_code == 0, "nothing is judged twice"

@@ -1,15 +1,23 @@
 """Plans of ablations, over whole lives with trainings that a small world plays, and an operator that forgets all."""
 
 import pytest
-from ablation_world import IDENTITY, World
+from ablation_world import IDENTITY, STORE, World
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_specs import TRAINING_SPEC
 
 from arctic_api.ablation import ArcticAblationSpec, ArcticAblationStatus
+from arctic_api.verdict import verdict
 
 DECAYS = [0.3, 0.1, 0.5, 0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1]
 """Weight decays, of which a world of ours has it that less is better."""
+
+SUITES = [{"name": name, "uri": f"file:///suites/{name}"} for name in ("humaneval-plus", "ifeval", "gsm8k")]
+JUDGED = {
+    "training": TRAINING_SPEC | {"evaluation": {"suites": [each["name"] for each in SUITES], "data": SUITES}},
+    "objective": {"suites": {"humaneval-plus": 1, "ifeval": 3}},
+}
+"""Of an ablation by suites; `gsm8k` is not among them."""
 
 
 def spec(**fields) -> ArcticAblationSpec:
@@ -146,3 +154,83 @@ def test_what_can_not_be_carried_out_is_said(fields, words):
     assert plan.apply == ()
     failed = world.condition("Failed")
     assert (failed["status"], words in failed["message"]) == ("True", True)
+
+
+def test_suites_judge_each_training_where_it_rests_and_the_most_is_the_best():
+    world = world_of(**JUDGED)
+    world.live()
+    assert (world.status["state"], world.status["best"]) == ("Succeeded", "weightDecay=0.0")
+    first, *_ = world.status["ranking"]
+    assert float(first["objective"]) == pytest.approx(1 - (2 + 1e5 / 10**6) / 10, abs=1e-4)
+    points = [(trial["name"], point) for trial in world.status["trials"] for point in trial.get("points", ())]
+    assert len(points) == len(world.evaluations)
+    for name, point in points:
+        evaluation = world.evaluations[point["evaluation"]]
+        assert evaluation["spec"]["model"] == {"uri": f"{STORE}/{name}/checkpoints/{point['tokens']}"}
+        assert [suite["name"] for suite in evaluation["spec"]["suites"]] == ["humaneval-plus", "ifeval"]
+        assert evaluation["metadata"]["ownerReferences"][0]["uid"] == IDENTITY.uid
+        assert verdict(evaluation) == []
+    assert world.best["spec"]["evaluation"]["data"] == SUITES
+
+
+def test_a_training_is_judged_before_another_takes_its_place():
+    world = world_of(**JUDGED, parallelism=1)
+    world.visit()
+    [name] = world.running()
+    world.train(name)
+    world.visit()
+    world.visit()
+
+    def trial():
+        return next(each for each in world.status["trials"] if each["name"] == name)
+
+    assert (trial()["state"], world.running(), len(world.waiting())) == ("Judging", [], 1)
+    world.judge(*world.waiting())
+    world.visit()
+    assert (trial()["state"], len(trial()["points"])) == ("Resting", 1)
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (lambda world, name: world.judge(name, ifeval="a gold answer is wrong"), "ifeval: a gold answer is wrong"),
+        (lambda world, name: world.refuse(name, "/suites/ifeval is not there"), "/suites/ifeval is not there"),
+    ],
+)
+def test_a_training_that_can_not_be_judged_is_told_and_passed_over(end, words):
+    world = world_of(**JUDGED, parallelism=1)
+    world.visit()
+    world.train(*world.running())
+    world.visit()
+    [name] = world.waiting()
+    end(world, name)
+    world.live()
+    assert world.status["state"] == "Succeeded"
+    assert f"its evaluation {name}: {words}" in world.condition("Degraded")["message"]
+
+
+def test_what_begins_from_other_weights_is_judged_by_its_export_and_has_no_rungs():
+    tuned = {"training": JUDGED["training"] | {"model": {"from": {"uri": "file:///weights"}}}}
+    world = world_of(**JUDGED | tuned, halving=None)
+    world.visit()
+    name = world.running()[0]
+    assert world.trainings[name]["spec"]["checkpoint"]["export"] == "huggingface"
+    world.train(name)
+    world.visit()
+    [evaluation] = world.evaluations.values()
+    assert evaluation["spec"]["model"] == {"training": name}
+    world = world_of(**JUDGED | tuned)
+    world.visit()
+    assert "leave halving out, or judge by perplexity" in world.condition("Failed")["message"]
+
+
+def test_evaluations_that_an_edit_has_no_place_for_go():
+    world = world_of(**JUDGED)
+    world.visit()
+    for name in world.running():
+        world.train(name)
+    world.visit()
+    assert len(world.evaluations) == 2
+    world.edit(spec(**JUDGED, grid=[{"field": "optimizer.weightDecay", "values": [DECAYS[0]]}]))
+    world.visit()
+    assert (len(world.trainings), len(world.evaluations)) == (1, 1)

@@ -45,7 +45,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 40 else f"{name[:39]}…"
 
 
-def effects(rows: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+def effects(rows: Mapping[str, Mapping[str, tuple[float, float]]], unit: str, *, more_is_better: bool) -> str:
     """Return a cell a stage and source: a change and its standard deviation, blue where it helps; "" for no rows."""
     if not rows:
         return ""
@@ -62,14 +62,13 @@ def effects(rows: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
         for number, source in enumerate(columns):
             change, deviation = row[source]
             x = 130 + number * width
-            kind = "less" if change < 0 else "more"
+            kind = "more" if (change < 0) == more_is_better else "less"  # orange, or blue
             parts.append(
                 f'<rect class="{kind}" x="{x:.1f}" y="{y}" width="{width - 2:.1f}" height="{height - 2}" '
                 f'fill-opacity="{0.06 + 0.6 * abs(change) / most:.2f}"/>'
                 f'<text x="{x + width / 2:.1f}" y="{y + height / 2 + 4:.1f}">{change:+.3f} ± {deviation:.3f}</text>'
             )
     svg = f'<svg viewBox="0 0 {WIDTH} {22 + height * len(rows)}" role="img">{"".join(parts)}</svg>'
-    caption = (
-        "<figcaption>What more of a source does in each stage <small>nats a token, less is better</small></figcaption>"
-    )
-    return f"<figure>{caption}{svg}</figure>"
+    best = "more" if more_is_better else "less"
+    said = f"What more of a source does in each stage <small>{escape(unit)}, {best} is better</small>"
+    return f"<figure><figcaption>{said}</figcaption>{svg}</figure>"

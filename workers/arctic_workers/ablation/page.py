@@ -49,6 +49,8 @@ def _section(title: str, parts: Sequence[str]) -> str:
 def _judged_by(results: Results) -> str:
     weights = ", ".join(f"{category} x {weight:g}" for category, weight in results["objective"].items())
     state = "" if results["whole"] else " Not all is trained yet."
+    if results["more is better"]:
+        return f"The objective is the mean of the suites' figures, from 0 to 1: {weights}. More is better.{state}"
     objective = "The objective is the mean of log perplexity on held-out text, in nats a token"
     return f"{objective}: {weights}. Less is better.{state}"
 
@@ -69,7 +71,7 @@ def _ranking(results: Results) -> str:
     furthest = max((rank["tokens"] for rank in results["ranking"]), default=0)
     there = [rank for rank in results["ranking"] if rank["tokens"] == furthest]
     rows = [(rank["variant"], (rank["objective"], *(rank["interval"] or (-math.inf, math.inf))), ()) for rank in there]
-    return intervals(f"After {furthest:,} tokens", "nats a token, with 95% intervals over seeds", rows)
+    return intervals(f"After {furthest:,} tokens", f"{results['unit']}, with 95% intervals over seeds", rows)
 
 
 def _ranks(results: Results) -> str:
@@ -114,14 +116,18 @@ def _swarm(results: Results) -> list[str]:
         intervals("Foretold", "with 95% intervals of all runs that confirm; orange: these runs", rows),
         f"<p>{escape(test)}</p>",
         table(["foretold as the best: stage", *sources], mixtures, range(1, 1 + len(sources))),
-        effects(by_stage),
+        effects(by_stage, results["unit"], more_is_better=results["more is better"]),
     ]
 
 
 def _curves(results: Results) -> str:
-    furthest = sorted(results["curves"].items(), key=lambda item: (-len(item[1]), item[1][-1][1] if item[1] else 0.0))
+    sign = -1 if results["more is better"] else 1
+    furthest = sorted(
+        results["curves"].items(), key=lambda item: (-len(item[1]), sign * item[1][-1][1] if item[1] else 0.0)
+    )
     series = {name: [(tokens, value) for tokens, value in points] for name, points in furthest[:_DRAWN]}
-    return lines("Objective", f"nats a token, over tokens; {len(series)} of {len(results['curves'])} trainings", series)
+    drawn = f"{results['unit']}, over tokens; {len(series)} of {len(results['curves'])} trainings"
+    return lines("Objective", drawn, series)
 
 
 def _scaling(results: Results) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from arctic_ablation.ranking import NoFigure, figures_of
+from arctic_ablation.ranking import NoFigure, figures_of, is_judged
 from arctic_ablation.study import Found, Point, TooFew, VariantStudy
 from arctic_ablation.swarm.study import SwarmStudy
 from arctic_api.ablation import ForecastStatus, ForetoldStatus, SwarmPart
@@ -75,18 +75,19 @@ def _swarm(world: AblationWorld) -> SwarmStudy:
 
 
 def found(world: AblationWorld) -> Mapping[str, Found]:
-    """Return what is known of the trainings: their curves, or where they came to if there is no curve."""
+    """Return what is known of the trainings: their curves, or what they were where they rested if there are none."""
     return {name: _found(world, name, word) for name, word in world.trials.items()}
 
 
 def _found(world: AblationWorld, name: str, word: TrialWord) -> Found:
-    if word.objective is None:
-        return Found(failed=word.failed)
-    end = Point(word.tokens, figures_of(world.spec.objective, word.objective))
-    if word.uid5 is None:
-        return Found([end], word.failed)
-    points = read_curve(Path(world.locate(run_folder(world.store, world.namespace, name, word.uid5))))
-    return Found([*(point for point in points if point.tokens < word.tokens), end], word.failed)
+    wanted = world.spec.objective
+    rests = [Point(each.tokens, figures_of(wanted, float(each.objective))) for each in word.points]
+    if word.uid5 is None or not rests:
+        return Found(rests, word.failed)
+    curve = read_curve(Path(world.locate(run_folder(world.store, world.namespace, name, word.uid5))))
+    end = rests[-1]
+    between = [point for point in curve if is_judged(wanted, point.figures) and point.tokens < end.tokens]
+    return Found([*(between or rests[:-1]), end], word.failed)
 
 
 def fitting(report: AblationReport, limit: int = LIMIT) -> AblationReport:

@@ -1,6 +1,9 @@
 """The page of an ablation."""
 
+import re
 from html.parser import HTMLParser
+
+import pytest
 
 from arctic_workers.ablation.page import page
 
@@ -9,6 +12,8 @@ RESULTS = {
     "name": "rates",
     "whole": True,
     "objective": {"sql": 1},
+    "unit": "nats a token",
+    "more is better": False,
     "tokens": 500,
     "tokens of all": 1200,
     "ranking": [RANK, RANK | {"variant": "base", "tokens": 50, "interval": None, "seeds": 1}],
@@ -89,3 +94,11 @@ def test_a_page_of_nothing_yet_is_a_page():
     assert "Not all is trained yet" in read(
         RESULTS | {"ranking": [], "curves": {}, "best": None, "failed": {}, "whole": False}
     )
+
+
+@pytest.mark.parametrize(("more_is_better", "helps"), [(False, "python"), (True, "books")])
+def test_what_helps_is_blue_whichever_way_is_better(more_is_better, helps):
+    text = read(RESULTS | {"swarm": SWARM, "more is better": more_is_better})
+    cells = re.findall(r'class="(less|more)"[^>]*/><text[^>]*>([+-])', text)
+    assert dict(cells)["less"] == {"books": "+", "python": "-"}[helps]
+    assert ("More is better" in text, "Less is better" in text) == (more_is_better, not more_is_better)

@@ -14,13 +14,14 @@ from small_specs import TRAINING_SPEC
 
 from arctic_ablation.study import Run, VariantStudy
 from arctic_ablation.swarm.study import SwarmStudy
-from arctic_api.ablation import AblationTask, ArcticAblationSpec, ForetoldStatus
+from arctic_api.ablation import AblationTask, ArcticAblationSpec, ForetoldStatus, PointStatus
 from arctic_api.ablation_pod import AblationReport, AblationWorld, TrialWord
 from arctic_api.world import WORLD_VARIABLE, ExitCode, Ports, run_folder
 from arctic_workers.ablation.pod import fitting
 from arctic_workers.control.ports import free_ports
 
 UID5 = "fffff"
+CHANGE = {"name": "more", "set": [{"field": "optimizer.weightDecay", "value": 0.5}]}
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -43,7 +44,7 @@ def trained(store: Path, run: Run) -> TrialWord:
         for step, (share, loss) in enumerate(zip(SHARES, losses, strict=True))
     ]
     (folder / "curve.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    return TrialWord(uid5=UID5, tokens=run.total, objective=losses[-1])
+    return TrialWord(uid5=UID5, points=[PointStatus(tokens=run.total, objective=str(losses[-1]))])
 
 
 def be_the_pod(
@@ -94,7 +95,7 @@ def test_a_swarm_of_which_too_few_were_trained_is_refused_with_a_sentence(tmp_pa
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_report_has_the_whole_curves_and_the_winner(tmp_path, whole):
-    made_of = spec(changes=[{"name": "more", "set": [{"field": "optimizer.weightDecay", "value": 0.5}]}])
+    made_of = spec(changes=[CHANGE])
     [base, more] = VariantStudy(IDENTITY.name, made_of).all_runs({})
     trials = {base.name: trained(tmp_path, base), more.name: TrialWord(failed="the loss is nan")}
     code, report = be_the_pod(tmp_path, made_of, "report", trials, whole=whole)
@@ -116,3 +117,21 @@ def test_mixtures_that_a_pod_can_not_tell_whole_are_refused_with_what_to_write()
     assert report.message.endswith("of 4096 that a pod can tell: write fewer sources, or stages")
     few = AblationReport(outcome="succeeded", foretold=foretold.model_copy(update={"mixtures": {"one": "source:1"}}))
     assert fitting(few) == few
+
+
+def test_what_suites_have_found_at_rungs_is_the_curve_of_a_training(tmp_path):
+    data = [{"name": "ifeval", "uri": "file:///ifeval.jsonl"}]
+    training = spec(changes=[CHANGE]).training.wire() | {"evaluation": {"suites": ["ifeval"], "data": data}}
+    objective = {"suites": {"ifeval": 1}}
+    made_of = spec(training=training, objective=objective, halving={"first": 8192}, changes=[CHANGE])
+    [base, more] = VariantStudy(IDENTITY.name, made_of).all_runs({})
+    trained(tmp_path, base)
+    rests = [PointStatus(tokens=tokens, objective=str(value)) for tokens, value in ((8192, 0.25), (base.total, 0.5))]
+    trials = {base.name: TrialWord(uid5=UID5, points=rests), more.name: TrialWord(uid5=UID5, points=rests[:1])}
+    code, _ = be_the_pod(tmp_path, made_of, "report", trials)
+    assert code == ExitCode.DONE
+    folder = Path(run_folder(str(tmp_path), IDENTITY.namespace, IDENTITY.name, IDENTITY.uid))
+    results = json.loads((folder / "results.json").read_text())
+    assert results["curves"]["base, seed 0"] == [[8192, 0.25], [base.total, 0.5]]
+    assert (results["unit"], results["more is better"], results["scaling"]) == ("share of right answers", True, None)
+    assert "More is better" in (folder / "report.html").read_text()
