@@ -8,12 +8,13 @@ SIGTERM ends the trainings where they are, and what it started with them; each g
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from arctic_api.world import WORLD_VARIABLE, Report, TrainingWorld
 from arctic_workers.control.lifeline import die_with_parent
@@ -67,12 +68,18 @@ def _run(request: dict[str, Any], lock: threading.Lock, pid: int, world: Trainin
     _answer(lock, world.name, reports[0] if reports else Report(outcome="failed", reason="RanksLost", message=lost))
 
 
+def _end(scratch: Path) -> NoReturn:
+    """End at once, whatever threads wait for, and leave nothing behind."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(128 + signal.SIGTERM)
+
+
 def main() -> int:
     """Serve requests until there are no more."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     lock = threading.Lock()
     waiting = []
     with tempfile.TemporaryDirectory(prefix="arctic-forks-") as scratch:
+        signal.signal(signal.SIGTERM, lambda *_: _end(Path(scratch)))
         for number, line in enumerate(sys.stdin):
             request = json.loads(line)
             world = TrainingWorld.model_validate(request["world"])

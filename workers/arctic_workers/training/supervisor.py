@@ -55,6 +55,7 @@ RESOLVE_SECONDS = 300.0
 """Longest wait for the name of the first pod to resolve."""
 SPINS = 1000
 """Looks for the next work that take as long as it takes to wake a thread: some 50 microseconds."""
+LAUNCHER_LOGS = "torchrun"
 _MAKER = "a training's pod is made by the operator or by `arctic train`"
 
 
@@ -133,14 +134,15 @@ def run(world: TrainingWorld, node_rank: int, stop: StopFlag) -> Report:
             return _stopped_early(world)
         environment = rank_environment(world, os.environ) | link.environment | {OUTCOME_VARIABLE: str(folder)}
         memory = Memory.now()
-        process = subprocess.Popen(launch_command(world, node_rank), env=environment, start_new_session=True)
+        command = launch_command(world, node_rank, folder / LAUNCHER_LOGS)
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
         code = _watch(process, stop, heartbeat, parse_duration(world.spec.checkpoint.grace_period), link)
         report = conclude(world, code, read_outcomes(folder), stopped=stop.requested.is_set(), begun=link.begun)
         return with_progress(with_memory(report, memory, Memory.now()), board.latest.training)
 
 
-def launch_command(world: TrainingWorld, node_rank: int) -> Sequence[str]:
-    """Return the command that starts this pod's ranks.
+def launch_command(world: TrainingWorld, node_rank: int, logs: Path) -> Sequence[str]:
+    """Return the command that starts this pod's ranks; in `logs` torchrun makes folders, which it leaves.
 
     The rendezvous is static: a dynamic one may give a pod other ranks than its place. Attempts are the operator's: no
     restarts here.
@@ -156,6 +158,7 @@ def launch_command(world: TrainingWorld, node_rank: int) -> Sequence[str]:
         "--rdzv-backend=static",
         f"--rdzv-endpoint={world.first_host}:{world.ports.rendezvous}",
         "--max-restarts=0",
+        f"--log-dir={logs}",
         "-m",
         "arctic_workers.training.rank",
     )

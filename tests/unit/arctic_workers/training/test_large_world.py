@@ -6,6 +6,7 @@ The agents and the store are torch's; no rank is started.
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore
@@ -46,10 +47,10 @@ def world(spec_of: Callable[..., ArcticTrainingSpec]) -> TrainingWorld:
 
 
 def test_all_pods_meet_at_the_first_ones_address_and_each_has_the_ranks_of_its_place(world: TrainingWorld) -> None:
-    command = list(launch_command(world, 0))
+    command = list(launch_command(world, 0, Path("/logs")))
     for node in (1, PODS - 1):  # nothing else in it is a pod's own
         other = [f"--node-rank={node}" if word == "--node-rank=0" else word for word in command]
-        assert list(launch_command(world, node)) == other
+        assert list(launch_command(world, node, Path("/logs"))) == other
     config, _, _ = config_from_args(parse_args(command[command.index("arctic_workers.training.launch") + 1 :]))
     with ThreadPoolExecutor(PODS) as pods:
         groups = list(pods.map(lambda node: met(config, node), range(PODS)))

@@ -99,7 +99,7 @@ def test_a_missing_variable_is_named(world: TrainingWorld, missing: str) -> None
 
 
 def test_ranks_are_started_by_a_static_rendezvous_without_restarts(world: TrainingWorld) -> None:
-    command = launch_command(world, 0)
+    command = launch_command(world, 0, Path("/logs"))
     assert {"--rdzv-backend=static", "--max-restarts=0", "--rdzv-endpoint=127.0.0.1:29999"} <= set(command)
 
 
