@@ -24,6 +24,7 @@ from arctic_operator.metrics import OBJECTS, QUEUE_DEPTH, WATCH_EVENTS
 from arctic_operator.observed import LEADER_WORKER_SET, is_news, is_pending
 from arctic_operator.reconcile import Reconciler
 from arctic_operator.settings import Settings, SettingsError
+from arctic_operator.watches import Watches, watched
 from arctic_operator.workqueue import WorkQueue
 
 log = logging.getLogger("arctic_operator")
@@ -70,16 +71,18 @@ class Operator:
             settings = settings.model_copy(update={"leader_worker_sets": False})
         stop, ready = asyncio.Event(), asyncio.Event()
         watching = kopf.operator(
-            registry=build_registry(settings, self._on_event),
-            settings=kopf_settings(settings),
+            registry=build_registry(self._on_event),
+            settings=kopf_settings(),
             standalone=True,
             clusterwide=not self._settings.watch_namespaces,
             namespaces=self._settings.watch_namespaces,
             stop_flag=stop,
             ready_flag=ready,
         )
+        watches = Watches(self._cluster, watched(settings), settings.watch_namespaces, self._on_event)
         parts = [
             asyncio.create_task(watching, name="watching"),
+            asyncio.create_task(watches.run(), name="watching children"),
             asyncio.create_task(self._lead(ready, stop), name="leading"),
             asyncio.create_task(self._heartbeat.run(), name="heartbeat"),
             asyncio.create_task(stop.wait(), name="stopping"),

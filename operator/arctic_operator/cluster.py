@@ -3,7 +3,8 @@
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -264,17 +265,53 @@ class Cluster:
 
     async def list_present(self, kind: str, namespace: str) -> Listing:
         """Return what there is of a watched kind, its metadata alone, in a namespace or in all (``), page by page."""
-        items: list[Manifest] = []
-        version, query = 0, {"labelSelector": selector_of(kind), "limit": str(PAGE)}
+        pages = [page async for page in self._pages(kind, namespace, METADATA_OF_ALL)]
+        return Listing([item for page in pages for item in page.items], pages[0].version)
+
+    async def list_watched(self, kind: str, namespace: str) -> AsyncIterator[Listing]:
+        """Yield what there is of a watched kind, whole, in a namespace or in all (``), page by page."""
+        async for page in self._pages(kind, namespace, "application/json"):
+            yield Listing(_named(kind, page.items), page.version)
+
+    async def _pages(self, kind: str, namespace: str, accept: str) -> AsyncIterator[Listing]:
+        query = {"labelSelector": selector_of(kind), "limit": str(PAGE)}
         while True:
-            answer = await self.request("GET", path_of(kind, namespace), query=query, accept=METADATA_OF_ALL)
-            # All pages show the moment of the first one.
-            version = version or version_of(answer)
-            items += answer["items"] or ()  # of no objects, metadata alone are null
+            answer = await self.request("GET", path_of(kind, namespace), query=query, accept=accept)
+            # All pages show the moment of the first one; of no objects, metadata alone are null.
+            yield Listing(answer["items"] or [], version_of(answer))
             following = answer["metadata"].get("continue")
             if not following:
-                return Listing(items, version)
+                return
             query["continue"] = following
+
+    async def follow(
+        self, kind: str, namespace: str, version: int, seconds: int
+    ) -> AsyncGenerator[tuple[int, str, Manifest | None], None]:
+        """Yield what happens to a watched kind after a version, for some seconds; ApiError if it can't be told.
+
+        Each time the version that is known then, the kind of event and the object: None where only the version is told.
+        """
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": str(version),
+            "labelSelector": selector_of(kind),
+            "timeoutSeconds": str(seconds),
+        }
+        within = aiohttp.ClientTimeout(total=seconds + REQUEST_SECONDS)
+        try:
+            response = await self._call("GET", path_of(kind, namespace), query=query, within=within)
+            async with response, aclosing(_lines(response.content)) as lines:
+                if response.status >= 400:
+                    raise _error(response.status, await response.read())
+                async for line in lines:
+                    told = read_json(line)
+                    event, manifest = told["type"], told["object"]
+                    if event == "ERROR":
+                        raise _refusal(manifest.get("code") or 500, manifest)
+                    yield version_of(manifest), event, None if event == "BOOKMARK" else manifest
+        except UNREACHABLE as error:
+            raise ApiError(0, "Unreachable", f"the watch has ended: {error!r}") from error
 
     async def list_nodes(self) -> Listing:
         """Return all nodes."""
@@ -477,6 +514,18 @@ def _listing(kind: str, answer: Manifest) -> Listing:
 def _named(kind: str, items: list[Manifest]) -> list[Manifest]:
     """The API server names the kind of a list's items only in the list itself."""
     return [{"apiVersion": RESOURCES[kind].api_version, "kind": kind} | item for item in items]
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:
+    """Yield lines, however long: a reader's own `readline` has a limit."""
+    begun: list[bytes] = []
+    async for chunk in content.iter_any():
+        first, *others = chunk.split(b"\n")
+        begun.append(first)
+        for other in others:
+            if line := b"".join(begun):
+                yield line
+            begun = [other]
 
 
 def _error(code: int, text: bytes) -> ApiError:

@@ -1,4 +1,4 @@
-"""kopf's handlers: an event says only "look at this object"."""
+"""kopf's handlers of our resources: an event says only "look at this object"."""
 
 from collections.abc import Callable, Iterator
 from random import uniform
@@ -7,14 +7,11 @@ from typing import Any
 import kopf
 
 from arctic_operator.cache import CUSTOM_KINDS
-from arctic_operator.cluster import CHILD_KINDS, RESOURCES, selector_of
-from arctic_operator.observed import LEADER_WORKER_SET
-from arctic_operator.settings import Settings
+from arctic_operator.cluster import RESOURCES
 
 Watcher = Callable[[str, dict[str, Any]], None]
 """Takes the kind of event (`DELETED` or another) and the object."""
 
-NODES = ("", "v1", "nodes")
 LONGEST_WAIT = 30.0
 
 
@@ -47,17 +44,7 @@ class EndlessBackoff:
             ceiling = min(LONGEST_WAIT, 2 * ceiling)
 
 
-def watched(settings: Settings) -> dict[str, tuple[str, str, str]]:
-    """Return group, version and plural of each watched kind."""
-    kinds = {}
-    asked = (LEADER_WORKER_SET,) if settings.leader_worker_sets else ()
-    for kind in (*CUSTOM_KINDS, *CHILD_KINDS, *asked, "Lease"):
-        group, _, version = RESOURCES[kind].api_version.rpartition("/")
-        kinds[kind] = (group, version, RESOURCES[kind].plural)
-    return kinds | ({"Node": NODES} if settings.read_nodes else {})
-
-
-def build_registry(settings: Settings, watcher: Watcher) -> kopf.OperatorRegistry:
+def build_registry(watcher: Watcher) -> kopf.OperatorRegistry:
     """Return the handlers; they leave no finalizer and no annotation on anybody's object."""
     registry = kopf.OperatorRegistry()
 
@@ -65,21 +52,19 @@ def build_registry(settings: Settings, watcher: Watcher) -> kopf.OperatorRegistr
     async def login(**kwargs: Any) -> Any:
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
-    for kind, resource in watched(settings).items():
+    for kind in CUSTOM_KINDS:
+        group, version = RESOURCES[kind].api_version.split("/")
 
-        @kopf.on.event(*resource, registry=registry, id=kind)  # type: ignore[untyped-decorator]
+        @kopf.on.event(group, version, RESOURCES[kind].plural, registry=registry, id=kind)  # type: ignore[untyped-decorator]
         async def look(event: Any, kind: str = kind, **_: Any) -> None:
             watcher(event["type"] or "", {"kind": kind} | dict(event["object"]))
 
     return registry
 
 
-def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
-    """Return kopf's settings: watch only what is ours, never give up, write nothing."""
+def kopf_settings() -> kopf.OperatorSettings:
+    """Return kopf's settings: never give up, write nothing."""
     result = kopf.OperatorSettings()
-    for kind, resource in watched(settings).items():
-        if kind not in (*CUSTOM_KINDS, "Node"):
-            result.watching.label_selectors[resource] = selector_of(kind)
     result.networking.error_backoffs = EndlessBackoff()
     result.persistence.diffbase_storage = NothingKept()
     result.posting.enabled = False

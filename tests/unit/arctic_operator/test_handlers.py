@@ -14,9 +14,9 @@ from aiohttp import web
 
 from arctic_api import API_VERSION
 from arctic_operator.__main__ import allow_deep_objects
-from arctic_operator.cache import Cache, Key
+from arctic_operator.cache import CUSTOM_KINDS, Cache, Key
 from arctic_operator.cluster import RESOURCES
-from arctic_operator.handlers import build_registry, kopf_settings, watched
+from arctic_operator.handlers import build_registry, kopf_settings
 from arctic_operator.observe import Invalid, Observer
 
 LEVELS = 9_990
@@ -27,8 +27,10 @@ DEEP = '{"a":' * LEVELS + "1" + "}" * LEVELS
 class DeepServer:
     """An API server with two trainings that are nested deeply: one in its list, and one in its watch."""
 
-    def __init__(self, kinds: dict[str, tuple[str, str, str]]) -> None:
-        self.kinds = kinds | {"Namespace": ("", "v1", "namespaces")}
+    def __init__(self) -> None:
+        self.kinds = {"Namespace": ("", "v1", "namespaces")}
+        for kind in CUSTOM_KINDS:
+            self.kinds[kind] = (*API_VERSION.split("/"), RESOURCES[kind].plural)
         self.over = asyncio.Event()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -82,9 +84,9 @@ def deep_objects() -> Iterator[None]:
 
 @pytest.mark.usefixtures("deep_objects")
 async def test_an_object_that_is_nested_deeply_is_refused_and_ends_no_watch(
-    build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server, app = DeepServer(watched(build.settings)), web.Application()
+    server, app = DeepServer(), web.Application()
     app.router.add_route("GET", "/{path:.*}", server.answer)
     runner = web.AppRunner(app)
     await runner.setup()
@@ -99,8 +101,8 @@ async def test_an_object_that_is_nested_deeply_is_refused_and_ends_no_watch(
 
     watching = asyncio.create_task(
         kopf.operator(
-            registry=build_registry(build.settings, see),
-            settings=kopf_settings(build.settings),
+            registry=build_registry(see),
+            settings=kopf_settings(),
             standalone=True,
             clusterwide=True,
             stop_flag=stop,

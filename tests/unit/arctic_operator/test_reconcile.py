@@ -12,7 +12,7 @@ from arctic_api.world import Label
 from arctic_operator import reconcile
 from arctic_operator.cache import Listing
 from arctic_operator.cluster import NO_LEADER_WORKER_SETS, ApiError, NotServedError, contains
-from arctic_operator.handlers import LONGEST_WAIT, EndlessBackoff, build_registry, kopf_settings, watched
+from arctic_operator.handlers import LONGEST_WAIT, EndlessBackoff, build_registry
 from arctic_operator.observed import TrainingSeen
 from arctic_operator.plan.training import plan_training
 from arctic_operator.reconcile import PROGRESS_FIELDS, Bucket, difference, with_failure
@@ -87,21 +87,8 @@ def test_watchers_never_stop_trying():
     assert waits[0] <= 1
 
 
-def test_only_what_is_ours_is_watched_and_nobodys_object_is_written(build):
-    kopf = kopf_settings(build.settings)
-    kinds = watched(build.settings)
-    selectors = list(kopf.watching.label_selectors.values())
-    assert set(kinds) - {"ArcticTraining", "ArcticInference", "ArcticAblation", "ArcticEvaluation"} == {
-        *("Job", "StatefulSet", "Deployment", "ControllerRevision", "Pod"),
-        *("Service", "NetworkPolicy", "PodDisruptionBudget", "Lease"),
-    }
-    assert set(selectors) == {"arctic.dev/managed=true", "arctic.dev/managed=true,arctic.dev/role=history"}
-    assert len(selectors) == len(kinds) - 4
-    assert "Node" in watched(build.settings.model_copy(update={"read_nodes": True}))
-    sets = watched(build.lws_settings)["LeaderWorkerSet"]
-    assert sets == ("leaderworkerset.x-k8s.io", "v1", "leaderworkersets")
-    assert kopf_settings(build.lws_settings).watching.label_selectors[sets] == "arctic.dev/managed=true"
-    registry = build_registry(build.settings, lambda kind, manifest: None)
+def test_nobodys_object_is_written_by_kopf():
+    registry = build_registry(lambda kind, manifest: None)
     assert list(registry._changing.get_all_handlers()) == []
     assert list(registry._spawning.get_all_handlers()) == []
 
