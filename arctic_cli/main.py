@@ -16,6 +16,7 @@ from arctic_cli.live import checkpoint, pause, resume, stop
 from arctic_cli.local import serve, train
 from arctic_cli.logs import logs
 from arctic_cli.plan import plan
+from arctic_cli.plot import plot
 from arctic_cli.report import report
 from arctic_cli.reproduce import reproduce
 from arctic_cli.simulate import simulate
@@ -43,6 +44,6 @@ def main() -> None:
 
 _LIVE = (status, logs, chat, pause, resume, checkpoint, stop, drain, extend)
 _RUNS = (report, reproduce, evaluate, ablate)
-_PLANS = (validate, plan, simulate)
+_PLANS = (validate, plan, simulate, plot)
 for _command in (train, serve, *_PLANS, *_LIVE, *_RUNS, import_, export, quantize, corpus, cluster, demo):
     main.add_command(_command)

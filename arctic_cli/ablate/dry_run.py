@@ -26,6 +26,8 @@ def describe(spec: ArcticAblationSpec, study: Study, rate: float | None) -> str:
     if spec.budget is not None:
         tokens = min(tokens, parse_tokens(spec.budget))
         lines.append(f"at most {parse_tokens(spec.budget):,} tokens, as the budget says")
+    if spec.objective.suites:
+        lines.append(f"each is evaluated where it rests, which comes on top: {', '.join(spec.objective.suites)}")
     if rate is not None:
         hours = tokens / rate / 3600
         at_once = f"{hours / spec.parallelism:,.2f} hours, {spec.parallelism} at a time"

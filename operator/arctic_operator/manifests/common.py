@@ -79,7 +79,8 @@ def stage_evaluation_name(identity: Identity, number: int) -> str:
 
 def judgement_name(identity: Identity, trial: str, tokens: int) -> str:
     """Return the name of the evaluation of an ablation's training where it rests."""
-    return f"{identity.name}-{hashlib.sha256(f'{trial} {tokens}'.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(f"{trial} {tokens}".encode()).digest()
+    return f"{identity.name}-{base64.b32encode(digest[:5]).decode().lower()}"
 
 
 def leaders_name(identity: Identity) -> str:
