@@ -31,8 +31,8 @@ def running_on(objects: StandIns, nodes: int) -> list[Node]:
     return [by_name[pod["spec"]["nodeName"]] for pod in pods]
 
 
-def endings(objects: StandIns) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = objects.status("arctictraining", "tiny").get("attempts") or []
+def endings(objects: StandIns, name: str = "tiny") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = objects.status("arctictraining", name).get("attempts") or []
     return found
 
 
@@ -81,18 +81,22 @@ def home(pod: dict[str, Any]) -> Path:
     return Path(f"{worker}/root{variables[b'HOME'].decode()}")
 
 
-@pytest.mark.parametrize("worker", [{"EXIT_WHEN_TOLD": "75"}, {"DEAF": "yes"}], ids=["in order", "killed"])
-def test_a_pod_that_is_evicted_for_disk_is_told_in_the_kubelets_words(
-    objects: StandIns, worker: dict[str, str]
+def test_a_pod_that_is_evicted_for_disk_is_told_in_the_kubelets_words_whether_it_ends_in_order_or_is_killed(
+    objects: StandIns,
 ) -> None:
+    limited: dict[str, Any] = {"resources": {"limits": {"ephemeral-storage": LIMIT}}, "parallelism": {"nodes": 1}}
+    workers = {"orderly": {"EXIT_WHEN_TOLD": "75"}, "deaf": {"DEAF": "yes"}}
     with storage_counted(objects.cluster):
-        objects.train("tiny", worker, parallelism={"nodes": 1}, resources={"limits": {"ephemeral-storage": LIMIT}})
-        [pod] = objects.running("tiny", 1, pods=1)
-        (home(pod) / "large").write_bytes(bytes(16 * MI))
-        objects.running("tiny", 2, pods=1, limit=240)
-        [ending] = endings(objects)
-        assert (ending["reason"], ending["counted"]) == ("Evicted", True), "it took more than it may"
-        assert f"exceeds the total limit of containers {LIMIT}" in ending["message"]
+        for name, worker in workers.items():
+            objects.train(name, worker, **limited)
+        for name in workers:
+            [pod] = objects.running(name, 1, pods=1)
+            (home(pod) / "large").write_bytes(bytes(16 * MI))
+        for name in workers:
+            objects.running(name, 2, pods=1, limit=240)
+            [ending] = endings(objects, name)
+            assert (ending["reason"], ending["counted"]) == ("Evicted", True), "it took more than it may"
+            assert f"exceeds the total limit of containers {LIMIT}" in ending["message"]
 
 
 def test_a_node_that_is_deleted_while_its_kubelet_lives_is_lost_and_may_come_back(objects: StandIns) -> None:
