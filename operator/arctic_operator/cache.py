@@ -156,6 +156,12 @@ class Cache:
             self.remove(manifest)
         return gone
 
+    def is_behind(self, manifest: Manifest) -> bool:
+        """Whether a newer state of an object than is known is there, of which its metadata will do."""
+        uid = manifest["metadata"]["uid"]
+        known = self._objects[manifest["kind"]].get(uid)
+        return uid not in self._gone and (known is None or version_of(known) < version_of(manifest))
+
     def replace_all(self, kind: str, listing: Listing) -> None:
         """Set all objects of a kind that has no owners."""
         self._replace(self.all(kind), listing)

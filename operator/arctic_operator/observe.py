@@ -84,6 +84,8 @@ INFERENCE_REVISION = (
     *("priorityClassName", "resources", "template"),
 )
 """What a group is made of."""
+BEHIND_SECONDS = 10.0
+"""What a watch has not shown after so long it has missed."""
 RIVALS_EVERY = 1.0
 """Seconds for which what is known of worlds that wait for nodes is taken for new."""
 GROUP_KINDS = (STATEFUL_SET, LEADER_WORKER_SET)
@@ -182,13 +184,25 @@ class Observer:
         self._cache.replace_children(uid, kind, listing)
         return listing.version
 
-    async def find_gone(self, namespaces: Iterable[str]) -> set[Key]:
-        """Forget what has gone unseen, by a list of each kind; return the objects whose it was."""
+    async def find_missed(self, namespaces: Iterable[str]) -> set[Key]:
+        """Find by a list of each kind what no watch has shown, and take it in; return the objects whose it is.
+
+        A connection may be dead and not know it, and then its watch shows nothing, for as long as nobody ends it.
+        """
         gone: list[Manifest] = []
+        newer: list[Manifest] = []
         for kind in (*CUSTOM_KINDS, *CHILD_KINDS, *({LEADER_WORKER_SET} - set(self._forbidden))):
             for namespace in namespaces:
-                gone += self._cache.remove_missing(kind, namespace, await self._cluster.list_present(kind, namespace))
-        return {key for key in map(key_of, gone) if key}
+                listing = await self._cluster.list_present(kind, namespace)
+                gone += self._cache.remove_missing(kind, namespace, listing)
+                named = [{"kind": kind, "metadata": item["metadata"]} for item in listing.items]
+                newer += filter(self._cache.is_behind, named)
+        if newer:
+            await asyncio.sleep(BEHIND_SECONDS)
+        missed = {key for key in map(key_of, filter(self._cache.is_behind, newer)) if key}
+        for key in missed:
+            await self.look(key)
+        return missed | {key for key in map(key_of, gone) if key}
 
     async def look_at_nodes(self) -> None:
         """Read all nodes from the API server, if that is allowed."""

@@ -78,7 +78,7 @@ class _Watch:
                 await asyncio.sleep(next(waits))
 
     async def _list(self) -> None:
-        """Show what there is; what has gone unseen is found by `Observer.find_gone`."""
+        """Show what there is; what has gone unseen is found by `Observer.find_missed`."""
         version = 0
         async for page in self._cluster.list_watched(self._kind, self._namespace):
             for manifest in page.items:

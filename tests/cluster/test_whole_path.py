@@ -63,7 +63,7 @@ def objects(operator: Cluster) -> Iterator[Objects]:
     operator.apply([restricted_namespace(NAMESPACE)])
     operator.create_claims(NAMESPACE)
     yield Objects(operator, NAMESPACE)
-    operator.delete_namespace(NAMESPACE)
+    operator.delete_namespace(NAMESPACE, wait=False)
     # The store is the user's own, and outlives the cluster.
     shutil.rmtree(operator.volumes / STORE / NAMESPACE, ignore_errors=True)
 
@@ -236,8 +236,8 @@ def test_load_brings_a_group_its_end_takes_it_and_a_request_brings_the_last_one_
         "min": 0,
         "max": 2,
         "target": {"queuedPerReplica": 1},
-        "stabilization": {"down": "20s"},
-        "scaleToZeroAfter": "30s",
+        "stabilization": {"down": "10s"},
+        "scaleToZeroAfter": "15s",
     }
     objects.apply({**served, "spec": {**served["spec"], "autoscaling": scaling}})
     gateway = gateway_name(identity_of(objects.get("ainf", "answers")))

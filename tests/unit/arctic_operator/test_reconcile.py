@@ -9,7 +9,7 @@ from arctic_api import verdict
 from arctic_api.rules import Judge, Rule, rules_of
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import Label
-from arctic_operator import reconcile
+from arctic_operator import observe, reconcile
 from arctic_operator.cache import Listing
 from arctic_operator.cluster import NO_LEADER_WORKER_SETS, ApiError, NotServedError, contains
 from arctic_operator.handlers import LONGEST_WAIT, EndlessBackoff, build_registry
@@ -558,9 +558,34 @@ async def test_children_that_went_unseen_are_missed_by_a_list_of_all(operator, m
         return Listing(operator.server.of(kind), operator.server.version)
 
     monkeypatch.setattr(operator.server, "list_present", list_present)
-    assert await operator.reconciler.observer.find_gone(("",)) == {key}
+    assert await operator.reconciler.observer.find_missed(("",)) == {key}
     assert list(operator.cache.children(job["metadata"]["labels"][Label.UID], "Job")) == []
-    assert await operator.reconciler.observer.find_gone(("",)) == set()
+    assert await operator.reconciler.observer.find_missed(("",)) == set()
+
+
+async def test_what_no_watch_has_shown_is_found_by_a_list_of_all(operator, monkeypatch):
+    first = operator.add("ArcticTraining")
+    await operator.reconcile(first)
+    (job,) = operator.server.of("Job")
+    operator.server.put(job | {"status": {"active": 2}})
+    training = operator.server.objects[tuple(first)]
+    metadata = {"name": "second", "namespace": "team", "uid": "another", "generation": 1}
+    operator.server.put(training | {"metadata": metadata, "status": {}})
+    pages = []
+
+    async def list_present(kind, namespace):
+        pages.append(kind)
+        items = [{"metadata": each["metadata"]} for each in operator.server.of(kind)]
+        return Listing(items, operator.server.version)
+
+    monkeypatch.setattr(operator.server, "list_present", list_present)
+    monkeypatch.setattr(observe, "BEHIND_SECONDS", 0)
+    second = first._replace(name="second")
+    assert await operator.reconciler.observer.find_missed(("",)) == {first, second}
+    (job,) = operator.cache.children(job["metadata"]["labels"][Label.UID], "Job")
+    assert job["status"] == {"active": 2}
+    assert operator.cache.custom(second) is not None
+    assert await operator.reconciler.observer.find_missed(("",)) == set()
 
 
 async def test_a_start_is_told_in_two_writes_and_what_stays_between_two_steps_a_little_later(operator, monkeypatch):
