@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from arctic_workers.training.data.mixture import PERIOD, Mixture, Ramp, permute
@@ -28,12 +28,13 @@ def test_draws_before_a_step_are_the_sum_of_the_steps_before_it(
     assert (mixture.drawn_before(steps) == table.sum(0)).all()
 
 
+@example(weights=[0.4722701265134742] * 3, sequences=15, periods=1)
 @given(weights=weights, sequences=st.integers(1, 16), periods=st.integers(1, 1000))
 def test_over_many_steps_each_source_has_its_weight(weights: list[float], sequences: int, periods: int) -> None:
     shares = np.array(weights) / sum(weights)
     steps = periods * PERIOD
     drawn = Mixture(shares.tolist(), sequences).drawn_before(steps)
-    assert (np.abs(drawn - shares * sequences * steps) <= periods).all()
+    assert (np.abs(drawn - shares * sequences * steps) <= periods * (1 + 1e-9)).all()
 
 
 @settings(max_examples=25, deadline=None)
