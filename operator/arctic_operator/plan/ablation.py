@@ -5,7 +5,7 @@ now, and once it goes on from a rung the status alone knows what it was like the
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -187,16 +187,10 @@ def _ending(*, judged: bool, short: bool) -> Outlook:
 
 def _judgements_due(case: _Case, running: Iterable[Step], known: Mapping[str, TrialStatus]) -> tuple[Manifest, ...]:
     """Return the evaluations that trainings at rest wait for, and that are not there yet."""
-    due = (judgement(case.ablation, step.run, trial) for step, trial in _unjudged(case, running, known))
+    at_rest = [step.run for step in running if known[step.run.name].state == JUDGING]
+    trials = [(run, case.seen.trials[run.name]) for run in at_rest]
+    due = [judgement(case.ablation, run, trial) for run, trial in trials if trial.checkpoint]
     return tuple(made for made in due if made["metadata"]["name"] not in case.seen.judgements)
-
-
-def _unjudged(case: _Case, running: Iterable[Step], known: Mapping[str, TrialStatus]) -> Iterator[tuple[Step, Trial]]:
-    """Yield the trainings at rest whose checkpoint is there to be evaluated."""
-    for step in running:
-        trial = case.seen.trials[step.run.name]
-        if known[trial.name].state == JUDGING and trial.checkpoint:
-            yield step, trial
 
 
 def _judged(ablation: Ablation, seen: AblationSeen, trial: Trial) -> tuple[PointStatus | None, str]:
