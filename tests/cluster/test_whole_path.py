@@ -237,7 +237,7 @@ def test_load_brings_a_group_its_end_takes_it_and_a_request_brings_the_last_one_
         "max": 2,
         "target": {"queuedPerReplica": 1},
         "stabilization": {"down": "10s"},
-        "scaleToZeroAfter": "15s",
+        "scaleToZeroAfter": "30s",
     }
     objects.apply({**served, "spec": {**served["spec"], "autoscaling": scaling}})
     gateway = gateway_name(identity_of(objects.get("ainf", "answers")))
