@@ -52,7 +52,7 @@ class Server:
                 continue
             self.events.remove((kind, version))
             if kind == "CUT":
-                request.transport.abort()
+                request.transport.close()  # once all is sent, and in the midst of an answer
                 return stream
             if kind == "FORGOTTEN":
                 told = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}
