@@ -54,17 +54,16 @@ class Keys:
         """See to an object's Secrets, with `login` to that of its pods' logins too.
 
         They are looked at now and then, whenever the authority changes, and on `look`. Those of a `new` object are made
-        without looking whether they are there.
+        first, and looked at if they are there: an operator before may have made them, and ended.
         """
         authority, now = await self._current(), self._clock()
         checked = self._checked.get(identity.uid)
         if not look and checked and checked[1:] == (authority.bundle, login) and now - checked[0] < CHECK_EVERY:
             return
-        name = tls_name(identity)
-        known = None if new else await self._cluster.get("Secret", identity.namespace, name)
-        if known is None or _is_due(secret_data(known), authority, now):
-            data = server_secret(authority, identity.name, identity.namespace, now)
-            await self._cluster.apply(secret_manifest(child_metadata(identity, name), data), identity.uid, known)
+        if not (new and await self._cluster.create(_server(identity, authority, now))):
+            known = await self._cluster.get("Secret", identity.namespace, tls_name(identity))
+            if known is None or _is_due(secret_data(known), authority, now):
+                await self._cluster.apply(_server(identity, authority, now), identity.uid, known)
         if login:
             await self._ensure_login(identity)
         self._checked[identity.uid] = (now, authority.bundle, login)
@@ -118,6 +117,12 @@ class Keys:
 
 def _tell_expiry(which: str, pem: bytes) -> None:
     CERTIFICATE_EXPIRY.labels(which).set(end_of(pem).timestamp())
+
+
+def _server(identity: Identity, authority: Authority, now: datetime) -> Manifest:
+    """Return the Secret with what an object's pods prove themselves with, made anew."""
+    data = server_secret(authority, identity.name, identity.namespace, now)
+    return secret_manifest(child_metadata(identity, tls_name(identity)), data)
 
 
 def _is_due(data: dict[str, bytes], authority: Authority, now: datetime) -> bool:

@@ -627,3 +627,33 @@ async def test_what_pods_mount_is_looked_at_now_and_then_while_they_wait_for_it(
     monkeypatch.setattr(reconcile, "SEE_TO_EVERY", 0)
     await operator.reconcile(key)
     assert looked == ["tiny-0a1b2-tls"]
+
+
+@pytest.mark.parametrize("kind", ["ArcticTraining", "ArcticInference"])
+async def test_an_operator_that_ends_after_each_write_comes_to_its_end(operator, monkeypatch, kind):
+    """Each life of it makes one write: what one has made, the next takes as it is."""
+    key, real, lives = operator.add(kind), operator.server.put, 0
+
+    class Ended(BaseException):
+        pass
+
+    def put(manifest):
+        before = operator.server.objects.get((manifest["kind"], "team", manifest["metadata"]["name"]), {})
+        written = real(manifest)
+        if any(written.get(part) != before.get(part) for part in ("spec", "data", "status")):
+            raise Ended
+        return written
+
+    await operator.reconciler._keys.client()  # the authority is there
+    monkeypatch.setattr(operator.server, "put", put)
+    while lives < 50:
+        try:
+            await operator.reconcile(key)
+            break
+        except Ended:
+            lives += 1
+            operator.restart()
+            for unwatched in ("Secret", "ConfigMap"):
+                operator.cache.forget_children(operator.server.objects[tuple(key)]["metadata"]["uid"], unwatched)
+    assert operator.status(key)["observedGeneration"] == 1
+    assert lives < 20
