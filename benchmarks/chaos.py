@@ -50,8 +50,11 @@ def cluster_of_its_own() -> Iterator[StandIns]:
         cluster.kubectl("scale", "deployment", NAME, "-n", SYSTEM_NAMESPACE, "--replicas=0")
         cluster.apply([restricted_namespace(NAMESPACE)])
         cluster.create_claims(NAMESPACE)
+        objects, pods = StandIns(cluster, NAMESPACE), ("pods", "-l", f"app.kubernetes.io/name={NAME}", "-o", "name")
         with placed(cluster):
-            yield StandIns(cluster, NAMESPACE)
+            gone = "the chart's own operator, which would make what is to be made in other lives, is gone"
+            objects.eventually(gone, lambda: not cluster.kubectl("get", *pods, "-n", SYSTEM_NAMESPACE))
+            yield objects
     finally:
         cluster.down()
 
