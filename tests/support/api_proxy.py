@@ -15,7 +15,10 @@ import aiohttp
 from aiohttp import web
 
 REASONS = {409: "Conflict", 429: "TooManyRequests", 500: "InternalError"}
-NOT_FORWARDED = {"accept-encoding", "connection", "content-length", "host", "keep-alive", "transfer-encoding"}
+NOT_FORWARDED = {
+    *("accept-encoding", "content-encoding", "content-length", "transfer-encoding"),  # what is read is unpacked
+    *("connection", "host", "keep-alive"),
+}
 STARTS_WITHIN = 30.0
 HELD_SECONDS = 60.0
 """More than any client waits for an answer."""
