@@ -12,7 +12,7 @@ from typing import Any
 from arctic_api import API_VERSION
 from arctic_api.ablation import ArcticAblationSpec
 from arctic_api.common import parse_tokens
-from arctic_api.training import KIND, ArcticTrainingSpec
+from arctic_api.training import KIND, ArcticTrainingSpec, SuiteData
 
 Wire = dict[str, Any]
 """A specification as a manifest has it."""
@@ -160,15 +160,15 @@ def digest(spec: ArcticAblationSpec, training: Wire) -> str:
     judged = set(spec.objective.perplexity or ()) if "fraction" in kept["data"]["validation"] else set()
     sources = [each for each in kept["data"]["sources"] if each["name"] in drawn or each["category"] in judged]
     kept |= {"curriculum": {"stages": stages}, "data": kept["data"] | {"sources": sources}}
-    kept["objective"] = spec.objective.wire() | {"data": _data_of_suites(spec)}
+    kept["objective"] = spec.objective.wire() | {"data": [one.wire() for one in data_of_suites(spec)]}
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _data_of_suites(spec: ArcticAblationSpec) -> list[Wire]:
-    """Return where the data of the objective's suites are."""
+def data_of_suites(spec: ArcticAblationSpec) -> list[SuiteData]:
+    """Return the suites of the objective, with where their data are; none where it is of held-out text."""
     evaluation, suites = spec.training.evaluation, spec.objective.suites or {}
-    return [one.wire() for one in (evaluation.data if evaluation else None) or () if one.name in suites]
+    return [one for one in (evaluation.data if evaluation else None) or () if one.name in suites]
 
 
 def _without_zeros(stage: Wire) -> Wire:

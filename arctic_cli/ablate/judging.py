@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from arctic_ablation.variants import data_of_suites
 from arctic_api.ablation import ArcticAblationSpec
 from arctic_api.world import Mount, locate
 from arctic_workers.control import lifeline
@@ -24,12 +25,7 @@ class Judging:
     """
 
     def __init__(self, spec: ArcticAblationSpec, mounts: list[Mount]) -> None:
-        asked, evaluation = spec.objective.suites or {}, spec.training.evaluation
-        self._suites = {
-            str(one.name): locate(one.uri.removeprefix(_FILE), mounts)
-            for one in (evaluation.data if evaluation else None) or ()
-            if one.name in asked
-        }
+        self._suites = {str(one.name): locate(one.uri.removeprefix(_FILE), mounts) for one in data_of_suites(spec)}
         self._running: dict[str, tuple[subprocess.Popen[bytes], Path, Path]] = {}
 
     @property

@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from arctic_cli.plot.form import Interval, axes, intervals, stacked
+from arctic_workers.evaluation.scores import TOTAL
 
 Results = dict[str, Any]
-TOTAL = "enterprise intelligence"
 
 
 def figures(contents: Sequence[Results]) -> Iterator[tuple[str, Figure]]:

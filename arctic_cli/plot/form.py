@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from arctic_workers.ablation.drawing import shortened
+
 WIDTH = 6.4
 Interval = tuple[float, float, float]
 """A value, and the ends of its interval."""
@@ -31,7 +33,7 @@ def intervals(
 
 def names(made: Axes, rows: Sequence[str]) -> None:
     """Name the lines of a figure, from the top."""
-    made.set_yticks(range(len(rows)), [_short(row) for row in rows])
+    made.set_yticks(range(len(rows)), [shortened(row) for row in rows])
     made.set_ylim(len(rows) - 0.5, -0.5)
 
 
@@ -45,7 +47,3 @@ def stacked(made: Axes, rows: Mapping[str, Mapping[str, float]]) -> None:
         begin = [left + width for left, width in zip(begin, widths, strict=True)]
     names(made, list(rows))
     made.legend(loc="upper left", bbox_to_anchor=(1, 1))
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 40 else f"{name[:39]}…"

@@ -1,7 +1,7 @@
 """The watches of what is not a resource of ours: children, nodes and the heartbeat. kopf watches our resources.
 
 It hands each event to a task of the object's own, which waits for the next one for a while. For objects that people
-edit that is no matter; for pods by the thousand it was half of this process's work.
+edit that is no matter; for pods by the thousand it was a third of this process's work.
 """
 
 import asyncio

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from arctic_ablation.study import Run, Step
-from arctic_ablation.variants import Wire, begins_from_weights
+from arctic_ablation.variants import Wire, begins_from_weights, data_of_suites
 from arctic_api import API_VERSION
 from arctic_api.ablation import AblationTask, ForetoldStatus
 from arctic_api.ablation_pod import AblationWorld, TrialWord
@@ -42,12 +42,8 @@ def judgement(ablation: Ablation, run: Run, trial: Trial) -> Manifest:
     identity, training = ablation.identity, ablation.spec.training
     exports = begins_from_weights(run.training)
     model = EvaluatedModel(training=trial.name) if exports else EvaluatedModel(uri=trial.checkpoint)
-    asked = [one for one in (training.evaluation and training.evaluation.data) or () if one.name in _suites(ablation)]
-    return evaluation_of(identity, judgement_name(identity, trial.name, trial.tokens), training, model, asked)
-
-
-def _suites(ablation: Ablation) -> Mapping[str, float]:
-    return ablation.spec.objective.suites or {}
+    name = judgement_name(identity, trial.name, trial.tokens)
+    return evaluation_of(identity, name, training, model, data_of_suites(ablation.spec))
 
 
 def best(identity: Identity, training: Wire) -> Manifest:

@@ -571,10 +571,8 @@ async def test_what_no_watch_has_shown_is_found_by_a_list_of_all(operator, monke
     training = operator.server.objects[tuple(first)]
     metadata = {"name": "second", "namespace": "team", "uid": "another", "generation": 1}
     operator.server.put(training | {"metadata": metadata, "status": {}})
-    pages = []
 
     async def list_present(kind, namespace):
-        pages.append(kind)
         items = [{"metadata": each["metadata"]} for each in operator.server.of(kind)]
         return Listing(items, operator.server.version)
 

@@ -25,11 +25,12 @@ def pod(version: int, **fields: Any) -> dict[str, Any]:
 
 
 class Server:
-    """An API server that keeps pods by their versions, and tells at most `told` events a connection.
+    """An API server that keeps pods by their versions, and tells each event once.
 
     Args:
         listed: versions of the pods that a list shows.
-        events: kinds and versions of what a watch tells after that; `EMPTY` breaks the connection off.
+        events: kinds and versions of what a watch tells after that. `CUT` breaks the connection off, `LAST` ends the
+            answer in order, `FORGOTTEN` says that the version is too old.
     """
 
     def __init__(self, listed: list[int], events: list[Event]) -> None:

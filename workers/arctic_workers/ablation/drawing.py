@@ -26,7 +26,7 @@ def intervals(title: str, unit: str, rows: Sequence[tuple[str, Interval, Sequenc
         )
     for line, (name, (value, low, high), others) in enumerate(rows):
         y = 8 + _LINE * line + _LINE / 2
-        parts.append(f'<text class="end name" x="{_LEFT - 14}" y="{y + 4:.1f}">{escape(_short(name))}</text>')
+        parts.append(f'<text class="end name" x="{_LEFT - 14}" y="{y + 4:.1f}">{escape(shortened(name))}</text>')
         if math.isfinite(low) and math.isfinite(high):
             bar = f"M{axis.place(low):.1f} {y:.1f}H{max(axis.place(high), axis.place(low) + 0.5):.1f}"
             parts.append(f'<path class="s0 bar" d="{bar}"><title>{low:.4f} to {high:.4f}</title></path>')
@@ -41,7 +41,8 @@ def intervals(title: str, unit: str, rows: Sequence[tuple[str, Interval, Sequenc
     return f"<figure><figcaption>{escape(title)} <small>{escape(unit)}</small></figcaption>{svg}</figure>"
 
 
-def _short(name: str) -> str:
+def shortened(name: str) -> str:
+    """Return what of a name there is room for."""
     return name if len(name) <= 40 else f"{name[:39]}…"
 
 
