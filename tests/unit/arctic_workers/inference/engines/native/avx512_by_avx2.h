@@ -20,6 +20,8 @@ struct Integers {
 inline Floats setzero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Floats broadcast(__m256 half) { return {half, half}; }
 inline Floats fmadd(Floats a, Floats b, Floats c) { return {_mm256_fmadd_ps(a.lower, b.lower, c.lower), _mm256_fmadd_ps(a.upper, b.upper, c.upper)}; }
+inline Floats mul(Floats a, Floats b) { return {_mm256_mul_ps(a.lower, b.lower), _mm256_mul_ps(a.upper, b.upper)}; }
+inline Floats set1(float value) { return broadcast(_mm256_set1_ps(value)); }
 inline __m256 extract(Floats v, int half) { return half ? v.upper : v.lower; }
 
 inline Floats load(const void *from) {
@@ -62,7 +64,9 @@ inline Integers widen16(__m256i v) {
 #define _mm512_fmadd_ps emulated::fmadd
 #define _mm512_loadu_ps emulated::load
 #define _mm512_loadu_si512 emulated::load_integers
+#define _mm512_mul_ps emulated::mul
 #define _mm512_set1_epi32 emulated::set1
+#define _mm512_set1_ps emulated::set1
 #define _mm512_setzero_ps emulated::setzero
 #define _mm512_slli_epi16 emulated::slli16
 #define _mm512_slli_epi32 emulated::slli32

@@ -56,6 +56,9 @@ def random_model(config: ArcticConfig, weights: str) -> ArcticModel:
         model.bfloat16()
     if weights.startswith("fp8"):
         quantize_model(model, block=BLOCK if weights == "fp8 by block" else None)
+    if weights == "fp8 with subnormals":
+        for codes in (each.view(torch.uint8) for each in model.parameters() if each.dtype == torch.float8_e4m3fn):
+            codes[torch.rand(codes.shape) < 0.1] &= 0x87
     return model.requires_grad_(False)
 
 
@@ -156,7 +159,7 @@ def test_it_computes_what_torch_computes(
 
 
 @pytest.mark.parametrize("config", [EVEN, ODD], ids=["even", "odd"])
-@pytest.mark.parametrize("weights", ["fp8", "fp8 by block", "bf16", "fp32"])
+@pytest.mark.parametrize("weights", ["fp8", "fp8 with subnormals", "fp8 by block", "bf16", "fp32"])
 @pytest.mark.parametrize(("piece", "kept"), [(1, torch.bfloat16), (2, torch.float8_e4m3fn), (5, torch.bfloat16)])
 def test_a_row_has_the_same_bits_in_any_pieces_company_and_threads(
     config: ArcticConfig, weights: str, piece: int, kept: torch.dtype
@@ -209,7 +212,7 @@ def test_the_threads_of_a_tensor_rank_stay_on_its_cpus_and_the_caller_only_for_a
     assert os.sched_getaffinity(0) == allowed
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 13])
 def test_every_code_of_e4m3_is_decoded_exactly(code: ctypes.CDLL, rows: int) -> None:
     """All 254 that are numbers, subnormals and -0 too, by each path of the product and at each place of a panel."""
     codes = torch.arange(256, dtype=torch.uint8)
@@ -237,7 +240,7 @@ def test_every_code_of_e4m3_is_decoded_exactly(code: ctypes.CDLL, rows: int) -> 
 
 @pytest.mark.parametrize("code", ["avx512", "avx512_by_avx2"], indirect=True)
 @pytest.mark.parametrize("config", [EVEN, ODD, LONG], ids=["even", "odd", "long"])
-@pytest.mark.parametrize("weights", ["fp8", "fp8 by block", "bf16", "fp32"])
+@pytest.mark.parametrize("weights", ["fp8", "fp8 with subnormals", "fp8 by block", "bf16", "fp32"])
 def test_avx512_gives_the_bits_of_avx2(code: ctypes.CDLL, config: ArcticConfig, weights: str) -> None:
     model = random_model(config, weights)
     tokens = torch.arange(40) % config.vocab_size

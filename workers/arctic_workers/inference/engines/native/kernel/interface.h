@@ -8,7 +8,8 @@ extern "C" {
 
 // A tensor rank's range of the outputs of a weight, in panels, the first of which is `first` in the whole weight; it may be empty.
 // `scale` is one a padded output, or, where `block` is not 0, one a panel and `block` inputs, a multiple of 8: [panels, blocks];
-// null where there is none.
+// null where there is none. `subnormals`, in e4m3 alone, has a bit for each block of 8 outputs and 8 inputs, which says whether any of
+// its codes is one: [panels, ceil(inputs / 8 / 64)].
 struct Matrix {
     const uint8_t *data;
     const float *scale;
@@ -17,6 +18,7 @@ struct Matrix {
     int32_t inputs;
     int32_t first;
     int32_t block;
+    const uint64_t *subnormals;
 };
 
 // A tensor rank's part of a layer; of a layer without experts `w1`, `w3`, `w2` are its one MLP and `gate.inputs` is 0.

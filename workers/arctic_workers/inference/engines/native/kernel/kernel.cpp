@@ -456,6 +456,11 @@ const int64_t *arctic_sizes() {
     return sizes;
 }
 
+// Mark the blocks of panels in e4m3 that have subnormals, for `Matrix::subnormals`: marks [panels, ceil(blocks / 64)], zeros before.
+void arctic_mark_subnormals(const uint8_t *data, int64_t panels, int64_t blocks, uint64_t *marks) {
+    arctic::mark_subnormals(data, panels, blocks, marks);
+}
+
 // A rank of `layers` [tensor, layers]; null when there is no memory. What the pointers lead to must outlive it. `cpus` [tensor,
 // CPU_BYTES] says where the threads of each tensor rank stay; null lets them go anywhere.
 void *arctic_rank(const Shape *shape, const LayerWeights *layers, const Ends *ends, const uint8_t *cpus) {

@@ -38,6 +38,7 @@ class Matrix(Structure):
         ("inputs", c_int32),
         ("first", c_int32),
         ("block", c_int32),
+        ("subnormals", c_void_p),
     ]
 
 
@@ -138,6 +139,8 @@ def load(path: Path) -> ctypes.CDLL | None:
     if not loaded.arctic_supported():
         return None
     _check_sizes(path, loaded)
+    loaded.arctic_mark_subnormals.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
+    loaded.arctic_mark_subnormals.restype = None
     loaded.arctic_rank.argtypes = [POINTER(Shape), POINTER(LayerWeights), POINTER(Ends), c_char_p]
     loaded.arctic_rank.restype = c_void_p
     loaded.arctic_adapt.argtypes = [c_void_p, POINTER(LayerAdditions), c_int64]

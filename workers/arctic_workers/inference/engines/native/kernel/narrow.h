@@ -12,12 +12,15 @@ namespace arctic {
 
 constexpr int MOST_ROWS = 3; // of a tile: with 4 outputs, 12 accumulators of the 16 registers
 
+constexpr bool DECODES_ONCE = false; // other parts of the processor decode, while these add
+
 // 8 outputs x 1 row: one stream of weights.
-template <Format F> void one_row(const uint8_t *w, const float *x, int64_t blocks, float *out) {
+template <Format F> void one_row(const uint8_t *w, const float *x, const Piece &piece, float *out) {
     __m256 sums[LANES];
     for (auto &sum : sums) sum = _mm256_setzero_ps();
     constexpr int HALF = 4 * LANES * bytes_of<F>();
-    for (int64_t block = 0; block < blocks; ++block) {
+    x += piece.first * LANES;
+    for (int64_t block = 0; block < piece.blocks; ++block) {
         look_ahead<LANES * LANES * bytes_of<F>()>(w);
         const __m256 input = _mm256_loadu_ps(x + block * LANES);
         const auto lower = [&](int output, __m256 weight) { sums[output] = _mm256_fmadd_ps(weight, input, sums[output]); };
@@ -70,7 +73,7 @@ void tile_of_half(const uint8_t *w, const float *const *x, const Piece &piece, f
 }
 
 // R rows over one piece of a panel; LOOKS_AHEAD if they are the first to read it.
-template <Format F, int R, bool LOOKS_AHEAD> void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
+template <Format F, int R, bool LOOKS_AHEAD, bool> void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
     constexpr int HALF = 4 * LANES * bytes_of<F>(), STEP = LOOKS_AHEAD ? HALF : 0;
     tile_of_half<F, R, STEP>(w, x, piece, out, waiting, w);
     tile_of_half<F, R, STEP>(w + HALF, x, piece, out + 4, waiting + 4 * LANES, w + piece.blocks * STEP);

@@ -1,5 +1,6 @@
 """Weights as the compiled code reads them: in panels of 8 outputs (products.h)."""
 
+import ctypes
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from arctic_workers.inference.engines.native.kernel.library import Matrix
 from arctic_workers.inference.engines.native.kernel.nodes import Cpus
 
 LANES = 8
+MARKS_OF_A_WORD = 64
 FORMATS = {FP8: 0, torch.bfloat16: 1, torch.float32: 2}
 
 
@@ -45,8 +47,9 @@ def panel_scales(scale: Tensor, block: Block, outputs: int) -> Tensor:
 class Panels:
     """Makes matrices of weights and keeps what they point to."""
 
-    def __init__(self, cpus: Sequence[Cpus]) -> None:
+    def __init__(self, code: ctypes.CDLL, cpus: Sequence[Cpus]) -> None:
         """`cpus` are those that each tensor rank's part of the weights is to be near."""
+        self._code = code
         self._kept: list[Tensor] = []
         self._arenas = [Arena(near) for near in cpus]
 
@@ -75,8 +78,16 @@ class Panels:
                 factors = None
             width = 0 if block is None else block[1]
             copy = self._copy(arena, to_panels(rows))
-            made.append(Matrix(copy, factors, FORMATS[weight.dtype], *rows.shape, first, width))
+            marks = self._marks(arena, copy, *rows.shape) if weight.dtype == FP8 else None
+            made.append(Matrix(copy, factors, FORMATS[weight.dtype], *rows.shape, first, width, marks))
         return made
+
+    def _marks(self, arena: Arena, panels: int, outputs: int, inputs: int) -> int:
+        """Say of each block of a weight in e4m3 whether it has subnormals."""
+        count, blocks = -(-outputs // LANES), -(-inputs // LANES)
+        marks = arena.take(count * -(-blocks // MARKS_OF_A_WORD) * 8).zero_()
+        self._code.arctic_mark_subnormals(panels, count, blocks, marks.data_ptr())
+        return self.pointer(marks)
 
     def _copy(self, arena: Arena, tensor: Tensor) -> int:
         packed = arena.take(tensor.numel() * tensor.element_size())

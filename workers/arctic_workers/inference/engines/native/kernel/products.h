@@ -28,45 +28,72 @@ constexpr int64_t BLOCK_BYTES = 256 << 10; // inputs of a block of rows, which s
 constexpr int64_t PIECE = 64;              // blocks of 8 inputs that tiles take at once: those of a tile, and weights, stay in the first cache
 
 // At least 2 rows, at most R, over one piece of a panel.
-template <Format F, bool LOOKS_AHEAD, int R = MOST_ROWS>
+template <Format F, bool LOOKS_AHEAD, bool DECODED, int R = MOST_ROWS>
 void some_rows(int64_t rows, const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
     if constexpr (R > 2)
-        if (rows < R) return some_rows<F, LOOKS_AHEAD, R - 1>(rows, w, x, piece, out, waiting);
-    tile<F, R, LOOKS_AHEAD>(w, x, piece, out, waiting);
+        if (rows < R) return some_rows<F, LOOKS_AHEAD, DECODED, R - 1>(rows, w, x, piece, out, waiting);
+    tile<F, R, LOOKS_AHEAD, DECODED>(w, x, piece, out, waiting);
 }
 
-// All rows over one piece of a panel, in groups of rows that differ by at most one.
-template <Format F> void groups_of_rows(const uint8_t *w, const float *const *x, int64_t rows, const Piece &piece, float *out, float *waiting) {
+// All rows over one piece of a panel, in groups of rows that differ by at most one. At `decoded` there is place for the piece.
+template <Format F>
+void groups_of_rows(const uint8_t *w, const float *const *x, int64_t rows, const Piece &piece, float *out, float *waiting, float *decoded) {
+    constexpr bool ONCE = F == FP8 && DECODES_ONCE;
     const uint8_t *from = w + piece.first * LANES * LANES * bytes_of<F>();
     const int64_t groups = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    auto *first = some_rows<F, true, false>, *others = some_rows<F, false, false>;
+    if constexpr (ONCE)
+        if (groups > 1) {
+            decode<F>(from, piece, decoded);
+            from = reinterpret_cast<const uint8_t *>(decoded);
+            first = others = some_rows<F, false, true>;
+        }
     for (int64_t group = 0, row = 0; group < groups; ++group) {
         const int64_t taken = (rows - row) / (groups - group);
-        const auto run = group == 0 ? some_rows<F, true> : some_rows<F, false>;
+        const auto run = group == 0 ? first : others;
         run(taken, from, x + row, piece, out + row * LANES, waiting + row * LANES * LANES);
         row += taken;
     }
 }
 
 // All rows over one panel, piece by piece of the inputs.
-template <Format F> void panel(const uint8_t *w, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &sums) {
-    if (rows == 1) return one_row<F>(w, x[0], blocks, out);
-    float *waiting = sums.get(rows * LANES * LANES);
+template <Format F>
+void panel(const uint8_t *w, const uint64_t *subnormals, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &sums) {
+    if (rows == 1) return one_row<F>(w, x[0], {0, blocks, true, true, subnormals}, out);
+    float *decoded = sums.get((PIECE + rows) * LANES * LANES), *waiting = decoded + PIECE * LANES * LANES;
     for (int64_t first = 0; first < blocks; first += PIECE)
-        groups_of_rows<F>(w, x, rows, {first, std::min(PIECE, blocks - first), first == 0, first + PIECE >= blocks}, out, waiting);
+        groups_of_rows<F>(w, x, rows, {first, std::min(PIECE, blocks - first), first == 0, first + PIECE >= blocks, subnormals}, out, waiting, decoded);
 }
 
 // All rows over one panel in FP8 of which each `size` blocks of 8 inputs have a scale.
-[[gnu::noinline]] inline void panel_of_blocks(const uint8_t *w, const float *scales, int64_t size, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &sums) {
-    float *part = sums.get(rows * LANES);
+[[gnu::noinline]] inline void panel_of_blocks(const uint8_t *w, const uint64_t *subnormals, const float *scales, int64_t size, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &sums) {
+    float *decoded = sums.get(size * LANES * LANES + rows * LANES), *part = decoded + size * LANES * LANES;
     std::fill(out, out + rows * LANES, 0.0f);
     for (int64_t first = 0; first < blocks; first += size, ++scales) {
-        const Piece piece{first, std::min(size, blocks - first), true, true};
-        if (rows == 1) one_row<FP8>(w + first * LANES * LANES, x[0] + first * LANES, piece.blocks, part);
-        else groups_of_rows<FP8>(w, x, rows, piece, part, nullptr);
+        const Piece piece{first, std::min(size, blocks - first), true, true, subnormals};
+        if (rows == 1) one_row<FP8>(w + first * LANES * LANES, x[0], piece, part);
+        else groups_of_rows<FP8>(w, x, rows, piece, part, nullptr, decoded);
         const __m256 scale = _mm256_set1_ps(*scales);
         for (float *of = part, *to = out; to < out + rows * LANES; of += LANES, to += LANES)
             _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_loadu_ps(of), scale, _mm256_loadu_ps(to)));
     }
+}
+
+// Of a panel, in `Matrix::subnormals`.
+inline int64_t words_of_marks(int64_t blocks) { return (blocks + 63) / 64; }
+
+// Mark the blocks of some panels in e4m3 that have subnormals: marks [panels, words], zeros before.
+inline void mark_subnormals(const uint8_t *w, int64_t panels, int64_t blocks, uint64_t *marks) {
+    const __m256i zero = _mm256_setzero_si256(), exponent = _mm256_set1_epi8(0x78), places = _mm256_set1_epi8(0x07);
+    const auto has = [&](const uint8_t *from) {
+        const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from));
+        const __m256i small = _mm256_cmpeq_epi8(_mm256_and_si256(codes, exponent), zero);
+        const __m256i none = _mm256_cmpeq_epi8(_mm256_and_si256(codes, places), zero);
+        return _mm256_movemask_epi8(_mm256_andnot_si256(none, small)) != 0;
+    };
+    for (int64_t panel = 0; panel < panels; ++panel, marks += words_of_marks(blocks))
+        for (int64_t block = 0; block < blocks; ++block, w += LANES * LANES)
+            marks[block / 64] |= static_cast<uint64_t>(has(w) || has(w + LANES * LANES / 2)) << (block % 64);
 }
 
 // Outputs 8 p to 8 p + 7 of a range, of each row of `x` (which carries INPUT): out [R, 8].
@@ -74,16 +101,18 @@ inline void multiply(const Matrix &matrix, int64_t p, const float *const *x, int
     const int64_t blocks = padded(matrix.inputs) / LANES;
     const int64_t size = blocks * LANES * LANES;
     switch (matrix.format) {
-    case FP8:
+    case FP8: {
+        const uint64_t *subnormals = matrix.subnormals + p * words_of_marks(blocks);
         if (matrix.block) {
             const int64_t scales = (matrix.inputs + matrix.block - 1) / matrix.block;
-            panel_of_blocks(matrix.data + p * size, matrix.scale + p * scales, matrix.block / LANES, x, rows, blocks, out, sums);
+            panel_of_blocks(matrix.data + p * size, subnormals, matrix.scale + p * scales, matrix.block / LANES, x, rows, blocks, out, sums);
         } else {
-            panel<FP8>(matrix.data + p * size, x, rows, blocks, out, sums);
+            panel<FP8>(matrix.data + p * size, subnormals, x, rows, blocks, out, sums);
         }
         break;
-    case BF16: panel<BF16>(matrix.data + p * size * 2, x, rows, blocks, out, sums); break;
-    default: panel<FP32>(matrix.data + p * size * 4, x, rows, blocks, out, sums);
+    }
+    case BF16: panel<BF16>(matrix.data + p * size * 2, nullptr, x, rows, blocks, out, sums); break;
+    default: panel<FP32>(matrix.data + p * size * 4, nullptr, x, rows, blocks, out, sums);
     }
     __m256 factor = _mm256_set1_ps(matrix.format == FP8 ? FROM_FP8 : FROM_OTHERS);
     for (int64_t row = 0; row < rows; ++row) {

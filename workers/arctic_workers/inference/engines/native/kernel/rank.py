@@ -61,7 +61,7 @@ class KernelRank:
         self._vocabulary = config.vocab_size
         self._hidden = config.hidden_size
         self._tensor = len(cpus)
-        self._panels = Panels(cpus)
+        self._panels = Panels(code, cpus)
         layers = model.layers
         parts = zip(*(self._layer(index, layer) for index, layer in layers.items()), strict=True)
         self._weights = (LayerWeights * (self._tensor * len(layers)))(*chain.from_iterable(parts))

@@ -14,10 +14,17 @@ template <int BYTES> inline void look_ahead(const uint8_t *w) {
     for (int at = 0; at < BYTES; at += 64) _mm_prefetch(reinterpret_cast<const char *>(w) + AHEAD + at, _MM_HINT_T0);
 }
 
-// A piece of the inputs: its first block, how many there are, and whether the sums begin and end with it.
+// A piece of the inputs: its first block, how many there are, whether the sums begin and end with it, and, in e4m3, the panel's
+// part of `Matrix::subnormals`.
 struct Piece {
     int64_t first, blocks;
     bool begins, ends;
+    const uint64_t *subnormals;
+
+    bool has_subnormals(int64_t block) const {
+        const uint64_t at = static_cast<uint64_t>(first + block);
+        return subnormals[at / 64] >> (at % 64) & 1;
+    }
 };
 
 } // namespace arctic

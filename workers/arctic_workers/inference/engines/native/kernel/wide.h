@@ -13,6 +13,7 @@ namespace arctic {
 
 constexpr int MOST_ROWS = 6; // of a tile: 24 accumulators of the 32 registers
 constexpr int VECTORS = 4;   // of 8 outputs
+constexpr bool DECODES_ONCE = true; // a piece of a panel for all groups of rows
 
 // Of a panel's 8 outputs the one in the lower (0) or upper (1) half of a vector: those of a vector lie at the same place of
 // the panel's two halves in e4m3, and side by side in the other formats.
@@ -42,10 +43,31 @@ template <Format F> inline void read_block(const uint8_t *from, __m512 *weights)
     }
 }
 
-// R rows over one piece of a panel. Sums wait between pieces at `waiting` [R, 4 vectors, 16 lanes]; LOOKS_AHEAD if they are the
-// first to read it.
-template <Format F, int R, bool LOOKS_AHEAD> void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
+inline void raise_block(__m512 *weights) {
+    float all[VECTORS * 2 * LANES];
+    for (int vector = 0; vector < VECTORS; ++vector) _mm512_storeu_ps(all + vector * 2 * LANES, weights[vector]);
+    raise(all, VECTORS * 2 * LANES);
+    for (int vector = 0; vector < VECTORS; ++vector) weights[vector] = _mm512_loadu_ps(all + vector * 2 * LANES);
+}
+
+// A piece of a panel as `read_block` gives it: out [blocks, 4 vectors, 16 lanes]. Additions and decoding want the same parts of the
+// processor, so the groups of many rows have it done once.
+template <Format F> void decode(const uint8_t *w, const Piece &piece, float *out) {
     constexpr int BLOCK = LANES * LANES * bytes_of<F>();
+    for (int64_t block = 0; block < piece.blocks; ++block, w += BLOCK, out += LANES * LANES) {
+        look_ahead<BLOCK>(w);
+        __m512 weights[VECTORS];
+        read_block<F>(w, weights);
+        if (piece.has_subnormals(block)) [[unlikely]] raise_block(weights);
+        for (int vector = 0; vector < VECTORS; ++vector) _mm512_storeu_ps(out + vector * 2 * LANES, weights[vector]);
+    }
+}
+
+// R rows over one piece of a panel. Sums wait between pieces at `waiting` [R, 4 vectors, 16 lanes]. What `decode` has made is read
+// if DECODED, and memory ahead if LOOKS_AHEAD.
+template <Format F, int R, bool LOOKS_AHEAD, bool DECODED>
+void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
+    constexpr int BLOCK = LANES * LANES * (DECODED ? sizeof(float) : bytes_of<F>());
     const auto place = [&](int row, int vector) { return waiting + (row * VECTORS + vector) * 2 * LANES; };
     __m512 sums[R][VECTORS];
     const float *from[R];
@@ -55,16 +77,25 @@ template <Format F, int R, bool LOOKS_AHEAD> void tile(const uint8_t *w, const f
 #pragma GCC unroll 4
         for (int vector = 0; vector < VECTORS; ++vector) sums[row][vector] = piece.begins ? _mm512_setzero_ps() : _mm512_loadu_ps(place(row, vector));
     }
+    const auto input_of = [&](int row, int64_t block) { return _mm512_broadcast_f32x8(_mm256_loadu_ps(from[row] + block * LANES)); };
+    const auto add = [&](const __m512 *weights, int row, __m512 input) {
+#pragma GCC unroll 4
+        for (int vector = 0; vector < VECTORS; ++vector) sums[row][vector] = _mm512_fmadd_ps(weights[vector], input, sums[row][vector]);
+    };
     for (int64_t block = 0; block < piece.blocks; ++block, w += BLOCK) {
         if constexpr (LOOKS_AHEAD) look_ahead<BLOCK>(w);
         __m512 weights[VECTORS];
-        read_block<F>(w, weights);
+        read_block<DECODED ? FP32 : F>(w, weights);
+        if constexpr (F == FP8) {
+            if (piece.has_subnormals(block)) [[unlikely]] {
+                if constexpr (!DECODED) raise_block(weights);
 #pragma GCC unroll 6
-        for (int row = 0; row < R; ++row) {
-            const __m512 input = _mm512_broadcast_f32x8(_mm256_loadu_ps(from[row] + block * LANES));
-#pragma GCC unroll 4
-            for (int vector = 0; vector < VECTORS; ++vector) sums[row][vector] = _mm512_fmadd_ps(weights[vector], input, sums[row][vector]);
+                for (int row = 0; row < R; ++row) add(weights, row, _mm512_mul_ps(input_of(row, block), _mm512_set1_ps(1 / RAISED)));
+                continue;
+            }
         }
+#pragma GCC unroll 6
+        for (int row = 0; row < R; ++row) add(weights, row, input_of(row, block));
     }
 #pragma GCC unroll 6
     for (int row = 0; row < R; ++row) {
@@ -85,8 +116,8 @@ template <Format F, int R, bool LOOKS_AHEAD> void tile(const uint8_t *w, const f
 }
 
 // 8 outputs x 1 row: one stream of weights.
-template <Format F> void one_row(const uint8_t *w, const float *x, int64_t blocks, float *out) {
-    tile<F, 1, true>(w, &x, Piece{0, blocks, true, true}, out, nullptr);
+template <Format F> void one_row(const uint8_t *w, const float *x, const Piece &piece, float *out) {
+    tile<F, 1, true, false>(w, &x, piece, out, nullptr);
 }
 
 } // namespace arctic
