@@ -420,11 +420,12 @@ class Cluster:
         return await self.request("PATCH", path, body=manifest | {"data": data}, content=MERGE)
 
     async def mark(self, mark: Mark) -> Manifest | None:
-        """Set labels and annotations of an object if it still has that uid; None if it is gone."""
+        """Set what a mark says of an object if that still has its uid; None if it is gone."""
         metadata = {"uid": mark.uid, "labels": dict(mark.labels), "annotations": dict(mark.annotations)}
+        spec = {} if mark.replicas is None else {"spec": {"replicas": mark.replicas}}
         path = path_of(mark.kind, mark.namespace, mark.name)
         try:
-            return await self.request("PATCH", path, body={"metadata": metadata}, content=MERGE)
+            return await self.request("PATCH", path, body={"metadata": metadata} | spec, content=MERGE)
         except ApiError as error:
             if error.code in (404, 409):
                 return None

@@ -1,7 +1,7 @@
 """What is read from the cluster, reduced to what planning needs: frozen values, and pure functions that make them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 DRAINING_ANNOTATION = "arctic.dev/draining-since"
 WEIGHTS_ANNOTATION = "arctic.dev/weights"
 READ_ANNOTATION = "arctic.dev/read"
+SIZE_ANNOTATION = "arctic.dev/size"
 """Says of a gateway's pod what it should have read: the kubelet brings the files of a pod up to date that changes."""
 HISTORY = "history"
 """Role of the records of revisions."""
@@ -126,6 +127,13 @@ class GroupSet:
     """Folder of the exported weights that it was made with."""
     deleting: bool = False
     draining_since: datetime | None = None
+    scaled: bool = False
+    """Whether it has other `replicas` than it was made with."""
+
+    @property
+    def replicas(self) -> int:
+        """What it was made with: pods of a StatefulSet, groups of a LeaderWorkerSet."""
+        return 1 if self.kind == LEADER_WORKER_SET else self.size
 
     @property
     def makers(self) -> tuple[str, ...]:
@@ -415,19 +423,22 @@ def group_set_of(manifest: Manifest) -> GroupSet:
     """Reduce the StatefulSet or LeaderWorkerSet of a group."""
     kind, metadata, spec = manifest["kind"], manifest["metadata"], manifest["spec"]
     annotations = metadata.get("annotations", {})
-    return GroupSet(
+    # Earlier releases did not note it.
+    pods = int(annotations.get(SIZE_ANNOTATION) or max(1, spec["replicas"]))
+    made = GroupSet(
         kind=kind,
         name=metadata["name"],
         uid=metadata["uid"],
         generation=int(annotations.get(GENERATION_ANNOTATION, 0)),
         revision=metadata["labels"][Label.REVISION],
-        size=spec["leaderWorkerTemplate"]["size"] if kind == LEADER_WORKER_SET else spec["replicas"],
+        size=spec["leaderWorkerTemplate"]["size"] if kind == LEADER_WORKER_SET else pods,
         specification=annotations.get(REVISION_ANNOTATION, ""),
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
         deleting="deletionTimestamp" in metadata,
         weights=annotations.get(WEIGHTS_ANNOTATION, ""),
         draining_since=parse_time(annotations.get(DRAINING_ANNOTATION)),
     )
+    return replace(made, scaled=spec["replicas"] != made.replicas)
 
 
 def pod_of(manifest: Manifest) -> Pod:

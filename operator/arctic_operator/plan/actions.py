@@ -27,7 +27,7 @@ class Delete:
 
 @dataclass(frozen=True)
 class Mark:
-    """Set labels and annotations of a child."""
+    """Set labels and annotations of a child, and `replicas`, unless that is None."""
 
     kind: str
     namespace: str
@@ -35,6 +35,7 @@ class Mark:
     uid: str
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    replicas: int | None = None
 
 
 @dataclass(frozen=True)

@@ -349,11 +349,13 @@ def _leader(group: Group) -> Pod | None:
 
 
 def _marks(group: Group, namespace: str, begins: bool, canary: Canary | None, now: datetime) -> Iterable[Mark]:
-    """Say which requests a group gets: none if it goes or is lost.
+    """Say which requests a group gets: none if it goes or is lost. Scale its set back where somebody has scaled it.
 
-    The mark on the set is the memory of when that was.
+    The mark on the set is the memory of when it began to go.
     """
     leader = _leader(group)
+    if group.set.scaled:
+        yield Mark(group.set.kind, namespace, group.name, group.set.uid, replicas=group.set.replicas)
     if begins:
         since = {DRAINING_ANNOTATION: format_time(now)}
         yield Mark(group.set.kind, namespace, group.name, group.set.uid, annotations=since)

@@ -142,7 +142,8 @@ class ApiServer(Cluster):
         metadata = dict(known["metadata"])
         metadata["labels"] = metadata["labels"] | dict(mark.labels)
         metadata["annotations"] = metadata.get("annotations", {}) | dict(mark.annotations)
-        return self.put(known | {"metadata": metadata})
+        spec = {} if mark.replicas is None else {"spec": known["spec"] | {"replicas": mark.replicas}}
+        return self.put(known | {"metadata": metadata} | spec)
 
     async def adopt(self, adopt):
         if known := self.objects.get((adopt.kind, adopt.namespace, adopt.name)):

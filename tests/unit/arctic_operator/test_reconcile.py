@@ -607,6 +607,21 @@ async def test_a_start_is_told_in_two_writes_and_what_stays_between_two_steps_a_
     assert operator.condition(key, "PodsScheduled")["status"] == "True"
 
 
+@pytest.mark.parametrize("replicas", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["StatefulSet", "LeaderWorkerSet"])
+async def test_a_group_that_somebody_has_scaled_is_scaled_back(build, operator_with, kind, replicas):
+    operator = operator_with(build.settings if kind == "StatefulSet" else build.lws_settings)
+    key = operator.add("ArcticInference")
+    await operator.reconcile(key)
+    [made] = operator.server.of(kind)
+    due = made["spec"]["replicas"]
+    operator.cache.put(operator.server.put(made | {"spec": made["spec"] | {"replicas": replicas}}))
+    await operator.reconcile(key)
+    [group] = operator.server.of(kind)
+    assert (group["spec"]["replicas"], group["metadata"]["uid"]) == (due, made["metadata"]["uid"])
+    assert operator.condition(key, "Degraded")["status"] == "False"
+
+
 async def test_what_pods_mount_is_looked_at_now_and_then_while_they_wait_for_it(operator, monkeypatch):
     key, looked = operator.add("ArcticTraining"), []
     await operator.reconcile(key)
