@@ -83,6 +83,8 @@ LIST_EVERY = 300.0
 NEVER = float("-inf")
 SETTLE_SECONDS = 3.0
 """Longest time that a status waits for what is about to change it again."""
+BEGIN_SECONDS = 12.0
+"""Longest time that an object's first status waits while worlds of others are to be started."""
 SEE_TO_EVERY = 5.0
 """Seconds between two looks at what is not watched while pods wait for it."""
 PROGRESS_EVERY = 10.0
@@ -469,7 +471,7 @@ class Reconciler:
         if not change:
             memory.held = None
             return None
-        left = self._waits(change, memory, settling=plan.settling and failure is None)
+        left = self._waits(change, memory, self._patience(key, plan) if failure is None else 0.0)
         if left is not None:
             return left
         try:
@@ -491,14 +493,23 @@ class Reconciler:
         self._tell(subject, status)
         return None
 
-    def _waits(self, change: set[str], memory: _Memory, *, settling: bool) -> float | None:
+    def _patience(self, key: Key, plan: Plan) -> float:
+        """Return the seconds that a status may wait for the one that follows.
+
+        A status costs the API server as much as a world: where many start, those come first.
+        """
+        if plan.begins and self._queue.has_others(key):
+            return BEGIN_SECONDS
+        return SETTLE_SECONDS if plan.settling else 0.0
+
+    def _waits(self, change: set[str], memory: _Memory, patience: float) -> float | None:
         """Return the seconds that a change of a status has to wait, None if it is to be written now."""
         now = time.monotonic()
-        if settling:
+        if patience:
             memory.held = memory.held or now
-            left = memory.held + SETTLE_SECONDS - now
+            left = memory.held + patience - now
             if left > 0:
-                return left
+                return min(left, SETTLE_SECONDS)
         memory.held = None
         if change <= PROGRESS_FIELDS:
             left = memory.progress_written + PROGRESS_EVERY - now

@@ -109,6 +109,8 @@ class Plan:
     """The whole status; None leaves it alone."""
     settling: bool = False
     """Whether the status may wait a moment for what follows at once, and changes it again."""
+    begins: bool = False
+    """Whether the status tells only that a world is being started: worlds that are not yet are more urgent."""
     short: tuple[Job | GroupSet, ...] = ()
     """Children that have too few pods for too long: why must be asked for."""
     requeue_after: float | None = None

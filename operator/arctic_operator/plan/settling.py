@@ -17,6 +17,17 @@ def settles(training: Training, status: Mapping[str, Any], live: Live | None) ->
     before = training.status
     if before.observed_generation != training.generation or before.attempt != status.get("attempt"):
         return False
+    return _is_step(training, status, live)
+
+
+def begins(training: Training, status: Mapping[str, Any], live: Live | None) -> bool:
+    """Whether a status is a training's first, and tells only that its first world is being started."""
+    told = training.status.observed_generation is not None
+    return not told and status.get("attempt") == 1 and _is_step(training, status, live)
+
+
+def _is_step(training: Training, status: Mapping[str, Any], live: Live | None) -> bool:
+    before = training.status
     if is_true(before.conditions, "Degraded") or any(
         condition["type"] == "Degraded" and condition["status"] == "True" for condition in status["conditions"]
     ):
@@ -24,4 +35,5 @@ def settles(training: Training, status: Mapping[str, Any], live: Live | None) ->
     if training.spec.start_deadline and before.start_time is None and status.get("startTime"):
         return False  # what is not written down does not count as begun
     opening = live is None or not (live.connected or live.error)
-    return status["state"] == "Starting" == before.state or (status["state"] == "Running" and opening)
+    starting = status["state"] == "Starting" and before.state in (None, "Starting")
+    return starting or (status["state"] == "Running" and opening)

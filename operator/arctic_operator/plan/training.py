@@ -42,7 +42,7 @@ from arctic_operator.plan.endings import (
     judge,
 )
 from arctic_operator.plan.placement import LOOK_SECONDS, gives_way, goes_after
-from arctic_operator.plan.settling import settles
+from arctic_operator.plan.settling import begins, settles
 from arctic_operator.plan.stage_evaluations import evaluations_beside
 from arctic_operator.plan.training_control import commands
 from arctic_operator.plan.training_status import (
@@ -246,6 +246,7 @@ def _during(case: _Case) -> Plan:
         short=(job,) if job.suspended or lacks_pods(job.created, world.pods, spec.parallelism.nodes, now) else (),
         status=status,
         settling=settles(case.training, status, case.seen.live),
+        begins=begins(case.training, status, case.seen.live),
         requeue_after=sooner(
             LOOK_AGAIN_SECONDS if len(world.pods) == spec.parallelism.nodes else PODS_AFTER.total_seconds(),
             _until_deadline(case, now),
@@ -294,11 +295,13 @@ def _between(case: _Case) -> Plan:
         )
     hours, following = gpu_hours(case.training, case.gpus, world.job, world.pods, now), world.attempt + 1
     outlook = Outlook("Starting" if world.attempt == 0 else "Restarting", waiting=_why(case))
+    status = case.status(outlook) | {"attempt": following}
     return Plan(
         apply=tuple(attempt_services(case.training.identity, following, case.settings)),
         create=(attempt_job(case.training, following, case.settings, case.seen.base, hours),),
         delete=_stop(case),
-        status=case.status(outlook) | {"attempt": following},
+        status=status,
+        begins=begins(case.training, status, case.seen.live),
         requeue_after=5.0,
         needs_fresh=True,
     )

@@ -607,6 +607,23 @@ async def test_a_start_is_told_in_two_writes_and_what_stays_between_two_steps_a_
     assert operator.condition(key, "PodsScheduled")["status"] == "True"
 
 
+async def test_while_worlds_of_others_are_to_be_started_a_first_status_waits_for_the_one_that_follows(
+    operator, monkeypatch
+):
+    key = operator.add("ArcticTraining")
+    operator.queue.add(key._replace(name="other"))
+    await operator.reconcile(key)
+    assert operator.server.of("Job")
+    assert operator.status(key) == {}
+    for pod in operator.pods("Running"):
+        operator.cache.put(pod)
+    await operator.reconcile(key)
+    assert operator.status(key) == {}
+    monkeypatch.setattr(reconcile, "BEGIN_SECONDS", 0)
+    await operator.reconcile(key)
+    assert operator.status(key)["attempt"] == 1
+
+
 @pytest.mark.parametrize("replicas", [0, 1, 3])
 @pytest.mark.parametrize("kind", ["StatefulSet", "LeaderWorkerSet"])
 async def test_a_group_that_somebody_has_scaled_is_scaled_back(build, operator_with, kind, replicas):
