@@ -6,6 +6,7 @@
 
 #define __AVX512F__ 1
 #define __builtin_cpu_supports(feature) true
+#define __builtin_cpu_is(vendor) true
 
 namespace emulated {
 

@@ -2,10 +2,11 @@
 
 import copy
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -90,22 +91,33 @@ def found_compiler() -> str:
     return compiler
 
 
+VARIANTS = {
+    "avx512_by_avx2": ("-include", str(Path(__file__).parent / "avx512_by_avx2.h")),
+    "avx2_of_another_vendor": ("-D__builtin_cpu_is(vendor)=!__builtin_cpu_is(vendor)",),
+}
+"""Paths that this processor would not take, as it can run them: how each is compiled."""
+
+
 @pytest.fixture(scope="module")
-def avx512_by_avx2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The path of AVX-512 as any processor can run it: compiled with other operations."""
-    made = tmp_path_factory.mktemp("kernel") / "libkernel.so"
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Compiles a variant."""
     flags = ("-std=c++20", "-Og", "-ffp-contract=off", "-mavx2", "-mfma", "-fPIC", "-shared", "-pthread")
-    operations = Path(__file__).parent / "avx512_by_avx2.h"
     source = Path(libraries.__file__).parent / "kernel.cpp"
-    subprocess.run([found_compiler(), *flags, "-include", operations, "-o", made, source], check=True)
-    return made
+
+    @functools.cache
+    def compile_variant(name: str) -> Path:
+        made = tmp_path_factory.mktemp(name) / "libkernel.so"
+        subprocess.run([found_compiler(), *flags, *VARIANTS[name], "-o", made, source], check=True)
+        return made
+
+    return compile_variant
 
 
-@pytest.fixture(params=["avx2", "avx512", "avx512_by_avx2"])
-def code(request: pytest.FixtureRequest) -> ctypes.CDLL:
+@pytest.fixture(params=["avx2", "avx512", *VARIANTS])
+def code(request: pytest.FixtureRequest, compiled: Callable[[str], Path]) -> ctypes.CDLL:
     """Each path of the compiled code, forced."""
     built = {"avx2": libraries.AVX2, "avx512": libraries.AVX512}
-    loaded = libraries.load(built.get(request.param) or request.getfixturevalue(request.param))
+    loaded = libraries.load(built.get(request.param) or compiled(request.param))
     if loaded is None:
         pytest.skip("this processor has no AVX-512")
     return loaded
@@ -238,10 +250,10 @@ def test_every_code_of_e4m3_is_decoded_exactly(code: ctypes.CDLL, rows: int) -> 
         torch.testing.assert_close(rank.logits(x, list(range(rows)))[0], expected, rtol=3e-7, atol=0)
 
 
-@pytest.mark.parametrize("code", ["avx512", "avx512_by_avx2"], indirect=True)
+@pytest.mark.parametrize("code", ["avx512", *VARIANTS], indirect=True)
 @pytest.mark.parametrize("config", [EVEN, ODD, LONG], ids=["even", "odd", "long"])
 @pytest.mark.parametrize("weights", ["fp8", "fp8 with subnormals", "fp8 by block", "bf16", "fp32"])
-def test_avx512_gives_the_bits_of_avx2(code: ctypes.CDLL, config: ArcticConfig, weights: str) -> None:
+def test_all_paths_give_the_bits_of_avx2(code: ctypes.CDLL, config: ArcticConfig, weights: str) -> None:
     model = random_model(config, weights)
     tokens = torch.arange(40) % config.vocab_size
     x = model.embed(tokens).float()

@@ -38,12 +38,11 @@ void some_rows(int64_t rows, const uint8_t *w, const float *const *x, const Piec
 // All rows over one piece of a panel, in groups of rows that differ by at most one. At `decoded` there is place for the piece.
 template <Format F>
 void groups_of_rows(const uint8_t *w, const float *const *x, int64_t rows, const Piece &piece, float *out, float *waiting, float *decoded) {
-    constexpr bool ONCE = F == FP8 && DECODES_ONCE;
     const uint8_t *from = w + piece.first * LANES * LANES * bytes_of<F>();
     const int64_t groups = (rows + MOST_ROWS - 1) / MOST_ROWS;
     auto *first = some_rows<F, true, false>, *others = some_rows<F, false, false>;
-    if constexpr (ONCE)
-        if (groups > 1) {
+    if constexpr (F == FP8)
+        if (rows >= MANY_ROWS && decoding_costs()) {
             decode<F>(from, piece, decoded);
             from = reinterpret_cast<const uint8_t *>(decoded);
             first = others = some_rows<F, false, true>;

@@ -7,11 +7,22 @@
 
 namespace arctic {
 
-constexpr int AHEAD = 4096; // bytes: the processor's own look-ahead ends with a page, and so with half a panel
+// Bytes: the processor's own look-ahead ends with a page. The second cache may wait for more of memory at a time than the first.
+constexpr int FAR_AHEAD = 6144, AHEAD = 1024;
 
-// Ask for some bytes of weights that come AHEAD of these, which are the next panel's at a panel's end.
+// Ask for some bytes of weights that come after these, which are the next panel's at a panel's end: the second cache for those that
+// are far, the first for those that are near.
 template <int BYTES> inline void look_ahead(const uint8_t *w) {
-    for (int at = 0; at < BYTES; at += 64) _mm_prefetch(reinterpret_cast<const char *>(w) + AHEAD + at, _MM_HINT_T0);
+    for (int at = 0; at < BYTES; at += 64) {
+        _mm_prefetch(reinterpret_cast<const char *>(w) + FAR_AHEAD + at, _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char *>(w) + AHEAD + at, _MM_HINT_T0);
+    }
+}
+
+// Whether decoding takes time from additions: Intel's processors do both in the same units, AMD's have some that only decode.
+inline bool decoding_costs() {
+    static const bool intel = __builtin_cpu_is("intel");
+    return intel;
 }
 
 // A piece of the inputs: its first block, how many there are, whether the sums begin and end with it, and, in e4m3, the panel's

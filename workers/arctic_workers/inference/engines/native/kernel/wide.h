@@ -12,8 +12,8 @@
 namespace arctic {
 
 constexpr int MOST_ROWS = 6; // of a tile: 24 accumulators of the 32 registers
+constexpr int MANY_ROWS = 7; // for which a piece is worth decoding once
 constexpr int VECTORS = 4;   // of 8 outputs
-constexpr bool DECODES_ONCE = true; // a piece of a panel for all groups of rows
 
 // Of a panel's 8 outputs the one in the lower (0) or upper (1) half of a vector: those of a vector lie at the same place of
 // the panel's two halves in e4m3, and side by side in the other formats.
@@ -50,8 +50,7 @@ inline void raise_block(__m512 *weights) {
     for (int vector = 0; vector < VECTORS; ++vector) weights[vector] = _mm512_loadu_ps(all + vector * 2 * LANES);
 }
 
-// A piece of a panel as `read_block` gives it: out [blocks, 4 vectors, 16 lanes]. Additions and decoding want the same parts of the
-// processor, so the groups of many rows have it done once.
+// A piece of a panel as `read_block` gives it, without subnormals: out [blocks, 4 vectors, 16 lanes].
 template <Format F> void decode(const uint8_t *w, const Piece &piece, float *out) {
     constexpr int BLOCK = LANES * LANES * bytes_of<F>();
     for (int64_t block = 0; block < piece.blocks; ++block, w += BLOCK, out += LANES * LANES) {
