@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -180,13 +181,13 @@ class KernelRank:
                 tokens.extend(part.tokens)
             rows += length
         step = Step(rows, len(parts), _place(spans), _place(tables), None if x_TD is not None else _place(tokens))
-        x_TD = torch.empty(rows, self._hidden) if x_TD is None else x_TD.contiguous()
+        x_TD = _memory(rows, self._hidden) if x_TD is None else x_TD.contiguous()
         self._check(self._code.arctic_run(self._rank, step, x_TD.data_ptr()))
         return x_TD
 
     def logits(self, x_TD: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[int]]:
         """See `Compute`."""
-        logits_RV = torch.empty(len(rows), self._vocabulary)
+        logits_RV = _memory(len(rows), self._vocabulary)
         places, likeliest = array("q", rows), array("q", bytes(8 * len(rows)))
         self._check(
             self._code.arctic_logits(
@@ -207,6 +208,14 @@ class KernelRank:
 def _place(numbers: "array[int]") -> int:
     """Return where integers are; who calls keeps them."""
     return numbers.buffer_info()[0]
+
+
+def _memory(rows: int, columns: int) -> Tensor:
+    """Return a matrix without values.
+
+    torch gives the interpreter up as it takes memory: who is told of tokens would go first, and a step begin later.
+    """
+    return torch.from_numpy(np.empty((rows, columns), np.float32))
 
 
 def _forget(parameter: nn.Parameter) -> None:
