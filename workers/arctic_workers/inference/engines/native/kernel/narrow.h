@@ -20,7 +20,7 @@ template <Format F> void decode(const uint8_t *w, const Piece &piece, float *out
     constexpr int BYTES = HALF * bytes_of<F>();
     const auto keep = [&](int output, __m256 weight) { _mm256_storeu_ps(out + output * LANES, weight); };
     for (int64_t half = 0; half < 2 * piece.blocks; ++half, w += BYTES, out += HALF) {
-        look_ahead<BYTES>(w);
+        ask_for<BYTES, _MM_HINT_T0>(w + AHEAD);
         each_of_pair<F, 0>(w, keep);
         each_of_pair<F, 1>(w, keep);
         if (piece.has_subnormals(half / 2)) [[unlikely]] raise(out, HALF);
@@ -63,7 +63,8 @@ void tile_of_half(const uint8_t *w, const float *const *x, const Piece &piece, f
         for (int output = 0; output < HALF_OUTPUTS; ++output) sums[row][output] = piece.begins ? _mm256_setzero_ps() : _mm256_load_ps(place(row, output));
     }
     for (int64_t block = 0; block < piece.blocks; ++block, w += 2 * HALF * bytes_of<READ>()) {
-        if constexpr (AHEAD_STEP != 0) look_ahead<AHEAD_STEP>(ahead + block * AHEAD_STEP);
+        if constexpr (AHEAD_STEP != 0 && DECODED) ask_for<AHEAD_STEP, _MM_HINT_T1>(ahead + block * AHEAD_STEP);
+        else if constexpr (AHEAD_STEP != 0) look_ahead<AHEAD_STEP>(ahead + block * AHEAD_STEP);
         __m256 inputs[R];
 #pragma GCC unroll 3
         for (int row = 0; row < R; ++row) inputs[row] = _mm256_loadu_ps(from[row] + block * LANES);
@@ -91,11 +92,13 @@ void tile_of_half(const uint8_t *w, const float *const *x, const Piece &piece, f
     }
 }
 
-// R rows over one piece of a panel; LOOKS_AHEAD if they are the first to read it.
-template <Format F, int R, bool LOOKS_AHEAD, bool DECODED> void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
-    constexpr int BYTES = HALF * bytes_of<DECODED ? FP32 : F>(), STEP = LOOKS_AHEAD ? BYTES : 0;
-    tile_of_half<F, R, STEP, DECODED>(w, x, piece, out, waiting, w);
-    tile_of_half<F, R, STEP, DECODED>(w + BYTES, x, piece, out + HALF_OUTPUTS, waiting + HALF, w + piece.blocks * STEP);
+// R rows over one piece of a panel. Memory is looked for ahead if LOOKS_AHEAD, of what is decoded in the `next` piece.
+template <Format F, int R, bool LOOKS_AHEAD, bool DECODED>
+void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting, const uint8_t *next) {
+    constexpr int BYTES = HALF * bytes_of<DECODED ? FP32 : F>(), STEP = LOOKS_AHEAD ? HALF * bytes_of<F>() : 0;
+    const uint8_t *ahead = DECODED ? next : w;
+    tile_of_half<F, R, STEP, DECODED>(w, x, piece, out, waiting, ahead);
+    tile_of_half<F, R, STEP, DECODED>(w + BYTES, x, piece, out + HALF_OUTPUTS, waiting + HALF, ahead + piece.blocks * STEP);
 }
 
 } // namespace arctic

@@ -29,28 +29,29 @@ constexpr int64_t PIECE = 64;              // blocks of 8 inputs that tiles take
 
 // At least 2 rows, at most R, over one piece of a panel.
 template <Format F, bool LOOKS_AHEAD, bool DECODED, int R = MOST_ROWS>
-void some_rows(int64_t rows, const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
+void some_rows(int64_t rows, const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting, const uint8_t *next) {
     if constexpr (R > 2)
-        if (rows < R) return some_rows<F, LOOKS_AHEAD, DECODED, R - 1>(rows, w, x, piece, out, waiting);
-    tile<F, R, LOOKS_AHEAD, DECODED>(w, x, piece, out, waiting);
+        if (rows < R) return some_rows<F, LOOKS_AHEAD, DECODED, R - 1>(rows, w, x, piece, out, waiting, next);
+    tile<F, R, LOOKS_AHEAD, DECODED>(w, x, piece, out, waiting, next);
 }
 
 // All rows over one piece of a panel, in groups of rows that differ by at most one. At `decoded` there is place for the piece.
 template <Format F>
 void groups_of_rows(const uint8_t *w, const float *const *x, int64_t rows, const Piece &piece, float *out, float *waiting, float *decoded) {
-    const uint8_t *from = w + piece.first * LANES * LANES * bytes_of<F>();
+    constexpr int BLOCK = LANES * LANES * bytes_of<F>();
+    const uint8_t *from = w + piece.first * BLOCK, *const next = from + piece.blocks * BLOCK;
     const int64_t groups = (rows + MOST_ROWS - 1) / MOST_ROWS;
     auto *first = some_rows<F, true, false>, *others = some_rows<F, false, false>;
     if constexpr (F == FP8)
         if (rows >= MANY_ROWS && decoding_costs()) {
             decode<F>(from, piece, decoded);
             from = reinterpret_cast<const uint8_t *>(decoded);
-            first = others = some_rows<F, false, true>;
+            first = some_rows<F, true, true>, others = some_rows<F, false, true>;
         }
     for (int64_t group = 0, row = 0; group < groups; ++group) {
         const int64_t taken = (rows - row) / (groups - group);
         const auto run = group == 0 ? first : others;
-        run(taken, from, x + row, piece, out + row * LANES, waiting + row * LANES * LANES);
+        run(taken, from, x + row, piece, out + row * LANES, waiting + row * LANES * LANES, next);
         row += taken;
     }
 }

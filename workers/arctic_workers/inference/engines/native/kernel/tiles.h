@@ -10,13 +10,15 @@ namespace arctic {
 // Bytes: the processor's own look-ahead ends with a page. The second cache may wait for more of memory at a time than the first.
 constexpr int FAR_AHEAD = 6144, AHEAD = 1024;
 
-// Ask for some bytes of weights that come after these, which are the next panel's at a panel's end: the second cache for those that
-// are far, the first for those that are near.
+// Ask for some bytes of weights into the first cache, or into the second.
+template <int BYTES, _mm_hint CACHE> inline void ask_for(const uint8_t *w) {
+    for (int at = 0; at < BYTES; at += 64) _mm_prefetch(reinterpret_cast<const char *>(w) + at, CACHE);
+}
+
+// Ask for some bytes of weights that come after these, which are the next panel's at a panel's end.
 template <int BYTES> inline void look_ahead(const uint8_t *w) {
-    for (int at = 0; at < BYTES; at += 64) {
-        _mm_prefetch(reinterpret_cast<const char *>(w) + FAR_AHEAD + at, _MM_HINT_T1);
-        _mm_prefetch(reinterpret_cast<const char *>(w) + AHEAD + at, _MM_HINT_T0);
-    }
+    ask_for<BYTES, _MM_HINT_T1>(w + FAR_AHEAD);
+    ask_for<BYTES, _MM_HINT_T0>(w + AHEAD);
 }
 
 // Whether decoding takes time from additions: Intel's processors do both in the same units, AMD's have some that only decode.

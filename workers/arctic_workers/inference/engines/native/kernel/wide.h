@@ -54,7 +54,7 @@ inline void raise_block(__m512 *weights) {
 template <Format F> void decode(const uint8_t *w, const Piece &piece, float *out) {
     constexpr int BLOCK = LANES * LANES * bytes_of<F>();
     for (int64_t block = 0; block < piece.blocks; ++block, w += BLOCK, out += LANES * LANES) {
-        look_ahead<BLOCK>(w);
+        ask_for<BLOCK, _MM_HINT_T0>(w + AHEAD);
         __m512 weights[VECTORS];
         read_block<F>(w, weights);
         if (piece.has_subnormals(block)) [[unlikely]] raise_block(weights);
@@ -63,9 +63,9 @@ template <Format F> void decode(const uint8_t *w, const Piece &piece, float *out
 }
 
 // R rows over one piece of a panel. Sums wait between pieces at `waiting` [R, 4 vectors, 16 lanes]. What `decode` has made is read
-// if DECODED, and memory ahead if LOOKS_AHEAD.
+// if DECODED. Memory is looked for ahead if LOOKS_AHEAD, of what is decoded in the `next` piece.
 template <Format F, int R, bool LOOKS_AHEAD, bool DECODED>
-void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting) {
+void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting, const uint8_t *next) {
     constexpr int BLOCK = LANES * LANES * (DECODED ? sizeof(float) : bytes_of<F>());
     const auto place = [&](int row, int vector) { return waiting + (row * VECTORS + vector) * 2 * LANES; };
     __m512 sums[R][VECTORS];
@@ -82,7 +82,8 @@ void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *ou
         for (int vector = 0; vector < VECTORS; ++vector) sums[row][vector] = _mm512_fmadd_ps(weights[vector], input, sums[row][vector]);
     };
     for (int64_t block = 0; block < piece.blocks; ++block, w += BLOCK) {
-        if constexpr (LOOKS_AHEAD) look_ahead<BLOCK>(w);
+        if constexpr (LOOKS_AHEAD && DECODED) ask_for<LANES * LANES * bytes_of<F>(), _MM_HINT_T1>(next + block * LANES * LANES * bytes_of<F>());
+        else if constexpr (LOOKS_AHEAD) look_ahead<BLOCK>(w);
         __m512 weights[VECTORS];
         read_block<DECODED ? FP32 : F>(w, weights);
         if constexpr (F == FP8) {
@@ -116,7 +117,7 @@ void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *ou
 
 // 8 outputs x 1 row: one stream of weights.
 template <Format F> void one_row(const uint8_t *w, const float *x, const Piece &piece, float *out) {
-    tile<F, 1, true, false>(w, &x, piece, out, nullptr);
+    tile<F, 1, true, false>(w, &x, piece, out, nullptr, nullptr);
 }
 
 } // namespace arctic
