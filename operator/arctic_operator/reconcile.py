@@ -165,6 +165,8 @@ class Reconciler:
         self._commands = Commands(self._followers, queue.add)
         self._memory: dict[Key, _Memory] = {}
         self._bucket = Bucket(PROGRESS_RATE)
+        self._beginning: set[Key] = set()
+        """Objects whose world is being started, which their status does not say yet."""
 
     def waiting(self, key: Key) -> int | None:
         """Return how many requests wait in a service's gateway; None where it is not asked, or does not answer."""
@@ -173,6 +175,7 @@ class Reconciler:
     async def run(self) -> None:
         """Reconcile until cancelled, all objects first: what happened before is not known."""
         self._memory.clear()
+        self._beginning.clear()
         self._followers = Followers(self._on_live_change)
         self._gateways = Gateways(self._queue.add)
         self._commands = Commands(self._followers, self._queue.add)
@@ -271,6 +274,7 @@ class Reconciler:
         if subject is None or subject.deleting:
             self._forget(key, memory)
             return None
+        (self._beginning.add if plan.begins else self._beginning.discard)(key)
         # Secrets and ConfigMaps are not watched: they are seen to after a live read, and while pods wait for them.
         unseen = memory.seen_to + SEE_TO_EVERY - time.monotonic()
         starting = self.observer.has_starting_pods(subject.identity.uid)
@@ -471,7 +475,7 @@ class Reconciler:
         if not change:
             memory.held = None
             return None
-        left = self._waits(change, memory, self._patience(key, plan) if failure is None else 0.0)
+        left = self._waits(change, memory, self._patience(plan) if failure is None else 0.0)
         if left is not None:
             return left
         try:
@@ -480,6 +484,7 @@ class Reconciler:
             if error.code in (404, 409):
                 return None
             raise
+        self._beginning.discard(key)
         STATUS_WRITES.labels(key.kind).inc()
         note_state("" if change <= PROGRESS_FIELDS else str(status.get("state", "")))
         if manifest and manifest["metadata"].get("generation") == metadata.get("generation"):
@@ -493,12 +498,12 @@ class Reconciler:
         self._tell(subject, status)
         return None
 
-    def _patience(self, key: Key, plan: Plan) -> float:
+    def _patience(self, plan: Plan) -> float:
         """Return the seconds that a status may wait for the one that follows.
 
         A status costs the API server as much as a world: where many start, those come first.
         """
-        if plan.begins and self._queue.has_others(key):
+        if plan.begins and len(self._beginning) > 1:
             return BEGIN_SECONDS
         return SETTLE_SECONDS if plan.settling else 0.0
 
@@ -547,6 +552,7 @@ class Reconciler:
         self._access_keys.forget(memory.uid)
         self.observer.forget(memory.uid)
         self.observer.forget_unwatched(memory.uid)
+        self._beginning.discard(key)
         self._memory.pop(key, None)
 
     def _on_live_change(self, followed: Any) -> None:

@@ -30,10 +30,6 @@ class WorkQueue(Generic[K]):
         """Return the number of keys that are due."""
         return len(self._ready)
 
-    def has_others(self, key: K) -> bool:
-        """Whether other keys are due or worked on."""
-        return any(len(keys) > (key in keys) for keys in (self._queued, self._working))
-
     def add(self, key: K) -> None:
         """Make a key due now."""
         self._due.pop(key, None)

@@ -1,5 +1,6 @@
 """The loop on an API server in memory, and the edge's pure parts; the edge itself is tried in tests/cluster."""
 
+import asyncio
 import json
 from itertools import islice
 
@@ -607,21 +608,25 @@ async def test_a_start_is_told_in_two_writes_and_what_stays_between_two_steps_a_
     assert operator.condition(key, "PodsScheduled")["status"] == "True"
 
 
-async def test_while_worlds_of_others_are_to_be_started_a_first_status_waits_for_the_one_that_follows(
-    operator, monkeypatch
-):
-    key = operator.add("ArcticTraining")
-    operator.queue.add(key._replace(name="other"))
-    await operator.reconcile(key)
-    assert operator.server.of("Job")
-    assert operator.status(key) == {}
+async def test_while_several_worlds_are_started_a_first_status_waits_for_the_one_that_follows(operator, monkeypatch):
+    keys, create = [operator.add("ArcticTraining", name) for name in ("tiny", "other")], operator.server.create
+
+    async def create_slowly(manifest):
+        await asyncio.sleep(0.01)
+        return await create(manifest)
+
+    monkeypatch.setattr(operator.server, "create", create_slowly)
+    await asyncio.gather(*map(operator.reconcile, keys))
+    assert len(operator.server.of("Job")) == 2
+    assert [operator.status(key) for key in keys] == [{}, {}]
     for pod in operator.pods("Running"):
         operator.cache.put(pod)
-    await operator.reconcile(key)
-    assert operator.status(key) == {}
-    monkeypatch.setattr(reconcile, "BEGIN_SECONDS", 0)
-    await operator.reconcile(key)
-    assert operator.status(key)["attempt"] == 1
+    await operator.reconcile(keys[0])
+    assert operator.status(keys[0]) == {}
+    operator.remove("ArcticTraining", "other")
+    for key in reversed(keys):
+        await operator.reconcile(key)
+    assert operator.status(keys[0])["attempt"] == 1
 
 
 @pytest.mark.parametrize("replicas", [0, 1, 3])
