@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -136,6 +136,8 @@ class _Memory:
     progress_written: float = NEVER
     held: float | None = None
     """Since when news waits for what follows it."""
+    attempt: int = 0
+    """The attempt that such news of a training tells of: its number is given once, even if its Job goes meanwhile."""
     seen_to: float = NEVER
     """When what is not watched was seen to."""
     followed: set[str] = field(default_factory=set)
@@ -344,6 +346,8 @@ class Reconciler:
         memory = self._memory[key]
         refusals = memory.refusals
         if isinstance(subject, Training):
+            if memory.attempt > (subject.status.attempt or 0):
+                subject = replace(subject, status=subject.status.model_copy(update={"attempt": memory.attempt}))
             answer = self._commands.answer(key, subject.identity.uid)
             seen = self.observer.training_seen(subject, self._followers.latest((key, "")), refusals, answer)
             memory.seen = seen
@@ -477,6 +481,7 @@ class Reconciler:
             return None
         left = self._waits(change, memory, self._patience(plan) if failure is None else 0.0)
         if left is not None:
+            memory.attempt = status.get("attempt", 0)
             return left
         try:
             metadata = await self._cluster.apply_status(subject.identity, status)

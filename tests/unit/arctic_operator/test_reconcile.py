@@ -629,6 +629,19 @@ async def test_while_several_worlds_are_started_a_first_status_waits_for_the_one
     assert operator.status(keys[0])["attempt"] == 1
 
 
+async def test_an_attempt_that_no_status_tells_of_yet_is_not_made_again_when_its_job_is_deleted(operator):
+    key = operator.add("ArcticTraining")
+    operator.reconciler._beginning.add(key._replace(name="other"))
+    await operator.reconcile(key)
+    assert operator.status(key) == {}
+    [job] = operator.server.of("Job")
+    operator.remove("Job", job["metadata"]["name"])
+    for _ in range(3):
+        await operator.reconcile(key)
+    assert operator.status(key)["attempts"][0]["number"] == 1
+    assert [each["metadata"]["labels"][Label.ATTEMPT] for each in operator.server.of("Job")] in ([], ["2"])
+
+
 @pytest.mark.parametrize("replicas", [0, 1, 3])
 @pytest.mark.parametrize("kind", ["StatefulSet", "LeaderWorkerSet"])
 async def test_a_group_that_somebody_has_scaled_is_scaled_back(build, operator_with, kind, replicas):
