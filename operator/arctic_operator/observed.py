@@ -23,8 +23,9 @@ GPU_HOURS_ANNOTATION = "arctic.dev/gpu-hours-before"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 DRAINING_ANNOTATION = "arctic.dev/draining-since"
 WEIGHTS_ANNOTATION = "arctic.dev/weights"
-READ_ANNOTATION = "arctic.dev/read"
 SIZE_ANNOTATION = "arctic.dev/size"
+"""Number of pods that a group's set was made for: somebody may scale it."""
+READ_ANNOTATION = "arctic.dev/read"
 """Says of a gateway's pod what it should have read: the kubelet brings the files of a pod up to date that changes."""
 HISTORY = "history"
 """Role of the records of revisions."""
@@ -423,15 +424,17 @@ def group_set_of(manifest: Manifest) -> GroupSet:
     """Reduce the StatefulSet or LeaderWorkerSet of a group."""
     kind, metadata, spec = manifest["kind"], manifest["metadata"], manifest["spec"]
     annotations = metadata.get("annotations", {})
-    # Earlier releases did not note it.
-    pods = int(annotations.get(SIZE_ANNOTATION) or max(1, spec["replicas"]))
+    if kind == LEADER_WORKER_SET:
+        size = spec["leaderWorkerTemplate"]["size"]
+    else:  # which earlier releases did not note
+        size = int(annotations.get(SIZE_ANNOTATION) or max(1, spec["replicas"]))
     made = GroupSet(
         kind=kind,
         name=metadata["name"],
         uid=metadata["uid"],
         generation=int(annotations.get(GENERATION_ANNOTATION, 0)),
         revision=metadata["labels"][Label.REVISION],
-        size=spec["leaderWorkerTemplate"]["size"] if kind == LEADER_WORKER_SET else pods,
+        size=size,
         specification=annotations.get(REVISION_ANNOTATION, ""),
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
         deleting="deletionTimestamp" in metadata,

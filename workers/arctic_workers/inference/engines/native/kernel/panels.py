@@ -64,8 +64,8 @@ class Panels:
         Scales are those of outputs or blocks.
         """
         parts = len(self._arenas)
-        panels = -(-len(weight) // LANES)
-        firsts = [panels * part // parts for part in range(parts + 1)]
+        count = -(-len(weight) // LANES)
+        firsts = [count * part // parts for part in range(parts + 1)]
         by_panel = None if scale is None or block is None else panel_scales(scale, block, len(weight))
         made = []
         for arena, (first, end) in zip(self._arenas, pairwise(firsts), strict=True):
@@ -77,14 +77,14 @@ class Panels:
             else:
                 factors = None
             width = 0 if block is None else block[1]
-            copy = self._copy(arena, to_panels(rows))
-            marks = self._marks(arena, copy, *rows.shape) if weight.dtype == FP8 else None
+            panels = to_panels(rows)
+            copy = self._copy(arena, panels)
+            marks = self._marks(arena, copy, *panels.shape[:2]) if weight.dtype == FP8 else None
             made.append(Matrix(copy, factors, FORMATS[weight.dtype], *rows.shape, first, width, marks))
         return made
 
-    def _marks(self, arena: Arena, panels: int, outputs: int, inputs: int) -> int:
-        """Say of each block of a weight in e4m3 whether it has subnormals."""
-        count, blocks = -(-outputs // LANES), -(-inputs // LANES)
+    def _marks(self, arena: Arena, panels: int, count: int, blocks: int) -> int:
+        """Say of each block of so many panels in e4m3, which are there, whether it has subnormals."""
         marks = arena.take(count * -(-blocks // MARKS_OF_A_WORD) * 8).zero_()
         self._code.arctic_mark_subnormals(panels, count, blocks, marks.data_ptr())
         return self.pointer(marks)

@@ -66,7 +66,8 @@ template <Format F> void decode(const uint8_t *w, const Piece &piece, float *out
 // if DECODED. Memory is looked for ahead if LOOKS_AHEAD, of what is decoded in the `next` piece.
 template <Format F, int R, bool LOOKS_AHEAD, bool DECODED>
 void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting, const uint8_t *next) {
-    constexpr int BLOCK = LANES * LANES * (DECODED ? sizeof(float) : bytes_of<F>());
+    constexpr Format READ = DECODED ? FP32 : F;
+    constexpr int BLOCK = LANES * LANES * bytes_of<READ>(), NEXT = LANES * LANES * bytes_of<F>();
     const auto place = [&](int row, int vector) { return waiting + (row * VECTORS + vector) * 2 * LANES; };
     __m512 sums[R][VECTORS];
     const float *from[R];
@@ -82,10 +83,10 @@ void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *ou
         for (int vector = 0; vector < VECTORS; ++vector) sums[row][vector] = _mm512_fmadd_ps(weights[vector], input, sums[row][vector]);
     };
     for (int64_t block = 0; block < piece.blocks; ++block, w += BLOCK) {
-        if constexpr (LOOKS_AHEAD && DECODED) ask_for<LANES * LANES * bytes_of<F>(), _MM_HINT_T1>(next + block * LANES * LANES * bytes_of<F>());
+        if constexpr (LOOKS_AHEAD && DECODED) ask_for<NEXT, _MM_HINT_T1>(next + block * NEXT);
         else if constexpr (LOOKS_AHEAD) look_ahead<BLOCK>(w);
         __m512 weights[VECTORS];
-        read_block<DECODED ? FP32 : F>(w, weights);
+        read_block<READ>(w, weights);
         if constexpr (F == FP8) {
             if (piece.has_subnormals(block)) [[unlikely]] {
                 if constexpr (!DECODED) raise_block(weights);
