@@ -21,6 +21,7 @@ struct Integers {
 inline Floats setzero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Floats broadcast(__m256 half) { return {half, half}; }
 inline Floats fmadd(Floats a, Floats b, Floats c) { return {_mm256_fmadd_ps(a.lower, b.lower, c.lower), _mm256_fmadd_ps(a.upper, b.upper, c.upper)}; }
+inline Floats add(Floats a, Floats b) { return {_mm256_add_ps(a.lower, b.lower), _mm256_add_ps(a.upper, b.upper)}; }
 inline Floats mul(Floats a, Floats b) { return {_mm256_mul_ps(a.lower, b.lower), _mm256_mul_ps(a.upper, b.upper)}; }
 inline Floats set1(float value) { return broadcast(_mm256_set1_ps(value)); }
 inline __m256 extract(Floats v, int half) { return half ? v.upper : v.lower; }
@@ -56,6 +57,7 @@ inline Integers widen16(__m256i v) {
 
 #define __m512 emulated::Floats
 #define __m512i emulated::Integers
+#define _mm512_add_ps emulated::add
 #define _mm512_and_si512 emulated::both
 #define _mm512_broadcast_f32x8 emulated::broadcast
 #define _mm512_castps512_ps256(v) emulated::extract(v, 0)
@@ -63,13 +65,16 @@ inline Integers widen16(__m256i v) {
 #define _mm512_cvtepu16_epi32 emulated::widen16
 #define _mm512_extractf32x8_ps emulated::extract
 #define _mm512_fmadd_ps emulated::fmadd
+#define _mm512_load_ps emulated::load
 #define _mm512_loadu_ps emulated::load
 #define _mm512_loadu_si512 emulated::load_integers
 #define _mm512_mul_ps emulated::mul
 #define _mm512_set1_epi32 emulated::set1
 #define _mm512_set1_ps emulated::set1
 #define _mm512_setzero_ps emulated::setzero
+#define _mm512_shuffle_ps(a, b, order) emulated::Floats{_mm256_shuffle_ps((a).lower, (b).lower, order), _mm256_shuffle_ps((a).upper, (b).upper, order)}
 #define _mm512_slli_epi16 emulated::slli16
 #define _mm512_slli_epi32 emulated::slli32
 #define _mm512_srai_epi16 emulated::srai16
+#define _mm512_store_ps emulated::store
 #define _mm512_storeu_ps emulated::store

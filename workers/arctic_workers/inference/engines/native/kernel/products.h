@@ -24,63 +24,85 @@
 
 namespace arctic {
 
-constexpr int64_t BLOCK_BYTES = 256 << 10; // inputs of a block of rows, which stay in the second cache
-constexpr int64_t PIECE = 64;              // blocks of 8 inputs that tiles take at once: those of a tile, and weights, stay in the first cache
+constexpr int64_t BLOCK_BYTES = 304 << 10; // inputs of a block of rows, which stay in the second cache: 64 and more of 1,024
 
 // At least 2 rows, at most R, over one piece of a panel.
-template <Format F, bool LOOKS_AHEAD, bool DECODED, int R = MOST_ROWS>
-void some_rows(int64_t rows, const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting, const uint8_t *next) {
+template <Format F, bool FIRST, bool DECODED, int R = MOST_ROWS>
+void some_rows(int64_t rows, const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting, const LookAhead &ahead) {
     if constexpr (R > 2)
-        if (rows < R) return some_rows<F, LOOKS_AHEAD, DECODED, R - 1>(rows, w, x, piece, out, waiting, next);
-    tile<F, R, LOOKS_AHEAD, DECODED>(w, x, piece, out, waiting, next);
+        if (rows < R) return some_rows<F, FIRST, DECODED, R - 1>(rows, w, x, piece, out, waiting, ahead);
+    tile<F, R, FIRST, DECODED>(w, x, piece, out, waiting, ahead);
 }
 
 // All rows over one piece of a panel, in groups of rows that differ by at most one. At `decoded` there is place for the piece.
 template <Format F>
-void groups_of_rows(const uint8_t *w, const float *const *x, int64_t rows, const Piece &piece, float *out, float *waiting, float *decoded) {
+void piece_of_panel(const uint8_t *w, const float *const *x, int64_t rows, const Piece &piece, float *out, float *waiting, float *decoded) {
     constexpr int BLOCK = LANES * LANES * bytes_of<F>();
-    const uint8_t *from = w + piece.first * BLOCK, *const next = from + piece.blocks * BLOCK;
-    const int64_t groups = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    const uint8_t *from = w + piece.first * BLOCK;
+    if (rows == 1) return one_row<F>(from, *x, piece, out, waiting);
+    LookAhead ahead{from + FAR_AHEAD, BLOCK};
+    int64_t most = MOST_ROWS;
     auto *first = some_rows<F, true, false>, *others = some_rows<F, false, false>;
-    if constexpr (F == FP8)
+    if constexpr (F == FP8) {
         if (rows >= MANY_ROWS && decoding_costs()) {
             decode<F>(from, piece, decoded);
+            ahead.from = from + piece.blocks * BLOCK; // the next piece
             from = reinterpret_cast<const uint8_t *>(decoded);
             first = some_rows<F, true, true>, others = some_rows<F, false, true>;
+        } else if (rows <= FEW_ROWS && decoding_costs()) {
+            most = FEW_ROWS, first = some_rows<F, true, false, FEW_ROWS>;
         }
+    }
+    const int64_t groups = (rows + most - 1) / most;
     for (int64_t group = 0, row = 0; group < groups; ++group) {
         const int64_t taken = (rows - row) / (groups - group);
         const auto run = group == 0 ? first : others;
-        run(taken, from, x + row, piece, out + row * LANES, waiting + row * LANES * LANES, next);
+        run(taken, from, x + row, piece, out + row * LANES, waiting + row * LANES * LANES, ahead.part(group, groups, piece.blocks));
         row += taken;
     }
 }
 
-// All rows over one panel, piece by piece of the inputs.
+// Of a panel, in `Matrix::subnormals`.
+inline int64_t words_of_marks(int64_t blocks) { return (blocks + 63) / 64; }
+
+// Of a panel's marks those of 64 blocks, or of what is left of `blocks`, from one on.
+inline uint64_t marks_from(const uint64_t *subnormals, int64_t first, int64_t blocks) {
+    const int64_t word = first / 64, place = first % 64;
+    const uint64_t marks = subnormals[word] >> place;
+    return place && word + 1 < words_of_marks(blocks) ? marks | subnormals[word + 1] << (64 - place) : marks;
+}
+
+// All rows over a range of a panel's blocks, piece by piece; who has no marks has no subnormals.
+template <Format F>
+void range_of_panel(const uint8_t *w, const uint64_t *subnormals, const float *const *x, int64_t rows, int64_t blocks, const Range &range, float *out, float *scratch) {
+    float *decoded = scratch, *waiting = decoded + PIECE * LANES * LANES;
+    for (int64_t first = range.begin; first < range.end; first += PIECE) {
+        const uint64_t marks = subnormals ? marks_from(subnormals, first, blocks) : 0;
+        piece_of_panel<F>(w, x, rows, {first, std::min(PIECE, range.end - first), first == range.begin, first + PIECE >= range.end, marks}, out, waiting, decoded);
+    }
+}
+
+// Floats that `range_of_panel` needs as scratch.
+inline int64_t scratch_of(int64_t rows) { return (PIECE + rows) * LANES * LANES; }
+
+// All rows over one panel.
 template <Format F>
 void panel(const uint8_t *w, const uint64_t *subnormals, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &sums) {
-    if (rows == 1) return one_row<F>(w, x[0], {0, blocks, true, true, subnormals}, out);
-    float *decoded = sums.get((PIECE + rows) * LANES * LANES), *waiting = decoded + PIECE * LANES * LANES;
-    for (int64_t first = 0; first < blocks; first += PIECE)
-        groups_of_rows<F>(w, x, rows, {first, std::min(PIECE, blocks - first), first == 0, first + PIECE >= blocks, subnormals}, out, waiting, decoded);
+    range_of_panel<F>(w, subnormals, x, rows, blocks, {0, blocks}, out, sums.get(scratch_of(rows)));
 }
 
 // All rows over one panel in FP8 of which each `size` blocks of 8 inputs have a scale.
 [[gnu::noinline]] inline void panel_of_blocks(const uint8_t *w, const uint64_t *subnormals, const float *scales, int64_t size, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &sums) {
-    float *decoded = sums.get(size * LANES * LANES + rows * LANES), *part = decoded + size * LANES * LANES;
+    float *scratch = sums.get(scratch_of(rows) + rows * LANES), *part = scratch + scratch_of(rows);
     std::fill(out, out + rows * LANES, 0.0f);
     for (int64_t first = 0; first < blocks; first += size, ++scales) {
-        const Piece piece{first, std::min(size, blocks - first), true, true, subnormals};
-        if (rows == 1) one_row<FP8>(w + first * LANES * LANES, x[0], piece, part);
-        else groups_of_rows<FP8>(w, x, rows, piece, part, nullptr, decoded);
+        range_of_panel<FP8>(w, subnormals, x, rows, blocks, {first, std::min(first + size, blocks)}, part, scratch);
         const __m256 scale = _mm256_set1_ps(*scales);
         for (float *of = part, *to = out; to < out + rows * LANES; of += LANES, to += LANES)
             _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_loadu_ps(of), scale, _mm256_loadu_ps(to)));
     }
 }
 
-// Of a panel, in `Matrix::subnormals`.
-inline int64_t words_of_marks(int64_t blocks) { return (blocks + 63) / 64; }
 
 // Mark the blocks of some panels in e4m3 that have subnormals: marks [panels, words], zeros before.
 inline void mark_subnormals(const uint8_t *w, int64_t panels, int64_t blocks, uint64_t *marks) {

@@ -8,18 +8,28 @@
 namespace arctic {
 
 // Bytes: the processor's own look-ahead ends with a page. The second cache may wait for more of memory at a time than the first.
-constexpr int FAR_AHEAD = 6144, AHEAD = 1024;
+constexpr int FAR_AHEAD = 6144, NEAR_AHEAD = 1024;
 
-// Ask for some bytes of weights into the first cache, or into the second.
-template <int BYTES, _mm_hint CACHE> inline void ask_for(const uint8_t *w) {
-    for (int at = 0; at < BYTES; at += 64) _mm_prefetch(reinterpret_cast<const char *>(w) + at, CACHE);
+// Ask for some bytes of weights into a cache.
+template <_mm_hint CACHE> inline void ask_for(const uint8_t *w, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(reinterpret_cast<const char *>(w) + at, CACHE);
 }
 
-// Ask for some bytes of weights that come after these, which are the next panel's at a panel's end.
-template <int BYTES> inline void look_ahead(const uint8_t *w) {
-    ask_for<BYTES, _MM_HINT_T1>(w + FAR_AHEAD);
-    ask_for<BYTES, _MM_HINT_T0>(w + AHEAD);
-}
+// What to ask memory for while a tile works: some bytes with each of its blocks. The tiles that read a piece share it out, so that
+// memory never waits for arithmetic, nor arithmetic for what all was asked for at once.
+struct LookAhead {
+    const uint8_t *from;
+    int64_t step;
+
+    // Where blocks have so many BYTES.
+    template <int BYTES> void ask() {
+        ask_for<_MM_HINT_T1>(from, BYTES);
+        from += step;
+    }
+
+    // The part of one of some tiles over so many blocks.
+    LookAhead part(int64_t tile, int64_t tiles, int64_t blocks) const { return {from + blocks * step * tile / tiles, (step + tiles - 1) / tiles}; }
+};
 
 // Whether decoding takes time from additions: Intel's processors do both in the same units, AMD's have some that only decode.
 inline bool decoding_costs() {
@@ -27,17 +37,14 @@ inline bool decoding_costs() {
     return intel;
 }
 
-// A piece of the inputs: its first block, how many there are, whether the sums begin and end with it, and, in e4m3, the panel's
-// part of `Matrix::subnormals`.
+constexpr int64_t PIECE = 64; // blocks of 8 inputs that tiles take at once: those of a tile, and weights, stay in the first cache
+
+// At most PIECE blocks of the inputs: the first, how many, whether sums begin and end with them, and which have subnormals, the
+// first lowest.
 struct Piece {
     int64_t first, blocks;
     bool begins, ends;
-    const uint64_t *subnormals;
-
-    bool has_subnormals(int64_t block) const {
-        const uint64_t at = static_cast<uint64_t>(first + block);
-        return subnormals[at / 64] >> (at % 64) & 1;
-    }
+    uint64_t subnormals;
 };
 
 } // namespace arctic
