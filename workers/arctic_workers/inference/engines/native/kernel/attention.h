@@ -6,6 +6,7 @@
 #include "interface.h"
 #include "numbers.h"
 #include "team.h"
+#include "vectors.h"
 
 #include <immintrin.h>
 
@@ -28,27 +29,50 @@ struct Tile {
 
 constexpr int64_t TOGETHER = 8; // most rows of a tile
 constexpr int64_t APART = 16;   // floats of a cache line
+constexpr int64_t LATER = 3;    // blocks ahead that memory is asked for
 
-// A block that will be read next, asked for part by part while another is worked on: blocks lie anywhere, and a core can wait for
-// few lines at once, so that to ask for all in one go is to wait for them.
-class Ahead {
+// Heads of a tile that share keys.
+struct Heads {
+    const Tile *tile;
+    int64_t group;
+};
+
+// Queries that are computed at once: pairs, of which 8 inputs of both lie side by side, and, as weights of values, single ones.
+#ifdef __AVX512F__
+constexpr int MOST_PAIRS = 4, MOST_WEIGHTED = 4;
+#else
+constexpr int MOST_PAIRS = 1, MOST_WEIGHTED = 2;
+#endif
+
+// Blocks that will be read, the next and one further on, asked for part by part while another is worked on: blocks lie anywhere, and
+// a core can wait for few lines at once, so that to ask for all in one go is to wait for them.
+class BlocksAhead {
   public:
-    Ahead() = default;
-    Ahead(const uint8_t *from, int64_t bytes) : at_(from), end_(from + bytes), part_(bytes / PARTS) {}
+    void look(const uint8_t *next, const uint8_t *later, int64_t bytes) {
+        next_ = {next, next + bytes}, later_ = {later, later + bytes};
+        part_ = (bytes + PARTS - 1) / PARTS;
+    }
 
     void ask() {
-        for (const uint8_t *end = std::min(at_ + part_, end_); at_ < end; at_ += 64) _mm_prefetch(reinterpret_cast<const char *>(at_), _MM_HINT_T0);
+        next_.ask<_MM_HINT_T0>(part_);
+        later_.ask<_MM_HINT_T1>(part_);
     }
 
   private:
     static constexpr int64_t PARTS = 4;
-    const uint8_t *at_ = nullptr, *end_ = nullptr;
+    struct Left {
+        const uint8_t *at, *end;
+        template <_mm_hint CACHE> void ask(int64_t bytes) {
+            for (const uint8_t *until = std::min(at + bytes, end); at < until; at += 64) _mm_prefetch(reinterpret_cast<const char *>(at), CACHE);
+        }
+    };
+    Left next_{}, later_{};
     int64_t part_ = 0;
 };
 
 // What one thread needs for itself.
 struct AttentionScratch {
-    Buffer scores, block, queries;
+    Buffer scores, block, queries, unwanted;
     std::vector<float *> outs;
 };
 
@@ -110,53 +134,58 @@ class Attention {
     }
 
     // The heads of a tile's rows that share keys: scores block by block of the cache, softmax, weighted sum in the order of
-    // keys, sinks first. Row t's queries are at q + t * row_stride, and so is what comes out.
-    void attend(const LayerWeights &layer, const Tile &tile, int64_t group, float *q, const float *sink_q, int64_t row_stride,
+    // keys, sinks first. Row t's queries are at q + t * row_stride, and so is what comes out. `after` is what this thread is likely to
+    // do next.
+    void attend(const LayerWeights &layer, const Heads &heads, const Heads &after, float *q, const float *sink_q, int64_t row_stride,
                 AttentionScratch &own) const {
-        const int64_t size = s_.block_size, count = tile.rows * heads_;
-        const Rows rows{tile.rows, tile.position, this};
-        const int64_t moved = rows.first_moved(), begin = rows.first_block(0), end = rows.end_block(tile.rows - 1);
+        const Tile &tile = *heads.tile;
+        const int64_t group = heads.group, size = s_.block_size, count = tile.rows * heads_, padded_count = (count + 1) / 2 * 2;
+        const Rows rows(tile, *this);
+        const int64_t moved = rows.first_moved(), begin = rows.first_block(), blocks = rows.end_block() - begin;
         // Not a power of two: rows of scores would share a few sets of the cache.
         const int64_t capacity = rows.sink_slots() + rows.most_blocks() * size + APART;
         float *scores = own.scores.get(count * capacity);
-        float *queries = own.queries.get(3 * count * stride_), *sink_queries = queries + count * stride_, *sums = sink_queries + count * stride_;
+        float *queries = own.queries.get(2 * padded_count * stride_ + count * stride_);
+        float *sink_queries = queries + padded_count * stride_, *sums = sink_queries + padded_count * stride_;
         float *block = own.block.get(size * stride_);
-        own.outs.resize(count);
+        own.outs.resize(padded_count);
         const int64_t at = group * heads_ * s_.head_size;
         for (int64_t row = 0; row < tile.rows; ++row) {
             const int64_t from = (tile.first + row) * row_stride + at;
-            scale(q + from, queries + row * heads_ * stride_);
-            if (rows.moved(row)) scale(sink_q + from, sink_queries + row * heads_ * stride_);
+            scale(q + from, row * heads_, queries);
+            if (rows[row].moved) scale(sink_q + from, row * heads_, sink_queries);
         }
-        Ahead ahead;
-        const auto next = [&](const void *cache, int64_t of, int64_t b) { ahead = block_ahead(cache, of, block_of(tile, b) * size); };
+        // Keys, values, and the keys of who comes after.
+        const int64_t begin_after = first_seen(after.tile->position) / size;
+        const auto address = [&](int64_t index) {
+            if (index < blocks) return block_at(layer.keys, group, tile, begin + index);
+            if (index < 2 * blocks) return block_at(layer.values, group, tile, begin + index - blocks);
+            return block_at(layer.keys, after.group, *after.tile, begin_after);
+        };
+        BlocksAhead ahead;
+        const auto look = [&](int64_t index) { ahead.look(address(index + 1), address(index + LATER), size * s_.head_size * bytes()); };
         const auto score = [&](const float *from, int64_t begin, int64_t end, int64_t b, auto place) {
             widen(layer.keys, layer.key_scales, group, block_of(tile, b) * size, size, block);
-            for (int64_t row = begin; row < end; ++row)
-                for (int64_t head = 0; head < heads_; ++head)
-                    own.outs[row * heads_ + head] = scores + (row * heads_ + head) * capacity + place(row);
-            int64_t query = begin * heads_;
-            for (; query + 2 <= end * heads_; query += 2) dots<2>(from + query * stride_, block, own.outs.data() + query, ahead);
-            if (query < end * heads_) dots<1>(from + query * stride_, block, own.outs.data() + query, ahead);
+            // Two queries are computed together; who does not see the block has the other one's company.
+            std::fill(own.outs.begin(), own.outs.end(), own.unwanted.get(size));
+            for (int64_t row = begin; row < end; ++row) {
+                float *out = scores + row * heads_ * capacity + place(row);
+                for (int64_t head = 0; head < heads_; ++head, out += capacity) own.outs[row * heads_ + head] = out;
+            }
+            dots<MOST_PAIRS>(from, begin * heads_ / 2, (end * heads_ + 1) / 2, block, own.outs.data(), ahead);
         };
         const auto add = [&](int64_t begin, int64_t end, int64_t b, auto place, auto seen) {
             // What a freed block still holds must not reach anybody: only visible keys are read.
             widen(layer.values, layer.value_scales, group, block_of(tile, b) * size, seen(end - 1).end, block);
-            for (int64_t row = begin; row < end; ++row) {
-                const Range range = seen(row);
-                int64_t head = 0;
-                const auto of = [&](int64_t head) { return scores + (row * heads_ + head) * capacity + place(row); };
-                const auto to = [&](int64_t head) { return sums + (row * heads_ + head) * stride_; };
-                for (; head + 2 <= heads_; head += 2) weighted<2>(of(head), capacity, block, range, to(head), ahead);
-                if (head < heads_) weighted<1>(of(head), capacity, block, range, to(head), ahead);
-            }
+            for (int64_t row = begin; row < end; ++row)
+                weighted<MOST_WEIGHTED>(heads_, scores + row * heads_ * capacity + place(row), capacity, block, seen(row), sums + row * heads_ * stride_, ahead);
         };
         const int64_t sink_end = moved < tile.rows ? sink_blocks_ : 0;
         for (int64_t b = 0; b < sink_end; ++b)
             score(sink_queries, moved, tile.rows, b, [&](int64_t) { return b * size; });
-        for (int64_t b = begin; b < end; ++b) {
-            if (b + 1 < end) next(layer.keys, group, b + 1);
-            else next(layer.values, group, begin);
+        for (int64_t index = 0; index < blocks; ++index) {
+            const int64_t b = begin + index;
+            look(index);
             score(queries, rows.begin_of(b), rows.end_of(b), b, [&](int64_t row) { return rows.slot(row, b); });
         }
         for (int64_t row = 0; row < tile.rows; ++row)
@@ -165,9 +194,9 @@ class Attention {
         for (int64_t b = 0; b < sink_end; ++b)
             add(moved, tile.rows, b, [&](int64_t) { return b * size; },
                 [&](int64_t) { return Range{0, std::min(size, s_.sinks - b * size)}; });
-        for (int64_t b = begin; b < end; ++b) {
-            if (b + 1 < end) next(layer.values, group, b + 1);
-            else if (group + 1 < s_.groups) next(layer.keys, group + 1, begin); // which this thread is likely to do next
+        for (int64_t index = 0; index < blocks; ++index) {
+            const int64_t b = begin + index;
+            look(blocks + index);
             add(rows.begin_of(b), rows.end_of(b), b, [&](int64_t row) { return rows.slot(row, b); },
                 [&](int64_t row) { return rows.seen(row, b); });
         }
@@ -188,108 +217,144 @@ class Attention {
 
     bool meets_sinks_apart(int64_t position) const { return s_.sinks && first_seen(position); }
 
+    // Where in a sequence a row looks, in blocks, and whether it sees the sinks apart.
+    struct Row {
+        int64_t position, first, first_block, end_block;
+        bool moved;
+    };
+
     // Where in a sequence a tile's rows look, and where in a row of scores that is: the slots of the sinks' blocks, for
     // rows that see these apart, then those of the blocks that hold the window.
-    struct Rows {
-        int64_t rows, position;
-        const Attention *attention;
+    class Rows {
+      public:
+        Rows(const Tile &tile, const Attention &attention) : count_(tile.rows), size_(attention.s_.block_size), sinks_(attention.sink_blocks_ * size_) {
+            for (int64_t row = 0; row < count_; ++row) {
+                const int64_t position = tile.position + row, first = attention.first_seen(position);
+                rows_[row] = {position, first, first / size_, position / size_ + 1, attention.meets_sinks_apart(position)};
+            }
+        }
 
-        int64_t size() const { return attention->s_.block_size; }
-        int64_t first(int64_t row) const { return attention->first_seen(position + row); }
-        bool moved(int64_t row) const { return attention->meets_sinks_apart(position + row); }
+        const Row &operator[](int64_t row) const { return rows_[row]; }
+        int64_t first_block() const { return rows_[0].first_block; }
+        int64_t end_block() const { return rows_[count_ - 1].end_block; }
         int64_t first_moved() const {
             int64_t row = 0;
-            while (row < rows && !moved(row)) ++row;
+            while (row < count_ && !rows_[row].moved) ++row;
             return row;
         }
-        int64_t first_block(int64_t row) const { return first(row) / size(); }
-        int64_t end_block(int64_t row) const { return (position + row) / size() + 1; }
         int64_t most_blocks() const {
             int64_t most = 0;
-            for (int64_t row = 0; row < rows; ++row) most = std::max(most, end_block(row) - first_block(row));
+            for (int64_t row = 0; row < count_; ++row) most = std::max(most, rows_[row].end_block - rows_[row].first_block);
             return most;
         }
-        int64_t sink_slots() const { return moved(rows - 1) ? attention->sink_blocks_ * size() : 0; }
+        int64_t sinks_of(int64_t row) const { return rows_[row].moved ? sinks_ : 0; }
+        int64_t sink_slots() const { return sinks_of(count_ - 1); }
         // Rows that see something of a block: from one to another, as both ends of the window move on with the rows.
         int64_t begin_of(int64_t b) const {
             int64_t row = 0;
-            while (end_block(row) <= b) ++row;
+            while (rows_[row].end_block <= b) ++row;
             return row;
         }
         int64_t end_of(int64_t b) const {
-            int64_t row = rows;
-            while (first_block(row - 1) > b) --row;
+            int64_t row = count_;
+            while (rows_[row - 1].first_block > b) --row;
             return row;
         }
-        int64_t slot(int64_t row, int64_t b) const {
-            return (moved(row) ? attention->sink_blocks_ * size() : 0) + (b - first_block(row)) * size();
-        }
+        int64_t slot(int64_t row, int64_t b) const { return sinks_of(row) + (b - rows_[row].first_block) * size_; }
         Range seen(int64_t row, int64_t b) const {
-            return {std::max<int64_t>(first(row) - b * size(), 0), std::min(size(), position + row + 1 - b * size())};
+            return {std::max<int64_t>(rows_[row].first - b * size_, 0), std::min(size_, rows_[row].position + 1 - b * size_)};
         }
+
+      private:
+        int64_t count_, size_, sinks_;
+        Row rows_[TOGETHER] = {};
     };
 
     int64_t block_of(const Tile &tile, int64_t b) const { return tile.table[b < sink_blocks_ ? b : b - tile.dropped]; }
 
-    Ahead block_ahead(const void *cache, int64_t group, int64_t slot) const {
-        const int64_t key = s_.head_size * (s_.cache_format == FP8 ? 1 : s_.cache_format == BF16 ? 2 : 4);
-        return {static_cast<const uint8_t *>(cache) + (group * s_.slots + slot) * key, s_.block_size * key};
+    int64_t bytes() const { return s_.cache_format == FP8 ? 1 : s_.cache_format == BF16 ? 2 : 4; }
+
+    const uint8_t *block_at(const void *cache, int64_t group, const Tile &tile, int64_t b) const {
+        return static_cast<const uint8_t *>(cache) + (group * s_.slots + block_of(tile, b) * s_.block_size) * s_.head_size * bytes();
     }
 
-    // A row's queries by 1 / sqrt(H), padded with zeros.
-    void scale(const float *from, float *to) const {
+    // A row's queries by 1 / sqrt(H), padded with zeros, from one on: 8 inputs of two queries, then the next 8 of both.
+    void scale(const float *from, int64_t query, float *queries) const {
         const int64_t H = s_.head_size;
         const float by = 1.0f / std::sqrt(static_cast<float>(H));
-        for (int64_t head = 0; head < heads_; ++head)
-            for (int64_t at = 0; at < stride_; ++at) to[head * stride_ + at] = at < H ? from[head * H + at] * by : 0.0f;
+        for (int64_t head = 0; head < heads_; ++head, ++query, from += H) {
+            float *to = queries + query / 2 * 2 * stride_ + query % 2 * LANES;
+            for (int64_t at = 0; at < stride_; at += LANES, to += 2 * LANES)
+                for (int lane = 0; lane < LANES; ++lane) to[lane] = at + lane < H ? from[at + lane] * by : 0.0f;
+        }
     }
 
-    // Scores of some queries, one after the other, with the keys of a block.
-    template <int Q> void dots(const float *queries, const float *block, float *const *outs, Ahead &ahead) const {
-        constexpr int K = 4;
+    // Scores with the keys of a block of some pairs of queries, at most P at once.
+    template <int P> void dots(const float *queries, int64_t begin, int64_t end, const float *block, float *const *outs, BlocksAhead &ahead) const {
+        for (; begin + P <= end; begin += P) dots_of_pairs<P>(queries + begin * 2 * stride_, block, outs + begin * 2, ahead);
+        if constexpr (P > 1) dots<P / 2>(queries, begin, end, block, outs, ahead);
+    }
+
+    template <int P> void dots_of_pairs(const float *queries, const float *block, float *const *outs, BlocksAhead &ahead) const {
+        constexpr int K = 4, VECTORS = 2 * LANES / Widest::SIZE; // of a pair
+        using Type = Widest::Type;
         for (int64_t key = 0; key < s_.block_size; key += K) {
             ahead.ask();
-            __m256 sums[Q][K];
-            for (auto &of_query : sums)
-                for (auto &sum : of_query) sum = _mm256_setzero_ps();
+            Type sums[P * VECTORS][K];
+            for (auto &of_vector : sums)
+                for (auto &sum : of_vector) sum = Widest::all(0.0f);
             for (int64_t at = 0; at < stride_; at += LANES) {
-                __m256 keys[K];
-                for (int index = 0; index < K; ++index) keys[index] = _mm256_loadu_ps(block + (key + index) * stride_ + at);
-                for (int query = 0; query < Q; ++query) {
-                    const __m256 value = _mm256_loadu_ps(queries + query * stride_ + at);
-                    for (int index = 0; index < K; ++index) sums[query][index] = _mm256_fmadd_ps(keys[index], value, sums[query][index]);
+                Type keys[K];
+                for (int index = 0; index < K; ++index) keys[index] = Widest::repeated(_mm256_loadu_ps(block + (key + index) * stride_ + at));
+                for (int vector = 0; vector < P * VECTORS; ++vector) {
+                    const Type value = Widest::load(queries + (vector / VECTORS * stride_ + at) * 2 + vector % VECTORS * LANES);
+                    for (int index = 0; index < K; ++index) sums[vector][index] = Widest::fmadd(keys[index], value, sums[vector][index]);
                 }
             }
-            for (int query = 0; query < Q; ++query)
+#ifdef __AVX512F__
+            for (int pair = 0; pair < P; ++pair) {
+                const __m256 scores = add_up4_halves(sums[pair]);
+                _mm_storeu_ps(outs[2 * pair] + key, _mm256_castps256_ps128(scores));
+                _mm_storeu_ps(outs[2 * pair + 1] + key, _mm256_extractf128_ps(scores, 1));
+            }
+#else
+            for (int query = 0; query < 2 * P; ++query)
                 _mm_storeu_ps(outs[query] + key, add_up4(sums[query][0], sums[query][1], sums[query][2], sums[query][3]));
+#endif
         }
     }
 
-    // Add the values of a block by the weights of Q queries.
-    template <int Q> void weighted(const float *weights, int64_t weight_stride, const float *block, const Range &range, float *sums, Ahead &ahead) const {
-        int64_t at = 0;
-        for (; at + 4 * LANES <= stride_; at += 4 * LANES) {
-            ahead.ask();
-            weighted_lanes<Q, 4>(weights, weight_stride, block + at, range, sums + at);
+    // Add the values of a block by the weights of some queries, at most Q at once.
+    template <int Q>
+    void weighted(int64_t count, const float *weights, int64_t weight_stride, const float *block, const Range &range, float *sums, BlocksAhead &ahead) const {
+        for (; count >= Q; count -= Q, weights += Q * weight_stride, sums += Q * stride_) {
+            int64_t at = 0;
+            const auto lanes = [&]<class V, int N>() {
+                for (; at + N * V::SIZE <= stride_; at += N * V::SIZE) weighted_lanes<V, Q, N>(weights, weight_stride, block + at, range, sums + at, ahead);
+            };
+            lanes.template operator()<Widest, 4>();
+            lanes.template operator()<Widest, 1>();
+            if constexpr (Widest::SIZE != LANES) lanes.template operator()<Vector8, 1>();
         }
-        for (; at < stride_; at += LANES) weighted_lanes<Q, 1>(weights, weight_stride, block + at, range, sums + at);
+        if constexpr (Q > 1) weighted<Q / 2>(count, weights, weight_stride, block, range, sums, ahead);
     }
 
-    template <int Q, int V>
-    void weighted_lanes(const float *weights, int64_t weight_stride, const float *block, const Range &range, float *sums) const {
-        __m256 all[Q][V];
+    template <class V, int Q, int N>
+    void weighted_lanes(const float *weights, int64_t weight_stride, const float *block, const Range &range, float *sums, BlocksAhead &ahead) const {
+        typename V::Type all[Q][N];
         for (int query = 0; query < Q; ++query)
-            for (int index = 0; index < V; ++index) all[query][index] = _mm256_loadu_ps(sums + query * stride_ + index * LANES);
+            for (int index = 0; index < N; ++index) all[query][index] = V::load(sums + query * stride_ + index * V::SIZE);
         for (int64_t key = range.begin; key < range.end; ++key) {
-            __m256 values[V];
-            for (int index = 0; index < V; ++index) values[index] = _mm256_loadu_ps(block + key * stride_ + index * LANES);
+            if (key % 4 == 0) ahead.ask();
+            typename V::Type values[N];
+            for (int index = 0; index < N; ++index) values[index] = V::load(block + key * stride_ + index * V::SIZE);
             for (int query = 0; query < Q; ++query) {
-                const __m256 weight = _mm256_set1_ps(weights[query * weight_stride + key]);
-                for (int index = 0; index < V; ++index) all[query][index] = _mm256_fmadd_ps(weight, values[index], all[query][index]);
+                const auto weight = V::all(weights[query * weight_stride + key]);
+                for (int index = 0; index < N; ++index) all[query][index] = V::fmadd(weight, values[index], all[query][index]);
             }
         }
         for (int query = 0; query < Q; ++query)
-            for (int index = 0; index < V; ++index) _mm256_storeu_ps(sums + query * stride_ + index * LANES, all[query][index]);
+            for (int index = 0; index < N; ++index) V::store(sums + query * stride_ + index * V::SIZE, all[query][index]);
     }
 
     void turn(float *head, const float *rotation) const {
@@ -348,44 +413,42 @@ class Attention {
 
     template <Format F> void widen_as(const void *cache, const float *scales, int64_t first, int64_t count, float *out) const {
         constexpr int BYTES = bytes_of<F>();
-        const int64_t H = s_.head_size, whole = H / LANES * LANES;
+        const int64_t H = s_.head_size;
         const uint8_t *from = static_cast<const uint8_t *>(cache) + first * H * BYTES;
         for (int64_t key = 0; key < count; ++key, from += H * BYTES, out += stride_) {
-            const auto put = [&](int64_t at, const uint8_t *values) {
-                __m256 wide = read8<F>(values);
-                if constexpr (F == FP8) wide = _mm256_mul_ps(wide, _mm256_set1_ps(scales[key]));
-                _mm256_storeu_ps(out + at, wide);
+            int64_t at = 0;
+            const auto put = [&]<class V>(const uint8_t *values) {
+                auto wide = V::template read<F>(values);
+                if constexpr (F == FP8) wide = V::mul(wide, V::all(scales[key]));
+                V::store(out + at, wide);
             };
-            for (int64_t at = 0; at < whole; at += LANES) put(at, from + at * BYTES);
-            if (whole == H) continue;
+            for (; at + Widest::SIZE <= H; at += Widest::SIZE) put.template operator()<Widest>(from + at * BYTES);
+            for (; at + LANES <= H; at += LANES) put.template operator()<Vector8>(from + at * BYTES);
+            if (at == H) continue;
             uint8_t rest[LANES * BYTES] = {};
-            std::memcpy(rest, from + whole * BYTES, (H - whole) * BYTES);
-            put(whole, rest);
+            std::memcpy(rest, from + at * BYTES, (H - at) * BYTES);
+            put.template operator()<Vector8>(rest);
         }
     }
 
     // Softmax over what a row sees of its scores.
-    static void weigh(float *scores, const Rows &rows, int64_t row) {
-        const int64_t sinks = rows.moved(row) ? rows.attention->sink_blocks_ * rows.size() : 0;
-        const int64_t base = rows.first_block(row) * rows.size();
-        const int64_t keys = sinks + rows.end_block(row) * rows.size() - base;
+    void weigh(float *scores, const Rows &rows, int64_t row) const {
+        const int64_t size = s_.block_size, sinks = rows.sinks_of(row), base = rows[row].first_block * size;
+        const int64_t keys = sinks + rows[row].end_block * size - base;
         const auto hide = [&](int64_t begin, int64_t end) {
             std::fill(scores + begin, scores + end, -std::numeric_limits<float>::infinity());
         };
-        if (sinks) hide(rows.attention->s_.sinks, sinks);
-        hide(sinks, sinks + rows.first(row) - base);
-        hide(sinks + rows.position + row + 1 - base, keys);
+        if (sinks) hide(s_.sinks, sinks);
+        hide(sinks, sinks + rows[row].first - base);
+        hide(sinks + rows[row].position + 1 - base, keys);
         __m256 most = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
         for (int64_t key = 0; key < keys; key += LANES) most = _mm256_max_ps(most, _mm256_loadu_ps(scores + key));
-        const __m256 top = _mm256_set1_ps(greatest(most));
+        const float top = greatest(most);
+        each_vector(keys, [&]<class V>(int64_t key) { V::store(scores + key, exp<V>(V::sub(V::load(scores + key), V::all(top)))); });
         __m256 sum = _mm256_setzero_ps();
-        for (int64_t key = 0; key < keys; key += LANES) {
-            const __m256 value = exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + key), top));
-            _mm256_storeu_ps(scores + key, value);
-            sum = _mm256_add_ps(sum, value);
-        }
-        const __m256 share = _mm256_set1_ps(1.0f / add_up(sum));
-        for (int64_t key = 0; key < keys; key += LANES) _mm256_storeu_ps(scores + key, _mm256_mul_ps(_mm256_loadu_ps(scores + key), share));
+        for (int64_t key = 0; key < keys; key += LANES) sum = _mm256_add_ps(sum, _mm256_loadu_ps(scores + key));
+        const float share = 1.0f / add_up(sum);
+        each_vector(keys, [&]<class V>(int64_t key) { V::store(scores + key, V::mul(V::load(scores + key), V::all(share))); });
     }
 
     const Shape s_;

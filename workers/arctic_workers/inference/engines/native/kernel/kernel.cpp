@@ -15,6 +15,7 @@
 #include "numbers.h"
 #include "products.h"
 #include "team.h"
+#include "vectors.h"
 
 #include <immintrin.h>
 
@@ -25,6 +26,7 @@
 #include <cstdint>
 #include <limits>
 #include <new>
+#include <utility>
 #include <vector>
 
 namespace arctic {
@@ -230,11 +232,14 @@ class Rank {
         float *first = own.out.get(rows * LANES), *third = own.gated.get(rows * LANES);
         multiply(w1, p, x, rows, first, own.sums);
         multiply(w3, p, x, rows, third, own.sums);
-        for (int64_t row = 0; row < rows; ++row) {
-            const __m256 gates = add(row, W1, _mm256_loadu_ps(first + row * LANES)), values = add(row, W3, _mm256_loadu_ps(third + row * LANES));
-            const __m256 value = _mm256_mul_ps(silu8(gates), values);
-            _mm256_storeu_ps(out(row) + output_of(w1, p), _mm256_mul_ps(value, _mm256_set1_ps(INPUT)));
-        }
+        for (int64_t row = 0; row < rows; ++row)
+            for (auto [target, values] : {std::pair{W1, first}, {W3, third}})
+                _mm256_storeu_ps(values + row * LANES, add(row, target, _mm256_loadu_ps(values + row * LANES)));
+        each_vector(rows * LANES, [&]<class V>(int64_t at) {
+            const auto value = V::mul(silu<V>(V::load(first + at)), V::load(third + at));
+            V::store(first + at, V::mul(value, V::all(INPUT)));
+        });
+        for (int64_t row = 0; row < rows; ++row) _mm256_storeu_ps(out(row) + output_of(w1, p), _mm256_loadu_ps(first + row * LANES));
     }
 
     void run_layer(const LayerWeights &layer, float *x, int thread) {
@@ -371,8 +376,9 @@ class Rank {
         team_.share_in_rank(thread, attentions + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
             // The last rows of a prompt see the most keys: they begin.
             if (index < attentions) {
-                const Tile &tile = tiles_[tiles_.size() - 1 - index / groups];
-                return attention_.attend(layer, tile, own.groups.begin + index % groups, q_, sink_q_, attended_, own.attention);
+                const auto heads = [&](int64_t index) { return Heads{&tiles_[tiles_.size() - 1 - index / groups], own.groups.begin + index % groups}; };
+                const Heads after = heads(std::min(index + 1, attentions - 1));
+                return attention_.attend(layer, heads(index), after, q_, sink_q_, attended_, own.attention);
             }
             const ExpertBlock &block = expert_blocks_[(index - attentions) / panels];
             gate(layer.w1[block.expert], layer.w3[block.expert], (index - attentions) % panels, rows_of(block, m_, hidden_, s_.chosen, own),

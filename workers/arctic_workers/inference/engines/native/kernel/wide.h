@@ -4,6 +4,7 @@
 
 #include "numbers.h"
 #include "tiles.h"
+#include "vectors.h"
 
 #include <immintrin.h>
 
@@ -28,16 +29,8 @@ template <Format F, int BEGIN = 0, int STEP = 1> inline void read_block(const ui
             weights[(vector - BEGIN) / STEP] = _mm512_castsi512_ps(_mm512_and_si512(placed, mask));
         }
     } else {
-        for (int vector = BEGIN; vector < VECTORS; vector += STEP) {
-            const uint8_t *at = from + vector * 2 * LANES * bytes_of<F>();
-            __m512 &weight = weights[(vector - BEGIN) / STEP];
-            if constexpr (F == FP32) {
-                weight = _mm512_loadu_ps(at);
-            } else {
-                const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(at)));
-                weight = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-            }
-        }
+        for (int vector = BEGIN; vector < VECTORS; vector += STEP)
+            weights[(vector - BEGIN) / STEP] = Vector16::read<F>(from + vector * 2 * LANES * bytes_of<F>());
     }
 }
 
@@ -48,12 +41,9 @@ template <int COUNT> inline void raise_vectors(__m512 *weights) {
     for (int vector = 0; vector < COUNT; ++vector) weights[vector] = _mm512_loadu_ps(all + vector * 2 * LANES);
 }
 
-// The sums of the lanes of a panel's outputs [4 vectors], by the tree of `add_up4`.
+// The sums of the lanes of a panel's outputs [4 vectors].
 template <Format F> inline __m256 add_up_panel(const __m512 *sums) {
-    const auto pairs = [](__m512 a, __m512 b) { return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xDD)); };
-    const __m512 quarters = pairs(pairs(sums[0], sums[1]), pairs(sums[2], sums[3]));
-    const __m256 lower = _mm512_castps512_ps256(quarters), upper = _mm512_extractf32x8_ps(quarters, 1); // of each vector an output
-    const __m256 outputs = _mm256_add_ps(_mm256_permute2f128_ps(lower, upper, 0x20), _mm256_permute2f128_ps(lower, upper, 0x31));
+    const __m256 outputs = add_up4_halves(sums);
     if constexpr (F == FP8) return outputs;
     return _mm256_permutevar8x32_ps(outputs, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
