@@ -74,6 +74,11 @@ def in_alternation(rounds: int, measures: Mapping[str, Callable[[], float]]) -> 
     return taken
 
 
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return the median of the rounds' ratios: a machine that slows down for a while slows both of a round."""
+    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+
+
 def spread(values: Sequence[float]) -> str:
     """Show a median, with the least and the greatest value where there are several."""
     median = statistics.median(values)

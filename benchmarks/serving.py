@@ -18,7 +18,7 @@ from pathlib import Path
 from arctic_model.config import ArcticConfig
 from arctic_workers.control.cores import available_cores
 from benchmarks.compiled import ReadCeiling
-from benchmarks.form import arguments, finish, in_alternation, note, print_table, spread, wait_for_quiet
+from benchmarks.form import arguments, finish, in_alternation, note, print_table, ratio, spread, wait_for_quiet
 from benchmarks.models import imported_gguf, imported_model, prompts, random_gguf, random_model
 from benchmarks.native import InProcess, group_of, served
 from benchmarks.peers import Peer, llama_cpp, vllm
@@ -131,24 +131,26 @@ def report_parts(parts: dict[int, dict[str, float]]) -> None:
 
 def report(taken: dict[str, list[float]], touched: dict[int, float], choices: Choices) -> dict[str, float]:
     """Print what was taken; return the ratios."""
-    median = {name: statistics.median(values) for name, values in taken.items()}
-    limit = {}
+    limits = {}
     for batch in BATCHES:
         read = step_bytes(choices.config, touched=touched[batch], sequences=batch, length=PROMPT + TOKENS / 2)
-        limit[batch] = batch * median["ceiling"] / read
+        limits[batch] = [batch * ceiling / read for ceiling in taken["ceiling"]]
+    against = {batch: ratio(taken[f"native {batch}"], taken[f"llama.cpp {batch}"]) for batch in BATCHES}
+    of_limit = {batch: ratio(taken[f"native {batch}"], limits[batch]) for batch in BATCHES}
+    http = {batch: ratio(taken[f"http {batch}"], taken[f"native {batch}"]) for batch in OVER_HTTP}
     print_table(
-        f"Tokens a second; memory is read at {median['ceiling'] / 1e9:.1f} GB/s",
+        f"Tokens a second; memory is read at {statistics.median(taken['ceiling']) / 1e9:.1f} GB/s",
         ("sequences", "experts touched", "limit", "native", "over HTTP", "llama.cpp", "of the limit", "of llama.cpp"),
         [
             (
                 batch,
                 f"{touched[batch]:.1f}",
-                f"{limit[batch]:.0f}",
+                f"{statistics.median(limits[batch]):.0f}",
                 spread(taken[f"native {batch}"]),
                 spread(taken[f"http {batch}"]) if batch in OVER_HTTP else "",
                 spread(taken[f"llama.cpp {batch}"]),
-                f"{median[f'native {batch}'] / limit[batch]:.2f}",
-                f"{median[f'native {batch}'] / median[f'llama.cpp {batch}']:.2f}",
+                f"{of_limit[batch]:.2f}",
+                f"{against[batch]:.2f}",
             )
             for batch in BATCHES
         ],
@@ -158,17 +160,18 @@ def report(taken: dict[str, list[float]], touched: dict[int, float], choices: Ch
         ("native", "llama.cpp"),
         [(spread(taken["native prefill"]), spread(taken["llama.cpp prefill"]))],
     )
-    against = {f"b{batch}_vs_llamacpp": median[f"native {batch}"] / median[f"llama.cpp {batch}"] for batch in BATCHES}
-    of_limit = {f"b{batch}_of_limit": median[f"native {batch}"] / limit[batch] for batch in BATCHES}
-    http = {f"http_of_engine_{batch}": median[f"http {batch}"] / median[f"native {batch}"] for batch in OVER_HTTP}
-    prefill = median["native prefill"] / median["llama.cpp prefill"]
-    return {**against, **of_limit, "prefill_vs_llamacpp": prefill, **http}
+    return {
+        **{f"b{batch}_vs_llamacpp": value for batch, value in against.items()},
+        **{f"b{batch}_of_limit": value for batch, value in of_limit.items()},
+        "prefill_vs_llamacpp": ratio(taken["native prefill"], taken["llama.cpp prefill"]),
+        **{f"http_of_engine_{batch}": value for batch, value in http.items()},
+    }
 
 
 def report_vllm(taken: dict[str, list[float]]) -> dict[str, float]:
     """Print what was taken of vLLM, where it was; return the ratios."""
     batches = [batch for batch in AGAINST_VLLM if f"vLLM {batch}" in taken]
-    ratios = {batch: _ratio(taken, f"native {batch}", f"vLLM {batch}") for batch in batches}
+    ratios = {batch: ratio(taken[f"native {batch}"], taken[f"vLLM {batch}"]) for batch in batches}
     if batches:
         print_table(
             "Against vLLM, tokens a second",
@@ -178,21 +181,21 @@ def report_vllm(taken: dict[str, list[float]]) -> dict[str, float]:
                 for batch in batches
             ],
         )
-    return {f"b{batch}_vs_vllm": ratio for batch, ratio in ratios.items()}
+    return {f"b{batch}_vs_vllm": value for batch, value in ratios.items()}
 
 
 def report_real(taken: dict[str, list[float]], config: ArcticConfig) -> dict[str, float]:
     """Print what was taken of the imported model; return the ratios."""
     read = step_bytes(config, touched=config.num_experts_per_tok, sequences=1, length=PROMPT + TOKENS / 2)
-    limit = statistics.median(taken["ceiling"]) / read
-    of_limit = statistics.median(taken["native imported"]) / limit
-    of_llamacpp = _ratio(taken, "native imported", "llama.cpp imported")
+    limits = [ceiling / read for ceiling in taken["ceiling"]]
+    of_limit = ratio(taken["native imported"], limits)
+    of_llamacpp = ratio(taken["native imported"], taken["llama.cpp imported"])
     print_table(
         "SmolLM2 at one sequence, tokens a second",
         ("limit", "native", "llama.cpp", "of the limit", "of llama.cpp"),
         [
             (
-                f"{limit:.0f}",
+                f"{statistics.median(limits):.0f}",
                 spread(taken["native imported"]),
                 spread(taken["llama.cpp imported"]),
                 f"{of_limit:.2f}",
@@ -201,10 +204,6 @@ def report_real(taken: dict[str, list[float]], config: ArcticConfig) -> dict[str
         ],
     )
     return {"imported_b1_vs_llamacpp": of_llamacpp, "imported_b1_of_limit": of_limit}
-
-
-def _ratio(taken: dict[str, list[float]], ours: str, theirs: str) -> float:
-    return statistics.median(taken[ours]) / statistics.median(taken[theirs])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ part, and what it draws at temperature 1 never repeats itself. Both engines writ
 """
 
 import asyncio
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arctic_workers.inference.engine import Request, Sampling
-from benchmarks.form import arguments, finish, in_alternation, print_table, spread, wait_for_quiet
+from benchmarks.form import arguments, finish, in_alternation, print_table, ratio, spread, wait_for_quiet
 from benchmarks.models import prompts, random_model
 from benchmarks.native import InProcess, group_of, rate_of
 
@@ -52,7 +51,7 @@ def main() -> None:
         for engine in engines.values():
             engine.stop()
     ratios = {
-        f"{name}_ratio": statistics.median(taken[f"{name} with"]) / statistics.median(taken[f"{name} without"])
+        f"{name}_ratio": ratio(taken[f"{name} with"], taken[f"{name} without"])
         for name in CASES
     }
     print_table(

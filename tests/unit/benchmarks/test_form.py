@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import form
 from benchmarks.drawing import Chart
-from benchmarks.form import Told, draw, finish
+from benchmarks.form import Told, draw, finish, ratio
 from benchmarks.results import Results, this_machine
 
 
@@ -48,3 +48,8 @@ def test_a_drawing_is_kept_where_the_figures_are_and_shown_with_them(file: Path)
     finish(keeps, {"ratio": 1.0})
     [drawn] = file.parent.glob("drawings/*/*")
     assert f"![perplexity]({drawn.relative_to(file.parent)})" in file.read_text()
+
+
+def test_a_machine_that_slows_down_for_a_round_changes_no_ratio() -> None:
+    assert ratio([10.0, 2.0, 10.0], [5.0, 1.0, 4.0]) == 2.0
+    assert ratio([2.0, 10.0, 2.0], [1.0, 5.0, 1.0]) == 2.0
