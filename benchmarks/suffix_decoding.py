@@ -50,10 +50,7 @@ def main() -> None:
         taken = in_alternation(1 if told.quick else 5, measures)
         for engine in engines.values():
             engine.stop()
-    ratios = {
-        f"{name}_ratio": ratio(taken[f"{name} with"], taken[f"{name} without"])
-        for name in CASES
-    }
+    ratios = {f"{name}_ratio": ratio(taken[f"{name} with"], taken[f"{name} without"]) for name in CASES}
     print_table(
         "Tokens a second",
         ("", "sequences", "with", "without", "ratio"),

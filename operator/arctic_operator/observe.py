@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -184,17 +184,18 @@ class Observer:
         self._cache.replace_children(uid, kind, listing)
         return listing.version
 
-    async def find_missed(self, namespaces: Iterable[str]) -> set[Key]:
-        """Find by a list of each kind what no watch has shown, and take it in; return the objects whose it is.
+    async def find_missed(self, namespaces: Iterable[str]) -> AsyncIterator[Key]:
+        """Find by a list of each kind what no watch has shown, and take it in; yields the objects whose it is.
 
         A connection may be dead and not know it, and then its watch shows nothing, for as long as nobody ends it.
         """
-        gone: list[Manifest] = []
         newer: list[Manifest] = []
         for kind in (*CUSTOM_KINDS, *CHILD_KINDS, *({LEADER_WORKER_SET} - set(self._forbidden))):
             for namespace in namespaces:
                 listing = await self._cluster.list_present(kind, namespace)
-                gone += self._cache.remove_missing(kind, namespace, listing)
+                for manifest in self._cache.remove_missing(kind, namespace, listing):
+                    if key := key_of(manifest):
+                        yield key  # at once: what is removed will not be missed again, should a later list fail
                 named = [{"kind": kind, "metadata": item["metadata"]} for item in listing.items]
                 newer += filter(self._cache.is_behind, named)
         if newer:
@@ -202,7 +203,7 @@ class Observer:
         missed = {key for key in map(key_of, filter(self._cache.is_behind, newer)) if key}
         for key in missed:
             await self.look(key)
-        return missed | {key for key in map(key_of, gone) if key}
+            yield key
 
     async def look_at_nodes(self) -> None:
         """Read all nodes from the API server, if that is allowed."""

@@ -1,5 +1,6 @@
 """What is read from the cluster, reduced to what planning needs: frozen values, and pure functions that make them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -347,6 +348,27 @@ def parse_time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
 
 
+def noted_number(notes: Mapping[str, str], name: str) -> float:
+    """Return a number that this operator noted on a child; 0 where there is none, or somebody made no number of it.
+
+    Annotations and labels are anybody's to edit, and one child's must not end the planning of an object.
+    """
+    try:
+        number = float(notes.get(name, 0))
+    except ValueError:
+        return 0.0
+    return number if 0 <= number < math.inf else 0.0
+
+
+def noted_time(notes: Mapping[str, str], name: str) -> datetime | None:
+    """Return a moment that this operator noted on a child; None where there is none, or no moment any more."""
+    try:
+        noted = parse_time(notes.get(name))
+    except ValueError:
+        return None
+    return noted if noted and noted.tzinfo else None
+
+
 def format_time(moment: datetime) -> str:
     """Return RFC 3339 in UTC with whole seconds, as Kubernetes writes times."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -388,8 +410,8 @@ def job_of(manifest: Manifest) -> Job:
     return Job(
         name=metadata["name"],
         uid=metadata["uid"],
-        attempt=int(metadata["labels"].get(Label.ATTEMPT, 0)),
-        generation=int(annotations.get(GENERATION_ANNOTATION, 0)),
+        attempt=int(noted_number(metadata["labels"], Label.ATTEMPT)),
+        generation=int(noted_number(annotations, GENERATION_ANNOTATION)),
         revision=annotations.get(REVISION_ANNOTATION, ""),
         deleting="deletionTimestamp" in metadata,
         complete=conditions.get("Complete", {}).get("status") == "True",
@@ -398,10 +420,16 @@ def job_of(manifest: Manifest) -> Job:
         message=end.get("message", ""),
         created=parse_time(metadata.get("creationTimestamp")),
         ended=parse_time(end.get("lastTransitionTime")),
-        gpu_hours_before=float(annotations.get(GPU_HOURS_ANNOTATION, 0)),
+        gpu_hours_before=noted_number(annotations, GPU_HOURS_ANNOTATION),
         suspended=bool(manifest["spec"].get("suspend")),
         queue=metadata["labels"].get(QUEUE_LABEL, ""),
     )
+
+
+def attempt_of(manifest: Manifest) -> int | None:
+    """Return the attempt that a child is of, None if it is of none."""
+    labels = manifest["metadata"].get("labels", {})
+    return int(noted_number(labels, Label.ATTEMPT)) if Label.ATTEMPT in labels else None
 
 
 def is_news(before: Manifest, after: Manifest) -> bool:
@@ -427,19 +455,19 @@ def group_set_of(manifest: Manifest) -> GroupSet:
     if kind == LEADER_WORKER_SET:
         size = spec["leaderWorkerTemplate"]["size"]
     else:  # which earlier releases did not note
-        size = int(annotations.get(SIZE_ANNOTATION) or max(1, spec["replicas"]))
+        size = int(noted_number(annotations, SIZE_ANNOTATION)) or max(1, spec["replicas"])
     made = GroupSet(
         kind=kind,
         name=metadata["name"],
         uid=metadata["uid"],
-        generation=int(annotations.get(GENERATION_ANNOTATION, 0)),
+        generation=int(noted_number(annotations, GENERATION_ANNOTATION)),
         revision=metadata["labels"][Label.REVISION],
         size=size,
         specification=annotations.get(REVISION_ANNOTATION, ""),
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
         deleting="deletionTimestamp" in metadata,
         weights=annotations.get(WEIGHTS_ANNOTATION, ""),
-        draining_since=parse_time(annotations.get(DRAINING_ANNOTATION)),
+        draining_since=noted_time(annotations, DRAINING_ANNOTATION),
     )
     return replace(made, scaled=spec["replicas"] != made.replicas)
 
@@ -465,7 +493,7 @@ def pod_of(manifest: Manifest) -> Pod:
         index=int(index),
         phase=("Failed" if terminated.get("exitCode") else "Succeeded") if at_its_end else phase,
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
-        attempt=int(labels[Label.ATTEMPT]) if Label.ATTEMPT in labels else None,
+        attempt=attempt_of(manifest),
         group=labels.get(Label.GROUP),
         owner=_controller(metadata),
         node=manifest.get("spec", {}).get("nodeName", ""),

@@ -198,7 +198,7 @@ class Reconciler:
         while True:
             await asyncio.sleep(LIST_EVERY)
             try:
-                for key in await self.observer.find_missed(self._settings.watch_namespaces or ("",)):
+                async for key in self.observer.find_missed(self._settings.watch_namespaces or ("",)):
                     self._queue.add(key)
             except ApiError as error:
                 log.warning("what is there can't be listed: %s", error)

@@ -11,7 +11,7 @@ from typing import Any
 
 from arctic_api.common import parse_duration, parse_tokens
 from arctic_api.training import ArcticTrainingStatus, AttemptStatus
-from arctic_api.world import SUSPENDED, Label, Ports
+from arctic_api.world import SUSPENDED, Ports
 from arctic_operator.manifests.training import attempt_job, attempt_services
 from arctic_operator.observed import (
     GENERATION_ANNOTATION,
@@ -21,6 +21,7 @@ from arctic_operator.observed import (
     Pod,
     Training,
     TrainingSeen,
+    attempt_of,
     format_time,
     parse_time,
 )
@@ -364,13 +365,8 @@ def _leftovers(case: _Case) -> tuple[Delete, ...]:
         for job in case.seen.jobs
         if job.attempt < attempt - 1 and not job.deleting
     ]
-    others = [_delete(child) for child in case.seen.others if _attempt_of(child) not in (None, attempt)]
+    others = [_delete(child) for child in case.seen.others if attempt_of(child) not in (None, attempt)]
     return (*jobs, *others)
-
-
-def _attempt_of(child: Manifest) -> int | None:
-    label = child["metadata"].get("labels", {}).get(Label.ATTEMPT)
-    return int(label) if label else None
 
 
 def _delete(child: Manifest) -> Delete:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from arctic_operator.observed import Owner, is_news, pod_of
+from arctic_operator.observed import Owner, attempt_of, group_set_of, is_news, job_of, pod_of
 
 
 def raw_pod(**metadata):
@@ -58,3 +58,15 @@ def test_only_what_is_read_of_a_job_or_a_pod_is_news():
     assert is_news(pod, raw_pod(annotations={"arctic.dev/read": "2"})), "a gateway's pods are told by annotations"
     service = raw_pod() | {"kind": "Service"}
     assert is_news(service, service | {"spec": {"ports": []}})
+
+
+@pytest.mark.parametrize("edited", ["", "two", "-1", "nan", "1e999"])
+def test_a_number_that_somebody_has_edited_into_none_is_as_if_it_had_not_been_noted(edited):
+    labels = {"arctic.dev/attempt": edited, "arctic.dev/revision": "r1"}
+    notes = dict.fromkeys(("generation", "size", "gpu-hours-before", "draining-since"), edited)
+    child = raw_pod(labels=labels, annotations={f"arctic.dev/{name}": value for name, value in notes.items()})
+    job = job_of(child | {"kind": "Job", "spec": {}})
+    assert (job.attempt, job.generation, job.gpu_hours_before) == (0, 0, 0.0)
+    group = group_set_of(child | {"kind": "StatefulSet", "spec": {"replicas": 2}})
+    assert (group.generation, group.size, group.draining_since) == (0, 2, None)
+    assert (pod_of(child).attempt, attempt_of(raw_pod())) == (0, None)

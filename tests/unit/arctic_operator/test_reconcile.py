@@ -559,9 +559,29 @@ async def test_children_that_went_unseen_are_missed_by_a_list_of_all(operator, m
         return Listing(operator.server.of(kind), operator.server.version)
 
     monkeypatch.setattr(operator.server, "list_present", list_present)
-    assert await operator.reconciler.observer.find_missed(("",)) == {key}
+    assert {key async for key in operator.reconciler.observer.find_missed(("",))} == {key}
     assert list(operator.cache.children(job["metadata"]["labels"][Label.UID], "Job")) == []
-    assert await operator.reconciler.observer.find_missed(("",)) == set()
+    assert {key async for key in operator.reconciler.observer.find_missed(("",))} == set()
+
+
+async def test_what_one_list_lacks_is_told_though_the_list_of_another_kind_fails(operator, monkeypatch):
+    key = operator.add("ArcticTraining")
+    await operator.reconcile(key)
+    (job,) = operator.server.of("Job")
+    operator.server.objects.pop(("Job", "team", job["metadata"]["name"]))
+    listed = []
+
+    async def list_present(kind, namespace):
+        if "Job" in listed:
+            raise ApiError(500, "", "etcdserver: leader changed")
+        listed.append(kind)
+        return Listing(operator.server.of(kind), operator.server.version)
+
+    monkeypatch.setattr(operator.server, "list_present", list_present)
+    missed = operator.reconciler.observer.find_missed(("",))
+    assert await anext(missed) == key
+    with pytest.raises(ApiError, match="leader changed"):
+        await anext(missed)
 
 
 async def test_what_no_watch_has_shown_is_found_by_a_list_of_all(operator, monkeypatch):
@@ -580,11 +600,11 @@ async def test_what_no_watch_has_shown_is_found_by_a_list_of_all(operator, monke
     monkeypatch.setattr(operator.server, "list_present", list_present)
     monkeypatch.setattr(observe, "BEHIND_SECONDS", 0)
     second = first._replace(name="second")
-    assert await operator.reconciler.observer.find_missed(("",)) == {first, second}
+    assert {key async for key in operator.reconciler.observer.find_missed(("",))} == {first, second}
     (job,) = operator.cache.children(job["metadata"]["labels"][Label.UID], "Job")
     assert job["status"] == {"active": 2}
     assert operator.cache.custom(second) is not None
-    assert await operator.reconciler.observer.find_missed(("",)) == set()
+    assert {key async for key in operator.reconciler.observer.find_missed(("",))} == set()
 
 
 async def test_a_start_is_told_in_two_writes_and_what_stays_between_two_steps_a_little_later(operator, monkeypatch):
