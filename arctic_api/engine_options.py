@@ -72,7 +72,7 @@ class EngineOptions(_Options):
     cpu_offload_gb: Annotated[float, Field(ge=0, le=4096)] | None = None
     """vllm: GiB of each rank's weights that stay in the host's memory and are read from there in every step."""
     enable_expert_parallel: bool | None = None
-    """vllm: whether the tensor ranks share out whole experts, rather than a slice of each."""
+    """vllm, native: whether the tensor ranks share out whole experts, rather than a slice of each."""
     moe_backend: (
         Literal["auto", "triton", "deep_gemm", "cutlass", "flashinfer_trtllm", "flashinfer_cutlass", "marlin"] | None
     ) = None
@@ -139,7 +139,7 @@ OPTIONS_OF: dict[EngineName, tuple[str, ...]] = {
         "disable_overlap_scheduler",
         "batch_wait_timeout_ms",
     ),
-    "native": ("pipeline_format",),
+    "native": ("pipeline_format", "enable_expert_parallel"),
     "nim": (),
 }
 """Names of the options that each engine takes."""

@@ -84,7 +84,8 @@ def bring_up(
         window=plan.window,
     )
     log.info("The cache has %d blocks of %d tokens", blocks, BLOCK_SIZE)
-    return Rank(Runner(model, cache, plan.tensor, adapters), blocks, link, heartbeats)
+    runner = Runner(model, cache, plan.tensor, adapters, whole_experts=plan.whole_experts)
+    return Rank(runner, blocks, link, heartbeats)
 
 
 def _check_cores(tensor: int, cores: int) -> None:

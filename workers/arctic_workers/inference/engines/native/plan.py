@@ -32,6 +32,8 @@ class Plan:
     """By pipeline rank."""
     tensor: int
     """Ranks of each pod: shares of its threads, with a share of the weights each."""
+    whole_experts: bool
+    """Whether such a rank has experts of its own, rather than a slice of each."""
     weights: str
     kv_cache: Format
     max_length: int
@@ -81,6 +83,12 @@ def plan_group(group: InferenceGroup) -> Plan:
     except ValueError as error:
         raise Refused(str(error)) from None
     config = _stretched(model.config, spec.attention.rope_scaling)
+    tensor, whole_experts = spec.parallelism.tensor, bool(options.enable_expert_parallel)
+    if whole_experts and config.num_local_experts < tensor:
+        raise Refused(
+            f"parallelism.tensor is {tensor}, and of {config.num_local_experts} experts not every rank has one; write "
+            f"a tensor of at most {config.num_local_experts}, or leave engine.options.enable_expert_parallel out"
+        )
     length, window = _reach(spec.attention, config)
     return Plan(
         folder=model.folder,
@@ -89,7 +97,8 @@ def plan_group(group: InferenceGroup) -> Plan:
         },
         config=config,
         slices=shared.slices,
-        tensor=spec.parallelism.tensor,
+        tensor=tensor,
+        whole_experts=whole_experts,
         weights=spec.quantization.weights,
         kv_cache=spec.quantization.kv_cache,
         max_length=length,

@@ -124,22 +124,31 @@ class TorchRank:
         return {}
 
 
-def compute_of(model: ArcticModel, cache: PagedCache, tensor: int = 1) -> Compute:
+def compute_of(model: ArcticModel, cache: PagedCache, tensor: int = 1, *, whole_experts: bool = False) -> Compute:
     """Return the fastest that this machine has, with so many tensor ranks; it takes the model's weights over.
+
+    These share out whole experts, or a slice of each.
 
     Torch computes as one rank: the answers are the same to the bit for any number.
     """
-    return kernel_rank(model, cache, torch.get_num_threads(), tensor) or TorchRank(model, cache)
+    threads = torch.get_num_threads()
+    return kernel_rank(model, cache, threads, tensor, whole_experts=whole_experts) or TorchRank(model, cache)
 
 
 class Runner:
     """Runs the slice of one pipeline rank over a step's parts."""
 
     def __init__(
-        self, model: ArcticModel, cache: PagedCache, tensor: int = 1, adapters: Sequence[Adapter] = ()
+        self,
+        model: ArcticModel,
+        cache: PagedCache,
+        tensor: int = 1,
+        adapters: Sequence[Adapter] = (),
+        *,
+        whole_experts: bool = False,
     ) -> None:
-        """`tensor` is as in `compute_of`, `adapters` as in `Compute.adapt`."""
-        self._compute = compute_of(model, cache, tensor)
+        """`tensor` and `whole_experts` are as in `compute_of`, `adapters` as in `Compute.adapt`."""
+        self._compute = compute_of(model, cache, tensor, whole_experts=whole_experts)
         if adapters:
             self._compute.adapt(adapters)
 

@@ -20,6 +20,7 @@ from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCach
 from arctic_workers.inference.engines.native.kernel import library as libraries
 from arctic_workers.inference.engines.native.kernel.library import library
 from arctic_workers.inference.engines.native.kernel.nodes import ANYWHERE, Cpus
+from arctic_workers.inference.engines.native.kernel.panels import Panels
 from arctic_workers.inference.engines.native.kernel.rank import KernelRank
 from arctic_workers.inference.engines.native.step import Part
 
@@ -78,10 +79,12 @@ def kernel(
     threads: int = 2,
     cpus: Sequence[Cpus] = (ANYWHERE,),
     code: ctypes.CDLL | None = None,
+    *,
+    whole_experts: bool = False,
 ) -> KernelRank:
     code = code or library()
     assert code is not None
-    return KernelRank(code, copy.deepcopy(model), cache, threads, cpus)
+    return KernelRank(code, copy.deepcopy(model), cache, threads, cpus, whole_experts=whole_experts)
 
 
 def found_compiler() -> str:
@@ -194,7 +197,10 @@ def test_a_row_has_the_same_bits_in_any_pieces_company_and_threads(
 @pytest.mark.parametrize("config", [EVEN, ODD], ids=["even", "odd"])
 @pytest.mark.parametrize("weights", ["fp8", "bf16", "fp32"])
 @pytest.mark.parametrize(("tensor", "threads"), [(2, 2), (2, 3), (3, 3), (3, 4)])
-def test_tensor_ranks_change_no_bit(config: ArcticConfig, weights: str, tensor: int, threads: int) -> None:
+@pytest.mark.parametrize("whole_experts", [False, True], ids=["slices", "whole experts"])
+def test_tensor_ranks_change_no_bit(
+    config: ArcticConfig, weights: str, tensor: int, threads: int, whole_experts: bool
+) -> None:
     """Of the smallest weights some rank has nothing, and of two key-value heads one of three ranks has none."""
     model = random_model(config, weights)
     x = embedded(model, PARTS)
@@ -206,8 +212,25 @@ def test_tensor_ranks_change_no_bit(config: ArcticConfig, weights: str, tensor: 
         return [prompts, rank.logits(prompts, [3, 0, 40])[0], decoded, rank.logits(decoded, [1])[0]]
 
     one = answers(kernel(model, empty_cache(config, torch.bfloat16), threads=1))
-    cut = answers(kernel(model, empty_cache(config, torch.bfloat16, torch.nan), threads, [ANYWHERE] * tensor))
+    cache = empty_cache(config, torch.bfloat16, torch.nan)
+    cut = answers(kernel(model, cache, threads, [ANYWHERE] * tensor, whole_experts=whole_experts))
     assert all(map(torch.equal, cut, one))
+
+
+def test_a_weight_is_cut_over_the_tensor_ranks_or_its_owners_alone() -> None:
+    code = library()
+    if code is None:
+        pytest.skip("this machine has no AVX2, or no C++ compiler")
+    panels, weight = Panels(code, [ANYWHERE] * 3), torch.zeros(44, 8)
+    of_ranks = [
+        [(matrix.first, matrix.outputs) for matrix in panels.matrices(weight, owner=owner)] for owner in (None, 0, 1, 2)
+    ]
+    assert of_ranks == [
+        [(0, 16), (2, 16), (4, 12)],
+        [(0, 44), (6, 0), (6, 0)],
+        [(0, 0), (0, 44), (6, 0)],
+        [(0, 0), (0, 0), (0, 44)],
+    ]
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="this machine has one CPU")

@@ -1,6 +1,7 @@
 """All ranks of a pipeline in one process, a thread each, over real connections: what rank 0's engine makes of them."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -16,6 +17,7 @@ from arctic_workers.inference.engines.native import group as groups
 from arctic_workers.inference.engines.native.budget import StepTimes
 from arctic_workers.inference.engines.native.engine import NativeEngine
 from arctic_workers.inference.engines.native.group import Rank, bring_up
+from arctic_workers.inference.engines.native.kernel.library import library
 from arctic_workers.inference.engines.native.link import PeerLost
 from arctic_workers.inference.engines.native.pipeline import Kind, follow
 from arctic_workers.inference.engines.native.plan import Plan, plan_group
@@ -135,14 +137,23 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-async def test_tensor_ranks_in_each_pod_change_no_bit(pipeline: MakePipeline) -> None:
+@pytest.mark.parametrize(("whole_experts", "said"), [(False, "a slice of each expert"), (True, "experts of its own")])
+async def test_tensor_ranks_in_each_pod_change_no_bit(
+    pipeline: MakePipeline, whole_experts: bool, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     async with pipeline(1, batching={"maxSequences": 1}) as group:
         alone = await ask_all(group.engine)
     async with pipeline(
-        2, parallelism={"pipeline": 2, "tensor": 2}, batching={"tokenBudget": 48, "maxSequences": 12}
+        2,
+        parallelism={"pipeline": 2, "tensor": 2},
+        batching={"tokenBudget": 48, "maxSequences": 12},
+        engine={"name": "native", "options": {"enable_expert_parallel": whole_experts}},
     ) as group:
         assert await ask_all(group.engine) == alone
     assert group.failures == []
+    if library() is not None:
+        assert caplog.text.count(f"each has {said}") == 2
 
 
 async def test_shared_prompts_and_proposals_change_no_bit_while_steps_are_on_their_way(

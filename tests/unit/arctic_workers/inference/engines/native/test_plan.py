@@ -33,7 +33,7 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
             "targetInterTokenLatency": "50ms",
             "suffixDecoding": True,
         },
-        engine={"name": "native", "options": {"pipeline_format": "bf16"}},
+        engine={"name": "native", "options": {"pipeline_format": "bf16", "enable_expert_parallel": True}},
         model={"uri": "file:///models/tiny", "adapters": [{"name": "clerk", "uri": "file:///models/clerk"}]},
     )
     first, second = map(plan_group, groups)
@@ -47,6 +47,7 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
             LayerSlice(layers=range(2, 4), embed=False, lm_head=True),
         ),
         tensor=3,
+        whole_experts=True,
         weights="bf16",
         kv_cache="fp32",
         max_length=200,
@@ -63,6 +64,13 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
     # 16 tokens of keys and values of 2 layers, 2 heads of 16 numbers of 4 bytes, or of one and a scale.
     assert [first.block_bytes(rank) for rank in range(2)] == [16 * 2 * 2 * 2 * 16 * 4] * 2
     assert replace(first, kv_cache="fp8").block_bytes(0) == 16 * 2 * 2 * 2 * (16 + 4)
+
+
+def test_ranks_without_an_expert_are_refused(make_group: Callable[..., list[InferenceGroup]]) -> None:
+    options = {"name": "native", "options": {"enable_expert_parallel": True}}
+    [group] = make_group(1, parallelism={"tensor": 64}, engine=options)
+    with pytest.raises(Refused, match=r"tensor is 64, and of \d+ experts not every rank has one; write a tensor of"):
+        plan_group(group)
 
 
 def test_a_window_bounds_what_a_sequence_takes_of_any_length(

@@ -3,8 +3,8 @@
 //
 // Bits of a row do not depend on other rows, on how a prompt is cut, or on the number of threads or tensor ranks.
 //
-// A tensor rank is some of the threads, with a range of the outputs of each weight and some of the key-value heads in memory
-// that they alone read. Each output is computed whole by one thread; what lies between weights is shared by all.
+// A tensor rank is some of the threads, with a range of the outputs of each weight, or whole experts of their own, and some of the
+// key-value heads, in memory that they alone read. Each output is computed whole by one thread; what lies between weights is shared by all.
 //
 // Names: T rows of the step, D hidden, F intermediate, N query heads, G key-value heads, H head size, E experts, K experts of
 // a token, R rows of one product.
@@ -49,7 +49,7 @@ class Rank {
   public:
     Rank(const Shape &shape, const LayerWeights *layers, const Ends &ends, const uint8_t *cpus)
         : s_(shape), layers_(layers, layers + static_cast<int64_t>(shape.tensor) * shape.layers), ends_(ends), attention_(shape),
-          team_(shape.threads, shape.tensor, cpus), scratch_(shape.threads) {
+          team_(shape.threads, shape.tensor, cpus), scratch_(shape.threads), expert_blocks_(shape.tensor) {
         for (int rank = 0; ends.head && rank < shape.tensor; ++rank) vocabulary_ += ends.head[rank].outputs;
         for (int thread = 0; thread < shape.threads; ++thread) scratch_[thread].groups = part_of(s_.groups, team_.rank_of(thread), s_.tensor);
         hidden_ = row_stride(s_.hidden);
@@ -261,7 +261,7 @@ class Rank {
                                      sink_q_ + row * attended_, k_ + row * grouped_, v_ + row * grouped_);
             });
         if (experts) team_.share(thread, rows, [&](int64_t row) { route(row); });
-        finish(PLACING, [&] { if (experts) sort_by_expert(); });
+        finish(PLACING, [&] { if (experts) sort_by_expert(scratch_[thread].layer); });
         attend_and_expand(layer, thread, experts);
         finish(ATTENTION_AND_EXPERTS);
         shrink(thread, {O}, q_, attended_, OUTPUTS);
@@ -340,8 +340,8 @@ class Rank {
         for (int choice = 0; choice < s_.chosen; ++choice) gates[choice] /= total;
     }
 
-    // Which choices each expert has, in blocks of rows; on one thread.
-    void sort_by_expert() {
+    // Which choices each expert has, in blocks of rows, by the tensor ranks that have something of it; on one thread.
+    void sort_by_expert(int64_t layer) {
         const int64_t choices = step_->rows * s_.chosen, most = block_rows(std::max(s_.hidden, s_.intermediate));
         starts_.assign(s_.experts + 1, 0);
         for (int64_t choice = 0; choice < choices; ++choice) ++starts_[chosen_[choice] + 1];
@@ -349,16 +349,30 @@ class Rank {
         sorted_.resize(choices);
         auto next = starts_;
         for (int64_t choice = 0; choice < choices; ++choice) sorted_[next[chosen_[choice]]++] = choice;
-        expert_blocks_.clear();
-        for (int expert = 0; expert < s_.experts; ++expert)
-            for (int64_t first = starts_[expert]; first < starts_[expert + 1]; first += most)
-                expert_blocks_.push_back({expert, first, std::min(most, starts_[expert + 1] - first)});
+        for (int rank = 0; rank < s_.tensor; ++rank) {
+            const LayerWeights &own = layers_[rank * s_.layers + layer];
+            ExpertBlocks &blocks = expert_blocks_[rank] = {};
+            for (int expert = 0; expert < s_.experts; ++expert) {
+                const int64_t panels_in = panels_of(own.w1[expert]), panels_out = panels_of(own.w2[expert]);
+                if (panels_in + panels_out == 0) continue;
+                blocks.panels_in = panels_in, blocks.panels_out = panels_out; // the same of all that it has
+                for (int64_t first = starts_[expert]; first < starts_[expert + 1]; first += most)
+                    blocks.all.push_back({expert, first, std::min(most, starts_[expert + 1] - first)});
+            }
+        }
     }
 
     // Rows of one expert that are computed together: places in `sorted_`.
     struct ExpertBlock {
         int expert;
         int64_t first, rows;
+    };
+
+    // A tensor rank's, and how many panels of w1 and w3, and of w2, it has of each of their experts.
+    struct ExpertBlocks {
+        std::vector<ExpertBlock> all;
+        int64_t panels_in = 0, panels_out = 0;
+        int64_t tasks(int64_t panels) const { return static_cast<int64_t>(all.size()) * panels; }
     };
 
     // Where the inputs of a block are: `from` is the first row's, of the tokens or of their choices.
@@ -372,15 +386,16 @@ class Rank {
     void attend_and_expand(const LayerWeights &layer, int thread, bool experts) {
         Scratch &own = scratch_[thread];
         const int64_t groups = own.groups.size(), attentions = static_cast<int64_t>(tiles_.size()) * groups;
-        const int64_t panels = experts ? panels_of(layer.w1[0]) : 0;
-        team_.share_in_rank(thread, attentions + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
+        const ExpertBlocks &blocks = expert_blocks_[team_.rank_of(thread)];
+        const int64_t panels = blocks.panels_in;
+        team_.share_in_rank(thread, attentions + (experts ? blocks.tasks(panels) : 0), [&](int64_t index) {
             // The last rows of a prompt see the most keys: they begin.
             if (index < attentions) {
                 const auto heads = [&](int64_t index) { return Heads{&tiles_[tiles_.size() - 1 - index / groups], own.groups.begin + index % groups}; };
                 const Heads after = heads(std::min(index + 1, attentions - 1));
                 return attention_.attend(layer, heads(index), after, q_, sink_q_, attended_, own.attention);
             }
-            const ExpertBlock &block = expert_blocks_[(index - attentions) / panels];
+            const ExpertBlock &block = blocks.all[(index - attentions) / panels];
             gate(layer.w1[block.expert], layer.w3[block.expert], (index - attentions) % panels, rows_of(block, m_, hidden_, s_.chosen, own),
                  block.rows, thread, [&](int64_t row) { return expert_gated_ + sorted_[block.first + row] * inner_; },
                  [](int64_t, Target, __m256 value) { return value; });
@@ -390,9 +405,10 @@ class Rank {
     // The output projection of attention, and of the experts.
     void contract_and_project(const LayerWeights &layer, const float *x, int thread, bool experts) {
         const Tasks tasks = tasks_of(layer.o, step_->rows);
-        const int64_t panels = experts ? panels_of(layer.w2[0]) : 0;
+        const ExpertBlocks &blocks = expert_blocks_[team_.rank_of(thread)];
+        const int64_t panels = blocks.panels_out;
         Scratch &own = scratch_[thread];
-        team_.share_in_rank(thread, tasks.count() + (experts ? static_cast<int64_t>(expert_blocks_.size()) * panels : 0), [&](int64_t index) {
+        team_.share_in_rank(thread, tasks.count() + (experts ? blocks.tasks(panels) : 0), [&](int64_t index) {
             if (index < tasks.count()) {
                 product(layer.o, tasks, index, q_, attended_, thread, [&](int64_t row, int64_t at, __m256 value) {
                     const __m256 before = load(x + row * s_.hidden, at, s_.hidden);
@@ -400,7 +416,7 @@ class Rank {
                 });
                 return;
             }
-            const ExpertBlock &block = expert_blocks_[(index - tasks.count()) / panels];
+            const ExpertBlock &block = blocks.all[(index - tasks.count()) / panels];
             const int64_t panel = (index - tasks.count()) % panels;
             float *out = own.out.get(block.rows * LANES);
             const Matrix &w2 = layer.w2[block.expert];
@@ -438,7 +454,7 @@ class Rank {
     Clock::time_point since_;
     double seconds_[PARTS] = {};
     std::vector<int64_t> starts_, sorted_;
-    std::vector<ExpertBlock> expert_blocks_;
+    std::vector<ExpertBlocks> expert_blocks_; // by tensor rank
 };
 
 } // namespace arctic

@@ -58,14 +58,19 @@ class Panels:
         self._kept.append(tensor)
         return tensor.data_ptr()
 
-    def matrices(self, weight: Tensor, scale: Tensor | None = None, block: Block | None = None) -> list[Matrix]:
+    def matrices(
+        self, weight: Tensor, scale: Tensor | None = None, block: Block | None = None, *, owner: int | None = None
+    ) -> list[Matrix]:
         """Return a copy of a weight [N, K] for the compiled code: for each tensor rank, its range of panels.
 
-        Scales are those of outputs or blocks.
+        Scales are those of outputs or blocks. All panels are the `owner`'s, if there is one.
         """
         parts = len(self._arenas)
         count = -(-len(weight) // LANES)
-        firsts = [count * part // parts for part in range(parts + 1)]
+        if owner is None:
+            firsts = [count * part // parts for part in range(parts + 1)]
+        else:
+            firsts = [0] * (owner + 1) + [count] * (parts - owner)
         by_panel = None if scale is None or block is None else panel_scales(scale, block, len(weight))
         made = []
         for arena, (first, end) in zip(self._arenas, pairwise(firsts), strict=True):

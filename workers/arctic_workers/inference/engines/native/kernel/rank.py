@@ -53,8 +53,13 @@ class KernelRank:
         cache: PagedCache,
         threads: int,
         cpus: Sequence[Cpus] = (ANYWHERE,),
+        *,
+        whole_experts: bool = False,
     ) -> None:
-        """`cpus` has one for each tensor rank, of which there are at most as many as threads: where its threads run."""
+        """`cpus` has one for each tensor rank, of which there are at most as many as threads: where its threads run.
+
+        Ranks have a slice of each expert, or `whole_experts`.
+        """
         config = model.config
         self._code = code
         self._model = model
@@ -62,6 +67,7 @@ class KernelRank:
         self._vocabulary = config.vocab_size
         self._hidden = config.hidden_size
         self._tensor = len(cpus)
+        self._whole_experts = whole_experts
         self._panels = Panels(code, cpus)
         layers = model.layers
         parts = zip(*(self._layer(index, layer) for index, layer in layers.items()), strict=True)
@@ -159,11 +165,16 @@ class KernelRank:
         return made
 
     def _stack(self, module: nn.Module, name: str) -> list[list[Matrix]]:
-        """Return what each tensor rank has of each expert."""
+        """Return what each tensor rank has of each expert: of one that is a rank's own, the others have none."""
         weights = module.get_parameter(name)
         scales, block = getattr(module, f"{name}_scale", None), getattr(module, "block", None)
         made = [
-            self._panels.matrices(weight, None if scales is None else scales[expert], block)
+            self._panels.matrices(
+                weight,
+                None if scales is None else scales[expert],
+                block,
+                owner=expert * self._tensor // len(weights) if self._whole_experts else None,
+            )
             for expert, weight in enumerate(weights.detach())
         ]
         _forget(weights)
@@ -229,13 +240,16 @@ def _share_out(parts: Sequence[LayerWeights], name: str, values: Sequence[object
         setattr(part, name, value)
 
 
-def kernel_rank(model: ArcticModel, cache: PagedCache, threads: int, tensor: int) -> KernelRank | None:
-    """Return what runs a model's layers here, or None where torch has to."""
+def kernel_rank(
+    model: ArcticModel, cache: PagedCache, threads: int, tensor: int, *, whole_experts: bool
+) -> KernelRank | None:
+    """Return what runs a model's layers here, or None where torch has to. `whole_experts` is as in `KernelRank`."""
     code = library()
     if code is None:
         return None
     cpus = cpus_of_ranks(tensor, threads, os.sched_getaffinity(0))
     if tensor > 1:
         where = "have a NUMA node each" if all(cpus) else "run on any CPU: NUMA nodes don't match them"
-        log.info("%d tensor ranks share %d threads and %s", tensor, threads, where)
-    return KernelRank(code, model, cache, threads, cpus)
+        what = "has experts of its own" if whole_experts else "has a slice of each expert"
+        log.info("%d tensor ranks share %d threads and %s; each %s", tensor, threads, where, what)
+    return KernelRank(code, model, cache, threads, cpus, whole_experts=whole_experts)
