@@ -1,5 +1,5 @@
 // One call a step: the layers of one rank over a ragged batch, with paged keys and values. C++20, AVX2 and FMA;
-// compiled for AVX-512 too, where products have code of their own.
+// compiled for AVX-512 too, where products have code of their own and the other loops wider vectors.
 //
 // Bits of a row do not depend on other rows, on how a prompt is cut, or on the number of threads or tensor ranks.
 //
