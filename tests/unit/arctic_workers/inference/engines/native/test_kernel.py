@@ -194,6 +194,16 @@ def test_a_row_has_the_same_bits_in_any_pieces_company_and_threads(
             row += len(tokens)
 
 
+def test_rows_that_do_not_stay_near_together_have_the_same_bits() -> None:
+    """A prompt that fills the cache has more rows than are computed together, for each weight and for some experts."""
+    model, tokens = random_model(LONG, "fp8"), [place % 9 for place in range(16 * BLOCKS)]
+    whole = Part(0, tuple(tokens), tuple(range(BLOCKS)), None)
+    together = kernel(model, empty_cache(LONG, torch.bfloat16)).run([whole], None)
+    rank = kernel(model, empty_cache(LONG, torch.bfloat16))
+    pieces = [Part(start, tuple(tokens[start : start + 40]), whole.blocks, None) for start in range(0, len(tokens), 40)]
+    assert torch.equal(torch.cat([rank.run([piece], None) for piece in pieces]), together)
+
+
 @pytest.mark.parametrize("config", [EVEN, ODD], ids=["even", "odd"])
 @pytest.mark.parametrize("weights", ["fp8", "bf16", "fp32"])
 @pytest.mark.parametrize(("tensor", "threads"), [(2, 2), (2, 3), (3, 3), (3, 4)])

@@ -192,7 +192,7 @@ class Rank {
         int64_t count() const { return (rows + block - 1) / block * panels; }
     };
 
-    static Tasks tasks_of(const Matrix &matrix, int64_t rows) { return {rows, block_rows(matrix.inputs), panels_of(matrix)}; }
+    static Tasks tasks_of(const Matrix &matrix, int64_t rows) { return {rows, block_rows(matrix.inputs, rows), panels_of(matrix)}; }
 
     const float *const *rows_of(const float *x, int64_t stride, int64_t first, int64_t rows, Scratch &own) {
         own.rows.resize(rows);
@@ -342,7 +342,7 @@ class Rank {
 
     // Which choices each expert has, in blocks of rows, by the tensor ranks that have something of it; on one thread.
     void sort_by_expert(int64_t layer) {
-        const int64_t choices = step_->rows * s_.chosen, most = block_rows(std::max(s_.hidden, s_.intermediate));
+        const int64_t choices = step_->rows * s_.chosen;
         starts_.assign(s_.experts + 1, 0);
         for (int64_t choice = 0; choice < choices; ++choice) ++starts_[chosen_[choice] + 1];
         for (int expert = 0; expert < s_.experts; ++expert) starts_[expert + 1] += starts_[expert];
@@ -356,8 +356,8 @@ class Rank {
                 const int64_t panels_in = panels_of(own.w1[expert]), panels_out = panels_of(own.w2[expert]);
                 if (panels_in + panels_out == 0) continue;
                 blocks.panels_in = panels_in, blocks.panels_out = panels_out; // the same of all that it has
-                for (int64_t first = starts_[expert]; first < starts_[expert + 1]; first += most)
-                    blocks.all.push_back({expert, first, std::min(most, starts_[expert + 1] - first)});
+                const int64_t end = starts_[expert + 1], rows = block_rows(std::max(s_.hidden, s_.intermediate), end - starts_[expert]);
+                for (int64_t first = starts_[expert]; first < end; first += rows) blocks.all.push_back({expert, first, std::min(rows, end - first)});
             }
         }
     }

@@ -24,7 +24,7 @@
 
 namespace arctic {
 
-constexpr int64_t BLOCK_BYTES = 304 << 10; // inputs of a block of rows, which stay in the second cache: 64 and more of 1,024
+constexpr int64_t BLOCK_BYTES = 320 << 10; // inputs of a block of rows, which stay in the second cache
 
 // At least 2 rows, at most R, over one piece of a panel.
 template <Format F, bool FIRST, bool DECODED, int R = MOST_ROWS>
@@ -103,7 +103,6 @@ void panel(const uint8_t *w, const uint64_t *subnormals, const float *const *x, 
     }
 }
 
-
 // Mark the blocks of some panels in e4m3 that have subnormals: marks [panels, words], zeros before.
 inline void mark_subnormals(const uint8_t *w, int64_t panels, int64_t blocks, uint64_t *marks) {
     const __m256i zero = _mm256_setzero_si256(), exponent = _mm256_set1_epi8(0x78), places = _mm256_set1_epi8(0x07);
@@ -152,7 +151,11 @@ inline int64_t panels_of(const Matrix &matrix) { return padded(matrix.outputs) /
 // Which output of the whole weight a panel of a tensor rank's range begins with.
 inline int64_t output_of(const Matrix &matrix, int64_t p) { return (matrix.first + p) * LANES; }
 
-// Rows that are computed together, so that their inputs stay near.
-inline int64_t block_rows(int64_t inputs) { return std::max<int64_t>(12, BLOCK_BYTES / (padded(inputs) * 4) / 12 * 12); }
+// How many of some rows are computed together, so that their inputs stay near; what is over is shared out, as a row that is left
+// alone costs as much as many.
+inline int64_t block_rows(int64_t inputs, int64_t rows) {
+    const int64_t most = std::max<int64_t>(12, BLOCK_BYTES / (padded(inputs) * 4)), blocks = (rows + most - 1) / most;
+    return blocks ? (rows + blocks - 1) / blocks : most;
+}
 
 } // namespace arctic
