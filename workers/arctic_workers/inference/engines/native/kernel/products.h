@@ -18,13 +18,12 @@
 #endif
 
 #include <immintrin.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
 
 namespace arctic {
-
-constexpr int64_t BLOCK_BYTES = 320 << 10; // inputs of a block of rows, which stay in the second cache
 
 // At least 2 rows, at most R, over one piece of a panel.
 template <Format F, bool FIRST, bool DECODED, int R = MOST_ROWS>
@@ -151,10 +150,22 @@ inline int64_t panels_of(const Matrix &matrix) { return padded(matrix.outputs) /
 // Which output of the whole weight a panel of a tensor rank's range begins with.
 inline int64_t output_of(const Matrix &matrix, int64_t p) { return (matrix.first + p) * LANES; }
 
-// How many of some rows are computed together, so that their inputs stay near; what is over is shared out, as a row that is left
-// alone costs as much as many.
+// Bytes of inputs that stay in the second cache while weights go through it: half of it.
+inline int64_t near_bytes() {
+    static const int64_t cache = [] {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+        return static_cast<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE));
+#else
+        return int64_t{0};
+#endif
+    }();
+    return (cache > 0 ? cache : 512 << 10) / 2;
+}
+
+// How many of some rows are computed together, so that their inputs stay near: for those of each other block all weights are read
+// once more. What is over is shared out, as a row that is left alone costs as much as many.
 inline int64_t block_rows(int64_t inputs, int64_t rows) {
-    const int64_t most = std::max<int64_t>(12, BLOCK_BYTES / (padded(inputs) * 4)), blocks = (rows + most - 1) / most;
+    const int64_t most = std::max<int64_t>(12, near_bytes() / (padded(inputs) * 4)), blocks = (rows + most - 1) / most;
     return blocks ? (rows + blocks - 1) / blocks : most;
 }
 
