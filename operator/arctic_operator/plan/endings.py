@@ -75,7 +75,8 @@ def judge(
     if any(is_unexplained(pod, now) for pod in pods):
         return None
     if causes:
-        first = min(causes, key=lambda ending: (ending.time, not ending.counted))
+        # Times are whole seconds. In one second a crash comes first (its Job deletes the peers), consequences last.
+        first = min(causes, key=lambda ending: (ending.time, ending.reason in CONSEQUENCES, not ending.counted))
         told = (ending for ending in disruptions if ending.reason not in (INTERRUPTED, NODE_LOST, SUSPENDED))
         return next(told, first) if first.reason == INTERRUPTED else first
     if job.failed and len(pods) < spec.parallelism.nodes:
@@ -87,9 +88,19 @@ def judge(
 
 def is_unexplained(pod: Pod, now: datetime) -> bool:
     """Whether somebody has ended a pod, and it may yet be said who: until then its peers' word says nothing either."""
-    asked = pod.exit_code in TOLD_TO_END and pod.exit_reason != OUT_OF_MEMORY
-    asked = asked and not pod.disrupted and pod.delete_requested is None
+    asked = _was_told_to_end(pod) and not pod.disrupted and pod.delete_requested is None
     return pod.unexplained and asked and now - (pod.finished or now) < EXPLAINED_WITHIN
+
+
+def _was_told_to_end(pod: Pod) -> bool:
+    return pod.exit_code in TOLD_TO_END and pod.exit_reason != OUT_OF_MEMORY
+
+
+def _ended_by_deletion(pod: Pod) -> bool:
+    """A worker that has just begun ends in the second in which it is told to, and leaves no word."""
+    if pod.delete_requested is None or pod.finished is None:
+        return False
+    return pod.delete_requested < pod.finished or (pod.delete_requested == pod.finished and _was_told_to_end(pod))
 
 
 def _all_done(spec: ArcticTrainingSpec, pods: Sequence[Pod], job: Job) -> bool:
@@ -172,7 +183,7 @@ def _failures(pods: Sequence[Pod], nodes: Mapping[str, Node] | None, now: dateti
     """Ranks that lost a peer, or waited in vain, end with that word: where its node is silent that is the cause."""
     silent = next((pod for pod in pods if not pod.ended and is_silent(pod, nodes)), None)
     for pod in pods:
-        if pod.disrupted or (pod.delete_requested and pod.finished and pod.delete_requested < pod.finished):
+        if pod.disrupted or _ended_by_deletion(pod):
             continue
         if pod.exit_code not in UNCOUNTED_EXITS:
             report = report_of(pod)

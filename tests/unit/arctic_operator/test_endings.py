@@ -80,6 +80,28 @@ def test_a_peers_crash_after_a_deletion_is_the_deletions_doing(build):
     assert (ending.reason, ending.counted) == ("PodDeleted", False)
 
 
+@pytest.mark.parametrize("code", [137, 143])
+def test_a_worker_that_ends_in_the_second_of_its_deletion_is_not_charged(build, code):
+    """It has just begun, and does not know yet how to end in order."""
+    gone = build.pod(0, phase="Failed", exit_code=code, finished=build.seconds(1), delete_requested=build.seconds(1))
+    ending = judge(build.training().spec, JOB, [gone, build.pod(1)], None, build.seconds(9))
+    assert (ending.reason, ending.counted) == ("PodDeleted", False)
+    crashed = replace(gone, exit_code=1)
+    ending = judge(build.training().spec, JOB, [crashed, build.pod(1)], None, build.seconds(9))
+    assert (ending.reason, ending.counted) == ("WorkerFailed", True)
+
+
+def test_who_loses_a_peer_in_the_second_of_its_deletion_is_not_charged(build):
+    report = build.report("failed", reason="PeerLost", message="rank 0 is gone")
+    peer = build.pod(1, phase="Failed", exit_code=1, exit_message=report, finished=build.seconds(1))
+    gone = build.pod(0, delete_requested=build.seconds(1))
+    ending = judge(build.training().spec, JOB, [gone, peer], None, build.seconds(9))
+    assert (ending.reason, ending.counted) == ("PodDeleted", False)
+    crashed = build.pod(0, phase="Failed", exit_code=1, finished=build.seconds(1))
+    ending = judge(build.training().spec, JOB, [crashed, peer], None, build.seconds(9))
+    assert (ending.reason, ending.counted) == ("WorkerFailed", True)
+
+
 def test_a_deletion_after_a_peers_crash_is_the_crashs_doing(build):
     crashed = build.pod(0, phase="Failed", exit_code=1, finished=build.seconds(1))
     swept = build.pod(1, delete_requested=build.seconds(2))

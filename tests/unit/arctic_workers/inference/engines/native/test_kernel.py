@@ -195,7 +195,7 @@ def test_a_row_has_the_same_bits_in_any_pieces_company_and_threads(
 
 
 def test_rows_that_do_not_stay_near_together_have_the_same_bits() -> None:
-    """A prompt that fills the cache has more rows than are computed together, where the second cache has up to 2 MiB."""
+    """A prompt that fills the cache has more rows than are computed together where the second cache has 2 MiB."""
     model, tokens = random_model(LONG, "fp8"), [place % 9 for place in range(16 * BLOCKS)]
     whole = Part(0, tuple(tokens), tuple(range(BLOCKS)), None)
     together = kernel(model, empty_cache(LONG, torch.bfloat16)).run([whole], None)
