@@ -40,6 +40,7 @@ def group(name: str, **metadata: Any) -> dict[str, Any]:
 
 
 DONE = training(state="Succeeded", export={"uri": "file:///x"})
+CRASH = {"number": 1, "reason": "Crash", "message": "exit code 1", "counted": True}
 
 
 @pytest.mark.parametrize(
@@ -51,8 +52,8 @@ DONE = training(state="Succeeded", export={"uri": "file:///x"})
         ([(training(), []), (training(attempt=1), [])], ["the attempt of u fell to 1"]),
         ([(DONE, []), (training(), [])], ["u had succeeded, and is Running"]),
         ([(training(state="Succeeded"), [])], ["u succeeded without an export"]),
-        ([(training(attempts=[{"reason": "Crash", "counted": True}]), [])], ["u was charged for Crash"]),
-        ([(training(attempts=[{"reason": "PodDeleted", "counted": False}]), [])], []),
+        ([(training(attempts=[CRASH]), [])], ["u was charged for attempt 1, Crash: exit code 1"]),
+        ([(training(attempts=[CRASH | {"counted": False}]), [])], []),
         ([(training(), [group("a"), group("a"), group("b"), group("c")])], []),
         ([(training(), [group("a"), group("b"), group("c"), group("d", deletionTimestamp="now")])], []),
         ([(training(), [group("a"), group("b"), group("c"), group("d")])], ["service s has groups a, b, c, d at once"]),

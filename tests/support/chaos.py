@@ -101,8 +101,9 @@ class Invariants:
             self._succeeded.add(uid)
             self._hold("export" in status, f"{uid} succeeded without an export")
         # All faults are the infrastructure's: none may bring a training nearer to its limit.
-        counted = [ending["reason"] for ending in status.get("attempts") or [] if ending["counted"]]
-        self._hold(not counted, f"{uid} was charged for {', '.join(counted)}")
+        for ending in status.get("attempts") or []:
+            why = f"attempt {ending['number']}, {ending['reason']}: {ending['message']}"
+            self._hold(not ending["counted"], f"{uid} was charged for {why}")
 
     def _hold(self, true: bool, otherwise: str) -> None:
         if not true and otherwise not in self.violations:
