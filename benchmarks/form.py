@@ -74,6 +74,19 @@ def in_alternation(rounds: int, measures: Mapping[str, Callable[[], float]]) -> 
     return taken
 
 
+def repeated(measure: Callable[[], float], seconds: float = 3.0) -> Callable[[], float]:
+    """Return a measure that takes one again and again for so long, and gives the median: one may be over too soon."""
+
+    def take() -> float:
+        end = time.monotonic() + seconds
+        values = [measure()]
+        while time.monotonic() < end:
+            values.append(measure())
+        return statistics.median(values)
+
+    return take
+
+
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Return the median of the rounds' ratios: a machine that slows down for a while slows both of a round."""
     return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))

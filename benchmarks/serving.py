@@ -18,7 +18,17 @@ from pathlib import Path
 from arctic_model.config import ArcticConfig
 from arctic_workers.control.cores import available_cores
 from benchmarks.compiled import ReadCeiling
-from benchmarks.form import arguments, finish, in_alternation, note, print_table, ratio, spread, wait_for_quiet
+from benchmarks.form import (
+    arguments,
+    finish,
+    in_alternation,
+    note,
+    print_table,
+    ratio,
+    repeated,
+    spread,
+    wait_for_quiet,
+)
 from benchmarks.models import imported_gguf, imported_model, prompts, random_gguf, random_model
 from benchmarks.native import InProcess, group_of, served
 from benchmarks.peers import Peer, llama_cpp, vllm
@@ -59,10 +69,10 @@ def main() -> None:
         note(f"llama.cpp is fastest with {threads} threads")
         measures: dict[str, Callable[[], float]] = {"ceiling": ceiling.measure}
         for batch in BATCHES:
-            measures[f"native {batch}"] = partial(engine.decode, asked[:batch], TOKENS)
-            measures[f"llama.cpp {batch}"] = partial(peer.decode, batch, threads)
+            measures[f"native {batch}"] = repeated(partial(engine.decode, asked[:batch], TOKENS))
+            measures[f"llama.cpp {batch}"] = repeated(partial(peer.decode, batch, threads))
             if batch in OVER_HTTP:
-                measures[f"http {batch}"] = partial(service.decode, asked[:batch], TOKENS)
+                measures[f"http {batch}"] = repeated(partial(service.decode, asked[:batch], TOKENS))
             if others and batch in AGAINST_VLLM:
                 measures[f"vLLM {batch}"] = partial(others.decode, batch, cores)
         measures["native prefill"] = lambda: engine.prefill(long)
@@ -92,8 +102,8 @@ class RealModel:
         """Return what is measured of it."""
         threads = tuned_threads(lambda count: self.peer.decode(1, count), cores)
         return {
-            "native imported": lambda: self.engine.decode(_asked_of_real(self.config), TOKENS),
-            "llama.cpp imported": lambda: self.peer.decode(1, threads),
+            "native imported": repeated(partial(self.engine.decode, _asked_of_real(self.config), TOKENS)),
+            "llama.cpp imported": repeated(partial(self.peer.decode, 1, threads)),
         }
 
 
