@@ -410,7 +410,7 @@ def job_of(manifest: Manifest) -> Job:
     return Job(
         name=metadata["name"],
         uid=metadata["uid"],
-        attempt=int(noted_number(metadata["labels"], Label.ATTEMPT)),
+        attempt=attempt_of(manifest) or 0,
         generation=int(noted_number(annotations, GENERATION_ANNOTATION)),
         revision=annotations.get(REVISION_ANNOTATION, ""),
         deleting="deletionTimestamp" in metadata,
