@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 20.0
 BLIND_AFTER = 60.0
-"""Seconds that a heartbeat may be written and not seen; an API server that is away writes none."""
+"""Seconds that a heartbeat may be written and not seen."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -49,24 +49,28 @@ class Heartbeat:
             await asyncio.sleep(BEAT_SECONDS)
 
     async def beat(self) -> None:
-        """Write one; only a write that succeeded is waited for."""
-        now = micro_time(datetime.now(UTC))
-        await self._cluster.apply_own(
-            {
-                "apiVersion": "coordination.k8s.io/v1",
-                "kind": "Lease",
-                "metadata": {
-                    "name": self.name,
-                    "namespace": self._namespace,
-                    "labels": {Label.MANAGED.value: "true"},
-                    **await self._install.owners(self._namespace),
-                },
-                "spec": {"holderIdentity": self._pod, "renewTime": now},
-            }
-        )
-        self._awaited = now
+        """Write one. While none can be written, the API server is away and its watches are: none is waited for."""
+        # Waited for before it is written: the watch may show it before the write is answered.
+        self._awaited = now = micro_time(datetime.now(UTC))
         if self._unseen_since is None:
             self._unseen_since = self._clock()
+        try:
+            await self._cluster.apply_own(
+                {
+                    "apiVersion": "coordination.k8s.io/v1",
+                    "kind": "Lease",
+                    "metadata": {
+                        "name": self.name,
+                        "namespace": self._namespace,
+                        "labels": {Label.MANAGED.value: "true"},
+                        **await self._install.owners(self._namespace),
+                    },
+                    "spec": {"holderIdentity": self._pod, "renewTime": now},
+                }
+            )
+        except ApiError:
+            self._unseen_since = None
+            raise
 
     def seen(self, manifest: Manifest) -> None:
         """Take what the watch shows of Leases; another pod's beat proves as well that it works."""

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
+from http import HTTPStatus
 from random import uniform
 
 from arctic_operator.cluster import CHILD_KINDS, ApiError, Cluster
@@ -63,7 +64,7 @@ class _Watch:
     async def run(self) -> None:
         waits = iter(EndlessBackoff())
         while True:
-            began = time.monotonic()
+            began, known, relist = time.monotonic(), self._version, False
             try:
                 if not self._version:
                     await self._list()
@@ -72,6 +73,10 @@ class _Watch:
                 log.warning("the watch of %s has ended, and is begun anew: %s", self._kind, error)
                 # Who was not reached is asked for what came since; who refuses may have forgotten that, or lost it.
                 self._version = 0 if error.code else self._version
+                # An API server that has come back has forgotten: it is there, and what is new is not known yet.
+                relist = bool(known) and error.code == HTTPStatus.GONE
+            if relist:
+                continue
             if time.monotonic() - began > EARLY:
                 waits = iter(EndlessBackoff())
             else:

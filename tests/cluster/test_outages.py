@@ -138,7 +138,7 @@ def test_an_api_server_that_was_away_restarts_nothing_and_all_catches_up(
     assert objects.restarts("tiny") == before
     # Its pod may be a new one: kubelets come back up to a minute after the API server, and it waits for no lost node.
     for pod, counts in restarts(operators(objects.cluster)).items():
-        assert counts == operating.get(pod, [0])
+        assert counts == operating.get(pod, [0]), objects.cluster.kubectl("describe", "pods", *OPERATOR[:2])
 
 
 def answers(cluster: Cluster) -> bool:

@@ -138,6 +138,19 @@ async def test_what_the_api_server_has_forgotten_is_listed_anew():
     assert server.lists == 2
 
 
+async def test_what_is_forgotten_is_listed_without_a_wait_unless_it_has_just_been_listed(monkeypatch):
+    waits = []
+    monkeypatch.setattr(watches, "EndlessBackoff", lambda: iter(lambda: waits.append(1) or 0.01, None))
+    server = Server([3], [("LAST", 110), ("FORGOTTEN", 120), ("MODIFIED", 130)])
+    async with watching(server) as shown:
+        await told(shown, 4)
+    ended, server = len(waits), Server([3], [("FORGOTTEN", 110), ("MODIFIED", 130)])
+    assert ended == 1  # after LAST alone
+    async with watching(server) as shown:
+        await told(shown, 3)
+    assert len(waits) == ended + 1
+
+
 async def test_a_connection_that_tells_nothing_is_given_up(monkeypatch):
     monkeypatch.setattr(watches, "FOLLOW_SECONDS", (0, 0))
     monkeypatch.setattr(module, "REQUEST_SECONDS", 0.2)
