@@ -461,7 +461,7 @@ def group_set_of(manifest: Manifest) -> GroupSet:
         name=metadata["name"],
         uid=metadata["uid"],
         generation=int(noted_number(annotations, GENERATION_ANNOTATION)),
-        revision=metadata["labels"][Label.REVISION],
+        revision=metadata["labels"].get(Label.REVISION, ""),
         size=size,
         specification=annotations.get(REVISION_ANNOTATION, ""),
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
@@ -484,7 +484,7 @@ def pod_of(manifest: Manifest) -> Pod:
     scheduled, ready = conditions.get("PodScheduled", {}), conditions.get("Ready", {})
     disruption = conditions.get("DisruptionTarget", {})
     disrupted = disruption.get("status") == "True"
-    index = labels.get(POD_INDEX_LABEL) or metadata.get("annotations", {}).get(COMPLETION_INDEX) or 0
+    index = noted_number(labels, POD_INDEX_LABEL) or noted_number(metadata.get("annotations", {}), COMPLETION_INDEX)
     phase = status.get("phase", "Pending")
     at_its_end = manifest.get("spec", {}).get("restartPolicy") == "Never" and "terminated" in state
     return Pod(

@@ -2,7 +2,16 @@
 
 import pytest
 
-from arctic_operator.observed import Owner, attempt_of, group_set_of, is_news, job_of, pod_of
+from arctic_operator.observed import (
+    COMPLETION_INDEX,
+    POD_INDEX_LABEL,
+    Owner,
+    attempt_of,
+    group_set_of,
+    is_news,
+    job_of,
+    pod_of,
+)
 
 
 def raw_pod(**metadata):
@@ -70,3 +79,11 @@ def test_a_number_that_somebody_has_edited_into_none_is_as_if_it_had_not_been_no
     group = group_set_of(child | {"kind": "StatefulSet", "spec": {"replicas": 2}})
     assert (group.generation, group.size, group.draining_since) == (0, 2, None)
     assert (pod_of(child).attempt, attempt_of(raw_pod())) == (0, None)
+    for place, name in (("labels", POD_INDEX_LABEL), ("annotations", COMPLETION_INDEX)):
+        assert pod_of(raw_pod(**{place: {name: edited}})).index == 0
+        assert pod_of(raw_pod(**{place: {name: "3"}})).index == 3
+
+
+def test_a_group_whose_revision_somebody_has_taken_off_is_of_none():
+    group = raw_pod(labels={}) | {"kind": "StatefulSet", "spec": {"replicas": 2}}
+    assert group_set_of(group).revision == ""
