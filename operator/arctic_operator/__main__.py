@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+from functools import partial
 from typing import Any
 
 import kopf
@@ -59,6 +60,8 @@ class Operator:
         inventory = Inventory(self._cache, lambda: self._lease.leading, self._reconciler.waiting)
         self._health = Health(self._heartbeat, self._missing_watchers, inventory, settings.metrics_port)
         QUEUE_DEPTH.set_function(self._queue.__len__)
+        for kind in CUSTOM_KINDS:
+            OBJECTS.labels(kind).set_function(partial(self._cache.count, kind))
 
     async def run(self) -> None:
         """Run until told to stop by a signal; what fails for good ends the process."""
@@ -151,9 +154,9 @@ class Operator:
         if what == "Node":
             self._on_node(manifest["metadata"]["name"])
             return
-        if what in CUSTOM_KINDS:
-            OBJECTS.labels(what).set(self._cache.count(what))
-        key = key_of(manifest)
+        key, before_key = key_of(manifest), before and key_of(before)
+        if before_key and before_key != key:
+            self._queue.add(before_key)
         if key is None:
             return
         if what == "Pod" and kind != "DELETED" and is_pending(manifest):

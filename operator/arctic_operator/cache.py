@@ -1,5 +1,6 @@
 """What the watches have shown, in memory: objects by kind and uid, and whose children they are. No I/O."""
 
+import math
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
@@ -50,7 +51,8 @@ def owner_of(manifest: Manifest) -> Key | None:
     metadata = manifest["metadata"]
     labels = metadata.get("labels", {})
     kind, name = labels.get(Label.KIND), labels.get(Label.NAME)
-    return Key(kind, metadata["namespace"], name) if kind in CUSTOM_KINDS and name else None
+    namespace = metadata.get("namespace")  # which a node has none of, whatever its labels say
+    return Key(kind, namespace, name) if kind in CUSTOM_KINDS and name and namespace else None
 
 
 def slim(manifest: Manifest) -> Manifest:
@@ -92,20 +94,21 @@ class Cache:
         self._children: dict[str, set[tuple[str, str]]] = defaultdict(set)
         self._owners: dict[Key, set[str]] = defaultdict(set)
         self._custom: dict[Key, str] = {}
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, float] = OrderedDict()
+        """Versions up to which what was removed is not told of any more."""
 
     def put(self, manifest: Manifest) -> bool:
         """Keep an object unless a newer state of it, or its deletion, is known; tell whether it was news."""
         kind, metadata = manifest["kind"], manifest["metadata"]
         uid = metadata["uid"]
-        if uid in self._gone:
+        if not self.is_behind(manifest):
             return False
-        known = self._objects[kind].get(uid)
-        if known and version_of(known) >= version_of(manifest):
-            return False
+        if known := self._objects[kind].get(uid):
+            self._forget_child(known)
+        self._gone.pop(uid, None)
         self._objects[kind][uid] = shared(slim(manifest))
         if kind in CUSTOM_KINDS:
-            self._custom[Key(kind, metadata["namespace"], metadata["name"])] = uid
+            self._name(Key(kind, metadata["namespace"], metadata["name"]), manifest)
         owner = metadata.get("labels", {}).get(Label.UID)
         if owner:
             self._children[owner].add((kind, uid))
@@ -113,14 +116,23 @@ class Cache:
                 self._owners[key].add(owner)
         return True
 
-    def remove(self, manifest: Manifest) -> None:
-        """Forget an object for good."""
+    def _name(self, key: Key, manifest: Manifest) -> None:
+        """Let a name mean an object, unless it means a newer one: a late watch tells of the one before it too."""
+        named = self.custom(key)
+        if named is None or version_of(named) <= version_of(manifest):
+            self._custom[key] = manifest["metadata"]["uid"]
+
+    def remove(self, manifest: Manifest, version: int = 0) -> None:
+        """Forget an object for good, as of a version, if that is newer than the object's own.
+
+        A child whose labels are taken off is as good as gone, and comes back with them, newer than it went.
+        """
         kind, uid = manifest["kind"], manifest["metadata"]["uid"]
-        self._gone[uid] = None
+        known = self._objects[kind].pop(uid, None) or manifest
+        self._gone[uid] = math.inf if kind in CUSTOM_KINDS else max(version, *map(version_of, (known, manifest)))
         if len(self._gone) > REMEMBERED_DELETIONS:
             self._gone.popitem(last=False)
-        known = self._objects[kind].pop(uid, None) or manifest
-        self._forget_child(known["metadata"].get("labels", {}).get(Label.UID), kind, uid)
+        self._forget_child(known)
         key = key_of(known)
         if kind in CUSTOM_KINDS and key and self._custom.get(key) == uid:
             del self._custom[key]
@@ -130,13 +142,21 @@ class Cache:
         for manifest in list(self.children(owner, kind)):
             uid = manifest["metadata"]["uid"]
             del self._objects[kind][uid]
-            self._forget_child(owner, kind, uid)
+            self._forget_child(manifest)
 
-    def _forget_child(self, owner: str | None, kind: str, uid: str) -> None:
-        if owner in self._children:
-            self._children[owner].discard((kind, uid))
-            if not self._children[owner]:
-                del self._children[owner]
+    def _forget_child(self, manifest: Manifest) -> None:
+        """Forget whose child an object is, as it was seen last."""
+        owner, key = manifest["metadata"].get("labels", {}).get(Label.UID), owner_of(manifest)
+        if owner not in self._children:
+            return
+        self._children[owner].discard((manifest["kind"], manifest["metadata"]["uid"]))
+        if self._children[owner]:
+            return
+        del self._children[owner]
+        if key in self._owners:
+            self._owners[key].discard(owner)
+            if not self._owners[key]:
+                del self._owners[key]
 
     def replace_children(self, owner: str, kind: str, listing: Listing) -> None:
         """Set the children of a kind to what a list has shown."""
@@ -153,14 +173,14 @@ class Cache:
             and namespace in ("", manifest["metadata"]["namespace"])
         ]
         for manifest in gone:
-            self.remove(manifest)
+            self.remove(manifest, listing.version)
         return gone
 
     def is_behind(self, manifest: Manifest) -> bool:
         """Whether a newer state of an object than is known is there, of which its metadata will do."""
         uid = manifest["metadata"]["uid"]
         known = self._objects[manifest["kind"]].get(uid)
-        return uid not in self._gone and (known is None or version_of(known) < version_of(manifest))
+        return version_of(manifest) > (version_of(known) if known else self._gone.get(uid, -1))
 
     def replace_all(self, kind: str, listing: Listing) -> None:
         """Set all objects of a kind that has no owners."""
@@ -171,7 +191,7 @@ class Cache:
         listed = {manifest["metadata"]["uid"] for manifest in listing.items}
         for manifest in list(known):
             if manifest["metadata"]["uid"] not in listed and version_of(manifest) <= listing.version:
-                self.remove(manifest)
+                self.remove(manifest, listing.version)
         for manifest in listing.items:
             self.put(manifest)
 
@@ -197,11 +217,8 @@ class Cache:
 
     def children_of_others(self, key: Key, owner: str) -> Iterator[Manifest]:
         """Return the children of objects that had an object's name before it: all but those of `owner`."""
-        owners = self._owners.get(key, set())
-        for other in owners - {owner}:
+        for other in self._owners.get(key, set()) - {owner}:
             yield from self.children(other)
-            if other not in self._children:
-                owners.discard(other)
 
     def all(self, kind: str) -> Iterator[Manifest]:
         """Return all objects of a kind."""

@@ -1,7 +1,7 @@
 import json
 
 from arctic_api.world import Label
-from arctic_operator.cache import Cache, Key, Listing, slim
+from arctic_operator.cache import Cache, Key, Listing, owner_of, slim
 
 
 def custom(uid="u1", version="1", name="tiny"):
@@ -36,6 +36,54 @@ def test_an_answer_that_comes_after_the_deletion_does_not_bring_an_object_back()
     cache.remove(child("p1", version="3"))
     assert not cache.put(child("p1", version="2"))
     assert list(cache.children("u1")) == []
+
+
+def test_a_child_whose_labels_are_taken_off_and_put_on_again_is_there_again():
+    for gone in (
+        lambda c: c.remove(child("p1", version="3")),
+        lambda c: c.replace_children("u1", "Pod", Listing([], 3)),
+    ):
+        cache = Cache()
+        cache.put(child("p1"))
+        gone(cache)
+        assert not cache.is_behind(child("p1", version="3"))
+        assert cache.is_behind(child("p1", version="4"))
+        assert cache.put(child("p1", version="4"))
+        assert len(list(cache.children("u1"))) == 1
+
+
+def test_a_child_that_is_given_to_another_owner_is_the_others_until_it_is_gone():
+    cache = Cache()
+    cache.put(child("p1"))
+    cache.put(child("p1", version="2", owner="u2"))
+    assert list(cache.children("u1")) == []
+    assert [c["metadata"]["uid"] for c in cache.children_of_others(KEY, "u1")] == ["p1"]
+    cache.remove(child("p1", version="3", owner="u2"))
+    assert [*cache.children("u1"), *cache.children("u2"), *cache.children_of_others(KEY, "u1")] == []
+
+
+def test_a_watch_that_is_late_does_not_hide_an_object_behind_the_one_before_it():
+    cache = Cache()
+    cache.put(custom("u2", "30"))
+    cache.put(custom("u1", "10"))
+    cache.remove(custom("u1", "20"))
+    assert cache.custom(KEY)["metadata"]["uid"] == "u2"
+    assert [key for key, _ in cache.customs()] == [KEY]
+
+
+def test_nothing_is_kept_of_owners_that_are_gone_with_their_children():
+    cache = Cache()
+    for number in range(10):
+        cache.put(child("p1", version=str(3 * number + 1), owner=f"u{number}"))
+        cache.remove(child("p1", version=str(3 * number + 2), owner=f"u{number}"))
+    assert (len(cache._owners), len(cache._children)) == (0, 0)
+
+
+def test_a_node_is_nobodys_child_whatever_its_labels_say():
+    cache, labelled = Cache(), node("n0", "1")
+    labelled["metadata"]["labels"] = child("p1")["metadata"]["labels"]
+    assert cache.put(labelled)
+    assert owner_of(labelled) is None
 
 
 def test_an_object_made_again_under_the_same_name_is_another_one():
