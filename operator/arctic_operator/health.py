@@ -37,7 +37,9 @@ class Heartbeat:
         # One for all pods of an install: those of pods that are gone would stay.
         self.name = f"{settings.lease_name}-heartbeat"
         self._unseen_since: float | None = None
+        """When the oldest was written that has not come back, moved on by the time in which none could be written."""
         self._awaited = ""
+        self._answered = 0.0
 
     async def run(self) -> None:
         """Beat for ever."""
@@ -49,11 +51,11 @@ class Heartbeat:
             await asyncio.sleep(BEAT_SECONDS)
 
     async def beat(self) -> None:
-        """Write one. While none can be written, the API server is away and its watches are: none is waited for."""
-        # Waited for before it is written: the watch may show it before the write is answered.
-        self._awaited = now = micro_time(datetime.now(UTC))
+        """Write one. The time in which none can be written does not count: an API server that is away shows nothing."""
+        now = micro_time(datetime.now(UTC))
         if self._unseen_since is None:
-            self._unseen_since = self._clock()
+            # Before it is written: the watch may show it before the write is answered.
+            self._awaited, self._unseen_since, self._answered = now, self._clock(), self._clock()
         try:
             await self._cluster.apply_own(
                 {
@@ -69,8 +71,13 @@ class Heartbeat:
                 }
             )
         except ApiError:
-            self._unseen_since = None
+            if self._awaited == now:
+                self._unseen_since = None
+            elif self._unseen_since is not None:
+                self._unseen_since += self._clock() - self._answered
             raise
+        finally:
+            self._answered = self._clock()
 
     def seen(self, manifest: Manifest) -> None:
         """Take what the watch shows of Leases; another pod's beat proves as well that it works."""
