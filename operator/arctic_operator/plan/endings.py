@@ -15,6 +15,8 @@ NODE_LOST, POD_LOST, INTERRUPTED = "NodeLost", "PodLost", "Interrupted"
 BY_KUBELET, EVICTED = "TerminationByKubelet", "Evicted"
 TOLD_TO_END = frozenset({ExitCode.INTERRUPTED, 128 + 9, 128 + 15})
 """Exit codes of workers that somebody has ended: SIGKILL's and SIGTERM's among them."""
+START_ERROR, CALLED_OFF = "StartError", "context canceled"
+"""How a container ends whose start was called off: its pod is to go, or its kubelet went."""
 EXPLAINED_WITHIN = timedelta(seconds=3)
 """A kubelet that evicts a pod says so a moment after the worker's end, with the pod's last phase."""
 LESS_MEMORY = "raise resources.limits.memory, or lower batch.microBatchSize or the stage's sequenceLength"
@@ -185,7 +187,9 @@ def _failures(pods: Sequence[Pod], nodes: Mapping[str, Node] | None, now: dateti
     for pod in pods:
         if pod.disrupted or _ended_by_deletion(pod):
             continue
-        if pod.exit_code not in UNCOUNTED_EXITS:
+        if pod.exit_reason == START_ERROR and CALLED_OFF in pod.exit_message:
+            yield Ending(INTERRUPTED, exit_of(pod), pod.finished or now)
+        elif pod.exit_code not in UNCOUNTED_EXITS:
             report = report_of(pod)
             if silent and report and report.reason in CONSEQUENCES:
                 yield _node_lost(silent, nodes, pod.finished or now)

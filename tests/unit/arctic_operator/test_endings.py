@@ -253,6 +253,22 @@ def test_a_worker_of_whose_end_nothing_more_is_said_is_judged_soon(build, exit_c
     assert judge(build.training().spec, JOB, [build.pod(0), pod], None, build.seconds(8)).reason == reason
 
 
+@pytest.mark.parametrize(
+    ("said", "deleted", "reason", "counted"),
+    [
+        ("failed to start containerd task: context canceled", False, "Interrupted", False),
+        ("failed to create shim task: context canceled: unknown", True, "PodDeleted", False),
+        ('exec: "trian": executable file not found in $PATH', False, "WorkerFailed", True),
+    ],
+)
+def test_a_worker_whose_start_was_called_off_has_not_failed(build, said, deleted, reason, counted):
+    """As when its pod is deleted, or its kubelet ends, in the moment in which it begins."""
+    when = {"delete_requested": build.seconds(5)} if deleted else {}
+    end = {"exit_code": 128, "exit_reason": "StartError", "exit_message": said, "finished": build.seconds(5)}
+    ending = judge(build.training().spec, JOB, [build.pod(0), build.pod(1, **end, **when)], None, build.seconds(9))
+    assert (ending.reason, ending.counted) == (reason, counted)
+
+
 @pytest.mark.parametrize("exit_code", [1, 139])
 def test_a_crash_is_judged_at_once(build, exit_code):
     pod = build.pod(1, phase="Failed", exit_code=exit_code, finished=build.seconds(5), unexplained=True)
