@@ -89,9 +89,19 @@ class Routing(StrEnum):
     OFF = "off"
 
 
+LONGEST_INDEX = 9
+"""Digits of a group's number: a name with more is none that was given."""
+
+
 def group_index(name: str) -> int:
-    """Return the number of an inference group from its name, which ends with it."""
-    return int(name.rpartition("-g")[2])
+    """Return the number of an inference group from its name, which ends with it; -1 for a name of none."""
+    number = name.rpartition("-g")[2]
+    return int(number) if number.isdecimal() and len(number) <= LONGEST_INDEX else -1
+
+
+def revision_in(name: str) -> str:
+    """Return the revision of an inference group from its name: nobody can edit that. Empty for a name of none."""
+    return name.rpartition("-g")[0].rpartition("-")[2]
 
 
 CHECKPOINT_REQUEST = "arctic.dev/checkpoint-request"

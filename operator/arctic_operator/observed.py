@@ -1,6 +1,5 @@
 """What is read from the cluster, reduced to what planning needs: frozen values, and pure functions that make them."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -12,7 +11,7 @@ from arctic_api.common import BaseWeights, Resource
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
 from arctic_api.training import KIND as TRAINING_KIND
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, CheckpointRequest
-from arctic_api.world import Label, Routing
+from arctic_api.world import Label, Routing, revision_in
 from arctic_operator.live import Live
 
 Manifest = Mapping[str, Any]
@@ -218,7 +217,7 @@ class Pod:
     node: str = ""
     ip: str = ""
     ready_since: datetime | None = None
-    routing: str = Routing.ON
+    routing: Routing = Routing.ON
     delete_requested: datetime | None = None
     grace_seconds: int = 0
     """What a pod that is being deleted gets to end."""
@@ -348,16 +347,25 @@ def parse_time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
 
 
+BEYOND = 1e15
+"""More than any number that this operator writes, of attempts, generations, pods, hours or dollars."""
+
+
+def number_of(text: str | None) -> float:
+    """Return a number that this operator wrote; 0 for none, or for what somebody made of it."""
+    try:
+        number = float(text or 0)
+    except ValueError:
+        return 0.0
+    return number if 0 <= number < BEYOND else 0.0
+
+
 def noted_number(notes: Mapping[str, str], name: str) -> float:
     """Return a number that this operator noted on a child; 0 where there is none, or somebody made no number of it.
 
     Annotations and labels are anybody's to edit, and one child's must not end the planning of an object.
     """
-    try:
-        number = float(notes.get(name, 0))
-    except ValueError:
-        return 0.0
-    return number if 0 <= number < math.inf else 0.0
+    return number_of(notes.get(name))
 
 
 def noted_time(notes: Mapping[str, str], name: str) -> datetime | None:
@@ -454,6 +462,8 @@ def group_set_of(manifest: Manifest) -> GroupSet:
     annotations = metadata.get("annotations", {})
     if kind == LEADER_WORKER_SET:
         size = spec["leaderWorkerTemplate"]["size"]
+    elif metadata.get("generation") == 1:  # nobody has scaled it, whatever is noted
+        size = max(1, spec["replicas"])
     else:  # which earlier releases did not note
         size = int(noted_number(annotations, SIZE_ANNOTATION)) or max(1, spec["replicas"])
     made = GroupSet(
@@ -461,7 +471,7 @@ def group_set_of(manifest: Manifest) -> GroupSet:
         name=metadata["name"],
         uid=metadata["uid"],
         generation=int(noted_number(annotations, GENERATION_ANNOTATION)),
-        revision=metadata["labels"].get(Label.REVISION, ""),
+        revision=revision_in(metadata["name"]),
         size=size,
         specification=annotations.get(REVISION_ANNOTATION, ""),
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
@@ -499,7 +509,7 @@ def pod_of(manifest: Manifest) -> Pod:
         node=manifest.get("spec", {}).get("nodeName", ""),
         ip=status.get("podIP", ""),
         ready_since=parse_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
-        routing=labels.get(Label.ROUTING, Routing.ON),
+        routing=_routing_of(labels.get(Label.ROUTING)),
         delete_requested=_delete_requested(metadata),
         grace_seconds=metadata.get("deletionGracePeriodSeconds") or 0,
         disrupted=parse_time(disruption.get("lastTransitionTime")) if disrupted else None,
@@ -568,6 +578,11 @@ def _mishap(container: Manifest) -> Trouble | None:
         lines = [line.strip() for line in ended.get("message", "").splitlines() if line.strip()]
         told.append(f"{name} exited with code {code}{f': {lines[-1]}' if lines else ''}")
     return Trouble(held or ended.get("reason") or "Error", "; ".join(told))
+
+
+def _routing_of(label: str | None) -> Routing:
+    """Return which requests a leader gets; what is said of none, or what somebody has edited, is as it is made."""
+    return Routing(label) if label in frozenset(Routing) else Routing.ON
 
 
 def _controller(metadata: Manifest) -> Owner | None:

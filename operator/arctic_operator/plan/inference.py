@@ -206,7 +206,7 @@ def _beyond(groups: Sequence[Group], number: int) -> list[Group]:
     return ordered[: max(0, len(groups) - number)]
 
 
-def _routing(group: Group) -> str:
+def _routing(group: Group) -> Routing:
     leader = _leader(group)
     return leader.routing if leader else Routing.OFF
 
@@ -371,7 +371,7 @@ def _due_routing(group: Group, canary: Canary | None) -> Routing:
     """
     if canary:
         return Routing.ON if group.set.revision == canary.stable.name else Routing.CANARY
-    return Routing.ON if group.fresh else Routing(_routing(group))
+    return Routing.ON if group.fresh else _routing(group)
 
 
 def _told_to_read(seen: InferenceSeen, namespace: str, share: int, hold: int) -> Iterable[Mark]:

@@ -17,7 +17,16 @@ from arctic_api.training import (
 )
 from arctic_api.world import Report, SourceReport
 from arctic_operator.live import Live, Phase, SourceSeen, TrainingObservation
-from arctic_operator.observed import INVALID_SPEC, Job, Pod, Training, TrainingSeen, Trouble, format_time
+from arctic_operator.observed import (
+    INVALID_SPEC,
+    Job,
+    Pod,
+    Training,
+    TrainingSeen,
+    Trouble,
+    format_time,
+    number_of,
+)
 from arctic_operator.plan.conditions import Conditions, find, is_true, refusal_of, trouble_of
 from arctic_operator.plan.endings import LESS_MEMORY, first_report
 from arctic_operator.plan.stage_evaluations import found_beside
@@ -287,7 +296,7 @@ def gpu_hours(training: Training, gpus: float, job: Job | None, pods: Sequence[P
 
     `gpus` is the number of GPUs of one pod. A pod without any counts as one: it has its price too.
     """
-    known = float(training.status.gpu_hours or 0)
+    known = number_of(training.status.gpu_hours)
     seconds = sum(((pod.finished or now) - pod.started).total_seconds() for pod in pods if pod.started)
     return max(known, (job.gpu_hours_before if job else 0.0) + seconds * (gpus or 1) / 3600)
 

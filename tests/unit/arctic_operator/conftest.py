@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from small_specs import TRAINING_SPEC
@@ -82,6 +82,8 @@ class Build:
         """Settings that ask for LeaderWorkerSets."""
         return self.settings.model_copy(update={"inference_groups": "LeaderWorkerSet", "leader_worker_sets": True})
 
+    maker: ClassVar = {"kind": "Job", "name": "made", "uid": "made", "controller": True}
+    """Whose a pod is where it is no matter whose."""
     job_of = staticmethod(job_of)
     pod_of = staticmethod(pod_of)
     group_set_of = staticmethod(group_set_of)
@@ -202,6 +204,7 @@ class Operator:
                         "name": f"p{index}",
                         "namespace": "team",
                         "labels": labels,
+                        "ownerReferences": [Build.maker],
                         "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
                     },
                     "spec": {"nodeName": f"n{index}"},

@@ -2,9 +2,11 @@
 
 import pytest
 
+from arctic_api.world import Label
 from arctic_operator.observed import (
     COMPLETION_INDEX,
     POD_INDEX_LABEL,
+    SIZE_ANNOTATION,
     Owner,
     attempt_of,
     group_set_of,
@@ -69,7 +71,7 @@ def test_only_what_is_read_of_a_job_or_a_pod_is_news():
     assert is_news(service, service | {"spec": {"ports": []}})
 
 
-@pytest.mark.parametrize("edited", ["", "two", "-1", "nan", "1e999"])
+@pytest.mark.parametrize("edited", ["", "two", "-1", "nan", "1e999", "1e29"])
 def test_a_number_that_somebody_has_edited_into_none_is_as_if_it_had_not_been_noted(edited):
     labels = {"arctic.dev/attempt": edited, "arctic.dev/revision": "r1"}
     notes = dict.fromkeys(("generation", "size", "gpu-hours-before", "draining-since"), edited)
@@ -84,6 +86,16 @@ def test_a_number_that_somebody_has_edited_into_none_is_as_if_it_had_not_been_no
         assert pod_of(raw_pod(**{place: {name: "3"}})).index == 3
 
 
-def test_a_group_whose_revision_somebody_has_taken_off_is_of_none():
-    group = raw_pod(labels={}) | {"kind": "StatefulSet", "spec": {"replicas": 2}}
-    assert group_set_of(group).revision == ""
+def test_a_group_is_of_the_revision_and_size_that_it_was_made_with_whatever_is_noted_on_it():
+    notes = {"labels": {Label.REVISION: "Bad_Value"}, "annotations": {SIZE_ANNOTATION: "1000"}}
+    made = raw_pod(name="tiny-0a1b2-c3d4e5-g7", generation=1, **notes) | {
+        "kind": "StatefulSet",
+        "spec": {"replicas": 2},
+    }
+    group = group_set_of(made)
+    assert (group.revision, group.size, group.scaled) == ("c3d4e5", 2, False)
+
+
+@pytest.mark.parametrize(("label", "read"), [(None, "on"), ("canary", "canary"), ("off", "off"), ("none", "on")])
+def test_a_leader_whose_routing_somebody_has_edited_gets_requests(label, read):
+    assert pod_of(raw_pod(labels={Label.ROUTING: label} if label else {})).routing == read

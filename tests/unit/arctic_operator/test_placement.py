@@ -41,7 +41,8 @@ class Machines:
             notes = {"batch.kubernetes.io/job-completion-index": str(index)}
             created = (self.build.start + timedelta(seconds=self.passed)).isoformat()
             metadata = {"name": name, "namespace": "team", "labels": labels, "annotations": notes}
-            self.show({"kind": "Pod", "metadata": metadata | {"creationTimestamp": created}, "spec": {}, "status": {}})
+            made = {"creationTimestamp": created, "ownerReferences": [self.build.maker]}
+            self.show({"kind": "Pod", "metadata": metadata | made, "spec": {}, "status": {}})
 
     def show(self, manifest):
         self.operator.cache.put(self.server.put(manifest))

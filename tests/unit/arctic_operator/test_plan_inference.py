@@ -497,10 +497,11 @@ def test_a_container_beside_the_worker_may_start_and_end_well(build, nim):
     assert (status["state"], condition(status, "Degraded")["status"]) == ("Starting", "False")
 
 
-def test_a_name_is_not_used_again_while_a_pod_has_it(build):
-    stuck = build.pod(0, attempt=None, group="tiny-0a1b2-abc123-g0", delete_requested=build.start)
+@pytest.mark.parametrize(("label", "name"), [("tiny-0a1b2-abc123-g0", "g1"), ("foo", "g0"), (f"tiny-g{10**24}", "g0")])
+def test_a_name_is_not_used_again_while_a_pod_has_it(build, label, name):
+    stuck = build.pod(0, attempt=None, group=label, delete_requested=build.start)
     plan = plan_inference(build.inference(), InferenceSeen(pods=[stuck]), build.settings, build.seconds(500))
-    assert [made["metadata"]["name"].rpartition("-")[2] for made in plan.create] == ["g1"]
+    assert [made["metadata"]["name"].rpartition("-")[2] for made in plan.create] == [name]
 
 
 def test_a_service_that_was_ready_once_is_not_late_ever_after(build):
