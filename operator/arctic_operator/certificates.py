@@ -75,9 +75,9 @@ class Authority:
         """Read what `to_secret` wrote; DamagedPEM says what can't be read."""
         following = Pair(data[NEXT_CERTIFICATE], data.get(NEXT_KEY, b"")) if data.get(NEXT_CERTIFICATE) else None
         authority = cls(Pair(data.get(CERTIFICATE, b""), data.get(KEY, b"")), following, data.get(PREVIOUS, b""))
-        _check_pair(authority.signer, CERTIFICATE, KEY)
+        check_pair(authority.signer, CERTIFICATE, KEY)
         if following is not None:
-            _check_pair(following, NEXT_CERTIFICATE, NEXT_KEY)
+            check_pair(following, NEXT_CERTIFICATE, NEXT_KEY)
         if authority.previous:
             _read_certificates(authority.previous, PREVIOUS)
         return authority
@@ -212,7 +212,8 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _check_pair(pair: Pair, certificate_name: str, key_name: str) -> None:
+def check_pair(pair: Pair, certificate_name: str, key_name: str) -> None:
+    """Raise DamagedPEM unless both can be read and belong together; the names are those of the Secret's fields."""
     certificate = _read_certificate(pair.certificate, certificate_name)
     if certificate.public_key() != _read_key(pair.key, key_name).public_key():
         raise DamagedPEM(f"{key_name} is not the key of {certificate_name}: {ADVICE}")

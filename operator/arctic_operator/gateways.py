@@ -75,7 +75,7 @@ class Gateways:
         """Return the answer of one pod, None for none: a pod may be starting, or gone."""
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS))
-        with suppress(aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+        with suppress(aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, OverflowError):
             async with self._session.get(url) as answer:
                 answer.raise_for_status()
                 return max(0, int((await answer.json())["waiting"]))

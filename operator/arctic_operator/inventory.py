@@ -5,6 +5,7 @@ of kube-state-metrics; what a request may choose is none.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -99,6 +100,8 @@ class Inventory(Collector):
 def _family(figure: _Figure, objects: list[tuple[Key, Manifest]]) -> Metric:
     family = GaugeMetricFamily(PREFIX + figure.name, figure.help, labels=["namespace", "name", *figure.labels])
     for key, manifest in objects:
-        for more, value in figure.of(manifest):
-            family.add_metric([key.namespace, key.name, *more], value)
+        # A status is anybody's to edit who may: what can't be read of one object must not hide all others.
+        with suppress(ValueError, TypeError, KeyError, AttributeError):
+            for more, value in figure.of(manifest):
+                family.add_metric([key.namespace, key.name, *more], float(value))
     return family

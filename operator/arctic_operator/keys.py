@@ -8,9 +8,12 @@ from arctic_operator.cache import Manifest
 from arctic_operator.certificates import (
     AUTHORITIES,
     CERTIFICATE,
+    KEY,
     Authority,
     ClientTLS,
     DamagedPEM,
+    Pair,
+    check_pair,
     client_tls,
     end_of,
     needs_rotation,
@@ -129,7 +132,9 @@ def _is_due(data: dict[str, bytes], authority: Authority, now: datetime) -> bool
     """Whether a Secret must be written anew: it is not whole, near its end, or trusts another authority."""
     if data.get(AUTHORITIES) != authority.bundle:
         return True
+    pair = Pair(data.get(CERTIFICATE, b""), data.get(KEY, b""))
     try:
-        return needs_rotation(data.get(CERTIFICATE, b""), now)
+        check_pair(pair, CERTIFICATE, KEY)
+        return needs_rotation(pair.certificate, now)
     except DamagedPEM:
         return True

@@ -1,6 +1,7 @@
 """From what the watches have shown to what planning reads; where that is not enough, from the API server itself."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, Checkp
 from arctic_api.verdict import field_problems, verdict
 from arctic_api.world import CHECKPOINT_REQUEST, DRAIN_REQUEST, Label
 from arctic_operator.cache import CUSTOM_KINDS, Cache, Key, Manifest, key_of, version_of
-from arctic_operator.cluster import CHILD_KINDS, Cluster
+from arctic_operator.cluster import CHILD_KINDS, ApiError, Cluster
 from arctic_operator.evaluations import Evaluation, EvaluationSeen, compared_with, judged_of, target_of
 from arctic_operator.live import Live
 from arctic_operator.manifests.common import revision_of
@@ -57,6 +58,8 @@ from arctic_operator.trials import Ablation, AblationSeen, judgement_of, trial_o
 
 if TYPE_CHECKING:
     from arctic_ablation.swarm.study import SwarmStudy
+
+log = logging.getLogger(__name__)
 
 Spec = ArcticTrainingSpec | ArcticInferenceSpec | ArcticAblationSpec | ArcticEvaluationSpec
 Status = ArcticTrainingStatus | ArcticInferenceStatus | ArcticAblationStatus | ArcticEvaluationStatus
@@ -192,7 +195,11 @@ class Observer:
         newer: list[Manifest] = []
         for kind in (*CUSTOM_KINDS, *CHILD_KINDS, *({LEADER_WORKER_SET} - set(self._forbidden))):
             for namespace in namespaces:
-                listing = await self._cluster.list_present(kind, namespace)
+                try:
+                    listing = await self._cluster.list_present(kind, namespace)
+                except ApiError as error:  # which says nothing of other kinds and namespaces
+                    log.warning("%s of %s can't be listed: %s", kind, namespace or "all namespaces", error)
+                    continue
                 for manifest in self._cache.remove_missing(kind, namespace, listing):
                     if key := key_of(manifest):
                         yield key  # at once: what is removed will not be missed again, should a later list fail
@@ -202,8 +209,12 @@ class Observer:
             await asyncio.sleep(BEHIND_SECONDS)
         missed = {key for key in map(key_of, filter(self._cache.is_behind, newer)) if key}
         for key in missed:
-            await self.look(key)
-            yield key
+            try:
+                await self.look(key)
+            except ApiError as error:
+                log.warning("%s %s/%s was missed and can't be read: %s", *key, error)
+            else:
+                yield key
 
     async def look_at_nodes(self) -> None:
         """Read all nodes from the API server, if that is allowed."""
@@ -406,7 +417,8 @@ class Observer:
                 yield child
 
     def _pods(self, uid: str) -> Iterable[Pod]:
-        return map(pod_of, self._cache.children(uid, "Pod"))
+        """Return the pods that a controller has made: nobody's own pod is a worker, whatever its labels say."""
+        return (pod for pod in map(pod_of, self._cache.children(uid, "Pod")) if pod.owner)
 
     def _others(self, uid: str) -> list[Manifest]:
         return [child for kind in CHILD_KINDS if kind not in REDUCED for child in self._owned(uid, kind)]

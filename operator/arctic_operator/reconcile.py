@@ -176,6 +176,9 @@ class Reconciler:
 
     async def run(self) -> None:
         """Reconcile until cancelled, all objects first: what happened before is not known."""
+        for key, memory in list(self._memory.items()):
+            if not (known := self._cache.custom(key)) or known["metadata"]["uid"] != memory.uid:
+                self._forget(key, memory)  # it went while another operator led
         self._memory.clear()
         self._beginning.clear()
         self._followers = Followers(self._on_live_change)
@@ -197,11 +200,8 @@ class Reconciler:
     async def _miss_nothing(self) -> None:
         while True:
             await asyncio.sleep(LIST_EVERY)
-            try:
-                async for key in self.observer.find_missed(self._settings.watch_namespaces or ("",)):
-                    self._queue.add(key)
-            except ApiError as error:
-                log.warning("what is there can't be listed: %s", error)
+            async for key in self.observer.find_missed(self._settings.watch_namespaces or ("",)):
+                self._queue.add(key)
 
     async def _first_look(self) -> None:
         while True:

@@ -10,6 +10,8 @@ K = TypeVar("K")
 
 FIRST_RETRY, LAST_RETRY = 0.5, 300.0
 """Seconds before a failed object is tried again: doubled each time, then half of it drawn."""
+FEW = 64
+"""Delays that hold no more and are not worth sweeping: a key that comes sooner leaves the later one behind."""
 
 
 class WorkQueue(Generic[K]):
@@ -48,6 +50,9 @@ class WorkQueue(Generic[K]):
         self._due[key] = due
         self._order += 1
         heapq.heappush(self._delayed, (due, self._order, key))
+        if len(self._delayed) > 2 * len(self._due) + FEW:
+            self._delayed = [each for each in self._delayed if self._due.get(each[2]) == each[0]]
+            heapq.heapify(self._delayed)
         self._changed.set()
 
     def retry(self, key: K) -> float:

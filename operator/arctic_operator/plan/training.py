@@ -400,7 +400,7 @@ def _backoff_left(case: _Case) -> float:
         wait = min(grown, parse_duration(policy.max))
     elif (lived := _life(record)) is not None and lived < SHORT_LIFE and record.reason != SUSPENDED:
         wait = parse_duration(policy.initial)
-    return wait - (case.now - ended).total_seconds()
+    return min(wait, wait - (case.now - ended).total_seconds())  # clocks differ, and are set back
 
 
 def _failures_in_a_row(case: _Case) -> int:

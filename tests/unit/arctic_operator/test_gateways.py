@@ -29,14 +29,18 @@ async def pod(address, port, answer):
 
 async def test_what_waits_is_summed_up_and_a_pod_that_does_not_answer_is_not_empty(monkeypatch):
     monkeypatch.setattr(gateways, "ASK_EVERY", 0.01)
-    changed, counts, broken = asyncio.Event(), [0, 0], [False]
+    changed, counts, broken = asyncio.Event(), [0, 0], [""]
 
     def told(key):
         assert key == "service"
         changed.set()
 
     def second():
-        return web.Response(status=503) if broken[0] else web.json_response({"waiting": counts[1]})
+        return (
+            web.Response(text=broken[0], content_type="application/json")
+            if broken[0]
+            else web.json_response({"waiting": counts[1]})
+        )
 
     asked = Gateways(told)
 
@@ -57,11 +61,14 @@ async def test_what_waits_is_summed_up_and_a_pod_that_does_not_answer_is_not_emp
         counts[:] = [2, 1]
         await until(3)
         assert changed.is_set()
-        broken[0] = True
-        await until(2)
+        for answer in ("busy", '{"waiting": "many"}', '{"waiting": 1e999}'):
+            broken[0] = ""
+            await until(3)
+            broken[0] = answer
+            await until(2)
         counts[0] = 0
         await until(None)
-        broken[0] = False
+        broken[0] = ""
         counts[1] = 0
         await until(0)
         asked.ask("service", [], port)

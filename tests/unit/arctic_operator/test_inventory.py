@@ -69,3 +69,11 @@ def test_an_object_that_nobody_has_visited_is_there_too_with_the_defaults():
 
 def test_an_operator_that_does_not_lead_tells_of_no_object():
     assert exposition(TRAINING, leads=False) == set()
+
+
+def test_a_status_that_somebody_has_edited_hides_no_other_object():
+    kind, _, spec, _ = TRAINING
+    edited = {"state": "Failed", "restarts": "many", "attempts": [{"reason": "OOMKilled", "completionTime": "then"}]}
+    told = exposition((kind, "edited", spec, edited), TRAINING)
+    assert exposition(TRAINING) < told
+    assert 'arctic_operator_training_info{name="edited",namespace="team",state="Failed"} 1.0' in told

@@ -73,6 +73,14 @@ def test_the_backoff_grows_with_failures_up_to_its_longest(build):
     assert waits == {1: 10, 2: 20, 3: 40, 30: 60}
 
 
+def test_an_attempt_that_ended_in_the_future_is_not_waited_for_longer_than_the_backoff(build):
+    entry = record(1, counted=True, start_time="2026-01-01T05:59:30Z", completion_time="2026-01-01T06:00:00Z")
+    training = build.training(
+        {"attempt": 1, "restarts": 1, "attempts": [entry]}, restart={"backoff": {"initial": "9s"}}
+    )
+    assert plan_training(training, TrainingSeen(), build.settings, build.start).requeue_after == 9
+
+
 @pytest.mark.parametrize(
     ("lives", "wait"),
     [
@@ -238,6 +246,8 @@ def test_gpu_hours_and_their_price_add_up_over_attempts(build):
     seen = replace(seen, jobs=[replace(job(build), gpu_hours_before=10.0)])
     status = plan_training(training, seen, build.settings, build.seconds(3600)).status
     assert (status["gpuHours"], status["costUSD"]) == ("26.000", "65.00")
+    edited = replace(training, status=training.status.model_copy(update={"gpu_hours": "many"}))
+    assert plan_training(edited, seen, build.settings, build.seconds(3600)).status["gpuHours"] == "26.000"
 
 
 @pytest.mark.parametrize(

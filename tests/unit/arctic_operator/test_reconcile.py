@@ -1,6 +1,7 @@
 """The loop on an API server in memory, and the edge's pure parts; the edge itself is tried in tests/cluster."""
 
 import asyncio
+import base64
 import json
 from itertools import islice
 
@@ -12,6 +13,7 @@ from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import Label
 from arctic_operator import observe, reconcile
 from arctic_operator.cache import Listing
+from arctic_operator.certificates import Pair, check_pair
 from arctic_operator.cluster import NO_LEADER_WORKER_SETS, ApiError, NotServedError, contains
 from arctic_operator.handlers import LONGEST_WAIT, EndlessBackoff, build_registry
 from arctic_operator.observed import TrainingSeen
@@ -312,6 +314,37 @@ async def test_children_that_are_not_watched_are_put_back(operator, monkeypatch,
     assert {"tiny-0a1b2-gateway", "tiny-0a1b2-tls"} <= names
 
 
+@pytest.mark.parametrize("field", ["tls.crt", "tls.key", "ca.crt"])
+@pytest.mark.parametrize(
+    "damage", [lambda data, field: data.pop(field), lambda data, field: data.update({field: "eA=="})]
+)
+async def test_a_certificate_that_is_not_whole_is_made_anew(operator, monkeypatch, field, damage):
+    key = operator.add("ArcticInference")
+    await operator.reconcile(key)
+    place = ("Secret", "team", "tiny-0a1b2-tls")
+    damaged = json.loads(json.dumps(operator.server.objects[place]))
+    damage(damaged["data"], field)
+    operator.server.objects[place] = damaged
+    monkeypatch.setattr(reconcile, "LOOK_EVERY", 0)
+    await operator.reconcile(key)
+    mended = {name: base64.b64decode(text) for name, text in operator.server.objects[place]["data"].items()}
+    check_pair(Pair(mended["tls.crt"], mended["tls.key"]), "tls.crt", "tls.key")
+    assert mended["ca.crt"].startswith(b"-----BEGIN CERTIFICATE")
+
+
+async def test_a_pod_that_nobody_has_made_is_no_worker_whatever_its_labels_say(operator):
+    key = operator.add("ArcticTraining")
+    await operator.reconcile(key)
+    (job,) = operator.server.of("Job")
+    labels = job["metadata"]["labels"] | {Label.ATTEMPT: "1000"}
+    metadata = {"name": "mine", "namespace": "team", "labels": labels}
+    pod = operator.server.put({"kind": "Pod", "metadata": metadata, "spec": {}, "status": {"phase": "Running"}})
+    operator.cache.put(pod)
+    await operator.reconcile(key)
+    assert operator.server.of("Job") == [job]
+    assert operator.status(key)["attempt"] == 1
+
+
 async def test_the_key_of_pods_that_log_in_to_each_other_is_made_once_and_for_those_alone(operator, monkeypatch):
     place = ("Secret", "team", "tiny-0a1b2-login")
     key = operator.add("ArcticInference")
@@ -564,24 +597,30 @@ async def test_children_that_went_unseen_are_missed_by_a_list_of_all(operator, m
     assert {key async for key in operator.reconciler.observer.find_missed(("",))} == set()
 
 
-async def test_what_one_list_lacks_is_told_though_the_list_of_another_kind_fails(operator, monkeypatch):
-    key = operator.add("ArcticTraining")
-    await operator.reconcile(key)
-    (job,) = operator.server.of("Job")
-    operator.server.objects.pop(("Job", "team", job["metadata"]["name"]))
-    listed = []
+async def test_what_some_lists_show_is_taken_in_though_others_are_refused(operator, monkeypatch):
+    keys = [operator.add("ArcticTraining", name) for name in ("tiny", "other")]
+    for key in keys:
+        await operator.reconcile(key)
+    for job in operator.server.of("Job"):
+        operator.server.put(job | {"status": {"active": 2}})
 
     async def list_present(kind, namespace):
-        if "Job" in listed:
+        if namespace == "forbidden" or kind in ("ArcticTraining", "Pod"):
+            raise ApiError(403, "Forbidden", f"{kind} is forbidden")
+        items = [{"metadata": each["metadata"]} for each in operator.server.of(kind)]
+        return Listing(items, operator.server.version)
+
+    get = operator.server.get
+
+    async def get_another(kind, namespace, name):
+        if name == "tiny":
             raise ApiError(500, "", "etcdserver: leader changed")
-        listed.append(kind)
-        return Listing(operator.server.of(kind), operator.server.version)
+        return await get(kind, namespace, name)
 
     monkeypatch.setattr(operator.server, "list_present", list_present)
-    missed = operator.reconciler.observer.find_missed(("",))
-    assert await anext(missed) == key
-    with pytest.raises(ApiError, match="leader changed"):
-        await anext(missed)
+    monkeypatch.setattr(operator.server, "get", get_another)
+    monkeypatch.setattr(observe, "BEHIND_SECONDS", 0)
+    assert [key async for key in operator.reconciler.observer.find_missed(("forbidden", "team"))] == [keys[1]]
 
 
 async def test_what_no_watch_has_shown_is_found_by_a_list_of_all(operator, monkeypatch):

@@ -81,3 +81,15 @@ async def test_a_worker_ends_when_told_though_a_key_comes_at_that_moment(steps):
     worker.cancel()
     done, _ = await asyncio.wait([worker], timeout=5)
     assert worker in done
+
+
+async def test_delays_that_hold_no_more_are_not_kept():
+    queue = WorkQueue()
+    for _ in range(2000):
+        queue.add_after("a", 3600)
+        queue.add("a")
+        queue.done(await queue.get())
+    queue.add_after("a", 0.01)
+    queue.add_after("b", 0.02)
+    assert len(queue._delayed) < 100
+    assert [await queue.get(), await queue.get()] == ["a", "b"]
