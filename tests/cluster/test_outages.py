@@ -33,6 +33,14 @@ def operators(cluster: Cluster) -> list[dict[str, Any]]:
     return found
 
 
+def unwell(cluster: Cluster) -> int:
+    """Return how often operators have answered a liveness probe with a fault of theirs."""
+    chosen = "--field-selector=reason=Unhealthy,involvedObject.kind=Pod"
+    events = json.loads(cluster.kubectl("get", "events", *OPERATOR[:2], chosen, "-o=json"))["items"]
+    told = [each for each in events if each["message"].startswith("Liveness") and "statuscode" in each["message"]]
+    return sum(each.get("count", 1) for each in told if "operator" in each["involvedObject"]["name"])
+
+
 def away_from_the_operator(objects: StandIns) -> tuple[Node, dict[str, Any]]:
     """Return a node without the operator, and a template that prefers it."""
     (operator,) = operators(objects.cluster)
@@ -118,6 +126,7 @@ def test_an_api_server_that_was_away_restarts_nothing_and_all_catches_up(
     objects.running("tiny", 1)
     objects.state("arcticinference", "tiny", "Ready")
     before, operating = objects.restarts("tiny"), restarts(operators(objects.cluster))
+    faults = unwell(objects.cluster)
     objects.cluster.stop("kube-apiserver")
     try:
         time.sleep(request.config.getoption("away"))
@@ -139,6 +148,7 @@ def test_an_api_server_that_was_away_restarts_nothing_and_all_catches_up(
     # Its pod may be a new one: kubelets come back up to a minute after the API server, and it waits for no lost node.
     for pod, counts in restarts(operators(objects.cluster)).items():
         assert counts == operating.get(pod, [0]), objects.cluster.kubectl("describe", "pods", *OPERATOR[:2])
+    assert unwell(objects.cluster) == faults
 
 
 def answers(cluster: Cluster) -> bool:
