@@ -2,13 +2,18 @@
 
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 
 from arctic_api.keys import read_keys
-from arctic_operator.cluster import Cluster, secret_data
+from arctic_operator.cluster import ApiError, Cluster, secret_data
 from arctic_operator.observed import NO_KEYS, Access, Inference, Trouble
 
 LOOK_EVERY = 15.0
 """Seconds after which a Secret is read anew: Secrets are not watched, as a list would be everybody's."""
+
+
+class UnreadableKeysError(Exception):
+    """A Secret with API keys that this operator may not read. What a gateway knows of them stays."""
 
 
 class AccessKeys:
@@ -19,7 +24,7 @@ class AccessKeys:
         self._known: dict[str, tuple[float, str, Access]] = {}
 
     async def read(self, inference: Inference) -> Access | None:
-        """Return the keys of a service, None if it asks for none. Raises ApiError."""
+        """Return the keys of a service, None if it asks for none. Raises ApiError or UnreadableKeysError."""
         auth, identity = inference.spec.service.auth, inference.identity
         if auth is None:
             return None
@@ -27,7 +32,15 @@ class AccessKeys:
         now = self._clock()
         if name == auth.secret_name and now - read < LOOK_EVERY:
             return access
-        secret = await self._cluster.get("Secret", identity.namespace, auth.secret_name)
+        try:
+            secret = await self._cluster.get("Secret", identity.namespace, auth.secret_name)
+        except ApiError as error:
+            if error.code != HTTPStatus.FORBIDDEN:
+                raise
+            told = (
+                f"Secret {auth.secret_name}, which service.auth names, can't be read: {error}: let the operator get it"
+            )
+            raise UnreadableKeysError(told) from error
         access = access_of(auth.secret_name, secret_data(secret) if secret else None)
         self._known[identity.uid] = (now, auth.secret_name, access)
         return access

@@ -14,7 +14,7 @@ from arctic_api.evaluation import ArcticEvaluationStatus
 from arctic_api.log_format import about
 from arctic_api.training import KIND as TRAINING_KIND
 from arctic_api.training import ArcticTrainingStatus
-from arctic_operator.access import AccessKeys
+from arctic_operator.access import AccessKeys, UnreadableKeysError
 from arctic_operator.cache import CUSTOM_KINDS, Cache, Key, Manifest, key_of, owner_of
 from arctic_operator.certificates import DamagedPEM, server_name
 from arctic_operator.cluster import (
@@ -93,7 +93,7 @@ PROGRESS_RATE = 20.0
 """Most writes of progress a second, over all objects."""
 PROGRESS_FIELDS = training_status.PROGRESS_FIELDS | inference_status.PROGRESS_FIELDS
 PROGRESS_FIELDS |= ablation_status.PROGRESS_FIELDS | evaluation_status.PROGRESS_FIELDS
-REFUSALS = (ApiError, OwnedByAnotherError, NotServedError, DamagedPEM)
+REFUSALS = (ApiError, OwnedByAnotherError, NotServedError, DamagedPEM, UnreadableKeysError)
 
 
 VERDICTS = {"Promoted": "promoted", "RolledBack": "rolled_back"}
@@ -105,7 +105,12 @@ class PlanningError(Exception):
     """A fault of ours: planning has failed on what is observed of an object."""
 
 
-FAILURES = {PlanningError: "InternalError", DamagedPEM: "DamagedSecret", NotServedError: "NoLeaderWorkerSets"}
+FAILURES = {
+    PlanningError: "InternalError",
+    DamagedPEM: "DamagedSecret",
+    NotServedError: "NoLeaderWorkerSets",
+    UnreadableKeysError: "UnreadableKeys",
+}
 """Reasons of what has nothing to do with one child."""
 
 
@@ -265,11 +270,11 @@ class Reconciler:
             return None
         memory = self._memory.setdefault(key, _Memory(subject.identity.uid))
         looked, new = memory.looked, memory.looked == NEVER and self._is_new(key, subject)
-        if isinstance(subject, Inference):
-            memory.access = await self._access_keys.read(subject)
         try:
+            if isinstance(subject, Inference):
+                memory.access = await self._access_keys.read(subject)
             plan = await self._newest_plan(key, subject, memory, new=new)
-        except PlanningError as error:
+        except (PlanningError, UnreadableKeysError) as error:
             await self._write_status(key, subject, Plan(status=subject.status.wire()), memory, error)
             raise
         subject = self.observer.subject(key)

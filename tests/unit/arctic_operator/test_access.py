@@ -8,7 +8,7 @@ import pytest
 from arctic_api.keys import digest_of
 from arctic_operator import access as module
 from arctic_operator.access import AccessKeys, access_of
-from arctic_operator.cluster import secret_data
+from arctic_operator.cluster import ApiError, secret_data
 from arctic_operator.manifests.common import secret_manifest
 
 AUTH = {"service": {"auth": {"secretName": "people"}}}
@@ -82,3 +82,23 @@ async def test_gateways_are_told_to_read_what_has_changed_and_only_then(operator
         (gateway,) = operator.server.of("Pod")
         told.append(gateway["metadata"]["annotations"]["arctic.dev/read"])
     assert told[0] == told[1] != told[2]
+
+
+async def test_a_secret_that_may_not_be_read_is_told_and_what_the_gateway_knows_stays(operator, monkeypatch):
+    put_secret(operator, key="one")
+    key = operator.add("ArcticInference", **AUTH)
+    for _ in range(2):
+        await operator.reconcile(key)
+    before, real = accepted(operator), operator.server.get
+
+    async def get(kind, namespace, name):
+        if name == "people":
+            raise ApiError(403, "Forbidden", 'secrets "people" is forbidden')
+        return await real(kind, namespace, name)
+
+    monkeypatch.setattr(operator.server, "get", get)
+    monkeypatch.setattr(module, "LOOK_EVERY", 0)
+    await operator.reconcile(key)
+    told = operator.condition(key, "Degraded")
+    assert (told["status"], told["reason"], accepted(operator)) == ("True", "UnreadableKeys", before)
+    assert 'Secret people, which service.auth names, can\'t be read: secrets "people" is forbidden' in told["message"]
