@@ -1,26 +1,55 @@
 """A connection of the HTTP API: uvicorn's with httptools, which costs a streamed token a tenth less than with h11."""
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MOST_HEAD_BYTES = 64 * 1024
 """Of a request's line and headers: httptools itself keeps however much is sent."""
 
+MOST_PIPELINED = 8
+"""Requests that may wait for the answers before theirs while more is read."""
+
 
 class Connection(HttpToolsProtocol):
-    """Ends with 400 where a request's head goes on for ever."""
+    """Ends with 400 where a request's head goes on for ever; offers to change the protocol are passed over."""
 
     _head: int | None = None
     """Bytes of the head that is being read, but for those that it began with; None while none is."""
+    _running: RequestResponseCycle | None = None
+    """The request that is answered, or was last: where requests are pipelined, not the one that was read last."""
+    _is_offer: bool = False
+    """Whether the request that is being read offers another protocol."""
 
     def data_received(self, data: bytes) -> None:
         """Read on."""
         before = self._head
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         if before is None or self._head != before or self.transport.is_closing():
             return
         self._head += len(data)
         if self._head > MOST_HEAD_BYTES:
             self.send_400_response(f"The request's line and headers are larger than {MOST_HEAD_BYTES >> 10} KiB.")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever is answering: uvicorn tells only the request that was read last."""
+        for cycle in (self._running, *(waiting for waiting, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what was read, and close; within an answer that is being sent nothing can be said any more."""
+        if self._running is not None and self._running.response_started and not self._running.response_complete:
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
 
     def on_message_begin(self) -> None:
         """See `HttpToolsProtocol`."""
@@ -30,4 +59,42 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """See `HttpToolsProtocol`."""
         self._head = None
+        self._is_offer = self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
+        if self._is_offer:
+            return
         super().on_headers_complete()
+        if 0 < len(self.pipeline) <= MOST_PIPELINED:
+            self.flow.resume_reading()  # uvicorn would not see any more that the client leaves
+
+    def on_message_complete(self) -> None:
+        """See `HttpToolsProtocol`."""
+        if not self._is_offer:
+            super().on_message_complete()
+
+    def _feed(self, data: bytes) -> None:
+        """Parse; the parser reads no body behind an offer of another protocol, as Java's client makes one by default
+        (h2c), so such a request is read again without it.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                if not self._is_offer:
+                    return
+                data = data[offer.args[0] :]
+                head = self._head_without_offer()
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+                self.parser.feed_data(head)
+            else:
+                return
+
+    def _head_without_offer(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)

@@ -1,4 +1,4 @@
-"""What a connection bears of a request's head, over a real socket."""
+"""What a connection bears of a request's head, and what clients do with connections, over a real socket."""
 
 import asyncio
 import socket
@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arctic_workers.inference.http.connection import MOST_HEAD_BYTES, Connection
 
@@ -22,9 +22,11 @@ async def length(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[Ends]:
+async def connected(app: ASGIApp = length) -> AsyncIterator[Ends]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(length, http=Connection, log_config=None, lifespan="off", ws="none")
+        config = uvicorn.Config(
+            app, http=Connection, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=1
+        )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         reader, writer = await asyncio.open_connection(*listener.getsockname())
@@ -71,3 +73,61 @@ async def test_a_head_in_small_parts_and_a_large_body_are_read() -> None:
             answer = await reader.readuntil(b"\r\n\r\n")
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert await reader.readexactly(len(f"{len(body)}")) == b"%d" % len(body)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.2], ids=["at once", "later"])
+async def test_an_answer_in_the_making_ends_with_its_client_though_more_was_asked(pause: float) -> None:
+    begun, told = 0, asyncio.Event()
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal begun
+        begun += 1
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        told.set()
+
+    async with connected(wait) as (_, writer):
+        request = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+        writer.write(request)
+        await asyncio.sleep(pause)
+        writer.write(request)
+        await asyncio.sleep(0.2)
+        writer.close()
+        await asyncio.wait_for(told.wait(), 5)
+    assert begun == 1
+
+
+async def test_what_is_no_request_cuts_off_the_answer_before_it_and_is_not_answered_within_it() -> None:
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with connected(stream) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        await reader.readuntil(b"begun\r\n")
+        writer.write(b"no request\r\n\r\n")
+        assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.1], ids=["at once", "later"])
+async def test_an_offer_of_another_protocol_is_passed_over(pause: float) -> None:
+    """Java's client makes one with its first request."""
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: here\r\n" + offer
+    asked = [
+        (head + b"Content-Length: 5\r\n\r\n", b"hello", b"5"),
+        (head + b"Transfer-Encoding: chunked\r\n\r\n", b"3\r\nabc\r\n0\r\n\r\n", b"3"),
+        (head + b"\r\n", b"", b"0"),
+        (b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n", b"ab", b"2"),
+    ]
+    async with connected() as (reader, writer):
+        for begin, body, _ in asked:
+            writer.write(begin)
+            await asyncio.sleep(pause)
+            writer.write(body)
+        for _, _, size in asked:
+            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert await reader.readexactly(1) == size
