@@ -30,16 +30,21 @@ class Answers:
         self._metrics = metrics
 
     async def generate(
-        self, request: Request, stops: Sequence[str], ended: Callable[[RequestTimer], None] | None = None
+        self,
+        request: Request,
+        stops: Sequence[str],
+        begun: Callable[[], None],
+        ended: Callable[[RequestTimer], None] | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """Yield the answer in pieces, the last with its reason; closing the iterator cancels. Raises EngineError.
 
-        `ended` is told the times in the end, whichever it is.
+        `begun` is called as the engine hears of the request. `ended` is told the times in the end, whichever it is.
         """
         timer = self._metrics.request(len(request.prompt))
         writer = _Writer(self._text, request, stops)
         outcome = "cancelled"
         try:
+            begun()  # nothing else has a turn before the engine counts it
             async with aclosing(self._engine.generate(request)) as outputs:
                 async for output in outputs:
                     timer.token(output.begun)
@@ -102,6 +107,7 @@ class _Writer:
     def __init__(self, text: Text, request: Request, stops: Sequence[str]) -> None:
         self._detokenizer = Detokenizer(text, request.prompt)
         self._stops = StopStrings(stops)
+        self._min_tokens = request.sampling.min_tokens
         self._pending: list[Output] = []
         self._generated = 0
 
@@ -113,7 +119,7 @@ class _Writer:
         new = "" if reason == "stop" else self._detokenizer.push(output.token)
         if reason is not None:
             new += self._detokenizer.finish()
-        shown = self._stops.push(new)
+        shown = self._stops.push(new, may_end=self._generated > self._min_tokens)
         if self._stops.found:
             reason = "stop"
         elif reason is not None:

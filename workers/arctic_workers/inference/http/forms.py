@@ -42,15 +42,17 @@ class Envelope:
         """The answer's."""
         return str(self._base["id"])
 
-    def whole(self, choices: list[dict[str, Any]], counts: dict[str, int]) -> dict[str, Any]:
-        """Return a whole answer with its usage."""
-        return {**self._base, "object": self._whole, "choices": choices, "usage": counts}
+    def whole(self, choices: Iterable[dict[str, Any]], counts: dict[str, int]) -> bytes:
+        """Return a whole answer with its usage. Choice by choice: while JSON is written no other thread has a turn."""
+        around = _json({**self._base, "object": self._whole, "choices": [], "usage": counts})
+        before, after = around.rsplit(b"[]", 1)
+        return before + b"[" + b",".join([_json(choice) for choice in choices]) + b"]" + after
 
     def events(self, choices: Sequence[dict[str, Any]], *, has_usage: bool) -> bytes:
         """Return choices of a stream, one an event; where usage is asked for, all have its key, as with OpenAI."""
         if not self._before:
             frame = event(self.part([], {"usage": None} if has_usage else {}))
-            self._before, self._after = frame.split(b"[]")
+            self._before, self._after = frame.rsplit(b"[]", 1)  # choices come last
         return b"".join([self._before + b"[" + _json(choice) + b"]" + self._after for choice in choices])
 
     def part(self, choices: list[dict[str, Any]], extra: dict[str, Any]) -> dict[str, Any]:
@@ -78,15 +80,16 @@ class CompletionForm:
     """A choice of `POST /v1/completions`. An answer that nobody asked for, with `max_tokens` 0, is left out."""
 
     def __init__(
-        self, text: Text, index: int, prompt: Sequence[int], *, logprobs: bool, echo: bool, answers: bool
+        self, text: Text, index: int, prompt: Sequence[int], *, logprobs: bool, echo: str | None, answers: bool
     ) -> None:
+        """`echo` is the prompt's text, where it is told."""
         self._text = text
         self._index = index
         self._answers = answers
-        self._echo = text.decode_finished(prompt) if echo else ""
-        self._tells_prompt = echo
+        self._echo = echo or ""
+        self._tells_prompt = echo is not None
         # Tokens may be parts of characters, or have a text of their own only at the beginning.
-        self._places = Detokenizer(text, () if echo else prompt) if logprobs else None
+        self._places = Detokenizer(text, () if self._tells_prompt else prompt) if logprobs else None
         self._offset = 0
 
     def opening(self) -> list[dict[str, Any]]:
@@ -125,10 +128,16 @@ class CompletionForm:
         }
 
     def _top(self, output: Output) -> dict[str, float] | None:
-        """Of a prompt's first token nothing is told."""
+        """The likeliest, and the chosen one where it is none of them, as with OpenAI; none where none are asked for.
+
+        Of a prompt's first token nothing is told.
+        """
         if output.logprob is None:
             return None
-        return _by_name((self._text.token_bytes(token), value) for token, value in output.top)
+        told = output.top
+        if told and all(token != output.token for token, _ in told):
+            told = (*told, (output.token, output.logprob))
+        return _by_name((self._text.token_bytes(token), value) for token, value in told)
 
 
 def _by_name(values: Iterable[tuple[bytes, float]]) -> dict[str, float]:

@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 MOST_LOGPROBS = 20
 MOST_STOPS = 32
@@ -11,28 +20,30 @@ MOST_CHOICES = 128
 """Of a prompt, as with OpenAI."""
 MOST_BIASES = 1024
 _LONGEST_STOP = 256
+_LONGEST_SHOWN = 200
+"""Characters of what a client sent that are told it."""
 
 RequestType = TypeVar("RequestType", bound="_Request")
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "suffix": (None, ""),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
-    "functions": (None, []),
-    "function_call": (None, "none"),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-    "reasoning_effort": (None, "none"),
-    "use_beam_search": (None, False),
-    "length_penalty": (None, 1),
-    "add_special_tokens": (None, True),
-    "skip_special_tokens": (None, True),
-    "spaces_between_special_tokens": (None, True),
-    "include_stop_str_in_output": (None, False),
-    "detokenize": (None, True),
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none",),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "add_special_tokens": (True,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "detokenize": (True,),
 }
-"""Parameters of the API that are not supported, with the values under which they change nothing."""
+"""Parameters of the API that are not supported, with the values under which they change nothing, as null does."""
 _WITHOUT_EFFECT = (
     "user",
     "metadata",
@@ -47,15 +58,16 @@ _WITHOUT_EFFECT = (
     "verbosity",
 )
 """Parameters that never change an answer."""
-_NOTHING: tuple[Any, ...] = (None, False, "", [], {})
+_NOTHING: tuple[Any, ...] = (False, "", [], {})
 """Values under which a parameter that nobody here knows asks for nothing."""
 
 FIRST_FAULT = Field(fail_fast=True)
 """For lists: only the first fault is told, and to look for more of them can take seconds in which all else stops."""
 Strings = Annotated[list[str], FIRST_FAULT]
 Tokens = Annotated[list[int], FIRST_FAULT]
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+CountOrNone = Annotated[int, Field(ge=0, lt=2**63)]
+"""JSON's numbers may be so long that their sums can't be written."""
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -87,14 +99,14 @@ class _Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_what_changes_nothing(cls, data: Any) -> Any:
+        """Null is what is left out, as with OpenAI."""
         if not isinstance(data, dict):
             raise ValueError("the body is no JSON object; write one")
-        kept = {key: value for key, value in data.items() if key not in _WITHOUT_EFFECT}
+        kept = {key: value for key, value in data.items() if value is not None and key not in _WITHOUT_EFFECT}
         for key, neutral in _NEUTRAL.items():
             if key in kept and key not in cls.model_fields:
                 if kept[key] not in neutral:
-                    shown = next((value for value in neutral if value is not None), None)
-                    raise UnsupportedParameter(key, f"'{key}' is not supported; leave it out or write {shown!r}")
+                    raise UnsupportedParameter(key, f"'{key}' is not supported; leave it out or write {neutral[0]!r}")
                 del kept[key]
         known = {field.alias or name for name, field in cls.model_fields.items()}
         return {key: value for key, value in kept.items() if key in known or value not in _NOTHING}
@@ -113,7 +125,7 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    include_usage: bool = False
+    include_usage: bool | None = False
 
 
 class CommonRequest(_Request):
@@ -187,7 +199,14 @@ class CommonRequest(_Request):
     @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with the usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def _check_logprobs(value: Any) -> Any:
+    """A chat's are true or false."""
+    if value is True:
+        raise ValueError(f"write how many of the likeliest tokens to tell of, 0 to {MOST_LOGPROBS}; null is none")
+    return None if value is False else value
 
 
 class CompletionRequest(CommonRequest):
@@ -196,7 +215,7 @@ class CompletionRequest(CommonRequest):
     prompt: str | Tokens | Strings | Annotated[list[Tokens], FIRST_FAULT]
     max_tokens: CountOrNone | None = None
     echo: bool | None = False
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    logprobs: Annotated[Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None, BeforeValidator(_check_logprobs)] = None
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -211,7 +230,9 @@ class CompletionRequest(CommonRequest):
 
 def _check_text(kind: str) -> str:
     if kind != "text":
-        raise ValueError(f"a part of type {kind} can't be read: this model reads text alone; write parts of type text")
+        raise ValueError(
+            f"a part of type {shortened(kind)} can't be read: this model reads text alone; write parts of type text"
+        )
     return kind
 
 
@@ -240,8 +261,9 @@ class Message(BaseModel):
         return self
 
     def plain(self) -> dict[str, Any]:
-        """Return what a chat template reads: the message as it is."""
-        return self.model_dump(exclude_unset=True)
+        """Return what a chat template reads: the message as it is, but for null, which templates don't expect."""
+        kept = {key: value for key, value in self.model_dump(exclude_unset=True).items() if value is not None}
+        return {"content": ""} | kept
 
 
 class Conversation(BaseModel):
@@ -254,6 +276,12 @@ class Conversation(BaseModel):
     """Whether the answer goes on with the last message."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the chat template."""
+
+    @model_validator(mode="after")
+    def _check_final_message(self) -> Self:
+        if self.continue_final_message and self.messages and self.messages[-1].content is None:
+            raise ValueError("'continue_final_message': the last message has no text to continue; write its content")
+        return self
 
 
 class ChatRequest(CommonRequest, Conversation):
@@ -299,6 +327,11 @@ class DetokenizeRequest(_Request):
     tokens: Tokens
 
 
+def shortened(text: str) -> str:
+    """Return what a client sent, as far as a sentence to it has room."""
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
+
+
 def parse(kind: type[RequestType], body: bytes) -> RequestType:
     """Read a request's body. ApiError 400 that names the first parameter that is wrong and says what to write."""
     try:
@@ -312,8 +345,8 @@ def parse(kind: type[RequestType], body: bytes) -> RequestType:
             (each for each in faults if each["loc"][:1] == faults[0]["loc"][:1]), key=lambda each: len(each["loc"])
         )
         # The alternatives of a type stand in the place of a fault too, and clients know nothing of them.
-        place = [str(step) for step in fault["loc"] if step != "str" and "[" not in str(step)]
-        param = ".".join(place) or None
+        inner = [str(step) for step in fault["loc"][1:] if step != "str" and "[" not in str(step)]
+        param = ".".join(shortened(step) for step in [*map(str, fault["loc"][:1]), *inner]) or None
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             message = "there is no such parameter; leave it out"

@@ -4,15 +4,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from arctic_workers.inference.engine import EngineError
 from arctic_workers.inference.http.access import count_tokens
 from arctic_workers.inference.http.answer import Piece
+from arctic_workers.inference.http.beside import beside_others
 from arctic_workers.inference.http.forms import Envelope, Form, event, usage
 from arctic_workers.inference.http.protocol import ApiError
 
@@ -50,12 +52,19 @@ async def whole(request: Request, answer: Answer) -> Response:
             raise _failure(error) from None
         counts = answer.usage([pieces[-1].generated for pieces in got])
         count_tokens(request.scope, counts)
-        choices = [form.whole(pieces) for form, pieces in zip(answer.forms, got, strict=True)]
-        return JSONResponse(answer.envelope.whole(choices, counts))
+        choices = (form.whole(pieces) for form, pieces in zip(answer.forms, got, strict=True))
+        body = await beside_others(sum(map(_size, got)), lambda: answer.envelope.whole(choices, counts))
+        return Response(body, media_type="application/json")
     finally:
         for task in (collecting, gone):
             task.cancel()
         await asyncio.gather(collecting, gone, return_exceptions=True)
+
+
+def _size(pieces: Sequence[Piece]) -> int:
+    """Return how many tokens and candidates pieces of an answer tell of."""
+    first = pieces[0].outputs[0]
+    return (pieces[-1].generated + len(first.prompt)) * (1 + len(first.top))
 
 
 async def _collect(answer: Answer) -> list[list[Piece]]:
@@ -91,6 +100,14 @@ class _Events(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
+async def _choices(answer: Answer, number: int, piece: Piece) -> list[dict[str, Any]]:
+    form = answer.forms[number]
+    if not piece.outputs[0].prompt:
+        return form.events(piece)
+    # The only pieces that may be large, and those of all choices may come in one go.
+    return await beside_others(_size([piece]) * len(answer.forms), partial(form.events, piece))
+
+
 async def _events(answer: Answer, scope: Scope, *, includes_usage: bool) -> AsyncGenerator[bytes, None]:
     envelope, forms = answer.envelope, answer.forms
     generated = [0] * len(forms)
@@ -100,7 +117,7 @@ async def _events(answer: Answer, scope: Scope, *, includes_usage: bool) -> Asyn
                 yield envelope.events(opening, has_usage=includes_usage)
             async for number, piece in pieces:
                 generated[number] = piece.generated
-                if choices := forms[number].events(piece):
+                if choices := await _choices(answer, number, piece):
                     yield envelope.events(choices, has_usage=includes_usage)
     except EngineError as error:
         yield event(_failure(error).body())

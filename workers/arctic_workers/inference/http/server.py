@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
@@ -27,6 +27,7 @@ from arctic_workers.inference.engine import UNLIMITED, Engine, Sampling, Samplin
 from arctic_workers.inference.http.access import HEADER as REQUEST_ID
 from arctic_workers.inference.http.access import AccessLog
 from arctic_workers.inference.http.answer import Answers, together
+from arctic_workers.inference.http.beside import beside_others
 from arctic_workers.inference.http.forms import ChatForm, CompletionForm, Envelope, Form
 from arctic_workers.inference.http.keys import KeyFiles, Locked
 from arctic_workers.inference.http.protocol import (
@@ -38,6 +39,7 @@ from arctic_workers.inference.http.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
     parse,
+    shortened,
 )
 from arctic_workers.inference.http.responses import Answer, streamed, whole
 from arctic_workers.inference.http.text import Text
@@ -45,7 +47,6 @@ from arctic_workers.inference.http.traces import Traced, trace_of
 from arctic_workers.inference.metrics import Metrics
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
 MOST_BODY_BYTES = 4 * 1024 * 1024
 READ_PAST_BYTES = 8 * MOST_BODY_BYTES
@@ -61,8 +62,6 @@ MOST_ANSWERS = 2048
 """Of one request, to all its prompts."""
 UNREAD_SECONDS = 60.0
 """Time after which an answer is given up that its client does not read: what an engine makes meanwhile is kept."""
-LARGE_TEXT = 8192
-"""Characters of a prompt, or bytes of a chat, that take so long to be made tokens that other answers would stop."""
 RETRY_AFTER_BUSY = 1
 RETRY_AFTER_DRAINING = 5
 _NEUTRAL = Sampling(max_tokens=1)
@@ -80,6 +79,8 @@ class Gate:
         self.draining = False
         self.inside = 0
         """Requests for answers, from their first byte until all of their answer is sent."""
+        self.arriving = 0
+        """Those of them of which the engine has heard nothing yet."""
         self._open: frozenset[tuple[str, int]] | None = None
 
     @property
@@ -89,7 +90,7 @@ class Gate:
 
     def waiting(self, stats: Stats) -> int:
         """Return how many wait; the engine, which has these `stats`, has not heard of all of them yet."""
-        return max(self.inside - stats.running, stats.waiting)
+        return self.arriving + stats.waiting
 
     def drain(self) -> None:
         """Begin to drain."""
@@ -102,6 +103,24 @@ class Gate:
     def admits(self, client: tuple[str, int] | None) -> bool:
         """Tell whether a request of that client is served."""
         return self._open is None or (client is not None and tuple(client) in self._open)
+
+
+class _Arrival:
+    """Counts one request at the gate until the engine counts its answers: a request may have many."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._is_over = False
+        gate.arriving += 1
+
+    def end(self) -> None:
+        """Count it no more; again is nothing."""
+        if not self._is_over:
+            self._is_over = True
+            self._gate.arriving -= 1
+
+
+_ARRIVAL = "arctic.arrival"
 
 
 class Api:
@@ -155,6 +174,7 @@ class Api:
             Exception: _break,
         }
         app = Starlette(routes=routes, exception_handlers=handlers)
+        app.router.redirect_slashes = False  # clients would lose the body, or take the page of the redirect for JSON
         doorkeeper = _Doorkeeper(app, gate, engine, most_waiting)
         served: ASGIApp = Locked(doorkeeper, keys) if keys else doorkeeper
         self.app: ASGIApp = AccessLog(Traced(served, linked) if linked else served)
@@ -183,7 +203,7 @@ class Api:
         self._check_model(asked.model)
         if asked.messages is None:
             special = asked.add_special_tokens
-            tokens = await self._encode(asked.text, "prompt", special=special)
+            [tokens] = await self._encode([asked.text], "prompt", special=special)
         else:
             tokens = await self._chat_tokens(asked, len(body))
         answer = {"tokens": tokens, "count": len(tokens), "max_model_len": self._engine.max_length}
@@ -196,7 +216,8 @@ class Api:
     async def _detokenize(self, request: Request) -> Response:
         asked = parse(DetokenizeRequest, await _read(request))
         self._check_model(asked.model)
-        text = self._text.decode(self._known(asked.tokens, "tokens"), special=True)
+        tokens = self._known(asked.tokens, "tokens")
+        text = await beside_others(len(tokens), partial(self._text.decode, tokens, special=True))
         return JSONResponse({"prompt": text, "content": text})
 
     async def _models(self, request: Request) -> Response:  # noqa: ARG002
@@ -224,7 +245,7 @@ class Api:
         if len(asked.prompts) * asked.choices > MOST_ANSWERS:
             message = f"{len(asked.prompts)} prompts with {asked.choices} answers each are too many in one request; "
             raise ApiError(400, f"{message}at most {MOST_ANSWERS} answers are made", param="prompt")
-        prompts = [await self._prompt(prompt) for prompt in asked.prompts]
+        prompts = await self._prompts(asked.prompts)
         asks_nothing = asked.max_tokens == 0
         echo, logprobs, caller = bool(asked.echo), asked.logprobs, _caller(request)
 
@@ -237,10 +258,11 @@ class Api:
             self._engine_request(asked, prompt, most(prompt), logprobs, logprobs if echo else None, caller)
             for prompt in prompts
         ]
+        echoes = await self._echoes(prompts) if echo else [None] * len(prompts)
         forms = [
             CompletionForm(
                 self._text, index, prompts[index // asked.choices],
-                logprobs=logprobs is not None, echo=echo, answers=not asks_nothing,
+                logprobs=logprobs is not None, echo=echoes[index // asked.choices], answers=not asks_nothing,
             )
             for index in range(len(prompts) * asked.choices)
         ]  # fmt: skip
@@ -261,31 +283,37 @@ class Api:
 
     async def _chat_tokens(self, asked: Conversation, size: int) -> list[int]:
         try:
-            text = await _beside_others(size, partial(self._render, asked))
+            text = await beside_others(size, partial(self._render, asked))
         except TextError as error:
             raise ApiError(400, str(error), param="messages") from None
-        return await self._encode(text, "messages", special=not self._text.chat.is_marked)
+        [tokens] = await self._encode([text], "messages", special=not self._text.chat.is_marked)
+        return tokens
 
     def _check_model(self, name: str | None) -> None:
         if name not in (None, *self._names):
             raise ApiError(
                 404,
-                f"There is no model {name!r} here; write {' or '.join(map(repr, self._names))}",
+                f"There is no model {shortened(repr(name))} here; write {' or '.join(map(repr, self._names))}",
                 param="model",
                 code="model_not_found",
             )
 
-    async def _prompt(self, prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, str):
-            return await self._encode(prompt, "prompt", special=True)
-        return self._known(prompt, "prompt")
+    async def _prompts(self, given: list[str] | list[list[int]]) -> list[list[int]]:
+        texts = [prompt for prompt in given if isinstance(prompt, str)]
+        if texts:  # then all are
+            return await self._encode(texts, "prompt", special=True)
+        return [self._known(prompt, "prompt") for prompt in given if not isinstance(prompt, str)]
+
+    async def _echoes(self, prompts: list[list[int]]) -> list[str]:
+        return await beside_others(
+            sum(map(len, prompts)), lambda: [self._text.decode_finished(prompt) for prompt in prompts]
+        )
 
     def _known(self, tokens: list[int], param: str) -> list[int]:
         """Return tokens, all of them the model's."""
         if wrong := [token for token in tokens if not 0 <= token < self._vocabulary]:
-            raise ApiError(
-                400, f"token {wrong[0]} is not one of the model's {self._vocabulary}: 0 to less", param=param
-            )
+            token = shortened(str(wrong[0]))
+            raise ApiError(400, f"token {token} is not one of the model's {self._vocabulary}: 0 to less", param=param)
         return tokens
 
     def _render(self, asked: Conversation) -> str:
@@ -296,12 +324,14 @@ class Api:
             variables=asked.chat_template_kwargs,
         )
 
-    async def _encode(self, text: str, param: str, *, special: bool) -> list[int]:
-        """Turn text into tokens; what is far too long is not even tried."""
-        least = self._text.least_tokens(text)
+    async def _encode(self, texts: list[str], param: str, *, special: bool) -> list[list[int]]:
+        """Turn each text into tokens; what is far too long is not even tried."""
+        least = max(map(self._text.least_tokens, texts))
         if least > self._engine.max_length:
             raise self._too_long(param, f"the prompt alone has at least {least}; make it shorter")
-        return await _beside_others(len(text), partial(self._text.encode, text, special=special))
+        return await beside_others(
+            sum(map(len, texts)), lambda: [self._text.encode(text, special=special) for text in texts]
+        )
 
     def _too_long(self, param: str, sentence: str) -> ApiError:
         return ApiError(
@@ -396,8 +426,9 @@ class Api:
         wanted = [_sample(first, number) for first in requests for number in range(asked.choices)]
         if trace := trace_of(request.scope):
             trace.begin(asked.model or self._model, envelope.id, requests[0].sampling, len(wanted))
+        begun = request.scope[_ARRIVAL].end
         answers = [
-            self._answers.generate(each, asked.stops, partial(trace.take, number) if trace else None)
+            self._answers.generate(each, asked.stops, begun, partial(trace.take, number) if trace else None)
             for number, each in enumerate(wanted)
         ]
         pieces = together(answers, self._most_running)
@@ -436,11 +467,6 @@ def _caller(request: Request) -> bytes:
     return hashlib.blake2b(request.headers.get("authorization", "").encode()).digest()
 
 
-async def _beside_others(size: int, work: Callable[[], Result]) -> Result:
-    """Do work on a prompt of that size; where it is large, without holding up other answers."""
-    return work() if size < LARGE_TEXT else await asyncio.to_thread(work)
-
-
 async def _read(request: Request) -> bytes:
     """Return the body, at most `MOST_BODY_BYTES` of it."""
     body, size = bytearray(), 0
@@ -473,7 +499,7 @@ async def _refuse(request: Request, error: ApiError) -> Response:  # noqa: ARG00
 
 
 async def _refuse_route(request: Request, error: HTTPException) -> Response:
-    message = f"There is no {request.method} {request.url.path} here"
+    message = f"There is no {shortened(request.method)} {shortened(request.url.path)} here"
     refusal = ApiError(error.status_code, message, code="unknown_url")
     return JSONResponse(refusal.body(), status_code=error.status_code, headers=error.headers)
 
@@ -511,6 +537,7 @@ class _Doorkeeper:
                 await send(message)
 
         self._gate.inside += generates
+        arrival = scope[_ARRIVAL] = _Arrival(self._gate) if generates else None
         try:
             await app(scope, receive, send_closing)
         except Exception:
@@ -520,6 +547,8 @@ class _Doorkeeper:
         finally:
             patience.end()
             self._gate.inside -= generates
+            if arrival:
+                arrival.end()
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         if not self._gate.admits(scope.get("client")):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_HELD = 32
+_FEW = 256
+"""Tokens for whose text a call for batches would take longer than it is worth."""
+_EARLIER = 4
 _LONGEST_DECODED = 16
 """Tokens that are decoded again for the next one: to cut them off takes decoding what is left."""
 
@@ -37,7 +41,11 @@ class Text:
         special = {name: token for name, token in self._special.items() if token}
         self.chat = ChatTemplate.of(folder, settings, special)
         self.stop_tokens = self._stop_tokens(folder)
-        self.vocabulary: int = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+        known = frozenset(self._tokenizer.get_vocab().values())
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.shown = known.difference(token for token, one in added.items() if one.special)
+        """Tokens that text is made of, unlike special ones and numbers that are no tokens."""
+        self.vocabulary: int = 1 + max(known, default=-1)
         """All of the tokenizer's tokens are less than this; there may be gaps among them."""
 
     def info(self) -> dict[str, str | None]:
@@ -59,7 +67,7 @@ class Text:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Turn text into tokens; with `special`, those that the tokenizer puts around every text are there."""
-        # Of the library's calls only those for batches let other threads of the interpreter go on.
+        # Of the library's calls only those for batches let other threads of the interpreter go on, as in `decode`.
         [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
         return list(encoding.ids)
 
@@ -70,7 +78,10 @@ class Text:
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Turn tokens into text, special ones left out unless asked for."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=not special))
+        if len(tokens) <= _FEW:
+            return str(self._tokenizer.decode(list(tokens), skip_special_tokens=not special))
+        [text] = self._tokenizer.decode_batch([list(tokens)], skip_special_tokens=not special)
+        return str(text)
 
     def decode_finished(self, tokens: Sequence[int]) -> str:
         """Turn tokens into text, without a character at its end that they leave unfinished."""
@@ -110,17 +121,20 @@ class Detokenizer:
     """Text from tokens as they come; a character whose bytes are not all there is held back.
 
     Tokens are decoded after some earlier ones, because a token's text may depend on those before it (a leading space).
+    Those without text are left out: behind them alone a token would be the first of a text.
     """
 
     def __init__(self, text: Text, prompt: Sequence[int]) -> None:
         self._text = text
-        self._tokens = list(prompt[-4:])
+        self._tokens = list(islice((token for token in reversed(prompt) if token in text.shown), _EARLIER))[::-1]
         # A character that the prompt leaves unfinished is the answer's.
         self._shown = text.decode_finished(self._tokens)
         self._read = len(self._tokens)
 
     def push(self, token: int) -> str:
         """Take a token; return the text that is now sure."""
+        if token not in self._text.shown:
+            return ""
         self._tokens.append(token)
         text = self._text.decode(self._tokens)
         # Bytes that will never become a character must not hold back all that follows.
@@ -148,13 +162,19 @@ class StopStrings:
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = strings
         self._held = ""
+        self._passed = 0
+        """Characters of what is held in which no stop string may end."""
         self.found = False
 
-    def push(self, text: str) -> str:
-        """Take text; return what is sure to come before any stop string. Once `found`, there is nothing more."""
+    def push(self, text: str, *, may_end: bool = True) -> str:
+        """Take text; return what is sure to come before any stop string. Once `found`, there is nothing more.
+
+        Where it may not end yet, no stop string is found that ends within it.
+        """
         self._held += text
-        places = [place for string in self._strings if (place := self._held.find(string)) >= 0]
-        if places:
+        if not may_end:
+            self._passed = len(self._held)
+        if places := [place for string in self._strings if (place := self._find(string)) >= 0]:
             self.found = True
             return self._release(min(places))
         return self._release(len(self._held) - self._possible_start())
@@ -162,6 +182,9 @@ class StopStrings:
     def finish(self) -> str:
         """Return what was held back: the text ends without a stop string."""
         return self._release(len(self._held))
+
+    def _find(self, string: str) -> int:
+        return self._held.find(string, max(self._passed - len(string) + 1, 0))
 
     def _possible_start(self) -> int:
         """Length of the longest end of the text that a stop string begins with."""
@@ -173,4 +196,5 @@ class StopStrings:
 
     def _release(self, length: int) -> str:
         text, self._held = self._held[:length], self._held[length:]
+        self._passed = max(self._passed - length, 0)
         return text

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from arctic_workers.inference.http.protocol import ApiError, ChatRequest, CommonRequest, CompletionRequest, parse
+from arctic_workers.inference.http.protocol import (
+    ApiError,
+    ChatRequest,
+    CommonRequest,
+    CompletionRequest,
+    TokenizeRequest,
+    parse,
+)
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETION = {"model": "m", "prompt": "hi"}
@@ -35,6 +42,12 @@ COMPLETION = {"model": "m", "prompt": "hi"}
         ({"wings": 2}, "wings", "there is no such parameter"),
         ({"prompt": {"a": 1}}, "prompt", "valid"),
         ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
+        ({"logprobs": True}, "logprobs", "write how many of the likeliest tokens to tell of, 0 to 20; null is none"),
+        ({"wings[]": 2}, "wings[]", "there is no such parameter"),
+        ({"str": 2}, "str", "there is no such parameter"),
+        ({"max_tokens": int("9" * 4300)}, "max_tokens", "less than"),
+        ({"min_tokens": 2**63}, "min_tokens", "less than"),
+        ({"model": None}, "model", "required"),
         ({"seed": 2**63}, "seed", "less than"),
         ({"stream_options": {"include_usage": True}}, None, "'stream_options' needs 'stream': true"),
     ],
@@ -45,6 +58,21 @@ def test_a_parameter_that_cannot_be_done_is_named(change: dict[str, Any], param:
     assert caught.value.status == 400
     assert caught.value.body()["error"]["type"] == "invalid_request_error"
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"w" * 100_000: 1},
+        {"logit_bias": {"w" * 100_000: 1}},
+        {"messages": [{"role": "user", "content": [{"type": "w" * 100_000, "text": ""}]}]},
+    ],
+)
+def test_what_is_sent_back_of_a_wrong_request_is_short(change: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse(ChatRequest, json.dumps(CHAT | change).encode())
+    assert "www" in caught.value.message
+    assert len(json.dumps(caught.value.body())) < 1000
 
 
 @pytest.mark.parametrize(
@@ -78,15 +106,25 @@ def test_values_that_change_nothing_are_taken() -> None:
     assert parse(ChatRequest, json.dumps(CHAT | {"response_format": {"type": "text"}}).encode()).model == "m"
 
 
+def test_null_is_what_is_left_out() -> None:
+    nothing = {"add_generation_prompt": None, "continue_final_message": None, "stream_options": None, "stop": None}
+    chat = parse(ChatRequest, json.dumps(CHAT | nothing).encode())
+    assert (chat.add_generation_prompt, chat.continue_final_message) == (True, False)
+    asked = {"stream": True, "stream_options": {"include_usage": None}, "logprobs": False}
+    completion = parse(CompletionRequest, json.dumps(COMPLETION | asked).encode())
+    assert (completion.includes_usage, completion.logprobs) == (False, None)
+    assert parse(TokenizeRequest, b'{"prompt": "a", "add_special_tokens": null}').add_special_tokens is True
+
+
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
         {"role": "tool", "content": "42", "tool_call_id": "a"},
-        {"role": "assistant", "content": "hi", "refusal": None, "tool_calls": None, "function_call": None},
+        {"role": "assistant", "content": "hi", "extra": [None, {"a": None}], "flag": False},
         {"role": "user", "content": "hi", "name": "ann"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
     ],
@@ -94,6 +132,19 @@ CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{
 def test_histories_go_to_the_template_as_clients_keep_them(message: dict[str, Any]) -> None:
     request = parse(ChatRequest, json.dumps(CHAT | {"messages": [message]}).encode())
     assert request.messages[0].plain() == message
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}])
+def test_a_template_sees_no_null_of_a_message(content: dict[str, Any]) -> None:
+    """Templates ask whether there are `tool_calls`, and put `content` together with other text."""
+    nothing = {"refusal": None, "function_call": None, "audio": None, "name": None}
+    message = {"role": "assistant", "tool_calls": [CALL]} | nothing | content
+    answer = {"role": "assistant", "content": "hi", "tool_calls": None} | nothing
+    request = parse(ChatRequest, json.dumps(CHAT | {"messages": [message, answer]}).encode())
+    assert [each.plain() for each in request.messages] == [
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "assistant", "content": "hi"},
+    ]
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}

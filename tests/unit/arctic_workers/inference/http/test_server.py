@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer, decoders, models
 
-from arctic_workers.inference.engine import UNLIMITED, EngineError, Output, Request, SamplingField
+from arctic_workers.inference.engine import UNLIMITED, EngineError, Output, Request, SamplingField, Stats
 from arctic_workers.inference.engines.native.step import Draw, Part, decode_parts, encode_parts
 from arctic_workers.inference.http import server
+from arctic_workers.inference.http.forms import CompletionForm
 from arctic_workers.inference.http.server import Api, Gate
 from arctic_workers.inference.http.text import Text
 from arctic_workers.inference.metrics import Metrics
@@ -105,7 +106,7 @@ async def test_a_prompt_that_is_far_too_long_is_refused_without_the_work(
 async def turns_during(
     call: str, owner: object, text: Text, monkeypatch: pytest.MonkeyPatch, path: str, **asked: Any
 ) -> int:
-    """Ask, and return how often the loop came round while the owner's `call` was at work."""
+    """Ask, and return how often the loop came round while the owner's `call` was at work, all its times together."""
     real, turns, seen = getattr(owner, call), 0, []
 
     async def turn() -> None:
@@ -121,14 +122,14 @@ async def turns_during(
         return made
 
     monkeypatch.setattr(owner, call, watched)
-    engine = Scripted()
+    engine = Counting()
     engine.max_length = 10_000_000
     turning = asyncio.create_task(turn())
-    answer = await post(serve(text, engine), path, **asked)
+    answer = await post(serve(text, engine), path, **{"max_tokens": 1} | asked if path.startswith("/v1") else asked)
     turning.cancel()
     assert answer.status_code == 200, answer.text
-    [during] = seen
-    return during
+    assert seen
+    return sum(seen)
 
 
 @pytest.fixture
@@ -151,6 +152,26 @@ async def test_other_answers_go_on_while_a_large_prompt_is_tokenized(
 async def test_other_answers_go_on_while_a_large_chat_is_rendered(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
     messages = [{"role": "user", "content": "x"}] * 50_000
     assert await turns_during("render", text.chat, text, monkeypatch, "/v1/chat/completions", messages=messages)
+
+
+async def test_other_answers_go_on_while_many_prompts_are_tokenized(
+    text: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them is small."""
+    assert await turns_during("encode", text, text, monkeypatch, "/v1/completions", prompt=["The operator " * 99] * 999)
+
+
+@pytest.mark.parametrize(("stream", "call"), [(False, "whole"), (True, "events")])
+async def test_other_answers_go_on_while_a_prompts_tokens_are_told_with_every_choice(
+    text: Text, monkeypatch: pytest.MonkeyPatch, stream: bool, call: str
+) -> None:
+    asked = {"prompt": "abc " * 1000, "echo": True, "logprobs": 1, "n": 16, "max_tokens": 1, "stream": stream}
+    assert await turns_during(call, CompletionForm, text, monkeypatch, "/v1/completions", **asked)
+
+
+async def test_other_answers_go_on_while_many_tokens_are_made_text(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = text.encode("The operator ") * 20_000
+    assert await turns_during("decode", text, text, monkeypatch, "/detokenize", tokens=tokens)
 
 
 async def test_a_request_that_does_not_arrive_gives_its_place_back(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +239,16 @@ async def test_a_completions_tokens_have_names_of_their_own_and_their_place_in_t
     assert logprobs["tokens"] == ["a", r"bytes:\xc3", r"bytes:\x9f", "世", "b"]
     assert logprobs["text_offset"] == [0, 1, 1, 2, 3]
     assert all(len(top) == 2 for top in logprobs["top_logprobs"])
+
+
+async def test_a_completions_chosen_token_is_told_among_the_likeliest(text: Text) -> None:
+    """Of which it need not be one."""
+    [chosen, other] = text.encode("ab")
+    unlikely = Output(chosen, -3.0, ((other, -0.1),))
+    likely = Output(other, -0.1, ((other, -0.1),), "length", ())
+    api = serve(text, Scripted([unlikely, likely]))
+    [choice] = (await post(api, "/v1/completions", prompt="x", logprobs=1)).json()["choices"]
+    assert choice["logprobs"]["top_logprobs"] == [{"b": -0.1, "a": -3.0}, {"b": -0.1}]
 
 
 async def test_candidates_with_one_text_are_told_apart(tmp_path: Path) -> None:
@@ -411,6 +442,62 @@ async def test_choices_have_seeds_of_their_own_and_the_first_has_the_one_that_wa
     assert [request.sampling.seed for request in engine.asked[3:]] == seeds[:2]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_models_name_may_have_any_characters(text: Text, stream: bool) -> None:
+    engine, name = Scripted(), 'my[]"model"'
+    api = serve(text, engine, adapters=(name,))
+    answer = await post(api, "/v1/completions", model=name, prompt="a", stream=stream)
+    [told] = events_of(answer) if stream else [answer.json()]
+    assert (told["model"], len(told["choices"])) == (name, 1)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+
+
+class Stuck(Counting):
+    """Makes four answers at once, and ends none."""
+
+    def stats(self) -> Stats:
+        return Stats(running=min(self.now, 4), waiting=max(self.now - 4, 0))
+
+    async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
+        self.now += 1
+        try:
+            await asyncio.Event().wait()
+            yield Output(request.prompt[0])
+        finally:
+            self.now -= 1
+
+
+async def test_one_request_with_many_answers_hides_no_others_that_wait(text: Text) -> None:
+    """Be they on their way to the engine, or there."""
+    arrived = 0
+
+    async def half() -> AsyncGenerator[bytes, None]:
+        nonlocal arrived
+        yield b'{"model": "tiny", '
+        arrived += 1
+        await asyncio.Event().wait()
+
+    engine = Stuck()
+    api = serve(text, engine, most_running=4, most_waiting=3)
+    asked = [asyncio.create_task(post(api, "/v1/completions", prompt="a", n=n)) for n in (4, 1)]
+    await until(lambda: engine.now == 5)
+    asked += [asyncio.create_task(ask(api, "POST", "/v1/completions", content=half())) for _ in range(2)]
+    await until(lambda: arrived == 2)
+    refused = await asyncio.wait_for(post(api, "/v1/completions", prompt="a"), 10)
+    assert refused.status_code == 429
+    asked.pop().cancel()
+    asked.append(asyncio.create_task(post(api, "/v1/completions", prompt="a")))
+    await until(lambda: engine.now == 6)
+    for each in asked:
+        each.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+
+
 async def test_a_key_makes_a_caller_of_its_own_and_does_not_go_further(text: Text) -> None:
     engine = Counting()
     api = serve(text, engine)
@@ -481,6 +568,16 @@ async def test_a_stop_token_is_told_of_in_completions_and_has_no_text(text: Text
     assert choice["logprobs"]["content"] == []
 
 
+async def test_no_stop_string_ends_an_answer_before_its_least_tokens(text: Text) -> None:
+    api = serve(text, Scripted(told(text, "abcabc")))
+    for least, shown in ((0, "a"), (1, "a"), (2, "abca"), (4, "abca"), (5, "abcabc")):
+        asked = {"prompt": "x", "stop": "b", "min_tokens": least}
+        [choice] = (await post(api, "/v1/completions", **asked)).json()["choices"]
+        assert choice["text"] == shown, least
+    [choice] = (await post(api, "/v1/completions", prompt="x", stop="bca", min_tokens=3)).json()["choices"]
+    assert choice["text"] == "a"
+
+
 async def test_stop_tokens_are_those_that_are_asked_for(text: Text) -> None:
     engine = Counting()
     api = serve(text, engine)
@@ -528,6 +625,25 @@ async def test_a_request_has_an_id_and_a_line_without_what_was_asked(
     assert re.fullmatch(r"POST /v1/completions 200, 6 \+ 2 tokens, \d+\.\d{3} s, id mine-1", lines[0])
     assert lines[-1].startswith("GET /wings%0aof 404, 0 + 0 tokens")
     assert not any("secret" in line for line in lines)
+
+
+async def test_a_path_with_a_slash_behind_it_is_refused_as_others_are(text: Text) -> None:
+    """Behind a redirect a client may ask again without its body."""
+    refused = await post(serve(text, Scripted()), "/v1/completions/", prompt="a")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "unknown_url")
+
+
+async def test_what_a_refusal_says_of_a_request_is_short(text: Text) -> None:
+    api = serve(text, Scripted())
+    for path, asked in (
+        ("/v1/completions", {"model": "m" * 100_000, "prompt": "a"}),
+        ("/v1/completions", {"prompt": [int("9" * 4300)]}),
+        ("/v1/completions", {"prompt": "a", "logit_bias": {"9" * 4300: 1}}),
+        ("/" + "m" * 10_000, {}),
+    ):
+        refused = await post(api, path, **asked)
+        assert refused.status_code in (400, 404)
+        assert len(refused.content) < 1000
 
 
 async def test_a_tokenizer_tells_of_itself(folder: Path) -> None:

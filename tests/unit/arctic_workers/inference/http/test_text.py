@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from models import byte_tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers
 
 from arctic_workers.chat.template import TextError
 from arctic_workers.inference.http.text import Detokenizer, StopStrings, Text
@@ -40,6 +41,41 @@ def test_a_character_that_stays_unfinished_is_left_out(text: Text) -> None:
     assert "".join([*shown, detokenizer.finish()]) == "a"
 
 
+def streamed(text: Text, prompt: list[int], answer: list[int]) -> str:
+    detokenizer = Detokenizer(text, prompt)
+    return "".join([*map(detokenizer.push, answer), detokenizer.finish()])
+
+
+def test_a_character_before_special_tokens_is_not_torn(tmp_path: Path) -> None:
+    """As chat templates write them behind each message, of which many end in an emoji."""
+    made = byte_tokenizer()
+    made.add_special_tokens(["<|end|>", "<|assistant|>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    text = Text(tmp_path)
+    for prompt in ("hi \N{MOUNTAIN}<|assistant|>", "\N{MOUNTAIN}<|end|><|assistant|>", "é" + "<|end|>" * 9):
+        assert streamed(text, text.encode(prompt), text.encode("Hello")) == "Hello"
+    assert streamed(text, text.encode("x"), text.encode("\N{MOUNTAIN}<|end|>" * 40)) == "\N{MOUNTAIN}" * 40
+
+
+def test_no_space_is_lost_behind_a_special_token(tmp_path: Path) -> None:
+    """Where the first token of a text shows none, as with Metaspace."""
+    words = {"<unk>": 0, "▁": 1, "a": 2, "▁a": 3, "b": 4, "▁b": 5}
+    made = Tokenizer(models.BPE(words, [("▁", "a"), ("▁", "b")], unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    made.add_special_tokens(["<x>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    text = Text(tmp_path)
+    special, unknown = made.token_to_id("<x>"), 1000
+    for place in range(40):
+        for silent in (special, unknown):
+            answer = [3, 5] * 20
+            answer.insert(place, silent)
+            assert streamed(text, [3], answer) == " a b" * 20
+            assert streamed(text, [], answer) == ("a b " * 20).strip()
+            assert streamed(text, [3, *[silent] * 5], answer) == " a b" * 20
+
+
 def test_bytes_that_are_no_text_do_not_hold_back_what_follows(text: Text, tokenizer: Tokenizer) -> None:
     detokenizer = Detokenizer(text, ())
     broken = tokenizer.token_to_id("Ģ")  # byte 0x80, which begins no character
@@ -68,6 +104,29 @@ def test_text_ends_before_the_first_stop_string_however_it_is_cut(pieces: list[s
     assert matcher.found == bool(ends)
     assert whole.startswith(shown)
     assert not any(stop in shown for stop in stops)
+    if not ends:
+        assert shown == whole
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pieces=st.lists(st.text("ab", max_size=5), max_size=8),
+    stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+    passed=st.integers(0, 8),
+)
+def test_a_stop_string_may_begin_where_it_may_not_end_yet(pieces: list[str], stops: list[str], passed: int) -> None:
+    matcher = StopStrings(stops)
+    shown = ""
+    for number, piece in enumerate(pieces):
+        shown += matcher.push(piece, may_end=number >= passed)
+        if matcher.found:
+            break
+    else:
+        shown += matcher.finish()
+    whole, border = "".join(pieces), len("".join(pieces[:passed]))
+    ends = [end for end in range(border + 1, len(whole) + 1) if any(whole[:end].endswith(stop) for stop in stops)]
+    assert matcher.found == bool(ends)
+    assert whole.startswith(shown)
     if not ends:
         assert shown == whole
 
