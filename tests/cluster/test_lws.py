@@ -179,10 +179,9 @@ def test_workers_of_a_leader_on_a_lost_node_make_room(objects: StandIns) -> None
     node = objects.cluster.nodes[1]
     there = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node.name]}]}
     preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": there}]}
+    template = {"affinity": {"nodeAffinity": preferred}}
     model = {"uri": "file:///var/lib/arctic/corpus/stand-in"}
-    objects.apply_example(
-        "ArcticInference", "tiny", None, {"nodeAffinity": preferred}, model=model, rollout={"drainTimeout": "2s"}
-    )
+    objects.apply_example("ArcticInference", "tiny", None, template, model=model, rollout={"drainTimeout": "2s"})
     objects.state("arcticinference", "tiny", "Ready")
     leader, worker = pods(objects)
     assert leader["spec"]["nodeName"] == node.name
