@@ -29,9 +29,14 @@ def example(kind: str, name: str) -> dict[str, Any]:
 
 def until_established(cluster: Cluster, *definitions: str) -> None:
     """Return when the server serves what some definitions define."""
-    # Not `--for=condition`, which fails where there are no conditions yet.
-    established = '--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True'
-    cluster.kubectl("wait", established, "--timeout=60s", *definitions)
+
+    def established() -> bool:
+        found = json.loads(cluster.kubectl("get", *definitions, "-o", "json"))
+        each = found.get("items", [found])
+        return all(condition(one.get("status") or {}, "Established").get("status") == "True" for one in each)
+
+    # Not `kubectl wait`, which fails where there are no conditions yet.
+    eventually("the definitions are established", established, 60)
 
 
 def eventually(what: str, look: Callable[[], T | None], limit: float = 120) -> T:
@@ -131,7 +136,7 @@ def is_ready(pod: dict[str, Any]) -> bool:
 
 def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
     """Return one condition of a status; empty before it has it."""
-    found: dict[str, Any] = next((each for each in status.get("conditions", ()) if each["type"] == kind), {})
+    found: dict[str, Any] = next((each for each in status.get("conditions") or () if each["type"] == kind), {})
     return found
 
 
