@@ -39,7 +39,8 @@ class Heartbeat:
         self._unseen_since: float | None = None
         """When the oldest was written that has not come back, moved on by the time in which none could be written."""
         self._awaited = ""
-        self._answered = 0.0
+        self._ended = 0.0
+        """When the last beat ended, written or not."""
 
     async def run(self) -> None:
         """Beat for ever."""
@@ -55,7 +56,7 @@ class Heartbeat:
         now = micro_time(datetime.now(UTC))
         if self._unseen_since is None:
             # Before it is written: the watch may show it before the write is answered.
-            self._awaited, self._unseen_since, self._answered = now, self._clock(), self._clock()
+            self._awaited, self._unseen_since = now, self._clock()
         try:
             await self._cluster.apply_own(
                 {
@@ -74,10 +75,10 @@ class Heartbeat:
             if self._awaited == now:
                 self._unseen_since = None
             elif self._unseen_since is not None:
-                self._unseen_since += self._clock() - self._answered
+                self._unseen_since += self._clock() - self._ended
             raise
         finally:
-            self._answered = self._clock()
+            self._ended = self._clock()
 
     def seen(self, manifest: Manifest) -> None:
         """Take what the watch shows of Leases; another pod's beat proves as well that it works."""

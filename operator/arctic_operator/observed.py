@@ -17,6 +17,8 @@ from arctic_operator.live import Live
 Manifest = Mapping[str, Any]
 S = TypeVar("S", bound=Resource)
 
+BEYOND = 1e15
+"""More than any number that this operator writes, of attempts, generations, pods, hours or dollars."""
 REVISION_ANNOTATION = "arctic.dev/revision"
 GENERATION_ANNOTATION = "arctic.dev/generation"
 GPU_HOURS_ANNOTATION = "arctic.dev/gpu-hours-before"
@@ -345,10 +347,6 @@ class InferenceSeen:
 def parse_time(text: str | None) -> datetime | None:
     """Return the moment that an RFC 3339 text means, None for none."""
     return datetime.fromisoformat(text) if text else None
-
-
-BEYOND = 1e15
-"""More than any number that this operator writes, of attempts, generations, pods, hours or dollars."""
 
 
 def number_of(text: str | None) -> float:

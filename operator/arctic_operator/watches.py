@@ -64,7 +64,7 @@ class _Watch:
     async def run(self) -> None:
         waits = iter(EndlessBackoff())
         while True:
-            began, known, relist = time.monotonic(), self._version, False
+            began, known = time.monotonic(), self._version
             try:
                 if not self._version:
                     await self._list()
@@ -73,10 +73,8 @@ class _Watch:
                 log.warning("the watch of %s has ended, and is begun anew: %s", self._kind, error)
                 # Who was not reached is asked for what came since; who refuses may have forgotten that, or lost it.
                 self._version = 0 if error.code else self._version
-                # An API server that has come back has forgotten: it is there, and what is new is not known yet.
-                relist = bool(known) and error.code == HTTPStatus.GONE
-            if relist:
-                continue
+                if known and error.code == HTTPStatus.GONE:
+                    continue  # an API server that has come back: it is there, and what is new is not known yet
             if time.monotonic() - began > EARLY:
                 waits = iter(EndlessBackoff())
             else:

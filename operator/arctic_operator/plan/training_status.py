@@ -17,16 +17,7 @@ from arctic_api.training import (
 )
 from arctic_api.world import Report, SourceReport
 from arctic_operator.live import Live, Phase, SourceSeen, TrainingObservation
-from arctic_operator.observed import (
-    INVALID_SPEC,
-    Job,
-    Pod,
-    Training,
-    TrainingSeen,
-    Trouble,
-    format_time,
-    number_of,
-)
+from arctic_operator.observed import INVALID_SPEC, Job, Pod, Training, TrainingSeen, Trouble, format_time, number_of
 from arctic_operator.plan.conditions import Conditions, find, is_true, refusal_of, trouble_of
 from arctic_operator.plan.endings import LESS_MEMORY, first_report
 from arctic_operator.plan.stage_evaluations import found_beside
