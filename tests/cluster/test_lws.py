@@ -7,7 +7,7 @@ from typing import Any
 import leader_worker_sets
 import pytest
 from objects import condition, is_ready
-from stand_in import StandIns
+from stand_in import StandIns, preferring
 
 from arctic_api.world import Label
 from arctic_cli.demo import install_operator
@@ -177,11 +177,10 @@ def test_workers_of_a_leader_on_a_lost_node_make_room(objects: StandIns) -> None
         rf"--set=nodeSelector.kubernetes\.io/hostname={objects.cluster.nodes[0].name}",
     )
     node = objects.cluster.nodes[1]
-    there = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node.name]}]}
-    preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": there}]}
-    template = {"affinity": {"nodeAffinity": preferred}}
     model = {"uri": "file:///var/lib/arctic/corpus/stand-in"}
-    objects.apply_example("ArcticInference", "tiny", None, template, model=model, rollout={"drainTimeout": "2s"})
+    objects.apply_example(
+        "ArcticInference", "tiny", None, preferring(node), model=model, rollout={"drainTimeout": "2s"}
+    )
     objects.state("arcticinference", "tiny", "Ready")
     leader, worker = pods(objects)
     assert leader["spec"]["nodeName"] == node.name

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kept_asking import kill_the_operator, leader, until_another_leads
 from objects import condition, eventually, is_ready, restarts
-from stand_in import StandIns
+from stand_in import StandIns, preferring
 
 from arctic_cluster import Cluster
 from arctic_cluster.addresses import Node
@@ -45,9 +45,7 @@ def away_from_the_operator(objects: StandIns) -> tuple[Node, dict[str, Any]]:
     """Return a node without the operator, and a template that prefers it."""
     (operator,) = operators(objects.cluster)
     node = next(n for n in objects.cluster.nodes if n.name != operator["spec"]["nodeName"])
-    there = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node.name]}]}
-    preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": there}]}
-    return node, {"affinity": {"nodeAffinity": preferred}}
+    return node, preferring(node)
 
 
 def evaluating(objects: StandIns, name: str, other_than: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from objects import Objects, example, is_ready
 
 from arctic_api.world import Label
 from arctic_cluster import Cluster, paths
+from arctic_cluster.addresses import Node
 
 FOLDER = "stand-in"
 CORPUS = "/var/lib/arctic/corpus"
@@ -77,6 +78,13 @@ def placed(cluster: Cluster) -> Iterator[None]:
         (package / module).write_text(WORKER)
     yield
     shutil.rmtree(folder)
+
+
+def preferring(node: Node) -> dict[str, Any]:
+    """Return what a template says of pods that are rather on a node."""
+    there = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node.name]}]}
+    preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": there}]}
+    return {"affinity": {"nodeAffinity": preferred}}
 
 
 class StandIns(Objects):

@@ -597,6 +597,25 @@ async def test_children_that_went_unseen_are_missed_by_a_list_of_all(operator, m
     assert {key async for key in operator.reconciler.observer.find_missed(("",))} == set()
 
 
+async def test_what_one_list_lacks_is_told_though_the_list_of_another_kind_fails(operator, monkeypatch):
+    key = operator.add("ArcticTraining")
+    await operator.reconcile(key)
+    (job,) = operator.server.of("Job")
+    operator.server.objects.pop(("Job", "team", job["metadata"]["name"]))
+    listed = []
+
+    async def list_present(kind, namespace):
+        if "Job" in listed:
+            raise ApiError(500, "", "etcdserver: leader changed")
+        listed.append(kind)
+        return Listing(operator.server.of(kind), operator.server.version)
+
+    monkeypatch.setattr(operator.server, "list_present", list_present)
+    missed = operator.reconciler.observer.find_missed(("",))
+    assert await anext(missed) == key
+    assert [key async for key in missed] == []
+
+
 async def test_what_some_lists_show_is_taken_in_though_others_are_refused(operator, monkeypatch):
     keys = [operator.add("ArcticTraining", name) for name in ("tiny", "other")]
     for key in keys:
