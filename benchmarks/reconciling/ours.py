@@ -37,10 +37,7 @@ OURS = Kind(PATH, arctic_training, Label.NAME, is_running)
 
 def install(plane: Plane) -> None:
     """Make what trainings need: their definition, the namespaces, the claim of their store."""
-    definitions = [crd(kind) for kind in KINDS.values()]
-    plane.apply(definitions)
-    names = [f"crd/{definition['metadata']['name']}" for definition in definitions]
-    plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+    plane.define([crd(kind) for kind in KINDS.values()])
     namespaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in (NAMESPACE, SYSTEM)]
     plane.apply(namespaces)
     plane.apply(claim_with_volume(Claim(CLAIM, Path("/var/lib"), "ReadWriteMany"), NAMESPACE))

@@ -244,11 +244,7 @@ def _namespace(name: str) -> Manifest:
 
 
 def _define(plane: Plane, files: list[Path]) -> None:
-    definitions = [document for file in files for document in yaml.safe_load_all(file.read_text()) if document]
-    plane.apply(definitions)
-    names = [f"crd/{definition['metadata']['name']}" for definition in definitions]
-    # kubectl ends with an error where a definition has no conditions yet.
-    _insist(lambda: plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names))
+    plane.define([document for file in files for document in yaml.safe_load_all(file.read_text()) if document])
 
 
 def _mount(plane: Plane, manager: Manager) -> bool:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
+from objects import until_established
+
 from arctic_cluster import addresses, binaries, config, shell, state
 from arctic_cluster.certificates import Authority
 from arctic_cluster.errors import ClusterError
@@ -243,6 +245,11 @@ class Plane:
         """Apply objects."""
         listed = {"apiVersion": "v1", "kind": "List", "items": list(documents)}
         self.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(listed))
+
+    def define(self, definitions: Sequence[Manifest]) -> None:
+        """Apply definitions of custom resources and return when what they define is served."""
+        self.apply(definitions)
+        until_established(self.kubectl, *(f"crd/{definition['metadata']['name']}" for definition in definitions))
 
     def _nodes_ready(self) -> bool:
         found = json.loads(self.kubectl("get", "nodes", "-o", "json"))["items"]

@@ -87,7 +87,7 @@ def server(cluster: Cluster) -> Iterator[Server]:
     ours = not cluster.kubectl("get", "crd", "--ignore-not-found", "-o", "name", *CRDS)
     if ours:
         cluster.apply([crd(kind) for kind in KINDS.values()])
-        until_established(cluster, *(f"crd/{name}" for name in CRDS))
+        until_established(cluster.kubectl, *(f"crd/{name}" for name in CRDS))
     with config.new_client_from_config(str(cluster.kubeconfig)) as api:
         yield Server(client.CustomObjectsApi(api))
     if ours:

@@ -67,7 +67,7 @@ def running(
     made = [_called_here(configuration, authority.certificate, port, name) for configuration in webhooks]
     files = [argument for definition in definitions for argument in ("-f", str(definition))]
     cluster.kubectl("apply", "--server-side", *files)
-    until_established(cluster, *files)
+    until_established(cluster.kubectl, *files)
     alone = ("unshare", "--mount", "sh", "-ec", IN_ITS_OWN_ETC, fixed, str(authority.folder)) if fixed else ()
     told = (f"--config={folder / 'config.yaml'}", f"--kubeconfig={cluster.kubeconfig}", *flags)
     with (

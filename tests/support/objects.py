@@ -27,11 +27,11 @@ def example(kind: str, name: str) -> dict[str, Any]:
     return manifest
 
 
-def until_established(cluster: Cluster, *definitions: str) -> None:
-    """Return when the server serves what some definitions define."""
+def until_established(kubectl: Callable[..., str], *definitions: str) -> None:
+    """Return when the server that `kubectl` asks serves what some definitions define."""
 
     def established() -> bool:
-        found = json.loads(cluster.kubectl("get", *definitions, "-o", "json"))
+        found = json.loads(kubectl("get", *definitions, "-o", "json"))
         each = found.get("items", [found])
         return all(condition(one.get("status") or {}, "Established").get("status") == "True" for one in each)
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from arctic_api.inference import ArcticInferenceStatus
-from arctic_api.world import Label
+from arctic_api.world import Label, Routing
 from arctic_operator.live import InferenceObservation, Live, Phase
 from arctic_operator.observed import GroupSet, Inference, InferenceSeen, Node, Pod, read_status, revision_seen_of
 from arctic_operator.plan.actions import Mark, Plan, Remembered
@@ -105,7 +105,7 @@ class Cluster:
         free = [node.name for node in self.nodes.values() if node.ready and not node.unschedulable]
         for index in range(self.groups[name].size):
             node = free[(len(self.made) + index) % len(free)] if free else ""
-            routing = template_of(manifest)["metadata"]["labels"][Label.ROUTING]
+            routing = Routing(template_of(manifest)["metadata"]["labels"][Label.ROUTING])
             pod = self.build.pod(index, attempt=None, group=name, created=self.now, node=node, routing=routing)
             self.pods[name, index] = replace(pod, name=f"{name}-{index}", uid=f"{name}-{index}")
 
@@ -118,7 +118,7 @@ class Cluster:
             self.groups[mark.name] = self.build.group_set_of(self.raw[mark.name])
         for key, pod in self.pods.items():
             if mark.kind == "Pod" and pod.uid == mark.uid:
-                self.pods[key] = replace(pod, routing=mark.labels[Label.ROUTING])
+                self.pods[key] = replace(pod, routing=Routing(mark.labels[Label.ROUTING]))
 
     def tick(self, seconds: float = 1.0) -> None:
         self.now += timedelta(seconds=seconds)
