@@ -140,7 +140,7 @@ class Operator:
         log.info("the cluster serves LeaderWorkerSets now: ending, to watch them when started again")
 
     def _on_event(self, kind: str, manifest: dict[str, Any]) -> None:
-        """Take what a watch shows: keep it, and look at the object that it belongs to."""
+        """Take what a watch shows: keep it, and look at the object that it belongs to if this operator leads."""
         what = manifest["kind"]
         WATCH_EVENTS.labels(what).inc()
         if what == "Lease":
@@ -151,6 +151,8 @@ class Operator:
             self._cache.remove(manifest)
         elif not self._cache.put(manifest) or not _tells(kind, before, manifest):
             return
+        if not self._lease.leading:
+            return  # whoever leads begins with all objects
         if what == "Node":
             self._on_node(manifest["metadata"]["name"])
             return

@@ -83,14 +83,12 @@ class Lease:
             await self._cluster.replace(held)
 
     async def _try(self) -> bool:
-        """Take or renew the Lease; False if another holds it or the API server does not answer."""
+        """Take or renew the Lease; False if another holds it or writes to it, or no API server answers."""
         started = _now()
         try:
             held = await self._write(await self._cluster.get("Lease", self._namespace, self._name))
         except ApiError as error:
             log.debug("Lease not written: %s", error)
-            if error.code == 409:
-                self._held = None
             return False
         self._held = held
         if held is not None:

@@ -351,12 +351,12 @@ def _leader(group: Group) -> Pod | None:
 def _marks(group: Group, namespace: str, begins: bool, canary: Canary | None, now: datetime) -> Iterable[Mark]:
     """Say which requests a group gets: none if it goes or is lost. Scale its set back where somebody has scaled it.
 
-    The mark on the set is the memory of when it began to go.
+    The mark on the set is the memory of when it began to go: one that is yet to come, which nobody knows, is made anew.
     """
     leader = _leader(group)
     if group.set.scaled:
         yield Mark(group.set.kind, namespace, group.name, group.set.uid, replicas=group.set.replicas)
-    if begins:
+    if begins or _since_drain(group, now) < timedelta(0):
         since = {DRAINING_ANNOTATION: format_time(now)}
         yield Mark(group.set.kind, namespace, group.name, group.set.uid, annotations=since)
     routing = Routing.OFF if begins or group.draining or group.lost else _due_routing(group, canary)

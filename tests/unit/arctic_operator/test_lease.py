@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from arctic_operator import lease as module
+from arctic_operator.cluster import ApiError
 from arctic_operator.install import Install
 from arctic_operator.lease import Lease
 
@@ -51,7 +52,7 @@ class Kept:
     """An API server that keeps one Lease, and counts how often it was written."""
 
     def __init__(self) -> None:
-        self.lease, self.written = None, 0
+        self.lease, self.written, self.conflicts = None, 0, 0
 
     async def get(self, kind, *_):
         return copy.deepcopy(self.lease) if kind == "Lease" else None
@@ -60,6 +61,9 @@ class Kept:
         return None if self.lease else await self.replace(manifest)
 
     async def replace(self, manifest):
+        if self.conflicts:
+            self.conflicts -= 1
+            raise ApiError(409, "Conflict", "the object has been modified")
         self.lease, self.written = copy.deepcopy(manifest), self.written + 1
         return manifest
 
@@ -67,6 +71,27 @@ class Kept:
         end = self.written + writes
         while self.written < end:  # noqa: ASYNC110 - counted by the writes
             await asyncio.sleep(0.01)
+
+
+async def test_a_lease_that_somebody_else_has_written_to_is_renewed_all_the_same(build):
+    """Whoever puts a label on it takes no term away; the API server refuses what was read before."""
+    settings = build.settings.model_copy(update={"lease_duration": "1s", "lease_renew": "0.02s"})
+    server, terms = Kept(), 0
+    lease = Lease(server, settings, Install(server, settings))
+
+    async def work():
+        nonlocal terms
+        terms += 1
+        await asyncio.Event().wait()
+
+    leading = asyncio.create_task(lease.lead(work))
+    async with asyncio.timeout(20):
+        await server.after(writes=2)
+        server.conflicts = 2
+        await server.after(writes=5)
+    assert (server.conflicts, terms, lease.leading) == (0, 1, True)
+    leading.cancel()
+    await asyncio.wait([leading])
 
 
 async def test_a_machine_whose_clock_is_moved_by_an_hour_neither_loses_the_lease_nor_holds_it_for_ever(

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from hypothesis import example, given, settings
@@ -13,13 +14,16 @@ from arctic_api.common import BaseWeights
 from arctic_api.world import InferenceGroup, Label
 from arctic_operator.live import InferenceObservation, Live, Phase
 from arctic_operator.observed import (
+    DRAINING_ANNOTATION,
     LEADER_WORKER_SET,
     GroupSet,
     InferenceSeen,
     Node,
     Owner,
+    format_time,
     revision_seen_of,
 )
+from arctic_operator.plan.actions import Mark
 from arctic_operator.plan.inference import SETTLE, plan_inference
 from arctic_operator.plan.inference_history import KEPT
 
@@ -149,6 +153,21 @@ def test_a_draining_group_goes_when_it_is_idle_or_its_time_is_over(build):
     assert second in cluster.groups
     cluster.busy = set()
     cluster.run(1)
+    assert set(cluster.groups) == {first}
+
+
+def test_a_group_that_is_marked_to_drain_in_times_to_come_goes_in_its_time_all_the_same(build):
+    cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
+    cluster.run(30)
+    first, second = sorted(cluster.groups)
+    cluster.go_back(build, 2, **fields(1, 1, 0))
+    cluster.busy = {second}
+    cluster.run(1)
+    later = format_time(cluster.now + timedelta(days=1))
+    cluster.mark(Mark(cluster.groups[second].kind, "default", second, "", annotations={DRAINING_ANNOTATION: later}))
+    cluster.run(1)
+    assert cluster.groups[second].draining_since <= cluster.now
+    cluster.run(300)
     assert set(cluster.groups) == {first}
 
 
