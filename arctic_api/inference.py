@@ -331,8 +331,8 @@ class CanaryStatus(Resource):
 
     revision: str
     """The canary's."""
-    since: Timestamp
-    """Since when it is compared."""
+    since: Timestamp | None = None
+    """Since when it is compared: the first moment at which groups of both revisions served with its weight."""
     verdict: Literal["Analyzing", "Promoted", "RolledBack"]
     """`RolledBack` is remembered until the specification makes another revision."""
     message: str

@@ -470,5 +470,6 @@ def _waits(training: Manifest) -> bool:
 
 
 def _is_gateway(pod: Manifest) -> bool:
-    metadata = pod["metadata"]
-    return metadata["labels"].get(Label.ROLE) == GATEWAY and "deletionTimestamp" not in metadata
+    """Whether a pod is a gateway that may answer: one that has ended, as when it is evicted, keeps its address."""
+    metadata, ended = pod["metadata"], pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+    return metadata["labels"].get(Label.ROLE) == GATEWAY and not ended and "deletionTimestamp" not in metadata

@@ -26,6 +26,7 @@ class Cluster:
         self.pods: dict[tuple[str, int], Pod] = {}
         self.status: dict[str, Any] = {}
         self.nodes = {f"n{i}": Node(f"n{i}", True, build.start, False) for i in range(NODES)}
+        self.sees_nodes = True
         self.busy: set[str] = set()
         self.broken: set[str] = set()
         self.told: set[str] = set()
@@ -59,7 +60,7 @@ class Cluster:
         seen = InferenceSeen(
             tuple(self.groups.values()),
             tuple(self.pods.values()),
-            self.nodes,
+            self.nodes if self.sees_nodes else None,
             live,
             history=tuple(map(revision_seen_of, self.history.values())),
         )

@@ -49,15 +49,17 @@ def group_services(identity: Identity, name: str, kind: str, settings: Settings)
     """
     ports, selector = Ports(), _selector(identity, name)
     gateway = {Label.UID.value: identity.uid, Label.ROLE.value: "gateway"}
+    # Nobody may evict a pod of a group: who sees its node being emptied has another group serve first.
+    budget = {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": child_metadata(identity, name, labels=selector),
+        "spec": {"maxUnavailable": 0, "selector": {"matchLabels": selector}},
+    }
     return [
         *([] if kind == LEADER_WORKER_SET else [headless_service(identity, name, selector, ports.rendezvous)]),
         network_policy(identity, name, settings, selector, {ports.http: gateway}),
-        {
-            "apiVersion": "policy/v1",
-            "kind": "PodDisruptionBudget",
-            "metadata": child_metadata(identity, name, labels=selector),
-            "spec": {"maxUnavailable": 0, "selector": {"matchLabels": selector}},
-        },
+        *([budget] if settings.read_nodes else []),
     ]
 
 

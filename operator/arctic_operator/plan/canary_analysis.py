@@ -61,15 +61,16 @@ def analyse(
     newest = frozenset(group.name for group in serving if group.set.revision == revision)
     stable = frozenset(group.name for group in serving if group.set.revision == canary.stable.name)
     said = {name: told.figures for name in newest | stable if (told := _heard(seen, name))}
+    begun = parse_time(known.since) if known else None
     if (comparison.revision, comparison.share) != (revision, canary.share):
+        begun = None if comparison.revision == revision else begun
         comparison = Comparison(revision, canary.share)
-    since = (parse_time(known.since) if known else None) or now
     if not newest & said.keys() or not stable & said.keys():
         # What one side does while the other does nothing is no comparison.
-        status = _status(revision, since, "Analyzing", "waits until groups of both revisions serve and are heard")
+        status = _status(revision, begun, "Analyzing", "waits until groups of both revisions serve and are heard")
         return Analysed(status, "Waiting"), replace(comparison, latest={})
     comparison = comparison.with_figures(said, newest)
-    return _decided(asked.analysis, comparison, since, now), comparison
+    return _decided(asked.analysis, comparison, begun or now, now), comparison
 
 
 def _heard(seen: InferenceSeen, group: str) -> InferenceObservation | None:
@@ -98,6 +99,6 @@ def _sentences(judged: Sequence[Judged]) -> str:
     return "; ".join(each.sentence for each in judged)
 
 
-def _status(revision: str, since: datetime, verdict: str, message: str) -> CanaryStatus:
-    told = {"revision": revision, "since": format_time(since), "verdict": verdict, "message": message}
+def _status(revision: str, since: datetime | None, verdict: str, message: str) -> CanaryStatus:
+    told = {"revision": revision, "since": since and format_time(since), "verdict": verdict, "message": message}
     return CanaryStatus.model_validate(told)

@@ -16,6 +16,8 @@ UNREACHABLE_AFTER = timedelta(seconds=10)
 UNREACHABLE_AFTER_ALL = timedelta(seconds=60)
 """The same where all nodes were NotReady at once, from when the first was back: after an outage of the control plane
 kubelets come back one after the other, as each waits up to half a minute between two tries."""
+OVERDUE_AFTER = timedelta(seconds=30)
+"""What a kubelet gets besides a deleted pod's own grace to end it, where nothing else tells whether it lives."""
 PODS_AFTER = timedelta(seconds=10)
 """What a Job or StatefulSet gets to make its pods before it is asked why it has not."""
 ENDS = {"Degraded": "Recovered", "Ready": "NotReady", "Available": "NotAvailable", "Suspended": "Resumed"}
@@ -73,8 +75,14 @@ def waiting_for(training: str) -> str:
 
 
 def unreachable(pod: Pod, nodes: Mapping[str, Node] | None, now: datetime) -> bool:
-    """Whether a pod's node has been NotReady for so long, or is gone, that nothing is known about the pod any more."""
-    if nodes is None or not pod.node:
+    """Whether a pod's node has been NotReady for so long, or is gone, that nothing is known about the pod any more.
+
+    Where nodes may not be read, it is so of a pod that is deleted, as the cluster does in time, and that no kubelet ends.
+    """
+    if nodes is None:
+        overdue = _overdue_at(pod)
+        return overdue is not None and now >= overdue
+    if not pod.node:
         return False
     node = nodes.get(pod.node)
     if node is None:
@@ -100,16 +108,30 @@ def _lost_at(node: Node, nodes: Mapping[str, Node]) -> datetime | None:
     return node.ready_changed + UNREACHABLE_AFTER
 
 
+def _overdue_at(pod: Pod) -> datetime | None:
+    """Return when a kubelet that lives has ended a pod that is deleted; None where none has to."""
+    if pod.ended or not pod.node or pod.delete_requested is None:
+        return None
+    return pod.delete_requested + timedelta(seconds=pod.grace_seconds) + OVERDUE_AFTER
+
+
 def until_unreachable(pods: Iterable[Pod], nodes: Mapping[str, Node] | None, now: datetime) -> float | None:
-    """Return the seconds until a pod's node has been NotReady too long; no event will tell.
+    """Return the seconds until a pod is unreachable; no event will tell.
 
     Nor will one where no node is ready, if the first that comes back is another's.
     """
     if nodes and not any(node.ready for node in nodes.values()):
         return UNREACHABLE_AFTER.total_seconds()
-    silent = [node for pod in pods if nodes and (node := nodes.get(pod.node))]
-    left = [(lost - now).total_seconds() for node in silent if nodes and (lost := _lost_at(node, nodes))]
+    moments = [_unreachable_at(pod, nodes) for pod in pods]
+    left = [(moment - now).total_seconds() for moment in moments if moment]
     return min((seconds for seconds in left if seconds > 0), default=None)
+
+
+def _unreachable_at(pod: Pod, nodes: Mapping[str, Node] | None) -> datetime | None:
+    if nodes is None:
+        return _overdue_at(pod)
+    node = nodes.get(pod.node)
+    return node and _lost_at(node, nodes)
 
 
 def lacks_pods(created: datetime | None, pods: Sequence[Pod], wanted: int, now: datetime) -> bool:

@@ -177,7 +177,7 @@ def _interruption(pod: Pod, now: datetime) -> Ending:
 
 
 def _node_lost(pod: Pod, nodes: Mapping[str, Node] | None, now: datetime) -> Ending:
-    why = "can't be reached" if nodes and pod.node in nodes else "is not in the cluster any more"
+    why = "can't be reached" if nodes is None or pod.node in nodes else "is not in the cluster any more"
     return Ending(NODE_LOST, f"node {pod.node} of pod {pod.name} {why}", now)
 
 

@@ -100,7 +100,7 @@ def inference_status(
     told = {group.name: told for group in kept if (told := _observation(seen.live.get(group.name)))}
     closed = seen.access.lack if seen.access else None
     state = _state(inference, counts, trouble, waiting, closed)
-    if canary and state in ("RollingOut", "Scaling"):
+    if canary and state in ("RollingOut", "Scaling", "Ready"):  # the last where the stable groups are being made anew
         state = "Canary"
     identity = inference.identity
     loading = _loading(kept, told)

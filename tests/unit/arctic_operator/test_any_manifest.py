@@ -14,6 +14,7 @@ from schema_manifests import schema_manifests
 
 from arctic_ablation.faults import fault
 from arctic_ablation.study import VariantStudy
+from arctic_ablation.swarm.study import SwarmStudy
 from arctic_api.ablation import ArcticAblationSpec
 from arctic_api.verdict import field_problems, settle, verdict
 from arctic_operator.cache import Key
@@ -59,9 +60,10 @@ def test_right_ones_are_accepted_broken_ones_explained_and_none_stops_the_operat
 def variant_problems(manifest):
     """Return what is wrong with the trainings of an ablation that is right itself."""
     spec = manifest["spec"]
-    if manifest["kind"] != "ArcticAblation" or spec.get("mixture") is not None:
+    if manifest["kind"] != "ArcticAblation":
         return []
-    wrong = fault(VariantStudy(manifest["metadata"]["name"], ArcticAblationSpec.model_validate(spec)))
+    study = VariantStudy if spec.get("mixture") is None else SwarmStudy
+    wrong = fault(study(manifest["metadata"]["name"], ArcticAblationSpec.model_validate(spec)))
     return [wrong] if wrong else []
 
 

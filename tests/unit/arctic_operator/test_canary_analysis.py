@@ -113,6 +113,22 @@ def test_a_canary_that_is_no_worse_takes_over_after_its_time(build, world):
     assert (world.status["state"], world.status["stableRevision"]) == ("Ready", world.new)
 
 
+def test_the_time_of_an_analysis_begins_when_both_revisions_serve_and_anew_with_another_weight(build, world):
+    [canary] = [name for name, group in world.groups.items() if group.revision == world.new]
+    world.broken.add(canary)
+    world.run(300, step=2)
+    assert condition(world.status, "CanaryPassed") == ("Unknown", "Waiting")
+    assert "since" not in world.canary
+    world.broken.clear()
+    world.run(160, step=2)
+    assert condition(world.status, "CanaryPassed") == ("Unknown", "Comparing")
+    world.edit(build, 3, **fields("two", weight="60%"))
+    world.run(160, step=2)
+    assert condition(world.status, "CanaryPassed") == ("Unknown", "Comparing")
+    world.run(120, step=2)
+    assert world.canary["verdict"] == "Promoted"
+
+
 @pytest.mark.parametrize(("requests", "slower", "reason"), [(0, 0, "TooFewRequests"), (1, 0.07, "NotSure")])
 def test_a_canary_that_nothing_is_known_of_for_certain_stays_one(world, requests, slower, reason):
     world.requests, world.slower[world.new] = requests, slower

@@ -201,6 +201,15 @@ def test_a_node_that_was_deleted_is_lost_whatever_its_kubelet_does(build):
     assert (ending.reason, ending.message, ending.counted) == ("NodeLost", words, False)
 
 
+def test_a_world_that_is_stopped_ends_though_nobody_ends_its_pod_where_nodes_can_not_be_read(build):
+    deleted = build.pod(0, delete_requested=build.seconds(0), grace_seconds=30)
+    stopped = replace(JOB, deleting=True)
+    assert judge(build.training().spec, stopped, [deleted], None, build.seconds(59)) is None
+    assert until_unreachable([deleted], None, build.seconds(59)) == 1
+    assert judge(build.training().spec, stopped, [deleted], None, build.seconds(60)).reason == "Stopped"
+    assert until_unreachable([deleted], None, build.seconds(60)) is None
+
+
 FULL = "The node was low on resource: ephemeral-storage. Threshold quantity: 1Gi, available: 900Mi."
 
 

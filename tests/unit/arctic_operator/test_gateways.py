@@ -3,11 +3,15 @@
 import asyncio
 from contextlib import asynccontextmanager
 
+import pytest
 from aiohttp import web
 
+from arctic_api.world import Label
 from arctic_operator import gateways
+from arctic_operator.cache import Cache
 from arctic_operator.gateways import Gateways
 from arctic_operator.manifests.gateway import WAITING_PATH
+from arctic_operator.observe import Observer
 
 PATIENCE = 20.0
 
@@ -74,3 +78,17 @@ async def test_what_waits_is_summed_up_and_a_pod_that_does_not_answer_is_not_emp
         asked.ask("service", [], port)
         assert asked.waiting("service") is None
         await asked.close()
+
+
+@pytest.mark.parametrize(("gone", "asked"), [({}, True), ({"phase": "Failed"}, False), ({"phase": "Succeeded"}, False)])
+def test_a_gateway_that_has_ended_is_not_asked_at_the_address_that_it_had(build, gone, asked):
+    """The cluster keeps a pod that was evicted, and may give its address to another."""
+    inference, cache = build.inference(), Cache()
+    labels = {Label.UID.value: inference.identity.uid, Label.ROLE.value: "gateway"}
+    for name, status in {"first": {"phase": "Running"}, "second": {"phase": "Running"} | gone}.items():
+        metadata = {"namespace": "team", "name": name, "uid": name, "resourceVersion": "1", "labels": labels}
+        metadata["creationTimestamp"] = "2026-01-01T00:00:00Z"
+        cache.put({"kind": "Pod", "metadata": metadata, "spec": {"containers": []}, "status": status | {"podIP": f"10.0.0.{len(name)}"}})
+    seen = Observer(None, cache, read_nodes=False).inference_seen(inference, lambda _: None, {})
+    assert ("second" in {pod.name for pod in seen.gateways}) == asked
+    assert "first" in {pod.name for pod in seen.gateways}

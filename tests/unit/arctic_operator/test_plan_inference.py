@@ -156,6 +156,24 @@ def test_a_draining_group_goes_when_it_is_idle_or_its_time_is_over(build):
     assert set(cluster.groups) == {first}
 
 
+def test_without_a_view_of_nodes_a_group_is_lost_whose_pod_nobody_ends(build):
+    """The cluster deletes the pods of a node that is gone after a while, and no kubelet is there to end them."""
+    cluster = Cluster(build, build.inference(**fields(1, 0, 1)))
+    cluster.sees_nodes = False
+    cluster.run(30)
+    (old,) = cluster.groups
+    gone = cluster.pods[old, 1]
+    cluster.nodes[gone.node] = Node(gone.node, False, cluster.now, False)
+    cluster.run(60)
+    assert set(cluster.groups) == {old}
+    cluster.pods[old, 1] = replace(gone, ready_since=None, delete_requested=cluster.now, grace_seconds=30)
+    cluster.run(59)
+    assert set(cluster.groups) == {old}
+    cluster.run(30)
+    assert old not in cluster.groups
+    assert len(cluster.serving) == 1
+
+
 def test_a_group_that_is_marked_to_drain_in_times_to_come_goes_in_its_time_all_the_same(build):
     cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
     cluster.run(30)
@@ -682,6 +700,23 @@ def with_canary(weight, replicas, surge, unavailable, image="one"):
     asked = fields(replicas, surge, unavailable, image)
     asked["rollout"]["canary"] = {"weight": weight}
     return asked
+
+
+@pytest.mark.parametrize("weight", ["20%", "100%"])
+def test_a_canary_stays_one_while_the_stable_group_moves_to_another_node(build, weight):
+    cluster = Cluster(build, build.inference(**with_canary(weight, 1, 1, 0)))
+    cluster.run(30)
+    stable = cluster.status["revision"]
+    cluster.edit(build, 2, **with_canary(weight, 1, 1, 0, "two"))
+    cluster.run(60)
+    [old] = [name for name, group in cluster.groups.items() if group.revision == stable]
+    node = cluster.pods[old, 0].node
+    cluster.nodes[node] = replace(cluster.nodes[node], unschedulable=True)
+    for _ in range(120):
+        cluster.run(1)
+        assert (cluster.status["state"], cluster.status["stableRevision"]) == ("Canary", stable)
+    assert old not in cluster.groups
+    assert {group.revision for group in cluster.groups.values()} == {stable, cluster.status["revision"]}
 
 
 def tracks(cluster):

@@ -62,3 +62,12 @@ def test_only_pods_of_the_same_group_reach_its_ssh(build) -> None:
     assert open_to == [[{"podSelector": policy["spec"]["podSelector"]}]]
     named = {port["port"] for rule in policy["spec"]["ingress"] for port in rule.get("ports", ())}
     assert 2222 not in named
+
+
+@pytest.mark.parametrize("read_nodes", [False, True])
+def test_evictions_are_refused_where_the_operator_sees_which_node_is_emptied(build, read_nodes) -> None:
+    """Elsewhere nothing would ever let the pods go, and the node would never be empty."""
+    settings = build.settings.model_copy(update={"read_nodes": read_nodes})
+    services = group_services(build.inference().identity, "tiny-g0", "StatefulSet", settings)
+    budgets = [service["spec"]["maxUnavailable"] for service in services if service["kind"] == "PodDisruptionBudget"]
+    assert budgets == ([0] if read_nodes else [])
