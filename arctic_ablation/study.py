@@ -21,7 +21,7 @@ from arctic_ablation.variants import (
 )
 from arctic_api.ablation import ArcticAblationSpec
 from arctic_api.common import parse_tokens
-from arctic_api.verdict import field_problems
+from arctic_api.verdict import field_problems, settle
 
 _NO_RUNGS = (
     "it begins from other weights, so suites judge what it exports at its end, and at a rung there is nothing: leave "
@@ -98,6 +98,11 @@ class Step:
 class Study(Protocol):
     """What every kind of ablation can say."""
 
+    @property
+    def spec(self) -> ArcticAblationSpec:
+        """Its specification."""
+        ...
+
     def steps(self, found: Mapping[str, Found]) -> list[Step]:
         """Return what may run now, what is wanted most first; nothing once all is found."""
         ...
@@ -126,9 +131,10 @@ def name_of(ablation: str, spec: ArcticAblationSpec, training: Wire) -> str:
 
 def make_run(ablation: str, spec: ArcticAblationSpec, variant: Variant, seed: int, base: Wire) -> Run:
     """Return one training of a variant; `VariantError` if a change has made it none."""
-    training = changed(base, variant.changes)
-    if problems := field_problems(training_manifest(ablation, training)):
+    manifest = training_manifest(ablation, changed(base, variant.changes))
+    if problems := field_problems(manifest):
         raise VariantError(f"variant {variant.name}: " + "; ".join(map(str, problems)))
+    training = settle(manifest)["spec"]  # a null within a value stands for a field that is left out
     if spec.halving and spec.objective.suites and begins_from_weights(training):
         raise VariantError(f"variant {variant.name}: {_NO_RUNGS}")
     made = trial(spec, training, seed)

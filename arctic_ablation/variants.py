@@ -186,3 +186,20 @@ def source_weights(training: Mapping[str, Any]) -> dict[str, float]:
                 totals[name] += parse_tokens(stage["tokens"]) * weight / sum(mixture.values()) / 2
     whole = sum(totals.values())
     return {name: total / whole for name, total in totals.items() if total > 0}
+
+
+def validation_sources(training: Mapping[str, Any]) -> list[Wire]:
+    """Return the sources that are only for validation; none where a share of the others is held out."""
+    sources: list[Wire] = training["data"].get("validation", {}).get("sources", [])
+    return sources
+
+
+def held_out_categories(training: Mapping[str, Any]) -> set[str]:
+    """Return the categories by which a training is judged, at each of its evaluations.
+
+    They are those of the sources that are only for validation. Where there are none, those of the sources that any
+    stage draws from: a share of each is held out, and no other is even read.
+    """
+    drawn = source_weights(training)
+    trained_on = [source for source in training["data"]["sources"] if source["name"] in drawn]
+    return {source["category"] for source in validation_sources(training) or trained_on}

@@ -1,13 +1,18 @@
 """`arctic validate`: the verdict that the API server would give, without a cluster; and what the data here are like."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from arctic_api import GROUP
+from arctic_api.ablation import KIND as ABLATION
+from arctic_api.ablation import ArcticAblationSpec
+from arctic_api.training import KIND as TRAINING
 from arctic_api.training import ArcticTrainingSpec
-from arctic_api.verdict import settle
+from arctic_api.verdict import Problem, settle
 from arctic_api.world import ExitCode
+from arctic_cli.ablate.command import study_of
 from arctic_cli.data import Findings, look_at_data
 from arctic_cli.local import local_mounts, volumes_option
 from arctic_cli.manifest import Document, ManifestError, describe, load
@@ -15,6 +20,10 @@ from arctic_cluster.paths import default_volumes
 
 SUFFIXES = (".json", ".yaml", ".yml")
 """Of the files that kubectl takes from a folder."""
+_NOT_DRAWN = (
+    "its trainings are not judged, as {} is not installed, with which their mixtures are drawn: install it, or "
+    "arctic-kubernetes[ablation]"
+)
 
 
 @click.command()
@@ -29,7 +38,7 @@ SUFFIXES = (".json", ".yaml", ".yml")
 )
 @volumes_option
 def validate(files: tuple[Path, ...], volumes: Path | None) -> None:
-    """Check manifests, and the data of trainings as far as claims have folders on this machine.
+    """Check manifests, each variant of ablations, and the data of trainings as far as claims have folders here.
 
     Prints each problem with its file, line and field, and exits with 64 if there is any. Sources that a
     curriculum reads more than once are named too, and are no problem.
@@ -83,12 +92,28 @@ def _judge(file: Path, documents: list[Document], volumes: Path) -> bool:
 
 
 def _find(document: Document, volumes: Path) -> Findings:
-    """Return the verdict on a manifest; where it is a right one of a training, what its data here are like."""
-    problems = document.problems()
-    if problems or document.content["kind"] != "ArcticTraining":
+    """Return the verdict on a manifest; of a right one what is to be said beyond that, by its kind."""
+    if problems := document.problems():
         return Findings(problems)
-    spec = ArcticTrainingSpec.model_validate(settle(document.content)["spec"])
-    return look_at_data(spec, local_mounts(spec.template, volumes))
+    manifest = settle(document.content)
+    if manifest["kind"] == ABLATION:
+        return _find_variants(manifest)
+    if manifest["kind"] == TRAINING:
+        spec = ArcticTrainingSpec.model_validate(manifest["spec"])
+        return look_at_data(spec, local_mounts(spec.template, volumes))
+    return Findings([])
+
+
+def _find_variants(manifest: dict[str, Any]) -> Findings:
+    """Return why a variant of an ablation can't be trained or judged: the operator and `arctic ablate` refuse it."""
+    from arctic_ablation.faults import fault
+
+    spec = ArcticAblationSpec.model_validate(manifest["spec"])
+    try:  # who installs the command alone has no NumPy, with which a swarm is drawn
+        wrong = fault(study_of(manifest["metadata"]["name"], spec))
+    except ModuleNotFoundError as error:
+        return Findings([], [Problem("spec.mixture", _NOT_DRAWN.format(error.name))])
+    return Findings([Problem("spec", wrong)] if wrong else [])
 
 
 def _count(number: int, thing: str) -> str:

@@ -1,6 +1,7 @@
 """Manifests as files; tests/cluster/test_verdicts.py compares with kubectl itself."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from arctic_cli.manifest import ManifestError, load, load_one
 from arctic_cli.validate import validate
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
+TINY_ABLATION = next(file for file in EXAMPLES if file.name == "tiny-ablation.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +163,37 @@ def test_validate_prints_every_problem_of_every_file_and_exits_64(tmp_path: Path
     assert "spec.bach: unknown field; did you mean batch?" in result.stderr
     assert "other.yaml:1: not YAML" in result.stderr
     assert result.stdout == f"{EXAMPLES[0]}: ok (1 manifest)\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("stages.general.mixture", "stages.genral.mixture", "nothing is called 'genral': write one of general"),
+        ("{code: 1, sql: 1}", "{math: 1}", "no stage draws from a source of the category math"),
+        ("values: [1e-3, 3e-3]", "values: [1e-3, -1]", "spec.curriculum.stages[0].learningRate.peak: must be greater"),
+    ],
+)
+def test_validate_refuses_an_ablation_whose_variants_can_not_be_trained_or_judged(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    text = TINY_ABLATION.read_text()
+    assert old in text
+    result = CliRunner().invoke(validate, ["-f", str(written(tmp_path, text.replace(old, new)))])
+    assert (result.exit_code, result.stdout) == (64, "")
+    assert result.stderr.startswith(f"{tmp_path}/manifest.yaml:8: spec: ")
+    assert words in result.stderr
+
+
+def test_validate_says_that_it_can_not_judge_the_draws_of_a_swarm_where_numpy_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in [name for name in sys.modules if name.startswith("arctic_ablation.swarm")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    result = CliRunner().invoke(validate, ["-f", str(TINY_ABLATION.with_name("tiny-swarm.yaml"))])
+    assert (result.exit_code, result.stdout.endswith(": ok (1 manifest)\n")) == (0, True)
+    assert "spec.mixture: its trainings are not judged, as numpy is not installed" in result.stderr
+    assert "install it, or arctic-kubernetes[ablation]" in result.stderr
 
 
 def test_validate_looks_at_the_data_that_are_on_this_machine(tmp_path: Path) -> None:
