@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arctic_api.training import ArcticTrainingSpec, Source
+from arctic_api.uris import path_of
 from arctic_api.verdict import Problem
 from arctic_api.world import Mount, locate
 
@@ -109,7 +110,11 @@ def _supplies(spec: ArcticTrainingSpec, seen: Iterable["Glance"], run_folder: Pa
 def _prepared(seen: "Glance", run_folder: Path | None) -> list[Path]:
     """Return the indices of what a run has prepared of a source."""
     name = seen.source.name if seen.field.startswith(_TRAINED_ON) else f"validation.{seen.source.name}"
-    return [] if run_folder is None else list(run_folder.glob(f"data/{name}-*/index.json"))
+    if run_folder is None:
+        return []
+    from arctic_workers.training.data.streams import INDEX, folders_of
+
+    return [folder / INDEX for folder in folders_of(name, run_folder) if (folder / INDEX).is_file()]
 
 
 def _runs_dry(supply: Supply) -> bool:
@@ -131,5 +136,5 @@ def _sentence(supply: Supply) -> str:
 
 def _is_here(uri: str, mounts: list[Mount]) -> bool:
     """Return whether a source is in a claim that has a folder on this machine."""
-    path = uri.removeprefix("file://")
+    path = path_of(uri)
     return any(mount.resolve(path) is not None and Path(mount.path).is_dir() for mount in mounts)

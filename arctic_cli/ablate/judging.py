@@ -9,10 +9,10 @@ from typing import Any
 
 from arctic_ablation.variants import data_of_suites
 from arctic_api.ablation import ArcticAblationSpec
+from arctic_api.uris import path_of
 from arctic_api.world import Mount, locate
 from arctic_workers.control import lifeline
 
-_FILE = "file://"
 _RESULTS = "results.json"
 
 
@@ -25,7 +25,7 @@ class Judging:
     """
 
     def __init__(self, spec: ArcticAblationSpec, mounts: list[Mount]) -> None:
-        self._suites = {str(one.name): locate(one.uri.removeprefix(_FILE), mounts) for one in data_of_suites(spec)}
+        self._suites = {str(one.name): locate(path_of(one.uri), mounts) for one in data_of_suites(spec)}
         self._running: dict[str, tuple[subprocess.Popen[bytes], Path, Path]] = {}
 
     @property
@@ -36,7 +36,7 @@ class Judging:
     def start(self, name: str, model: str, folder: Path, log: Path) -> None:
         """Begin to evaluate a training, or go on; `model` is the URI of its checkpoint, or of what it exports."""
         suites = [word for suite, path in self._suites.items() for word in ("--suite", f"{suite}={path}")]
-        arguments = ("evaluate", model.removeprefix(_FILE), "--name", name, "-o", str(folder), *suites)
+        arguments = ("evaluate", path_of(model), "--name", name, "-o", str(folder), *suites)
         with log.open("ab") as out:
             process = subprocess.Popen(
                 (*lifeline.command("arctic_cli"), *arguments),

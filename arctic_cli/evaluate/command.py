@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-_FILE = "file://"
+from arctic_api.uris import path_of
 
 
 @click.command()
@@ -102,7 +102,7 @@ def _data(suites: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
             raise click.UsageError(f"--suite {given}: write NAME=PATH, with one of {', '.join(names)} for the name")
         if suite in found:
             raise click.UsageError(f"--suite {given}: {suite} is there twice")
-        found[suite] = Path(path.removeprefix(_FILE))
+        found[suite] = Path(path_of(path))
         if not found[suite].exists():
             raise click.UsageError(f"--suite {given}: {found[suite]} is not there")
     return found

@@ -6,6 +6,7 @@ from typing import Any
 
 from arctic_api.common import BaseWeights
 from arctic_api.evaluation import ArcticEvaluationSpec, ArcticEvaluationStatus, EvaluatedModel
+from arctic_api.uris import path_of
 from arctic_operator.live import Live
 from arctic_operator.observed import (
     Identity,
@@ -22,7 +23,6 @@ from arctic_operator.observed import (
 )
 
 Manifest = Mapping[str, Any]
-FILE = "file://"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def target_of(evaluation: Evaluation, training: Manifest | None, service: Manife
         return _of_service(evaluation.identity.namespace, model.service, service)
     if model.endpoint is not None:
         return Target(model.endpoint.model, url=model.endpoint.url)
-    return Target(evaluation.identity.name, folder=(model.uri or "").removeprefix(FILE))
+    return Target(evaluation.identity.name, folder=path_of(model.uri or ""))
 
 
 def compared_with(evaluation: Evaluation, others: Mapping[str, Manifest | None]) -> tuple[str, ...] | Awaited:
@@ -150,7 +150,7 @@ def _at_end_of(stage: str, training: Manifest | None) -> BaseWeights | None:
     committed = (status.get("lastCheckpoint") or {}).get("tokens", 0)
     if not uri or committed < sum(each.get("tokens", 0) for each in upto):
         return None
-    folder = str(uri).removeprefix(FILE)
+    folder = path_of(str(uri))
     return BaseWeights(training=training["metadata"]["name"], folder=folder, claim_name=claim_of(training))
 
 

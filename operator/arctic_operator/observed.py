@@ -11,6 +11,7 @@ from arctic_api.common import BaseWeights, Resource
 from arctic_api.inference import ArcticInferenceSpec, ArcticInferenceStatus
 from arctic_api.training import KIND as TRAINING_KIND
 from arctic_api.training import ArcticTrainingSpec, ArcticTrainingStatus, CheckpointRequest
+from arctic_api.uris import path_of
 from arctic_api.world import Label, Routing, revision_in
 from arctic_operator.live import Live
 
@@ -610,7 +611,7 @@ def node_of(manifest: Manifest) -> Node:
 def exported_by(manifest: Manifest) -> BaseWeights | None:
     """Return the weights that an ArcticTraining has exported."""
     uri = (manifest.get("status") or {}).get("export", {}).get("uri")
-    folder = uri.removeprefix("file://") if uri else ""
+    folder = path_of(uri) if uri else ""
     if not folder or _export(manifest) == "adapter":
         return None
     return BaseWeights(training=manifest["metadata"]["name"], folder=folder, claim_name=claim_of(manifest))

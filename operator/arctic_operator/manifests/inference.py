@@ -9,6 +9,7 @@ from functools import partial
 
 from arctic_api.common import BaseWeights, ClaimVolume, parse_duration
 from arctic_api.inference import ArcticInferenceSpec
+from arctic_api.uris import path_of
 from arctic_api.world import LOGIN_FOLDER, STORE_FOLDER, InferenceGroup, Label, Ports, Routing
 from arctic_operator.manifests.common import (
     Manifest,
@@ -193,6 +194,6 @@ def _world(inference: Inference, revision: str, name: str, kind: str, base: Base
         spec=spec,
         group=name,
         revision=revision,
-        model_folder=uri.removeprefix("file://"),
+        model_folder=path_of(uri),
         login_folder=LOGIN_FOLDER if needs_login(spec) else None,
     )

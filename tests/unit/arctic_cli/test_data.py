@@ -12,6 +12,7 @@ from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import Mount
 from arctic_cli.data import Findings, look_at_data
 from arctic_workers.training.data import survey
+from arctic_workers.training.data.streams import folder_name
 
 ASKED = 1_000_000
 """By the manifest, of its one source."""
@@ -80,14 +81,37 @@ def test_a_source_that_may_not_be_read_again_is_refused_where_its_files_are_cert
     assert said.endswith("with whenExhausted: refuse the run ends before its first step")
 
 
-def test_what_a_run_has_prepared_is_counted_and_not_looked_for(corpus: Path, tmp_path: Path) -> None:
-    prepared = tmp_path / "run" / "data" / "books-0123"
+def leave_prepared(run_folder: Path, source: str, tokens: int) -> None:
+    """Leave what a run has of a source that it has prepared."""
+    prepared = run_folder / "data" / folder_name(source, [])
     prepared.mkdir(parents=True)
-    parts = {part: {"tokens": 250_000, "documents": 1} for part in ("train", "held-out")}
+    parts = {part: {"tokens": tokens, "documents": 1} for part in ("train", "held-out")}
     (prepared / "index.json").write_text(json.dumps({"parts": parts, "source": {}}))
+
+
+def test_what_a_run_has_prepared_is_counted_and_not_looked_for(corpus: Path, tmp_path: Path) -> None:
+    leave_prepared(tmp_path / "run", "books", 250_000)
     assert sentences(look(corpus / "gone", run_folder=tmp_path / "run")) == [
         "spec.data.sources[0]: source books has 250,000 tokens to train on, and the curriculum reads them 4.00 times"
     ]
+
+
+def test_what_a_run_has_prepared_of_a_source_with_a_longer_name_is_not_taken_for_it(
+    corpus: Path, tmp_path: Path
+) -> None:
+    leave_prepared(tmp_path / "run", "books-2024", 250_000)
+    (corpus / "a.txt").write_text("x" * 8 * ASKED)
+    assert sentences(look(corpus, run_folder=tmp_path / "run")) == []
+    [said] = sentences(look(corpus / "gone", run_folder=tmp_path / "run"))
+    assert "source books: no text file at file:///data" in said
+
+
+def test_a_source_whose_mount_has_a_space_is_looked_at_though_its_uri_quotes_it(corpus: Path) -> None:
+    spec = apply_changes(TRAINING, HALF | {"spec.data.sources.0.uri": "file:///the%20data/c#"})["spec"]
+    [said] = sentences(
+        look_at_data(ArcticTrainingSpec.model_validate(spec), [Mount(mount_path="/the data", path=str(corpus))])
+    )
+    assert f"no text file at file:///the%20data/c# (looked at {corpus}/c#)" in said
 
 
 def test_a_source_that_was_not_looked_at_in_time_is_named(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,8 @@ def test_a_folder_is_served_and_its_perplexity_is_the_models(tmp_path: Path, dat
     [
         (["MODEL", "--suite", "chess={data}"], "write NAME=PATH, with one of humaneval, humaneval-plus"),
         (["MODEL", "--suite", "gsm8k={data}x"], "texts.jsonlx is not there"),
+        (["MODEL", "--suite", "gsm8k=file:///a%20b#?"], "gsm8k=file:///a%20b#?: /a b#? is not there"),
+        (["MODEL", "--suite", "gsm8k=/a%20b"], "gsm8k=/a%20b: /a%20b is not there"),
         (["MODEL", "--suite", "gsm8k={data}", "--suite", "gsm8k={data}"], "gsm8k is there twice"),
         (["MODEL", "--suite", "gsm8k={data}", "--samples", "2"], "take a --temperature above 0"),
         (["MODEL", "--suite", "gsm8k={data}"], "MODEL has no config.json: name a model's folder"),

@@ -113,9 +113,10 @@ def test_sources_that_are_missing_are_named_before_any_rank_starts_unless_the_ru
     assert (result.exit_code, started) == (64, [])
     assert "spec.data.sources[0]: source books: no text file" in result.stderr
     run = tmp_path / "store" / "default" / f"tiny-{local.local_uid('default', 'tiny')[:5]}"
-    (run / "data" / "books-0123").mkdir(parents=True)
+    prepared = run / "data" / "books-0123456789abcdef"
+    prepared.mkdir(parents=True)
     parts = {part: {"tokens": 400_000, "documents": 1} for part in ("train", "held-out")}
-    (run / "data" / "books-0123" / "index.json").write_text(json.dumps({"parts": parts, "source": {}}))
+    (prepared / "index.json").write_text(json.dumps({"parts": parts, "source": {}}))
     result = CliRunner().invoke(local.train, command)
     assert result.exit_code == 0
     assert f"{file}: spec.data.sources[0]: source books has 400,000 tokens to train on, and the" in result.stderr

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 
 from arctic_api import tracing
 from arctic_api.keys import first_key
+from arctic_api.uris import path_of
 from arctic_api.world import (
     TERMINATION_MESSAGE,
     EvaluationReport,
@@ -51,7 +52,6 @@ log = logging.getLogger(__name__)
 PAGE = "report.html"
 _TELL_SECONDS = 1.0
 _HEARTBEAT_SECONDS = 60.0
-_FILE = "file://"
 
 
 def main(stop: StopFlag) -> int:
@@ -163,7 +163,7 @@ def evaluated(world: EvaluationWorld, progress: TracedProgress) -> dict[str, Any
 
 
 def _data(world: EvaluationWorld) -> dict[str, Path]:
-    found = {suite.name: Path(world.locate(suite.uri.removeprefix(_FILE))) for suite in world.spec.suites}
+    found = {suite.name: Path(world.locate(path_of(suite.uri))) for suite in world.spec.suites}
     for name, path in found.items():
         if not path.exists():
             raise DataError(f"{name}: {path} is not there: mount the claim that has it by spec.template.volumes")

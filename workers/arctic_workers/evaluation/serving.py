@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from arctic_api.inference import ArcticInferenceSpec
+from arctic_api.uris import uri_of
 from arctic_api.world import NODE_RANK_VARIABLE, TRACES_VARIABLE, WORLD_VARIABLE, InferenceGroup, Ports
 from arctic_workers.control import lifeline
 from arctic_workers.control.ports import LOOPBACK, free_ports
@@ -90,7 +91,7 @@ def served(folder: Path, log: Path) -> Iterator[str]:
 def _group(folder: Path, scratch: Path) -> InferenceGroup:
     control, metrics, rendezvous, http = free_ports(4)
     spec = {
-        "model": {"uri": f"file://{folder.resolve()}"},
+        "model": {"uri": uri_of(str(folder.resolve()))},
         "quantization": {"weights": "bf16", "kvCache": "bf16"},
         "service": {"port": http},
     }

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from arctic_api import tracing
+from arctic_api.uris import uri_of
 from arctic_api.world import WORLD_VARIABLE, ExitCode, Report, TrainingWorld
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import plan_training
@@ -134,7 +135,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         ranks.world,
         {name: list(shape) for name, shape in trained_shapes(config, lora).items()},
         world.spec.checkpoint.keep,
-        lambda step: f"file://{world.run_folder}/checkpoints/{store.name(step)}",
+        lambda step: uri_of(f"{world.run_folder}/checkpoints/{store.name(step)}"),
         traces.checkpoint,
     )
     data = TrainingData(curriculum, open_streams(sources, "train"), world.spec.seed)

@@ -18,8 +18,8 @@ import arctic_model
 import arctic_workers
 from arctic_api.world import TrainingWorld
 from arctic_workers.training.checkpoint.store import CheckpointStore
-from arctic_workers.training.data.prepare import DATA_FOLDER, TOKENIZER_FOLDER
-from arctic_workers.training.data.streams import INDEX, is_whole
+from arctic_workers.training.data.prepare import TOKENIZER_FOLDER
+from arctic_workers.training.data.streams import DATA_FOLDER, INDEX, is_whole
 from arctic_workers.training.files import sha256, write_json
 from arctic_workers.training.progress import now
 

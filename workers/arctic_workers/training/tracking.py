@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from arctic_api.training import Mlflow, Tracking, WeightsAndBiases
+from arctic_api.uris import path_of
 from arctic_api.world import TrainingWorld
 from arctic_workers.training.errors import Refused
 
@@ -93,13 +94,18 @@ class Tracker:
             log.warning("figures are lost to %s: %s", self._name, error)
 
 
+def _as_mlflow_reads(uri: str, world: TrainingWorld) -> str:
+    """Return an address for MLflow, which ends a path at `?` and `#` that are not quoted."""
+    place = path_of(uri)
+    return uri if place == uri else Path(world.locate(place)).absolute().as_uri()
+
+
 def _open_mlflow(spec: Mlflow, world: TrainingWorld) -> _Opened:
     """Make a run of the attempt in MLflow, under the training's name."""
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # without a server there is no other place that pods share
     mlflow: Any = importlib.import_module("mlflow")
     entities: Any = importlib.import_module("mlflow.entities")
-    place = spec.uri.removeprefix("file://")
-    client = mlflow.MlflowClient(spec.uri if place == spec.uri else f"file://{world.locate(place)}")
+    client = mlflow.MlflowClient(_as_mlflow_reads(spec.uri, world))
     name = spec.experiment or world.name
     experiment = client.get_experiment_by_name(name)
     number = experiment.experiment_id if experiment else client.create_experiment(name)

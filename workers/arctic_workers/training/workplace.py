@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arctic_api.training import ArcticTrainingSpec
+from arctic_api.uris import uri_of
 from arctic_api.world import TrainingWorld
 from arctic_model.config import ArcticConfig
 from arctic_workers.training.base import Base
@@ -51,4 +52,4 @@ class Workplace:
 
     def uri(self, path: str) -> str:
         """Return how something in the run's folder is named to the outside: as the pods see it."""
-        return f"file://{self.world.run_folder}/{path}"
+        return uri_of(f"{self.world.run_folder}/{path}")

@@ -154,6 +154,7 @@ def _read(path: Path) -> bytes:
         ({"url": None, "weights_folder": "{tmp}"}, "has no config.json"),
         ({"credentials_folder": "{tmp}/store"}, "the Secret has no key"),
         ({"spec": "gone.jsonl"}, "gsm8k: /gone.jsonl is not there: mount the claim that has it"),
+        ({"spec": "a%20b/c#?.jsonl"}, "gsm8k: /a b/c#?.jsonl is not there"),
         ({"spec": "{tmp}/texts.jsonl"}, "texts.jsonl: line 1 has no question, answer"),
     ],
 )

@@ -98,6 +98,20 @@ def test_a_source_that_the_curriculum_begins_to_use_is_prepared_too_and_the_othe
     assert len(list((tmp_path / "run" / "data").iterdir())) == 2
 
 
+def test_a_wrong_source_is_named_before_others_are_read_though_another_of_a_longer_name_is_prepared(
+    make_world: MakeWorld, store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"sources": [{"name": "b-2024", "category": "code", "uri": "file:///corpus/b"}]}
+    longer = {"stages": make_world().spec.curriculum.wire()["stages"]}
+    longer["stages"][0]["mixture"] = {"b-2024": 1}
+    prepare(make_world(data=data, curriculum=longer), store)
+    for path in (tmp_path / "b").iterdir():
+        path.unlink()
+    monkeypatch.setattr(module, "_make_streams", lambda *_: pytest.fail("a source was read first"))
+    with pytest.raises(Refused, match="source b: no text file at file:///corpus/b"):
+        prepare(make_world(), store)
+
+
 def test_an_edit_that_is_taken_back_finds_the_text_as_it_was(
     make_world: MakeWorld, store: CheckpointStore, tmp_path: Path
 ) -> None:

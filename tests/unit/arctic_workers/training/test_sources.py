@@ -51,7 +51,15 @@ def test_a_mount_says_where_the_path_really_is(tmp_path: Path) -> None:
     assert file_path("file:///corpus/a%20b", lambda p: p.replace("/corpus", "/real"), "x") == Path("/real/a b")
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/x", "hf://a/b", "file://host/x", "/plain"])
+def test_signs_that_would_end_the_path_of_a_url_are_a_globs_and_a_files_own(tmp_path: Path) -> None:
+    (tmp_path / "c#").mkdir()
+    for name in ("c#/part-01.txt", "c#/part-02.txt", "c#/part-100.txt", "c"):
+        (tmp_path / name).write_text(name)
+    assert read(tmp_path / "c#" / "part-??.txt") == ["c#/part-01.txt", "c#/part-02.txt"]
+    assert read(tmp_path / "c#") == ["c#/part-01.txt", "c#/part-02.txt", "c#/part-100.txt"]
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/x", "hf://a/b", "file://host/x", "file://localhost/x", "/plain"])
 def test_other_uris_are_refused(uri: str) -> None:
     with pytest.raises(Refused, match=re.escape(uri)):
         file_path(uri, lambda p: p, "source s")

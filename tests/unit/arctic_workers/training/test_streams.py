@@ -6,7 +6,10 @@ import pytest
 
 from arctic_workers.training.data import tokenizer
 from arctic_workers.training.data.streams import (
+    DATA_FOLDER,
     Prepared,
+    folder_name,
+    folders_of,
     is_held_out,
     is_whole,
     open_streams,
@@ -38,6 +41,20 @@ def opened(folder: Path, part: str) -> dict[str, Stream]:
 def decoded(encoder: tokenizer.TextEncoder, stream: Stream) -> list[str]:
     text = encoder.tokenizer.decode(stream.tokens.tolist(), skip_special_tokens=False)
     return [part.removeprefix(tokenizer.BOS) for part in text.split(tokenizer.EOS) if part]
+
+
+def test_the_folders_of_a_source_are_not_those_of_another_whose_name_goes_on(tmp_path: Path) -> None:
+    names = ("web", "web-2024", "web-0123456789abcdef", "validation.web")
+    for name in names:
+        for made_from in ("the text as it was", "as it is"):
+            (tmp_path / DATA_FOLDER / folder_name(name, [made_from])).mkdir(parents=True)
+    for name in names:
+        expected = {folder_name(name, [made_from]) for made_from in ("the text as it was", "as it is")}
+        assert {folder.name for folder in folders_of(name, tmp_path)} == expected
+
+
+def test_a_run_that_has_prepared_nothing_has_no_folder_of_a_source(tmp_path: Path) -> None:
+    assert folders_of("web", tmp_path) == []
 
 
 def test_the_tokenizer_gives_any_text_back_and_marks_its_beginning(encoder: tokenizer.TextEncoder) -> None:

@@ -1,14 +1,16 @@
 """Figures on their way to a tracker; those of MLflow and Weights & Biases where these are installed."""
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from arctic_api.training import ArcticTrainingSpec, Tracking
-from arctic_api.world import TrainingWorld
+from arctic_api.world import Mount, TrainingWorld
 from arctic_workers.training import tracking as trackings
 from arctic_workers.training.errors import Refused
 from arctic_workers.training.tracking import Tracker, check_installed, open_trackers
@@ -83,6 +85,27 @@ def test_mlflow_keeps_a_run_an_attempt_in_a_folder(spec_of: SpecOf, tmp_path: Pa
     (run,) = client.search_runs([client.get_experiment_by_name("t").experiment_id])
     assert (run.info.run_name, run.info.status, run.data.metrics["loss_by_source/books"]) == ("t 2", "FINISHED", 3.0)
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == [7]
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("https://mlflow.example/a%20b?c#d", "https://mlflow.example/a%20b?c#d"),
+        ("file:///runs/c#1", "file:///claim%20%232/c%231"),
+        ("file:///runs/a%20b", "file:///claim%20%232/a%20b"),
+        ("file:///elsewhere", "file:///elsewhere"),
+    ],
+)
+def test_mlflow_is_told_of_a_folder_as_it_reads_uris(
+    spec_of: SpecOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, told: str
+) -> None:
+    client, world = MagicMock(), world_of(spec_of, tmp_path, mlflow={"uri": uri})
+    monkeypatch.setitem(sys.modules, "mlflow", client)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", client.entities)
+    mounts = [Mount(mount_path="/runs", path="/claim #2")]
+    for tracker in open_trackers(world.model_copy(update={"mounts": mounts}), tmp_path):
+        tracker.close()
+    client.MlflowClient.assert_called_once_with(told)
 
 
 def test_weights_and_biases_writes_into_the_runs_folder_offline(spec_of: SpecOf, tmp_path: Path) -> None:

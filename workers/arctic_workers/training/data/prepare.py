@@ -1,6 +1,5 @@
 """What one rank does once for a run, before the first step: the tokenizer, then the token streams of all sources."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -26,7 +25,14 @@ from arctic_workers.training.data.sources import (
     source_files,
     unused_splits,
 )
-from arctic_workers.training.data.streams import Prepared, note_source, write_streams
+from arctic_workers.training.data.streams import (
+    DATA_FOLDER,
+    Prepared,
+    folder_name,
+    folders_of,
+    note_source,
+    write_streams,
+)
 from arctic_workers.training.data.survey import check_beginnings
 from arctic_workers.training.data.tokenizer import TextEncoder
 from arctic_workers.training.errors import Refused, checked
@@ -36,7 +42,6 @@ from arctic_workers.training.start import weights_place
 log = logging.getLogger(__name__)
 
 TOKENIZER_FOLDER = "tokenizer"
-DATA_FOLDER = "data"
 ORIGIN = "origin.json"
 """What the tokenizer was made from, beside it."""
 
@@ -56,8 +61,7 @@ class _Text:
         """Return a name that says all that the tokens follow from, and nothing else of the manifest."""
         source = self.source
         read = [source.uri, source.format, source.content, source.field, source.split]
-        made_from = [VERSION, *read, self.fraction, tokenizer_digest, self.share]
-        return f"{self.name}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]}"
+        return folder_name(self.name, [VERSION, *read, self.fraction, tokenizer_digest, self.share])
 
 
 def prepare(world: TrainingWorld, store: CheckpointStore) -> list[Prepared]:
@@ -75,7 +79,7 @@ def prepare(world: TrainingWorld, store: CheckpointStore) -> list[Prepared]:
     data_folder = store.run_folder / DATA_FOLDER
     texts = _texts(world.spec)
     for text in texts:
-        if not any(data_folder.glob(f"{text.name}-*")):  # a wrong source is named before hours go into another one
+        if not folders_of(text.name, store.run_folder):  # a wrong source is named before hours go into another one
             check_beginnings(text.source, source_files(text.source, world.locate))
     if not (tokenizer_folder / "tokenizer.json").is_file():
         _make_folder(store, tokenizer_folder, lambda folder: _make_tokenizer(world, folder))

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from arctic_api.common import parse_percent
 from arctic_api.training import Source
+from arctic_api.uris import path_of
 from arctic_workers.training.data.messages import Message, RowFault, messages_of, whole_characters
 from arctic_workers.training.data.opening import DAMAGED
 from arctic_workers.training.data.rows import DEFAULT_SPLIT, READERS, FileFault, Row, field_of, splits
@@ -54,11 +54,11 @@ class Tally:
 
 
 def file_path(uri: str, locate: Locate, what: str) -> Path:
-    """Return the path behind a `file://` URI; `Refused` names `what` when it is another kind of URI."""
-    parts = urlsplit(uri)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+    """Return where the path of a URI `file:///...` is; `Refused` names `what` when it is another kind of URI."""
+    path = path_of(uri)
+    if path == uri:
         raise Refused("UnsupportedURI", f"{what}: {uri} is not supported yet: write file:///path")
-    return Path(locate(unquote(parts.path)))
+    return Path(locate(path))
 
 
 def read_documents(source: Source, locate: Locate, tally: Tally | None = None) -> Iterator[str]:

@@ -6,6 +6,7 @@ which tokens are answers.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from arctic_workers.training.data.tokenizer import Encoded, batches
 from arctic_workers.training.data.windows import Conversations, Stream
 from arctic_workers.training.files import sha256, sync_file, write_json
 
+DATA_FOLDER = "data"
+"""Of a run, with a folder for each of its sources."""
 INDEX = "index.json"
 PARTS = ("train", "held-out")
+_DIGITS = 16
 _PLACES = np.dtype("<u8")
 
 
@@ -86,6 +90,20 @@ class Content(NamedTuple):
     skipped: int
     """Rows that were left out, because they had no usable text."""
     unused_splits: tuple[str, ...]
+
+
+def folder_name(source: str, made_from: Sequence[Any]) -> str:
+    """Return the name of the folder for a source's streams, which says all that they are made from."""
+    return f"{source}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:_DIGITS]}"
+
+
+def folders_of(source: str, run_folder: Path) -> list[Path]:
+    """Return the folders that a run has by `folder_name` for a source, whatever they are made from.
+
+    A digest alone follows the name: `web-2024-...` is not of `web`.
+    """
+    named = re.compile(rf"{re.escape(source)}-[0-9a-f]{{{_DIGITS}}}")
+    return [folder for folder in (run_folder / DATA_FOLDER).glob("*") if named.fullmatch(folder.name)]
 
 
 def is_held_out(document: Document, fraction: float) -> bool:

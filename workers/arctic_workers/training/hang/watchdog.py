@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from arctic_api.uris import uri_of
 from arctic_api.world import Report, TrainingWorld
 from arctic_workers.training.files import write_atomically
 from arctic_workers.training.hang.board import Board
@@ -185,7 +186,7 @@ class Watchdog:
                 kept.set()
 
         threading.Thread(target=keep, daemon=True).start()
-        return f"file://{self._world.run_folder}/{inside}" if kept.wait(KEEP_SECONDS) else None
+        return uri_of(f"{self._world.run_folder}/{inside}") if kept.wait(KEEP_SECONDS) else None
 
     def _end_ranks(self) -> None:
         for vigil in self._vigils.values():
