@@ -144,6 +144,7 @@ ENGINE_RULES = (
     _unset("nim", "batching.targetInterTokenLatency", _OWN),
     _unset("nim", "batching.suffixDecoding", _OWN),
     _unset("nim", "model.adapters", "adapters are served by engine native alone"),
+    _unset("nim", "service.cors", "the container answers browsers by itself"),
     *(rule for engine in ENGINES for rule in _foreign_options(engine)),
 )
 

@@ -6,7 +6,7 @@ import click
 
 from arctic_api.common import parse_tokens
 from arctic_api.training import KIND, ArcticTrainingSpec
-from arctic_cli.on_cluster import Manifest, OnCluster
+from arctic_cli.on_cluster import Manifest, OnCluster, refuse_ended
 
 
 def larger_budget(manifest: Manifest, stage: str, tokens: str) -> list[dict[str, Any]]:
@@ -22,11 +22,7 @@ def larger_budget(manifest: Manifest, stage: str, tokens: str) -> list[dict[str,
     if index is None:
         names = ", ".join(each["name"] for each in stages)
         raise click.ClickException(f"there is no stage {stage!r}: spec.curriculum.stages has {names}")
-    if ended := status.get("completionTime"):
-        raise click.ClickException(
-            f"the training ended at {ended} ({status.get('state')}), and no edit makes it go on: make another one from "
-            "its weights (model.from)"
-        )
+    refuse_ended(manifest)
     budget = stages[index]["tokens"]
     if _tokens(tokens) <= parse_tokens(budget):
         raise click.ClickException(f"stage {stage} has {budget} tokens: write more, as {tokens} is its whole budget")

@@ -25,8 +25,10 @@ from arctic_api.common import ClaimVolume, SecretReference, WorkerTemplate, pars
 from arctic_api.inference import ArcticInferenceSpec, InferenceModel
 from arctic_api.keys import read_keys
 from arctic_api.training import ArcticTrainingSpec, Restart, WeightsFrom
+from arctic_api.uris import path_of
 from arctic_api.world import (
     NODE_RANK_VARIABLE,
+    SUSPENDED,
     WORLD_VARIABLE,
     ExitCode,
     InferenceGroup,
@@ -51,6 +53,7 @@ TRAINING_MODULE = "arctic_workers.training"
 INFERENCE_MODULE = "arctic_workers.inference"
 _FAILED = 1
 _POLL_SECONDS = 0.2
+_FROM = "spec.model.from.training"
 _ONLY_ON_A_CLUSTER = (
     "startDeadline",
     "ttlAfterFinished",
@@ -117,7 +120,7 @@ def training_worlds(manifest: dict[str, Any], volumes: Path, attempt: int, scrat
             attempt=attempt,
             epoch=epoch,
             run_folder=run_folder(str(store), namespace, name, uid),
-            weights_folder=str(_export_of(weights, namespace, volumes)) if weights else None,
+            weights_folder=str(_export_of(weights, namespace, volumes, _FROM)) if weights else None,
         )
         for node in range(spec.parallelism.nodes)
     ]
@@ -207,19 +210,20 @@ def _make_for_pods(folder: Path, claim: Path) -> None:
 def weights_folder(source: InferenceModel | WeightsFrom, namespace: str, volumes: Path) -> str:
     """Return the folder of the weights that a manifest names: of a run here, or one that mounts may lead to."""
     if source.training:
-        return str(_export_of(source.training, namespace, volumes))
-    return (source.uri or "").removeprefix("file://")
+        field = "spec.model.training" if isinstance(source, InferenceModel) else _FROM
+        return str(_export_of(source.training, namespace, volumes, field))
+    return path_of(source.uri or "")
 
 
-def _export_of(training: str, namespace: str, volumes: Path) -> Path:
-    """Return the export of a training that ran here, in whichever claim it is."""
+def _export_of(training: str, namespace: str, volumes: Path, field: str) -> Path:
+    """Return the export of a training that ran here, in whichever claim it is; `field` is what names the training."""
     place = Path(run_folder("", namespace, training, local_uid(namespace, training)).lstrip("/")) / "export"
     found = [folder for folder in sorted(volumes.glob(f"**/{place}")) if folder.is_dir()]
     if not found:
         raise click.ClickException(
-            f"spec.model.training: no export of {training!r} under {volumes}: run `arctic train` on its manifest first"
+            f"{field}: no export of {training!r} under {volumes}: run `arctic train` on its manifest first"
         )
-    return found[0]
+    return found[0].absolute()
 
 
 class Processes:
@@ -304,7 +308,10 @@ def _backoff_seconds(restart: Restart, failures: int) -> float:
 
 
 def run_training(manifest: dict[str, Any], volumes: Path, stop: StopFlag) -> int:
-    """Run attempts until the training is done, refused, interrupted, late or out of restarts; return the exit code."""
+    """Run attempts until the training is done, refused, interrupted, at rest, late or out of restarts.
+
+    Returns the exit code. One that rests at its `suspendAt` is interrupted: it is whole, and not done.
+    """
     spec = ArcticTrainingSpec.model_validate(manifest["spec"])
     with _active_deadline(spec.active_deadline, stop) as late:
         code = _run_attempts(manifest, spec, volumes, stop)
@@ -344,7 +351,7 @@ def _run_attempts(manifest: dict[str, Any], spec: ArcticTrainingSpec, volumes: P
             with announced(volumes, worlds[0]):
                 codes = processes.wait(parse_duration(spec.checkpoint.grace_period), stop)
             reports = [_read_report(Path(world.termination_message)) for world in worlds]
-        if _is_final(codes, stop):
+        if _is_final(codes, stop) or _rests(reports):
             return _conclude(codes, reports)
         failures += 1
         if failures > spec.restart.limit:
@@ -360,12 +367,19 @@ def _is_final(codes: list[int], stop: StopFlag) -> bool:
     return stop.requested.is_set() or ExitCode.BAD_INPUT in codes or all(code == ExitCode.DONE for code in codes)
 
 
+def _rests(reports: list[Report | None]) -> bool:
+    """Whether the manifest lets the run go no further for now: another attempt would end at the same step."""
+    return any(report is not None and report.reason == SUSPENDED for report in reports)
+
+
 def _conclude(codes: list[int], reports: list[Report | None]) -> int:
     report = next((each for each in reports if each and each.message), reports[0])
     if report is not None:
         click.echo(f"{report.outcome}: {report.message}" if report.message else report.outcome)
         if report.export_uri:
             click.echo(f"weights: {report.export_uri}")
+    if _rests(reports):
+        click.echo("raise spec.suspendAt, or leave it out, and run it again to go on")
     codes = [ExitCode.INTERRUPTED if code == -signal.SIGTERM else code for code in codes]  # it had not yet begun
     final = (ExitCode.BAD_INPUT, ExitCode.INTERRUPTED, *codes)
     return next(code for code in final if code in codes)

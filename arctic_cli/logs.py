@@ -2,12 +2,13 @@
 
 import queue
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import click
 
 from arctic_api.world import Label
-from arctic_cli.on_cluster import Manifest, OnCluster
+from arctic_cli.on_cluster import POLL_SECONDS, Manifest, NotBegunError, OnCluster
 from arctic_cli.status.command import KINDS_OF, kind_argument
 
 GATEWAY = "gateway"
@@ -52,15 +53,16 @@ def _is_gateway(pod: Manifest) -> bool:
 
 
 def _together(cluster: OnCluster, pods: Sequence[Manifest], tail: int | None) -> Iterator[tuple[str, str]]:
-    """Yield lines as they come, with their pods' names, until all pods have ended."""
+    """Yield lines as they come, with their pods' names, until all pods have ended; what broke off is raised then."""
     lines: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+    broken: list[str] = []
 
     def read(pod: Manifest) -> None:
         try:
-            for line in cluster.log(_name(pod), container_of(pod), follow=True, tail=tail):
+            for line in _from_its_start(cluster, pod, tail):
                 lines.put((_name(pod), line))
         except click.ClickException as error:
-            lines.put((_name(pod), error.message))
+            broken.append(f"{_name(pod)}: {error.message}")
         finally:
             lines.put(_END)
 
@@ -73,3 +75,20 @@ def _together(cluster: OnCluster, pods: Sequence[Manifest], tail: int | None) ->
             left -= 1
         else:
             yield line
+    if broken:
+        raise click.ClickException("; ".join(broken))
+
+
+def _from_its_start(cluster: OnCluster, pod: Manifest, tail: int | None) -> Iterator[str]:
+    """Yield the lines of a pod that may have to start yet; what it waits for is said once."""
+    told = ""
+    while True:
+        try:
+            yield from cluster.log(_name(pod), container_of(pod), follow=True, tail=tail)
+        except NotBegunError as error:
+            if error.message != told:
+                told = error.message
+                click.echo(f"{_name(pod)}: {told}", err=True)
+            time.sleep(POLL_SECONDS)
+        else:
+            return

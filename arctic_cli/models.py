@@ -73,6 +73,8 @@ class Models:
         places = (mount.resolve(folder) for mount in local_mounts(template, self._volumes))
         folder = next((place for place in places if place), folder)
         served = isinstance(source, InferenceModel)  # training starts from weights that were not rounded
+        if not served and Path(folder).is_file():
+            return _in_a_file(Path(folder)), folder
         return ArcticConfig.from_folder(Path(folder), quantized=served), folder
 
     def of_training(self, training: Manifest) -> tuple[ArcticConfig, str]:
@@ -97,3 +99,14 @@ class Models:
         if grown := model.upcycle:
             config = grown_config(config, experts=grown.experts, every=grown.every, chosen=grown.top_k)
         return config, where
+
+
+def _in_a_file(path: Path) -> ArcticConfig:
+    try:  # who installs the command alone has neither torch nor gguf
+        from arctic_model.llama import open_llama
+
+        return open_llama(path).config
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed, with which a GGUF file is read: install arctic-kubernetes[convert]"
+        ) from error

@@ -4,6 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,14 @@ from arctic_cli.local import DEFAULT_NAMESPACE
 REQUEST_SECONDS = 30
 POLL_SECONDS = 1.0
 Manifest = dict[str, Any]
+
+
+NOT_BEGUN = ("is waiting to start", "does not have a host assigned")
+"""What the API server says of a log that nobody has begun."""
+
+
+class NotBegunError(click.ClickException):
+    """A container has not started yet; the sentence says what it waits for."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +117,24 @@ class OnCluster:
         return sorted(json.loads(listed.data)["items"], key=lambda pod: str(pod["metadata"]["name"]))
 
     def log(self, pod: str, container: str, *, follow: bool, tail: int | None) -> Iterator[str]:
-        """Yield the lines of a container's log; with `follow` until it ends."""
-        answer = self._ask(
-            self._core.read_namespaced_pod_log,
-            pod,
-            self.namespace,
-            container=container,
-            follow=follow,
-            **({} if tail is None else {"tail_lines": tail}),
-            _preload_content=False,
-            _request_timeout=None if follow else REQUEST_SECONDS,
-        )
-        yield from _lines(answer.stream())
+        """Yield the lines of a container's log; with `follow` until it ends. Raises NotBegunError before it starts."""
+        try:
+            answer = self._ask(
+                self._core.read_namespaced_pod_log,
+                pod,
+                self.namespace,
+                container=container,
+                follow=follow,
+                **({} if tail is None else {"tail_lines": tail}),
+                _preload_content=False,
+                _request_timeout=None if follow else REQUEST_SECONDS,
+            )
+        except click.ClickException as error:
+            if any(words in error.message for words in NOT_BEGUN):
+                raise NotBegunError(error.message) from error
+            raise
+        with _in_sentences():
+            yield from _lines(answer.stream())
 
     def post(self, service: str, port: int, path: str, body: Manifest) -> Iterator[str]:
         """Post JSON to a Service, by way of the API server, and yield the lines of the answer as they come."""
@@ -130,21 +145,39 @@ class OnCluster:
         answer = self._ask(api.call_api, *request, _request_timeout=None)
         if not 200 <= answer.status <= 299:
             raise click.ClickException(f"{service} answers {answer.status}: {_message(answer.read())}")
-        yield from _lines(answer.response.stream())
+        with _in_sentences():
+            yield from _lines(answer.response.stream())
 
     def _of(self, kind: Kind) -> tuple[str, str, str, str]:
         return GROUP, VERSION, self.namespace, kind.plural
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
-        try:
+        with _in_sentences():
             return call(*arguments, **({"_request_timeout": REQUEST_SECONDS} | options))
-        except ApiException as error:
-            raise click.ClickException(_sentence(error)) from error
-        except HTTPError as error:
-            raise click.ClickException(f"the cluster can't be reached: {error}") from error
+
+
+@contextmanager
+def _in_sentences() -> Iterator[None]:
+    """Tell what the API server refuses, and a connection that can't be made or breaks, as commands do."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ApiException as error:
+        raise click.ClickException(_sentence(error)) from error
+    except HTTPError as error:
+        raise click.ClickException(f"the cluster can't be reached: {error}") from error
+
+
+def refuse_ended(training: Manifest) -> None:
+    """Raise ClickException where a training has ended for good: it hears nothing any more."""
+    status = training.get("status", {})
+    if ended := status.get("completionTime"):
+        raise click.ClickException(
+            f"the training ended at {ended} ({status.get('state')}), and no edit makes it go on: make another one from "
+            "its weights (model.from)"
+        )
 
 
 def _answer(manifest: Manifest, field: str, token: str, over: Callable[[Manifest], bool]) -> Answer:

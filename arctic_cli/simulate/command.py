@@ -17,12 +17,18 @@ from arctic_cli.plan.training import report_training
 class _Duration(click.ParamType[float]):
     name = "duration"
 
+    def __init__(self, *, may_be_0: bool = True) -> None:
+        self._may_be_0 = may_be_0
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the seconds of what is written as in a manifest."""
         try:
-            return parse_duration(value)
+            seconds = parse_duration(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if not seconds and not self._may_be_0:
+            self.fail(f"{value} is no time at all: write more, such as 1s", param, ctx)
+        return seconds
 
 
 @click.command()
@@ -34,11 +40,21 @@ class _Duration(click.ParamType[float]):
     help='Of a service: lines of JSON, {"seconds": 1.5, "prompt": 100, "answer": 20}, in the order in which they come.',
 )
 @click.option(
-    "--node-mtbf", type=_Duration(), default="43800h", show_default=True, help="Mean time between a node's failures."
+    "--node-mtbf",
+    type=_Duration(may_be_0=False),
+    default="43800h",
+    show_default=True,
+    help="Mean time between a node's failures.",
 )
 @click.option("--spares", type=click.IntRange(0), default=0, show_default=True, help="Nodes that stand by.")
 @click.option("--repair", type=_Duration(), default="24h", show_default=True, help="Until a failed node stands by.")
-@click.option("--checkpoint-stop", type=_Duration(), default="10s", show_default=True, help="That one stops the steps.")
+@click.option(
+    "--checkpoint-stop",
+    type=_Duration(may_be_0=False),
+    default="10s",
+    show_default=True,
+    help="That one stops the steps.",
+)
 @click.option("--restart", type=_Duration(), default="5m", show_default=True, help="Until steps go on.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of failures.")
 @volumes_option

@@ -37,10 +37,11 @@ def simulate_training(report: Report, manifest: Manifest, failures: Failures) ->
         raise ManifestError("how fast this machine multiplies isn't known: install numpy, or name another --device")
     spec = ArcticTrainingSpec.model_validate(manifest.content["spec"])
     every, steps = spec.checkpoint.every, sum(stage.steps for stage in training.stages)
+    step = spending.seconds / steps  # none comes within one
     if every.interval is not None:
-        interval = parse_duration(every.interval)
+        interval = max(parse_duration(every.interval), step)
     else:
-        interval = (every.steps or steps) * spending.seconds / steps
+        interval = (every.steps or steps) * step
     fleet = Fleet(training.nodes, failures.spares, failures.node_between, failures.repair)
     run = Run(spending.seconds, interval, failures.checkpoint, failures.restart)
     formula = run.interruptions(fleet)
@@ -50,7 +51,7 @@ def simulate_training(report: Report, manifest: Manifest, failures: Failures) ->
             f"fails every {duration(formula.between_failures)}: it would hardly get to one; "
             f"write an interval of about {duration(formula.best_interval)}"
         )
-    best = Run(run.work, formula.best_interval, run.checkpoint, run.restart)
+    best = Run(run.work, max(formula.best_interval, step), run.checkpoint, run.restart)
     outcomes = [[train(each, fleet, seed=failures.seed + number) for number in range(_RUNS)] for each in (run, best)]
     return "\n".join(
         [

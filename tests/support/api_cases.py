@@ -228,6 +228,7 @@ BEYOND: dict[str, dict[str, Changes]] = {
     ".batching.suffixDecoding": {"": {"spec.batching.suffixDecoding": True}},
     ".model.adapters": {"": {"spec.model.adapters": [ADAPTER]}},
     ".model.inImage": {"nim": {"spec.model": {"uri": "file:///b"}}, "": {"spec.model": {"inImage": True}}},
+    ".service.cors": {"": {"spec.service.cors": ["https://chat.example.com"]}},
     ".engine.image": {"": {"spec.engine.image": ABSENT}},
     ".engine.credentials": {"": {"spec.engine.credentials": SECRET}},
     ".engine.cacheClaim": {"": {"spec.engine.cacheClaim": "cache"}},

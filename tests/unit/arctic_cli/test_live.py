@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from api_cases import TRAINING
@@ -88,6 +89,23 @@ def test_a_training_that_does_not_run_here_is_named_with_what_to_do(rank: Rank, 
     missing = arctic("pause", "other", "--local", "--volumes", str(tmp_path))
     assert missing.exit_code == 1
     assert "no training 'other' of namespace 'default' runs here" in missing.output
+
+
+@pytest.mark.parametrize("command", [["pause"], ["resume"], ["stop"], ["checkpoint"]])
+def test_a_training_that_has_ended_is_told_nothing(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    class Ended:
+        """A cluster whose training has ended; it can't be written to."""
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def get(self, *_: str) -> dict[str, Any]:
+            return {"status": {"state": "Succeeded", "stage": "b", "completionTime": "2026-01-02T03:04:05Z"}}
+
+    monkeypatch.setattr("arctic_cli.live.OnCluster", Ended)
+    said = arctic(*command, "tiny")
+    assert said.exit_code == 1
+    assert "the training ended at 2026-01-02T03:04:05Z (Succeeded)" in said.output
 
 
 def test_without_a_cluster_the_sentence_says_how_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

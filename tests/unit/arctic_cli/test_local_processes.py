@@ -15,12 +15,16 @@ from api_cases import TRAINING, apply_changes
 from arctic_api.world import ExitCode
 
 WORKER = """
-import os, signal, sys, threading
+import json, os, signal, sys, threading
 stopped = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stopped.set())
 print("up", os.getpid(), flush=True)
 if os.environ.get("FAILS"):
     sys.exit(1)
+if os.environ.get("RESTS"):
+    report = {"outcome": "interrupted", "reason": "Suspended", "message": "suspended after step 5"}
+    open(json.loads(os.environ["ARCTIC_WORLD"])["terminationMessage"], "w").write(json.dumps(report))
+    sys.exit(75)
 stopped.wait()
 open(f"{os.environ['PLACE']}/asked-{os.environ['ARCTIC_NODE_RANK']}", "w").close()
 sys.exit(75)
@@ -130,6 +134,14 @@ def test_arctic_ends_at_once_while_it_waits_for_the_next_attempt(start: Start) -
     arctic.line("the next one starts in")
     arctic.process.send_signal(signal.SIGTERM)
     assert arctic.process.wait(60) == ExitCode.INTERRUPTED
+
+
+def test_a_training_that_rests_where_its_manifest_says_ends_once_and_says_how_it_goes_on(start: Start) -> None:
+    rests = {"environment": [{"name": "RESTS", "value": "1"}]}
+    arctic = start({"spec.restart": {"limit": 0}, "spec.template": rests, "spec.suspendAt": "20k"})
+    told, _ = arctic.process.communicate(timeout=60)
+    assert "interrupted: suspended after step 5\nraise spec.suspendAt, or leave it out, and run it again" in told
+    assert arctic.process.returncode == ExitCode.INTERRUPTED
 
 
 def test_a_training_that_is_not_done_within_its_active_deadline_fails_in_order(start: Start) -> None:

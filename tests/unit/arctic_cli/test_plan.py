@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from api_cases import INFERENCE, TRAINING, Changes, apply_changes
@@ -173,6 +175,54 @@ def test_the_model_comes_from_the_export_of_a_local_training(tmp_path: Path) -> 
     (export / "config.json").write_text(json.dumps(ArcticConfig.preset("arctic-tiny").to_dict()))
     file = written(tmp_path, {"spec.model": {"training": "tiny"}})
     assert planned("-f", file, "--volumes", tmp_path / "volumes")["model"]["source"] == str(export)
+
+
+def test_an_export_is_found_from_wherever_the_command_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_folder("", "default", "tiny", local_uid("default", "tiny")).lstrip("/")
+    export = tmp_path / "volumes" / "store" / run / "export"
+    export.mkdir(parents=True)
+    (export / "config.json").write_text(json.dumps(ArcticConfig.preset("arctic-tiny").to_dict()))
+    file = written(tmp_path, {"spec.model": {"training": "tiny"}})
+    monkeypatch.chdir(tmp_path)
+    assert planned("-f", file, "--volumes", "volumes")["model"]["source"] == str(export)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "kind", "field"),
+    [
+        ({"spec.model": {"training": "other"}}, INFERENCE, "spec.model.training"),
+        ({"spec.model": {"from": {"training": "other"}}}, TRAINING, "spec.model.from.training"),
+    ],
+)
+def test_a_training_that_has_exported_nothing_here_is_named_by_its_field(
+    tmp_path: Path, manifest: dict[str, Any], kind: dict[str, Any], field: str
+) -> None:
+    result = plan("-f", written(tmp_path, manifest, kind), "--volumes", tmp_path)
+    assert result.exit_code == 64
+    assert f"{field}: no export of 'other'" in result.stderr
+
+
+def test_the_model_that_a_training_starts_from_may_be_in_one_file(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    writer = gguf.GGUFWriter(tmp_path / "llama.gguf", "llama")
+    for name, value in {
+        "block_count": 1, "context_length": 512, "embedding_length": 32, "feed_forward_length": 64, "head_count": 4,
+        "head_count_kv": 2, "layer_norm_rms_eps": 1e-5, "rope_freq_base": 5000.0,
+    }.items():  # fmt: skip
+        getattr(writer, f"add_{name}")(value)
+    for name, shape in {
+        "token_embd": (40, 32), "output_norm": (32,), "output": (40, 32), "blk.0.attn_norm": (32,),
+        "blk.0.ffn_norm": (32,), "blk.0.attn_q": (32, 32), "blk.0.attn_k": (16, 32), "blk.0.attn_v": (16, 32),
+        "blk.0.attn_output": (32, 32), "blk.0.ffn_gate": (64, 32), "blk.0.ffn_up": (64, 32), "blk.0.ffn_down": (32, 64),
+    }.items():  # fmt: skip
+        writer.add_tensor(f"{name}.weight", generator.standard_normal(shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = tmp_path / "llama.gguf"
+    training = written(tmp_path, {"spec.model": {"from": {"uri": file.as_uri()}}}, TRAINING)
+    assert planned("-f", training)["model"]["source"] == str(file)
 
 
 def test_the_model_comes_from_a_folder_of_a_claim(tmp_path: Path) -> None:

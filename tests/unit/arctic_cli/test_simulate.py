@@ -83,6 +83,23 @@ def test_a_training_loses_more_with_nodes_that_fail_more_often() -> None:
     assert share("2000h") < share("100000h") <= 100
 
 
+@pytest.mark.parametrize("option", ["--node-mtbf", "--checkpoint-stop"])
+def test_what_takes_no_time_at_all_is_refused(option: str) -> None:
+    """Nodes that fail all the time, and checkpoints that had better come all the time."""
+    result = simulate(*TRAINED, option, "0s")
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert "write more, such as 1s" in result.stderr
+
+
+def test_no_checkpoint_comes_within_a_step(tmp_path: Path) -> None:
+    manifest = tmp_path / "training.yaml"
+    manifest.write_text(json.dumps(apply_changes(TRAINING, {"spec.checkpoint.every": {"interval": "1ms"}})))
+    result = simulate("-f", manifest, "--checkpoint-stop", "1ms")
+    assert result.exit_code == 0, result.output
+    assert float(row(result, "share of the time that counts")[0].rstrip("%")) > 90
+
+
 def test_a_training_that_would_never_get_to_a_checkpoint_is_told_what_to_write() -> None:
     result = simulate(*TRAINED, "--node-mtbf", "1h")
     assert result.exit_code == 64
