@@ -18,7 +18,11 @@ say() { echo "bootstrap: $*" >&2; }
 apt_get() {
     local said deadline=$((SECONDS + 600))
     until said=$(LC_ALL=C DEBIAN_FRONTEND=noninteractive apt-get "$@" 2>&1); do
-        if [[ ! $said =~ "Could not get lock"|"Unable to lock" || $SECONDS -gt $deadline ]]; then
+        if [[ $said =~ "Permission denied" ]]; then
+            echo "$said" >&2
+            echo "bootstrap: apt-get may be run by root alone: become root, or have it install python3-venv" >&2
+            exit 1
+        elif [[ ! $said =~ "Could not get lock"|"Unable to lock" || $SECONDS -gt $deadline ]]; then
             echo "$said" >&2
             exit 1
         fi

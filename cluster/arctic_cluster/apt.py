@@ -8,6 +8,8 @@ from arctic_cluster import shell
 from arctic_cluster.errors import ClusterError
 
 _LOCKED = ("Could not get lock", "Unable to lock")
+_DENIED = "Permission denied"
+"""Said of a lock that nobody holds, too."""
 _PATIENCE_SECONDS = 600.0
 _POLL_SECONDS = 2.0
 _UNATTENDED = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
@@ -23,6 +25,8 @@ def get(*arguments: str, cwd: Path | None = None) -> None:
         try:
             shell.run("apt-get", *arguments, env=os.environ | _UNATTENDED, cwd=cwd)
         except ClusterError as error:
+            if _DENIED in str(error):
+                raise ClusterError(f"apt-get may be run by root alone: {error}") from error
             if not any(words in str(error) for words in _LOCKED) or time.monotonic() > deadline:
                 raise
             time.sleep(_POLL_SECONDS)

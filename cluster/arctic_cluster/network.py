@@ -57,12 +57,16 @@ def _run_inside(node: Node, *command: str) -> None:
 
 
 def _rules(addresses: Addresses) -> list[list[str]]:
-    """Rules to insert, the last of them first to match: the bridge's own frames pass, all else is dropped."""
+    """Rules to insert, the last of them first to match: the bridge's own frames pass, all else is dropped.
+
+    Nodes and pods reach this machine, where the API server is, though a firewall drops what it does not know.
+    """
     bridge, mark = addresses.bridge, ["-m", "comment", "--comment", f"arctic-{addresses.name}"]
     return [
         ["FORWARD", "-o", bridge, *mark, "-j", "DROP"],
         ["FORWARD", "-i", bridge, *mark, "-j", "DROP"],
         ["FORWARD", "-i", bridge, "-o", bridge, *mark, "-j", "ACCEPT"],
+        ["INPUT", "-i", bridge, *mark, "-j", "ACCEPT"],
     ]
 
 

@@ -90,6 +90,15 @@ def test_what_else_keeps_a_package_from_being_installed_is_told_at_once(machine:
     assert run.returncode == 1
 
 
+def test_who_may_not_install_is_told_so_at_once(machine: Machine) -> None:
+    machine.put("python3", 'case "$*" in *ensurepip*) exit 1;; *) cat >/dev/null;; esac')
+    denied = "E: Could not open lock file /var/lib/apt/lists/lock - open (13: Permission denied)"
+    machine.put("apt-get", f"echo '{denied}' >&2; echo 'E: Unable to lock directory /var/lib/apt/lists/' >&2; exit 100")
+    run = machine.start("scripts/bootstrap.sh")
+    assert "bootstrap: apt-get may be run by root alone" in run.communicate()[1]
+    assert run.returncode == 1
+
+
 def test_what_runs_without_a_cluster_is_set_up_without_building_one(machine: Machine) -> None:
     printed, _ = machine.start("make", "-n", "setup-local").communicate()
     assert "uv sync" in printed

@@ -45,3 +45,13 @@ def test_a_lock_that_is_held_for_too_long_is_told(
 def test_what_is_wrong_otherwise_is_told_at_once() -> None:
     with pytest.raises(ClusterError, match="Invalid operation"):
         apt.get("no-such-operation")
+
+
+def test_who_may_not_take_the_lock_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    denied = "E: Could not open lock file /var/lib/apt/lists/lock - open (13: Permission denied)"
+    script = f"echo '{denied}' >&2; echo 'E: Unable to lock directory' >&2; exit 100"
+    (tmp_path / "apt-get").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(ClusterError, match="apt-get may be run by root alone"):
+        apt.get("update")

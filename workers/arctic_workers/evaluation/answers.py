@@ -10,6 +10,11 @@ from collections.abc import Sequence
 STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint(")
 HUMANEVAL_STOPS = (*STOPS, "\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert ")
 MBPP_STOPS = (*STOPS, '\n"""', "\nassert")
+_QUOTED = r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`"""
+_QUOTED_OR_COMMENT = re.compile(rf"({_QUOTED})|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_STATEMENT = re.compile(rf"(?:{_QUOTED}|[^;])*")
+_START = re.compile(r"\bselect\b|\bwith\s+(?:recursive\s+)?\S+\s*(?:\([^()]*\)\s*)?\bas\s*\(", re.IGNORECASE)
+"""Of a query; the word `with` stands in English before one as well."""
 _FENCE = re.compile(
     r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
 )
@@ -44,9 +49,14 @@ def python_code(text: str, entry_point: str) -> str:
 
 
 def sql_query(text: str) -> str:
-    """Return the first statement in a chat's answer, on one line."""
+    """Return the first statement in a chat's answer, on one line and so without comments."""
     found = blocks(text, ("sql", "sqlite"))
-    query = found[0] if found else text
-    match = re.search(r"\b(select|with)\b", query, re.IGNORECASE)
-    query = query[match.start() :] if match else query
-    return " ".join(query.split(";")[0].split())
+    query = _without_comments(found[0]) if found else text
+    match = _START.search(query)
+    query = _without_comments(query[match.start() :]) if match else query
+    statement = _STATEMENT.match(query)
+    return " ".join((statement[0] if statement else query).split())
+
+
+def _without_comments(query: str) -> str:
+    return _QUOTED_OR_COMMENT.sub(lambda match: match[1] or " ", query)

@@ -1,5 +1,6 @@
 """A model behind an OpenAI-compatible API, as evaluations ask it."""
 
+import ipaddress
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,15 @@ class Sampling:
     seed: int = 0
 
 
+def _is_here(url: str) -> bool:
+    """Whether an address is this machine's own, which no proxy reaches."""
+    try:
+        host = httpx.URL(url).host
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Endpoint:
     """Asks one model. Safe to use from several threads.
 
@@ -48,7 +58,11 @@ class Endpoint:
         self._model = model
         self._is_chat = is_chat
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(timeout=httpx.Timeout(600.0, connect=10.0), headers=headers)
+        timeout = httpx.Timeout(600.0, connect=10.0)
+        try:
+            self._client = httpx.Client(timeout=timeout, headers=headers, trust_env=not _is_here(self._url))
+        except ImportError as error:  # a proxy that takes a library of its own
+            raise EndpointError(f"{url} can't be asked by the proxy that the environment names: {error}") from error
 
     def close(self) -> None:
         """Close the connections."""

@@ -39,7 +39,22 @@ def test_harnesses_cut_the_same_completion_differently() -> None:
         "SELECT a FROM t",
         "```sql\nSELECT a\nFROM t;\n```",
         "The query is: SELECT a FROM t; it selects a.",
+        "```sql\n-- Those that have age above 20, with select words\nSELECT a -- the name\n  /* of */ FROM t;\n```",
+        "Here's a query with the answer -- it's short:\nSELECT a -- the name\nFROM t",
     ],
 )
 def test_the_first_statement_is_the_query(text: str) -> None:
     assert sql_query(text) == "SELECT a FROM t"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "WITH b AS (SELECT 1) SELECT * FROM b",
+        "with recursive b(n, m) as (select 1, 2) select n from b",
+        "SELECT a FROM t WHERE b = 'x;y' AND c = '--' AND d = \"/*\" AND e = 'it''s'",
+    ],
+)
+def test_a_query_keeps_what_is_quoted_and_what_it_begins_with(query: str) -> None:
+    assert sql_query(f"With this:\n```sql\n{query}; SELECT 2\n```") == query
+    assert sql_query(query) == query

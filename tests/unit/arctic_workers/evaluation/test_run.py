@@ -120,3 +120,15 @@ def test_the_page_has_scores_failures_and_models_side_by_side(
     assert html.index("<td>gsm8k</td><td>strict match</td>") < html.index("<td>gsm8k</td><td>flexible extract</td>")
     with pytest.raises(FileNotFoundError, match=r"has no results\.json"):
         Evaluated.read(tmp_path)
+
+
+def test_a_model_of_this_machine_is_asked_past_its_proxy(
+    server: Server, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "socks5://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert evaluated(server, data, tmp_path / "out")["suites"]["gsm8k"]["figures"]["strict match"]["value"] == 0.5
+    with pytest.raises(EndpointError, match=r"http://models\.example/v1 can't be asked by the proxy"):
+        Endpoint("http://models.example/v1", "tiny", is_chat=True)

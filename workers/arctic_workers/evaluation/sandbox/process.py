@@ -91,10 +91,7 @@ class _Running:
 
     def over_its_files(self) -> bool:
         with os.scandir(self.scratch) as entries:
-            sizes = [
-                entry.stat(follow_symlinks=False).st_size
-                for entry, _ in zip(entries, range(_MOST_FILES + 1), strict=False)
-            ]
+            sizes = [_size(entry) for entry, _ in zip(entries, range(_MOST_FILES + 1), strict=False)]
         return len(sizes) > _MOST_FILES or sum(sizes) > self.limits.file_bytes
 
     def ended(self) -> Ended:
@@ -266,6 +263,14 @@ def _take(running: _Running, descriptor: int, is_result: bool) -> bool:
         running.printed += part
         del running.printed[:-_KEPT_OUTPUT]
     return bool(part)
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """Bytes of a file, which the program that is confined may have removed meanwhile."""
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _gone(process: subprocess.Popen[bytes]) -> bool:

@@ -24,6 +24,14 @@ def judged(sandbox: Sandbox, code: str, limits: Limits = LIMITS, seconds: float 
     return of_code(*sandbox.judge(candidate, checker, limits))
 
 
+def test_files_that_come_and_go_are_no_fault_of_who_watches_them(sandbox: Sandbox) -> None:
+    code = (
+        "import os, time\nend = time.monotonic() + 0.5\n"
+        "while time.monotonic() < end:\n  open('gone', 'w').close()\n  os.unlink('gone')\n"
+    )
+    assert judged(sandbox, code + GOLD, seconds=2.0)["passed"]
+
+
 def test_a_right_answer_passes_and_a_wrong_one_fails(sandbox: Sandbox) -> None:
     assert judged(sandbox, GOLD)["passed"]
     wrong = judged(sandbox, "def add(a, b): return 5")
