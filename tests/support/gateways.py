@@ -216,11 +216,12 @@ def run_gateway(
     queue_timeout: str = "60s",
     beside: Ports | None = None,
     keys: list[str] | None = None,
-    browsers: bool = False,
+    origins: tuple[str, ...] = (),
     canaries: int = 0,
     hold_seconds: int = 0,
     hold_requests: int = 0,
     begin_seconds: int = 0,
+    connections: int = gateway.CONNECTIONS,
 ) -> Iterator[Gateway]:
     """Run the configuration as it is built, but for its ports, its name server and shorter times.
 
@@ -233,9 +234,9 @@ def run_gateway(
     made = [Leader(f"127.0.0.{2 + index}") for index in range(leaders)]
     shape = GatewayShape(HOST, CANARY_HOST, api_port, health_port, 16, requests_per_leader, 30)
     asked = shape._replace(
-        locked=keys is not None, browsers=browsers, hold_seconds=hold_seconds, hold_requests=hold_requests
+        locked=keys is not None, origins=origins, hold_seconds=hold_seconds, hold_requests=hold_requests
     )
-    config = haproxy_config(asked)
+    config = haproxy_config(asked, connections)
     (folder / LUA_FILE).write_text(LUA)
     write_keys(folder, keys or [])
     with ExitStack() as stack:

@@ -44,6 +44,12 @@ REPLICAS = 2
 CONFIG_HASH = "arctic.dev/config-hash"
 HTTP_PORT = 8080
 """Port of the gateway's pods: above 1024, since they are not root; the Service maps the spec's port to it."""
+CONNECTIONS = 4096
+"""Most open connections of one pod, whatever they are for."""
+RESERVED = 64
+"""As many of them are kept from the API: where it is full, probes still find the gateway well, which goes on."""
+REFUSALS = 64
+"""On the last of the API's connections requests are refused: others would wait in the kernel, and hear nothing."""
 MAX_BODY_BYTES = 32 << 20
 GRACE_SECONDS = 5
 """From being told to stop to closing the listener: what the cluster needs to stop sending connections here."""
@@ -51,6 +57,8 @@ MARGIN_SECONDS = 5
 BEGIN_SECONDS = 5
 """What one that has just begun gets to find a leader before it is ready without any."""
 MIN_SLOTS = 16
+PREFLIGHT_SECONDS = 600
+"""For so long a browser need not ask again whether a page may ask."""
 
 _ERRORS = {
     400: ("invalid_request_error", "bad_request", "The request is not valid HTTP."),
@@ -69,6 +77,11 @@ _NO_KEY = (
     "invalid_request_error",
     "invalid_api_key",
     "The API key is missing or is not one of this service: send the header Authorization: Bearer KEY.",
+)
+_NO_ORIGIN = (
+    "invalid_request_error",
+    "origin_not_allowed",
+    "Pages of this origin may not ask this service: add the origin to service.cors.",
 )
 _LATE = ("rate_limit_error", "starting", "This model is being started again, which takes longer: try again later.")
 _HOLD_FULL = ("rate_limit_error", "queue_full", "Too many requests wait for this model to start: try again later.")
@@ -94,8 +107,8 @@ class GatewayShape(NamedTuple):
     """Time that running requests get once the gateway is told to stop."""
     locked: bool = False
     """Whether a request needs a key."""
-    browsers: bool = False
-    """Whether pages may ask, whose browsers ask first, without a key, whether they may (CORS)."""
+    origins: tuple[str, ...] = ()
+    """Those whose pages may ask, "*" for all; their browsers ask first, without a key, whether they may (CORS)."""
     hold_seconds: int = 0
     """Longest wait of a request while there is no leader; none waits if it is 0."""
     hold_requests: int = 0
@@ -107,8 +120,10 @@ def leader_slots(most_groups: int) -> int:
     return max(MIN_SLOTS, 1 << (most_groups - 1).bit_length())
 
 
-def haproxy_config(shape: GatewayShape) -> str:
-    """Return HAProxy's configuration (2.6 or newer)."""
+def haproxy_config(shape: GatewayShape, connections: int = CONNECTIONS) -> str:
+    """Return HAProxy's configuration (2.6 or newer) for so many open connections."""
+    most_open = connections - RESERVED
+    is_full = f"fe_conn(api) gt {most_open - REFUSALS}"
     errors = "\n    ".join(f"http-error {_answer(status, error)}" for status, error in _ERRORS.items())
     return f"""\
 global
@@ -120,7 +135,7 @@ global
     setenv ARCTIC_BEGIN_SECONDS {BEGIN_SECONDS}
     lua-load {CONFIG_FOLDER}/{LUA_FILE}
     # Fixed, since HAProxy otherwise sizes itself by the node's processors and its limit of open files.
-    maxconn 4096
+    maxconn {connections}
     nbthread 4
     # `wait-for-body` waits for so much. The pod's memory limit has room for two such buffers a connection.
     tune.bufsize 65536
@@ -174,6 +189,7 @@ resolvers cluster
 
 frontend api
     bind :{HTTP_PORT}
+    maxconn {most_open}
     monitor-uri /healthz
     monitor fail if {{ stopping }}
     # One that has just begun knows no leader yet: others of its kind do, and should be asked.
@@ -183,12 +199,13 @@ frontend api
     # A leader gets a request once it is here, so that slow senders fill no queue: the whole of it up to
     # `tune.bufsize`, of a longer one that much. `option http-buffer-request` would wait before the size is looked at.
     http-request wait-for-body time 30s
-{_lock(shape)}{_hold(shape)}    http-after-response set-header Connection close if {{ stopping }}
+{_preflight(shape)}{_lock(shape)}{_hold(shape)}\
+    http-after-response set-header Connection close if {{ stopping }} or {{ {is_full} }}
     use_backend canary if {{ nbsrv(canary) gt 0 }} {{ lua.to_canary -m bool }}
     use_backend canary if {{ nbsrv(canary) gt 0 }} {{ nbsrv(leaders) eq 0 }}
     default_backend leaders
-{_backend("leaders", "leader", shape.leaders_host, shape)}
-{_backend("canary", "canary", shape.canary_host, shape)}
+{_backend("leaders", "leader", shape.leaders_host, shape, is_full)}
+{_backend("canary", "canary", shape.canary_host, shape, is_full)}
 frontend observability
     bind :{shape.health_port}
     monitor-uri /healthz
@@ -198,7 +215,7 @@ frontend observability
 """
 
 
-def _backend(name: str, server: str, host: str, shape: GatewayShape) -> str:
+def _backend(name: str, server: str, host: str, shape: GatewayShape, is_full: str) -> str:
     held = " !{ var(txn.held) -m found }" if shape.hold_seconds else ""
     most_waiting = max(shape.requests_per_leader, shape.hold_requests)
     return f"""
@@ -208,6 +225,8 @@ backend {name}
     # As many may wait as run: more would only wait until `timeout queue`. Where requests were held for a leader, they
     # are its queue now, and nobody is refused for that.
     http-request return {_answer(429, _QUEUE_FULL)} if {{ avg_queue ge {most_waiting} }}{held}
+    # With many leaders the connections come to an end before the queue does.
+    http-request return {_answer(429, _QUEUE_FULL)} if {{ {is_full} }}{held}
     balance leastconn
     option httpchk GET /readyz
     http-check expect status 200
@@ -219,6 +238,36 @@ resolvers cluster resolve-prefer ipv4 init-addr none
 """
 
 
+def _preflight(shape: GatewayShape) -> str:
+    """Return the rules that tell a browser, which has no key yet, whether a page may ask.
+
+    No leader is asked: it might have to be woken, and who has no key wakes nobody and takes no place in a queue. The
+    page's own request comes after that, with its key.
+    """
+    if not shape.origins:
+        return ""
+    asked = "{ method OPTIONS } { req.fhdr(origin) -m found } { req.fhdr(access-control-request-method) -m found }"
+    all_may = "*" in shape.origins
+    known = ["-m found"] if all_may else [f"-m str {_quoted(origin)}" for origin in shape.origins]
+    rules = [
+        *(f"acl may_ask req.fhdr(origin) {pattern}" for pattern in known),
+        "http-request return status 200 content-type text/plain string OK"
+        f" hdr Access-Control-Allow-Origin {'*' if all_may else '%[req.fhdr(origin)]'}"
+        ' hdr Access-Control-Allow-Methods "GET, POST"'
+        " hdr Access-Control-Allow-Headers %[req.fhdr(access-control-request-headers)]"
+        f" hdr Access-Control-Max-Age {PREFLIGHT_SECONDS}"
+        ' hdr Vary "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"'
+        f" if {asked} may_ask",
+        f"http-request return {_answer(403, _NO_ORIGIN)} if {asked}",
+    ]
+    return "".join(f"    {rule}\n" for rule in rules)
+
+
+def _quoted(word: str) -> str:
+    """Return a word as HAProxy reads it literally, whatever characters it has."""
+    return "'" + word.replace("'", "'\\''") + "'"
+
+
 def _lock(shape: GatewayShape) -> str:
     """Return the rules that refuse who has no key; `/health` is for load balancers, which have none.
 
@@ -226,10 +275,9 @@ def _lock(shape: GatewayShape) -> str:
     """
     if not shape.locked:
         return ""
-    free = " !{ method OPTIONS }" if shape.browsers else ""
     return f"""\
     http-request set-var(txn.key_digest) http_auth_bearer,sha2(256),hex,lower
-    http-request return {_answer(401, _NO_KEY)} if !{{ lua.has_key -m bool }} !{{ path /health }}{free}
+    http-request return {_answer(401, _NO_KEY)} if !{{ lua.has_key -m bool }} !{{ path /health }}
 """
 
 
@@ -358,7 +406,7 @@ def _shape(identity: Identity, spec: ArcticInferenceSpec, settings: Settings) ->
         # A gateway that is replaced lets those wait on that wait in it.
         drain_seconds=math.ceil(parse_duration(spec.rollout.drain_timeout)) + hold,
         locked=spec.service.auth is not None,
-        browsers=bool(spec.service.cors),
+        origins=tuple(spec.service.cors or ()),
         hold_seconds=hold,
         hold_requests=_hold_requests(spec),
     )

@@ -77,7 +77,7 @@ def waiting_for(training: str) -> str:
 def unreachable(pod: Pod, nodes: Mapping[str, Node] | None, now: datetime) -> bool:
     """Whether a pod's node has been NotReady for so long, or is gone, that nothing is known about the pod any more.
 
-    Where nodes may not be read, it is so of a pod that is deleted, as the cluster does in time, and that no kubelet ends.
+    Where nodes may not be read, it is so of a pod that is deleted, as the cluster does in time, and not ended.
     """
     if nodes is None:
         overdue = _overdue_at(pod)
@@ -131,7 +131,7 @@ def _unreachable_at(pod: Pod, nodes: Mapping[str, Node] | None) -> datetime | No
     if nodes is None:
         return _overdue_at(pod)
     node = nodes.get(pod.node)
-    return node and _lost_at(node, nodes)
+    return _lost_at(node, nodes) if node else None
 
 
 def lacks_pods(created: datetime | None, pods: Sequence[Pod], wanted: int, now: datetime) -> bool:

@@ -88,7 +88,8 @@ def test_a_gateway_that_has_ended_is_not_asked_at_the_address_that_it_had(build,
     for name, status in {"first": {"phase": "Running"}, "second": {"phase": "Running"} | gone}.items():
         metadata = {"namespace": "team", "name": name, "uid": name, "resourceVersion": "1", "labels": labels}
         metadata["creationTimestamp"] = "2026-01-01T00:00:00Z"
-        cache.put({"kind": "Pod", "metadata": metadata, "spec": {"containers": []}, "status": status | {"podIP": f"10.0.0.{len(name)}"}})
+        status |= {"podIP": f"10.0.0.{len(name)}"}
+        cache.put({"kind": "Pod", "metadata": metadata, "spec": {"containers": []}, "status": status})
     seen = Observer(None, cache, read_nodes=False).inference_seen(inference, lambda _: None, {})
     assert ("second" in {pod.name for pod in seen.gateways}) == asked
     assert "first" in {pod.name for pod in seen.gateways}

@@ -91,3 +91,10 @@ def test_grafanas_folder_and_labels_are_the_users_to_choose(render: Render) -> N
         if each["kind"] == "ConfigMap":
             assert each["metadata"]["labels"]["team"] == "ml"
             assert each["metadata"]["annotations"] == {"grafana_folder": "Arctic"}
+
+
+def test_grafanas_label_can_be_left_out(render: Render) -> None:
+    made = render(*MONITORED, "--set", "monitoring.dashboards.labels.grafana_dashboard=null")
+    labels = [each["metadata"]["labels"] for each in made if each["kind"] == "ConfigMap"]
+    assert len(labels) == len(DASHBOARDS)
+    assert all("grafana_dashboard" not in each for each in labels)

@@ -1,17 +1,21 @@
 {{- define "arctic.alerts.inference" -}}
 {{- $it := include "arctic.alerts.object" . }}
+{{- $planned := .Values.monitoring.alerts.loadWithin }}
 - alert: ArcticInferenceUnavailable
-  # The first start of a service takes as long as its weights do: it is down once it has been up.
+  # The first start of a service takes as long as its weights do: it is down once it has been up. One that was scaled to
+  # zero or suspended loads them again, and has its time for that.
   expr: |-
     (
       max by (namespace, name) (arctic_operator_inference_ready_replicas) == 0
       and
-      max by (namespace, name) (arctic_operator_inference_desired_replicas) > 0
+      min by (namespace, name) (
+        min_over_time(arctic_operator_inference_desired_replicas[{{ $planned }}])
+      ) > 0
       and
       max by (namespace, name) (max_over_time(arctic_operator_inference_ready_replicas[1d])) > 0
     )
     unless on (namespace, name)
-    arctic_operator_inference_info{state=~"Suspended|Suspending"}
+    max_over_time(arctic_operator_inference_info{state=~"Suspended|Suspending"}[{{ $planned }}])
   for: 2m
   labels: {severity: critical}
   annotations:

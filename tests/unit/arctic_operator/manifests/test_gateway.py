@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,20 @@ def children(**changes: Any) -> dict[tuple[str, str], dict[str, Any]]:
     return {(child["kind"], child["metadata"]["name"]): child for child in built}
 
 
+def connected(running: Gateway) -> socket.socket:
+    """Open a connection to the gateway's API, on which nothing is sent yet."""
+    host, _, port = running.url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), PATIENCE)
+
+
 @pytest.mark.parametrize("slots", [16, 1024])
 def test_haproxy_takes_the_configuration_without_a_warning(tmp_path: Path, slots: int) -> None:
     path = tmp_path / "haproxy.cfg"
     (tmp_path / LUA_FILE).write_text(LUA)
     more = slots > 16
     shape = GatewayShape(HOST, HOST, 8000, 9441, slots, 512, 120, locked=more, hold_seconds=300 * more)
+    odd = "https://\"#$'\\%[x]"
+    shape = shape._replace(origins=(odd, *(f"https://{index}{'x' * 200}.example" for index in range(31))) * more)
     config = haproxy_config(shape)
     path.write_text(config.replace(gateway.CONFIG_FOLDER, str(tmp_path)))
     checked = subprocess.run([find_haproxy(), "-c", "-dW", "-f", path], capture_output=True, text=True, check=False)
@@ -149,8 +158,7 @@ def test_a_leader_too_busy_to_answer_a_check_at_once_stays(tmp_path: Path) -> No
 def test_a_request_that_reached_a_leader_is_never_sent_twice(tmp_path: Path) -> None:
     with run_gateway(tmp_path, leaders=2) as running:
         # In one piece: HAProxy could send again only what it has whole.
-        host, _, port = running.url.removeprefix("http://").partition(":")
-        with socket.create_connection((host, int(port)), PATIENCE) as connection:
+        with connected(running) as connection:
             connection.sendall(b"POST /vanish HTTP/1.1\r\nHost: demo\r\nContent-Length: 2\r\n\r\n{}")
             answer = http.client.HTTPResponse(connection)
             answer.begin()
@@ -190,6 +198,35 @@ def test_requests_beyond_the_queue_are_refused_at_once(tmp_path: Path) -> None:
         for client in held:
             client.join(PATIENCE)
         assert running.post("/answer").status_code == 200
+
+
+def test_probes_find_a_gateway_well_whose_api_has_all_the_connections_that_it_may_have(tmp_path: Path) -> None:
+    connections = gateway.RESERVED + gateway.REFUSALS
+    with run_gateway(tmp_path, leaders=0, connections=connections) as running, ExitStack() as stack:
+        for _ in range(connections):
+            stack.enter_context(connected(running))
+        assert answers(running.metrics_url + "/healthz")
+        full = f'haproxy_frontend_current_sessions{{proxy="api"}} {connections - gateway.RESERVED}\n'
+        wait_until(lambda: full in running.metrics(), "taking all connections")
+        assert answers(running.metrics_url + "/healthz")
+        assert running.waiting() == 0
+
+
+def test_requests_on_the_last_connections_are_refused_and_leave_them(tmp_path: Path) -> None:
+    room = 3
+    connections = gateway.RESERVED + gateway.REFUSALS + room
+    with run_gateway(tmp_path, leaders=1, connections=connections) as running:
+        held = [threading.Thread(target=running.post, args=("/held",)) for _ in range(room)]
+        for client in held:
+            client.start()
+        wait_until(lambda: len(running.leaders[0].requests) == room, "the leader's requests")
+        refused = running.post("/answer")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        assert refused.headers["Connection"] == "close"
+        running.leaders[0].release.set()
+        for client in held:
+            client.join(PATIENCE)
+        wait_until(lambda: running.post("/answer").status_code == 200, "room for a request")
 
 
 def test_a_request_that_waited_in_vain_hears_that_all_are_busy(tmp_path: Path) -> None:
@@ -269,8 +306,7 @@ def test_requests_wait_while_a_service_that_is_scaled_to_zero_starts(tmp_path: P
         leader.ready = False
         wait_until(lambda: httpx.get(running.url + "/health").status_code == 503, "leaving out the leader")
         assert running.waiting() == 0, "a probe neither waits nor wakes"
-        host, _, port = running.url.removeprefix("http://").partition(":")
-        with socket.create_connection((host, int(port)), PATIENCE) as impatient:
+        with connected(running) as impatient:
             impatient.sendall(b"POST /answer HTTP/1.1\r\nHost: demo\r\nContent-Length: 2\r\n\r\n{}")
             wait_until(lambda: running.waiting() == 1, "holding a request")
         wait_until(lambda: running.waiting() == 0, "forgetting one whose client has gone")
@@ -322,25 +358,63 @@ def test_a_request_that_has_waited_for_long_enough_is_told_to_come_again(tmp_pat
         wait_until(lambda: running.post("/answer").json()["error"]["code"] == "queue_full", "holding none any more")
 
 
-def test_a_browser_may_ask_without_a_key_whether_a_page_may_ask(tmp_path: Path) -> None:
-    with run_gateway(tmp_path, leaders=1, keys=[], browsers=True) as running:
-        assert httpx.options(running.url + "/answer").status_code == 200
+PAGE = "https://chat.example.com"
+
+
+def preflight(running: Gateway, origin: str) -> httpx.Response:
+    """Ask as a browser does before a page's request goes out."""
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, content-type"}
+    return httpx.options(running.url + "/answer", headers={"Origin": origin, **asked}, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize(("origins", "allowed"), [(("https://other.example", PAGE), PAGE), (("*",), "*")])
+def test_a_browser_may_ask_without_a_key_whether_a_page_may_ask(
+    tmp_path: Path, origins: tuple[str, ...], allowed: str
+) -> None:
+    with run_gateway(tmp_path, leaders=1, keys=[], origins=origins) as running:
+        answer = preflight(running, PAGE)
+        assert answer.status_code == 200
+        assert answer.headers["Access-Control-Allow-Origin"] == allowed
+        assert answer.headers["Access-Control-Allow-Methods"] == "GET, POST"
+        assert answer.headers["Access-Control-Allow-Headers"] == "authorization, content-type"
+        assert "Origin" in answer.headers["Vary"]
         assert running.post("/answer").status_code == 401
+        assert httpx.options(running.url + "/answer").status_code == 401, "no browser asks like that"
+
+
+def test_only_a_service_whose_spec_names_origins_answers_browsers() -> None:
+    def config(**service: Any) -> str:
+        text: str = children(service=service)["ConfigMap", "demo-0a1b2-gateway"]["data"][gateway.CONFIG_FILE]
+        return text
+
+    assert f"'{PAGE}'" in config(cors=[PAGE])
+    assert "OPTIONS" not in config(auth={"secretName": "people"})
+
+
+def test_a_browser_that_asks_wakes_no_service_that_is_scaled_to_zero(tmp_path: Path) -> None:
+    (tmp_path / gateway.HOLD_FILE).write_text("1\n")
+    with run_gateway(tmp_path, leaders=0, keys=["key"], origins=(PAGE,), hold_seconds=60) as running:
+        assert preflight(running, PAGE).headers["Access-Control-Allow-Origin"] == PAGE
+        refused = preflight(running, "https://elsewhere.example")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "origin_not_allowed")
+        assert "Access-Control-Allow-Origin" not in refused.headers
+        assert running.waiting() == 0
+        with connected(running) as page:
+            page.sendall(b"GET /answer HTTP/1.1\r\nHost: demo\r\nAuthorization: Bearer key\r\n\r\n")
+            wait_until(lambda: running.waiting() == 1, "the page's own request, which wakes it")
 
 
 @pytest.mark.parametrize("size", [2, 40_000])
 def test_a_leader_hears_of_a_request_once_it_is_whole(tmp_path: Path, size: int) -> None:
-    with run_gateway(tmp_path, leaders=1, requests_per_leader=1) as running:
-        host, _, port = running.url.removeprefix("http://").partition(":")
-        with socket.create_connection((host, int(port)), PATIENCE) as slow:
-            head = f"POST /answer HTTP/1.1\r\nHost: demo\r\nContent-Length: {size}\r\n\r\n"
-            slow.sendall(head.encode() + b"x" * (size - 1))
-            assert running.post("/answer").status_code == 200, "the slow one took the leader's only place"
-            slow.sendall(b"x")
-            answer = http.client.HTTPResponse(slow)
-            answer.begin()
-            assert answer.status == 200
-            answer.close()
+    with run_gateway(tmp_path, leaders=1, requests_per_leader=1) as running, connected(running) as slow:
+        head = f"POST /answer HTTP/1.1\r\nHost: demo\r\nContent-Length: {size}\r\n\r\n"
+        slow.sendall(head.encode() + b"x" * (size - 1))
+        assert running.post("/answer").status_code == 200, "the slow one took the leader's only place"
+        slow.sendall(b"x")
+        answer = http.client.HTTPResponse(slow)
+        answer.begin()
+        assert answer.status == 200
+        answer.close()
 
 
 def test_a_gateway_told_to_stop_finishes_its_streams_and_loses_no_request(tmp_path: Path) -> None:
