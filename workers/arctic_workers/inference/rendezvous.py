@@ -8,13 +8,14 @@ No engine here: those of several pods meet like this, each with what its ranks t
 
 import ipaddress
 import logging
-import selectors
+import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
@@ -26,6 +27,9 @@ INTERVAL = 1.0
 """Seconds between heartbeats."""
 SILENCE = 20.0
 """Seconds without a heartbeat after which a rank is lost."""
+_GREETING = 32
+"""Characters, told in the store, by which a rank is known from somebody else who found a port."""
+_GREETING_TIME = 10.0
 _STOP = "stop"
 _LINE = "line"
 
@@ -82,10 +86,8 @@ class Heartbeats:
         self._ended = threading.Event()
         self._stop_requested = threading.Event()
         self._seen = dict.fromkeys(self._others, (0, time.monotonic()))
-        self._lines = selectors.DefaultSelector()
-        self._open_line(address)
-        for target in (self._run, self._watch_lines):
-            threading.Thread(target=target, name="heartbeats", daemon=True).start()
+        self._open_lines(address)
+        self._start(self._run)
 
     def request_stop(self) -> None:
         """Ask rank 0 to end the group in order."""
@@ -95,32 +97,48 @@ class Heartbeats:
         """Watch no more: the group ends in order."""
         self._ended.set()
 
-    def _open_line(self, address: str) -> None:
-        """As rank 0 listen for the others' lines, as another rank open its own; the data of each is who it is to."""
+    @staticmethod
+    def _start(target: Callable[..., None], *arguments: object) -> None:
+        threading.Thread(target=target, args=arguments, name="heartbeats", daemon=True).start()
+
+    def _open_lines(self, address: str) -> None:
+        """As rank 0 listen for the others' lines, as another rank open its own."""
         if self._rank == 0:
             listener = listen(address)
-            self._store.set(_LINE, str(listener.getsockname()[1]))
-            self._lines.register(listener, selectors.EVENT_READ)
+            expected = {new_greeting(): other for other in self._others}
+            for said, other in expected.items():
+                self._store.set(f"{_LINE}/{other}", f"{listener.getsockname()[1]} {said.decode()}")
+            self._start(self._accept_lines, listener, expected)
             return
-        line = socket.create_connection((address, int(self._store.get(_LINE))))
-        line.sendall(str(self._rank).encode())
-        self._lines.register(line, selectors.EVENT_READ, data=0)
+        port, greeting = self._store.get(f"{_LINE}/{self._rank}").decode().split()
+        line = socket.create_connection((address, int(port)))
+        line.sendall(greeting.encode())
+        self._start(self._watch, line, 0)
 
-    def _watch_lines(self) -> None:
-        listeners = self._rank == 0
-        while True:
-            for key, _ in self._lines.select():
-                connection = key.fileobj
-                assert isinstance(connection, socket.socket)
-                if listeners and connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    self._lines.register(connection.accept()[0], selectors.EVENT_READ)
-                elif said := _said(connection):
-                    self._lines.modify(connection, selectors.EVENT_READ, data=int(said))
-                else:
-                    self._lines.unregister(connection)
-                    # Who never said which rank it is, is none.
-                    if key.data is not None and not self._ended.wait(INTERVAL):
-                        self._on_loss(f"the connection to rank {key.data} broke")
+    def _accept_lines(self, listener: socket.socket, expected: dict[bytes, int]) -> None:
+        """Take each other rank's line, once, until all are there.
+
+        Whoever comes has a thread of its own, so that a stranger who says nothing holds nobody up.
+        """
+        with listener:
+            while expected:
+                self._start(self._welcome, listener.accept()[0], expected)
+
+    def _welcome(self, line: socket.socket, expected: dict[bytes, int]) -> None:
+        greeting = greeted(line, list(expected))
+        other = None if greeting is None else expected.pop(greeting, None)
+        if other is None:
+            line.close()
+        else:
+            self._watch(line, other)
+
+    def _watch(self, line: socket.socket, other: int) -> None:
+        """Wait for the end of a line to another rank."""
+        with line:
+            while _says_something(line):
+                log.debug("Rank %d said something where nothing is said", other)
+        if not self._ended.wait(INTERVAL):
+            self._on_loss(f"the connection to rank {other} broke")
 
     def _run(self) -> None:
         # The store's calls have no time limit of their own where a node is away without a word.
@@ -164,9 +182,37 @@ def listen(address: str) -> socket.socket:
     return socket.create_server(("", 0))
 
 
-def _said(line: socket.socket) -> bytes:
-    """What came over a line; nothing where it is closed or broken."""
+def new_greeting() -> bytes:
+    """Return what one rank is to say first to another, who tells it through the store."""
+    return secrets.token_hex(_GREETING // 2).encode()
+
+
+def greeted(line: socket.socket, expected: Iterable[bytes]) -> bytes | None:
+    """Return with which of the expected greetings a new line begins; None where it is a stranger's."""
+    line.settimeout(_GREETING_TIME)
     try:
-        return line.recv(16)
+        said = bytes(read_whole(line, bytearray(_GREETING)))
+        line.settimeout(None)
+    except OSError as error:
+        log.debug("Somebody came to a rank's port: %s", error)
+        return None
+    return next((each for each in expected if secrets.compare_digest(said, each)), None)
+
+
+def read_whole(line: socket.socket, into: Any) -> Any:
+    """Fill a buffer and return it. Raises ConnectionError if the line ends before."""
+    rest = memoryview(into)
+    while rest:
+        count = line.recv_into(rest)
+        if not count:
+            raise ConnectionError("closed by the other end")
+        rest = rest[count:]
+    return into
+
+
+def _says_something(line: socket.socket) -> bool:
+    """Wait for what comes over a line; false where it is closed or broken."""
+    try:
+        return bool(line.recv(16))
     except OSError:
-        return b""
+        return False

@@ -19,6 +19,7 @@ MOST_STOPS = 32
 MOST_CHOICES = 128
 """Of a prompt, as with OpenAI."""
 MOST_BIASES = 1024
+MOST_STOP_TOKENS = 1024
 _LONGEST_STOP = 256
 _LONGEST_SHOWN = 200
 """Characters of what a client sent that are told it."""
@@ -158,10 +159,12 @@ class CommonRequest(_Request):
     @field_validator("logit_bias", mode="before")
     @classmethod
     def _check_biases(cls, value: Any) -> Any:
-        """Before each of them is looked at."""
-        if isinstance(value, dict) and len(value) > MOST_BIASES:
-            raise ValueError(f"{len(value)} tokens are too many; write at most {MOST_BIASES}")
-        return value
+        return _limited(value, dict, MOST_BIASES)
+
+    @field_validator("stop_token_ids", mode="before")
+    @classmethod
+    def _check_stop_tokens(cls, value: Any) -> Any:
+        return _limited(value, list, MOST_STOP_TOKENS)
 
     @field_validator("stop")
     @classmethod
@@ -200,6 +203,13 @@ class CommonRequest(_Request):
     def includes_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def _limited(value: Any, kind: type[dict[Any, Any]] | type[list[Any]], most: int) -> Any:
+    """Refuse too many tokens before each of them is looked at."""
+    if isinstance(value, kind) and len(value) > most:
+        raise ValueError(f"{len(value)} tokens are too many; write at most {most}")
+    return value
 
 
 def _check_logprobs(value: Any) -> Any:

@@ -155,6 +155,8 @@ class Api:
         self._names = (model, *adapters)
         self._created = int(time.time())
         self._vocabulary = vocabulary
+        # A model's files may name tokens that it hasn't, which a rank could not ban.
+        self._ends = text.stop_tokens.intersection(range(vocabulary))
         self._most_running = most_running
         routes = [
             Route("/health", self._health),
@@ -341,6 +343,15 @@ class Api:
             code="context_length_exceeded",
         )
 
+    def _excess(self, asked: CommonRequest, prompt: int, most: int) -> str:
+        """Say what of a request is too long; who asks for no answer would not know of the token that is made."""
+        if asked.max_tokens == 0:
+            longest = self._engine.max_length - 1
+            made = f"one of them is made even with max_tokens: 0, so that a prompt has at most {longest} here"
+            return f"{made}; this one has {prompt}; make it shorter"
+        asked_for = f"{prompt + most} were asked for: {prompt} in the prompt and {most} in the answer"
+        return f"{asked_for}; make one of them shorter"
+
     def _room(self, prompt: list[int]) -> int:
         """Tokens that may follow a prompt; at least 1, which a prompt that is too long is then refused for."""
         return max(self._engine.max_length - len(prompt), 1)
@@ -372,11 +383,8 @@ class Api:
         if not prompt:
             raise ApiError(400, "the prompt is empty; write at least one token", param="prompt")
         if len(prompt) + most > self._engine.max_length:
-            raise self._too_long(
-                "messages" if isinstance(asked, ChatRequest) else "prompt",
-                f"{len(prompt) + most} were asked for: {len(prompt)} in the prompt and {most} in the answer; make one "
-                "of them shorter",
-            )
+            param = "messages" if isinstance(asked, ChatRequest) else "prompt"
+            raise self._too_long(param, self._excess(asked, len(prompt), most))
         sampling = self._sampling(asked, most, logprobs, prompt_logprobs)
         adapter = None if asked.model == self._model else asked.model
         made = engines.Request(tuple(prompt), sampling, asked.priority or 0, caller, adapter)
@@ -389,7 +397,7 @@ class Api:
             raise ApiError(400, message, param="min_tokens")
         biases = asked.logit_bias or {}
         self._known(list(biases), "logit_bias")
-        stops = frozenset(self._known(asked.stop_token_ids or [], "stop_token_ids"))
+        stops = self._stop_tokens(asked)
         return Sampling(
             max_tokens=most,
             temperature=_given(asked.temperature, 1.0),
@@ -398,7 +406,7 @@ class Api:
             seed=secrets.randbits(63) if asked.seed is None else asked.seed,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
-            stop_tokens=stops if asked.ignore_eos else stops | self._text.stop_tokens,
+            stop_tokens=stops,
             min_tokens=asked.min_tokens or 0,
             min_p=asked.min_p or 0.0,
             frequency_penalty=asked.frequency_penalty or 0.0,
@@ -406,6 +414,17 @@ class Api:
             repetition_penalty=_given(asked.repetition_penalty, 1.0),
             logit_bias=tuple(sorted(biases.items())),
         )
+
+    def _stop_tokens(self, asked: CommonRequest) -> frozenset[int]:
+        """Return the tokens that end an answer; some token has to be left for one that may not end yet."""
+        stops = frozenset(self._known(asked.stop_token_ids or [], "stop_token_ids"))
+        if not asked.ignore_eos:
+            stops |= self._ends
+        if asked.min_tokens and len(stops) == self._vocabulary:
+            message = f"all of the model's {self._vocabulary} tokens are stop tokens, of which none may come before"
+            message = f"{message} min_tokens: {asked.min_tokens}; write fewer, or min_tokens: 0"
+            raise ApiError(400, message, param="stop_token_ids")
+        return stops
 
     def _check_ready(self) -> None:
         if not self._engine.ready:

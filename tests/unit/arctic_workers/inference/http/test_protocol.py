@@ -32,6 +32,7 @@ COMPLETION = {"model": "m", "prompt": "hi"}
         ({"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
         ({"logit_bias": {"a": 1}}, "logit_bias.a", "valid integer"),
         ({"logit_bias": dict.fromkeys(range(1025), 1)}, "logit_bias", "write at most 1024"),
+        ({"stop_token_ids": list(range(1025))}, "stop_token_ids", "1025 tokens are too many; write at most 1024"),
         ({"min_tokens": -1}, "min_tokens", "greater than or equal to 0"),
         ({"use_beam_search": True}, "use_beam_search", "not supported; leave it out or write False"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),

@@ -545,6 +545,17 @@ async def test_a_prompts_tokens_are_told_with_their_places(text: Text, most: int
     assert answer["usage"]["completion_tokens"] == 2 * most
 
 
+async def test_a_prompt_too_long_to_be_scored_is_told_how_long_it_may_be(text: Text) -> None:
+    engine = Counting()
+    api, asked = serve(text, engine), {"max_tokens": 0, "logprobs": 1, "echo": True}
+    refused = await post(api, "/v1/completions", prompt=[65] * engine.max_length, **asked)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+    message = refused.json()["error"]["message"]
+    assert f"a prompt has at most {engine.max_length - 1} here" in message
+    assert f"this one has {engine.max_length}; make it shorter" in message
+    assert (await post(api, "/v1/completions", prompt=[65] * (engine.max_length - 1), **asked)).status_code == 200
+
+
 async def test_a_stream_tells_a_prompts_tokens_too(text: Text) -> None:
     asked = {"prompt": "ab", "max_tokens": 2, "logprobs": 0, "echo": True}
     [whole] = (await post(serve(text, Counting()), "/v1/completions", **asked)).json()["choices"]
@@ -584,6 +595,28 @@ async def test_stop_tokens_are_those_that_are_asked_for(text: Text) -> None:
     await post(api, "/v1/completions", prompt="a", stop_token_ids=[7])
     await post(api, "/v1/completions", prompt="a", stop_token_ids=[7], ignore_eos=True)
     assert [request.sampling.stop_tokens for request in engine.asked] == [text.stop_tokens | {7}, {7}]
+
+
+async def test_a_stop_token_of_the_files_that_the_model_has_not_is_left_out(
+    text: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank has no logit of it to ban."""
+    monkeypatch.setattr(text, "stop_tokens", frozenset({-1, 2, 300}))
+    engine = Counting()
+    await post(serve(text, engine), "/v1/completions", prompt="a", min_tokens=1)
+    assert engine.asked[0].sampling.stop_tokens == {2}
+
+
+async def test_a_request_that_leaves_no_token_to_choose_is_refused(text: Text) -> None:
+    engine = Counting()
+    api, asked = serve(text, engine), {"prompt": "a", "stop_token_ids": list(range(300)), "min_p": 0.1}
+    refused = await post(api, "/v1/completions", min_tokens=1, **asked)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stop_token_ids")
+    assert "write fewer, or min_tokens: 0" in refused.json()["error"]["message"]
+    assert not engine.asked
+    assert (await post(api, "/v1/completions", min_tokens=0, **asked)).status_code == 200
+    asked["stop_token_ids"] = list(range(299))
+    assert (await post(api, "/v1/completions", min_tokens=1, **asked)).status_code == 200
 
 
 # --- browsers, ids and the log

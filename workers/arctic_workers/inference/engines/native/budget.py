@@ -14,7 +14,7 @@ _STALE = 512
 
 
 class StepTimes:
-    """Seconds that steps took, by their tokens: the latest of each power of two, lines in between."""
+    """Seconds that steps took, by their tokens: the latest of each power of two seen lately, lines in between."""
 
     def __init__(self) -> None:
         self._latest: dict[int, deque[tuple[int, float]]] = {}
@@ -28,24 +28,31 @@ class StepTimes:
         self._latest.setdefault(size, deque(maxlen=_REMEMBERED)).append((tokens, seconds))
         self._steps += 1
         self._seen[size] = self._steps
+        for stale in [each for each, seen in self._seen.items() if self._steps - seen >= _STALE]:
+            del self._latest[stale], self._seen[stale]
         self._curves.clear()
 
     def knows(self, tokens: int) -> bool:
         """Whether steps of about that size were seen lately."""
-        seen = self._seen.get(tokens.bit_length())
-        return seen is not None and self._steps - seen < _STALE
+        return tokens.bit_length() in self._latest
 
     def curve(self, quantile: float = 0.5) -> list[tuple[float, float]]:
-        """Return tokens and the seconds that so large a share of such steps took at most; both ascend."""
+        """Return tokens and the seconds that so large a share of such steps took at most; both ascend.
+
+        Where a smaller step was slower than a larger one, the size that was seen later is right: one slow step of a
+        size that hardly comes again says nothing about all larger ones.
+        """
         if (known := self._curves.get(quantile)) is not None:
             return known
-        points, slowest = [], 0.0
-        for size in sorted(self._latest):
+        points: dict[int, tuple[float, float]] = {}
+        for size in sorted(self._latest, key=self._seen.__getitem__, reverse=True):
             tokens, seconds = (sorted(values) for values in zip(*self._latest[size], strict=True))
-            slowest = max(slowest, seconds[min(int(quantile * len(seconds)), len(seconds) - 1)])
-            points.append((float(tokens[len(tokens) // 2]), slowest))
-        self._curves[quantile] = points
-        return points
+            took = seconds[min(int(quantile * len(seconds)), len(seconds) - 1)]
+            least = max((points[other][1] for other in points if other < size), default=0.0)
+            most = min((points[other][1] for other in points if other > size), default=math.inf)
+            points[size] = float(tokens[len(tokens) // 2]), min(max(took, least), most)
+        curve = self._curves[quantile] = [points[size] for size in sorted(points)]
+        return curve
 
     def seconds(self, tokens: int) -> float:
         """Return what a step of so many tokens takes; 0 where nothing is known yet."""

@@ -346,9 +346,10 @@ def _outputs(
 def _sequence(request: Request, plan: Plan) -> Sequence:
     """Return a request's sequence, and with whom it shares: nothing that was computed crosses salts, or adapters.
 
-    Who is told of its prompt computes all of it.
+    Keys meet only where all prompts are shared: without, proposals from the answers of others could still be told from
+    an answer's time. Who is told of its prompt computes all of it.
     """
-    salt = request.caller if plan.prefix_caching == "perKey" else b""
+    salt = b"" if plan.prefix_caching is True else request.caller
     adapter = -1
     if request.adapter is not None:
         adapter = list(plan.adapters).index(request.adapter)

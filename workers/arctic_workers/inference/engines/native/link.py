@@ -6,28 +6,23 @@ message is a header, 64-bit integers and bytes: nothing is pickled.
 
 import logging
 import queue
-import secrets
 import socket
 import struct
 import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from arctic_workers.inference.rendezvous import listen
+from arctic_workers.inference.rendezvous import greeted, listen, new_greeting, read_whole
 
 log = logging.getLogger(__name__)
 
 _HEADER = struct.Struct("<3q")
 """Kind, integers, bytes."""
-_GREETING = 32
-"""Characters by which a neighbour is known from somebody else who found the port."""
-_GREETING_TIME = 10.0
 
 
 class PeerLost(RuntimeError):  # noqa: N818 - the group's end, not this rank's fault
@@ -97,10 +92,10 @@ class Link:
     def _receive_all(self) -> None:
         try:
             while True:
-                kind, count, size = _HEADER.unpack(_read(self._incoming, bytearray(_HEADER.size)))
-                numbers = array("q", bytes(_read(self._incoming, bytearray(8 * count))))
+                kind, count, size = _HEADER.unpack(read_whole(self._incoming, bytearray(_HEADER.size)))
+                numbers = array("q", bytes(read_whole(self._incoming, bytearray(8 * count))))
                 raw = torch.empty(size, dtype=torch.uint8)
-                _read(self._incoming, raw.numpy().data)
+                read_whole(self._incoming, raw.numpy().data)
                 self._received.put(Message(kind, numbers, raw if size else None))
         except OSError as error:
             self._received.put(error)
@@ -112,16 +107,16 @@ def connect(store: Store, *, address: str, port: int, rank: int, ranks: int) -> 
     An address on loopback keeps the lines there.
     """
     host = address if rank == 0 else _own_address(address, port)
-    greeting = secrets.token_hex(_GREETING // 2)
+    greeting = new_greeting()
     with listen(address) as listener:
-        store.set(f"ring/{rank}", f"{host} {listener.getsockname()[1]} {greeting}")
+        store.set(f"ring/{rank}", f"{host} {listener.getsockname()[1]} {greeting.decode()}")
         next_host, next_port, expected = store.get(f"ring/{(rank + 1) % ranks}").decode().split()
         try:
             outgoing = socket.create_connection((next_host, int(next_port)))
             outgoing.sendall(expected.encode())
         except OSError as error:
             raise RuntimeError(f"the next rank can't be reached at {next_host}, port {next_port}: {error}") from error
-        return Link(_accept(listener, greeting.encode()), outgoing)
+        return Link(_accept(listener, greeting), outgoing)
 
 
 def _own_address(address: str, port: int) -> str:
@@ -133,22 +128,6 @@ def _own_address(address: str, port: int) -> str:
 def _accept(listener: socket.socket, greeting: bytes) -> socket.socket:
     while True:
         line, _ = listener.accept()
-        line.settimeout(_GREETING_TIME)
-        try:
-            if secrets.compare_digest(_read(line, bytearray(_GREETING)), greeting):
-                line.settimeout(None)
-                return line
-        except OSError as error:
-            log.debug("Somebody came to the port of a neighbour: %s", error)
+        if greeted(line, [greeting]) is not None:
+            return line
         line.close()
-
-
-def _read(line: socket.socket, into: Any) -> Any:
-    """Fill a buffer and return it. Raises ConnectionError if the line ends before."""
-    rest = memoryview(into)
-    while rest:
-        count = line.recv_into(rest)
-        if not count:
-            raise ConnectionError("closed by the other end")
-        rest = rest[count:]
-    return into

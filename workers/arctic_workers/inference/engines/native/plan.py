@@ -7,6 +7,7 @@ from pathlib import Path
 from arctic_api.common import RopeScaling, parse_duration
 from arctic_api.engine_options import EngineOptions, PipelineFormat
 from arctic_api.inference import Attention, PrefixCaching
+from arctic_api.uris import path_of
 from arctic_api.world import InferenceGroup
 from arctic_model.config import ArcticConfig
 from arctic_model.parallel import LayerSlice, plan_inference
@@ -92,9 +93,7 @@ def plan_group(group: InferenceGroup) -> Plan:
     length, window = _reach(spec.attention, config)
     return Plan(
         folder=model.folder,
-        adapters={
-            each.name: Path(group.locate(each.uri.removeprefix("file://"))) for each in spec.model.adapters or ()
-        },
+        adapters={each.name: Path(group.locate(path_of(each.uri))) for each in spec.model.adapters or ()},
         config=config,
         slices=shared.slices,
         tensor=tensor,

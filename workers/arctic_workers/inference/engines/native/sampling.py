@@ -12,6 +12,7 @@ from arctic_workers.inference.engines.native.step import Adjustment, Draw, Drawn
 
 GREEDY = 1e-6
 """Below this temperature the likeliest token is certain, and logits divided by it may overflow."""
+_LEAST = torch.finfo(torch.float64).min
 
 
 def draw_tokens(logits_SV: Tensor, likeliest: Sequence[int], draws: Sequence[tuple[Draw, int]]) -> list[Drawn]:
@@ -55,7 +56,9 @@ def _draw(logits_V: Tensor, how: Draw, position: int) -> int:
         logits_V = _adjust(logits_V, how.adjustment, position)
     if how.temperature < GREEDY:
         return int(logits_V.argmax())
-    return _sample(logits_V.double() / how.temperature, how, uniform(how.seed, position))
+    # Infinite ones, as those of banned tokens are, have no differences: where all are, nothing would be left to choose.
+    finite_V = (logits_V.double() / how.temperature).nan_to_num_(nan=_LEAST)
+    return _sample(finite_V, how, uniform(how.seed, position))
 
 
 def _adjust(logits_V: Tensor, how: Adjustment, position: int) -> Tensor:
@@ -76,7 +79,10 @@ def _adjust(logits_V: Tensor, how: Adjustment, position: int) -> Tensor:
 
 
 def _sample(logits_V: Tensor, how: Draw, chance: float) -> int:
-    """Cut to the candidates (top-k, min-p, then the nucleus of Holtzman et al. 2020), and invert their distribution."""
+    """Cut to the candidates (top-k, min-p, then the nucleus of Holtzman et al. 2020), and invert their distribution.
+
+    All logits are finite, so the likeliest token is always a candidate.
+    """
     order_V, sorted_V = None, logits_V
     if how.top_p < 1 or how.min_p > 0 or 0 < how.top_k < len(logits_V):
         sorted_V, order_V = logits_V.sort(descending=True, stable=True)

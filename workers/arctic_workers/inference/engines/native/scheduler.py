@@ -1,7 +1,8 @@
 """What the next step carries: continuous batching with split-fuse (Holmes et al. 2024, arXiv 2401.08671). No torch.
 
 Every running sequence that generates gets its one token first; what is left of the token budget is filled with pieces
-of prompts. Sequences are served by priority, then in order of arrival. When blocks run out, those of the last priority
+of prompts. Sequences are served by priority, then in order of arrival; a prompt that is being read lets those of an
+earlier priority start before its next piece, if there is room for them. When blocks run out, those of the last priority
 make room, first who has the fewest tokens to compute again; the first of all only where nobody else can, so it
 proceeds, and within a priority none waits forever. Where several ranks make a pipeline, as many steps are on their way:
 what there is to do is shared out over them, so that all ranks are busy.
@@ -11,6 +12,7 @@ all blocks that it will ever need are free, and keeps these. None of them is sha
 """
 
 from bisect import insort
+from collections.abc import Iterator
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 from itertools import count, islice
@@ -124,13 +126,10 @@ class Scheduler:
         budget = self._budget.tokens(self._share_of_generating())
         chunks = self._generate(generating, budget - len(generating))
         budget = min(budget - sum(chunk.length for chunk in chunks), piece)
-        for sequence in self._running:
-            if budget and sequence.uncomputed > 1:
-                chunks.append(self._take(sequence, budget))
-                budget -= chunks[-1].length
         # Who has just made room must not take it back in the same step.
-        while budget and not preempted and (admitted := self._admit()) is not None:
-            chunks.append(self._take(admitted, budget))
+        prompts = self._prompts(admits=not preempted)
+        while budget and (prompt := next(prompts, None)) is not None:
+            chunks.append(self._take(prompt, budget))
             budget -= chunks[-1].length
         return chunks
 
@@ -174,6 +173,22 @@ class Scheduler:
         running = sum(sequence.uncomputed for sequence in self._running if sequence.uncomputed > 1)
         room = self._most - len(self._running)
         return running + sum(sequence.uncomputed for sequence in islice(self._waiting, room))
+
+    def _prompts(self, *, admits: bool) -> Iterator[Sequence]:
+        """Yield whose prompt is read next, starting who waits only as it is its turn.
+
+        Within a priority what runs goes first, also before who came earlier and lost its blocks.
+        """
+        for prompt in [sequence for sequence in self._running if sequence.uncomputed > 1]:
+            while admits and self._precedes(prompt) and (admitted := self._admit()) is not None:
+                yield admitted
+            yield prompt
+        while admits and (admitted := self._admit()) is not None:
+            yield admitted
+
+    def _precedes(self, prompt: Sequence) -> bool:
+        """Whether the first that waits has a priority before that of a running prompt."""
+        return bool(self._waiting) and self._waiting[0].request.priority < prompt.request.priority
 
     def _make_room(self) -> bool:
         """Let others make room until each sequence that gets a token has a block for it; tell whether any did."""

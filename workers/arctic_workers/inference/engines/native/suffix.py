@@ -66,24 +66,29 @@ class Past:
     def __init__(self, most: int = PAST_TOKENS) -> None:
         self._most = most
         self._of: OrderedDict[bytes, list[History]] = OrderedDict()
+        self._kept = 0
+        """Tokens in all: salts may be many."""
 
     def add(self, salt: bytes, tokens: list[int]) -> None:
         """Keep an answer: two generations a salt, of which the older goes when the newer is full."""
         generations = self._of.setdefault(salt, [History()])
         self._of.move_to_end(salt)
+        self._kept -= _size(generations)
         if len(generations[-1].tokens) > self._most // 4:
             generations[:] = [generations[-1], History()]
         generations[-1].extend(tokens)
         generations[-1].extend([-1])  # no run goes from one answer into the next
-        while len(self._of) > 1 and self._size() > self._most:
-            self._of.popitem(last=False)
+        self._kept += _size(generations)
+        while len(self._of) > 1 and self._kept > self._most:
+            self._kept -= _size(self._of.popitem(last=False)[1])
 
     def of(self, salt: bytes) -> list[History]:
         """Return the answers of a salt."""
         return self._of.get(salt, [])
 
-    def _size(self) -> int:
-        return sum(len(history.tokens) for generations in self._of.values() for history in generations)
+
+def _size(histories: list[History]) -> int:
+    return sum(len(history.tokens) for history in histories)
 
 
 class _Speaker:

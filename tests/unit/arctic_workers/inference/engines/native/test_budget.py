@@ -51,6 +51,25 @@ def test_a_machine_that_became_slow_gets_smaller_steps_and_larger_ones_when_it_i
     assert learned(budget, 4, 0.01, 0.001)[-1][0] > 1.5 * slow
 
 
+def test_one_slow_step_of_a_rare_size_does_not_limit_larger_ones_that_were_seen_to_be_fast() -> None:
+    budget = TokenBudget(MOST, 0.2)
+    budget.times.observe(2, 0.3)
+    for _ in range(20):
+        tokens = budget.tokens(8)
+        budget.times.observe(tokens, 0.01 + tokens * 0.0001)
+    assert budget.tokens(8) > 1000
+
+
+def test_one_slow_step_of_a_large_size_is_forgotten_in_the_end() -> None:
+    """What lies between it and a smaller size is too little to come to its size again."""
+    budget = TokenBudget(MOST, 0.2)
+    budget.times.observe(520, 60.0)
+    for _ in range(600):
+        tokens = budget.tokens(8)
+        budget.times.observe(tokens, 0.01 + tokens * 0.0001)
+    assert budget.tokens(8) > 1000
+
+
 @given(st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 10)), min_size=1, max_size=60), st.integers(1, 10000))
 def test_larger_steps_are_never_thought_faster(observed: list[tuple[int, float]], tokens: int) -> None:
     times = StepTimes()

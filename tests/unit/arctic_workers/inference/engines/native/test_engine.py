@@ -201,6 +201,20 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize(("caching", "meet"), [(False, False), ("perKey", False), (True, True)])
+def test_nothing_goes_from_one_key_to_another_unless_prompts_are_shared_by_all(
+    make_group: MakeGroup, caching: bool | str, meet: bool
+) -> None:
+    """Proposals too come from what was answered to others, and are seen in an answer's time."""
+    plan = plan_group(make_group(1, batching={"prefixCaching": caching, "suffixDecoding": True})[0])
+    one, again, other = (
+        engines._sequence(Request((1, 2), Sampling(1), caller=key), plan) for key in (b"a", b"a", b"b")
+    )
+    assert one.salt == again.salt
+    assert (one.salt == other.salt) is meet
+    assert one.shares is (caching is not False)
+
+
 async def test_blocks_that_are_lost_are_seen_and_taken_back(
     started: Started, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

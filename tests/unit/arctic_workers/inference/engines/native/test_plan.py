@@ -66,6 +66,13 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
     assert replace(first, kv_cache="fp8").block_bytes(0) == 16 * 2 * 2 * 2 * (16 + 4)
 
 
+def test_an_adapters_folder_is_all_behind_the_scheme(make_group: Callable[..., list[InferenceGroup]]) -> None:
+    uris = {"hash": "file:///models/c#/a?", "space": "file:///models/a%20b"}
+    adapters = [{"name": name, "uri": uri} for name, uri in uris.items()]
+    [group] = make_group(1, model={"uri": "file:///models/tiny", "adapters": adapters})
+    assert plan_group(group).adapters == {"hash": Path("/models/c#/a?"), "space": Path("/models/a b")}
+
+
 def test_ranks_without_an_expert_are_refused(make_group: Callable[..., list[InferenceGroup]]) -> None:
     options = {"name": "native", "options": {"enable_expert_parallel": True}}
     [group] = make_group(1, parallelism={"tensor": 64}, engine=options)

@@ -1,10 +1,12 @@
 """How tokens are chosen."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 
+from arctic_workers.inference.engine import Sampling
 from arctic_workers.inference.engines.native.sampling import draw_tokens, tell_tokens, uniform
 from arctic_workers.inference.engines.native.step import Adjustment, Draw, Drawn
 
@@ -100,6 +102,36 @@ def test_candidates_are_at_least_so_likely_as_a_share_of_the_likeliest() -> None
     assert [f > 0 for f in frequencies(how(min_p=share - 0.01))] == [False, True, False, True, False]
     assert [f > 0 for f in frequencies(how(min_p=share + 0.01))] == [False, True, False, False, False]
     assert [f > 0 for f in frequencies(how(min_p=share - 0.01, top_k=1))] == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize("cut", [{"min_p": 0.1}, {"top_p": 0.5}, {"top_k": 2}, {}])
+@pytest.mark.parametrize("logit", [0.0, -3e38, 3e38, math.inf, -math.inf, math.nan])
+def test_a_token_is_drawn_where_none_is_left_or_all_are_beyond_numbers(logit: float, cut: dict[str, float]) -> None:
+    """An error here would end the whole group."""
+    for least, bias, temperature in product((0, 1), (0.0, -100.0, 3e38), (2e-6, 1.0)):
+        sampling = Sampling(
+            4,
+            temperature=temperature,
+            seed=1,
+            stop_tokens=frozenset(range(4)),
+            min_tokens=least,
+            logit_bias=tuple((token, bias) for token in range(4)),
+            **cut,  # type: ignore[arg-type]
+        )
+        [one] = draw_tokens(torch.full((1, 4), logit), [0], [(Draw.of(sampling, 3), 3)])
+        assert one.token in range(4)
+
+
+def test_what_became_too_large_for_a_number_is_still_the_likeliest() -> None:
+    adjustment = adjusted(bias=((2, 3e38),)).adjustment
+    [one] = drawn_from(torch.tensor([[0.0, 1.0, 3e38]]), [(how(min_p=0.1, adjustment=adjustment), 7)])
+    assert one.token == 2
+
+
+def test_a_banned_token_is_never_drawn_while_another_is_left() -> None:
+    for cut in ({"min_p": 0.1}, {"top_p": 0.9}, {"top_k": 3}, {}):
+        draw = how(temperature=2.0, adjustment=adjusted(banned=(0, 1, 3, 4), banned_before=9999).adjustment, **cut)
+        assert frequencies(draw, 50) == [0, 0, 1, 0, 0]
 
 
 def test_a_row_is_drawn_the_same_alone_as_in_company() -> None:

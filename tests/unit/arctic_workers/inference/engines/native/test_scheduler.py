@@ -368,6 +368,37 @@ def test_lower_priorities_come_first_and_higher_ones_make_room_first() -> None:
     assert scheduler.waiting == 1
 
 
+def test_a_prompt_of_an_earlier_priority_goes_before_the_rest_of_one_that_came_first() -> None:
+    scheduler = scheduler_of(64, budget=8)
+    low, high, same = request(64, 4, 5), request(4, 4, 0), request(4, 4, 5)
+    scheduler.add(low)
+    assert step(scheduler) == [(low, 8)]
+    scheduler.add(same)
+    assert step(scheduler) == [(low, 8)]
+    scheduler.add(high)
+    assert step(scheduler) == [(high, 4), (low, 4)]
+    assert step(scheduler) == [(high, 1), (low, 7)]
+    assert scheduler.waiting == 1
+
+
+def test_who_generates_keeps_its_token_whatever_comes_first() -> None:
+    scheduler = scheduler_of(64, budget=8)
+    talking, high = request(4, 8, 5), request(20, 4, 0)
+    scheduler.add(talking)
+    step(scheduler)
+    scheduler.add(high)
+    assert step(scheduler) == [(talking, 1), (high, 7)]
+
+
+def test_a_prompt_that_comes_first_waits_while_there_is_no_room_for_it() -> None:
+    scheduler = scheduler_of(5, budget=8)
+    low, high = request(16, 2, 5), request(8, 2, 0)
+    scheduler.add(low)
+    step(scheduler)
+    scheduler.add(high)
+    assert step(scheduler) == [(low, 8)]
+
+
 def test_a_prompt_that_begins_alike_computes_only_what_differs() -> None:
     scheduler = scheduler_of(32)
     first, same, longer = (request(12, shares=True), request(12, shares=True), request(19, shares=True))
