@@ -128,7 +128,7 @@ def trial(spec: ArcticAblationSpec, training: Wire, seed: int) -> Wire:
     made["evaluation"] = {"suites": ["perplexity"], "every": max(1, round(total_steps(made) / POINTS))}
     export = "huggingface" if spec.objective.suites and begins_from_weights(made) else "none"
     made["checkpoint"] = made["checkpoint"] | {"export": export, "keep": 1}
-    for field in ("suspend", "paused", "stopAfter", "suspendAt"):
+    for field in ("suspend", "paused", "stopAfter", "suspendAt", "ttlAfterFinished"):
         made.pop(field, None)
     if spec.target is not None:
         made["data"] = made["data"] | {"simulatedTokens": spec.target.tokens}

@@ -106,7 +106,7 @@ def trial_of(manifest: Manifest) -> Trial:
         state=status.state or "",
         tokens=status.tokens or 0,
         figures={name: float(value) for name, value in (status.evaluation or {}).items()},
-        failed=words if failed.get("status") == "True" and status.completion_time else "",
+        failed=words if failed.get("status") == "True" else "",  # one that an edit would mend, too: nobody edits it
         deleting="deletionTimestamp" in metadata,
         gpu_hours=float(status.gpu_hours or 0),
         checkpoint=_committed(status),

@@ -169,16 +169,16 @@ def _record(case: _Case, ending: Ending) -> Plan:
 
 
 def _rests(case: _Case) -> bool:
-    """Whether no world is to be made now; a running one comes to `suspendAt` by itself."""
+    """Whether no world is to be made now; a running one comes to `suspendAt` by itself, and rests once that is kept."""
     spec = case.training.spec
-    trained = max(case.training.status.tokens or 0, _tokens_of(case))
-    return spec.suspend or (spec.suspend_at is not None and trained >= max(1, parse_tokens(spec.suspend_at)))
+    return spec.suspend or (spec.suspend_at is not None and _kept(case) >= max(1, parse_tokens(spec.suspend_at)))
 
 
-def _tokens_of(case: _Case) -> int:
-    """Return how far the newest world says it came, which the status may not have yet."""
+def _kept(case: _Case) -> int:
+    """Return the tokens of the last checkpoint; the newest world may have told of one that the status has not yet."""
     report = first_report(case.world.pods)
-    return report.tokens if report else 0
+    told = (case.training.status.last_checkpoint, report.checkpoint if report else None)
+    return max((each.tokens for each in told if each), default=0)
 
 
 def _stop_reason(case: _Case, ending: Ending) -> str:

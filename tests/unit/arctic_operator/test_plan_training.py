@@ -374,7 +374,7 @@ def test_a_world_is_looked_at_again_while_no_node_is_ready_as_the_first_that_com
 
 def test_a_pod_on_a_dead_node_does_not_hold_up_the_next_attempt_but_one_on_a_live_node_does(build):
     status = {"attempt": 1, "attempts": [record(1)]}
-    pods = [build.pod(1, delete_requested=build.start)]
+    pods = [build.pod(1, delete_requested=build.start, grace_seconds=30)]
     dead, alive = (
         {name: Node(name, name == "n0" or ready, build.start, False) for name in ("n0", "n1")}
         for ready in (False, True)
@@ -488,7 +488,7 @@ def test_a_world_without_a_queue_is_not_made_suspended(build):
 )
 def test_a_world_whose_nodes_are_taken_back_ends_uncounted_and_the_next_one_waits(build, queue, reason, message):
     suspended = Job("a1", "job", 1, 1, "r1", suspended=True, queue=queue or "")
-    pods = [replace(build.pod(index), delete_requested=build.start) for index in range(2)]
+    pods = [replace(build.pod(index), delete_requested=build.start, grace_seconds=60) for index in range(2)]
     training = build.training({"attempt": 1}, queue=queue)
     plan = plan_training(training, TrainingSeen(jobs=[suspended], pods=pods), build.settings, build.seconds(60))
     (entry,) = plan.status["attempts"]
@@ -834,7 +834,9 @@ def test_a_specification_that_was_never_valid_starts_once_it_is_corrected(build)
 
 
 def test_a_training_rests_at_suspend_at_and_goes_on_once_that_is_raised(build):
-    word = build.report("interrupted", reason="Suspended", message="suspended after step 3", step=3, tokens=1200)
+    kept = {"step": 3, "tokens": 1200, "uri": "file:///c/3", "time": "2026-01-01T00:00:59Z"}
+    told = {"reason": "Suspended", "message": "suspended after step 3", "step": 3, "tokens": 1200, "checkpoint": kept}
+    word = build.report("interrupted", **told)
     pods = [build.pod(i, phase="Failed", exit_code=75, finished=build.seconds(60), exit_message=word) for i in range(2)]
     seen = TrainingSeen(jobs=[replace(job(build), failed=True)], pods=pods)
     training = build.training({"attempt": 1, "startTime": "2026-01-01T00:00:00Z"}, suspendAt=1000)
@@ -847,6 +849,20 @@ def test_a_training_rests_at_suspend_at_and_goes_on_once_that_is_raised(build):
     for more in ({"suspendAt": 2000}, {}):
         goes_on = plan_training(build.training(ended.status, **more), seen, build.settings, build.seconds(63))
         assert [made["metadata"]["name"] for made in goes_on.create] == ["tiny-0a1b2-a2"]
+
+
+def test_a_training_that_comes_to_suspend_at_and_can_not_keep_it_fails_and_is_tried_again(build):
+    """What was trained since its last checkpoint is nowhere else."""
+    kept = {"step": 1, "tokens": 400, "uri": "file:///c/1", "time": "2026-01-01T00:00:20Z"}
+    word = build.report("failed", reason="StoreFull", message="no room", step=3, tokens=1200, checkpoint=kept)
+    pods = [build.pod(i, phase="Failed", exit_code=1, finished=build.seconds(60), exit_message=word) for i in range(2)]
+    seen = TrainingSeen(jobs=[replace(job(build), failed=True)], pods=pods)
+    training = build.training({"attempt": 1, "startTime": "2026-01-01T00:00:00Z"}, suspendAt=1000)
+    ended = plan_training(training, seen, build.settings, build.seconds(61))
+    assert ended.status["state"] == "Restarting"
+    assert [(entry["reason"], entry["counted"]) for entry in ended.status["attempts"]] == [("StoreFull", True)]
+    again = plan_training(build.training(ended.status, suspendAt=1000), seen, build.settings, build.seconds(600))
+    assert [made["metadata"]["name"] for made in again.create] == ["tiny-0a1b2-a2"]
 
 
 def record(number, *, counted=False, start_time="2025-12-31T00:00:00Z", completion_time="2026-01-01T00:00:00Z"):
