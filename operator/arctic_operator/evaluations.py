@@ -80,7 +80,8 @@ def judged_of(manifest: Manifest) -> Judged:
     status = read_status(ArcticEvaluationStatus, dict(manifest.get("status") or {}))
     done = [suite for suite in status.suites or () if suite.state == "Done"]
     figures = {f"{suite.name}/{figure.name}": figure.value for suite in done for figure in suite.figures or ()}
-    return Judged(manifest["metadata"]["name"], figures)
+    ends = (conditions_of(dict(manifest)).get(kind, {}).get("status") for kind in ("Succeeded", "Failed"))
+    return Judged(manifest["metadata"]["name"], figures, "True" in ends)
 
 
 def target_of(evaluation: Evaluation, training: Manifest | None, service: Manifest | None) -> Target | Awaited:

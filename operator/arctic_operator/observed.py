@@ -294,6 +294,8 @@ class Judged:
     name: str
     figures: Mapping[str, str] = field(default_factory=dict)
     """What it found, by suite and figure, of the suites that are done."""
+    ended: bool = False
+    """Whether it has said all that it will say."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,11 @@ def evaluations_beside(training: Training, judged: Sequence[Judged]) -> tuple[Ma
     return tuple(made for made in due if made["metadata"]["name"] not in known)
 
 
+def is_evaluated(training: Training, judged: Sequence[Judged]) -> bool:
+    """Whether all evaluations of a training are there and have ended: what is beside it goes with it."""
+    return all(each.ended for each in judged) and not evaluations_beside(training, judged)
+
+
 def _due(training: Training) -> Iterator[tuple[int, str | None]]:
     """Yield number and name of the stages that are over; None for the name where the export is judged in its stead.
 

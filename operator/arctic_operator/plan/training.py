@@ -44,7 +44,7 @@ from arctic_operator.plan.endings import (
 )
 from arctic_operator.plan.placement import LOOK_SECONDS, gives_way, goes_after
 from arctic_operator.plan.settling import begins, settles
-from arctic_operator.plan.stage_evaluations import evaluations_beside
+from arctic_operator.plan.stage_evaluations import evaluations_beside, is_evaluated
 from arctic_operator.plan.training_control import commands
 from arctic_operator.plan.training_status import (
     Outlook,
@@ -137,6 +137,9 @@ def _plan(training: Training, seen: TrainingSeen, settings: Settings, now: datet
 def _record(case: _Case, ending: Ending) -> Plan:
     """Write an ending down, and nothing else: what follows from it is planned from what is written."""
     status, world, spec = case.training.status, case.world, case.training.spec
+    if ending.final == "Failed" and _kept(case):
+        # What ran before was right: the edit that is refused can be taken back, and the run goes on.
+        ending = replace(ending, final=None, correctable=True)
     created = world.job.created if world.job else None
     counted = ending.counted and ending.final is None
     entry = AttemptStatus(
@@ -314,10 +317,11 @@ def _after_end(case: _Case) -> Plan:
     ttl = case.training.spec.ttl_after_finished
     if ttl and ended:
         left = (ended + timedelta(seconds=parse_duration(ttl)) - now).total_seconds()
-        if left <= 0:
+        if is_evaluated(case.training, case.seen.judged) and left <= 0:
             identity = case.training.identity
             return Plan(delete=(Delete(identity.kind, identity.namespace, identity.name, identity.uid),))
-        return Plan(delete=_stop(case), status=case.status(Outlook.kept(status)), requeue_after=left)
+        again = left if left > 0 else None  # an evaluation's end is an event
+        return Plan(delete=_stop(case), status=case.status(Outlook.kept(status)), requeue_after=again)
     return Plan(delete=_stop(case), status=case.status(Outlook.kept(status)))
 
 

@@ -54,12 +54,12 @@ def test_a_path_that_leads_nowhere_is_named(make, field, words):
 
 def test_a_trial_is_a_right_training_that_is_judged_and_exports_nothing(make):
     spec = make(target={"tokens": "1M"})
-    made = trial(spec, spec.training.wire() | {"suspend": True}, 7)
+    made = trial(spec, spec.training.wire() | {"suspend": True, "ttlAfterFinished": "1m"}, 7)
     kind = {"apiVersion": "arctic.dev/v1alpha1", "kind": "ArcticTraining", "metadata": {"name": "a"}}
     assert verdict(kind | {"spec": made}) == []
     assert (made["seed"], made["checkpoint"]["export"], made["data"]["simulatedTokens"]) == (7, "none", "1M")
     assert made["evaluation"] == {"suites": ["perplexity"], "every": 2}
-    assert "suspend" not in made
+    assert not {"suspend", "ttlAfterFinished"} & made.keys()
 
 
 def test_a_source_that_was_only_added_makes_no_other_training(make):

@@ -86,7 +86,9 @@ def test_trainings_are_owned_and_labelled():
         assert made["metadata"]["name"].startswith("rates-")
 
 
-def test_a_training_that_failed_is_told_and_passed_over():
+@pytest.mark.parametrize("final", [True, False])
+def test_a_training_that_failed_is_told_and_passed_over(final):
+    """Also one that an edit would mend, such as one whose loss has jumped: nobody is to edit it."""
     world = world_of()
     world.visit()
     broken = world.running()[0]
@@ -95,7 +97,7 @@ def test_a_training_that_failed_is_told_and_passed_over():
     world.trainings[broken]["status"] = {
         "state": "Failed",
         "tokens": 10**9,
-        "completionTime": when,
+        **({"completionTime": when} if final else {}),
         "conditions": [condition | {"lastTransitionTime": when}],
     }
     world.live()

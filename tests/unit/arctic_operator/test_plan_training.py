@@ -12,7 +12,15 @@ from arctic_api.common import BaseWeights, Resources
 from arctic_api.training import ArcticTrainingStatus
 from arctic_api.world import CORRECTABLE, ExitCode, Label, TrainingWorld
 from arctic_operator.live import Live, Phase, RoutingSeen, SourceSeen, StageSeen, TrainingObservation
-from arctic_operator.observed import GENERATION_ANNOTATION, REVISION_ANNOTATION, Job, Node, TrainingSeen, read_status
+from arctic_operator.observed import (
+    GENERATION_ANNOTATION,
+    REVISION_ANNOTATION,
+    Job,
+    Judged,
+    Node,
+    TrainingSeen,
+    read_status,
+)
 from arctic_operator.plan.training import plan_training
 from arctic_operator.plan.training_status import invalid_status, is_finished
 from arctic_operator.plan.words import NO_KUEUE
@@ -349,6 +357,23 @@ def test_an_ended_training_is_deleted_after_its_time(build):
     assert (plan.delete, plan.requeue_after, plan.status["state"]) == ((), 1, "Succeeded")
     plan = plan_training(training, TrainingSeen(), build.settings, build.seconds(3600))
     assert [(d.kind, d.uid) for d in plan.delete] == [("ArcticTraining", build.uid)]
+
+
+def test_an_ended_training_that_is_evaluated_is_deleted_once_that_has_ended(build):
+    """What is beside it would go with it."""
+    when = "2026-01-01T00:00:00Z"
+    stage = {"name": "general", "tokens": 1, "budget": 1, "completionTime": when, "checkpoint": "file:///c"}
+    status = {"completionTime": when, "conditions": [succeeded()], "attempt": 1, "stages": [stage]}
+    suites = {"suites": ["perplexity", "gsm8k"], "data": [{"name": "gsm8k", "uri": "file:///suites/test.jsonl"}]}
+    training = build.training(status, ttlAfterFinished="1h", evaluation=suites)
+    due = plan_training(training, TrainingSeen(), build.settings, build.seconds(3700))
+    assert ([made["kind"] for made in due.apply], due.delete) == (["ArcticEvaluation"], ())
+    name = due.apply[0]["metadata"]["name"]
+    runs = plan_training(training, TrainingSeen(judged=[Judged(name)]), build.settings, build.seconds(3700))
+    assert (runs.apply, runs.delete) == ((), ())
+    ended = TrainingSeen(judged=[Judged(name, ended=True)])
+    assert plan_training(training, ended, build.settings, build.seconds(3599)).delete == ()
+    assert len(plan_training(training, ended, build.settings, build.seconds(3700)).delete) == 1
 
 
 def test_a_training_from_anothers_weights_waits_for_its_export(build):
@@ -784,6 +809,23 @@ def test_a_refused_edit_waits_for_the_next_edit(build, reason):
     assert condition_of(cluster.status, "Failed")["status"] == "False"
     refuse(cluster, reason)
     assert (pass_time(cluster).state, len(cluster.raw)) == ("Failed", 2)
+
+
+def test_what_a_run_has_kept_is_not_lost_to_an_edit_that_is_refused(build):
+    """A source that is misspelt in mid-run is bad input, and was right before."""
+    cluster = Cluster(build, build.training())
+    cluster.reconcile()
+    cluster.tick()
+    cluster.reconcile()
+    kept = {"step": 1, "tokens": 400, "uri": "file:///c/1", "time": "2026-01-01T00:00:20Z"}
+    cluster.status = cluster.status | {"lastCheckpoint": kept}
+    refuse(cluster, "SourceNotFound")
+    status = pass_time(cluster)
+    assert (status.state, status.completion_time, len(cluster.raw)) == ("Failed", None, 1)
+    assert condition_of(cluster.status, "Failed")["reason"] == "SourceNotFound"
+    cluster.training = replace(cluster.training, generation=2, revision="r2")
+    assert pass_time(cluster).state == "Starting"
+    assert len(cluster.raw) == 2
 
 
 def test_an_edit_that_comes_with_a_refusal_is_not_taken_for_what_was_refused(build):

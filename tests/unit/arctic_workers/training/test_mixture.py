@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +59,14 @@ def test_a_ramp_gives_every_step_its_share_and_the_stage_the_mean_of_both_ends(
     assert ramp.drawn_before(steps).sum() == sequences * steps
     # As near to the mean as systematic sampling comes over so many steps.
     assert (np.abs(ramp.drawn_before(steps) - sequences * steps * (first + last) / 2) <= 12 + steps / 50).all()
+
+
+@pytest.mark.parametrize("steps", [1000, 1024, 3000])
+def test_a_ramp_goes_on_as_it_ends_for_a_run_that_has_skipped_data(steps: int) -> None:
+    ramp = Ramp([1.0, 0.0], [0.0, 1.0], 4, steps)
+    beyond = steps + PERIOD + 100
+    assert (ramp.drawn_before(beyond) - ramp.drawn_before(steps) == [0, 4 * (beyond - steps)]).all()
+    assert (ramp.counts(beyond) == [0, 4]).all()
 
 
 def test_a_ramp_between_equal_weights_is_no_ramp() -> None:

@@ -94,8 +94,11 @@ class Ramp:
         return np.asarray(self._between(step, step + 1)[0])
 
     def drawn_before(self, step: int) -> Counts:
-        """Return how many sequences each source gave in the steps before `step`: [sources]."""
-        whole = step // PERIOD
+        """Return how many sequences each source gave in the steps before `step`: [sources].
+
+        A run that skips data after a jump of its loss gets beyond the stage's end: shares stay as they are there.
+        """
+        whole = min(step // PERIOD, len(self._blocks) - 1)
         return np.asarray(self._blocks[whole] + self._between(whole * PERIOD, step).sum(axis=0))
 
     @cached_property
@@ -107,7 +110,7 @@ class Ramp:
 
     def _between(self, begin: int, end: int) -> Counts:
         steps = np.arange(begin, end)
-        shares = ((steps + 0.5) / self.steps)[:, None]
+        shares = np.minimum((steps + 0.5) / self.steps, 1.0)[:, None]
         first, last = np.array(self.first), np.array(self.last)
         return _sample(first + (last - first) * shares, self.sequences, self.offset, steps)
 
