@@ -155,7 +155,12 @@ def _choice(address: str, path: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def install_operator(cluster: Cluster, *values: str) -> None:
-    """Install or upgrade the chart with the values of the local cluster; `values` are arguments to helm."""
+    """Install or upgrade the chart with the values of the local cluster; `values` are arguments to helm.
+
+    What a helm has left unfinished that was killed, as with its terminal, is taken away: no other would go on with it.
+    """
+    if cluster.helm("list", "--pending", "-q", "-n", SYSTEM_NAMESPACE).split():
+        cluster.helm("uninstall", "arctic", "-n", SYSTEM_NAMESPACE, "--wait")
     chart = ROOT / "charts" / "arctic"
     release = ("upgrade", "--install", "arctic", str(chart), "-n", SYSTEM_NAMESPACE, "--create-namespace")
     cluster.helm(

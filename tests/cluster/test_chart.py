@@ -70,6 +70,11 @@ def uninstalled(cluster: Cluster) -> Iterator[None]:
         install_operator(cluster)
 
 
+def pending(cluster: Cluster) -> list[str]:
+    """Return the releases that are being installed or upgraded."""
+    return cluster.helm("list", "--pending", "-q", "-n", SYSTEM_NAMESPACE).split()
+
+
 @pytest.fixture
 def service(operator: Cluster, namespace: str) -> Iterator[str]:
     """The namespace of a service that the operator has made the children of."""
@@ -164,6 +169,22 @@ def test_an_install_for_one_namespace_serves_that_one_alone(operator: Cluster, s
         finally:
             operator.kubectl("delete", "arcticinferences", "demo", "-n", "default")
             operator.helm("uninstall", "team", "-n", namespace, "--wait", "--ignore-not-found")
+
+
+def test_an_install_that_was_killed_in_the_middle_is_begun_again(operator: Cluster) -> None:
+    with uninstalled(operator):
+        release = ("upgrade", "--install", "arctic", str(CHART), "-n", SYSTEM_NAMESPACE, *LOCAL, "--wait")
+        helm = subprocess.Popen(
+            operator.command("helm", *release, *operator.helm_values()),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        eventually("the release is under way", lambda: pending(operator))
+        helm.kill()
+        helm.wait()
+        assert pending(operator) == ["arctic"]
+        install_operator(operator)
+        assert pending(operator) == []
 
 
 def test_a_bad_value_is_refused_before_anything_is_changed(operator: Cluster) -> None:
