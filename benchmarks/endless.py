@@ -61,7 +61,7 @@ class Look:
 
 
 def watch(folder: Path, window: Window, tokens: int) -> list[Look]:
-    """Generate so many tokens; return what was seen from when the window had filled on."""
+    """Generate so many tokens at least; return what was seen from when the window had filled on."""
     attention = {"window": window.size, "sinks": window.sinks, "maxLength": "unlimited"}
     with tempfile.TemporaryDirectory() as scratch:
         [group] = group_of(folder, Path(scratch), attention=attention, batching={"maxSequences": 1})
@@ -74,7 +74,7 @@ def watch(folder: Path, window: Window, tokens: int) -> list[Look]:
 
 async def _looks(engine: NativeEngine, window: Window, tokens: int) -> list[Look]:
     filled = 2 * window.reach
-    every = (tokens - filled) // _SAMPLES
+    every = -(-(tokens - filled) // _SAMPLES)
     looks = []
     [prompt] = prompts(1, 64, CONFIG.vocab_size)
     request = Request(tuple(prompt), Sampling(filled + _SAMPLES * every + 1, temperature=0.0))
