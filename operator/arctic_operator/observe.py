@@ -28,6 +28,7 @@ from arctic_operator.live import Live
 from arctic_operator.manifests.common import revision_of
 from arctic_operator.manifests.gateway import ROLE as GATEWAY
 from arctic_operator.observed import (
+    ENDED,
     INVALID_SPEC,
     LEADER_WORKER_SET,
     STATEFUL_SET,
@@ -471,5 +472,5 @@ def _waits(training: Manifest) -> bool:
 
 def _is_gateway(pod: Manifest) -> bool:
     """Whether a pod is a gateway that may answer: one that has ended, as when it is evicted, keeps its address."""
-    metadata, ended = pod["metadata"], pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+    metadata, ended = pod["metadata"], pod.get("status", {}).get("phase") in ENDED
     return metadata["labels"].get(Label.ROLE) == GATEWAY and not ended and "deletionTimestamp" not in metadata

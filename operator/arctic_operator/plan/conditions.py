@@ -79,16 +79,10 @@ def unreachable(pod: Pod, nodes: Mapping[str, Node] | None, now: datetime) -> bo
 
     Where nodes may not be read, it is so of a pod that is deleted, as the cluster does in time, and not ended.
     """
-    if nodes is None:
-        overdue = _overdue_at(pod)
-        return overdue is not None and now >= overdue
-    if not pod.node:
-        return False
-    node = nodes.get(pod.node)
-    if node is None:
+    if nodes is not None and pod.node and pod.node not in nodes:
         return True
-    lost = _lost_at(node, nodes)
-    return lost is not None and now >= lost
+    moment = _unreachable_at(pod, nodes)
+    return moment is not None and now >= moment
 
 
 def _lost_at(node: Node, nodes: Mapping[str, Node]) -> datetime | None:
@@ -128,6 +122,7 @@ def until_unreachable(pods: Iterable[Pod], nodes: Mapping[str, Node] | None, now
 
 
 def _unreachable_at(pod: Pod, nodes: Mapping[str, Node] | None) -> datetime | None:
+    """Return when a pod counts as unreachable; None where nothing hints at that, or its node is gone already."""
     if nodes is None:
         return _overdue_at(pod)
     node = nodes.get(pod.node)

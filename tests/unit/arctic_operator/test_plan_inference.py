@@ -140,13 +140,19 @@ def test_going_back_in_mid_rollout_keeps_the_groups_that_serve(build):
     assert set(cluster.groups) == before
 
 
-def test_a_draining_group_goes_when_it_is_idle_or_its_time_is_over(build):
+def draining(build):
+    """A service of which the second group drains, and is busy; and the names of both."""
     cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
     cluster.run(30)
     first, second = sorted(cluster.groups)
     cluster.go_back(build, 2, **fields(1, 1, 0))
     cluster.busy = {second}
     cluster.run(1)
+    return cluster, first, second
+
+
+def test_a_draining_group_goes_when_it_is_idle_or_its_time_is_over(build):
+    cluster, first, second = draining(build)
     assert cluster.groups[second].draining_since
     assert cluster.pods[second, 0].routing == "off"
     cluster.run(28)
@@ -175,12 +181,7 @@ def test_without_a_view_of_nodes_a_group_is_lost_whose_pod_nobody_ends(build):
 
 
 def test_a_group_that_is_marked_to_drain_in_times_to_come_goes_in_its_time_all_the_same(build):
-    cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
-    cluster.run(30)
-    first, second = sorted(cluster.groups)
-    cluster.go_back(build, 2, **fields(1, 1, 0))
-    cluster.busy = {second}
-    cluster.run(1)
+    cluster, first, second = draining(build)
     later = format_time(cluster.now + timedelta(days=1))
     cluster.mark(Mark(cluster.groups[second].kind, "default", second, "", annotations={DRAINING_ANNOTATION: later}))
     cluster.run(1)
