@@ -8,7 +8,7 @@ import click
 from arctic_api.training import KIND
 from arctic_api.world import CHECKPOINT_REQUEST
 from arctic_cli.local import DEFAULT_NAMESPACE, volumes_option
-from arctic_cli.on_cluster import OnCluster, refuse_ended
+from arctic_cli.on_cluster import Manifest, OnCluster, refuse_ended
 from arctic_cli.running import ends_with, tell
 from arctic_cluster.paths import default_volumes
 
@@ -24,11 +24,12 @@ def _on_a_training(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _cluster_of(name: str, namespace: str | None) -> OnCluster:
-    """Return the cluster of a training that may still be told something."""
+def _find(name: str, namespace: str | None) -> tuple[OnCluster, Manifest]:
+    """Return a training that may still be told something, and its cluster."""
     cluster = OnCluster(namespace, "set KUBECONFIG, or add --local for a training of `arctic train`")
-    refuse_ended(cluster.get(KIND, name))
-    return cluster
+    training = cluster.get(KIND, name)
+    refuse_ended(training)
+    return cluster, training
 
 
 def _tell_local(name: str, namespace: str | None, volumes: Path | None, command: str, stage: str | None = None) -> None:
@@ -42,7 +43,8 @@ def pause(name: str, namespace: str | None, local: bool, volumes: Path | None) -
     """Hold a training between two steps; its pods stay."""
     if local:
         return _tell_local(name, namespace, volumes, "pause")
-    _cluster_of(name, namespace).patch(KIND, name, {"spec": {"paused": True}})
+    cluster, _ = _find(name, namespace)
+    cluster.patch(KIND, name, {"spec": {"paused": True}})
     return click.echo(f"{name}: spec.paused is true: it holds after its step, and its state is Paused then")
 
 
@@ -52,7 +54,8 @@ def resume(name: str, namespace: str | None, local: bool, volumes: Path | None) 
     """Let a paused training go on."""
     if local:
         return _tell_local(name, namespace, volumes, "resume")
-    _cluster_of(name, namespace).patch(KIND, name, {"spec": {"paused": False}})
+    cluster, _ = _find(name, namespace)
+    cluster.patch(KIND, name, {"spec": {"paused": False}})
     return click.echo(f"{name}: spec.paused is false: it goes on")
 
 
@@ -65,9 +68,9 @@ def stop(name: str, namespace: str | None, local: bool, volumes: Path | None, st
     stage = "" if cancel else stage
     if local:
         return _tell_local(name, namespace, volumes, "stop", stage)
-    cluster = _cluster_of(name, namespace)
+    cluster, training = _find(name, namespace)
     if stage is None:
-        stage = cluster.get(KIND, name).get("status", {}).get("stage")
+        stage = training.get("status", {}).get("stage")
         if stage is None:
             raise click.ClickException(f"{name} has begun no stage yet: name one by --after")
     cluster.patch(KIND, name, {"spec": {"stopAfter": stage or None}})
@@ -81,7 +84,8 @@ def checkpoint(name: str, namespace: str | None, local: bool, volumes: Path | No
     """Have a training write a checkpoint now, and wait until it is committed."""
     if local:
         return _tell_local(name, namespace, volumes, "checkpoint")
-    answer = _cluster_of(name, namespace).request(KIND, name, CHECKPOINT_REQUEST, "checkpointRequest", timeout)
+    cluster, _ = _find(name, namespace)
+    answer = cluster.request(KIND, name, CHECKPOINT_REQUEST, "checkpointRequest", timeout)
     if not answer.over:
         raise click.ClickException(
             f"{name}: no checkpoint within {timeout:.0f} s (state {answer.state}); it is written as soon as the "

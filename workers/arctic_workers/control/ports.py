@@ -1,6 +1,7 @@
-"""Free ports of the loopback interface, for local processes."""
+"""The loopback interface: which hosts are there, and free ports of it for local processes."""
 
 import contextlib
+import ipaddress
 import random
 import socket
 from pathlib import Path
@@ -8,6 +9,14 @@ from pathlib import Path
 LOOPBACK = "127.0.0.1"
 _LOWEST = 10_000
 _KERNELS_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, by its name or address, is this machine itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def free_ports(count: int) -> list[int]:

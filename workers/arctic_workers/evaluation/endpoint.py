@@ -1,6 +1,5 @@
 """A model behind an OpenAI-compatible API, as evaluations ask it."""
 
-import ipaddress
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from arctic_workers.control.ports import is_loopback
 from arctic_workers.evaluation.suites.form import Answer, Question
 
 _MOST_STOPS = 4
@@ -34,15 +34,6 @@ class Sampling:
     seed: int = 0
 
 
-def _is_here(url: str) -> bool:
-    """Whether an address is this machine's own, which no proxy reaches."""
-    try:
-        host = httpx.URL(url).host
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class Endpoint:
     """Asks one model. Safe to use from several threads.
 
@@ -59,8 +50,9 @@ class Endpoint:
         self._is_chat = is_chat
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(600.0, connect=10.0)
+        here = is_loopback(httpx.URL(self._url).host)  # where no proxy gets to
         try:
-            self._client = httpx.Client(timeout=timeout, headers=headers, trust_env=not _is_here(self._url))
+            self._client = httpx.Client(timeout=timeout, headers=headers, trust_env=not here)
         except ImportError as error:  # a proxy that takes a library of its own
             raise EndpointError(f"{url} can't be asked by the proxy that the environment names: {error}") from error
 

@@ -6,7 +6,6 @@ thread of its own however long a step takes.
 No engine here: those of several pods meet like this, each with what its ranks then have among themselves.
 """
 
-import ipaddress
 import logging
 import secrets
 import socket
@@ -18,6 +17,8 @@ from datetime import timedelta
 from typing import Any
 
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+
+from arctic_workers.control.ports import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +52,6 @@ def meet(address: str, port: int, *, rank: int, ranks: int, timeout: timedelta =
         master_listen_fd=None if listener is None else listener.detach(),
         use_libuv=True,
     )
-
-
-def is_loopback(address: str) -> bool:
-    """Whether a host of a group is this machine itself: a group of local processes."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 class Heartbeats:

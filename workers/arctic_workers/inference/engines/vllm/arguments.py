@@ -12,11 +12,11 @@ from arctic_api.world import InferenceGroup
 from arctic_model.config import ArcticConfig
 from arctic_model.cost import kv_bytes_per_token, weight_bytes
 from arctic_model.parallel import plan_inference
+from arctic_workers.control.ports import is_loopback
 from arctic_workers.inference.engine import Refused
 from arctic_workers.inference.http.protocol import MOST_LOGPROBS
 from arctic_workers.inference.memory import affordable_blocks
 from arctic_workers.inference.model import Model, max_length
-from arctic_workers.inference.rendezvous import is_loopback
 
 ENGINE: EngineName = "vllm"
 PLUGINS = ("arctic", "arctic-orphans")

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from arctic_api.world import InferenceGroup
 from arctic_workers.control.cores import available_cores
 from arctic_workers.control.memory import available_memory
+from arctic_workers.control.ports import is_loopback
 from arctic_workers.inference.engines.vllm.arguments import CPU, arguments, cpu_environment, environment
 from arctic_workers.inference.leader import lead
 from arctic_workers.inference.model import read_model
 from arctic_workers.inference.pod import Pod
-from arctic_workers.inference.rendezvous import is_loopback
 
 # vLLM itself is imported once its variables are set.
 if find_spec("vllm") is None:
