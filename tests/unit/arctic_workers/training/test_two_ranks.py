@@ -353,11 +353,11 @@ def test_the_published_state_is_that_of_the_world(folder: Path) -> None:
     assert read(folder, "paused", 1)["states"] == []
 
 
-def test_a_rank_takes_no_more_memory_than_is_planned(folder: Path) -> None:
+def test_a_rank_takes_no_more_memory_than_is_planned_and_no_less_than_half(folder: Path) -> None:
     took = read(folder, "memory")
     assert set(took) == {"True", "False"}
     for real, planned in took.values():
-        assert 0.6 * planned < real < planned
+        assert planned / 2 < real < planned
 
 
 def test_another_world_goes_on_with_the_same_curve(folder: Path) -> None:
