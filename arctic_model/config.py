@@ -204,7 +204,7 @@ class ArcticConfig(BaseModel):
 
         `source` is what an error calls the place that `data` came from. Raises ValueError with one sentence a fault.
         """
-        data = _with_rope_parameters(data)
+        data = _in_older_names(data)
         kind = data.get("model_type", "arctic")
         if kind == "llama":
             return _validated(_llama(data, source), source)
@@ -264,12 +264,21 @@ def _sentences(error: ValidationError) -> str:
     return "; ".join(sentence(fault) for fault in error.errors())
 
 
-def _with_rope_parameters(data: dict[str, Any]) -> dict[str, Any]:
-    """Newer files of Hugging Face keep `rope_theta` and `rope_scaling` in one object; both forms are read."""
-    rope = data.get("rope_parameters")
-    if not isinstance(rope, dict) or "rope_theta" not in rope:
-        return data
-    return {"rope_theta": rope["rope_theta"], "rope_scaling": rope, **data}
+def _in_older_names(data: dict[str, Any]) -> dict[str, Any]:
+    """Newer files of Hugging Face have `dtype`, and `rope_theta` and `rope_scaling` in one object; all forms are read.
+
+    What is returned has the older ones alone: beside a changed field its other form would contradict it. Which of two
+    counts is as in `convert_rope_params_to_dict` of transformers.
+    """
+    data = dict(data)
+    dtype, newer = data.pop("dtype", None), data.pop("rope_parameters", None)
+    if isinstance(dtype, str):
+        data.setdefault("torch_dtype", dtype)
+    rope = data.get("rope_scaling") or newer
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        data["rope_theta"] = rope["rope_theta"]
+        rope = {key: value for key, value in rope.items() if key != "rope_theta"} or None
+    return {**data, "rope_scaling": rope}
 
 
 def _llama(data: dict[str, Any], source: str) -> dict[str, Any]:
@@ -277,10 +286,14 @@ def _llama(data: dict[str, Any], source: str) -> dict[str, Any]:
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         if key not in data:
             raise ValueError(f"{source} misses {key}: write it")
+        if type(data[key]) is not int:
+            raise ValueError(f"{source}: {key} is {data[key]!r}; write a whole number")
     experts = {"num_local_experts": 1, "num_experts_per_tok": 1, "moe_layer_frequency": data["num_hidden_layers"] + 1}
     # Llama's own defaults, where its file says nothing.
-    llama = {"num_key_value_heads": data["num_attention_heads"], "rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
+    llama = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}
     arctic = {"model_type": "arctic", "architectures": ["ArcticForCausalLM"], "tie_word_embeddings": False}
+    if data.get("num_key_value_heads") is None:
+        arctic["num_key_value_heads"] = data["num_attention_heads"]
     return {**llama, **experts, **data, **arctic}
 
 

@@ -25,8 +25,17 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _KEY = re.compile(rf"{re.escape(_PREFIX)}(.+)\.({A}|{B})\.weight")
-_UNREAD = ("use_dora", "modules_to_save", "fan_in_fan_out", "trainable_token_indices", "layer_replication")
+_UNREAD = (
+    "use_dora",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "trainable_token_indices",
+    "layer_replication",
+    "alora_invocation_tokens",
+)
 """Settings that make an adapter something else than what is computed here."""
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+"""Ways to begin an adapter that take out of the model what they give to the adapter."""
 
 
 class AdapterError(ValueError):
@@ -121,6 +130,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if said.get("bias", "none") != "none" or (other := next((key for key in _UNREAD if said.get(key)), None)):
         name = "bias" if said.get("bias", "none") != "none" else other
         raise AdapterError(f"{path}: {name} is {said[str(name)]!r}, which is not read: train the adapter without it")
+    start = str(said.get("init_lora_weights"))
+    if start.lower().startswith(_CHANGE_THE_BASE):
+        raise AdapterError(
+            f"{path}: init_lora_weights is {start!r}, which changed the base model too: let peft save the adapter with "
+            "path_initial_model_for_weight_conversion"
+        )
     rank, alpha = said.get("r"), said.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise AdapterError(f"{path}: r is {rank!r} and lora_alpha {alpha!r}: write a whole number and a number")

@@ -52,8 +52,14 @@ class Quantization:
         return "weight_scale_inv" if self.layout == "fp8" and self.scales == "block" else "weight_scale"
 
     def scale_name(self, weight: str) -> str:
-        """Name of a weight's scales."""
+        """Name of a weight's scales, as it is written."""
         return weight.removesuffix("weight") + self.scale_suffix
+
+    def scale_names(self, weight: str) -> tuple[str, ...]:
+        """Names that a weight's scales may have in what others wrote, the most usual first."""
+        name = self.scale_name(weight)
+        # Hugging Face's own FP8 gives a scale a tensor the name of those of blocks.
+        return (name, f"{name}_inv") if (self.layout, self.scales) == ("fp8", "tensor") else (name,)
 
     def scale_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
         """Shape in which the scales of a weight [out, in] are written."""

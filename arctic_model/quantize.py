@@ -38,8 +38,8 @@ KEPT = ("model.embed_tokens.weight", "lm_head.weight", "block_sparse_moe.gate.we
 _KEPT_MODULES = {
     "compressed-tensors": ["lm_head", "re:.*block_sparse_moe.gate$"],
     "modelopt": ["lm_head", "*block_sparse_moe.gate"],
-    "fp8": ["lm_head", "model.embed_tokens", "*block_sparse_moe.gate"],
 }
+"""What layouts that have patterns call the modules of these."""
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
 
 
@@ -69,7 +69,7 @@ def quantize_checkpoint(
     checkpoint = Checkpoint(source)
     shapes = tensor_shapes(checkpoint.config)
     checkpoint.check_names(list(shapes), checkpoint.config)
-    kept = _KEPT_MODULES[stored.layout]
+    kept = _KEPT_MODULES.get(stored.layout) or _kept_matrices(shapes)
     config = {**checkpoint.config.to_dict(), "tie_word_embeddings": False, "torch_dtype": "bfloat16"}
     fetch = _Fetch(checkpoint, shapes, stored, progress)
     with atomic_folder(target) as temporary:
@@ -81,6 +81,11 @@ def quantize_checkpoint(
             _write_json(temporary / MODELOPT_FILE, modelopt_file(stored, kept))
         write_weights(temporary, _entries(shapes, stored), fetch, max_shard_bytes=max_shard_bytes)
     return fetch.errors()
+
+
+def _kept_matrices(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """The modules of all matrices that are not quantised."""
+    return [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2 and name.endswith(KEPT)]
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -30,7 +30,7 @@ DEFAULT_SHARD_BYTES = 5 * 10**9
 _PIECE_BYTES = 1 << 20
 """How much of a tensor is read at once."""
 _PLAIN = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype != fp8.DTYPE}
-_ACTIVATION_SCALES = tuple(f".{name}_scale" for name in ("input", "output", "q", "k", "v"))
+_ACTIVATION_SCALES = tuple(f".{name}_scale" for name in ("input", "output", "activation", "q", "k", "v", "kv"))
 """Ends of the names of what only concerns activations in FP8, which nothing here computes with."""
 
 
@@ -119,7 +119,7 @@ class Checkpoint:
         # Old Llama checkpoints hold the frequencies of rotary positions, which are computed.
         ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
         if self.quantization is not None:
-            known |= {self.quantization.scale_name(name) for name in known}
+            known |= {scale for name in known for scale in self.quantization.scale_names(name)}
             ignored += _ACTIVATION_SCALES
         unexpected = [name for name in self._files if name not in known and not name.endswith(ignored)]
         if unexpected:
@@ -176,9 +176,10 @@ class Checkpoint:
     def _scale(self, name: str, shape: tuple[int, ...]) -> _Scale:
         """The scales of a weight that is stored in FP8."""
         assert self.quantization is not None
-        scale_name = self.quantization.scale_name(name)
-        if scale_name not in self._files:
-            raise CheckpointError(f"{self.folder} has {name} in FP8 and no {scale_name}: copy the checkpoint again")
+        names = self.quantization.scale_names(name)
+        scale_name = next((known for known in names if known in self._files), None)
+        if scale_name is None:
+            raise CheckpointError(f"{self.folder} has {name} in FP8 and no {names[0]}: copy the checkpoint again")
         file = self._files[scale_name]
         stored = self._file(file).tensors.get(scale_name)
         wanted = self.quantization.scale_shape((shape[0], shape[1])) if len(shape) == 2 else ()

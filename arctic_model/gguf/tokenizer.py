@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from arctic_model.config import read_json
+from arctic_model.config import CONFIG_FILE, read_json
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
@@ -36,13 +36,15 @@ def _cut(name: str) -> Any:
         return plain
     if name == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain])
-    if name == "llama-bpe":
+    if name in ("llama-bpe", "dbrx"):
         split = pre_tokenizers.Split(Regex(_LLAMA_3), "isolated")
         return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     return None
 
 
-_NAMES = ("gpt-2", "smollm", "llama-bpe")
+_NAMES = ("gpt-2", "smollm", "llama-bpe", "dbrx")
+_LLAMA_3_RULES = "llama-bpe"
+"""The name with which llama.cpp takes a whole word that is a token without its merges, and begins a text with BOS."""
 
 
 def tokenizer_of(metadata: Mapping[str, Any], source: str) -> Tokenizer:
@@ -61,8 +63,8 @@ def tokenizer_of(metadata: Mapping[str, Any], source: str) -> Tokenizer:
         )
     tokens: list[str] = metadata[f"{_PREFIX}tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in metadata[f"{_PREFIX}merges"]]
-    bpe = models.BPE({token: number for number, token in enumerate(tokens)}, merges, ignore_merges=cut == "llama-bpe")
-    made = Tokenizer(bpe)
+    numbers = {token: number for number, token in enumerate(tokens)}
+    made = Tokenizer(models.BPE(numbers, merges, ignore_merges=cut == _LLAMA_3_RULES))
     made.pre_tokenizer, made.decoder = pre_tokenizer, decoders.ByteLevel()
     types = metadata.get(f"{_PREFIX}token_type", [_NORMAL] * len(tokens))
     made.add_tokens(
@@ -72,8 +74,9 @@ def tokenizer_of(metadata: Mapping[str, Any], source: str) -> Tokenizer:
             if of_type in (_CONTROL, _USER_DEFINED)
         ]
     )
-    if metadata.get(f"{_PREFIX}add_bos_token"):
-        number = int(metadata[f"{_PREFIX}bos_token_id"])
+    number = metadata.get(f"{_PREFIX}bos_token_id")
+    # Files of the first Llamas 3 leave it to the name of the cut.
+    if number is not None and metadata.get(f"{_PREFIX}add_bos_token", cut == _LLAMA_3_RULES):
         bos = tokens[number]
         made.post_processor = processors.TemplateProcessing(
             single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, number)]
@@ -128,10 +131,12 @@ def tokenizer_metadata(folder: Path, vocab_size: int) -> dict[str, Any]:
         f"{_PREFIX}token_type": [type_of(number) for number in range(vocab_size)],
         f"{_PREFIX}merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
     }
+    config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
     for name, key in _SPECIAL.items():
-        token = settings.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        if token is not None and (number := tokenizer.token_to_id(token)) is not None:
+        number = _named_token(settings.get(name), tokenizer)
+        if number is None:  # what no file names is llama.cpp's default, an ordinary token here
+            number = _first(config.get(f"{name}_id"))
+        if type(number) is int and number in vocabulary:
             made[_PREFIX + key] = number
     made[f"{_PREFIX}add_bos_token"] = _starts_with_bos(tokenizer, made.get(f"{_PREFIX}bos_token_id"))
     if template := _template(folder, settings):
@@ -139,17 +144,30 @@ def tokenizer_metadata(folder: Path, vocab_size: int) -> dict[str, Any]:
     return made
 
 
+def _named_token(token: Any, tokenizer: Tokenizer) -> int | None:
+    token = token.get("content") if isinstance(token, dict) else token
+    return None if token is None else tokenizer.token_to_id(token)
+
+
+def _first(value: Any) -> Any:
+    """GGUF has one token of each kind, a configuration may list several ends."""
+    return next(iter(value), None) if isinstance(value, list) else value
+
+
 def _name_of_cut(content: Mapping[str, Any], path: Path) -> str:
     kind = (content.get("model") or {}).get("type")
     if kind != "BPE" or (content.get("decoder") or {}).get("type") != "ByteLevel" or content.get("normalizer"):
         raise ValueError(f"{path} is {kind!r} with its own rules; byte-level BPE alone can be written to GGUF")
-    found = _normal_form(content.get("pre_tokenizer"))
+    found, whole = _normal_form(content.get("pre_tokenizer")), bool(content["model"].get("ignore_merges"))
     for name in _NAMES:
         probe = Tokenizer(models.BPE())
         probe.pre_tokenizer = _cut(name)
-        if _normal_form(json.loads(probe.to_str())["pre_tokenizer"]) == found:
+        if (_normal_form(json.loads(probe.to_str())["pre_tokenizer"]), name == _LLAMA_3_RULES) == (found, whole):
             return name
-    raise ValueError(f"{path}: llama.cpp has no name known here for its pre_tokenizer; known are {', '.join(_NAMES)}")
+    raise ValueError(
+        f"{path}: llama.cpp has no name known here for its pre_tokenizer{' with ignore_merges true' if whole else ''}; "
+        f"known are {', '.join(_NAMES)}"
+    )
 
 
 def _normal_form(pre_tokenizer: Any) -> Any:
@@ -168,4 +186,7 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     if file.exists():
         return file.read_text(encoding="utf-8")
     template = settings.get("chat_template")
+    if isinstance(template, list):  # several, by their names
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
     return template if isinstance(template, str) else None

@@ -168,6 +168,12 @@ def test_a_llama_is_an_arctic_without_experts():
     assert not config.tie_word_embeddings
 
 
+def test_what_a_llama_s_file_leaves_out_is_llama_s_default():
+    config = ArcticConfig.from_dict(LLAMA | {"num_key_value_heads": None})
+    assert (config.bos_token_id, config.eos_token_id, config.num_key_value_heads) == (1, 2, 9)
+    assert ArcticConfig.from_dict(LLAMA | {"eos_token_id": None}).eos_token_id is None
+
+
 def test_positions_are_read_from_newer_files_too():
     rope = {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 2.0}
     data = {key: value for key, value in LLAMA.items() if key != "rope_theta"}
@@ -177,6 +183,38 @@ def test_positions_are_read_from_newer_files_too():
     assert (config.rope.type, config.rope.factor) == ("yarn", 2.0)
     plain = ArcticConfig.from_dict({**data, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}})
     assert (plain.rope_theta, plain.rope) == (7.0, None)
+    assert ArcticConfig.from_dict({**data, "rope_parameters": {"rope_theta": 7.0}}).rope is None
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope_theta": 7.0, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_scaling": None, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0}},
+        {"rope_theta": 5.0, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0}},
+        {"rope_theta": None, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0}},
+        {"rope_theta": 7.0, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"factor": 9.0}},
+    ],
+)
+def test_positions_that_a_file_has_in_both_forms_are_read_as_hugging_face_reads_them(keys):
+    config = ArcticConfig.from_dict({key: value for key, value in LLAMA.items() if key != "rope_theta"} | keys)
+    assert config.rope is not None
+    assert (config.rope_theta, config.rope.type, config.rope.factor) == (7.0, "linear", 2.0)
+
+
+def test_scaled_positions_of_newer_files_are_refused_too_where_they_are_not_known():
+    with pytest.raises(ValueError, match="rope_scaling: type: Input should be 'linear'"):
+        ArcticConfig.from_dict({**LLAMA, "rope_parameters": {"rope_type": "llama3", "factor": 8.0}})
+
+
+def test_a_changed_configuration_does_not_contradict_itself_in_newer_names():
+    rope = {"rope_type": "default", "rope_theta": 7.0}
+    config = ArcticConfig.from_dict({**LLAMA, "rope_parameters": rope, "dtype": "float32"})
+    assert config.torch_dtype == "float32"
+    written = config.stretched("linear", 2.0).replace(torch_dtype="bfloat16").to_dict()
+    assert not {"rope_parameters", "dtype"} & set(written)
+    assert "rope_theta" not in written["rope_scaling"]
+    assert (written["rope_theta"], written["torch_dtype"]) == (7.0, "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -187,6 +225,8 @@ def test_positions_are_read_from_newer_files_too():
         ({"quantization_config": {"quant_method": "gptq"}}, "save the checkpoint unquantised"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
         ({"model_type": "qwen3"}, "model_type is 'qwen3'"),
+        ({"num_hidden_layers": None}, "num_hidden_layers is None; write a whole number"),
+        ({"num_hidden_layers": "30"}, "num_hidden_layers is '30'; write a whole number"),
     ],
 )
 def test_a_checkpoint_that_is_neither_is_refused(changes, sentence):

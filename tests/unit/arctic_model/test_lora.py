@@ -134,6 +134,9 @@ def test_the_adapter_of_a_llama_is_read_under_its_names(tmp_path):
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; LORA alone is read"),
         ({"bias": "all"}, "bias is 'all', which is not read"),
         ({"use_dora": True}, "use_dora is True, which is not read"),
+        ({"alora_invocation_tokens": [5, 7]}, r"alora_invocation_tokens is \[5, 7\], which is not read"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights is 'pissa_niter_16', which changed the base"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora', which changed the base"),
         ({"r": "8"}, "r is '8' and lora_alpha 4: write a whole number"),
         ({"r": 3}, r"w1 has lora_A \[2, 16\] and lora_B \[12, 2\] where the model has \[3, 16\] and \[12, 3\]"),
     ],
@@ -142,6 +145,12 @@ def test_what_is_no_such_adapter_is_refused_in_a_sentence(folder, settings, sent
     change(folder, **settings)
     with pytest.raises(AdapterError, match=sentence):
         read_adapter(folder, CONFIG)
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal", None])
+def test_how_an_adapter_began_makes_no_difference_where_the_base_was_left_alone(folder, start):
+    change(folder, init_lora_weights=start)
+    assert set(read_adapter(folder, CONFIG)) == set(targets(CONFIG))
 
 
 def test_an_adapter_of_another_model_is_refused(folder):

@@ -137,10 +137,37 @@ def test_what_is_wrong_with_scales_is_named(published, tmp_path, change, sentenc
 def test_scales_of_activations_are_passed_over(published, tmp_path):
     quantize_checkpoint(published, tmp_path / "fp8", FORMS[3])
     before = loaded(tmp_path / "fp8", served=True).state_dict()
-    extra = {f"model.layers.1.self_attn.{name}": torch.ones(()) for name in ("q_proj.input_scale", "k_proj.k_scale")}
+    names = ("q_proj.input_scale", "q_proj.activation_scale", "k_proj.k_scale", "kv_scale")
+    extra = {f"model.layers.1.self_attn.{name}": torch.ones(()) for name in names}
     rewrite(tmp_path / "fp8", lambda tensors: tensors.update(extra))
     after = loaded(tmp_path / "fp8", served=True).state_dict()
     assert all(torch.equal(after[name].float(), before[name].float()) for name in before)
+
+
+def test_scales_of_whole_tensors_may_have_the_name_of_those_of_blocks(published, tmp_path):
+    """As Hugging Face's own FP8 has it, where it is given no blocks."""
+    quantize_checkpoint(published, tmp_path / "fp8", FORMS[6])
+    before = loaded(tmp_path / "fp8", served=True).state_dict()
+
+    def rename(tensors):
+        for name in [name for name in tensors if name.endswith("weight_scale")]:
+            tensors[f"{name}_inv"] = tensors.pop(name)
+
+    rewrite(tmp_path / "fp8", rename)
+    after = loaded(tmp_path / "fp8", served=True).state_dict()
+    assert all(torch.equal(after[name].float(), before[name].float()) for name in before)
+
+
+def test_what_is_not_converted_is_named_in_full(published, tmp_path):
+    """Readers disagree on patterns: Hugging Face takes them for regular expressions, vLLM for names."""
+    quantize_checkpoint(published, tmp_path / "fp8", FORMS[7])
+    config = json.loads((tmp_path / "fp8" / "config.json").read_text())
+    assert config["quantization_config"]["modules_to_not_convert"] == [
+        "model.embed_tokens",
+        "model.layers.1.block_sparse_moe.gate",
+        "model.layers.3.block_sparse_moe.gate",
+        "lm_head",
+    ]
 
 
 def test_the_report_says_what_rounding_changed(published, tmp_path, tokens):

@@ -9,7 +9,7 @@ from arctic_model.gguf.tokenizer import tokenizer_metadata, tokenizer_of, write_
 TEXT = "In 1984 they'll say: don't!\n\n  def f(x):\n\treturn  x**2  # naïve 日本語 🙂 <s>x</s>"
 
 
-@pytest.fixture(params=["gpt-2", "smollm", "llama-bpe"])
+@pytest.fixture(params=["gpt-2", "smollm", "llama-bpe", "dbrx"])
 def folder(request, tmp_path):
     made = Tokenizer(models.BPE(ignore_merges=request.param == "llama-bpe"))
     made.pre_tokenizer, made.decoder = conversion._cut(request.param), decoders.ByteLevel()
@@ -54,6 +54,46 @@ def test_more_tokens_than_the_model_has_are_refused(folder):
         tokenizer_metadata(folder, 200)
 
 
+def test_whether_a_whole_word_is_taken_without_its_merges_stays_so(folder):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["qqqq"] = 309
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    before = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("qqqq").ids
+    metadata = tokenizer_metadata(folder, 310)
+    assert tokenizer_of(metadata, "model.gguf").encode("qqqq").ids == before
+    assert (309 in before) == (metadata["tokenizer.ggml.pre"] == "llama-bpe")
+
+
+@pytest.mark.parametrize("settings", [None, {"bos_token": None, "eos_token": None}])
+@pytest.mark.parametrize("ends", [1, [1, 5]])
+def test_special_tokens_that_the_configuration_alone_names_are_kept(folder, settings, ends):
+    """Without an end of its own a file's end is llama.cpp's default, the token of number 11."""
+    (folder / "tokenizer_config.json").unlink()
+    if settings is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"bos_token_id": 0, "eos_token_id": ends, "pad_token_id": -1}))
+    metadata = tokenizer_metadata(folder, 300)
+    assert metadata["tokenizer.ggml.bos_token_id"] == 0
+    assert metadata["tokenizer.ggml.eos_token_id"] == 1
+    assert metadata["tokenizer.ggml.add_bos_token"] is True
+    assert "tokenizer.ggml.padding_token_id" not in metadata
+
+
+def test_the_default_of_several_chat_templates_is_taken(folder):
+    templates = [{"name": "tool_use", "template": "{{ 2 }}"}, {"name": "default", "template": "{{ 1 }}"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    assert tokenizer_metadata(folder, 300)["tokenizer.chat_template"] == "{{ 1 }}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates[:1]}))
+    assert "tokenizer.chat_template" not in tokenizer_metadata(folder, 300)
+
+
+def test_a_file_that_does_not_say_whether_text_begins_with_bos_is_read_as_llama_cpp_reads_it(folder):
+    metadata = tokenizer_metadata(folder, 300)
+    del metadata["tokenizer.ggml.add_bos_token"]
+    starts = tokenizer_of(metadata, "model.gguf").encode(TEXT).ids[0] == 0
+    assert starts == (metadata["tokenizer.ggml.pre"] == "llama-bpe")
+
+
 def test_a_chat_template_of_its_own_file_comes_first(folder):
     (folder / "chat_template.jinja").write_text("{{ 1 }}")
     assert tokenizer_metadata(folder, 300)["tokenizer.chat_template"] == "{{ 1 }}"
@@ -65,7 +105,7 @@ def test_a_chat_template_of_its_own_file_comes_first(folder):
         ({"tokenizer.ggml.model": "llama"}, "the tokenizer is 'llama', and byte-level BPE"),
         (
             {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2"},
-            "pre is 'qwen2'; gpt-2, smollm, llama-bpe are",
+            "pre is 'qwen2'; gpt-2, smollm, llama-bpe, dbrx are",
         ),
     ],
 )
@@ -83,4 +123,9 @@ def test_a_tokenizer_that_llama_cpp_can_not_read_is_refused(tmp_path):
     cut.pre_tokenizer, cut.decoder = pre_tokenizers.Whitespace(), decoders.ByteLevel()
     cut.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="no name known here for its pre_tokenizer"):
+        tokenizer_metadata(tmp_path, 1)
+    whole = Tokenizer(models.BPE({"a": 0}, [], ignore_merges=True))
+    whole.pre_tokenizer, whole.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    whole.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="no name known here for its pre_tokenizer with ignore_merges true"):
         tokenizer_metadata(tmp_path, 1)
