@@ -1,7 +1,8 @@
 """A NIM's own metrics: read, under our names for whoever scrapes us, and as rates for the operator.
 
-The names are those of "Observability for NVIDIA NIM for LLMs" (1.x). NIM 2.x carries vLLM, whose metrics have the same
-names after `vllm:`, apart from two of its newer releases. A figure that an image does not tell is left out, not zero.
+The names are those of "Observability for NVIDIA NIM for LLMs" (1.x). Images of NIM 2.x carry vLLM, whose metrics have
+the same names after `vllm:`, apart from two of its newer releases, or SGLang, of which nothing is read. A figure
+that an image does not tell is left out, not zero.
 """
 
 import time

@@ -183,7 +183,8 @@ def sampling_arguments(sampling: Sampling) -> dict[str, Any]:
         # It would cut the stop token off, which the protocol wants to see.
         "include_stop_str_in_output": True,
         "detokenize": False,
-        "logprobs": sampling.logprobs,
+        # 0 is none at all: the chosen token's comes with that of the likeliest.
+        "logprobs": None if sampling.logprobs is None else max(sampling.logprobs, 1),
     }
     if sampling.temperature < GREEDY:
         return arguments | {"top_k": 1}

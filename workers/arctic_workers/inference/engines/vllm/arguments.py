@@ -135,6 +135,8 @@ def _parallelism(group: InferenceGroup, rank: int) -> dict[str, Any]:
             "node_rank": rank,
             "master_addr": group.hosts[0],
             "master_port": group.ports.rendezvous,
+            # All ranks meet once more when they have loaded; pods may read their weights from unequal disks.
+            "cpu_distributed_timeout_seconds": _DAY,
         }
     return told
 

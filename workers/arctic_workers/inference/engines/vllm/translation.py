@@ -11,10 +11,18 @@ from arctic_workers.inference.engine import EngineError, FinishReason, Output, S
 
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 _SEED_BITS = (1 << 63) - 1
+MOST_HELD_BACK = 128
+"""Stop tokens of a request that may not come before others. With more, vLLM's ranks on GPUs fail, and all requests with
+them (0.33: `v1/worker/gpu/sample/logit_bias.py`)."""
 
 
 def sampling_params(sampling: Sampling) -> SamplingParams:
-    """Return vLLM's own for a request: only our stop tokens end it."""
+    """Return vLLM's own for a request: only our stop tokens end it. Raises EngineError for what would end vLLM."""
+    if sampling.min_tokens and len(sampling.stop_tokens) > MOST_HELD_BACK:
+        raise EngineError(
+            f"vLLM holds back at most {MOST_HELD_BACK} stop tokens until min_tokens are there, and this request has "
+            f"{len(sampling.stop_tokens)}; write fewer, or min_tokens: 0"
+        )
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,

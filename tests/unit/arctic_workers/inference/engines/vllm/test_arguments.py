@@ -65,6 +65,7 @@ def test_two_pods_of_eight_gpus_serve_the_published_model_in_fp8() -> None:
         "node_rank": 1,
         "master_addr": ON_PODS[0],
         "master_port": 29500,
+        "cpu_distributed_timeout_seconds": 86400,
     }
 
 
@@ -74,9 +75,15 @@ def test_pods_differ_in_their_rank_alone() -> None:
     assert {name for name in first if first[name] != second[name]} == {"node_rank"}
 
 
+def test_a_pod_waits_for_one_that_loads_for_longer() -> None:
+    """All ranks meet again when they have loaded: half an hour apart at most, if vLLM is told nothing."""
+    waited = arguments(group(ON_PODS), 0, MODEL)["cpu_distributed_timeout_seconds"]
+    assert environment(group(ON_PODS), "10.0.0.7")["VLLM_ENGINE_READY_TIMEOUT_S"] == str(waited)
+
+
 def test_one_pod_with_one_gpu_meets_nobody() -> None:
     told = arguments(group(ON_PODS[:1], parallelism={"tensor": 1, "pipeline": 1}), 0, SMALL)
-    assert not {"nnodes", "master_addr", "distributed_executor_backend"} & set(told)
+    assert not {"nnodes", "master_addr", "distributed_executor_backend", "cpu_distributed_timeout_seconds"} & set(told)
     assert "TORCHELASTIC_USE_AGENT_STORE" not in environment(group(ON_PODS[:1]), "10.0.0.7")
 
 
