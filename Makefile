@@ -7,7 +7,7 @@ PHASE = scripts/phase.sh
 # Python of vLLM's own environment, which is made when it is asked for.
 VLLM = $(shell $(RUN) arctic cluster environment vllm)/bin/python3
 
-.PHONY: help setup setup-local setup-engines demo test lint types contracts unit cluster-tests chaos fuzz soak parity test-parity test-clients test-engines bench clean format
+.PHONY: help setup setup-local setup-engines demo test lint types contracts unit processes cluster-tests chaos fuzz soak parity test-parity test-clients test-engines bench clean format
 
 # Where it is set, each process compiles all of our code anew, and pytest rewrites all tests.
 export PYTHONDONTWRITEBYTECODE =
@@ -34,11 +34,12 @@ setup-engines: ## environments of the engines that have one of their own: vLLM's
 demo: setup ## train and serve a small Arctic on a two-node cluster on this machine, and a real model beside it
 	@$(RUN) arctic demo
 
-test: setup ## lint, types, import contracts, unit tests, cluster tests
+test: setup ## lint, types, import contracts, tests of units, of processes and on a cluster
 	@$(PHASE) lint $(MAKE) --no-print-directory lint
 	@$(PHASE) types $(MAKE) --no-print-directory types
 	@$(PHASE) contracts $(MAKE) --no-print-directory contracts
 	@$(PHASE) unit-tests $(MAKE) --no-print-directory unit
+	@$(PHASE) process-tests $(MAKE) --no-print-directory processes
 	@$(PHASE) cluster-tests $(MAKE) --no-print-directory cluster-tests
 
 lint:
@@ -51,7 +52,10 @@ contracts:
 	@$(RUN) lint-imports --no-cache
 
 unit:
-	@$(RUN) pytest -n 2 --dist loadfile tests/unit
+	@$(RUN) pytest -n 2 --dist loadfile -m 'not processes' tests/unit
+
+processes:
+	@$(RUN) pytest -n 2 --dist loadfile -m processes tests/unit
 
 cluster-tests:
 	@$(RUN) pytest tests/cluster

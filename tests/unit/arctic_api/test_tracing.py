@@ -13,6 +13,8 @@ import arctic_api
 from arctic_api import tracing
 from arctic_api.tracing import Place, Span
 
+pytestmark = pytest.mark.processes
+
 UID = "0a1b2c3d-0000-4000-8000-000000000001"
 TRACE = UID.replace("-", "")
 PARENT = f"{'ab' * 16}-{'cd' * 8}"

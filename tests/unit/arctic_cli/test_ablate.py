@@ -17,6 +17,8 @@ from arctic_api.verdict import verdict
 from arctic_api.world import ExitCode
 from arctic_cli.main import main
 
+pytestmark = pytest.mark.processes
+
 STEP, STEPS = 256, 8
 
 

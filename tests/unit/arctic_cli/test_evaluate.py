@@ -15,6 +15,8 @@ from arctic_model.model import ArcticModel
 from arctic_model.weights import load_weights
 from arctic_workers.inference.http.text import Text
 
+pytestmark = pytest.mark.processes
+
 TEXT = "def add(a, b): return a + b"
 
 

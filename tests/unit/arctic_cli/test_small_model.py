@@ -10,6 +10,8 @@ from arctic_cli import small_model
 from arctic_cluster import shell
 from arctic_cluster.files import locked
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(autouse=True)
 def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ from arctic_api.world import WORLD_VARIABLE, ExitCode, Ports, run_folder
 from arctic_workers.ablation.pod import fitting
 from arctic_workers.control.ports import free_ports
 
+pytestmark = pytest.mark.processes
+
 UID5 = "fffff"
 CHANGE = {"name": "more", "set": [{"field": "optimizer.weightDecay", "value": 0.5}]}
 SHARES = (0.25, 0.5, 0.75, 1.0)

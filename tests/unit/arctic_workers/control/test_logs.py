@@ -10,6 +10,8 @@ import pytest
 from arctic_api.log_format import LOG_FORMAT_VARIABLE
 from arctic_api.world import WORLD_VARIABLE, InferenceGroup
 
+pytestmark = pytest.mark.processes
+
 CODE = """
 import logging, os, warnings
 from arctic_workers.control.logs import configure_logs

@@ -22,6 +22,8 @@ from arctic_rpc.control_pb2_grpc import ControlStub
 from arctic_workers.control.ports import LOOPBACK, free_ports
 from arctic_workers.control.traces import made_by_operator
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def server() -> Iterator[Server]:

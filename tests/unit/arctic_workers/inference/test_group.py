@@ -30,6 +30,8 @@ from arctic_workers.inference.engines.native.group import Rank, bring_up
 from arctic_workers.inference.engines.native.plan import plan_group
 from arctic_workers.inference.http.text import Text
 
+pytestmark = pytest.mark.processes
+
 MakeGroup = Callable[..., list[InferenceGroup]]
 PROMPTS = ["The operator", "Each pod is told everything; a group answers", "x", "Größe"]
 

@@ -13,6 +13,8 @@ from groups import Group
 from arctic_api.tracing import Place
 from arctic_api.world import TRACES_VARIABLE, InferenceGroup
 
+pytestmark = pytest.mark.processes
+
 MakeGroup = Callable[..., list[InferenceGroup]]
 TRACE, PARENT = "ab" * 16, "cd" * 8
 PROMPT, KEY = "a secret that nobody else is to read", "sk-not-for-the-traces"

@@ -29,6 +29,8 @@ from arctic_workers.training.supervisor import (
     with_progress,
 )
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def world(spec_of: Callable[..., ArcticTrainingSpec], tmp_path: Path) -> TrainingWorld:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from collector import Span, collecting
 from small_specs import TRAINING_SPEC
 
@@ -14,6 +15,8 @@ from arctic_api.world import NODE_RANK_VARIABLE, TRACES_VARIABLE, WORLD_VARIABLE
 from arctic_model.config import ArcticConfig
 from arctic_workers.control.ports import free_ports
 from arctic_workers.control.traces import made_by_operator
+
+pytestmark = pytest.mark.processes
 
 UID = "0a1b2c3d-0000-4000-8000-000000000001"
 CONFIG = ArcticConfig.preset("arctic-tiny").replace(

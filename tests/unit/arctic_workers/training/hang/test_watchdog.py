@@ -20,6 +20,8 @@ from arctic_workers.training.hang.pulse import pulse_path
 from arctic_workers.training.hang.watchdog import Watchdog
 from arctic_workers.training.outcome import read_outcomes
 
+pytestmark = pytest.mark.processes
+
 LEAST = 0.5
 SCRIPT = Path(__file__).with_name("stand_in_rank.py")
 Ranks = list["subprocess.Popen[bytes]"]

@@ -22,6 +22,8 @@ from arctic_workers.inference.engines.nim.client import Nim
 from arctic_workers.inference.engines.nim.sidecar import Sidecar
 from arctic_workers.inference.pod import Pod
 
+pytestmark = pytest.mark.processes
+
 MakeGroup = Callable[..., list[InferenceGroup]]
 SPEC: dict[str, Any] = {"engine": {"name": "nim", "image": "nim:1"}, "model": {"inImage": True}}
 
