@@ -83,9 +83,9 @@ class Books:
             keep(lambda: self._open(step))
 
     def _open(self, step: int) -> None:
-        if self._journal is not None:
-            self._journal.close()
-        self._journal = Journal(self._folder, step)
+        before, self._journal = self._journal, Journal(self._folder, step)
+        if before is not None:
+            before.close()
 
     @property
     def due(self) -> bool:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 # Read when DeepSpeed is imported.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidia0") else "cpu")
@@ -36,11 +36,14 @@ from arctic_model.weights import Weights, load_weights
 from arctic_workers.training.checkpoint.zero import prepare_optimizer
 from arctic_workers.training.compiler import EagerAdamW, import_without_compiling
 from arctic_workers.training.data.windows import IGNORED, MicroBatch
+from arctic_workers.training.errors import Fenced, Refused, StoreFull
 from arctic_workers.training.experts import GRADIENTS, Company, Flights, ParallelExperts, TrainedExperts
 from arctic_workers.training.optimizer import UnpartitionedAdamW
 from arctic_workers.training.sequence import HeadAttend, SequenceShare, share_sequences
 
 ZERO_SUPPORTED_OPTIMIZERS.append(EagerAdamW)  # torch's own is: DeepSpeed's would be compiled in the pod
+
+T = TypeVar("T")
 
 PREPARATION_TIMEOUT = timedelta(hours=24)
 """Longest wait for rank 0 while it trains the tokenizer and writes the token streams."""
@@ -381,6 +384,20 @@ def mean_over_ranks(values: list[float], device: torch.device) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(tensor)
     return devices.on_host(tensor / torch.distributed.get_world_size(), Wait.STEP)
+
+
+def from_leader(ranks: Ranks, call: Callable[[], T]) -> T:
+    """Return on all ranks what `call` returns on rank 0, or raise what it raises there of our errors. Collective."""
+    answer: list[object] = [None]
+    if ranks.leader:
+        try:
+            answer = [call()]
+        except (Refused, Fenced, StoreFull) as error:
+            answer = [error]
+    torch.distributed.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    return answer[0]  # type: ignore[return-value]
 
 
 def gradient_norm(engine: Any) -> float:

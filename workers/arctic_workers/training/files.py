@@ -33,13 +33,18 @@ def sync_files(folder: Path) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path`: a reader sees the old file or the whole new one."""
+    put_whole(path, content)
+    sync_folder(path.parent)
+
+
+def put_whole(path: Path, content: bytes) -> None:
+    """As `write_atomically`, but for the name, which is durable once its folder is synced."""
     temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,8 +20,9 @@ class SpikeGuard:
         self.policy = policy
         self.alarm: float | None = None
         """A loss about which more is to be done than to leave its update out."""
+        self.skipped_data: dict[str, int] = {}
+        """How many steps' data of each stage are passed over, by its name."""
         self._spikes = Spikes()
-        self._skipped_data: dict[str, int] = {}
         self._went_back: tuple[int, int] = (-1, 0)
 
     def begin_stage(self) -> None:
@@ -47,26 +48,22 @@ class SpikeGuard:
             self.alarm = loss
         return False
 
-    def skipped_data(self, stage: str) -> int:
-        """Return how many steps' data of a stage are passed over."""
-        return self._skipped_data.get(stage, 0)
-
     def went_back(self, stage: str, skipped: int, step: int) -> bool:
         """Pass over `skipped` steps' data of a stage from now on, after the run went back to a step.
 
         Returns whether it may: it has not gone back there too often.
         """
         self.alarm = None
-        self._skipped_data[stage] = skipped
+        self.skipped_data[stage] = skipped
         before, times = self._went_back
         self._went_back = (step, times + 1 if before == step else 1)
         return self._went_back[1] <= MOST_ROLLBACKS
 
     def to_json(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"losses": self._spikes.losses, "skipped_data": self._skipped_data}
+        return {"losses": self._spikes.losses, "skipped_data": self.skipped_data}
 
     def restore(self, kept: dict[str, Any]) -> None:
         """Go on from what `to_json` gave; from nothing, if the checkpoint is older than that."""
         self._spikes = Spikes(kept.get("losses", ()))
-        self._skipped_data = dict(kept.get("skipped_data", {}))
+        self.skipped_data = dict(kept.get("skipped_data", {}))

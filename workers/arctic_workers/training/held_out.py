@@ -47,8 +47,8 @@ class HeldOut:
 
     @property
     def categories(self) -> Sequence[str]:
-        """Categories of which there is held-out text, in alphabetical order."""
-        return sorted({stream.category for stream in self._streams.values()})
+        """Categories of which there is held-out text that can be judged, in alphabetical order."""
+        return sorted({stream.category for stream in self._streams.values() if stream.judged(self._length)})
 
     def held_out_loss(self, category: str) -> float:
         """Return the mean cross-entropy, in nats a token, on held-out text of a category. Collective.

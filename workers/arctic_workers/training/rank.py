@@ -4,11 +4,10 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,6 +38,7 @@ from arctic_workers.training.engine import (
     STEP_TIMEOUT,
     Ranks,
     build_model,
+    from_leader,
     launched_collectives,
     start_engine,
     start_processes,
@@ -51,13 +51,11 @@ from arctic_workers.training.memory import plan_room
 from arctic_workers.training.outcome import PEER_LOST, outcome_folder, write_outcome
 from arctic_workers.training.peak import peak_flops
 from arctic_workers.training.record import machine, write_record
-from arctic_workers.training.start import find_start, fit_vocabulary
+from arctic_workers.training.start import find_start, fit_vocabulary, kept_config
 from arctic_workers.training.traces import Traces
 from arctic_workers.training.tracking import check_installed
 from arctic_workers.training.trainer import Diverged, Trainer
 from arctic_workers.training.workplace import Workplace
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -108,10 +106,11 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     log.info("rank %d of %d: all ranks are there", ranks.rank, ranks.world)
     pulsing = Pulsing(outcome_folder(), ranks.rank, launched_collectives, on_cpu=ranks.device.type == "cpu")
     curriculum = checked(lambda: Curriculum.plan(world.spec))
-    start = find_start(world)
+    store = CheckpointStore(Path(world.locate(world.run_folder)), world.epoch)
+    kept = None if world.spec.model.from_ is None else from_leader(ranks, lambda: kept_config(store))
+    start = find_start(world, kept)
     check_degrees(world, curriculum, start.config)
     check_installed(world.spec.tracking)
-    store = CheckpointStore(Path(world.locate(world.run_folder)), world.epoch)
 
     def claim_and_prepare() -> list[Prepared]:
         store.claim(world.uid)
@@ -168,7 +167,7 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
         try:
             return Trainer(place).run()
         finally:
-            place.books.close()
+            store.keep_note(place.books.close)
 
 
 def desk_of(world: TrainingWorld, curriculum: Curriculum, link: LinkClient | None, ranks: Ranks) -> Desk:
@@ -188,20 +187,6 @@ def keep_record(world: TrainingWorld, store: CheckpointStore, ranks: Ranks) -> N
     dist.gather_object(machine(), machines)
     if machines is not None:
         store.keep_note(lambda: write_record(world, store, machines))
-
-
-def from_leader(ranks: Ranks, call: Callable[[], T]) -> T:
-    """Return on all ranks what `call` returns on rank 0, or raise what it raises there of our errors. Collective."""
-    answer: list[object] = [None]
-    if ranks.leader:
-        try:
-            answer = [call()]
-        except (Refused, Fenced, StoreFull) as error:
-            answer = [error]
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    return answer[0]  # type: ignore[return-value]
 
 
 def check_degrees(world: TrainingWorld, curriculum: Curriculum, config: ArcticConfig) -> None:

@@ -13,7 +13,7 @@ from arctic_workers.training.accounts import CHECKPOINT
 from arctic_workers.training.books import Measures
 from arctic_workers.training.checkpoint.checkpointer import Position
 from arctic_workers.training.checkpoint.zero import finish_restore, get_step, local_pieces, restored_pieces
-from arctic_workers.training.engine import mean_over_ranks, patience, tensor_names
+from arctic_workers.training.engine import from_leader, mean_over_ranks, patience, tensor_names
 from arctic_workers.training.guard import SpikeGuard
 from arctic_workers.training.progress import Progress
 from arctic_workers.training.trained import check_same, trained_with
@@ -58,7 +58,11 @@ class Saving:
     def restore(self) -> bool:
         """Go to the newest checkpoint that is whole; returns whether there is one."""
         place = self._place
-        folder = place.checkpointer.newest_whole(lambda yes: mean_over_ranks([float(yes)], place.ranks.device) == [1.0])
+        # One rank looks for all: on a network file system others may not see the newest for a while.
+        candidates = from_leader(place.ranks, place.store.candidates)
+        folder = place.checkpointer.newest_whole(
+            candidates, lambda yes: mean_over_ranks([float(yes)], place.ranks.device) == [1.0]
+        )
         if folder is None:
             return False
         manifest = place.checkpointer.read(folder, restored_pieces(place.engine, self._names))
@@ -81,6 +85,7 @@ class Saving:
         place = self._place
         stage = place.curriculum.stage_at(self._course.step - 1)
         progress = {
+            "config": place.config.to_dict(),
             "stages": self._course.progress.to_json(),
             "evaluation": self._course.evaluation,
             "loss": self._course.measures.loss,

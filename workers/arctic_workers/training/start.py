@@ -1,5 +1,6 @@
 """What a training starts from: the model's configuration, and weights that were trained before."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from arctic_model.config import ArcticConfig
 from arctic_model.llama import Grown, open_llama
 from arctic_model.upcycle import grown_config
 from arctic_model.weights import Checkpoint, Weights
+from arctic_workers.training.checkpoint.store import CheckpointStore, Manifest
 from arctic_workers.training.data.sources import file_path
 from arctic_workers.training.data.tokenizer import TextEncoder
 from arctic_workers.training.errors import Refused, checked
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,29 @@ class Start:
     """Folder or file of the weights."""
 
 
-def find_start(world: TrainingWorld) -> Start:
-    """Return what the manifest names; raises `Refused` where it isn't there, or isn't a model that can be trained."""
+def find_start(world: TrainingWorld, kept: ArcticConfig | None = None) -> Start:
+    """Return what the manifest names; raises `Refused` where it isn't there, or isn't a model that can be trained.
+
+    Where the run has a checkpoint to go on from, `kept` is the configuration in it (`kept_config`): weights that all
+    are in checkpoints are not read again then, and may be gone. What an adapter stands on is in none.
+    """
+    if kept is None or world.spec.model.adapter is not None:
+        return _find_named(world)
+    try:
+        return replace(_find_named(world), weights=None)
+    except Refused as refusal:
+        log.info("the run goes on from its checkpoint without what it began from: %s", refusal)
+        return Start(kept, None)
+
+
+def kept_config(store: CheckpointStore) -> ArcticConfig | None:
+    """Return the model's configuration by the newest checkpoint that has it, None where none has."""
+    manifests = filter(None, map(Manifest.read, store.candidates()))
+    content = next((manifest.progress["config"] for manifest in manifests if "config" in manifest.progress), None)
+    return None if content is None else checked(lambda: ArcticConfig.from_dict(content, "the run's checkpoint"))
+
+
+def _find_named(world: TrainingWorld) -> Start:
     found, scaling = _find_model(world), world.spec.model.rope_scaling
     if scaling is None:
         return found

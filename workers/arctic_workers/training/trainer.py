@@ -144,13 +144,13 @@ class Trainer:
         """Make one update from this step's tokens, and learn what the ranks wish."""
         place, engine = self._place, self._place.engine
         with self._books.parts.of(DATA):
-            step = self.step + self._course.guard.skipped_data(stage.name)
+            place.data.pass_over(self._course.guard.skipped_data)
             share = (place.ranks.reader, place.ranks.readers, place.spec.batch.micro_batch_size)
-            batches = place.data.micro_batches(stage, step, *share)
-            self._books.tally.expect(place.data.sources(stage, step, *share))
+            batches = place.data.micro_batches(stage, self.step, *share)
+            self._books.tally.expect(place.data.sources(stage, self.step, *share))
         rate = stage.learning_rate(self.step)
         set_learning_rate(engine, rate)
-        targets = max(1, place.data.targets(stage, step))
+        targets = max(1, place.data.targets(stage, self.step))
         engine.module.arctic.recompute(stage.name in place.room.recomputed)
         with self._books.overlap.step():
             loss = gradients_of(engine, batches, targets, place.ranks, self._books.tally.counting)
@@ -219,7 +219,7 @@ class Trainer:
                 f"{limit:.4f} was to be expected: the checkpoint of step {self.step} is from before it; lower the "
                 "learning rate, or write another restart.lossSpike",
             )
-        at, skipped = self.step, self._course.guard.skipped_data(stage.name)
+        at, skipped = self.step, self._course.guard.skipped_data.get(stage.name, 0)
         with patience(), self._books.parts.of(CHECKPOINT):
             self._saving.settle()
             found = self._saving.restore()
@@ -293,7 +293,7 @@ class Trainer:
         subject = self._subject(stage)
         loss = self._held_out_loss(stage, subject)
         self._note(stage, "end", loss)
-        if self._judged_at_the_end:
+        if self._judged_at_the_end or self._milestones.evaluates(self.step):
             self._evaluate(stage, subject)
         self._course.progress.end(stage, loss, self._place.uri(f"checkpoints/{CheckpointStore.name(self.step)}"))
         self._saving.write()
@@ -331,12 +331,16 @@ class Trainer:
         if not place.ranks.leader:
             return
         curve = place.store.run_folder / CURVE
-        curve.parent.mkdir(exist_ok=True)
         tokens = place.curriculum.tokens_done(self.step)
         point = {"stage": stage.name, "step": self.step, "tokens": tokens, "figures": self._course.evaluation}
-        place.store.keep_note(lambda: append_line(curve, point))
-        if self.step == stage.end_step:
-            place.store.keep_note(lambda: write_json(curve.with_name(f"{stage.name}.json"), self._course.evaluation))
+
+        def keep() -> None:
+            curve.parent.mkdir(exist_ok=True)
+            append_line(curve, point)
+            if self.step == stage.end_step:
+                write_json(curve.with_name(f"{stage.name}.json"), self._course.evaluation)
+
+        place.store.keep_note(keep)
 
     def _note(self, stage: StagePlan, moment: str, loss: float | None) -> None:
         """Leave a line about a stage's held-out loss in the run's folder and in the log."""

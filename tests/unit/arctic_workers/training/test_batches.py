@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -77,6 +78,33 @@ def test_a_stage_goes_on_where_the_one_before_it_ended(spec_of: SpecOf) -> None:
     data = TrainingData(curriculum, STREAMS, 3)
     numbers = [draw.number for step in range(250) for draw in data.step(curriculum.stage_at(step), step)]
     assert numbers == list(range(250))
+
+
+@pytest.mark.parametrize("final", [None, {"a": 1, "b": 3}])
+def test_what_a_stage_passed_over_and_read_instead_is_read_by_no_later_stage(
+    spec_of: SpecOf, final: dict[str, float] | None
+) -> None:
+    mixture = {"mixture": {"a": 3, "b": 1}} | ({"finalMixture": final} if final else {})
+    stages = [{"tokens": 320, "sequenceLength": length, **mixture} for length in (16, 8, 32)]
+    curriculum = Curriculum.plan(spec_of(stages, 64))
+    data = TrainingData(curriculum, STREAMS, 3)
+    before = [data.step(curriculum.stage_at(step), step) for step in range(15)]
+    data.pass_over({"s0": 2, "s1": 1})
+    after = [data.step(curriculum.stage_at(step), step) for step in range(15)]
+    assert after[:3] == before[2:5]
+    assert after[5:9] != before[6:10]  # behind where the first stage came to
+    for name in ("a", "b"):
+        spans = [
+            (draw.number * stage.spec.sequence_length, (draw.number + 1) * stage.spec.sequence_length)
+            for step, draws in enumerate(after)
+            for draw in draws
+            if draw.source == name and (stage := curriculum.stage_at(step))
+        ]
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(sorted(spans)))
+    assert [data.targets(curriculum.stage_at(step), step) for step in range(15)] == [
+        sum(batch.targets for batch in data.micro_batches(curriculum.stage_at(step), step, 0, 1, 1))
+        for step in range(15)
+    ]
 
 
 def test_a_source_that_is_missing_is_refused_by_name(curriculum: Curriculum) -> None:

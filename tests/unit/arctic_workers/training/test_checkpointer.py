@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -60,9 +61,9 @@ def write(world: list[Checkpointer], pieces: list[list[Piece]], step: int = 4) -
 
 def newest(world: list[Checkpointer]) -> Path | None:
     """Let all ranks look for the newest whole checkpoint at once, agreeing through a barrier as collectives do."""
-    agree = _agreement(len(world))
+    agree, candidates = _agreement(len(world)), world[0]._store.candidates()
     with ThreadPoolExecutor(len(world)) as pool:
-        found = {future.result() for future in [pool.submit(c.newest_whole, agree) for c in world]}
+        found = {future.result() for future in [pool.submit(c.newest_whole, candidates, agree) for c in world]}
     assert len(found) == 1
     return found.pop()
 
@@ -153,6 +154,24 @@ def test_after_a_fall_back_new_checkpoints_stay_and_the_damaged_ones_go(
     write(world, pieces, next_step)
     assert sorted(path.name for path in folder.iterdir()) == [CheckpointStore.name(step) for step in (1, next_step)]
     assert newest(world) == folder / CheckpointStore.name(next_step)
+
+
+def test_a_rank_that_falls_asleep_once_its_shard_is_there_finds_it_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = world_of(tmp_path / "r", 2)
+    committed = tmp_path / "r" / "checkpoints" / CheckpointStore.name(4)
+    replace, deadline = Path.replace, time.monotonic() + 20
+
+    def sleepily(self: Path, target: Path) -> Path:
+        replaced = replace(self, target)
+        while target.name == "shard-00001-of-00002.json" and not committed.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return replaced
+
+    monkeypatch.setattr(Path, "replace", sleepily)
+    write(world, pieces_of([0.5], blank=False))
+    assert committed.exists()
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused_not_begun_again(tmp_path: Path) -> None:

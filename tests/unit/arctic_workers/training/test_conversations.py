@@ -15,13 +15,16 @@ from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 from arctic_workers.training.data import tokenizer
+from arctic_workers.training.data.batches import held_out_windows
 from arctic_workers.training.data.conversations import Conversation, ConversationEncoder
 from arctic_workers.training.data.messages import RowFault, messages_of
 from arctic_workers.training.data.sources import Tally, read_contents, read_documents
 from arctic_workers.training.data.streams import Prepared, open_streams, write_streams
 from arctic_workers.training.data.windows import IGNORED, Conversations, MicroBatch
-from arctic_workers.training.engine import LossModule
+from arctic_workers.training.engine import LossModule, Ranks
+from arctic_workers.training.held_out import HeldOut
 
+ONE_RANK = Ranks(0, 1, 0, torch.device("cpu"))
 CHATS = [
     [
         {"role": "user", "content": f"how many foxes jump over {i} dogs?"},
@@ -73,6 +76,27 @@ def test_every_answer_and_nothing_else_is_learnt_once(
 def test_a_conversation_that_is_longer_than_a_sequence_is_cut_off(stream: Conversations) -> None:
     assert stream.windows(16) == 40
     assert all(stream.window(i, 16).starts.tolist() == [0] for i in range(40))
+
+
+def held_out_of(answers: list[list[int]]) -> Conversations:
+    """Three conversations of 30 tokens."""
+    return Conversations(
+        "s", "instruction", np.arange(90, dtype=np.uint16), np.array([0, 30, 60]), answers=np.array(answers)
+    )
+
+
+def test_held_out_conversations_are_judged_by_windows_with_an_answer() -> None:
+    stream = held_out_of([[20, 30], [35, 40], [80, 90]])
+    [window] = held_out_windows({"s": stream}, "instruction", 16, 2)
+    assert int(window.tokens[0]) == 30
+    assert HeldOut(None, ONE_RANK, {"s": stream}, 16, 64, 1).categories == ["instruction"]
+
+
+def test_conversations_whose_answers_are_all_cut_off_are_no_held_out_text() -> None:
+    streams = {"s": held_out_of([[20, 30], [50, 60], [80, 90]])}
+    assert held_out_windows(streams, "instruction", 16, 2) == []
+    assert HeldOut(None, ONE_RANK, streams, 16, 64, 1).categories == []
+    assert HeldOut(None, ONE_RANK, streams, 32, 64, 1).categories == ["instruction"]
 
 
 @settings(deadline=None)

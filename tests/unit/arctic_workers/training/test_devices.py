@@ -4,6 +4,7 @@ It raises where tensors of two devices meet and where the host reads what a devi
 needs a device.
 """
 
+import errno
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -17,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from api_cases import TRAINING
+from tensorboardX.event_file_writer import EventsWriter
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -185,6 +187,24 @@ def test_the_books_wait_for_the_device_only_when_they_are_looked_at(
     [line] = that_hold(read_lines(tmp_path / JOURNAL))
     assert line["loss_by_source"] == {"books": 3.0}
     assert line["routers"][0]["load"] == [1 / EXPERTS] * EXPERTS
+
+
+def test_books_that_can_not_be_begun_anew_go_on_as_they_were(
+    module: LossModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [stage] = Curriculum.plan(WORLD.spec).stages
+
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with FakeTensorMode(), closing(Books(WORLD, RANKS, CONFIG, module, 0.0, tmp_path)) as books:
+        books.begin(0, lambda write: write())
+        with monkeypatch.context() as patch:
+            patch.setattr(EventsWriter, "__init__", full)
+            with pytest.raises(OSError, match="No space left"):
+                books.begin(5, lambda write: write())
+        books.look(stage, 6, 16, Measures(loss=3.0), {}, lambda write: write())
+    assert [line["step"] for line in read_lines(tmp_path / JOURNAL)] == [6]
 
 
 def test_held_out_text_is_judged_on_the_device(module: LossModule, waited: list[Wait], tmp_path: Path) -> None:

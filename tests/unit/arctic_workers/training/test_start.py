@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 from arctic_model.names import llama_name, tensor_shapes
 from arctic_model.weights import SINGLE_FILE, load_weights, save_model
-from arctic_workers.training.engine import Ranks, build_model
+from arctic_workers.training.checkpoint.store import CheckpointStore, Manifest
+from arctic_workers.training.engine import Ranks, build_model, named_tensors
 from arctic_workers.training.errors import Refused
-from arctic_workers.training.start import find_start, fit_vocabulary
+from arctic_workers.training.start import Start, find_start, fit_vocabulary, kept_config
 
 TOKENS = torch.arange(14).view(2, 7)
 LLAMA = {
@@ -124,6 +126,46 @@ def test_a_model_with_experts_cannot_grow_any(world_of: Any, tmp_path: Path) -> 
 def test_weights_that_are_not_there_are_named(world_of: Any, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=f"{tmp_path}/nowhere is not there: name a folder or a GGUF file"):
         find_start(world_of(from_uri(tmp_path / "nowhere")))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    store = CheckpointStore(tmp_path / "run", 1)
+    store.claim("u")
+    return store
+
+
+def commit(store: CheckpointStore, step: int, progress: dict[str, Any]) -> None:
+    store.commit(Manifest(step, step, "s", False, 1, 1, "2026-01-01T00:00:00Z", {}, {}, progress))
+
+
+def test_a_run_that_has_a_checkpoint_does_not_miss_the_weights_that_it_began_from(
+    llama: Path, world_of: Any, store: CheckpointStore
+) -> None:
+    world = world_of(from_uri(llama, upcycle={"experts": 4, "every": 2}, ropeScaling={"type": "yarn", "factor": 2}))
+    assert kept_config(store) is None
+    first = find_start(world)
+    commit(store, 1, {})  # as it was before checkpoints said it
+    assert kept_config(store) is None
+    commit(store, 2, {"config": first.config.to_dict()})
+    (store.folder(2).parent / store.name(3)).mkdir()  # damaged
+    kept = kept_config(store)
+    assert kept == first.config
+    assert find_start(world, kept) == Start(first.config, None, llama)
+    shutil.rmtree(llama)
+    start = find_start(world, kept)
+    assert start.config == first.config
+    model = build_model(start.config, Ranks(0, 1, 0, torch.device("cpu")), 1, 3, start.weights)
+    assert {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()} == tensor_shapes(first.config)
+
+
+def test_an_adapter_needs_what_it_stands_on_also_beside_its_checkpoint(llama: Path, world_of: Any) -> None:
+    world = world_of(from_uri(llama, adapter={"lora": {"rank": 2, "alpha": 4}}))
+    kept = find_start(world).config
+    assert find_start(world, kept).weights is not None
+    shutil.rmtree(llama)
+    with pytest.raises(Refused, match="is not there"):
+        find_start(world, kept)
 
 
 class Encoder:

@@ -1,5 +1,6 @@
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,18 @@ def test_the_newest_and_the_last_of_each_stage_are_kept(store: CheckpointStore) 
         commit(store, step, stage_end=step in (3, 6))
     store.thin_out(2)
     assert [int(folder.name.removeprefix("step-")) for folder in store.candidates()] == [10, 9, 6, 3]
+
+
+def test_what_people_put_beside_the_checkpoints_is_neither_read_nor_deleted(store: CheckpointStore) -> None:
+    folders = [commit(store, step) for step in (1, 2)]
+    copy = shutil.copytree(folders[1], folders[1].with_name(f"{folders[1].name}.kept"))
+    packed = folders[1].with_name(f"{folders[1].name}.tar")
+    packed.write_bytes(b"x")
+    assert store.candidates() == folders[::-1]
+    store.thin_out(1)
+    assert store.candidates() == folders[1:]
+    assert copy.exists()
+    assert packed.exists()
 
 
 def test_a_checkpoint_can_take_the_place_of_a_damaged_one_of_its_step(store: CheckpointStore) -> None:

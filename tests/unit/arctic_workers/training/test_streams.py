@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from arctic_workers.training.data import tokenizer
 from arctic_workers.training.data.streams import (
@@ -198,6 +199,20 @@ def test_a_tokenizer_with_a_configuration_of_another_shape_is_refused(
     (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(Refused, match=says):
         tokenizer.TextEncoder(tmp_path)
+
+
+def test_a_tokenizer_that_was_saved_to_cut_and_pad_batches_takes_documents_as_they_are(
+    tmp_path: Path, encoder: tokenizer.TextEncoder
+) -> None:
+    tokenizer.copy(encoder.folder, tmp_path)
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    saved.enable_truncation(8)
+    saved.enable_padding()
+    saved.save(str(tmp_path / "tokenizer.json"))
+    short, long = TEXTS[0], "".join(TEXTS[:20])
+    assert list(tokenizer.TextEncoder(tmp_path).encode_documents([short, long])) == list(
+        encoder.encode_documents([short, long])
+    )
 
 
 def test_ids_with_gaps_fit_the_vocabulary(tmp_path: Path, encoder: tokenizer.TextEncoder) -> None:

@@ -28,6 +28,8 @@ from arctic_workers.training.data.tokenizer import TextEncoder
 from arctic_workers.training.data.windows import IGNORED, MicroBatch
 from arctic_workers.training.journal import read_lines, that_hold
 
+pytestmark = pytest.mark.processes
+
 SCRIPT = Path(__file__).with_name("worlds.py")
 ANSWER = "the best of times"
 
@@ -270,6 +272,11 @@ def test_a_run_that_is_told_to_end_with_a_stage_succeeds_after_it_with_its_expor
     ]
     assert early["states"][-1]["training"]["stopAfter"] == "first"
     assert read(folder, "stopped-early", 1)["replies"] == [{"refusal": "This rank of a training can't stop_after."}]
+
+
+def test_a_run_is_judged_at_every_so_many_steps_the_last_of_a_stage_among_them(folder: Path) -> None:
+    curve = read_lines(folder / "stopped-early" / "evaluation" / "curve.jsonl")
+    assert [point["step"] for point in curve][:2] == [2, 4]
 
 
 def test_the_update_of_a_loss_that_jumps_is_left_out(folder: Path) -> None:

@@ -4,6 +4,7 @@ Arguments: the folder to work in, and the names of the parts to run. DeepSpeed t
 a world share its processes.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -41,12 +42,13 @@ from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.checkpoint.zero import local_pieces
 from arctic_workers.training.communication import waits_counted
 from arctic_workers.training.curriculum import StagePlan
-from arctic_workers.training.data.batches import TrainingData
+from arctic_workers.training.data.batches import Draw, StageDraws
 from arctic_workers.training.data.windows import IGNORED, MicroBatch
 from arctic_workers.training.engine import LossModule, Ranks, named_tensors, tensor_names
 from arctic_workers.training.errors import Refused, StoreFull
 from arctic_workers.training.experts import Exchange, Flights
 from arctic_workers.training.extent import training_of
+from arctic_workers.training.journal import Journal
 from arctic_workers.training.rank import train
 from arctic_workers.training.tally import Tally
 from arctic_workers.training.trainer import Diverged, Trainer, Wishes
@@ -384,12 +386,25 @@ def runs() -> None:
         content[-100] ^= 1
         shard.write_bytes(content)
     torch.distributed.barrier()
-    write("resumed", run("stopped", attempt=2).wire())
+    with newest_unseen():
+        write("resumed", run("stopped", attempt=2).wire())
     write("undamaged", run("damaged", attempt=2).wire())
     try:
         run("edited", attempt=2, spec=spec_of(batch={"tokensPerStep": 256, "microBatchSize": 2}))
     except Refused as error:
         write("edited", {"reason": error.reason, "message": error.message})
+
+
+@contextmanager
+def newest_unseen() -> Iterator[None]:
+    """Let the last rank not see the newest checkpoint, as the cache of a network file system may show a folder."""
+    candidates = CheckpointStore.candidates
+    if RANK == WORLD - 1:
+        CheckpointStore.candidates = lambda self: candidates(self)[1:]  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CheckpointStore.candidates = candidates  # type: ignore[method-assign]
 
 
 def skipped_updates() -> None:
@@ -530,13 +545,34 @@ def store_full_at(steps: set[int]) -> Iterator[None]:
         CheckpointStore.discard = discard  # type: ignore[method-assign]
 
 
+@contextmanager
+def no_room_for_notes() -> Iterator[None]:
+    """Let rank 0 have no room either for what is written for people: a new folder, and the journal's last lines."""
+    mkdir, close = Path.mkdir, Journal.close
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def make(self: Path, *arguments: Any, **options: Any) -> None:
+        if self.name == "evaluation":
+            full()
+        mkdir(self, *arguments, **options)
+
+    Path.mkdir = make  # type: ignore[method-assign]
+    Journal.close = full  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Path.mkdir, Journal.close = mkdir, close  # type: ignore[method-assign]
+
+
 def full_store() -> None:
     """The store is full for a while in the middle of a stage, when somebody asks for a checkpoint; then at its end."""
     link = ScriptedLink({2: "checkpoint"} if RANK == 0 else {})
     with store_full_at({1, 2, 3}):
         write("full", {"report": run("full", link=link, spec=spec_with_a_checkpoint_at_every_step()).wire()})
     write("full-replies", link.replies)
-    with store_full_at({4}):
+    with store_full_at({4}), no_room_for_notes():
         try:
             run("full-at-end")
         except StoreFull as error:
@@ -560,10 +596,14 @@ def commands() -> None:
 
 
 def stopped_early() -> None:
-    """A run that begins paused, is told to end with its first stage, and is taken up again without that wish."""
+    """A run that begins paused, is told to end with its first stage, and is taken up again without that wish.
+
+    It is judged at every second step, whether that is a stage's last or not.
+    """
+    judged = {"suites": ["perplexity"], "atStageEnd": False, "every": 2}
     asked = {2: ("stop_after", {"stage": "third"}), 3: ("stop_after", {"stage": "first"}), 4: "resume"}
     link = ScriptedLink(asked if RANK == 0 else {2: ("stop_after", {"stage": "first"})})
-    report = run("stopped-early", link=link, spec=spec_of(paused=True))
+    report = run("stopped-early", link=link, spec=spec_of(paused=True, evaluation=judged))
     states = [MessageToDict(state) for state in link.states]
     write("stopped-early", {"report": report.wire(), "replies": link.replies, "states": states})
     ended = run("stopped-early", attempt=2, spec=spec_of(stopAfter="first"))
@@ -593,19 +633,17 @@ def jumping_spec(policy: str | None = None, **changes: Any) -> ArcticTrainingSpe
 @contextmanager
 def other_data(places: Callable[[int], int]) -> Iterator[list[int]]:
     """Let a run take other steps' data than its own; gives the list of those that were taken."""
-    micro_batches, taken = TrainingData.micro_batches, []
+    draws, taken = StageDraws.step, []
 
-    def moved(self: TrainingData, stage: StagePlan, step: int, *arguments: Any) -> Any:
+    def moved(self: StageDraws, step: int) -> list[Draw]:
         taken.append(places(step))
-        return micro_batches(self, stage, taken[-1], *arguments)
+        return draws(self, taken[-1])
 
-    targets = TrainingData.targets
-    TrainingData.micro_batches = moved  # type: ignore[method-assign]
-    TrainingData.targets = lambda self, stage, step: targets(self, stage, places(step))  # type: ignore[method-assign]
+    StageDraws.step = moved  # type: ignore[method-assign]
     try:
         yield taken
     finally:
-        TrainingData.micro_batches, TrainingData.targets = micro_batches, targets  # type: ignore[method-assign]
+        StageDraws.step = draws  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -695,9 +733,16 @@ def adapters() -> None:
 
 
 def longer() -> None:
-    """The export of another run goes on with sequences that are longer than its positions, and shared out at first."""
+    """The export of another run goes on with sequences that are longer than its positions, and shared out at first.
+
+    It is gone when the run goes on from its checkpoint.
+    """
+    begin = FOLDER / "begin"
+    if RANK == 0:
+        shutil.copytree(FOLDER / "adapter-stopped" / "export", begin)
+    torch.distributed.barrier()
     model = {
-        "from": {"uri": f"file://{FOLDER}/adapter-stopped/export"},
+        "from": {"uri": f"file://{begin}"},
         "ropeScaling": {"type": "yarn", "factor": 2.5},
     }
     stage = {
@@ -718,6 +763,8 @@ def longer() -> None:
         )
 
     run("longer", link=ScriptedLink({1: "stop"} if RANK == 0 else {}), spec=spec(sequenceParallel=WORLD))
+    if RANK == 0:
+        shutil.rmtree(begin)
     write("longer", run("longer", attempt=2, spec=spec()).wire())
 
 

@@ -22,7 +22,7 @@ from arctic_api.world import CHECKPOINT_MISMATCH, CheckpointReport
 from arctic_workers.training.checkpoint.store import CheckpointStore, Manifest, damage
 from arctic_workers.training.checkpoint.zero import KINDS, Piece
 from arctic_workers.training.errors import Refused, StoreFull
-from arctic_workers.training.files import sha256, sync_file, write_json
+from arctic_workers.training.files import put_whole, sha256, sync_file
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,9 @@ class Checkpointer:
         path = folder / shard_name(self._rank, self._world)
         save_file(snapshot, path)
         sync_file(path)
-        write_json(_receipt(path), {"size": path.stat().st_size, "sha256": sha256(path)})
+        receipt = {"size": path.stat().st_size, "sha256": sha256(path)}
+        # The last that is done there: once all have theirs, rank 0 syncs the folder and gives it its lasting name.
+        put_whole(_receipt(path), json.dumps(receipt).encode())
 
     def _commit(self, position: Position) -> CheckpointReport:
         folder = self._store.stage(self._store.name(position.step))
@@ -230,13 +232,12 @@ class Checkpointer:
                 torch.set_rng_state(files[shard_name(self._rank, self._world)].get_tensor(RNG))
         return manifest
 
-    def newest_whole(self, agree: Callable[[bool], bool]) -> Path | None:
-        """Return the newest checkpoint that is not damaged, None if there is none. Collective.
+    def newest_whole(self, candidates: Sequence[Path], agree: Callable[[bool], bool]) -> Path | None:
+        """Return the first of the store's `candidates` that is not damaged, None if there are none. Collective.
 
-        Each rank reads its share of the files; `agree` tells whether all ranks said yes. `Refused` if there are
-        checkpoints and all are damaged.
+        All ranks are given the same. Each reads its share of the files; `agree` tells whether all ranks said yes.
+        `Refused` if all are damaged.
         """
-        candidates = self._store.candidates()
         for folder in candidates:
             found = damage(folder, self._rank, self._world)
             if found:

@@ -24,6 +24,8 @@ MANIFEST = "manifest.json"
 OWNER = "owner.json"
 FORMAT = 1
 FULL = (errno.ENOSPC, errno.EDQUOT)
+_DIGITS = 10
+"""Of a step in the name of its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ class CheckpointStore:
     @staticmethod
     def name(step: int) -> str:
         """Return the name of a checkpoint's folder."""
-        return f"step-{step:010d}"
+        return f"step-{step:0{_DIGITS}d}"
 
     def commit(self, manifest: Manifest) -> Path:
         """Commit what was staged for a step and return its folder; `Fenced` under a stale epoch."""
@@ -251,8 +253,11 @@ class CheckpointStore:
         return target
 
     def candidates(self) -> list[Path]:
-        """Return the folders of committed checkpoints, the newest first; they may be damaged."""
-        return sorted(self._checkpoints.glob("step-[0-9]*"), reverse=True)
+        """Return the folders of committed checkpoints, the newest first; they may be damaged.
+
+        What people put beside them under longer names, such as copies, is theirs.
+        """
+        return sorted(self._checkpoints.glob(f"step-{'[0-9]' * _DIGITS}"), reverse=True)
 
     def thin_out(self, keep: int, damaged: Collection[Path] = ()) -> None:
         """Delete `damaged` checkpoints, and of the others all but the newest `keep` and the last of each stage."""

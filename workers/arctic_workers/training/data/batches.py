@@ -1,9 +1,8 @@
-"""The tokens of a step: a function of (seed, stage, tokens consumed) and of nothing else."""
+"""The tokens of a step: a function of (seed, stage, tokens consumed or passed over) and of nothing else."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -50,11 +49,10 @@ class StageDraws:
         """Return how many sequences of each source the stage's first `step` steps have."""
         return dict(zip(self._sources, map(int, self._mixture.drawn_before(step)), strict=True))
 
-    @cached_property
-    def taken(self) -> dict[str, int]:
-        """Tokens that the whole stage takes from each source."""
+    def taken(self, passed_over: int) -> dict[str, int]:
+        """Return the tokens of each source that the whole stage reads, or else passes over: so many steps of them."""
         length = self.plan.spec.sequence_length
-        return {name: drawn * length for name, drawn in self.drawn_before(self.plan.steps).items()}
+        return {name: drawn * length for name, drawn in self.drawn_before(self.plan.steps + passed_over).items()}
 
 
 def _mixture_of(plan: StagePlan, offset: int) -> Mixture | Ramp:
@@ -74,21 +72,33 @@ class TrainingData:
     """
 
     def __init__(self, curriculum: Curriculum, streams: Mapping[str, Stream], seed: int) -> None:
-        self._streams = streams
-        self._seed = seed
-        self._stages: list[StageDraws] = []
-        taken: dict[str, int] = {}
         for plan in curriculum.stages:
             for name in plan.weights:
                 if plan.mean_weights[name] and name not in streams:
                     raise Refused("SourceEmpty", f"stage {plan.name}: there are no tokens of source {name}")
-            draws = StageDraws(plan, seed, taken)
-            self._stages.append(draws)
-            taken = {name: taken.get(name, 0) + draws.taken.get(name, 0) for name in taken.keys() | draws.taken.keys()}
+        self._plans = curriculum.stages
+        self._streams = streams
+        self._seed = seed
+        self._passed_over: dict[str, int] = {}
+        self._stages = self._draws()
+
+    def _draws(self) -> list[StageDraws]:
+        stages: list[StageDraws] = []
+        taken: Counter[str] = Counter()
+        for plan in self._plans:
+            stages.append(StageDraws(plan, self._seed, taken.copy()))
+            taken.update(stages[-1].taken(self._passed_over.get(plan.name, 0)))
+        return stages
+
+    def pass_over(self, steps: Mapping[str, int]) -> None:
+        """Pass over so many steps' data of each stage, by its name, from now on; later stages go on behind them."""
+        if self._passed_over != steps:
+            self._passed_over = dict(steps)
+            self._stages = self._draws()
 
     def step(self, stage: StagePlan, step: int) -> list[Draw]:
         """Return all sequences of the run's step `step`, which is one of `stage`."""
-        return self._stages[stage.index].step(step - stage.first_step)
+        return self._stages[stage.index].step(step - stage.first_step + self._passed_over.get(stage.name, 0))
 
     def epochs(self, step: int) -> dict[str, float]:
         """Return how often each source has been read after `step` steps of the run."""
@@ -139,9 +149,9 @@ class TrainingData:
 
 
 def held_out_windows(streams: Mapping[str, Stream], category: str, length: int, most: int) -> list[Window]:
-    """Return at most `most` sequences of held-out text of a category, spread over its streams."""
+    """Return at most `most` sequences of held-out text of a category that can be judged, spread over its streams."""
     chosen = [streams[name] for name in sorted(streams) if streams[name].category == category]
-    places = [(stream, index) for stream in chosen for index in range(stream.windows(length))]
+    places = [(stream, index) for stream in chosen for index in stream.judged(length)]
     count = min(most, len(places))
     return [stream.window(index, length) for stream, index in (places[i * len(places) // count] for i in range(count))]
 

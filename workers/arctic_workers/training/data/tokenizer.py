@@ -116,6 +116,9 @@ class TextEncoder:
         except Exception as error:  # the library raises plain Exception
             raise Refused("TokenizerDamaged", f"tokenizer: {folder}/tokenizer.json can't be read: {error}") from error
         self.tokenizer.encode_special_tokens = True  # as text: `<s>` in a document does not begin another one
+        # Many published ones were saved as they last cut and padded batches, which transformers undoes at each call.
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
         config = read_config(folder)
         self.bos = self._token_id(config, "bos_token")
         self.pad = self._token_id(config, "pad_token")

@@ -77,6 +77,10 @@ class Stream:
         """Return how many windows cover the stream without overlap, at least one."""
         return max(1, (len(self.tokens) - 1) // length)
 
+    def judged(self, length: int) -> Sequence[int]:
+        """Return the windows that have anything to predict, in order."""
+        return range(self.windows(length))
+
     def targets(self, index: int, length: int) -> int:
         """Return how many labels of a window count, without a look at its tokens."""
         return length - len(self._beginnings(index * length + 1, (index + 1) * length + 1))
@@ -120,6 +124,10 @@ class Conversations(Stream):
     def windows(self, length: int) -> int:
         """Return how many windows hold all conversations."""
         return len(self._table(length)) - 1
+
+    def judged(self, length: int) -> Sequence[int]:
+        """Return the windows that have answers: those of a conversation that is cut off may be beyond its end."""
+        return [index for index in range(self.windows(length)) if self.targets(index, length)]
 
     def targets(self, index: int, length: int) -> int:
         """Return how many labels of a window count, without a look at its tokens."""
