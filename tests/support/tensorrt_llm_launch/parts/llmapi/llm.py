@@ -79,8 +79,8 @@ class RequestOutput:
             await asyncio.to_thread(self._llm.iterate)
             token = (sum(prompt) + count) % 256 + 1
             completion.token_ids.append(token)
-            if sampling.logprobs is not None:
-                tops = {token + place: Logprob(-1.0 - place, place + 1) for place in range(max(sampling.logprobs, 1))}
+            if sampling.logprobs:  # 0 is none at all
+                tops = {token + place: Logprob(-1.0 - place, place + 1) for place in range(sampling.logprobs)}
                 completion.logprobs.append(tops)
             if token in (sampling.stop_token_ids or ()):
                 completion.finish_reason, completion.stop_reason = "stop", token
