@@ -222,10 +222,11 @@ def run_gateway(
     hold_requests: int = 0,
     begin_seconds: int = 0,
     connections: int = gateway.CONNECTIONS,
+    everywhere: bool = False,
 ) -> Iterator[Gateway]:
     """Run the configuration as it is built, but for its ports, its name server and shorter times.
 
-    The last `canaries` of the leaders are a canary's.
+    The last `canaries` of the leaders are a canary's. It listens on loopback alone, unless `everywhere`.
     `beside` are the ports of a real leader on 127.0.0.1, which is found too; the times of checks are then as built.
     """
     find_haproxy()
@@ -239,12 +240,14 @@ def run_gateway(
     config = haproxy_config(asked, connections)
     (folder / LUA_FILE).write_text(LUA)
     write_keys(folder, keys or [])
+    any_address = f"${{{gateway.ANY_VARIABLE}}}"
+    address = any_address if everywhere else "127.0.0.1"
     with ExitStack() as stack:
         dns = Dns()
         stack.callback(dns.close)
         for here, there in (
-            (f"bind :{gateway.HTTP_PORT}", f"bind 127.0.0.1:{port}"),
-            (f"bind :{health_port}", f"bind 127.0.0.1:{metrics_port}"),
+            (f"{any_address}:{gateway.HTTP_PORT}", f"{address}:{port}"),
+            (f"{any_address}:{health_port}", f"{address}:{metrics_port}"),
             (f"{gateway.CONFIG_FOLDER}/{LUA_FILE}", str(folder / LUA_FILE)),
             (f"{gateway.CONFIG_FOLDER}/{gateway.CANARY_FILE}", str(folder / gateway.CANARY_FILE)),
             (f"{gateway.CONFIG_FOLDER}/{gateway.HOLD_FILE}", str(folder / gateway.HOLD_FILE)),

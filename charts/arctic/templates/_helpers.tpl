@@ -9,18 +9,33 @@ app.kubernetes.io/name: arctic-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* The version as labels and tags may have it, whose + stands before the number of a build. */}}
+{{- define "arctic.version" -}}
+{{ .Chart.AppVersion | replace "+" "_" }}
+{{- end }}
+
 {{- define "arctic.labels" -}}
 {{ include "arctic.selector" . }}
 app.kubernetes.io/part-of: arctic
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ include "arctic.version" . | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{/* Reference of an image: (list . .Values.image) */}}
 {{- define "arctic.image" -}}
 {{- $root := index . 0 }}{{ $image := index . 1 }}
-{{- printf "%s:%s" $image.repository ($image.tag | default $root.Chart.AppVersion) }}
+{{- printf "%s:%s" $image.repository ($image.tag | default (include "arctic.version" $root)) }}
+{{- end }}
+
+{{/* A text as the value of a variable: the kubelet replaces $(NAME), and makes $$ one $. */}}
+{{- define "arctic.literal" -}}
+{{ . | replace "$" "$$" | quote }}
+{{- end }}
+
+{{/* A list as the operator reads it from a variable; one that is left empty in a file of values is null. */}}
+{{- define "arctic.list" -}}
+{{ . | default list | toJson | include "arctic.literal" }}
 {{- end }}
 
 {{/* What differs for the workers of each engine, as the operator reads it. */}}

@@ -14,7 +14,7 @@ from arctic_api.training import KIND, CheckpointVolume
 from arctic_api.world import STORE_FOLDER, Ports, run_folder
 from arctic_operator.manifests.common import Manifest, best_name, child_metadata, judgement_name
 from arctic_operator.manifests.evaluation import evaluation_of
-from arctic_operator.manifests.single_pod import single_pod_job, without_devices
+from arctic_operator.manifests.single_pod import resources_without_devices, single_pod_job, without_devices
 from arctic_operator.observed import Identity
 from arctic_operator.settings import Settings
 from arctic_operator.trials import Ablation, Trial
@@ -116,7 +116,7 @@ def task_job(
         ports={"metrics": Ports().metrics},
         image=training.image,
         claims=[ClaimVolume(claim_name=_volume(ablation).claim_name, mount_path=STORE_FOLDER, read_only=False)],
-        resources=None,
+        resources=resources_without_devices(settings.worker_resources),
         grace_seconds=GRACE_SECONDS,
         priority_class=training.priority_class_name,
         template=without_devices(training.template),

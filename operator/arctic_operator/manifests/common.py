@@ -175,6 +175,11 @@ def secret_manifest(metadata: Manifest, data: Mapping[str, bytes]) -> Manifest:
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": encoded}
 
 
+def literal(value: str) -> str:
+    """Return a variable's value as a container gets it whole: the kubelet replaces `$(NAME)`, and `$$` by `$`."""
+    return value.replace("$", "$$")
+
+
 def host(name: str, namespace: str, index: int) -> str:
     """Return the address of a pod of a Job or StatefulSet whose Service has its name."""
     return f"{name}-{index}.{name}.{namespace}.svc"

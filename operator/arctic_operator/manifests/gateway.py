@@ -44,6 +44,8 @@ REPLICAS = 2
 CONFIG_HASH = "arctic.dev/config-hash"
 HTTP_PORT = 8080
 """Port of the gateway's pods: above 1024, since they are not root; the Service maps the spec's port to it."""
+ANY_VARIABLE = "ARCTIC_ANY"
+"""Tells HAProxy to listen on all addresses: `::` on nodes with IPv6, empty on others, where it would fail."""
 CONNECTIONS = 4096
 """Most open connections of one pod, whatever they are for."""
 RESERVED = 64
@@ -127,7 +129,8 @@ def haproxy_config(shape: GatewayShape, connections: int = CONNECTIONS) -> str:
     errors = "\n    ".join(f"http-error {_answer(status, error)}" for status, error in _ERRORS.items())
     return f"""\
 global
-    log stdout format raw local0 notice
+    # What is told of a request has this level, however it ended.
+    log stdout format raw local0 info
     setenv ARCTIC_KEYS {KEYS_FOLDER}/{KEYS_FILE}
     setenv ARCTIC_CANARY {CONFIG_FOLDER}/{CANARY_FILE}
     setenv ARCTIC_HOLD {CONFIG_FOLDER}/{HOLD_FILE}
@@ -148,6 +151,8 @@ defaults
     log global
     option httplog
     option dontlog-normal
+    # Load balancers look whether the port is open, and browsers connect ahead of time.
+    option dontlognull
     # A new connection for each request to a leader: one that was kept could be closed just as a request is sent on it,
     # and a POST must not be sent twice.
     option http-server-close
@@ -188,7 +193,7 @@ resolvers cluster
     hold timeout 5m
 
 frontend api
-    bind :{HTTP_PORT}
+    bind "${{{ANY_VARIABLE}}}:{HTTP_PORT}" v4v6
     maxconn {most_open}
     monitor-uri /healthz
     monitor fail if {{ stopping }}
@@ -207,7 +212,7 @@ frontend api
 {_backend("leaders", "leader", shape.leaders_host, shape, is_full)}
 {_backend("canary", "canary", shape.canary_host, shape, is_full)}
 frontend observability
-    bind :{shape.health_port}
+    bind "${{{ANY_VARIABLE}}}:{shape.health_port}" v4v6
     monitor-uri /healthz
     http-request use-service prometheus-exporter if {{ path /metrics }}
     http-request use-service lua.waiting if {{ path {WAITING_PATH} }}
@@ -463,5 +468,6 @@ def gateway_command(config_path: str) -> list[str]:
 
     The first `wait` ends when the signal comes, the second when HAProxy does.
     """
-    script = 'haproxy -db -f "$0" & trap "kill -USR1 $!" TERM USR1; wait $! || wait $!'
-    return ["/bin/sh", "-c", script, config_path]
+    look = f"test ! -e /proc/net/if_inet6 || export {ANY_VARIABLE}=::"
+    run = 'haproxy -db -f "$0" & trap "kill -USR1 $!" TERM USR1; wait $! || wait $!'
+    return ["/bin/sh", "-c", f"{look}; {run}", config_path]

@@ -15,7 +15,7 @@ from typing import Any
 from arctic_api.common import ClaimVolume, Resources
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_api.world import InferenceGroup
-from arctic_operator.manifests.common import CONTAINER_SECURITY, Manifest
+from arctic_operator.manifests.common import CONTAINER_SECURITY, Manifest, literal
 from arctic_operator.manifests.worker import claim_mount, claim_volume, container_resources, pod_devices
 from arctic_operator.settings import Settings
 
@@ -105,7 +105,8 @@ def _environment(group: InferenceGroup, spec: ArcticInferenceSpec) -> list[Manif
     }
     author = {item.name: item.value for item in (spec.template and spec.template.environment) or ()}
     defaults = {"OUTLINES_CACHE_DIR": "/tmp/outlines"}  # noqa: S108  the container's own
-    environment: dict[str, Any] = {name: {"value": value} for name, value in (defaults | author | ours).items()}
+    variables = defaults | author | ours
+    environment: dict[str, Any] = {name: {"value": literal(value)} for name, value in variables.items()}
     if spec.engine.credentials:
         key = {"name": spec.engine.credentials.secret_name, "key": NGC_API_KEY}
         environment[NGC_API_KEY] = {"valueFrom": {"secretKeyRef": key}}

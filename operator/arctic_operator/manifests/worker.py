@@ -20,6 +20,7 @@ from arctic_operator.manifests.common import (
     POD_SECURITY,
     Manifest,
     child_metadata,
+    literal,
     tls_name,
 )
 from arctic_operator.observed import WORKER_CONTAINER, Identity
@@ -84,7 +85,7 @@ def worker_template(
         "imagePullPolicy": settings.image_pull_policy,
         "command": [*(defaults.command or settings.worker_command), "-m", module],
         "env": [
-            *({"name": name, "value": value} for name, value in environment.items()),
+            *({"name": name, "value": literal(value)} for name, value in environment.items()),
             {"name": NODE_RANK_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": rank_field}}},
         ],
         "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],

@@ -4,8 +4,9 @@ import copy
 import json
 
 import pytest
+from kubelet import variables_of
 
-from arctic_api.common import BaseWeights
+from arctic_api.common import BaseWeights, KeyValue
 from arctic_api.rules import RESERVED_FOLDERS
 from arctic_api.world import TRACES_VARIABLE, EvaluationWorld, InferenceGroup, TrainingWorld
 from arctic_operator.evaluations import Target
@@ -158,6 +159,18 @@ def test_the_world_document_reads_back_as_it_was_written(pod):
     models = {"ArcticTraining": TrainingWorld, "ArcticInference": InferenceGroup, "ArcticEvaluation": EvaluationWorld}
     model = models[json.loads(text)["kind"]]
     assert model.model_validate_json(text).model_dump_json(by_alias=True) == text
+
+
+def test_workers_hear_what_is_written_where_it_looks_like_a_reference_to_a_variable_too(build):
+    written = "pa$$word $(HOME) $5"
+    author = [{"name": "GIVEN", "value": written}]
+    tracking = {"mlflow": {"uri": "https://me:pa$$word@mlflow/$(HOME)", "experiment": written}}
+    training = build.training(template={"environment": author}, tracking=tracking)
+    settings = build.settings.model_copy(update={"worker_environment": (KeyValue(name="COMMON", value=written),)})
+    (container,) = attempt_job(training, 1, settings, None, 0.0)["spec"]["template"]["spec"]["containers"]
+    heard = variables_of(container)
+    assert (heard["GIVEN"], heard["COMMON"]) == (written, written)
+    assert TrainingWorld.model_validate_json(heard["ARCTIC_WORLD"]).spec.tracking == training.spec.tracking
 
 
 def test_a_leader_worker_set_is_one_group_that_its_controller_never_updates_or_restarts(build):

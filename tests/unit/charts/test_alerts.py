@@ -131,3 +131,10 @@ def test_the_commands_of_a_runbook_are_there(page: Path) -> None:
             command = command.commands[rest.pop(0)]
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word.partition("=")[0] for word in rest if word.startswith("-")} <= known, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_runbook_shows_the_log_of_every_operator(page: Path) -> None:
+    """Of a Deployment's pods kubectl shows one alone, which may be the one that waits to lead."""
+    asked = re.findall(r"kubectl .*\blogs (\S+)", page.read_text())
+    assert not [what for what in asked if what.startswith("deployment/")]

@@ -1,15 +1,18 @@
 """What the chart renders to, with values of each kind, by the real helm."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from kubelet import variables_of
 from pod_security import violations
 
-from arctic_api.common import ClaimVolume, KeyValue, Resources
+from arctic_api.common import LABEL_VALUE_PATTERN, ClaimVolume, KeyValue, Resources
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_operator.manifests.gateway import gateway_children
 from arctic_operator.observed import Identity
@@ -60,8 +63,8 @@ def pods(objects: list[Manifest]) -> list[Manifest]:
 def settings_of(objects: list[Manifest]) -> Settings:
     """Return the settings that the operator reads in the rendered pod."""
     container = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
-    environment = {each["name"]: each.get("value", "from-the-pod") for each in container["env"]}
-    return Settings.from_environment(environment)
+    from_the_pod = {each["name"]: "from-the-pod" for each in container["env"]}
+    return Settings.from_environment(from_the_pod | variables_of(container))
 
 
 @pytest.mark.parametrize("values", [(), LOCAL], ids=["default", "local"])
@@ -77,6 +80,21 @@ def test_every_object_has_a_name_of_its_own_and_the_releases_labels(render: Rend
     assert len(set(keys)) == len(keys)
     own = [each for each in objects if each["kind"] != "CustomResourceDefinition"]
     assert all(each["metadata"]["labels"]["app.kubernetes.io/instance"] == "arctic" for each in own)
+
+
+def test_a_chart_that_is_packaged_with_the_number_of_a_build_has_valid_labels_and_tags(
+    run_helm: Helm, tmp_path: Path
+) -> None:
+    packaged = run_helm(
+        *("package", str(CHART), "--destination", str(tmp_path), "--version", "0.2.0+5", "--app-version", "0.2.0+5")
+    )
+    assert packaged.returncode == 0, packaged.stderr
+    rendered = run_helm("template", "arctic", str(tmp_path / "arctic-0.2.0+5.tgz"), *MONITORED)
+    assert rendered.returncode == 0, rendered.stderr
+    objects = [each for each in yaml.load_all(rendered.stdout, yaml.CSafeLoader) if each]
+    labels = {value for each in objects for value in each["metadata"].get("labels", {}).values()}
+    assert [value for value in labels if not re.fullmatch(LABEL_VALUE_PATTERN, value)] == []
+    assert settings_of(objects).worker_image == "arctic/worker:0.2.0_5"
 
 
 @every_value
@@ -141,6 +159,14 @@ def test_the_operator_reads_from_its_environment_what_the_values_say(render: Ren
     assert chosen.worker_resources is not None
     assert chosen.worker_resources.limits == {"nvidia.com/gpu": 8}
     assert [(each.name, each.value) for each in chosen.worker_environment] == [("NCCL_DEBUG", "INFO")]
+
+
+def test_what_workers_are_given_reaches_the_operator_as_it_is_written(render: Render) -> None:
+    written = "pa$$word $(ARCTIC_CLUSTER_DOMAIN)"
+    given = [{"name": "GIVEN", "value": written}]
+    chosen = settings_of(render("--set-json", f"workers={json.dumps({'environment': given, 'command': [written]})}"))
+    assert [each.value for each in chosen.worker_environment] == [written]
+    assert chosen.worker_command == (written,)
 
 
 @pytest.mark.parametrize(
@@ -338,6 +364,8 @@ def test_definitions_can_be_left_out_and_are_kept_on_uninstall(render: Render) -
         ("logLevel=loud", "/logLevel", "one of 'debug', 'info', 'warning', 'error'"),
         ("monitoring.interval=30", "/monitoring/interval", "want string"),
         ("metricsPort=80", "/metricsPort", "minimum: got 80, want 1,024"),
+        ("metricsPort=null", "", "missing property 'metricsPort'"),
+        ("networkPolicy.dnsPorts=null", "/networkPolicy", "missing property 'dnsPorts'"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_place_and_what_is_wanted(
@@ -347,6 +375,29 @@ def test_a_bad_value_is_refused_with_its_place_and_what_is_wanted(
     assert refused.returncode != 0
     assert f"at '{where}': " in refused.stderr
     assert what in refused.stderr
+
+
+def left_empty(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return values in which all that may be missing is there and says nothing, which Helm takes for missing."""
+    found: dict[str, Any] = {}
+    for name, field in schema["properties"].items():
+        if name == "global":
+            continue  # no value of the chart's
+        field = definitions[field["$ref"].removeprefix("#/$defs/")] if "$ref" in field else field
+        if name not in schema.get("required", ()):
+            found[name] = None
+        elif "properties" in field:
+            found[name] = left_empty(field, definitions)
+    return found
+
+
+def test_values_that_may_be_left_empty_count_as_none(render: Render, tmp_path: Path) -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    file = tmp_path / "values.json"
+    file.write_text(json.dumps(left_empty(schema, schema["$defs"])))
+    objects = render("-f", str(file), *MONITORED)
+    # What workers of some engines differ by is such a value too.
+    assert settings_of(objects) == settings_of(render()).model_copy(update={"engines": {}})
 
 
 LIMITS = ("pattern", "maxLength", "minimum", "maximum")

@@ -11,7 +11,8 @@
       Nothing is started, restarted or scaled until one does; what runs is not touched. See the pods of {{ $operator }}.
     runbook_url: {{ include "arctic.runbook" (list . "ArcticOperatorWithoutLeader") }}
 - alert: ArcticOperatorNotReconciling
-  # Objects are due and none is done; or the watches show nothing of what is written. Who doesn't lead has a queue that waits.
+  # Objects are due and none is done; or the watches show nothing of what is written. Who doesn't lead has a queue that
+  # waits. The kubelet soon ends an operator that sees nothing, and the next one counts from 0: told is what comes again.
   expr: |-
     (
       sum(
@@ -23,7 +24,7 @@
       sum(rate(arctic_operator_reconcile_total{ {{- $here }}, result="success"}[10m])) > 0
     )
     or
-    max(arctic_operator_heartbeat_unseen_seconds{ {{- $here -}} }) > 60
+    max(max_over_time(arctic_operator_heartbeat_unseen_seconds{ {{- $here -}} }[4m])) > 60
   for: 5m
   labels: {severity: critical}
   annotations:

@@ -31,6 +31,8 @@ from arctic_operator.manifests.gateway_lua import LUA, LUA_FILE
 from arctic_operator.observed import Identity
 from arctic_operator.settings import Settings
 
+pytestmark = pytest.mark.processes
+
 UID = "0a1b2c3d-0000-4000-8000-000000000000"
 DEMO = Identity("ArcticInference", "default", "demo", UID)
 SETTINGS = Settings(namespace="arctic-system", worker_image="worker", gateway_image="haproxy:2.8")
@@ -107,6 +109,31 @@ def test_alerts_count_each_request_that_fails_once_be_it_refused_or_broken_off(t
         running.leaders[0].ready = False
         wait_until(lambda: running.post("/answer").status_code == 503, "leaving out an unready leader")
         assert bad_answers(running) == (2, 1)
+
+
+def logged(folder: Path) -> list[str]:
+    """Return the statuses of the requests that the gateway's log tells of."""
+    return re.findall(r' api \S+ \S+ (\d{3}) \d+ - - .* "', (folder / "haproxy.log").read_text())
+
+
+def test_the_log_tells_of_requests_that_fail_and_of_no_others(tmp_path: Path) -> None:
+    with run_gateway(tmp_path, leaders=1) as running:
+        assert running.post("/answer").status_code == 200
+        connected(running).close()
+        assert running.post("/vanish").status_code == 502
+        wait_until(lambda: logged(tmp_path) == ["502"], "a line about what failed")
+        running.leaders[0].ready = False
+        wait_until(lambda: running.up() == 0, "leaving out the leader")
+        assert running.post("/answer").status_code == 503
+        wait_until(lambda: logged(tmp_path) == ["502", "503"], "a line about what no leader got")
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6 here")
+def test_a_gateway_is_reached_by_either_family_of_addresses(tmp_path: Path) -> None:
+    with run_gateway(tmp_path, leaders=1, everywhere=True) as running:
+        for url in (running.url, running.metrics_url):
+            assert answers(f"{url}/healthz")
+            assert answers(f"{url}/healthz".replace("127.0.0.1", "[::1]"))
 
 
 def test_a_stream_is_passed_on_chunk_by_chunk(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from kubelet import variables_of
 from pod_security import violations
 
 from arctic_api.common import ClaimVolume, Resources
@@ -97,6 +98,16 @@ def nim(build):
 def test_nvidias_container_is_told_what_the_manifest_says(nim):
     (container,) = nim()["spec"]["containers"]
     assert container == NIM
+
+
+def test_what_looks_like_a_reference_to_a_variable_is_told_as_it_is_written(nim):
+    written = "a$$b $(NIM_SERVER_PORT)"
+    environment = [{"name": "GIVEN", "value": written}]
+    (container,) = nim(model={"inImage": True, "servedName": written}, template={"environment": environment})["spec"][
+        "containers"
+    ]
+    heard = variables_of(container)
+    assert (heard["GIVEN"], heard["NIM_SERVED_MODEL_NAME"]) == (written, written)
 
 
 def test_without_a_key_and_a_claim_there_is_neither(nim):
