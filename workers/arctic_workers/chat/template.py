@@ -7,6 +7,7 @@ import json
 import re
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from os.path import commonprefix
 from pathlib import Path
@@ -16,6 +17,7 @@ from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic_core import from_json
 
 SETTINGS_FILE = "tokenizer_config.json"
 _TEMPLATE_FILE = "chat_template.jinja"
@@ -53,6 +55,7 @@ class ChatTemplate:
         self.is_marked = source is not None
         """Whether rendered chats have their special tokens already: a model's own template writes them itself."""
         self._reads_parts = self._can_read_parts()
+        self._reads_objects = self._takes_call({}) or not self._takes_call("{}")
         self._marks_answers = source is not None and bool(re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", source))
 
     @classmethod
@@ -124,11 +127,37 @@ class ChatTemplate:
         except TextError:
             return False
 
+    def _takes_call(self, arguments: Any) -> bool:
+        """Whether the template bears a call with such arguments: a few put other text together with them."""
+        function = {"name": _PROBE, "arguments": arguments}
+        call = {"id": "probe1234", "type": "function", "function": function}  # Mistral's ids have nine characters
+        asked, called = {"role": "user", "content": _PROBE}, {"role": "assistant", "content": "", "tool_calls": [call]}
+        answered = {"role": "tool", "name": _PROBE, "tool_call_id": call["id"], "content": _PROBE}
+        try:
+            self._run([asked, called, answered], True, {})
+        except TextError:
+            return False
+        return True
+
     def _readable(self, message: Message) -> Message:
-        content = message.get("content")
+        content, calls = message.get("content"), message.get("tool_calls")
         if isinstance(content, list) and not self._reads_parts:
-            return message | {"content": "".join(part["text"] for part in content)}
+            message = message | {"content": "".join(part["text"] for part in content)}
+        if isinstance(calls, list) and self._reads_objects:
+            message = message | {"tool_calls": [_with_object(call) for call in calls]}
         return message
+
+
+def _with_object(call: Any) -> Any:
+    """Return a call with its arguments as an object. Clients keep them as JSON in a text, as OpenAI's API has it: of
+    that most templates would make JSON once more, and others refuse it.
+    """
+    match call:
+        case {"function": {"arguments": str(text)} as function}:
+            with suppress(ValueError, TypeError):  # the latter of half a surrogate pair
+                if isinstance(arguments := from_json(text.strip() or "{}"), dict):
+                    return call | {"function": function | {"arguments": arguments}}
+    return call
 
 
 def _marked(message: Message) -> Message:

@@ -7,7 +7,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 LARGE = 8192
-"""Characters of prompts, bytes of a chat, or tokens and candidates of an answer, which take so long to be read or
+"""Characters of prompts, bytes of a request, or tokens and candidates of an answer, which take so long to be read or
 written that other answers would stop."""
 
 

@@ -7,22 +7,31 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 MOST_HEAD_BYTES = 64 * 1024
 """Of a request's line and headers: httptools itself keeps however much is sent."""
 
-MOST_PIPELINED = 8
-"""Requests that may wait for the answers before theirs while more is read."""
+MOST_PIPELINED = 64
+MOST_PIPELINED_BYTES = 4 * 1024 * 1024
+"""Requests that may wait for the answers before theirs, and their bodies together: one of the largest has room."""
 
 
 class Connection(HttpToolsProtocol):
-    """Ends with 400 where a request's head goes on for ever; offers to change the protocol are passed over."""
+    """Ends with 400 where a request's head goes on for ever; offers to change the protocol are passed over.
+
+    It is read all the time, since only who reads sees that the client leaves: what comes behind the requests that may
+    wait is thrown away, and the last answer closes the connection.
+    """
 
     _head: int | None = None
     """Bytes of the head that is being read, but for those that it began with; None while none is."""
-    _running: RequestResponseCycle | None = None
+    _running: RequestResponseCycle = None  # type: ignore[assignment]  # as uvicorn has it
     """The request that is answered, or was last: where requests are pipelined, not the one that was read last."""
     _is_offer: bool = False
     """Whether the request that is being read offers another protocol."""
+    _is_full: bool = False
+    """Whether what still comes is thrown away."""
 
     def data_received(self, data: bytes) -> None:
         """Read on."""
+        if self._is_full:
+            return
         before = self._head
         self._unset_keepalive_if_required()
         try:
@@ -60,16 +69,37 @@ class Connection(HttpToolsProtocol):
         """See `HttpToolsProtocol`."""
         self._head = None
         self._is_offer = self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
-        if self._is_offer:
+        if self._is_offer or self._is_full:
+            return
+        if len(self.pipeline) == MOST_PIPELINED:
+            self._end_behind()
             return
         super().on_headers_complete()
-        if 0 < len(self.pipeline) <= MOST_PIPELINED:
-            self.flow.resume_reading()  # uvicorn would not see any more that the client leaves
+        if self.pipeline:
+            self.flow.resume_reading()
+
+    def on_body(self, body: bytes) -> None:
+        """See `HttpToolsProtocol`."""
+        if self._is_full:
+            return
+        super().on_body(body)
+        if not self.pipeline:
+            return
+        if sum(len(waiting.body) for waiting, _ in self.pipeline) > MOST_PIPELINED_BYTES:
+            self.pipeline.popleft()
+            self._end_behind()
+        self.flow.resume_reading()
 
     def on_message_complete(self) -> None:
         """See `HttpToolsProtocol`."""
-        if not self._is_offer:
+        if not self._is_offer and not self._is_full:
             super().on_message_complete()
+
+    def _end_behind(self) -> None:
+        """Close the connection with the last answer that is still to be given."""
+        self._is_full = True
+        self.cycle = self.pipeline[0][0] if self.pipeline else self._running
+        self.cycle.keep_alive = False
 
     def _feed(self, data: bytes) -> None:
         """Parse; the parser reads no body behind an offer of another protocol, as Java's client makes one by default

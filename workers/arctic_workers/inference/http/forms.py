@@ -1,6 +1,7 @@
 """The OpenAI API's answers as JSON: one class for each of the two endpoints, for whole answers and for streams."""
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,9 @@ from typing import Any, Protocol
 from arctic_workers.inference.engine import Output
 from arctic_workers.inference.http.answer import Piece
 from arctic_workers.inference.http.text import Detokenizer, Text
+
+LEAST_LOGPROB = -9999.0
+"""What OpenAI tells of a token that is very unlikely: JSON has no infinity."""
 
 
 def usage(prompt: int, generated: int) -> dict[str, int]:
@@ -122,12 +126,12 @@ class CompletionForm:
             self._offset += len(places.push(output.token))
         return {
             "tokens": [_name(token) for token in raw],
-            "token_logprobs": [output.logprob for output in outputs],
+            "token_logprobs": [_shown(output.logprob) for output in outputs],
             "top_logprobs": [self._top(output) for output in outputs],
             "text_offset": offsets,
         }
 
-    def _top(self, output: Output) -> dict[str, float] | None:
+    def _top(self, output: Output) -> dict[str, float | None] | None:
         """The likeliest, and the chosen one where it is none of them, as with OpenAI; none where none are asked for.
 
         Of a prompt's first token nothing is told.
@@ -140,13 +144,18 @@ class CompletionForm:
         return _by_name((self._text.token_bytes(token), value) for token, value in told)
 
 
-def _by_name(values: Iterable[tuple[bytes, float]]) -> dict[str, float]:
+def _by_name(values: Iterable[tuple[bytes, float]]) -> dict[str, float | None]:
     """Two tokens may have one text (a byte of its own, and the character): the less likely goes by its bytes."""
-    named: dict[str, float] = {}
+    named: dict[str, float | None] = {}
     for token, value in values:
         name = _name(token)
-        named.setdefault(_escaped(token) if name in named else name, value)
+        named.setdefault(_escaped(token) if name in named else name, _shown(value))
     return named
+
+
+def _shown(logprob: float | None) -> float | None:
+    """A logprob as JSON can tell it: nothing where the model computed no number."""
+    return None if logprob is None or math.isnan(logprob) else max(logprob, LEAST_LOGPROB)
 
 
 def _name(token: bytes) -> str:
@@ -210,7 +219,7 @@ class ChatForm:
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
         raw = self._text.token_bytes(token)
-        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
+        return {"token": raw.decode(errors="replace"), "logprob": _shown(logprob), "bytes": list(raw)}
 
 
 def _with_text(outputs: Sequence[Output]) -> list[Output]:

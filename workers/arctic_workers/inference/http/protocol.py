@@ -1,6 +1,7 @@
 """The OpenAI API's requests, checked, and its errors. Only what can be done is taken; all else is refused by name."""
 
-from typing import Annotated, Any, Self, TypeVar
+from codecs import BOM_UTF8
+from typing import Annotated, Any, Self, TypeVar, cast
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +13,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, from_json
 
 MOST_LOGPROBS = 20
 MOST_STOPS = 32
@@ -234,7 +236,7 @@ class CompletionRequest(CommonRequest):
         if isinstance(given, str):
             return [given]
         if not given or isinstance(given[0], int):
-            return [[token for token in given if isinstance(token, int)]]
+            return [cast("list[int]", given)]
         return given
 
 
@@ -345,11 +347,19 @@ def shortened(text: str) -> str:
 def parse(kind: type[RequestType], body: bytes) -> RequestType:
     """Read a request's body. ApiError 400 that names the first parameter that is wrong and says what to write."""
     try:
-        return kind.model_validate_json(body)
+        data = from_json(body.removeprefix(BOM_UTF8))  # which editors on Windows write
+    except ValueError as error:
+        raise ApiError(400, f"The body is no JSON: {error}", code="invalid_value") from None
+    try:
+        # In two steps: pydantic's own one takes three times as long where a body has a million numbers.
+        return kind.model_validate(data)
     except UnsupportedParameter as error:
         raise ApiError(400, str(error), param=error.param, code="unsupported_parameter") from None
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False)
+        found = cast("list[InitErrorDetails]", error.errors(include_url=False))
+        # Anew, in the words of JSON: it has arrays and objects, and not lists and instances of our types.
+        worded = ValidationError.from_exception_data(error.title, found, input_type="json")
+        faults = worded.errors(include_url=False, include_context=False)
         # Of the alternatives of a type, the one that came furthest is what was meant.
         fault = max(
             (each for each in faults if each["loc"][:1] == faults[0]["loc"][:1]), key=lambda each: len(each["loc"])

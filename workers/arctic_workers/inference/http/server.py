@@ -37,6 +37,7 @@ from arctic_workers.inference.http.protocol import (
     CompletionRequest,
     Conversation,
     DetokenizeRequest,
+    RequestType,
     TokenizeRequest,
     parse,
     shortened,
@@ -200,26 +201,30 @@ class Api:
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _tokenize(self, request: Request) -> Response:
-        body = await _read(request)
-        asked = parse(TokenizeRequest, body)
+        asked, size = await _asked(request, TokenizeRequest)
         self._check_model(asked.model)
         if asked.messages is None:
             special = asked.add_special_tokens
             [tokens] = await self._encode([asked.text], "prompt", special=special)
         else:
-            tokens = await self._chat_tokens(asked, len(body))
+            tokens = await self._chat_tokens(asked, size)
+        names = bool(asked.return_token_strs)
+        return await beside_others(len(tokens), partial(self._tell_tokens, tokens, names=names))
+
+    def _tell_tokens(self, tokens: list[int], *, names: bool) -> Response:
         answer = {"tokens": tokens, "count": len(tokens), "max_model_len": self._engine.max_length}
-        names = {"token_strs": [self._text.token_name(token) for token in tokens]} if asked.return_token_strs else {}
-        return JSONResponse({**answer, **names})
+        named = {"token_strs": [self._text.token_name(token) for token in tokens]} if names else {}
+        return JSONResponse({**answer, **named})
 
     async def _tokenizer_info(self, request: Request) -> Response:  # noqa: ARG002
         return JSONResponse(self._text.info())
 
     async def _detokenize(self, request: Request) -> Response:
-        asked = parse(DetokenizeRequest, await _read(request))
+        asked, _ = await _asked(request, DetokenizeRequest)
         self._check_model(asked.model)
-        tokens = self._known(asked.tokens, "tokens")
-        text = await beside_others(len(tokens), partial(self._text.decode, tokens, special=True))
+        text = await beside_others(
+            len(asked.tokens), lambda: self._text.decode(self._known(asked.tokens, "tokens"), special=True)
+        )
         return JSONResponse({"prompt": text, "content": text})
 
     async def _models(self, request: Request) -> Response:  # noqa: ARG002
@@ -242,7 +247,7 @@ class Api:
         }
 
     async def _completions(self, request: Request) -> Response:
-        asked = parse(CompletionRequest, await _read(request))
+        asked, _ = await _asked(request, CompletionRequest)
         self._check_model(asked.model)
         if len(asked.prompts) * asked.choices > MOST_ANSWERS:
             message = f"{len(asked.prompts)} prompts with {asked.choices} answers each are too many in one request; "
@@ -272,10 +277,9 @@ class Api:
         return await self._answer(request, asked, requests, envelope, forms, asks_nothing=asks_nothing)
 
     async def _chat(self, request: Request) -> Response:
-        body = await _read(request)
-        asked = parse(ChatRequest, body)
+        asked, size = await _asked(request, ChatRequest)
         self._check_model(asked.model)
-        prompt = await self._chat_tokens(asked, len(body))
+        prompt = await self._chat_tokens(asked, size)
         most = asked.max_completion_tokens or asked.max_tokens or self._unasked(prompt, stream=bool(asked.stream))
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         asked_of_engine = self._engine_request(asked, prompt, most, logprobs, None, _caller(request))
@@ -304,7 +308,8 @@ class Api:
         texts = [prompt for prompt in given if isinstance(prompt, str)]
         if texts:  # then all are
             return await self._encode(texts, "prompt", special=True)
-        return [self._known(prompt, "prompt") for prompt in given if not isinstance(prompt, str)]
+        tokens = [prompt for prompt in given if not isinstance(prompt, str)]
+        return await beside_others(sum(map(len, tokens)), lambda: [self._known(prompt, "prompt") for prompt in tokens])
 
     async def _echoes(self, prompts: list[list[int]]) -> list[str]:
         return await beside_others(
@@ -486,6 +491,16 @@ def _caller(request: Request) -> bytes:
     return hashlib.blake2b(request.headers.get("authorization", "").encode()).digest()
 
 
+async def _asked(request: Request, kind: type[RequestType]) -> tuple[RequestType, int]:
+    """Return what a request asks for, and the size of its body in bytes."""
+    body = await _read(request)
+    coding = request.headers.get("content-encoding", "").lower()
+    if coding not in ("", "identity"):
+        message = f"The request's body is compressed ({shortened(coding)}); send it as it is"
+        raise ApiError(415, message, code="unsupported_encoding")
+    return await beside_others(len(body), partial(parse, kind, body)), len(body)
+
+
 async def _read(request: Request) -> bytes:
     """Return the body, at most `MOST_BODY_BYTES` of it."""
     body, size = bytearray(), 0
@@ -514,6 +529,8 @@ async def _refuse(request: Request, error: ApiError) -> Response:  # noqa: ARG00
     headers = {} if error.retry is None else {"Retry-After": str(error.retry)}
     if error.status == 408:
         headers["Connection"] = "close"  # the rest of the body could be taken for a request
+    if error.status == 415:
+        headers["Accept-Encoding"] = "identity"
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 

@@ -112,6 +112,51 @@ def test_parts_reach_a_template_that_reads_them_and_are_joined_for_others(source
     assert ChatTemplate(source, "", {}).render(PARTS) == text
 
 
+def called(arguments: Any) -> list[dict[str, Any]]:
+    call = {"id": "call12345", "type": "function", "function": {"name": "look", "arguments": arguments}}
+    return [
+        *HI,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "sunny", "tool_call_id": "call12345"},
+    ]
+
+
+EACH_CALL = "{% for m in messages if m.tool_calls %}{% for call in m.tool_calls %}{% set f = call.function %}"
+ARGUMENTS = {
+    "as JSON": ("{{ f.arguments | tojson }}", '{"city": "Rom", "days": 2}'),
+    "one by one": ("{% for k, v in f.arguments | items %}{{ k }}={{ v }};{% endfor %}", "city=Rom;days=2;"),
+    "either": (
+        "{% if f.arguments is string %}{{ f.arguments }}{% else %}{{ f.arguments | tojson }}{% endif %}",
+        '{"city": "Rom", "days": 2}',
+    ),
+    "as text": ("{{ 'call ' + f.arguments }}", 'call {"city":"Rom","days":2}'),
+}
+
+
+@pytest.mark.parametrize(("source", "text"), ARGUMENTS.values(), ids=ARGUMENTS)
+def test_the_arguments_of_a_call_reach_a_template_as_it_reads_them(source: str, text: str) -> None:
+    """Clients keep them as they got them: JSON in a text, of which most templates would make JSON once more."""
+    template = ChatTemplate(f"{EACH_CALL}{source}{{% endfor %}}{{% endfor %}}", "", {})
+    assert template.render(called('{"city":"Rom","days":2}')) == text
+    assert template.conversation(called('{"city":"Rom","days":2}'))[0] == text
+
+
+KEPT = ["Rom", "[1]", '{"a": "\\ud800"}', '{"a": "\ud800"}', '{"a":' * 100_000, {"a": 1}, None, 5]
+
+
+@pytest.mark.parametrize("arguments", KEPT, ids=range(len(KEPT)))
+def test_arguments_that_are_no_text_of_an_object_stay_as_they_are(arguments: Any) -> None:
+    template = ChatTemplate(f"{EACH_CALL}{{{{ f.arguments | tojson }}}}{{% endfor %}}{{% endfor %}}", "", {})
+    assert template.render(called(arguments)) == json.dumps(arguments, ensure_ascii=False)
+
+
+def test_a_call_without_arguments_has_none() -> None:
+    template = ChatTemplate(f"{EACH_CALL}{{{{ f.arguments | tojson }}}}{{% endfor %}}{{% endfor %}}", "", {})
+    assert template.render(called("")) == "{}"
+    odd = [*HI, {"role": "assistant", "content": "", "tool_calls": [{}, "f", {"function": "f"}]}]
+    assert ChatTemplate("{{ messages[1].tool_calls | length }}", "", {}).render(odd) == "3"
+
+
 @pytest.mark.parametrize("filtered", ["m.content", "m.content | trim"])
 def test_an_answer_goes_on_with_the_last_message(filtered: str) -> None:
     source = f"{{% for m in messages %}}<{{{{ m.role }}}}>{{{{ {filtered} }}}}</>{{% endfor %}}"

@@ -11,7 +11,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from arctic_workers.inference.http.connection import MOST_HEAD_BYTES, Connection
+from arctic_workers.inference.http.connection import (
+    MOST_HEAD_BYTES,
+    MOST_PIPELINED,
+    MOST_PIPELINED_BYTES,
+    Connection,
+)
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -75,8 +80,17 @@ async def test_a_head_in_small_parts_and_a_large_body_are_read() -> None:
             assert await reader.readexactly(len(f"{len(body)}")) == b"%d" % len(body)
 
 
+GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n"
+
+
 @pytest.mark.parametrize("pause", [0.0, 0.2], ids=["at once", "later"])
-async def test_an_answer_in_the_making_ends_with_its_client_though_more_was_asked(pause: float) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [GET, GET * 1000, POST % 200_000 + b"x" * 200_000, POST % 2**30 + b"x" * (MOST_PIPELINED_BYTES + 1)],
+    ids=["one", "many", "large", "endless"],
+)
+async def test_an_answer_in_the_making_ends_with_its_client_though_more_was_asked(pause: float, more: bytes) -> None:
     begun, told = 0, asyncio.Event()
 
     async def wait(scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,14 +101,58 @@ async def test_an_answer_in_the_making_ends_with_its_client_though_more_was_aske
         told.set()
 
     async with connected(wait) as (_, writer):
-        request = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
-        writer.write(request)
+        writer.write(GET)
         await asyncio.sleep(pause)
-        writer.write(request)
+        writer.write(more)
         await asyncio.sleep(0.2)
         writer.close()
         await asyncio.wait_for(told.wait(), 5)
     assert begun == 1
+
+
+async def answers(reader: asyncio.StreamReader) -> list[bytes]:
+    """What is answered, until the connection is closed."""
+    return (await asyncio.wait_for(reader.read(), 5)).split(b"HTTP/1.1 ")[1:]
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.2], ids=["at once", "later"])
+async def test_requests_behind_those_that_may_wait_are_not_answered(pause: float) -> None:
+    """A client that finds its connection closed asks again for what was not answered (RFC 9112, 9.3.2)."""
+    go = asyncio.Event()
+
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        await go.wait()
+        await length(scope, receive, send)
+
+    async with connected(late) as (reader, writer):
+        writer.write(GET)
+        await asyncio.sleep(pause)
+        writer.write(GET * (2 * MOST_PIPELINED))
+        await asyncio.sleep(0.2)
+        go.set()
+        *others, last = await answers(reader)
+    assert len(others) == MOST_PIPELINED
+    assert b"connection: close" in last
+    assert not any(b"connection: close" in other for other in others)
+
+
+async def test_a_request_that_is_too_large_to_wait_is_not_answered() -> None:
+    go = asyncio.Event()
+
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        await go.wait()
+        await length(scope, receive, send)
+
+    async with connected(late) as (reader, writer):
+        body = b"x" * (MOST_PIPELINED_BYTES // 2)
+        large = POST % len(body) + body
+        asked = asyncio.create_task(in_parts(writer, GET + large + GET + large + large + GET, 2**16))
+        await asyncio.sleep(1)
+        go.set()
+        *_, last = told = await answers(reader)
+        await asked
+    assert [answer.rpartition(b"\r\n")[2] for answer in told] == [b"0", b"%d" % len(body), b"0", b"%d" % len(body)]
+    assert b"connection: close" in last
 
 
 async def test_what_is_no_request_cuts_off_the_answer_before_it_and_is_not_answered_within_it() -> None:

@@ -1,5 +1,6 @@
 """What the API takes, and how it names what it does not."""
 
+import codecs
 import json
 from collections.abc import Callable
 from typing import Any
@@ -158,12 +159,19 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
         ({"role": "user"}, "messages.0", "content is missing"),
         ({"role": "tool", "content": None}, "messages.0", "content is missing"),
         ({"role": "user", "content": 5}, "messages.0.content", "valid"),
+        ({"role": "user", "content": ["a"]}, "messages.0.content.0", "should be an object"),
+        ("a", "messages.0", "should be an object"),
     ],
 )
-def test_a_message_that_cannot_be_read_is_refused(message: dict[str, Any], param: str, sentence: str) -> None:
+def test_a_message_that_cannot_be_read_is_refused(message: Any, param: str, sentence: str) -> None:
     with pytest.raises(ApiError, match=sentence) as caught:
         parse(ChatRequest, json.dumps(CHAT | {"messages": [message]}).encode())
     assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_body() -> None:
+    """Editors on Windows write one before what they save in UTF-8."""
+    assert parse(ChatRequest, codecs.BOM_UTF8 + json.dumps(CHAT).encode()).model == "m"
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model": "m"}', b"\xff"])

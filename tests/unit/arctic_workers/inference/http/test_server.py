@@ -1,6 +1,7 @@
 """The HTTP API by itself, over an engine that answers with what the test says."""
 
 import asyncio
+import gzip
 import json
 import re
 import sys
@@ -169,6 +170,36 @@ async def test_other_answers_go_on_while_a_prompts_tokens_are_told_with_every_ch
     assert await turns_during(call, CompletionForm, text, monkeypatch, "/v1/completions", **asked)
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/completions", {"prompt": [[7] * 1000] * 1000}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}] * 50_000}),
+        ("/tokenize", {"messages": [{"role": "user", "content": "x"}] * 50_000}),
+        ("/detokenize", {"tokens": [7] * 1_000_000}),
+    ],
+)
+async def test_other_answers_go_on_while_a_large_body_is_read(
+    text: Text, monkeypatch: pytest.MonkeyPatch, path: str, asked: dict[str, Any]
+) -> None:
+    assert await turns_during("parse", server, text, monkeypatch, path, **asked)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("/v1/completions", {"prompt": [7] * 1_000_000}), ("/detokenize", {"tokens": [7] * 1_000_000})],
+)
+async def test_other_answers_go_on_while_many_tokens_are_looked_at(
+    text: Text, monkeypatch: pytest.MonkeyPatch, path: str, asked: dict[str, Any]
+) -> None:
+    assert await turns_during("_known", Api, text, monkeypatch, path, **asked)
+
+
+async def test_other_answers_go_on_while_many_tokens_are_told(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"prompt": "The operator " * 40_000, "return_token_strs": True}
+    assert await turns_during("_tell_tokens", Api, text, monkeypatch, "/tokenize", **asked)
+
+
 async def test_other_answers_go_on_while_many_tokens_are_made_text(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = text.encode("The operator ") * 20_000
     assert await turns_during("decode", text, text, monkeypatch, "/detokenize", tokens=tokens)
@@ -210,6 +241,22 @@ async def test_a_body_that_is_too_large_is_refused_once_it_is_sent(text: Text, m
         refused = await ask(api, "POST", "/v1/completions", content=body(pieces))
         assert (refused.status_code, refused.json()["error"]["code"]) == (413, "too_large")
         assert sent == read
+
+
+async def test_a_compressed_body_is_refused_as_such(text: Text) -> None:
+    """It would be no JSON, which its client knows better."""
+    body = json.dumps({"model": "tiny", "prompt": "a"}).encode()
+    for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
+        refused = await ask(
+            serve(text, Scripted()), "POST", path, content=gzip.compress(body), headers={"content-encoding": "gzip"}
+        )
+        assert (refused.status_code, refused.json()["error"]["code"]) == (415, "unsupported_encoding")
+        assert "gzip" in refused.json()["error"]["message"]
+        assert refused.headers["accept-encoding"] == "identity"
+    plain = await ask(
+        serve(text, Scripted()), "POST", "/v1/completions", content=body, headers={"content-encoding": "identity"}
+    )
+    assert plain.status_code == 200
 
 
 def told(text: Text, answer: str) -> list[Output]:
@@ -258,6 +305,36 @@ async def test_candidates_with_one_text_are_told_apart(tmp_path: Path) -> None:
     output = Output(256, -0.1, ((256, -0.1), (0x41, -2.5)), "length")
     answer = await post(serve(Text(tmp_path), Scripted([output])), "/v1/completions", prompt="A", logprobs=2)
     assert answer.json()["choices"][0]["logprobs"]["top_logprobs"] == [{"A": -0.1, r"bytes:\x41": -2.5}]
+
+
+def strict(answer: bytes | str) -> Any:
+    """JSON, of which `NaN` and `Infinity` are no part though Python reads them."""
+    return json.loads(answer, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("found", "shown"), [(float("-inf"), -9999.0), (-1e30, -9999.0), (float("nan"), None)])
+async def test_a_probability_that_is_none_is_told_in_json(
+    text: Text, found: float, shown: float | None, stream: bool
+) -> None:
+    """Of 0, as OpenAI tells of what is very unlikely; of a model that computes no numbers, nothing."""
+    [chosen, other] = text.encode("ab")
+    top = ((other, -0.5), (chosen, found))
+    api = serve(text, Scripted([Output(chosen, found, top, "length", (Output(other), Output(chosen, found, top)))]))
+
+    async def told(path: str, **asked: Any) -> list[Any]:
+        answer = await post(api, path, stream=stream, **asked)
+        lines = [line.removeprefix("data: ") for line in answer.text.split("\n")]
+        logprobs = [strict(line)["choices"][0]["logprobs"] for line in lines if line.startswith("{")]
+        return [each for each in logprobs if each]
+
+    [completion] = await told("/v1/completions", prompt="a", logprobs=2, echo=True)
+    assert completion["token_logprobs"] == [None, shown, shown]
+    assert completion["top_logprobs"] == [None, *[{"b": -0.5, "a": shown}] * 2]
+    messages = [{"role": "user", "content": "x"}]
+    [chat] = await told("/v1/chat/completions", messages=messages, logprobs=True, top_logprobs=2)
+    [token] = chat["content"]
+    assert (token["logprob"], token["top_logprobs"][1]["logprob"]) == (shown, shown)
 
 
 @pytest.mark.parametrize("top_k", [2**31, 2**63])
