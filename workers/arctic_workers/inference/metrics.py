@@ -79,7 +79,7 @@ class Metrics:
             return Histogram(f"arctic_inference_{name}", text, registry=registry, buckets=buckets)
 
         gauge("requests_waiting", "Requests that are still being read, or wait for room.", lambda now: now.waiting)
-        gauge("requests_running", "Requests that are being computed.", lambda now: now.running)
+        gauge("requests_running", "Requests that are being computed, or answered still.", lambda now: now.running)
         gauge("kv_cache_utilization", "Share of the cache's blocks in use.", lambda now: now.kv_cache_utilization)
         gauge(
             "lost_blocks",

@@ -67,14 +67,14 @@ async def together(
 ) -> AsyncGenerator[tuple[int, Piece], None]:
     """Yield the pieces of several answers with their answer's number, as they come; at most so many are made at once.
 
-    Closing the iterator cancels them all. Raises EngineError.
+    Closing the iterator cancels them all, and reading it slowly has them wait. Raises EngineError.
     """
     if len(answers) == 1:
         async with aclosing(answers[0]) as pieces:
             async for piece in pieces:
                 yield 0, piece
         return
-    come: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue()
+    come: asyncio.Queue[tuple[int, Piece] | Exception] = asyncio.Queue(most)
     numbered = iter(enumerate(answers))
 
     async def work() -> None:
@@ -82,9 +82,9 @@ async def together(
             for number, answer in numbered:
                 async with aclosing(answer) as pieces:
                     async for piece in pieces:
-                        come.put_nowait((number, piece))
+                        await come.put((number, piece))
         except Exception as error:  # it is the reader's
-            come.put_nowait(error)
+            await come.put(error)
 
     workers = [asyncio.create_task(work()) for _ in range(min(most, len(answers)))]
     unfinished = len(answers)

@@ -232,18 +232,19 @@ class _Query:
 
 
 def _queries(parts: Sequence[Part]) -> Iterator[list[_Query]]:
-    """Cut a step: at most `QUERIES` tokens of a longer part at a time, and all single tokens together, last."""
-    single: list[_Query] = []
+    """Cut a step: at most `QUERIES` tokens of a longer part at a time; last the single ones, those of sequences of
+    about the same length together, as all of them get copies of as many keys as the longest.
+    """
+    single: dict[int, list[_Query]] = {}
     row = 0
     for part in parts:
         if len(part.tokens) == 1:
-            single.append(_Query(row, part, part.start, part.end))
+            single.setdefault((part.end // KEYS).bit_length(), []).append(_Query(row, part, part.start, part.end))
         else:
             for start in range(part.start, part.end, QUERIES):
                 yield [_Query(row + start - part.start, part, start, min(start + QUERIES, part.end))]
         row += len(part.tokens)
-    if single:
-        yield single
+    yield from single.values()
 
 
 def _tile(cache: PagedCache, queries: Sequence[_Query], frequencies_H2: Tensor | None) -> _Tile:

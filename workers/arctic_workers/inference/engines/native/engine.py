@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 
 PING = 2.0
 """Seconds without work after which rank 0 sends a pass of one token through the ranks, to see that all are there."""
+MOST_UNREAD = 1024
+"""Tokens of an endless answer that may wait for its reader: it gets no more until some of them are taken."""
+READ_AT_ONCE = 256
+"""Tokens after which a reader says that it has taken them."""
 
 
 @dataclass
@@ -38,6 +42,16 @@ class _Stream:
 
     sequence: Sequence
     outputs: asyncio.Queue[Output | None] = field(default_factory=asyncio.Queue)
+    unread: int = 0
+    """Tokens that its reader has not said to have taken."""
+
+    def count_unread(self, tokens: int) -> None:
+        """Count so many more as unread; what keeps its blocks to its end then waits for its reader.
+
+        Any other answer is better finished, which frees its blocks: its tokens, unread, take far less memory.
+        """
+        self.unread += tokens
+        self.sequence.held = self.sequence.outgrows is not None and self.unread >= MOST_UNREAD
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,13 @@ class _Add:
 @dataclass(frozen=True)
 class _Cancel:
     sequence: Sequence
+
+
+@dataclass(frozen=True)
+class _Read:
+    """`READ_AT_ONCE` tokens are taken."""
+
+    stream: _Stream
 
 
 class _Stop:
@@ -82,15 +103,19 @@ class NativeEngine:
         self._beat = beat
         self._on_failure = on_failure
         self._max_length = plan.max_length
-        self._inbox: queue.SimpleQueue[_Add | _Cancel | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Add | _Cancel | _Read | _Stop] = queue.SimpleQueue()
         self._streams: dict[Sequence, _Stream] = {}
         self._loaded = 0.0
         self._under_way: deque[_Step] = deque()
         """Steps on their way through the ranks, the oldest first."""
+        self._idle = True
+        """Whether there is nothing to do until a message comes."""
         self._outputs: list[tuple[_Stream, Output]] = []
         """That nobody has been told of."""
         self._lost_blocks = 0
         self._open = OpenRequests()
+        self._asked = self._seen = 0
+        """Requests put into the inbox, and those taken out of it by the thread."""
         self._ready = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -110,14 +135,16 @@ class NativeEngine:
         return frozenset()
 
     def stats(self) -> Stats:
-        """See `Engine`; requests that the thread has not seen yet count as waiting."""
+        """See `Engine`.
+
+        Requests that the thread has not seen yet count as waiting; those whose tokens are all there and not yet taken
+        wait for nothing, and a drain for them.
+        """
         if not self._ready:
             return Stats(waiting=self._open.count, loaded=self._loaded, lost_blocks=self._lost_blocks)
-        # What the thread works on, read in one go each. While nobody is there, a block in use is that of a ping.
-        running = self._scheduler.running
-        waiting = max(self._open.count - running, 0)
-        utilization = self._blocks.utilization if running else 0.0
-        return Stats(running, waiting, utilization, self._loaded, self._lost_blocks)
+        # What the thread works on, read in one go each.
+        waiting = min(self._scheduler.waiting + self._asked - self._seen, self._open.count)
+        return Stats(self._open.count - waiting, waiting, self._blocks.utilization, self._loaded, self._lost_blocks)
 
     async def start(self) -> None:
         """See `Engine`."""
@@ -132,8 +159,9 @@ class NativeEngine:
             raise EngineError("the engine is not ready")
         stream = _Stream(_sequence(request, self._plan))
         with self._open.one():
+            self._asked += 1
             self._inbox.put(_Add(stream))
-            finished = False
+            finished, read = False, 0
             try:
                 while not finished:
                     output = await stream.outputs.get()
@@ -141,6 +169,9 @@ class NativeEngine:
                         raise EngineError("the engine failed; see its log")
                     finished = output.finish_reason is not None
                     yield output
+                    read += 1
+                    if read % READ_AT_ONCE == 0:
+                        self._inbox.put(_Read(stream))
             finally:
                 if not finished:
                     self._inbox.put(_Cancel(stream.sequence))
@@ -201,12 +232,9 @@ class NativeEngine:
         self._loaded = share
 
     def _ping(self) -> None:
-        """A real pass of one token, in a block that is nobody's now."""
-        table: list[int] = []
-        self._blocks.grow(table, 1)
-        self._pipeline.submit([Part(0, (0,), tuple(table), Draw(0, 0.0, 1.0, 0, None))])
+        """A real pass of one token, in the cache's last block, which is nobody's."""
+        self._pipeline.submit([Part(0, (0,), (self._blocks.count,), Draw(0, 0.0, 1.0, 0, None))])
         self._pipeline.collect()
-        self._blocks.release(table)
 
     def _check_blocks(self) -> None:
         """While nobody is here every block has to be free: take back what is not, and say so."""
@@ -233,13 +261,12 @@ class NativeEngine:
             self._hand_out()
             self._pipeline.submit(parts)
         self._hand_out()
+        self._idle = not self._under_way
         if self._under_way:
             step = self._under_way.popleft()
             drawn = self._pipeline.collect()
             self._budget.times.observe(sum(chunk.length for chunk in step.chunks), time.monotonic() - step.begun)
             self._deliver(step, drawn)
-        if not self._streams:  # the next turn may wait for a message
-            self._hand_out()
         return True
 
     def _hand_out(self) -> None:
@@ -250,19 +277,23 @@ class NativeEngine:
 
     def _take_messages(self) -> bool:
         while True:
-            idle = not self._streams and not self._under_way
             try:
-                message = self._inbox.get(timeout=PING) if idle else self._inbox.get_nowait()
+                message = self._inbox.get(timeout=PING) if self._idle else self._inbox.get_nowait()
             except queue.Empty:
-                if idle:
-                    self._check_blocks()
+                if self._idle:
+                    if not self._streams:
+                        self._check_blocks()
                     self._ping()
                 return True
+            self._idle = False
             if isinstance(message, _Stop):
                 return False
             if isinstance(message, _Add):
                 self._streams[message.stream.sequence] = message.stream
                 self._scheduler.add(message.stream.sequence)
+                self._seen += 1
+            elif isinstance(message, _Read):
+                message.stream.count_unread(-READ_AT_ONCE)
             elif self._streams.pop(message.sequence, None):
                 self._scheduler.cancel(message.sequence)
 
@@ -280,7 +311,9 @@ class NativeEngine:
             prompt, begun = (_prompt(sequence), sequence.begun) if first else ((), None)
             taken, reason = self._scheduler.update(chunk, [one.token for one in sampled])
             outputs = _outputs(sampled[:taken], prompt, begun, reason)
-            self._outputs += [(self._streams[sequence], one) for one in outputs]
+            stream = self._streams[sequence]
+            stream.count_unread(taken)
+            self._outputs += [(stream, one) for one in outputs]
             if reason is not None:
                 del self._streams[chunk.sequence]
 

@@ -18,7 +18,7 @@ from arctic_workers.inference.engines.native.cache import PagedCache
 from arctic_workers.inference.engines.native.link import Link, connect
 from arctic_workers.inference.engines.native.pipeline import agree_on_least
 from arctic_workers.inference.engines.native.plan import Plan
-from arctic_workers.inference.engines.native.runner import Runner, load_slice
+from arctic_workers.inference.engines.native.runner import Runner, load_slice, prepare
 from arctic_workers.inference.memory import affordable_blocks
 from arctic_workers.inference.rendezvous import Heartbeats, meet
 
@@ -31,7 +31,7 @@ class Rank:
 
     runner: Runner
     blocks: int
-    """Blocks of the cache, the same on all ranks."""
+    """Blocks of the cache that sequences have, the same on all ranks; there is one more, which is nobody's."""
     link: Link | None = None
     """Its lines to its neighbours; None where the rank is alone, like `heartbeats`."""
     heartbeats: Heartbeats | None = None
@@ -67,8 +67,14 @@ def bring_up(
         model = load_slice(plan.folder, plan.config, part, plan.weights, progress)
     except ValueError as error:
         raise Refused(str(error)) from None
+    prepare(model)
+    if link is not None:
+        agree_on_least(link, 0, first=rank == 0)  # now the weights of all ranks on this machine are in its memory
     blocks = affordable_blocks(
-        available_memory(), fraction=plan.memory_fraction, block_bytes=plan.block_bytes(rank), most=plan.most_blocks
+        available_memory() // group.hosts.count(group.hosts[rank]),
+        fraction=plan.memory_fraction,
+        block_bytes=plan.block_bytes(rank),
+        most=plan.most_blocks,
     )
     if link is not None:
         blocks = agree_on_least(link, blocks, first=rank == 0)
@@ -76,7 +82,7 @@ def bring_up(
         raise RuntimeError("no memory is left for keys and values; give the pods more memory or more pipeline ranks")
     cache = PagedCache(
         part.layers,
-        blocks=blocks,
+        blocks=blocks + 1,  # for passes that are nobody's
         block_size=BLOCK_SIZE,
         heads=plan.config.num_key_value_heads,
         head_dim=plan.config.head_dim,

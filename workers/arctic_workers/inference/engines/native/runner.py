@@ -19,6 +19,7 @@ from arctic_workers.control.memory import available_memory
 from arctic_workers.inference.engines.native.adapters import AdaptedLinear, Adapter, adapt_model
 from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache
 from arctic_workers.inference.engines.native.invariant import make_invariant
+from arctic_workers.inference.engines.native.kernel.library import library
 from arctic_workers.inference.engines.native.kernel.rank import kernel_rank
 from arctic_workers.inference.engines.native.sampling import draw_tokens, tell_tokens
 from arctic_workers.inference.engines.native.step import Draw, Drawn, Known, Part
@@ -65,6 +66,21 @@ def load_slice(
     return model
 
 
+def prepare(model: ArcticModel) -> None:
+    """Let a loaded model take the memory that it computes in, before what is left is given to keys and values.
+
+    Compiled code takes the weights over as they are.
+    """
+    if library() is None:
+        _prepare_for_torch(model)
+
+
+def _prepare_for_torch(model: ArcticModel) -> None:
+    """Make it invariant, with a working copy where memory allows; again is nothing."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    make_invariant(model, working_copy=4 * parameters < available_memory() // 2)
+
+
 class Compute(Protocol):
     """What does the arithmetic of a rank."""
 
@@ -95,8 +111,7 @@ class TorchRank:
         self._model = model
         self._cache = cache
         self._frequencies_H2 = rotary_frequencies(model.config, length=model.config.max_position_embeddings)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        make_invariant(model, working_copy=4 * parameters < available_memory() // 2)
+        _prepare_for_torch(model)
         self._adapted: list[AdaptedLinear] = []
 
     def adapt(self, adapters: Sequence[Adapter]) -> None:

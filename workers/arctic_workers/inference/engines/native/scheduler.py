@@ -8,7 +8,8 @@ proceeds, and within a priority none waits forever. Where several ranks make a p
 what there is to do is shared out over them, so that all ranks are busy.
 
 What outgrows attention's window never makes room, as tokens that it has lost can't be computed again: it starts when
-all blocks that it will ever need are free, and keeps these. None of them is shared, as it writes to them anew.
+all blocks that it will ever need are free, and keeps these. None of them is shared, as it writes to them anew. It
+alone is ever held: left out of steps, it costs the others no more than it does anyway.
 """
 
 from bisect import insort
@@ -126,8 +127,8 @@ class Scheduler:
         budget = self._budget.tokens(self._share_of_generating())
         chunks = self._generate(generating, budget - len(generating))
         budget = min(budget - sum(chunk.length for chunk in chunks), piece)
-        # Who has just made room must not take it back in the same step.
-        prompts = self._prompts(admits=not preempted)
+        # Who has just made room for others must not take it back in the same step.
+        prompts = self._prompts(admits=not (preempted and generating))
         while budget and (prompt := next(prompts, None)) is not None:
             chunks.append(self._take(prompt, budget))
             budget -= chunks[-1].length
@@ -158,7 +159,7 @@ class Scheduler:
 
     def _next_generating(self) -> list[Sequence]:
         """Return the sequences that get their one token in the next step."""
-        generating = (sequence for sequence in self._running if sequence.uncomputed == 1)
+        generating = (sequence for sequence in self._running if sequence.uncomputed == 1 and not sequence.held)
         return list(islice(generating, self._share_of_generating()))
 
     def _share_of_generating(self) -> int:
@@ -166,7 +167,8 @@ class Scheduler:
 
         Counted are also those whose token is on its way: they stay in groups of about equal size.
         """
-        return -(-sum(sequence.uncomputed <= 1 for sequence in self._running) // self._ranks)
+        talking = sum(sequence.uncomputed <= 1 and not sequence.held for sequence in self._running)
+        return -(-talking // self._ranks)
 
     def _prompt_tokens(self) -> int:
         """Tokens of prompts that could be in the next step; some of those that wait may turn out to be known."""

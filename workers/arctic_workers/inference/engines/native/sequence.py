@@ -44,6 +44,8 @@ class Sequence:
         """Tokens that are not in `tokens` any more."""
         self.awaiting = False
         """Whether a token of it is being sampled."""
+        self.held = False
+        """Whether it gets no token for now, and keeps what it has."""
         self.ended = False
         self.begun: float | None = None
         """When the first step with a part of it began, once that step is over."""

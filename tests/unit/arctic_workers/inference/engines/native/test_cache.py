@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
-from arctic_workers.inference.engines.native.cache import PagedCache
+from arctic_workers.inference.engines.native.cache import KEYS, PagedAttend, PagedCache
+from arctic_workers.inference.engines.native.step import Part
 
 
 def resident() -> int:
@@ -28,3 +30,24 @@ def test_slots_take_memory_when_they_are_written() -> None:
     assert resident() - before < size // 4
     cache.write(0, slots, ones.expand(1 << 18, 2, 64), ones.expand(1 << 18, 2, 64))
     assert resident() - before > size * 3 // 4
+
+
+def test_a_long_sequence_costs_short_ones_in_its_step_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a step takes many times the memory of all keys and values that it reads."""
+    positions = [6000, *range(63)]
+    cache = PagedCache(range(1), blocks=500, block_size=16, heads=2, head_dim=16, dtype=torch.float32)
+    copied, read = 0, PagedCache.read
+
+    def counted(cache: PagedCache, layer: int, tables_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal copied
+        copied += tables_BP.numel() * cache.block_size
+        return read(cache, layer, tables_BP)
+
+    monkeypatch.setattr(PagedCache, "read", counted)
+    parts = [
+        Part(position, (0,), (*range(376),) if position == 6000 else (376 + index, *range(5)), None)
+        for index, position in enumerate(positions)
+    ]
+    rows = len(parts)
+    PagedAttend(cache, parts)(0, torch.ones(1, rows, 6, 16), torch.ones(1, rows, 2, 16), torch.ones(1, rows, 2, 16))
+    assert copied <= 2 * sum(positions) + rows * KEYS

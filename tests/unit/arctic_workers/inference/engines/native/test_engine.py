@@ -24,6 +24,7 @@ from arctic_workers.inference.engines.native.group import bring_up
 from arctic_workers.inference.engines.native.pipeline import Pipeline
 from arctic_workers.inference.engines.native.plan import plan_group
 from arctic_workers.inference.engines.native.runner import Runner
+from arctic_workers.inference.engines.native.scheduler import Chunk, Scheduler
 from arctic_workers.inference.engines.native.step import Drawn, Part
 
 MakeGroup = Callable[..., list[InferenceGroup]]
@@ -127,6 +128,46 @@ async def test_an_endless_sequence_takes_no_more_memory_than_at_its_start(starte
                     assert len(sequence.tokens) <= 2
         assert max(taken) / min(taken) < 1.02
         assert len(held) == 1
+        await engine.drain()
+        await ask(engine, [1], 2)
+        assert engine.stats().kv_cache_utilization == 0
+
+
+@pytest.mark.parametrize("others", [True, False])
+async def test_an_endless_answer_waits_for_its_reader_and_keeps_its_bits(
+    started: Started, monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    """Without others, it alone has all of the cache's blocks."""
+    monkeypatch.setattr(engines, "MOST_UNREAD", 40)
+    monkeypatch.setattr(engines, "READ_AT_ONCE", 10)
+    monkeypatch.setattr(engines, "PING", 0.01)
+    schedule, turns = Scheduler.schedule, 0
+
+    def counted(scheduler: Scheduler, free: int = 1) -> list[Chunk]:
+        nonlocal turns
+        turns += 1
+        return schedule(scheduler, free)
+
+    monkeypatch.setattr(Scheduler, "schedule", counted)
+    window = {"window": 20, "sinks": 5, "maxLength": "unlimited"}
+    asked = Request((1, 2, 3), Sampling(10**9, seed=5, logprobs=2))
+    async with started(attention=window, batching={"maxSequences": 1 + others}) as engine:
+        async with aclosing(engine.generate(asked)) as outputs:
+            read = [await anext(outputs) for _ in range(150)]
+        async with aclosing(engine.generate(asked)) as outputs:
+            slow = [await anext(outputs)]
+            [sequence] = engine._streams
+            if others:
+                await ask(engine, [4, 5], 200)
+            await asyncio.to_thread(until, lambda: sequence.held)
+            assert sequence.generated == 40
+            before = turns
+            await asyncio.sleep(0.2)  # passes while idle go on
+            assert before < turns <= before + 20, "nobody keeps asking what there is to do"
+            assert sequence.generated == 40
+            assert engine.stats().running == 1
+            slow += [await anext(outputs) for _ in range(149)]
+        assert slow == read
         await engine.drain()
         await ask(engine, [1], 2)
         assert engine.stats().kv_cache_utilization == 0
@@ -338,6 +379,18 @@ async def test_a_client_that_leaves_gives_its_room_back(started: Started) -> Non
         await engine.drain()
         await ask(engine, [1], 2)
         assert engine.stats().kv_cache_utilization == 0
+
+
+async def test_an_answer_that_is_whole_and_not_yet_read_waits_for_nothing(started: Started) -> None:
+    """Or readers who take their time would have others refused, and groups added."""
+    async with started() as engine:
+        async with aclosing(engine.generate(Request((1, 2, 3), Sampling(20)))) as outputs:
+            await anext(outputs)
+            await asyncio.to_thread(until, lambda: not engine._streams)
+            assert engine.stats().waiting == 0
+            assert engine.stats().running == 1, "a drain waits for it"
+            assert len([output async for output in outputs]) == 19
+        assert engine.stats().running == 0
 
 
 async def test_what_is_wrong_with_a_model_is_told_at_the_start(make_group: MakeGroup) -> None:

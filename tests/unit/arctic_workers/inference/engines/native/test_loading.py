@@ -2,19 +2,24 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from arctic_api.world import InferenceGroup
 from arctic_model.config import ArcticConfig
 from arctic_model.names import tensor_shapes
 from arctic_model.parallel import LayerSlice
 from arctic_model.quantization import Quantization
 from arctic_model.quantize import quantize_checkpoint
 from arctic_model.weights import Checkpoint, TensorEntry, write_config, write_weights
+from arctic_workers.inference.engines.native import group, runner
 from arctic_workers.inference.engines.native.cache import PagedCache
+from arctic_workers.inference.engines.native.kernel import rank
 from arctic_workers.inference.engines.native.kernel.library import library
+from arctic_workers.inference.engines.native.plan import plan_group
 from arctic_workers.inference.engines.native.runner import TorchRank, compute_of, load_slice
 from arctic_workers.inference.engines.native.step import Part
 
@@ -106,3 +111,30 @@ def test_no_second_copy_of_the_weights_comes_to_be(folder: Path, weights: str, s
     needed = size * sum(shapes.values()) + embedding
     assert needed < final < 1.1 * needed
     assert peak < 1.25 * needed
+
+
+def resident() -> int:
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(fields["VmRSS"].split()[0])
+
+
+def test_the_cache_is_sized_when_torch_has_all_that_it_computes_with(
+    folder: Path, make_group: Callable[..., list[InferenceGroup]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or cache and weights together would take more than there is, as the cache fills."""
+    monkeypatch.setattr(runner, "library", lambda: None)
+    monkeypatch.setattr(rank, "library", lambda: None)
+    taken = []
+
+    def left() -> int:
+        taken.append(resident())
+        return 1 << 30
+
+    monkeypatch.setattr(group, "available_memory", left)
+    [world] = make_group(1, quantization={"weights": "bf16"})
+    plan = plan_group(world.model_copy(update={"model_folder": str(folder)}))
+    made = group.bring_up(plan, world, 0, on_loss=pytest.fail, on_stop=pytest.fail, progress=lambda _: None)
+    [sized] = taken
+    assert resident() - sized < 100 << 20
+    part = Part(0, tuple(range(20)), (0, 1), None)
+    assert made.runner.run([part], None).isfinite().all()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from arctic_api.world import InferenceGroup
+from arctic_model.model import ArcticModel
 from arctic_workers.inference.engine import EngineError, Output, Request, Sampling
 from arctic_workers.inference.engines.native import group as groups
 from arctic_workers.inference.engines.native.budget import StepTimes
@@ -21,6 +22,7 @@ from arctic_workers.inference.engines.native.kernel.library import library
 from arctic_workers.inference.engines.native.link import PeerLost
 from arctic_workers.inference.engines.native.pipeline import Kind, follow
 from arctic_workers.inference.engines.native.plan import Plan, plan_group
+from arctic_workers.inference.engines.native.runner import load_slice
 from arctic_workers.inference.engines.native.scheduler import Scheduler
 from arctic_workers.inference.engines.native.sequence import Sequence
 from arctic_workers.inference.engines.native.suffix import Drafter
@@ -264,6 +266,28 @@ async def test_each_of_many_mixed_requests_gets_the_bits_that_it_gets_alone(
         assert group.engine.stats().lost_blocks == 0
     assert preempted > len(requests) / 20
     assert group.failures == []
+
+
+async def test_ranks_on_one_machine_share_out_what_all_of_their_weights_leave_of_its_memory(
+    pipeline: MakePipeline, make_group: Callable[..., list[InferenceGroup]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_group(make_group(3)[0])
+    left = 100 * plan.block_bytes(0)
+    loading, loaded = 3, threading.Lock()
+
+    def counted(*arguments: object) -> ArcticModel:
+        nonlocal loading
+        made = load_slice(*arguments)  # type: ignore[arg-type]
+        with loaded:
+            loading -= 1
+        return made
+
+    monkeypatch.setattr(groups, "load_slice", counted)
+    monkeypatch.setattr(groups, "available_memory", lambda: left * (1 + loading))
+    async with pipeline(3) as group:
+        [count] = {rank.blocks for rank in group.ranks.values()}
+        taken = sum(count * plan.block_bytes(rank) for rank in range(3))
+        assert 0.5 * plan.memory_fraction * left < taken <= plan.memory_fraction * left
 
 
 async def test_sequences_that_generate_are_in_as_many_steps_as_there_are_ranks(pipeline: MakePipeline) -> None:

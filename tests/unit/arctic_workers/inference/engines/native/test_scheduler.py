@@ -74,6 +74,9 @@ class Server:
         assert sum(chunk.length for chunk in chunks) <= self.budget
         assert self.scheduler.running <= self.most
         assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
+        assert not any(chunk.sequence.held for chunk in chunks)
+        if not chunks and not any(self.in_flight):
+            assert self.scheduler.schedule(self.depth - len(self.in_flight)) == [], "or nobody would ask again"
         if chunks:
             self.times.observe(sum(chunk.length for chunk in chunks), 1.0)  # proposals cost nothing
         self.in_flight.append([(chunk, self.cache.run(chunk)) for chunk in chunks])
@@ -190,6 +193,7 @@ class WindowCache:
     depth=st.integers(1, 3),
     shares=st.booleans(),
     drafts=st.booleans(),
+    holds=st.booleans(),
 )
 def test_what_outgrows_its_window_keeps_its_blocks_and_ends(
     arrivals: list[tuple[int, int, int, int | None]],
@@ -201,6 +205,7 @@ def test_what_outgrows_its_window_keeps_its_blocks_and_ends(
     depth: int,
     shares: bool,
     drafts: bool,
+    holds: bool,
 ) -> None:
     window = Window(size, sinks)
     # Sequences that don't outgrow the window may have to make room for each other, with nothing to spare.
@@ -220,6 +225,8 @@ def test_what_outgrows_its_window_keeps_its_blocks_and_ends(
                 server.scheduler.add(sequence)
             if cancel is not None and start + cancel == now and not sequence.ended:
                 server.scheduler.cancel(sequence)
+        for index, (sequence, _, _) in enumerate(sequences):
+            sequence.held = holds and sequence.outgrows is not None and sequence.generated > 0 and now // 9 % 4 > index
         server.turn([sequence for sequence, _, _ in sequences])
         for sequence, _, _ in sequences:
             if sequence.outgrows and sequence.blocks:
@@ -288,6 +295,23 @@ def test_the_first_makes_room_where_all_others_keep_theirs_for_good() -> None:
     while not outgrowing.ended:
         assert step(scheduler) == [(outgrowing, 1)]
     assert step(scheduler) == [(first, 9)]
+
+
+def test_what_is_held_keeps_its_blocks_and_nobody_else_from_going_on() -> None:
+    window = Window(8, 4)
+    scheduler = scheduler_of(7 + 2, window=window)
+    first, held = request(8, 4), request(8, 20)
+    scheduler.add(first)
+    scheduler.add(held)
+    assert step(scheduler) == [(first, 8), (held, 8)]
+    held.held = True
+    early = request(4, 2, -1)
+    scheduler.add(early)
+    assert step(scheduler) == [(early, 4)], "in the place of the first, which lacks a block"
+    assert step(scheduler) == [(early, 1)]
+    assert step(scheduler) == []
+    held.held = False
+    assert step(scheduler) == [(held, 1)]
 
 
 @given(count=st.integers(1, 40), ranks=st.integers(1, 4))
