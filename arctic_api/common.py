@@ -49,6 +49,7 @@ HINTS = {
 """What to write instead, by the pattern that a text does not match."""
 
 MAX_OBJECT_NAME = 40  # children append an attempt or a revision and five digits of the uid, and stay a DNS label
+MAX_LABEL = 63  # of a label's value
 MAX_WHOLE = 10**18 - 1  # a whole number of 18 digits, which 64 bits hold
 MAX_COUNT = 2**31 - 1
 
@@ -139,7 +140,7 @@ DecimalText = Annotated[str, Field(pattern=NUMBER_PATTERN, max_length=24)]
 ObjectName = Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_OBJECT_NAME)]
 ItemName = Annotated[str, Field(pattern=NAME_PATTERN, max_length=63)]
 Subdomain = Annotated[str, Field(pattern=SUBDOMAIN_PATTERN, max_length=253)]
-LabelValue = Annotated[str, Field(pattern=LABEL_VALUE_PATTERN, max_length=63)]
+LabelValue = Annotated[str, Field(pattern=LABEL_VALUE_PATTERN, max_length=MAX_LABEL)]
 LabelKey = Annotated[str, Field(pattern=LABEL_KEY_PATTERN, max_length=317)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 PositiveFloat = Annotated[float, Field(gt=0)]

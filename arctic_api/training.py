@@ -8,8 +8,10 @@ from arctic_api.common import (
     FOLDER_PATTERN,
     MAP_BY_NAME,
     MAP_BY_TYPE,
+    MAX_LABEL,
     OPAQUE,
     SET,
+    SUBDOMAIN_PATTERN,
     TRACKING_PATTERN,
     BaseWeights,
     Condition,
@@ -431,7 +433,7 @@ class ArcticTrainingSpec(Resource):
     """Fails if not done so long after the first start."""
     ttl_after_finished: Duration | None = None
     """Deletes the object so long after its end."""
-    queue: Subdomain | None = None
+    queue: Annotated[str, Field(pattern=SUBDOMAIN_PATTERN, max_length=MAX_LABEL)] | None = None
     """Name of the Kueue LocalQueue, in the same namespace, that admits each world and may take its nodes back."""
     priority_class_name: Subdomain | None = None
     """PriorityClass of the pods."""

@@ -4,7 +4,7 @@ import base64
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -203,8 +203,7 @@ class Cluster:
         self.clock.hear(response.headers.get("Date"))
         if response.status >= 400:
             raise _error(response.status, text)
-        answer: Manifest = read_json(text) if text else {}
-        return answer
+        return _answer(text) if text else {}
 
     async def _call(
         self,
@@ -529,14 +528,32 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:
             begun = [other]
 
 
+def _answer(text: bytes) -> Manifest:
+    """Return what the API server has answered; ApiError (code 0) for what only a proxy before it can have."""
+    with suppress(ValueError):
+        answer = read_json(text)
+        if isinstance(answer, dict):
+            return answer
+    raise ApiError(0, "Unreachable", f"what answers is no API server: {_words(text)}")
+
+
 def _error(code: int, text: bytes) -> ApiError:
-    try:
-        return _refusal(code, json.loads(text))
-    except ValueError:
-        return ApiError(code, "", text[:500].decode(errors="replace"))
+    with suppress(ValueError):
+        status = json.loads(text)
+        if isinstance(status, dict) and status.get("kind") == "Status":
+            return _refusal(code, status)
+    return ApiError(code, "", _words(text))
+
+
+def _words(text: bytes) -> str:
+    return text[:500].decode(errors="replace")
 
 
 def _refusal(code: int, status: Manifest) -> ApiError:
-    causes = [cause.get("reason") for cause in (status.get("details") or {}).get("causes") or ()]
-    reason = NAMESPACE_ENDS if NAMESPACE_ENDS in causes else status.get("reason") or ""
-    return ApiError(code, reason, status.get("message") or f"HTTP {code}")
+    causes = (status.get("details") or {}).get("causes") or ()
+    message = status.get("message") or f"HTTP {code}"
+    if any(cause.get("field") == "metadata.uid" for cause in causes):
+        # What is a conflict in an update or a deletion is invalid in a patch: another object has the name now.
+        return ApiError(409, "Conflict", message)
+    ends = any(cause.get("reason") == NAMESPACE_ENDS for cause in causes)
+    return ApiError(code, NAMESPACE_ENDS if ends else status.get("reason") or "", message)

@@ -54,6 +54,8 @@ OPTIONS = [
     # resolve a name once in 30 s.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
+    # Workers are in the cluster, where no proxy leads that the API server may be behind.
+    ("grpc.enable_http_proxy", 0),
 ]
 
 

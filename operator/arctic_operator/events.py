@@ -14,6 +14,8 @@ from arctic_operator.plan.actions import Event
 log = logging.getLogger(__name__)
 
 REMEMBERED = 4096
+NOTE_BYTES = 1024
+"""What the API server takes: it counts no letters."""
 WAITING = 10_000
 """Events that may wait to be told; the oldest go first, as they do in the cluster."""
 
@@ -79,7 +81,7 @@ class Events:
             "action": "Reconcile",
             "type": event.type,
             "reason": event.reason[:128],
-            "note": event.message[:1024],
+            "note": event.message.encode()[:NOTE_BYTES].decode(errors="ignore"),
             "regarding": {
                 "apiVersion": API_VERSION,
                 "kind": identity.kind,

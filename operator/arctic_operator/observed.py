@@ -1,5 +1,6 @@
 """What is read from the cluster, reduced to what planning needs: frozen values, and pure functions that make them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -348,17 +349,27 @@ class InferenceSeen:
 
 
 def parse_time(text: str | None) -> datetime | None:
-    """Return the moment that an RFC 3339 text means, None for none."""
-    return datetime.fromisoformat(text) if text else None
+    """Return the moment that an RFC 3339 text means; None for none, and for what somebody made of it."""
+    try:
+        moment = datetime.fromisoformat(text.upper()) if text else None
+    except ValueError:
+        return None
+    return moment if moment and moment.tzinfo else None
+
+
+def figure_of(text: str) -> float | None:
+    """Return a figure that a status tells; None for what is none, as a status is anybody's to edit who may."""
+    try:
+        figure = float(text)
+    except ValueError:
+        return None
+    return figure if math.isfinite(figure) else None
 
 
 def number_of(text: str | None) -> float:
     """Return a number that this operator wrote; 0 for none, or for what somebody made of it."""
-    try:
-        number = float(text or 0)
-    except ValueError:
-        return 0.0
-    return number if 0 <= number < BEYOND else 0.0
+    number = figure_of(text or "0")
+    return number if number is not None and 0 <= number < BEYOND else 0.0
 
 
 def noted_number(notes: Mapping[str, str], name: str) -> float:
@@ -367,15 +378,6 @@ def noted_number(notes: Mapping[str, str], name: str) -> float:
     Annotations and labels are anybody's to edit, and one child's must not end the planning of an object.
     """
     return number_of(notes.get(name))
-
-
-def noted_time(notes: Mapping[str, str], name: str) -> datetime | None:
-    """Return a moment that this operator noted on a child; None where there is none, or no moment any more."""
-    try:
-        noted = parse_time(notes.get(name))
-    except ValueError:
-        return None
-    return noted if noted and noted.tzinfo else None
 
 
 def format_time(moment: datetime) -> str:
@@ -478,7 +480,7 @@ def group_set_of(manifest: Manifest) -> GroupSet:
         created=datetime.fromisoformat(metadata["creationTimestamp"]),
         deleting="deletionTimestamp" in metadata,
         weights=annotations.get(WEIGHTS_ANNOTATION, ""),
-        draining_since=noted_time(annotations, DRAINING_ANNOTATION),
+        draining_since=parse_time(annotations.get(DRAINING_ANNOTATION)),
     )
     return replace(made, scaled=spec["replicas"] != made.replicas)
 
@@ -540,7 +542,7 @@ def revision_seen_of(manifest: Manifest) -> Revision:
     """Reduce the record of a revision."""
     metadata, data = manifest["metadata"], manifest["data"]
     return Revision(
-        name=metadata["labels"][Label.REVISION],
+        name=metadata["name"].rpartition("-")[2],
         object_name=metadata["name"],
         uid=metadata["uid"],
         specification=metadata.get("annotations", {}).get(REVISION_ANNOTATION, ""),

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from arctic_ablation.ranking import PERPLEXITY
 from arctic_ablation.study import VariantStudy
 from arctic_api.ablation import ArcticAblationSpec, ArcticAblationStatus
 from arctic_api.common import parse_tokens
 from arctic_api.evaluation import ArcticEvaluationStatus
 from arctic_api.training import ArcticTrainingStatus
-from arctic_operator.observed import Identity, Job, Node, Pod, conditions_of, read_status
+from arctic_operator.observed import Identity, Job, Node, Pod, conditions_of, figure_of, number_of, read_status
 
 if TYPE_CHECKING:
     from arctic_ablation.swarm.study import SwarmStudy  # which needs numpy
@@ -48,6 +49,8 @@ class Trial:
     failed: str
     """Why it has failed for good; empty for one that has not."""
     deleting: bool
+    odd: str = ""
+    """What of that evaluation is no figure, as a sentence; empty where all is."""
     gpu_hours: float = 0.0
     checkpoint: str = ""
     """URI of what it has come to, once that is committed."""
@@ -99,18 +102,32 @@ def trial_of(manifest: Manifest) -> Trial:
     status = read_status(ArcticTrainingStatus, dict(manifest.get("status") or {}))
     failed = conditions_of(dict(manifest)).get("Failed", {})
     words = failed.get("message") or failed.get("reason", "")
+    figures, odd = _read_figures(status.evaluation or {})
     return Trial(
         name=metadata["name"],
         uid=metadata["uid"],
         until=None if until is None else parse_tokens(until),
         state=status.state or "",
         tokens=status.tokens or 0,
-        figures={name: float(value) for name, value in (status.evaluation or {}).items()},
+        figures=figures,
         failed=words if failed.get("status") == "True" else "",  # one that an edit would mend, too: nobody edits it
         deleting="deletionTimestamp" in metadata,
-        gpu_hours=float(status.gpu_hours or 0),
+        odd=odd,
+        gpu_hours=number_of(status.gpu_hours),
         checkpoint=_committed(status),
     )
+
+
+def _read_figures(told: Mapping[str, str]) -> tuple[dict[str, float], str]:
+    """Return those texts that are figures, and what the others are: nobody's perplexity is 0."""
+    read = {name: figure_of(text) for name, text in told.items()}
+    figures = {
+        name: figure
+        for name, figure in read.items()
+        if figure is not None and (figure > 0 or not name.startswith(PERPLEXITY))
+    }
+    odd = [f"{name} is {text!r}, which is no figure of it" for name, text in told.items() if name not in figures]
+    return figures, "; ".join(odd)
 
 
 def _committed(status: ArcticTrainingStatus) -> str:
@@ -126,7 +143,9 @@ def judgement_of(manifest: Manifest) -> Judgement:
     suites = {suite.name: suite for suite in status.suites or ()}
     done = {name: suite.figures for name, suite in suites.items() if suite.state == "Done" and suite.figures}
     failed, succeeded = (conditions.get(kind, {}) for kind in ("Failed", "Succeeded"))
+    figures, odd = _read_figures({name: figures[0].value for name, figures in done.items()})
     words = [f"{name}: {suite.message or suite.state}" for name, suite in suites.items() if name not in done]
+    words += [odd] if odd else []
     if failed.get("status") == "True":
         words = [failed.get("message") or failed.get("reason", "")]
     ended = "True" in (failed.get("status"), succeeded.get("status"))
@@ -134,7 +153,7 @@ def judgement_of(manifest: Manifest) -> Judgement:
         name=metadata["name"],
         uid=metadata["uid"],
         deleting="deletionTimestamp" in metadata,
-        figures={name: float(figures[0].value) for name, figures in done.items()},
+        figures=figures,
         ended=ended,
         failed="; ".join(words) if ended else "",
     )

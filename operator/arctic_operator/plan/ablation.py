@@ -14,7 +14,7 @@ from arctic_ablation.ranking import NoFigure, objective
 from arctic_ablation.study import Found, Run, Step, VariantStudy, affordable
 from arctic_ablation.variants import VariantError
 from arctic_ablation.winner import best_manifest
-from arctic_api.ablation import ArcticAblationSpec, ForetoldStatus, PointStatus, SwarmPart, TrialState, TrialStatus
+from arctic_api.ablation import ArcticAblationSpec, PointStatus, SwarmPart, TrialState, TrialStatus
 from arctic_api.common import parse_tokens
 from arctic_api.evaluation import KIND as EVALUATION
 from arctic_api.training import KIND as TRAINING
@@ -23,8 +23,8 @@ from arctic_operator.manifests.ablation import judgement
 from arctic_operator.manifests.ablation import trial as trial_manifest
 from arctic_operator.manifests.common import Manifest, judgement_name
 from arctic_operator.observed import Trouble
-from arctic_operator.plan.ablation_pod import Task, plan_task, told_of
-from arctic_operator.plan.ablation_status import Outlook, ablation_status, found_of, is_finished
+from arctic_operator.plan.ablation_pod import Task, is_of_swarm, plan_task, told_of
+from arctic_operator.plan.ablation_status import Outlook, ablation_status, found_of, is_finished, legible
 from arctic_operator.plan.actions import Delete, Plan, sooner
 from arctic_operator.settings import Settings
 from arctic_operator.trials import Ablation, AblationSeen, Judgement, Trial
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from arctic_ablation.swarm.study import SwarmStudy  # which needs numpy
 
 JUDGING: TrialState = "Judging"
+LONGEST_WORD = 256
+"""Letters of what is said of a training that has failed: a thousand may have, and its own status says all."""
 LOOK_SECONDS = 5.0
 """Trainings tell by their status; this is for what no event tells."""
 NOTHING_FORETOLD = (
@@ -72,13 +74,6 @@ class _Case:
         spec = self.ablation.spec
         found = {each.name: found_of(spec, each) for each in self.ablation.status.trials or ()}
         return {run.name: _trial_status(self.ablation, self.seen, run) for run in self.study.all_runs(found)}
-
-    def holds(self, said: ForetoldStatus) -> bool:
-        """Whether what a pod has foretold is of the swarm that is written now."""
-        study = self.study
-        if isinstance(study, VariantStudy) or said.digest != study.digest:
-            return False
-        return study.space.read(said.mixtures) is not None
 
     def status(self, known: Mapping[str, TrialStatus], outlook: Outlook) -> dict[str, Any]:
         """Return the whole status; what was foretold before stays, if the outlook says nothing else."""
@@ -124,7 +119,7 @@ def _foretell(case: _Case, part: SwarmPart, known: Mapping[str, TrialStatus]) ->
     task = plan_task(case.ablation, case.seen, part, known, case.settings, case.now)
     if task.report is not None:
         said = task.report.foretold
-        if said is None or not case.holds(said):
+        if said is None or not is_of_swarm(case.ablation, said):
             return Plan(status=case.status(known, Outlook("Failed", failed=NOTHING_FORETOLD)))
         told = [*told_of(case.ablation), said]
         return Plan(status=case.status(known, Outlook("Running", foretold=told)), requeue_after=0.1)
@@ -205,6 +200,8 @@ def _judged(ablation: Ablation, seen: AblationSeen, trial: Trial) -> tuple[Point
         if told.failed:
             return None, f"its evaluation {name}: {told.failed}"
         figures = told.figures
+    elif trial.odd:
+        return None, f"its status.evaluation: {trial.odd}"
     return PointStatus(tokens=trial.tokens, objective=f"{objective(wanted, figures):.6f}", evaluation=name), ""
 
 
@@ -219,7 +216,7 @@ def _is_under_way(step: Step, trial: Trial | None) -> bool:
 def _trial_status(ablation: Ablation, seen: AblationSeen, run: Run) -> TrialStatus:
     """Return a training's status: what was written of it, and where it rests now."""
     before = next((each for each in ablation.status.trials or () if each.name == run.name), None)
-    points = list((before.points if before else None) or _reused(ablation, seen, run))
+    points = legible(ablation.spec, (before.points if before else None) or _reused(ablation, seen, run))
     trial = seen.trials.get(run.name)
     failed = trial.failed if trial else (before.message or "" if before else "")
     if trial is not None and trial.rests and trial.tokens > (points[-1].tokens if points else 0):
@@ -233,7 +230,7 @@ def _trial_status(ablation: Ablation, seen: AblationSeen, run: Run) -> TrialStat
         state=_state(run, trial, points, failed),
         tokens=points[-1].tokens if points else 0,
         points=points or None,
-        message=failed or None,
+        message=failed[:LONGEST_WORD] or None,
     )
 
 

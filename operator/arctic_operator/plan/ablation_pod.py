@@ -47,10 +47,15 @@ class Task:
 
 def told_of(ablation: Ablation) -> list[ForetoldStatus]:
     """Return what the status says that was foretold from the swarm as it is written now."""
+    return [each for each in ablation.status.foretold or () if is_of_swarm(ablation, each)]
+
+
+def is_of_swarm(ablation: Ablation, said: ForetoldStatus) -> bool:
+    """Whether something was foretold from the swarm as it is written now, and can be read."""
     study = ablation.study
-    if isinstance(study, VariantStudy):
-        return []
-    return [each for each in ablation.status.foretold or () if each.digest == study.digest]
+    if isinstance(study, VariantStudy) or said.digest != study.digest:
+        return False
+    return study.space.read(said.mixtures) is not None
 
 
 def plan_task(

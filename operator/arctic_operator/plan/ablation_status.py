@@ -1,16 +1,23 @@
 """An ablation's status. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from arctic_ablation.ranking import figures_of
 from arctic_ablation.study import Found, Point, Study
-from arctic_api.ablation import ArcticAblationSpec, ArcticAblationStatus, ForetoldStatus, RankStatus, TrialStatus
+from arctic_api.ablation import (
+    ArcticAblationSpec,
+    ArcticAblationStatus,
+    ForetoldStatus,
+    PointStatus,
+    RankStatus,
+    TrialStatus,
+)
 from arctic_operator.manifests.ablation import ablation_folder
 from arctic_operator.manifests.common import best_name
-from arctic_operator.observed import INVALID_SPEC, Trouble, format_time
+from arctic_operator.observed import INVALID_SPEC, Trouble, figure_of, format_time
 from arctic_operator.plan.conditions import Conditions, find
 from arctic_operator.trials import Ablation, Trial
 
@@ -34,14 +41,31 @@ class Outlook:
 
 def found_of(spec: ArcticAblationSpec, status: TrialStatus) -> Found:
     """Return a training's status as a study reads it."""
-    points = [Point(point.tokens, figures_of(spec.objective, float(point.objective))) for point in status.points or ()]
-    return Found(points, status.message or "")
+    read = [(point, _figures(spec, point)) for point in status.points or ()]
+    return Found([Point(point.tokens, figures) for point, figures in read if figures], status.message or "")
+
+
+def legible(spec: ArcticAblationSpec, points: Iterable[PointStatus] | None) -> list[PointStatus]:
+    """Return the rungs whose objective is a number still: what somebody has made of others says nothing."""
+    return [point for point in points or () if _figures(spec, point)]
+
+
+def _figures(spec: ArcticAblationSpec, point: PointStatus) -> dict[str, float] | None:
+    value = figure_of(point.objective)
+    try:
+        return None if value is None else figures_of(spec.objective, value)
+    except OverflowError:
+        return None
 
 
 def is_finished(status: ArcticAblationStatus, generation: int) -> bool:
-    """Whether it has ended, for the specification that it has: an edit may let it go on."""
+    """Whether it has ended, for the specification that it has: an edit may let it go on.
+
+    One that an operator could not read may be read by the next release, without an edit.
+    """
     ends = (find(status.conditions, kind) for kind in ("Succeeded", "Failed"))
-    return any(end is not None and end.status == "True" and end.observed_generation == generation for end in ends)
+    told = [end for end in ends if end is not None and end.status == "True" and end.reason != INVALID_SPEC]
+    return any(end.observed_generation == generation for end in told)
 
 
 def ablation_status(

@@ -1,5 +1,6 @@
 """Conditions, and the reasons that children give for them."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
@@ -46,7 +47,7 @@ class Conditions:
             {
                 "type": kind,
                 "status": text,
-                "reason": reason[:REASON_LETTERS],
+                "reason": _as_reason(reason),
                 "message": message[:LONGEST_MESSAGE],
                 "lastTransitionTime": kept,
                 "observedGeneration": self._generation,
@@ -56,6 +57,12 @@ class Conditions:
     def all(self) -> list[Condition]:
         """Return the conditions in the order in which they were set."""
         return list(self._set.values())
+
+
+def _as_reason(told: str) -> str:
+    """Return what a condition may have as its reason: some of others are none, as a kubelet's `OutOfnvidia.com/gpu`."""
+    letters = re.sub("[^A-Za-z0-9_,:]", "_", told[:REASON_LETTERS])
+    return re.sub("^[^A-Za-z]+|[,:]+$", "", letters) or "Unknown"
 
 
 def find(conditions: Iterable[Condition] | None, kind: str) -> Condition | None:

@@ -11,7 +11,7 @@ from arctic_operator.observed import Job, Node, Pod, is_silent
 from arctic_operator.plan.conditions import unreachable
 from arctic_operator.plan.words import OUT_OF_MEMORY, exit_of, failure_of, out_of_memory, report_of
 
-NODE_LOST, POD_LOST, INTERRUPTED = "NodeLost", "PodLost", "Interrupted"
+NODE_LOST, POD_LOST, INTERRUPTED, POD_DELETED = "NodeLost", "PodLost", "Interrupted", "PodDeleted"
 BY_KUBELET, EVICTED = "TerminationByKubelet", "Evicted"
 TOLD_TO_END = frozenset({ExitCode.INTERRUPTED, 128 + 9, 128 + 15})
 """Exit codes of workers that somebody has ended: SIGKILL's and SIGTERM's among them."""
@@ -77,8 +77,7 @@ def judge(
     if any(is_unexplained(pod, now) for pod in pods):
         return None
     if causes:
-        # Times are whole seconds. In one second a crash comes first (its Job deletes the peers), consequences last.
-        first = min(causes, key=lambda ending: (ending.time, ending.reason in CONSEQUENCES, not ending.counted))
+        first = _cause_of(causes)
         told = (ending for ending in disruptions if ending.reason not in (INTERRUPTED, NODE_LOST, SUSPENDED))
         return next(told, first) if first.reason == INTERRUPTED else first
     if job.failed and len(pods) < spec.parallelism.nodes:
@@ -86,6 +85,19 @@ def judge(
     if job.failed:
         return Ending(job.reason or "JobFailed", job.message or "the Job failed", job.ended or now, counted=True)
     return None
+
+
+def _cause_of(causes: Sequence[Ending]) -> Ending:
+    """Return what came first. A lost or hung peer never did, where something else tells: clocks of nodes differ.
+
+    But what was deleted, or told to end, may be so because of it: the Job sees to that.
+    """
+    # Times are whole seconds. In one second a crash comes first (its Job deletes the peers), consequences last.
+    first = min(causes, key=lambda ending: (ending.time, ending.reason in CONSEQUENCES, not ending.counted))
+    if first.reason not in CONSEQUENCES:
+        return first
+    others = (each for each in causes if each.reason not in {*CONSEQUENCES, POD_DELETED, INTERRUPTED, SUSPENDED})
+    return min(others, key=lambda each: each.time, default=first)
 
 
 def is_unexplained(pod: Pod, now: datetime) -> bool:
@@ -160,7 +172,7 @@ def _disruptions(
             by_kubelet = pod.finished if pod.disruption == BY_KUBELET else None
             yield Ending(pod.disruption or "Disrupted", told, min(pod.disrupted, by_kubelet or pod.disrupted))
         elif pod.delete_requested and not ignore_deletion:
-            yield Ending("PodDeleted", f"pod {pod.name} was deleted", pod.delete_requested)
+            yield Ending(POD_DELETED, f"pod {pod.name} was deleted", pod.delete_requested)
         if pod.exit_code == ExitCode.INTERRUPTED:
             yield _interruption(pod, now)
         if not pod.ended and unreachable(pod, nodes, now):

@@ -23,7 +23,7 @@ from arctic_operator.plan.conditions import (
     until_unreachable,
 )
 from arctic_operator.plan.endings import NODE_LOST
-from arctic_operator.plan.evaluation_status import Outlook, evaluation_status, is_finished
+from arctic_operator.plan.evaluation_status import Outlook, evaluation_status, is_finished, kept_status
 from arctic_operator.plan.single_job import ending_of, last_words, lost, pods_of, present
 from arctic_operator.plan.words import evaluation_report_of
 from arctic_operator.settings import Settings
@@ -51,8 +51,7 @@ def plan_evaluation(evaluation: Evaluation, seen: EvaluationSeen, settings: Sett
     if evaluation.deleting:
         return Plan()
     if is_finished(evaluation.status, evaluation.generation):
-        kept = evaluation.status.model_copy(update={"observed_generation": evaluation.generation})
-        return Plan(status=kept.wire())
+        return Plan(status=kept_status(evaluation.status, evaluation.generation, now))
     case = _Case(evaluation, seen, settings, now)
     job = next((job for job in seen.jobs if _is_current(evaluation, job)), None)
     if job is None or job.deleting:

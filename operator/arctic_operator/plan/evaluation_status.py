@@ -35,10 +35,26 @@ class Outlook:
 
 
 def is_finished(status: ArcticEvaluationStatus, generation: int) -> bool:
-    """Whether it has ended; one that failed goes on once it is edited."""
+    """Whether it has ended; one that failed goes on once it is edited.
+
+    One that an operator could not read may be read by the next release, without an edit.
+    """
     failed = find(status.conditions, "Failed")
-    gave_up = failed is not None and failed.status == "True" and failed.observed_generation == generation
-    return gave_up or is_true(status.conditions, "Succeeded")
+    if failed is None or failed.status != "True" or failed.reason == INVALID_SPEC:
+        return is_true(status.conditions, "Succeeded")
+    return failed.observed_generation == generation
+
+
+def kept_status(status: ArcticEvaluationStatus, generation: int, now: datetime) -> dict[str, Any]:
+    """Return the status of an evaluation that has ended, whatever an operator has said since that could not read it."""
+    fields: dict[str, Any] = {"observed_generation": generation}
+    if status.state == INVALID_SPEC:
+        conditions = Conditions(status.conditions, generation, now)
+        conditions.set("Degraded", False, "AsExpected")
+        conditions.set("Succeeded", True, "Succeeded")
+        conditions.set("Failed", False, "NotFailed")
+        fields |= {"state": "Succeeded", "conditions": conditions.all()}
+    return status.model_copy(update=fields).wire()
 
 
 def evaluation_status(evaluation: Evaluation, seen: EvaluationSeen, outlook: Outlook, now: datetime) -> dict[str, Any]:

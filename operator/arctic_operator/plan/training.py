@@ -124,6 +124,7 @@ def plan_training(training: Training, seen: TrainingSeen, settings: Settings, no
 
 
 def _plan(training: Training, seen: TrainingSeen, settings: Settings, now: datetime) -> Plan:
+    training = replace(training, status=_ended_by_now(training.status, now))
     case = _Case(training, seen, settings, now, World.of(training, seen, now))
     if is_finished(training.status):
         return _after_end(case)
@@ -132,6 +133,21 @@ def _plan(training: Training, seen: TrainingSeen, settings: Settings, now: datet
         ending = judge(training.spec, job, pods, seen.nodes, now) or gives_way(training, job, pods, seen.rivals, now)
         return _record(case, ending) if ending else _during(case)
     return _between(case)
+
+
+def _ended_by_now(status: ArcticTrainingStatus, now: datetime) -> ArcticTrainingStatus:
+    """Return a status whose attempts ended now where they say that they will, or nothing that can be read.
+
+    Clocks are set back, and statuses edited: what waits since then would wait for ever.
+    """
+    ends = [parse_time(record.completion_time) for record in status.attempts or ()]
+    if all(end is not None and end <= now for end in ends):
+        return status
+    known = [
+        record if end is not None and end <= now else record.model_copy(update={"completion_time": format_time(now)})
+        for record, end in zip(status.attempts or (), ends, strict=True)
+    ]
+    return status.model_copy(update={"attempts": known})
 
 
 def _record(case: _Case, ending: Ending) -> Plan:
@@ -253,7 +269,7 @@ def _during(case: _Case) -> Plan:
         begins=begins(case.training, status, case.seen.live),
         requeue_after=sooner(
             LOOK_AGAIN_SECONDS if len(world.pods) == spec.parallelism.nodes else PODS_AFTER.total_seconds(),
-            _until_deadline(case, now),
+            _until_deadline(case),
             until_unreachable(world.pods, case.seen.nodes, now),
             LOOK_SECONDS if any(pod.unschedulable for pod in world.pods) else None,
             EXPLAINED_WITHIN.total_seconds() if any(is_unexplained(pod, now) for pod in world.pods) else None,
@@ -280,22 +296,22 @@ def _between(case: _Case) -> Plan:
     if deadline:
         return Plan(delete=_stop(case), status=case.status(Outlook("Failed", failed=deadline)))
     if refusal:
-        return Plan(delete=_stop(case), status=case.status(refusal), requeue_after=_until_deadline(case, now))
+        return Plan(delete=_stop(case), status=case.status(refusal), requeue_after=_until_deadline(case))
     source = spec.model.from_
     if source and source.training and case.seen.base is None:
         outlook = Outlook("WaitingForTraining", waiting=waiting_for(source.training))
-        return Plan(status=case.status(outlook), requeue_after=_until_deadline(case, now))
+        return Plan(status=case.status(outlook), requeue_after=_until_deadline(case))
     first = goes_after(case.training, case.seen.rivals)
     if first:
         outlook = Outlook("WaitingForNodes", waiting=first)
-        again = sooner(LOOK_SECONDS, _until_deadline(case, now))
+        again = sooner(LOOK_SECONDS, _until_deadline(case))
         return Plan(delete=_stop(case), status=case.status(outlook), requeue_after=again)
     delay = _backoff_left(case)
     if delay > 0:
         return Plan(
             delete=_stop(case),
             status=case.status(Outlook("Restarting", waiting=_why(case))),
-            requeue_after=sooner(delay, _until_deadline(case, now)),
+            requeue_after=sooner(delay, _until_deadline(case)),
         )
     hours, following = gpu_hours(case.training, case.gpus, world.job, world.pods, now), world.attempt + 1
     outlook = Outlook("Starting" if world.attempt == 0 else "Restarting", waiting=_why(case))
@@ -316,7 +332,7 @@ def _after_end(case: _Case) -> Plan:
     ended = parse_time(status.completion_time)
     ttl = case.training.spec.ttl_after_finished
     if ttl and ended:
-        left = (ended + timedelta(seconds=parse_duration(ttl)) - now).total_seconds()
+        left = _left(ended, ttl, now)
         if is_evaluated(case.training, case.seen.judged) and left <= 0:
             identity = case.training.identity
             return Plan(delete=(Delete(identity.kind, identity.namespace, identity.name, identity.uid),))
@@ -404,7 +420,7 @@ def _backoff_left(case: _Case) -> float:
         wait = min(grown, parse_duration(policy.max))
     elif (lived := _life(record)) is not None and lived < SHORT_LIFE and record.reason != SUSPENDED:
         wait = parse_duration(policy.initial)
-    return min(wait, wait - (case.now - ended).total_seconds())  # clocks differ, and are set back
+    return wait - (case.now - ended).total_seconds()
 
 
 def _failures_in_a_row(case: _Case) -> int:
@@ -424,20 +440,28 @@ def _life(record: AttemptStatus) -> timedelta | None:
     return ended - started if started and ended else None
 
 
-def _deadlines(case: _Case) -> list[tuple[datetime, str, str]]:
-    spec, started = case.training.spec, parse_time(case.training.status.start_time)
-    if started is None and spec.start_deadline and not _rests(case):
-        end = case.training.created + timedelta(seconds=parse_duration(spec.start_deadline))
-        return [(end, "StartDeadlineExceeded", f"did not run within {spec.start_deadline} of its creation")]
+def _deadline(case: _Case) -> tuple[float, str, str] | None:
+    """Return the seconds that are left, and reason and message of their end."""
+    spec, told = case.training.spec, case.training.status.start_time
+    if told is None and spec.start_deadline and not _rests(case):
+        left = _left(case.training.created, spec.start_deadline, case.now)
+        return left, "StartDeadlineExceeded", f"did not run within {spec.start_deadline} of its creation"
+    started = parse_time(told)
     if started and spec.active_deadline:
-        end = started + timedelta(seconds=parse_duration(spec.active_deadline))
-        return [(end, "ActiveDeadlineExceeded", f"was not done within {spec.active_deadline} of its first start")]
-    return []
+        left = _left(started, spec.active_deadline, case.now)
+        return left, "ActiveDeadlineExceeded", f"was not done within {spec.active_deadline} of its first start"
+    return None
+
+
+def _left(since: datetime, duration: str, now: datetime) -> float:
+    return parse_duration(duration) - (now - since).total_seconds()
 
 
 def _deadline_passed(case: _Case) -> tuple[str, str] | None:
-    return next(((reason, message) for end, reason, message in _deadlines(case) if case.now >= end), None)
+    deadline = _deadline(case)
+    return deadline[1:] if deadline and deadline[0] <= 0 else None
 
 
-def _until_deadline(case: _Case, now: datetime) -> float | None:
-    return sooner(*((end - now).total_seconds() for end, _, _ in _deadlines(case)))
+def _until_deadline(case: _Case) -> float | None:
+    deadline = _deadline(case)
+    return sooner(deadline[0]) if deadline else None

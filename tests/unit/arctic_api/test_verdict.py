@@ -32,6 +32,13 @@ def test_each_rule_is_kept_and_broken(case: Case) -> None:
     assert broken(case, case.bad)
 
 
+def test_a_queue_has_a_name_that_fits_into_the_label_of_its_jobs() -> None:
+    def problems(length: int) -> list[str]:
+        return [problem.field for problem in verdict(TRAINING | {"spec": TRAINING["spec"] | {"queue": "q" * length}})]
+
+    assert (problems(63), problems(64)) == ([], ["spec.queue"])
+
+
 def test_no_rule_is_left_untried() -> None:
     tried = [case.rule for case in CASES]
     assert [rule for rule in RULES if rule not in tried] == []

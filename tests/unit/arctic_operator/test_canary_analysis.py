@@ -113,6 +113,16 @@ def test_a_canary_that_is_no_worse_takes_over_after_its_time(build, world):
     assert (world.status["state"], world.status["stableRevision"]) == ("Ready", world.new)
 
 
+@pytest.mark.parametrize("odd", ["2026-01-01t00:00:00+25:00", "0000-01-01T00:00:00Z"])
+def test_a_time_that_somebody_has_written_into_the_status_begins_an_analysis_anew(build, world, odd):
+    world.run(230, serves, step=2)
+    world.status["canary"]["since"] = odd
+    world.remembered = Remembered()
+    world.run(2, serves, step=2)
+    assert world.canary["verdict"] == "Analyzing"
+    assert world.canary["since"].startswith("2026-01-01T")
+
+
 def test_the_time_of_an_analysis_begins_when_both_revisions_serve_and_anew_with_another_weight(build, world):
     [canary] = [name for name, group in world.groups.items() if group.revision == world.new]
     world.broken.add(canary)

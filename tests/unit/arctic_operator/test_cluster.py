@@ -22,6 +22,8 @@ from arctic_operator.cluster import (
     read_json,
     yaml_text,
 )
+from arctic_operator.observed import Identity
+from arctic_operator.plan.actions import Mark
 from arctic_operator.plan.words import NO_KUEUE
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -229,6 +231,58 @@ async def test_what_was_created_counts_as_applied_before_it_is_applied_again() -
     server.calls.clear()
     await server.apply(child() | {"spec": {"ports": [3]}}, "u1", known)
     assert server.calls == ["GET", "apply"]
+
+
+class Refuses(Cluster):
+    """An API server that refuses everything with a Status of its own."""
+
+    def __init__(self, code: int, **status: Any) -> None:
+        super().__init__(None)
+        self.status, self.headers = code, {}
+        self.text = json.dumps({"kind": "Status", "code": code} | status).encode()
+
+    async def _call(self, *_, **__):
+        return self
+
+    async def read(self):
+        return self.text
+
+
+def invalid(field: str) -> Refuses:
+    cause = {"reason": "FieldValueInvalid", "message": "field is immutable", "field": field}
+    return Refuses(422, reason="Invalid", message=f"{field}: field is immutable", details={"causes": [cause]})
+
+
+async def test_a_write_to_an_object_whose_name_another_has_now_is_a_conflict() -> None:
+    """The API server says of a patch with an earlier uid that it is invalid: a group's pods keep their names."""
+    server, mark = invalid("metadata.uid"), Mark("Pod", "team", "tiny-0", "u1", labels={"a": "b"})
+    assert await server.mark(mark) is None
+    with pytest.raises(ApiError) as refused:
+        await server.apply_status(Identity("ArcticTraining", "team", "tiny", "u1"), {})
+    assert refused.value.code == 409
+    with pytest.raises(ApiError) as refused:
+        await invalid("metadata.labels").mark(mark)
+    assert refused.value.code == 422
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "told"),
+    [
+        (200, b"<html>maintenance</html>", 0),
+        (200, b'"maintenance"', 0),
+        (502, b"null", 502),
+        (503, b"[]", 503),
+        (503, b'{"code": 14, "message": "away", "details": [{"reason": "x"}]}', 503),
+        (503, b"no healthy upstream", 503),
+    ],
+)
+async def test_what_a_proxy_answers_in_the_api_servers_stead_is_its_refusal(code: int, text: bytes, told: int) -> None:
+    """Else a fault of ours: one ends the watches, and with them the process."""
+    server = Refuses(code)
+    server.text = text
+    with pytest.raises(ApiError) as refused:
+        await server.get("Pod", "team", "tiny-0")
+    assert (refused.value.code, refused.value.reason == "NotFound") == (told, False)
 
 
 def test_the_environments_proxy_is_found_once(monkeypatch) -> None:

@@ -1,3 +1,5 @@
+import pytest
+
 from arctic_api.common import Condition
 from arctic_operator.observed import pod_of
 from arctic_operator.plan.conditions import Conditions, events_between, trouble_of
@@ -33,6 +35,26 @@ def test_messages_are_cut_to_what_a_condition_holds():
     condition = Conditions(None, 1, __import__("datetime").datetime(2026, 1, 1))
     condition.set("Degraded", True, "Because", "x" * 100_000)
     assert isinstance(condition.all()[0], Condition)
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ("OutOfephemeral-storage", "OutOfephemeral_storage"),
+        ("OutOfnvidia.com/gpu", "OutOfnvidia_com_gpu"),
+        ("seccomp killed", "seccomp_killed"),
+        ("Waiting: ", "Waiting:_"),
+        ("x" * 127 + ":y", "x" * 127),
+        ("504 Gateway", "Gateway"),
+        ("zu spät", "zu_sp_t"),
+        ("?", "Unknown"),
+    ],
+)
+def test_a_reason_of_others_that_no_condition_can_have_is_written_as_one(build, told, kept):
+    """A kubelet's own words among them, of a pod for which its node has no room."""
+    conditions = Conditions(None, 1, build.start)
+    conditions.set("Degraded", True, told)
+    assert conditions.all()[0].reason == kept
 
 
 def raw_pod(**status):

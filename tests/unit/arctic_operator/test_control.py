@@ -196,6 +196,20 @@ class TestFollowing:
         assert figures(followers).figures == Figures(3, 1, Sums(2, -0.5))
         assert set(changes.keys) == {KEY}
 
+    async def test_workers_are_reached_past_the_proxy_that_leads_to_the_api_server(
+        self,
+        start: Callable[..., Worker],
+        followers: Followers,
+        changes: Changes,
+        tls: ClientTLS,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        for name in ("https_proxy", "http_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:1")
+        monkeypatch.delenv("no_proxy")
+        followers.follow(KEY, start().address, NAME, tls)
+        await changes.until(lambda: live(followers).connected)
+
     async def test_a_stream_resumes_after_the_worker_came_back(
         self, start: Callable[..., Worker], followers: Followers, changes: Changes, tls: ClientTLS
     ) -> None:

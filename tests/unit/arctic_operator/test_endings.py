@@ -102,6 +102,28 @@ def test_who_loses_a_peer_in_the_second_of_its_deletion_is_not_charged(build):
     assert (ending.reason, ending.counted) == ("WorkerFailed", True)
 
 
+@pytest.mark.parametrize("behind", [0, 1, 300])
+def test_who_loses_a_peer_is_not_the_cause_however_far_its_nodes_clock_is_behind(build, behind):
+    """Kubelets write when a worker ended, each by its own clock."""
+    report = build.report("failed", reason="PeerLost", message="rank 0 is gone")
+    peer = build.pod(1, phase="Failed", exit_code=1, exit_message=report, finished=build.seconds(400 - behind))
+    spec, ended = build.training().spec, build.pod(0, phase="Failed", finished=build.seconds(399))
+    crashed = replace(ended, exit_code=137, exit_reason="OOMKilled")
+    ending = judge(spec, JOB, [crashed, peer], None, build.seconds(401))
+    assert (ending.reason, ending.counted) == ("OOMKilled", True)
+    preempted = replace(ended, exit_code=137, disrupted=build.seconds(399), disruption="PreemptionByScheduler")
+    ending = judge(spec, JOB, [preempted, peer], None, build.seconds(401))
+    assert (ending.reason, ending.counted) == ("PreemptionByScheduler", False)
+
+
+def test_a_pod_that_goes_after_a_peer_was_lost_may_be_its_jobs_doing(build):
+    report = build.report("failed", reason="RankHung", message="rank 0 does not answer")
+    peer = build.pod(1, phase="Failed", exit_code=1, exit_message=report, finished=build.seconds(3))
+    swept = build.pod(0, phase="Failed", exit_code=75, finished=build.seconds(5), delete_requested=build.seconds(4))
+    ending = judge(build.training().spec, JOB, [swept, peer], None, build.seconds(6))
+    assert (ending.reason, ending.counted) == ("RankHung", True)
+
+
 def test_a_deletion_after_a_peers_crash_is_the_crashs_doing(build):
     crashed = build.pod(0, phase="Failed", exit_code=1, finished=build.seconds(1))
     swept = build.pod(1, delete_requested=build.seconds(2))

@@ -13,6 +13,7 @@ from arctic_operator.observed import (
     is_news,
     job_of,
     pod_of,
+    revision_seen_of,
 )
 
 
@@ -84,6 +85,13 @@ def test_a_number_that_somebody_has_edited_into_none_is_as_if_it_had_not_been_no
     for place, name in (("labels", POD_INDEX_LABEL), ("annotations", COMPLETION_INDEX)):
         assert pod_of(raw_pod(**{place: {name: edited}})).index == 0
         assert pod_of(raw_pod(**{place: {name: "3"}})).index == 3
+
+
+@pytest.mark.parametrize("labels", [{}, {Label.REVISION: "another"}])
+def test_a_record_is_of_the_revision_that_it_was_made_for_whatever_its_labels_say(labels):
+    record = raw_pod(name="tiny-0a1b2-c3d4e5", labels=labels)
+    record |= {"kind": "ControllerRevision", "revision": 3, "data": {"spec": {}, "fields": []}}
+    assert revision_seen_of(record).name == "c3d4e5"
 
 
 def test_a_group_is_of_the_revision_and_size_that_it_was_made_with_whatever_is_noted_on_it():

@@ -1,13 +1,17 @@
 """Plans of ablations, over whole lives with trainings that a small world plays, and an operator that forgets all."""
 
+import json
+
 import pytest
 from ablation_world import IDENTITY, STORE, World
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_specs import TRAINING_SPEC
 
-from arctic_api.ablation import ArcticAblationSpec, ArcticAblationStatus
+from arctic_ablation.study import VariantStudy
+from arctic_api.ablation import MAX_TRIALS, ArcticAblationSpec, ArcticAblationStatus
 from arctic_api.verdict import verdict
+from arctic_operator.plan.ablation_status import invalid_status
 
 DECAYS = [0.3, 0.1, 0.5, 0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1]
 """Weight decays, of which a world of ours has it that less is better."""
@@ -106,6 +110,22 @@ def test_a_training_that_failed_is_told_and_passed_over(final):
     assert (degraded["status"], "the loss is nan" in degraded["message"]) == ("True", True)
 
 
+def test_the_status_of_as_many_trainings_as_there_may_be_is_one_that_is_stored_however_long_their_words_are():
+    """etcd takes 1.5 MiB, and the API server notes besides who wrote which field."""
+    values = [number / MAX_TRIALS for number in range(64)]
+    grid = [{"field": f"optimizer.{field}", "values": values[:most]} for field, most in (("beta1", 16), ("beta2", 64))]
+    world = world_of(grid=grid)
+    words = {"type": "Failed", "status": "True", "reason": "Diverged", "message": "m" * 1024}
+    failed = {"state": "Failed", "conditions": [words | {"lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+    for run in VariantStudy(IDENTITY.name, world.spec).all_runs({}):
+        metadata = {"name": run.name, "uid": run.name}
+        world.trainings[run.name] = {"metadata": metadata, "spec": {}, "status": failed}
+    world.visit()
+    assert len(world.status["trials"]) == MAX_TRIALS
+    assert {each["message"][:200] for each in world.status["trials"]} == {"m" * 200}
+    assert len(json.dumps(world.status)) < 2**20
+
+
 def test_a_budget_ends_it_with_a_sentence():
     world = world_of(budget="350k")
     world.live()
@@ -132,6 +152,19 @@ def test_what_an_earlier_ablation_has_trained_to_its_end_is_not_trained_again():
     again.earlier = ArcticAblationStatus.model_validate(world.status)
     again.live()
     assert (again.trainings, again.status["best"]) == ({}, "weightDecay=0.0")
+
+
+@pytest.mark.parametrize("rungs", [0, 2])
+def test_what_an_operator_could_not_read_goes_on_with_one_that_can(rungs):
+    """As one of another release, before an upgrade: a field that has a default by then is in all objects."""
+    world = world_of()
+    world.live(until=lambda: any(len(each.get("points", ())) >= rungs for each in world.status["trials"]))
+    trained = set(world.trainings)
+    before = ArcticAblationStatus.model_validate(world.status)
+    world.status = invalid_status(before, "spec.later: unknown field", world.generation, world.now)
+    world.live()
+    assert (world.status["state"], world.status["best"]) == ("Succeeded", "weightDecay=0.0")
+    assert trained <= set(world.trainings)
 
 
 def test_trainings_that_an_edit_has_no_place_for_go():
@@ -209,6 +242,55 @@ def test_a_training_that_can_not_be_judged_is_told_and_passed_over(end, words):
     world.live()
     assert world.status["state"] == "Succeeded"
     assert f"its evaluation {name}: {words}" in world.condition("Degraded")["message"]
+
+
+ODD = ["?", "", "nan", "-inf", "1e999"]
+"""Texts in the place of a figure, as somebody may write who edits a status."""
+
+
+@pytest.mark.parametrize("odd", [*ODD, "1000000"])
+@pytest.mark.parametrize("gone_on", [True, False])
+def test_a_rung_of_which_somebody_has_made_no_number_is_judged_anew(odd, gone_on):
+    world = world_of(parallelism=3)
+
+    def rested():
+        return [each for each in world.status["trials"] if len(each.get("points", ())) == 1 + gone_on]
+
+    world.live(until=lambda: bool(rested()))
+    for trial in rested():
+        trial["points"][0]["objective"] = odd
+    world.live()
+    assert (world.status["state"], world.status["best"]) == ("Succeeded", "weightDecay=0.0")
+
+
+@pytest.mark.parametrize("odd", [*ODD, "0", "-1"])
+def test_a_training_whose_figures_somebody_has_edited_is_not_judged_until_they_are_figures(odd):
+    world = world_of(parallelism=1)
+    world.visit()
+    [name] = world.running()
+    world.train(name)
+    told = world.trainings[name]["status"]["evaluation"]
+    world.trainings[name]["status"] |= {"evaluation": {"perplexity/general": odd}, "gpuHours": odd}
+    world.visit()
+    assert f"{name}: its status.evaluation: perplexity/general is {odd!r}" in world.condition("Degraded")["message"]
+    world.trainings[name]["status"]["evaluation"] = told
+    world.live()
+    assert (world.status["state"], world.status["best"]) == ("Succeeded", "weightDecay=0.0")
+    assert world.condition("Degraded")["status"] == "False"
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_evaluation_whose_figure_somebody_has_edited_judges_nothing(odd):
+    world = world_of(**JUDGED, parallelism=1)
+    world.visit()
+    world.train(*world.running())
+    world.visit()
+    [name] = world.waiting()
+    world.judge(name)
+    world.evaluations[name]["status"]["suites"][0]["figures"][0] |= {"value": odd}
+    world.live()
+    assert world.status["state"] == "Succeeded"
+    assert f"its evaluation {name}: humaneval-plus is {odd!r}" in world.condition("Degraded")["message"]
 
 
 def test_what_begins_from_other_weights_is_judged_by_its_export_and_has_no_rungs():

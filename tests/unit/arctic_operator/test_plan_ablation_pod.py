@@ -2,18 +2,23 @@
 
 import copy
 import math
+import random
 from dataclasses import replace
 
 import pytest
-from ablation_world import World
+from ablation_world import IDENTITY, SETTINGS, START, World
 from small_specs import TRAINING_SPEC
 
+from arctic_ablation.study import VariantStudy
 from arctic_ablation.swarm.draws import FORETOLD
-from arctic_api.ablation import ArcticAblationSpec
-from arctic_api.ablation_pod import AblationReport
-from arctic_api.world import ExitCode
+from arctic_api.ablation import MAX_TRIALS, ArcticAblationSpec, ArcticAblationStatus, PointStatus, TrialStatus
+from arctic_api.ablation_pod import AblationReport, AblationWorld
+from arctic_api.rules import MAX_WORLD_BYTES
+from arctic_api.world import WORLD_VARIABLE, ExitCode
 from arctic_operator.observed import Node
+from arctic_operator.plan.ablation_pod import plan_task
 from arctic_operator.plan.conditions import UNREACHABLE_AFTER
+from arctic_operator.trials import Ablation, AblationSeen, Trial
 from arctic_workers.ablation.pod import done
 
 SOURCES = [{"name": name, "category": name, "uri": f"file:///{name}"} for name in ("general", "sql")]
@@ -70,6 +75,15 @@ def test_what_was_foretold_is_not_foretold_again(world):
     assert (world.status["foretold"], world.jobs_made) == (told, 1)
 
 
+def test_mixtures_of_which_somebody_has_made_none_are_foretold_anew_and_told_once(world):
+    world.live(until=lambda: bool(world.status.get("foretold")))
+    [half] = world.status["foretold"]
+    told = dict(half["mixtures"])
+    half["mixtures"]["general"] = "general:? sql:1"
+    world.live(until=lambda: world.status.get("foretold") != [half])
+    assert [(each["name"], each["mixtures"]) for each in world.status["foretold"]] == [("half", told)]
+
+
 def test_a_status_that_was_lost_is_foretold_anew_and_nothing_is_trained_twice(world):
     world.live(until=lambda: world.status["state"] == "Reporting")
     trained = set(world.trainings)
@@ -97,6 +111,29 @@ def test_the_pod_reads_the_trainings_by_the_store_and_takes_no_devices():
     told = world.told()
     assert {name: word.uid5 for name, word in told.trials.items()} == {name: name[:5] for name in world.trainings}
     assert told.told == {}
+
+
+def test_what_an_ablation_of_as_many_trainings_as_there_may_be_has_found_fits_into_what_its_pod_is_told():
+    """Linux takes 128 KiB a variable."""
+    values = [number / MAX_TRIALS for number in range(64)]
+    grid = [{"field": f"optimizer.{field}", "values": values[:most]} for field, most in (("beta1", 16), ("beta2", 64))]
+    fields = {"training": TRAINING_SPEC, "grid": grid, "objective": {"perplexity": {"general": 1}}}
+    study = VariantStudy(IDENTITY.name, ArcticAblationSpec.model_validate(fields))
+    ablation = Ablation(IDENTITY, 1, False, study, ArcticAblationStatus())
+    rungs = [PointStatus(tokens=10**5 * 3**number, objective="") for number in range(4)]
+    draw, known = random.Random(0), {}
+    for run in study.all_runs({}):
+        points = [rung.model_copy(update={"objective": f"{draw.random() * 9:.6f}"}) for rung in rungs]
+        known[run.name] = TrialStatus(name=run.name, variant=run.variant, seed=0, state="Resting", points=points)
+    assert len(known) == MAX_TRIALS
+    trials = {name: Trial(name, name[-8:], None, "", 0, {}, "", deleting=False) for name in known}
+    task = plan_task(ablation, AblationSeen(trials=trials), "report", known, SETTINGS, START)
+    [container] = task.create[0]["spec"]["template"]["spec"]["containers"]
+    [told] = [each["value"] for each in container["env"] if each["name"] == WORLD_VARIABLE]
+    assert len(told) < MAX_WORLD_BYTES
+    read = AblationWorld.model_validate_json(told).trials
+    assert {name: word.points for name, word in read.items()} == {name: each.points for name, each in known.items()}
+    assert {name: word.uid5 for name, word in read.items()} == {name: name[-8:-3] for name in known}
 
 
 @pytest.mark.parametrize(

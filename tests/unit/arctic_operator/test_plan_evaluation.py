@@ -11,6 +11,7 @@ from arctic_operator.evaluations import Awaited, EvaluationSeen, Target, compare
 from arctic_operator.live import EvaluationObservation, Live, Phase
 from arctic_operator.observed import Job, Node, Owner, Pod
 from arctic_operator.plan.evaluation import plan_evaluation
+from arctic_operator.plan.evaluation_status import invalid_status
 
 FOLDER = "/var/lib/arctic/store/team/judged-0a1b2"
 EXPORT = "/var/lib/arctic/store/team/tiny-fffff/export"
@@ -324,3 +325,20 @@ def test_a_service_is_asked_once_it_answers_or_would_wake(evaluation, available,
     }
     found = target_of(evaluation(model={"service": "tiny"}), None, service)
     assert (found == Target("Arctic", url="http://tiny.team.svc:8000/v1")) == asked
+
+
+def test_what_an_operator_could_not_read_goes_on_with_one_that_can(build, evaluation, plan, job, pod):
+    """As one of another release, before an upgrade: a field that has a default by then is in all objects."""
+    first = invalid_status(evaluation().status, "spec.later: unknown field", 1, build.start)
+    assert plan(evaluation(first)).create
+    running = plan(jobs=[job], pods=[pod]).status
+    unread = invalid_status(evaluation(running).status, "spec.later: unknown field", 1, build.start)
+    assert plan(evaluation(unread), jobs=[job], pods=[pod]).status["state"] == "Running"
+
+
+def test_one_that_had_ended_when_an_operator_could_not_read_it_has_ended_still(build, evaluation, plan, job, pod):
+    done = plan(jobs=[job], pods=[ended(pod, 0, outcome="succeeded", suites=[DONE])]).status
+    unread = invalid_status(evaluation(done).status, "spec.later: unknown field", 1, build.start)
+    read = plan(evaluation(unread))
+    assert (read.create, read.status["state"], read.status["suites"]) == ((), "Succeeded", done["suites"])
+    assert [condition(read, kind)[0] for kind in ("Succeeded", "Failed", "Degraded")] == ["True", "False", "False"]

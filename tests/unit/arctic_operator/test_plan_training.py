@@ -67,6 +67,14 @@ def test_the_epoch_rises_with_each_attempt_even_where_the_status_lags(build):
     assert (world.attempt, world.epoch) == (8, 8)
 
 
+def test_a_pod_for_which_its_kubelet_has_no_room_is_a_failure_like_others(build):
+    pod = build.pod(0, phase="Failed", failure="OutOfnvidia.com/gpu", failure_message="Node didn't have enough")
+    seen = TrainingSeen(jobs=[Job("tiny-0a1b2-a1", "job-1", 1, 1, "r1", failed=True)], pods=[pod])
+    plan = plan_training(build.training({"attempt": 1}), seen, build.settings, build.seconds(9))
+    assert [(each["reason"], each["counted"]) for each in plan.status["attempts"]] == [("OutOfnvidia.com/gpu", True)]
+    assert condition(plan, "Degraded")["reason"] == "OutOfnvidia_com_gpu"
+
+
 def test_the_backoff_grows_with_failures_up_to_its_longest(build):
     waits = {}
     for restarts in (1, 2, 3, 30):
@@ -82,11 +90,13 @@ def test_the_backoff_grows_with_failures_up_to_its_longest(build):
 
 
 def test_an_attempt_that_ended_in_the_future_is_not_waited_for_longer_than_the_backoff(build):
+    """Clocks are set back."""
     entry = record(1, counted=True, start_time="2026-01-01T05:59:30Z", completion_time="2026-01-01T06:00:00Z")
-    training = build.training(
-        {"attempt": 1, "restarts": 1, "attempts": [entry]}, restart={"backoff": {"initial": "9s"}}
-    )
-    assert plan_training(training, TrainingSeen(), build.settings, build.start).requeue_after == 9
+    status, backoff = {"attempt": 1, "restarts": 1, "attempts": [entry]}, {"backoff": {"initial": "9s"}}
+    plan = plan_training(build.training(status, restart=backoff), TrainingSeen(), build.settings, build.start)
+    assert (plan.create, plan.requeue_after) == ((), 9)
+    plan = plan_training(build.training(plan.status, restart=backoff), TrainingSeen(), build.settings, build.seconds(9))
+    assert len(plan.create) == 1
 
 
 @pytest.mark.parametrize(
@@ -357,6 +367,24 @@ def test_an_ended_training_is_deleted_after_its_time(build):
     assert (plan.delete, plan.requeue_after, plan.status["state"]) == ((), 1, "Succeeded")
     plan = plan_training(training, TrainingSeen(), build.settings, build.seconds(3600))
     assert [(d.kind, d.uid) for d in plan.delete] == [("ArcticTraining", build.uid)]
+
+
+ODD_MOMENTS = ["2026-01-01t00:00:00z", "0000-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "2026-01-01T00:00:00+99:00"]
+"""What the API server takes for times, and no operator has written: a status may be edited."""
+
+
+@pytest.mark.parametrize("odd", ODD_MOMENTS)
+def test_times_that_somebody_has_written_into_a_status_keep_no_training_from_its_way(build, odd):
+    waits = {"restart": {"backoff": {"initial": "1s"}}, "startDeadline": "1h", "activeDeadline": "1h"}
+    entry = record(1, counted=True, start_time=odd, completion_time=odd)
+    status = {"attempt": 1, "restarts": 1, "attempts": [entry], "startTime": odd}
+    first = plan_training(build.training(status, **waits), TrainingSeen(), build.settings, build.seconds(1000))
+    then = plan_training(build.training(first.status, **waits), TrainingSeen(), build.settings, build.seconds(1001))
+    assert len(first.create or then.create) == 1
+    ended = {"attempt": 1, "completionTime": odd, "conditions": [succeeded()]}
+    training = build.training(ended, ttlAfterFinished="1h")
+    plan = plan_training(training, TrainingSeen(), build.settings, build.seconds(1000))
+    assert (plan.delete, plan.status["state"]) == ((), "Succeeded")
 
 
 def test_an_ended_training_that_is_evaluated_is_deleted_once_that_has_ended(build):
