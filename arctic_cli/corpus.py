@@ -20,46 +20,69 @@ import click
 
 from arctic_cluster import apt
 from arctic_cluster.errors import ClusterError
-from arctic_cluster.files import locked
+from arctic_cluster.files import fresh_partial, locked
 from arctic_cluster.paths import CORPUS, default_volumes
 
 VERSION = "1"
 _MARKER = "VERSION"
+_BEGUN = "begun"
+"""What the marker says of a corpus that is not whole yet."""
 PYTHON_DOC = f"python3.{sys.version_info.minor}-doc"
 PACKAGES = [PYTHON_DOC, "debian-handbook", "mariadb-test-data", "metamath-databases"]
 MAX_CATEGORY_BYTES = 8_000_000
 
 
 def prepare_corpus(folder: Path) -> bool:
-    """Fill `folder` with general/, code/, sql/ and math/; return False if that was done before."""
-    if _is_ready(folder):
+    """Fill `folder` with general/, code/, sql/ and math/; return False if that was done before.
+
+    All else in it stays as it is. Raises ClickException where something of others has one of these names.
+    """
+    if _mark(folder) == VERSION:
         return False
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):  # else it is somebody's
+        folder.chmod(_FOLDER_MODE)
     with locked(folder / ".lock"):
         # Asked again: whoever held the lock may have done it.
-        if _is_ready(folder):
+        if _mark(folder) == VERSION:
             return False
+        _refuse_what_others_have(folder)
+        (folder / _MARKER).write_text(_BEGUN)
         _fill(folder)
+        (folder / _MARKER).write_text(VERSION)
     return True
 
 
-def _is_ready(folder: Path) -> bool:
+_FOLDER_MODE, _FILE_MODE = 0o755, 0o644
+"""Pods read the corpus as another user."""
+
+
+def _mark(folder: Path) -> str:
     marker = folder / _MARKER
-    return marker.exists() and marker.read_text() == VERSION
+    return marker.read_text(errors="replace") if marker.is_file() else ""
+
+
+def _refuse_what_others_have(folder: Path) -> None:
+    mark = _mark(folder)
+    if mark == _BEGUN or mark.isdigit():
+        return
+    for path in (folder / name for name in (_MARKER, *_WRITERS)):
+        if path.exists():
+            raise click.ClickException(f"{path} is there and not of a corpus: name another folder, or move it away")
 
 
 def _fill(folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="arctic-corpus-") as scratch:
         unpacked = _unpack_packages(Path(scratch))
         for category, write in _WRITERS.items():
-            target, fresh = folder / category, folder / f".{category}"
-            shutil.rmtree(fresh, ignore_errors=True)
+            target = folder / category
+            fresh = fresh_partial(target)
             fresh.mkdir()
             write(unpacked, fresh)
+            for path in [fresh, *fresh.iterdir()]:
+                path.chmod(_FOLDER_MODE if path is fresh else _FILE_MODE)
             shutil.rmtree(target, ignore_errors=True)
             fresh.rename(target)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    (folder / _MARKER).write_text(VERSION)
 
 
 def _unpack_packages(scratch: Path) -> Path:
@@ -131,7 +154,7 @@ def _write_general(unpacked: Path, folder: Path) -> None:
     manuals = list(_bounded(_read(unpacked.glob("usr/share/doc/python3*/html/_sources/**/*.txt"))))
     handbook = [_plain_text(page) for page in _read(unpacked.glob("usr/share/doc/debian-handbook/html/en-US/*.html"))]
     for number, text in enumerate(_require(manuals, "manuals") + _require(handbook, "handbook pages")):
-        (folder / f"{number:05}.txt").write_text(text)
+        (folder / f"{number:05}.txt").write_text(text, encoding="utf-8")
 
 
 def _write_code(unpacked: Path, folder: Path) -> None:  # noqa: ARG001 (the standard library is on every machine)
@@ -155,7 +178,7 @@ def _write_sql(unpacked: Path, folder: Path) -> None:
     scripts = unpacked.glob("usr/share/mysql/mysql-test/main/*.test")
     statements = (sql for script in _read(scripts) if len(sql := _statements(script).strip()) > 200)
     for number, text in enumerate(_require(list(_bounded(statements)), "SQL scripts")):
-        (folder / f"{number:05}.sql").write_text(text)
+        (folder / f"{number:05}.sql").write_text(text, encoding="utf-8")
 
 
 def _write_math(unpacked: Path, folder: Path) -> None:
@@ -183,7 +206,10 @@ _WRITERS: dict[str, Callable[[Path, Path], None]] = {
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), required=False)
 def corpus(folder: Path | None) -> None:
-    """Prepare the demo's corpus in FOLDER (by default where the claim `arctic-corpus` of local runs is)."""
+    """Prepare the demo's corpus in FOLDER (by default where the claim `arctic-corpus` of local runs is).
+
+    What else is in FOLDER stays; something of yours that is called as one of the corpus' own folders is never replaced.
+    """
     folder = folder or default_volumes() / CORPUS
     made = prepare_corpus(folder)
     click.echo(f"corpus {'prepared in' if made else 'is ready in'} {folder}")

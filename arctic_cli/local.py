@@ -253,7 +253,8 @@ class Processes:
             env={**os.environ, **environment, **contract},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # libraries write what they like
             start_new_session=True,  # a Ctrl-C reaches this process alone, which then ends the world in order
         )
         assert child.stdout is not None

@@ -1,5 +1,7 @@
 """The `arctic` command."""
 
+import io
+import sys
 from typing import Any
 
 import click
@@ -27,14 +29,21 @@ from arctic_cluster.errors import ClusterError
 
 
 class _Commands(click.Group):
-    """Commands whose errors of the local cluster are sentences for people."""
+    """Commands whose errors of files and of the local cluster are sentences for people."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # what models, logs and files say may be no text of the terminal's
         try:
             return super().invoke(ctx)
         except ClusterError as error:
             raise click.ClickException(str(error)) from error
+        except BrokenPipeError:  # click ends without a word where nobody reads any more
+            raise
+        except OSError as error:
+            words = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+            raise click.ClickException(words) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -6,6 +6,7 @@ kubectl (sigs.k8s.io/yaml, a fork of go-yaml v2) takes some plain scalars otherw
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -68,14 +69,14 @@ class Document:
 def load(file: Path) -> list[Document]:
     """Return the documents of a file, or of the standard input for `-`; ManifestError names the file and the line.
 
-    Empty documents are left out.
+    Empty documents are left out, and lists are their items, as `kubectl get -o yaml` writes them.
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver = _KubectlResolver
     try:
         with click.open_file(str(file), encoding="utf-8") as stream:
             nodes = [node for node in yaml.compose_all(stream) if node is not None]
-        return [_Reader(file).document(node) for node in nodes if _value_tag(node) != "null"]
+        return [document for node in nodes if _value_tag(node) != "null" for document in _documents(file, node)]
     except RecursionError:
         raise ManifestError(f"{file}: is nested too deeply to be read: write fewer levels") from None
     except MarkedYAMLError as error:
@@ -87,6 +88,17 @@ def load(file: Path) -> list[Document]:
         raise ManifestError(f"{file}: not YAML: {error}") from error
     except OSError as error:
         raise ManifestError(f"{file}: {error.strerror}") from error
+
+
+def _documents(file: Path, node: Node) -> Iterator[Document]:
+    document = _Reader(file).document(node)
+    if not (str(document.content.get("kind")).endswith("List") and isinstance(document.content.get("items"), list)):
+        yield document
+        return
+    for key, items in node.value:
+        if key.value == "items":
+            for item in items.value:
+                yield from _documents(file, item)
 
 
 def load_one(file: Path, kind: str) -> dict[str, Any]:

@@ -59,6 +59,9 @@ class OnCluster:
             context = config.list_kube_config_contexts()[1]["context"]
         except (config.ConfigException, OSError) as error:
             raise click.ClickException(f"no cluster: {error}: {advice}") from error
+        except Exception as error:  # the client stumbles, in many ways, over what is no kubeconfig
+            words = " ".join(str(error).split())
+            raise click.ClickException(f"no cluster: the kubeconfig can't be read: {words}: {advice}") from error
         self.namespace: str = namespace or context.get("namespace") or DEFAULT_NAMESPACE
         self._custom, self._core = client.CustomObjectsApi(), client.CoreV1Api()
 

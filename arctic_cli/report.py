@@ -23,7 +23,7 @@ def report(folder: Path, output: Path | None) -> None:
         if output is None:
             output = write_page(folder)
         else:
-            output.write_text(page(Run.read(folder)))
+            output.write_text(page(Run.read(folder)), encoding="utf-8")
     except FileNotFoundError as error:
         raise click.ClickException(str(error)) from error
     click.echo(output)

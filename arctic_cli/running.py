@@ -59,7 +59,9 @@ def tell(volumes: Path, namespace: str, name: str, command: str, stage: str | No
         try:
             return _tell(control_pb2_grpc.ControlStub(channel), control_pb2, command, stage)  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
-            raise click.ClickException(f"{name}: {error.details()}") from error
+            gone = error.code() is grpc.StatusCode.UNAVAILABLE
+            words = "its first pod does not answer: it is starting still, or has ended" if gone else error.details()
+            raise click.ClickException(f"{name}: {words}") from error
 
 
 def _tell(stub: "ControlStub", messages: Any, command: str, stage: str | None) -> str:

@@ -30,7 +30,7 @@ def read_trace(path: Path) -> list[Arrival]:
         try:
             content = json.loads(line)
             arrival = Arrival(float(content["seconds"]), int(content["prompt"]), int(content["answer"]))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise ValueError(
                 f'{path}, line {number}: {error!r}; write {{"seconds": 1.5, "prompt": 100, "answer": 20}}'
             ) from None

@@ -158,7 +158,7 @@ def duration(seconds: float) -> str:
         return f"{seconds / DAY:,.1f} days"
     if seconds >= 2 * HOUR:
         return f"{seconds / HOUR:.1f} hours"
-    return f"{seconds / 60:.1f} minutes"
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.2g} s"
 
 
 def render_json(report: Report) -> str:

@@ -56,14 +56,14 @@ def plot(files: Sequence[Path], output: Path, formats: Sequence[str]) -> None:
 def _read(files: Sequence[Path]) -> tuple[str, list[Content]]:
     """Return of what kind the files are, and what is in them."""
     contents = [_content(file) for file in files]
-    kinds = {file: _kind(content) for file, content in zip(files, contents, strict=True)}
-    for file, kind in kinds.items():
+    kinds = [(file, _kind(content)) for file, content in zip(files, contents, strict=True)]
+    for file, kind in kinds:
         if kind is None:
             raise click.ClickException(
                 f"{file} is nothing that is drawn: name results.json of an ablation or an evaluation, or what "
                 "`arctic plan -o json` has written"
             )
-    (first, kind), *others = kinds.items()
+    (first, kind), *others = kinds
     assert kind is not None
     if others and (kind != "evaluation" or any(other != kind for _, other in others)):
         raise click.ClickException(
@@ -74,7 +74,7 @@ def _read(files: Sequence[Path]) -> tuple[str, list[Content]]:
 
 def _content(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise click.ClickException(f"{file} can't be read as JSON: {error}") from error
 

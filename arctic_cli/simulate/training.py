@@ -1,15 +1,16 @@
 """A training whose nodes fail, and how what that costs is said."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from arctic_api.common import parse_duration
 from arctic_api.training import ArcticTrainingSpec
 from arctic_cli.manifest import ManifestError
 from arctic_cli.models import Manifest
-from arctic_cli.plan.text import aligned
+from arctic_cli.plan.text import aligned, count
 from arctic_cli.plan.training_report import Report, duration
+from arctic_model.planning.failures import Interruptions
 from arctic_simulator.training import Fleet, Outcome, Run, train
 
 _RUNS = 20
@@ -37,25 +38,25 @@ def simulate_training(report: Report, manifest: Manifest, failures: Failures) ->
         raise ManifestError("how fast this machine multiplies isn't known: install numpy, or name another --device")
     spec = ArcticTrainingSpec.model_validate(manifest.content["spec"])
     every, steps = spec.checkpoint.every, sum(stage.steps for stage in training.stages)
-    step = spending.seconds / steps  # none comes within one
-    if every.interval is not None:
-        interval = max(parse_duration(every.interval), step)
-    else:
-        interval = (every.steps or steps) * step
+    if not steps:
+        raise ManifestError(f"{manifest.file}: spec.curriculum.stages: no stage has tokens")
+    work = spending.seconds
+    step = work / steps
+
+    def possible(interval: float) -> float:  # none comes within a step, and one at the end at the latest
+        return min(max(interval, step), work)
+
+    interval = possible(parse_duration(every.interval) if every.interval is not None else (every.steps or steps) * step)
     fleet = Fleet(training.nodes, failures.spares, failures.node_between, failures.repair)
-    run = Run(spending.seconds, interval, failures.checkpoint, failures.restart)
+    run = Run(work, interval, failures.checkpoint, failures.restart)
     formula = run.interruptions(fleet)
+    best = replace(run, interval=possible(formula.best_interval))
     if formula.seconds(1.0, interval) > _HOPELESS:
-        raise ManifestError(
-            f"{manifest.file}: a checkpoint comes every {duration(interval)}, and of {training.nodes:,} nodes one "
-            f"fails every {duration(formula.between_failures)}: it would hardly get to one; "
-            f"write an interval of about {duration(formula.best_interval)}"
-        )
-    best = Run(run.work, max(formula.best_interval, step), run.checkpoint, run.restart)
+        raise ManifestError(f"{manifest.file}: {_why_hopeless(run, best, formula, training.nodes)}")
     outcomes = [[train(each, fleet, seed=failures.seed + number) for number in range(_RUNS)] for each in (run, best)]
     return "\n".join(
         [
-            f"{training.nodes:,} nodes, one of which fails every {duration(formula.between_failures)}; "
+            f"{count(training.nodes, 'node')}, one of which fails every {duration(formula.between_failures)}; "
             f"steps take {duration(run.work)} at an MFU of {report.mfu:g} (assumed).",
             "",
             *aligned(_rows((run, best), outcomes)),
@@ -64,6 +65,22 @@ def simulate_training(report: Report, manifest: Manifest, failures: Failures) ->
             f"{duration(formula.seconds(run.work, best.interval))} with a checkpoint every {duration(best.interval)}.",
         ]
     )
+
+
+def _why_hopeless(run: Run, best: Run, formula: Interruptions, nodes: int) -> str:
+    comes = f"a checkpoint comes every {duration(run.interval)}"
+    if run.checkpoint > _HOPELESS * run.interval / 2:
+        return (
+            f"{comes} and stops the steps for {duration(run.checkpoint)}: they would hardly go on; "
+            "write a longer interval, or name a shorter --checkpoint-stop"
+        )
+    fails = f"of {count(nodes, 'node')} one fails every {duration(formula.between_failures)}"
+    if formula.seconds(1.0, best.interval) > _HOPELESS:
+        return (
+            f"{fails}, and a restart takes {duration(run.restart)}: no interval of checkpoints would let it get far; "
+            "name a greater --node-mtbf, or a shorter --restart"
+        )
+    return f"{comes}, and {fails}: it would hardly get to one; write an interval of about {duration(best.interval)}"
 
 
 def _rows(runs: tuple[Run, Run], outcomes: list[list[Outcome]]) -> list[list[str]]:

@@ -84,6 +84,11 @@ class Training:
             sequence_length=stage.sequence_length,
         )
 
+    def flops_per_token(self, stage: Stage) -> int:
+        """FLOPs that are asked for a token, as `training_flops_per_token` counts; frozen weights have no gradients."""
+        flops = training_flops_per_token(self.config, stage.sequence_length)
+        return flops - 2 * _left_out_where_frozen(self.config) if self.frozen else flops
+
     def micro_batch_tokens(self, stage: Stage) -> int:
         """Tokens that one rank computes at once."""
         return self.micro_batch_size * stage.sequence_length // self.sequence_parallel
@@ -140,12 +145,9 @@ class TrainingPlan:
 
     @property
     def flops(self) -> int:
-        """FLOPs that the model asks for, over all stages (see `training_flops_per_token`)."""
-        config = self.training.config
-        return sum(
-            stage.steps * stage.tokens_per_step * training_flops_per_token(config, stage.sequence_length)
-            for stage in self.training.stages
-        )
+        """FLOPs that the model asks for, over all stages (see `Training.flops_per_token`)."""
+        training = self.training
+        return sum(stage.steps * stage.tokens_per_step * training.flops_per_token(stage) for stage in training.stages)
 
     @property
     def seconds(self) -> float | None:
@@ -300,7 +302,8 @@ def _loss(training: Training, tokens: int) -> int:
     """Of a piece of the tokens the logits, their log-softmax and gradient; and the output matrix's gradient in fp32."""
     config, width = training.config, BYTES[training.compute]
     piece = tokens_of_a_piece(tokens, config.vocab_size, "cpu" if training.compute == "fp32" else "cuda")
-    return config.vocab_size * (piece * (2 * width + BYTES["fp32"]) + config.hidden_size * BYTES["fp32"])
+    gradient = 0 if training.frozen else config.hidden_size * BYTES["fp32"]
+    return config.vocab_size * (piece * (2 * width + BYTES["fp32"]) + gradient)
 
 
 def saved_by_layer(config: ArcticConfig, layer: int) -> int:
@@ -343,14 +346,15 @@ def _step_time(
     config = training.config
     tokens = training.micro_batch_tokens(stage) * degrees.gradient_accumulation
     again = recomputed_flops_per_token(config, stage.sequence_length) if recomputed else 0
-    compute = tokens * (training_flops_per_token(config, stage.sequence_length) + again) / rate
+    compute = tokens * (training.flops_per_token(stage) + again) / rate
     lines = Lines(device, training.processes_per_node)
     exchange = _exchange_seconds(training, tokens, lines)
     layers = config.expert_layers
     hybrid = config.moe_layer_frequency - 1
     window = 0.0
     if layers:  # what a layer's exchange can hide behind: its own arithmetic, forward and backward
-        flops = 6 * layer_multiplications(config, hybrid) + 12 * config.hidden_size * stage.sequence_length
+        passes = 4 if training.frozen else 6
+        flops = passes * layer_multiplications(config, hybrid) + 12 * config.hidden_size * stage.sequence_length
         window = tokens * flops / rate
     return StepTime(
         compute=compute,
@@ -360,6 +364,18 @@ def _step_time(
         reduction=_reduction_seconds(training, degrees.gradient_accumulation, lines),
         optimizer=_optimizer_bytes(training) / device.bandwidth,
     )
+
+
+def _left_out_where_frozen(config: ArcticConfig) -> int:
+    """Multiply-adds of a token that no adapter asks for: the gradients of all matrices, and what lies below the first.
+
+    The lowest adapter is on the first layer's queries, keys and values: nothing is asked of what went into these, nor
+    of what went into the experts beside them, which have none.
+    """
+    hidden, layers = config.hidden_size, range(config.num_hidden_layers)
+    matrices = config.vocab_size * hidden + sum(layer_multiplications(config, layer) for layer in layers)
+    after = hidden**2 + 3 * hidden * (hidden if config.has_experts(0) else config.intermediate_size)
+    return matrices + layer_multiplications(config, 0) - after
 
 
 def _exchange_seconds(training: Training, tokens: int, lines: Lines) -> float:

@@ -1,5 +1,6 @@
 """Commands on a training of this machine, over its real control server, and what they say where there is none."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from arctic_cli.main import main
 from arctic_cli.running import announced
 from arctic_rpc.control_pb2 import RUNNING, TrainingState, WorkerState
 from arctic_workers.control.commands import Commands, NotNow
+from arctic_workers.control.ports import free_ports
 from arctic_workers.control.server import ControlServer
 from arctic_workers.control.state import StateBoard
 
@@ -113,3 +115,13 @@ def test_without_a_cluster_the_sentence_says_how_to_name_one(tmp_path: Path, mon
     nowhere = arctic("pause", "tiny")
     assert nowhere.exit_code == 1
     assert "set KUBECONFIG, or add --local" in nowhere.output
+
+
+def test_a_training_that_does_not_listen_is_said_to_start_or_to_have_ended(tmp_path: Path) -> None:
+    [port] = free_ports(1)
+    left = tmp_path / ".running" / "default" / "tiny.json"
+    left.parent.mkdir(parents=True)
+    left.write_text(json.dumps({"control": port}))
+    told = arctic("pause", "tiny", "--local", "--volumes", str(tmp_path))
+    assert told.exit_code == 1
+    assert told.output == "Error: tiny: its first pod does not answer: it is starting still, or has ended\n"

@@ -14,10 +14,14 @@ from api_cases import TRAINING, apply_changes
 
 from arctic_api.world import ExitCode
 
+pytestmark = pytest.mark.processes
+
 WORKER = """
 import json, os, signal, sys, threading
 stopped = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+if os.environ.get("BABBLES"):
+    os.write(1, bytes([0xFF, 10]))
 print("up", os.getpid(), flush=True)
 if os.environ.get("FAILS"):
     sys.exit(1)
@@ -110,6 +114,11 @@ def test_who_ends_arctic_ends_its_workers_in_order(start: Start, number: signal.
     assert arctic.process.wait(60) == ExitCode.INTERRUPTED
     assert arctic.asked() == ["asked-0", "asked-1"]
     assert all(map(ended, workers))
+
+
+def test_bytes_of_a_worker_that_are_no_text_do_not_end_what_is_told_of_it(start: Start) -> None:
+    arctic = start({"spec.template": {"environment": [{"name": "BABBLES", "value": "1"}]}})
+    assert len(arctic.workers()) == 2
 
 
 def test_workers_are_asked_to_end_when_arctic_is_killed(start: Start) -> None:

@@ -69,6 +69,19 @@ def test_a_file_may_hold_several_documents(tmp_path: Path) -> None:
     assert load_one(file, "ArcticInference") == INFERENCE
 
 
+@pytest.mark.parametrize("kind", ["v1/List", "arctic.dev/v1alpha1/ArcticTrainingList"])
+def test_the_items_of_a_list_are_manifests_as_they_are_to_kubectl(tmp_path: Path, kind: str) -> None:
+    version, _, name = kind.rpartition("/")
+    items = [TRAINING, apply_changes(TRAINING, {"spec.seed": -1})]
+    inner = {"apiVersion": "v1", "kind": "List", "items": items[1:]}
+    text = f"apiVersion: {version}\nkind: {name}\nitems:\n- {json.dumps(items[0])}\n- {json.dumps(inner)}\n"
+    file = written(tmp_path, text)
+    assert [document.content for document in load(file)] == items
+    result = CliRunner().invoke(validate, ["-f", str(file)])
+    assert (result.exit_code, result.stdout) == (64, "")
+    assert result.stderr == f"{file}:5: spec.seed: must be greater than or equal to 0\n"
+
+
 def test_anchors_and_merges_are_followed(tmp_path: Path) -> None:
     text = "kind: Any\nfirst: &a {b: 1, c: 2}\nsecond: {<<: *a, c: 3}\nthird: {<<: [*a, {b: 9, d: 0}]}\nfourth: *a\n"
     content = load(written(tmp_path, text))[0].content

@@ -121,3 +121,12 @@ def test_what_can_not_be_drawn_is_said(tmp_path: Path, contents: list[str], word
     assert told.exit_code == 1
     assert words in told.output
     assert not (tmp_path / "plots").exists()
+
+
+def test_a_file_that_is_named_twice_is_not_drawn_together_with_itself(tmp_path: Path) -> None:
+    file = write(tmp_path / "results.json", ablation())
+    told = CliRunner().invoke(main, ["plot", str(file), str(file), "-o", str(tmp_path / "plots")])
+    assert (told.exit_code, told.output) == (
+        1,
+        f"Error: {file} and {file} can't be drawn together: evaluations can, all else is drawn file by file\n",
+    )

@@ -100,10 +100,52 @@ def test_no_checkpoint_comes_within_a_step(tmp_path: Path) -> None:
     assert float(row(result, "share of the time that counts")[0].rstrip("%")) > 90
 
 
-def test_a_training_that_would_never_get_to_a_checkpoint_is_told_what_to_write() -> None:
-    result = simulate(*TRAINED, "--node-mtbf", "1h")
+def test_a_training_that_would_never_get_to_a_checkpoint_is_told_what_to_write(tmp_path: Path) -> None:
+    def told(interval: str) -> Result:
+        manifest = tmp_path / "training.json"
+        manifest.write_text(json.dumps(apply_changes(TRAINING, {"spec.checkpoint.every": {"interval": interval}})))
+        return simulate(
+            "-f", manifest, "--node-mtbf", "1m", "--repair", "0s", "--restart", "5s", "--checkpoint-stop", "1s"
+        )
+
+    refused = told("30m")
+    assert refused.exit_code == 64
+    assert "of 2 nodes one fails every 30 s: it would hardly get to one; write an interval of about 7" in refused.stderr
+    assert told("7s").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--node-mtbf", "1h"], "one fails every 28 s, and a restart takes 5.0 minutes: no interval of checkpoints"),
+        (["--checkpoint-stop", "100h"], "a checkpoint comes every 30.0 minutes and stops the steps for 4.2 days"),
+        (["--checkpoint-stop", "99999h"], "a checkpoint comes every 30.0 minutes and stops the steps for 4,166.6 days"),
+    ],
+    ids=["a restart never ends", "checkpoints take all the time", "one checkpoint takes longer than all steps"],
+)
+def test_what_makes_a_training_hopeless_is_named(options: list[str], words: str) -> None:
+    result = simulate(*TRAINED, *options)
     assert result.exit_code == 64
-    assert "write an interval of about" in result.stderr
+    assert words in result.stderr
+
+
+def test_no_checkpoint_comes_later_than_the_end(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text(json.dumps(TRAINING))
+    result = simulate("-f", tmp_path / "training.json", "--node-mtbf", "5000h", "--checkpoint-stop", "50ms")
+    assert result.exit_code == 0, result.output
+    [taken] = [line for line in result.stdout.splitlines() if "one of which fails" in line]
+    assert f"steps take {' '.join(row(result, 'a checkpoint every')[2:])} at" in taken
+
+
+def test_a_curriculum_of_no_tokens_has_nothing_to_simulate(tmp_path: Path) -> None:
+    stages = [{**stage, "tokens": 0} for stage in TRAINING["spec"]["curriculum"]["stages"]]
+    manifest = tmp_path / "training.json"
+    manifest.write_text(json.dumps(apply_changes(TRAINING, {"spec.curriculum.stages": stages})))
+    result = simulate("-f", manifest)
+    assert (result.exit_code, result.stderr) == (
+        64,
+        f"Error: {manifest}: spec.curriculum.stages: no stage has tokens\n",
+    )
 
 
 def test_a_duration_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -247,6 +247,19 @@ def test_without_a_cluster_a_sentence_says_what_to_set(
     assert nowhere.output.endswith(": set KUBECONFIG\n")
 
 
+@pytest.mark.parametrize("content", [b"clusters: [", b"words", b"- a list", b"contexts: words", b"\xff\xfe"])
+def test_a_kubeconfig_that_is_none_is_a_sentence(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_bytes(content)
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    told = CliRunner().invoke(main, ["status"])
+    assert told.exit_code == 1
+    assert told.output.startswith("Error: no cluster: ")
+    assert told.output.endswith(": set KUBECONFIG\n")
+    assert told.output.count("\n") == 1
+
+
 def test_kubectl_finds_the_same_commands_as_its_own() -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin:/bin"])
     kubectl = str(binaries.folder() / "kubectl")

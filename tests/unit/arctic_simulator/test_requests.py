@@ -25,6 +25,7 @@ def test_a_trace_comes_back_from_its_file(tmp_path):
         ('{"seconds": 1, "prompt": 3, "answer": 1}\nnonsense\n', "line 2"),
         ('{"seconds": 1, "prompt": 0, "answer": 1}\n', "line 1.*at least 1 token"),
         ('{"seconds": NaN, "prompt": 1, "answer": 1}\n', "finite"),
+        ('{"seconds": 1, "prompt": 1e400, "answer": 1}\n', "line 1.*infinity"),
         ("[1, 2, 3]\n", "line 1"),
         ('{"seconds": 2, "prompt": 1, "answer": 1}\n{"seconds": 1, "prompt": 1, "answer": 1}\n', "fall"),
     ],

@@ -11,10 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from arctic_model.config import ArcticConfig
 from arctic_model.cost import count_parameters, training_flops_per_token
 from arctic_model.initialization import init_weights
+from arctic_model.lora import add_adapter
+from arctic_model.loss import loss_sum
 from arctic_model.model import ArcticModel
 from arctic_model.planning.devices import DEVICES, GIB, Device, cpu
 from arctic_model.planning.training import (
@@ -133,6 +136,30 @@ def test_time_of_a_step_by_hand():
     assert step.total == step.compute + step.reduction + step.optimizer
     assert plan.seconds == pytest.approx(STAGE.steps * step.total)
     assert plan.mfu == pytest.approx(step.compute / step.total)
+
+
+@pytest.mark.parametrize("frequency", [1, 2])
+def test_where_an_adapter_alone_is_trained_the_bound_is_what_autograd_does(frequency):
+    config = TINY.replace(moe_layer_frequency=frequency)
+    model, length = ArcticModel(config), 16
+    init_weights(model, 0)
+    add_adapter(model, rank=1, alpha=1.0, seed=0)
+    tokens = torch.randint(config.vocab_size, (1, length))
+    with FlopCounterMode(display=False) as counter:  # it counts no attention
+        hidden, _ = model.run_layers(model.model.embed_tokens(tokens), torch.arange(length)[None])
+        hidden = model.model.norm(hidden).flatten(0, 1)
+        loss_sum(hidden, model.lm_head.weight, tokens[0], torch.ones(length)).backward()
+    attention = 12 * config.num_hidden_layers * config.hidden_size * length * length
+    training = Training(config, (Stage("s", length, length, length),), frozen=True)
+    plan = plan_training(training, replace(DEVICE, bf16_flops=1.0))
+    assert plan.steps[0].compute - attention == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert plan.steps[0].compute - attention < counter.get_total_flops()
+    assert plan.mfu <= 1
+
+
+def test_a_frozen_output_matrix_has_no_gradient():
+    trained, frozen = (plan_training(replace(PUBLISHED, frozen=each), H100).memory["loss"] for each in (False, True))
+    assert trained - frozen == 4 * ARCTIC.vocab_size * ARCTIC.hidden_size
 
 
 def test_an_exchange_that_its_layer_cannot_hide_is_exposed():
