@@ -11,7 +11,16 @@ import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 CONFIG_FILE = "config.json"
 
@@ -34,7 +43,8 @@ class RopeScaling(BaseModel):
     """How rotary positions are stretched beyond the length that the model was trained on.
 
     `linear`: positions divided by `factor`. `dynamic`: NTK-aware base that grows with the length. `yarn`: NTK by parts
-    (Peng et al. 2023, arXiv 2309.00071), with `beta_fast` and `beta_slow` in rotations over the original length.
+    (Peng et al. 2023, arXiv 2309.00071), with `beta_fast` and `beta_slow` in rotations over the original length. Keys
+    of `yarn` mean what they do in transformers' `_compute_yarn_parameters`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -44,7 +54,10 @@ class RopeScaling(BaseModel):
     original_max_position_embeddings: PositiveInt | None = None
     beta_fast: PositiveFloat = 32.0
     beta_slow: PositiveFloat = 1.0
+    truncate: bool = True
     attention_factor: PositiveFloat | None = None
+    mscale: NonNegativeFloat | None = None
+    mscale_all_dim: NonNegativeFloat | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -270,7 +283,10 @@ def _in_older_names(data: dict[str, Any]) -> dict[str, Any]:
     What is returned has the older ones alone: beside a changed field its other form would contradict it. Which of two
     counts is as in `convert_rope_params_to_dict` of transformers.
     """
-    data = dict(data)
+    # transformers writes null for a name that is not set.
+    data = {
+        key: value for key, value in data.items() if value is not None or key not in ("torch_dtype", "architectures")
+    }
     dtype, newer = data.pop("dtype", None), data.pop("rope_parameters", None)
     if isinstance(dtype, str):
         data.setdefault("torch_dtype", dtype)

@@ -126,8 +126,10 @@ def _yarn_share(config: ArcticConfig, scaling: RopeScaling) -> Tensor:
     def dimension(rotations: float) -> float:
         return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
-    low = max(math.floor(dimension(scaling.beta_fast)), 0)
-    high = min(math.ceil(dimension(scaling.beta_slow)), size - 1)
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
     steps_H2 = torch.arange(size // 2, dtype=torch.float32, device="cpu")
     return ((steps_H2 - low) / max(high - low, 0.001)).clamp(0, 1)
 
@@ -136,4 +138,10 @@ def _yarn_magnitude(scaling: RopeScaling) -> float:
     """YaRN's temperature (its section 3.4), put on queries and keys alike by the rotation."""
     if scaling.attention_factor is not None:
         return scaling.attention_factor
-    return 0.1 * math.log(scaling.factor) + 1.0
+    if scaling.mscale and scaling.mscale_all_dim:
+        return _temperature(scaling.factor, scaling.mscale) / _temperature(scaling.factor, scaling.mscale_all_dim)
+    return _temperature(scaling.factor)
+
+
+def _temperature(factor: float, weight: float = 1.0) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0

@@ -34,7 +34,7 @@ _UNREAD = (
     "alora_invocation_tokens",
 )
 """Settings that make an adapter something else than what is computed here."""
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to begin an adapter that take out of the model what they give to the adapter."""
 
 

@@ -89,17 +89,22 @@ def read_quantization(folder: Path) -> Quantization | None:
     return None if content is None else parse_quantization(content, str(path))
 
 
-def parse_quantization(content: Any, source: str) -> Quantization:
-    """Read a `quantization_config`. Raises ValueError; `source` is what it calls the place of the content."""
+def parse_quantization(content: Any, source: str) -> Quantization | None:
+    """Read a `quantization_config`; None where it is about the cache or activations alone.
+
+    Raises ValueError; `source` is what it calls the place of the content.
+    """
     if not isinstance(content, dict):
         raise ValueError(f"{source}: {KEY} is {content!r}; write an object, or leave it out")
     method = content.get("quant_method")
     if method == "compressed-tensors":
         return _compressed_tensors(content, source)
     if method == "modelopt":
-        algorithm = str(content.get("quant_algo")).upper()  # some releases wrote it in lower case
+        if content.get("quant_algo") is None:
+            return None
+        algorithm = str(content["quant_algo"]).upper()  # some releases wrote it in lower case
         if algorithm not in _ALGORITHMS:
-            raise _refusal(source, f"quant_algo {content.get('quant_algo')!r}", _ALGORITHMS)
+            raise _refusal(source, f"quant_algo {content['quant_algo']!r}", _ALGORITHMS)
         return Quantization("modelopt", _ALGORITHMS[algorithm])
     if method == "fp8":
         block = content.get("weight_block_size")
@@ -107,10 +112,12 @@ def parse_quantization(content: Any, source: str) -> Quantization:
     raise _refusal(source, f"quant_method {method!r}", ("compressed-tensors", "modelopt", "fp8"))
 
 
-def _compressed_tensors(content: Mapping[str, Any], source: str) -> Quantization:
+def _compressed_tensors(content: Mapping[str, Any], source: str) -> Quantization | None:
     groups = _object(content, "config_groups", source)
     found = set()
     for name, group in groups.items():
+        if isinstance(group, dict) and group.get("weights") is None:
+            continue
         weights = _object(group, "weights", f"{source}: {name}")
         if (weights.get("num_bits"), weights.get("type")) != (8, "float") or not weights.get("symmetric", True):
             raise _refusal(source, f"{name} of {weights.get('num_bits')} bits {weights.get('type')}", ("8 bits float",))
@@ -119,9 +126,9 @@ def _compressed_tensors(content: Mapping[str, Any], source: str) -> Quantization
             raise _refusal(source, f"{name} with strategy {scales!r}", ("tensor", "channel", "block"))
         block = _block(weights.get("block_structure"), source) if scales == "block" else (BLOCK, BLOCK)
         found.add(Quantization("compressed-tensors", scales, block))
-    if len(found) != 1:
+    if len(found) > 1:
         raise ValueError(f"{source}: config_groups has {len(found)} forms of weights; write one")
-    return found.pop()
+    return found.pop() if found else None
 
 
 def _block(value: Any, source: str) -> tuple[int, int]:

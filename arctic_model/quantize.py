@@ -191,7 +191,13 @@ def compare(
 ) -> Comparison:
     """Run both over sequences of tokens, in fp32, a layer at a time. Raises CheckpointError and ValueError."""
     layers: list[float] = []
-    count = Checkpoint(first).config.num_hidden_layers
+    config, greatest = Checkpoint(first).config, int(tokens_BT.max())
+    if greatest >= config.vocab_size:
+        raise ValueError(
+            f"{first}: its tokenizer made token {greatest} of the text, and the model has {config.vocab_size}: it is "
+            "another model's tokenizer"
+        )
+    count = config.num_hidden_layers
     for states in zip(_states(first, tokens_BT), _states(second, tokens_BT), strict=True):
         one, other = states
         if len(layers) < count:
@@ -219,4 +225,4 @@ def _states(folder: Path, tokens_BT: Tensor) -> Iterator[Tensor]:
 
 def _perplexity(logits_BTV: Tensor, tokens_BT: Tensor) -> float:
     loss = functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
-    return math.exp(float(loss))
+    return float(loss.double().exp())  # a loss may be so great that math.exp raises

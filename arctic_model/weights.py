@@ -116,11 +116,10 @@ class Checkpoint:
             )
         known = {self.stored_name(name) for name in tensor_shapes(model)}
         known.add("lm_head.weight")
-        # Old Llama checkpoints hold the frequencies of rotary positions, which are computed.
-        ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
         if self.quantization is not None:
             known |= {scale for name in known for scale in self.quantization.scale_names(name)}
-            ignored += _ACTIVATION_SCALES
+        # Old Llama checkpoints hold the frequencies of rotary positions, which are computed.
+        ignored = ("rotary_emb.inv_freq", *_ACTIVATION_SCALES)
         unexpected = [name for name in self._files if name not in known and not name.endswith(ignored)]
         if unexpected:
             raise CheckpointError(
@@ -166,7 +165,7 @@ class Checkpoint:
         for first in range(0, shape[0], count):
             rows = slice(first, min(first + count, shape[0]))
             values = self._read(file, name, rows)
-            if not _is_finite(values):
+            if not is_finite(values):
                 raise CheckpointError(
                     f"{self.folder / file}: {name} holds NaN or infinity: copy it again, or take an earlier "
                     "checkpoint of its training"
@@ -193,7 +192,7 @@ class Checkpoint:
                 f"{self.quantization.describe()} has it"
             )
         values = self._read(file, scale_name).float()
-        if not _is_finite(values):
+        if not is_finite(values):
             raise CheckpointError(f"{self.folder / file}: {scale_name} holds NaN or infinity: copy it again")
         return _Scale(values, self.quantization, shape)
 
@@ -244,7 +243,8 @@ def _blocks_of(rows: slice, block: fp8.Block) -> Tensor:
     return torch.arange(rows.start, rows.stop) // block[0]
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
     if tensor.dtype == fp8.DTYPE:  # it has no infinity, and few operations
         return not bool((tensor.view(torch.uint8) & 0x7F == 0x7F).any())
     # A NaN is both the least and the greatest. torch.isfinite on the whole takes forty times as long.
@@ -480,7 +480,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists: name a new folder, or remove this one")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = _temporary_name(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -493,6 +493,30 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """The name of a file beside `path`, which takes its place when the block ends well, and goes when it does not.
+
+    Raises FileExistsError where `path` exists.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists: name a new file, or remove this one")
+    temporary = _temporary_name(path)
+    try:
+        yield temporary
+        _fsync(temporary)
+        temporary.rename(path)
+        _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(path: Path) -> Path:
+    """With the machine's name: others may write there too, and in containers processes have the same few numbers."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
 
 
 def _fsync(path: Path) -> None:

@@ -14,6 +14,7 @@ from arctic_model.config import ArcticConfig
 from arctic_model.gguf.names import Array, is_rotated, llama_tensor, to_halves
 from arctic_model.gguf.tokenizer import write_tokenizer
 from arctic_model.names import tensor_shapes
+from arctic_model.weights import is_finite
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -67,7 +68,8 @@ class GgufLlama:
         if found != shape:
             raise ValueError(f"{self.path}: {name} has the shape {list(found)} where the model has {list(shape)}")
         try:
-            values: Array = gguf.quants.dequantize(stored.data, stored.tensor_type).reshape(shape)
+            with np.errstate(invalid="ignore"):  # what is no number is named below
+                values: Array = gguf.quants.dequantize(stored.data, stored.tensor_type).reshape(shape)
         except NotImplementedError:
             kind = stored.tensor_type.name
             raise ValueError(
@@ -75,7 +77,10 @@ class GgufLlama:
             ) from None
         if is_rotated(hf_name):
             values = to_halves(values, self.config.head_dim)
-        return torch.from_numpy(np.array(values, dtype=np.float32))
+        tensor = torch.from_numpy(np.array(values, dtype=np.float32))
+        if not is_finite(tensor):
+            raise ValueError(f"{self.path}: {name} holds NaN or infinity: copy it again")
+        return tensor
 
     def write_tokenizer(self, folder: Path) -> None:
         """Write its tokenizer and chat template into a folder that exists, in Hugging Face's files."""
@@ -86,7 +91,7 @@ def _config(metadata: dict[str, Any], vocab_size: int, source: str) -> ArcticCon
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise ValueError(f"{source}: its architecture is {architecture!r}; a Llama's alone can become an Arctic")
-    if metadata.get("split.count", 1) > 1:
+    if metadata.get("split.count", 1) not in (0, 1):
         raise ValueError(f"{source} is one of several files: put them together with llama-gguf-split --merge")
     own = {key.removeprefix("llama."): value for key, value in metadata.items() if key.startswith("llama.")}
     if own.get("expert_count"):
@@ -112,14 +117,25 @@ def _config(metadata: dict[str, Any], vocab_size: int, source: str) -> ArcticCon
         }
     except KeyError as error:
         raise ValueError(f"{source} does not say llama.{error.args[0]}: convert the model again") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source} has no number where llama.cpp has one ({error}): convert the model again") from None
     return ArcticConfig.from_dict(llama, source)
 
 
+_YARN = {
+    "original_max_position_embeddings": "original_context_length",
+    "attention_factor": "yarn_attn_factor",
+    "beta_fast": "yarn_beta_fast",
+    "beta_slow": "yarn_beta_slow",
+}
+"""What llama.cpp's converter calls the keys of a scaling."""
+
+
 def _rope_scaling(own: dict[str, Any]) -> dict[str, Any] | None:
-    kind = own.get("rope.scaling.type", "none")
-    if kind == "none":
+    # As llama.cpp reads them: without a type it is linear, and the factor had another name once.
+    kind = own.get("rope.scaling.type", "linear")
+    factor = float(own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0))) or 1.0
+    if kind == "none" or (kind == "linear" and factor == 1.0):
         return None
-    scaling = {"rope_type": kind, "factor": float(own.get("rope.scaling.factor", 1.0))}
-    if original := own.get("rope.scaling.original_context_length"):
-        scaling["original_max_position_embeddings"] = original
-    return scaling
+    said = {ours: own.get(f"rope.scaling.{theirs}") for ours, theirs in _YARN.items()}
+    return {"rope_type": kind, "factor": factor, **{key: value for key, value in said.items() if value}}

@@ -7,7 +7,7 @@ llama.cpp knows by name how text is cut before pairs are merged (`tokenizer.ggml
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +61,23 @@ def tokenizer_of(metadata: Mapping[str, Any], source: str) -> Tokenizer:
             f"{source}: tokenizer.ggml.pre is {cut!r}; {', '.join(_NAMES)} are known here: import the Hugging Face "
             "folder of the model"
         )
-    tokens: list[str] = metadata[f"{_PREFIX}tokens"]
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata[f"{_PREFIX}merges"]]
+    tokens = _texts(metadata, "tokens", source)
+    merges = [_pair(merge, source) for merge in _texts(metadata, "merges", source)]
+    types = _types(metadata, len(tokens), source)
     numbers = {token: number for number, token in enumerate(tokens)}
-    made = Tokenizer(models.BPE(numbers, merges, ignore_merges=cut == _LLAMA_3_RULES))
+    try:
+        made = Tokenizer(models.BPE(numbers, merges, ignore_merges=cut == _LLAMA_3_RULES))
+    except Exception as error:  # the library has no type of its own for it
+        raise ValueError(f"{source}: its merges are not of its tokens ({error}): convert the model again") from None
     made.pre_tokenizer, made.decoder = pre_tokenizer, decoders.ByteLevel()
-    types = metadata.get(f"{_PREFIX}token_type", [_NORMAL] * len(tokens))
     made.add_tokens(
         [
             AddedToken(token, special=of_type == _CONTROL, normalized=False)
-            for token, of_type in zip(tokens, types, strict=True)
+            for token, of_type in zip(tokens, types, strict=False)
             if of_type in (_CONTROL, _USER_DEFINED)
         ]
     )
-    number = metadata.get(f"{_PREFIX}bos_token_id")
+    number = _special_token(metadata, "bos_token_id", tokens)
     # Files of the first Llamas 3 leave it to the name of the cut.
     if number is not None and metadata.get(f"{_PREFIX}add_bos_token", cut == _LLAMA_3_RULES):
         bos = tokens[number]
@@ -84,12 +87,42 @@ def tokenizer_of(metadata: Mapping[str, Any], source: str) -> Tokenizer:
     return made
 
 
+def _texts(metadata: Mapping[str, Any], key: str, source: str) -> list[str]:
+    texts = metadata.get(_PREFIX + key)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{source}: {_PREFIX}{key} is no list of texts: convert the model again, with its tokenizer")
+    return texts
+
+
+def _pair(merge: str, source: str) -> tuple[str, str]:
+    first, _, second = merge.partition(" ")
+    if not second:
+        raise ValueError(f"{source}: {_PREFIX}merges has {merge!r}, which is no pair: convert the model again")
+    return first, second
+
+
+def _types(metadata: Mapping[str, Any], count: int, source: str) -> list[int]:
+    """The type of each token; llama.cpp passes over what is more."""
+    types = metadata.get(f"{_PREFIX}token_type", [_NORMAL] * count)
+    if not isinstance(types, list) or len(types) < count:
+        raise ValueError(
+            f"{source}: {_PREFIX}token_type is not a number for each of {count} tokens: convert the model again"
+        )
+    return types
+
+
+def _special_token(metadata: Mapping[str, Any], key: str, tokens: Sequence[str]) -> int | None:
+    """The number of a special token; None where none is said, or, as in llama.cpp, where there is no such token."""
+    number = metadata.get(_PREFIX + key)
+    return number if isinstance(number, int) and 0 <= number < len(tokens) else None
+
+
 def settings_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of `tokenizer_config.json`: special tokens and the chat template."""
     tokens = metadata[f"{_PREFIX}tokens"]
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, key in _SPECIAL.items():
-        if (number := metadata.get(_PREFIX + key)) is not None:
+        if (number := _special_token(metadata, key, tokens)) is not None:
             settings[name] = tokens[number]
     if template := metadata.get(_TEMPLATE):
         settings["chat_template"] = template
@@ -111,7 +144,10 @@ def tokenizer_metadata(folder: Path, vocab_size: int) -> dict[str, Any]:
     path = folder / TOKENIZER_FILE
     content = read_json(path)
     cut = _name_of_cut(content, path)
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no type of its own for it
+        raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from None
     vocabulary = {number: token for token, number in tokenizer.get_vocab().items()}
     if max(vocabulary, default=-1) >= vocab_size:
         raise ValueError(f"{path} has more tokens than the model's vocabulary of {vocab_size}")
@@ -124,6 +160,8 @@ def tokenizer_metadata(folder: Path, vocab_size: int) -> dict[str, Any]:
 
     settings = read_json(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).exists() else {}
     merges = content["model"]["merges"]
+    if not merges:
+        raise ValueError(f"{path} has no merges, without which llama.cpp reads no tokenizer: leave the tokenizer out")
     made: dict[str, Any] = {
         f"{_PREFIX}model": "gpt2",
         f"{_PREFIX}pre": cut,
@@ -155,10 +193,12 @@ def _first(value: Any) -> Any:
 
 
 def _name_of_cut(content: Mapping[str, Any], path: Path) -> str:
-    kind = (content.get("model") or {}).get("type")
-    if kind != "BPE" or (content.get("decoder") or {}).get("type") != "ByteLevel" or content.get("normalizer"):
+    model = content.get("model") or {}
+    kind, affixes = model.get("type"), model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    decoder = (content.get("decoder") or {}).get("type")
+    if kind != "BPE" or decoder != "ByteLevel" or affixes or content.get("normalizer"):
         raise ValueError(f"{path} is {kind!r} with its own rules; byte-level BPE alone can be written to GGUF")
-    found, whole = _normal_form(content.get("pre_tokenizer")), bool(content["model"].get("ignore_merges"))
+    found, whole = _normal_form(content.get("pre_tokenizer")), bool(model.get("ignore_merges"))
     for name in _NAMES:
         probe = Tokenizer(models.BPE())
         probe.pre_tokenizer = _cut(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +15,19 @@ from arctic_model.config import ArcticConfig
 from arctic_model.gguf.names import Array, arctic_tensors, is_rotated, to_pairs
 from arctic_model.gguf.tokenizer import TOKENIZER_FILE, tokenizer_metadata
 from arctic_model.names import tensor_shapes
-from arctic_model.weights import Checkpoint
+from arctic_model.weights import Checkpoint, atomic_file
 
 Format = Literal["F32", "F16", "BF16", "Q8_0"]
 # What llama.cpp itself never quantises: norms, and the gate whose choices would change.
 _KEPT = ("norm.weight", "norm_exps.weight", "ffn_gate_inp.weight")
+_HALF = 65504.0
+_GREATEST: dict[Format, float] = {
+    "F32": torch.finfo(torch.float32).max,
+    "F16": _HALF,
+    "BF16": torch.finfo(torch.bfloat16).max,
+    "Q8_0": 127 * _HALF,  # its scales are F16
+}
+_SAID_OF_ROPE = {"type", "factor", "original_max_position_embeddings"}
 
 
 def export_gguf(
@@ -37,8 +44,11 @@ def export_gguf(
     `tokenizer.json`, or without `tokenizer`, the file has none. `progress` is called with the share that is written.
     Raises FileExistsError, CheckpointError, and ValueError where llama.cpp could not run the model.
     """
-    if path.exists():
-        raise FileExistsError(f"{path} exists: name a new file, or remove this one")
+    with atomic_file(path) as partial:
+        _write(folder, partial, weights, tokenizer, progress)
+
+
+def _write(folder: Path, path: Path, weights: Format, tokenizer: bool, progress: Callable[[float], None]) -> None:
     checkpoint = Checkpoint(folder)
     config = checkpoint.config
     check_exportable(config)
@@ -46,8 +56,7 @@ def export_gguf(
     checkpoint.check_names(list(shapes), config)
     has_tokenizer = tokenizer and (folder / TOKENIZER_FILE).exists()
     words = tokenizer_metadata(folder, config.vocab_size) if has_tokenizer else {"tokenizer.ggml.model": "none"}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    writer = gguf.GGUFWriter(partial, "arctic")
+    writer = gguf.GGUFWriter(path, "arctic")
     try:
         _add_metadata(writer, config, words, weights)
         plan = {
@@ -58,14 +67,11 @@ def export_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for done, (name, (parts, kind)) in enumerate(plan.items(), start=1):
-            writer.write_tensor_data(_data(name, parts, kind, checkpoint, shapes))
+        for done, (parts, kind) in enumerate(plan.values(), start=1):
+            writer.write_tensor_data(_data(parts, kind, checkpoint, shapes[parts[0]]))
             progress(done / len(plan))
-        writer.close()
-        partial.rename(path)
     finally:
         writer.close()
-        partial.unlink(missing_ok=True)
 
 
 def check_exportable(config: ArcticConfig) -> None:
@@ -82,8 +88,9 @@ def check_exportable(config: ArcticConfig) -> None:
     scaling = config.rope
     if scaling is not None and scaling.type == "dynamic":
         raise ValueError("rope_scaling is dynamic, which llama.cpp has not: it would run another model")
-    if scaling is not None and (scaling.attention_factor, scaling.beta_fast, scaling.beta_slow) != (None, 32.0, 1.0):
-        raise ValueError("rope_scaling has an attention_factor or betas of its own, which llama.cpp's file cannot say")
+    own = scaling.model_dump(exclude=_SAID_OF_ROPE, exclude_defaults=True) if scaling is not None else {}
+    if own:
+        raise ValueError(f"rope_scaling has {', '.join(own)} of its own, which llama.cpp's Arctic would not read")
 
 
 def _add_metadata(writer: gguf.GGUFWriter, config: ArcticConfig, words: dict[str, Any], weights: Format) -> None:
@@ -132,20 +139,31 @@ def _shape(name: str, parts: list[str], shapes: dict[str, tuple[int, ...]]) -> t
 
 
 def _announce(writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], kind: Format) -> None:
+    dtype = np.dtype(np.float32)
+    writer.add_tensor_info(name, shape, dtype, _nbytes(shape, kind), raw_dtype=GGMLQuantizationType[kind])
+
+
+def _nbytes(shape: tuple[int, ...], kind: Format) -> int:
     block, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    nbytes = int(np.prod(shape)) // block * size
-    writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=GGMLQuantizationType[kind])
+    return int(np.prod(shape)) // block * size
 
 
-def _data(
-    name: str, parts: list[str], kind: Format, checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]
-) -> Array:
-    made = [_matrix(part, kind, checkpoint, shapes[part]) for part in parts]
-    return np.stack(made) if len(_shape(name, parts, shapes)) == 3 else made[0]
+def _data(parts: list[str], kind: Format, checkpoint: Checkpoint, shape: tuple[int, ...]) -> Array:
+    """The bytes of a tensor, part by part into their place: all experts of a layer are in memory once."""
+    made = np.empty((len(parts), _nbytes(shape, kind)), np.uint8)
+    for place, part in enumerate(parts):
+        made[place] = _matrix(part, kind, checkpoint, shape).reshape(-1).view(np.uint8)
+    return made
 
 
 def _matrix(hf_name: str, kind: Format, checkpoint: Checkpoint, shape: tuple[int, ...]) -> Array:
     values: Array = checkpoint.tensor(hf_name, shape).to(torch.float32).numpy()
+    greatest = max(values.max(), -values.min())
+    if greatest > _GREATEST[kind]:
+        raise ValueError(
+            f"{checkpoint.folder}: {hf_name} holds {greatest:g}, more than {kind} can ({_GREATEST[kind]:g}): export "
+            "it as F32"
+        )
     if is_rotated(hf_name):
         values = to_pairs(values, checkpoint.config.head_dim)
     return np.ascontiguousarray(gguf.quants.quantize(values, GGMLQuantizationType[kind]))

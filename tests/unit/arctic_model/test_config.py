@@ -174,6 +174,14 @@ def test_what_a_llama_s_file_leaves_out_is_llama_s_default():
     assert ArcticConfig.from_dict(LLAMA | {"eos_token_id": None}).eos_token_id is None
 
 
+def test_a_name_that_is_null_is_one_that_is_not_said():
+    """As transformers writes what is not set, where it writes all of it."""
+    nulls = {"torch_dtype": None, "architectures": None}
+    for data in (LLAMA, ArcticConfig.preset("arctic-tiny").to_dict()):
+        config = ArcticConfig.from_dict({**data, **nulls})
+        assert (config.torch_dtype, config.architectures) == ("bfloat16", ["ArcticForCausalLM"])
+
+
 def test_positions_are_read_from_newer_files_too():
     rope = {"rope_type": "yarn", "rope_theta": 500000.0, "factor": 2.0}
     data = {key: value for key, value in LLAMA.items() if key != "rope_theta"}

@@ -69,3 +69,29 @@ def test_yarn_keeps_fast_pairs_and_interpolates_slow_ones():
     assert (ratio.diff() <= 0).all()
     magnitude = RotaryPositions(config)(torch.tensor([[0]])).cos_BTH
     assert torch.allclose(magnitude, torch.tensor(0.1 * math.log(8.0) + 1))
+
+
+@pytest.mark.parametrize(
+    ("said", "magnitude"),
+    [
+        ({"mscale": 2.0, "mscale_all_dim": 1.0}, (0.2 * math.log(8) + 1) / (0.1 * math.log(8) + 1)),
+        ({"mscale": 0.7, "mscale_all_dim": 0.7}, 1.0),
+        ({"mscale": 2.0}, 0.1 * math.log(8) + 1),  # one of them alone says nothing
+        ({"mscale": 2.0, "mscale_all_dim": 0.0}, 0.1 * math.log(8) + 1),
+        ({"mscale": 2.0, "mscale_all_dim": 1.0, "attention_factor": 1.25}, 1.25),
+    ],
+)
+def test_yarns_magnitude_is_that_of_transformers(said, magnitude):
+    config = with_rope({"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, **said})
+    assert RotaryPositions(config).magnitude == pytest.approx(magnitude)
+
+
+def test_yarns_ramp_may_end_between_two_pairs():
+    config = with_rope(
+        {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "truncate": False}, rope_theta=1e4
+    )
+    # The pairs that turn 32 times and once in 64 positions, by the formula; the first is none.
+    end = 32 * math.log(64 / (2 * math.pi)) / (2 * math.log(1e4))
+    share = (torch.arange(16) / end).clamp(0, 1)
+    ratio = rotary_frequencies(config, length=1) / rotary_frequencies(with_rope(None), length=1)
+    torch.testing.assert_close(ratio, 1 - share * (1 - 1 / 8))

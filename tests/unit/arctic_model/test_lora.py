@@ -137,6 +137,7 @@ def test_the_adapter_of_a_llama_is_read_under_its_names(tmp_path):
         ({"alora_invocation_tokens": [5, 7]}, r"alora_invocation_tokens is \[5, 7\], which is not read"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights is 'pissa_niter_16', which changed the base"),
         ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora', which changed the base"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga', which changed the base"),
         ({"r": "8"}, "r is '8' and lora_alpha 4: write a whole number"),
         ({"r": 3}, r"w1 has lora_A \[2, 16\] and lora_B \[12, 2\] where the model has \[3, 16\] and \[12, 3\]"),
     ],

@@ -89,6 +89,22 @@ def test_what_is_written_is_read_as_it_was_meant(layout, scales, tmp_path):
         assert read_quantization(tmp_path) == stored
 
 
+KV_SCHEME = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"quant_method": "modelopt", "quant_algo": None, "kv_cache_quant_algo": "FP8"},
+        {"quant_method": "modelopt", "kv_cache_scheme": KV_SCHEME},
+        {"quant_method": "compressed-tensors", "config_groups": {}, "kv_cache_scheme": KV_SCHEME},
+        compressed({"targets": ["LlamaAttention"], "weights": None, "input_activations": KV_SCHEME}),
+    ],
+)
+def test_where_the_cache_alone_is_quantised_weights_are_as_they_are(content):
+    assert parse_quantization(content, "config.json") is None
+
+
 def test_names_and_shapes_of_scales_are_those_that_are_published():
     name, shape = "model.layers.0.self_attn.k_proj.weight", (200, 300)
     compressed, modelopt = (

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 
 import pytest
 import torch
@@ -144,6 +146,17 @@ def test_scales_of_activations_are_passed_over(published, tmp_path):
     assert all(torch.equal(after[name].float(), before[name].float()) for name in before)
 
 
+def test_weights_are_as_they_are_where_the_cache_alone_is_quantised(published, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(published, copy)
+    said = {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}
+    (copy / "hf_quant_config.json").write_text(json.dumps(said))
+    scales = {f"model.layers.1.self_attn.{name}_proj.{name}_scale": torch.ones(()) for name in "kv"}
+    rewrite(copy, lambda tensors: tensors.update(scales))
+    before, after = loaded(published).state_dict(), loaded(copy).state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 def test_scales_of_whole_tensors_may_have_the_name_of_those_of_blocks(published, tmp_path):
     """As Hugging Face's own FP8 has it, where it is given no blocks."""
     quantize_checkpoint(published, tmp_path / "fp8", FORMS[6])
@@ -185,6 +198,23 @@ def test_the_report_says_what_rounding_changed(published, tmp_path, tokens):
     assert len(found.layers) == 4
     assert 0 < found.layers[0] < 0.2
     assert compare(published, published, tokens).layers == [0.0] * 4
+
+
+def test_a_model_that_is_wholly_wrong_has_a_perplexity_all_the_same(wide, published, tmp_path):
+    spoilt = ArcticModel(wide)
+    init_weights(spoilt, seed=3)
+    with torch.no_grad():
+        spoilt.lm_head.weight.mul_(1e5)
+    save_model(spoilt, tmp_path / "spoilt")
+    tokens = torch.arange(22).view(2, 11)
+    before, after = compare(published, tmp_path / "spoilt", tokens).perplexities
+    assert math.isfinite(before)
+    assert after == math.inf
+
+
+def test_tokens_that_the_model_has_not_are_named(published):
+    with pytest.raises(ValueError, match=r"token 2600.* has 2600"):
+        compare(published, published, torch.tensor([[1, 2600]]))
 
 
 def test_what_is_in_fp8_can_be_given_other_scales(published, tmp_path):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -217,6 +219,16 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_machine_whose_process_has_the_same_number_takes_nothing_away(tmp_path, monkeypatch):
+    """Each container counts its processes from 1, and a folder may be shared."""
+    with atomic_folder(tmp_path / "new") as temporary:
+        (temporary / "ours").touch()
+        monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="other"))
+        with pytest.raises(OSError, match="disk full"), atomic_folder(tmp_path / "new"):
+            raise OSError("disk full")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["ours"]
 
 
 def test_writing_holds_one_tensor_at_a_time(tmp_path):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+from arctic_model.config import RopeScaling
 from arctic_model.gguf.reader import GgufLlama
 from arctic_model.names import llama_name, tensor_shapes
 
@@ -42,7 +43,7 @@ def random_tensors():
     return {name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def write(path, tensors, kind=gguf.GGMLQuantizationType.F32, architecture="llama", **extra):
+def write(path, tensors, kind=gguf.GGMLQuantizationType.F32, architecture="llama", say=lambda writer: None, **extra):
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(2)
     writer.add_context_length(77)
@@ -54,6 +55,7 @@ def write(path, tensors, kind=gguf.GGMLQuantizationType.F32, architecture="llama
     writer.add_rope_freq_base(5000.0)
     for name, value in extra.items():
         getattr(writer, f"add_{name}")(value)
+    say(writer)
     for name, tensor in tensors.items():
         if name.endswith(("q_proj", "k_proj")):
             tensor = permute(tensor, 4, 2 if name.endswith("k_proj") else 4)
@@ -134,3 +136,69 @@ def test_a_tensor_of_another_shape_is_named(tmp_path):
         ValueError, match=r"blk.1.ffn_up.weight has the shape \[63, 32\] where the model has \[64, 32\]"
     ):
         read_all(source)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
+def test_a_tensor_with_a_number_that_is_none_is_named(tmp_path, value, kind):
+    tensors = random_tensors()
+    tensors["model.layers.1.mlp.up_proj"][5, 2] = value
+    with np.errstate(invalid="ignore"):
+        source = GgufLlama(write(tmp_path / "model.gguf", tensors, gguf.GGMLQuantizationType[kind]))
+    with pytest.raises(ValueError, match=r"model\.gguf: blk\.1\.ffn_up\.weight holds NaN or infinity: copy it again"):
+        read_all(source)
+
+
+@pytest.mark.parametrize(
+    ("said", "scaling"),
+    [
+        ({"scaling.type": "linear", "scaling.factor": 4.0}, ("linear", 4.0)),
+        ({"scaling.factor": 4.0}, ("linear", 4.0)),
+        ({"scale_linear": 4.0}, ("linear", 4.0)),
+        ({"scaling.type": "yarn", "scaling.factor": 4.0}, ("yarn", 4.0)),
+        ({"scaling.type": "none", "scaling.factor": 4.0}, None),
+        ({"scaling.factor": 0.0}, None),
+    ],
+)
+def test_positions_are_stretched_as_llama_cpp_does(tmp_path, said, scaling):
+    """By `llama-model.cpp`: what no type is said of is linear, and the factor had another name once."""
+
+    def say(writer):
+        for key, value in said.items():
+            (writer.add_string if isinstance(value, str) else writer.add_float32)(f"llama.rope.{key}", value)
+
+    rope = GgufLlama(write(tmp_path / "model.gguf", random_tensors(), say=say)).config.rope
+    assert (None if rope is None else (rope.type, rope.factor)) == scaling
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("llama.rope.scaling.factor", "four"), ("llama.rope.scaling.factor", [4.0]), ("split.count", "one")],
+)
+def test_a_number_that_is_none_is_refused(tmp_path, key, value):
+    def say(writer):
+        (writer.add_string if isinstance(value, str) else writer.add_array)(key, value)
+
+    with pytest.raises(ValueError, match=r"model\.gguf"):
+        GgufLlama(write(tmp_path / "model.gguf", random_tensors(), say=say))
+
+
+def test_what_a_scaling_says_of_itself_is_read(tmp_path):
+    """As `convert_hf_to_gguf.py` writes it of a Llama."""
+
+    def say(writer):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(19)
+        writer.add_rope_scaling_yarn_attn_factor(1.25)
+        writer.add_rope_scaling_yarn_beta_fast(16.0)
+        writer.add_rope_scaling_yarn_beta_slow(2.0)
+
+    assert GgufLlama(write(tmp_path / "model.gguf", random_tensors(), say=say)).config.rope == RopeScaling(
+        type="yarn",
+        factor=4.0,
+        original_max_position_embeddings=19,
+        attention_factor=1.25,
+        beta_fast=16.0,
+        beta_slow=2.0,
+    )

@@ -114,6 +114,43 @@ def test_a_tokenizer_of_another_kind_is_refused_by_name(metadata, sentence):
         tokenizer_of(metadata, "model.gguf")
 
 
+BPE = {
+    "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": ["a", "b", "ab"], "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.token_type": [1, 1, 1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("tokens", None, r"tokenizer\.ggml\.tokens is no list of texts"),
+        ("tokens", "a", r"tokenizer\.ggml\.tokens is no list of texts"),
+        ("tokens", [1, 2], r"tokenizer\.ggml\.tokens is no list of texts"),
+        ("merges", None, r"tokenizer\.ggml\.merges is no list of texts"),
+        ("merges", 7, r"tokenizer\.ggml\.merges is no list of texts"),
+        ("merges", ["ab"], r"tokenizer\.ggml\.merges has 'ab', which is no pair"),
+        ("merges", ["a c"], "its merges are not of its tokens"),
+        ("token_type", [1, 1], r"tokenizer\.ggml\.token_type is not a number for each of 3 tokens"),
+        ("token_type", 1, r"tokenizer\.ggml\.token_type is not a number for each of 3 tokens"),
+    ],
+)
+def test_a_tokenizer_that_is_not_whole_is_refused_by_what_it_lacks(tmp_path, key, value, sentence):
+    metadata = {name: content for name, content in (BPE | {f"tokenizer.ggml.{key}": value}).items() if content}
+    with pytest.raises(ValueError, match=f"model.gguf: {sentence}"):
+        write_tokenizer(metadata, tmp_path, "model.gguf")
+
+
+def test_more_types_than_tokens_are_passed_over_and_so_are_special_tokens_that_are_none(tmp_path):
+    """As in llama.cpp, which warns of such a token."""
+    more = {"tokenizer.ggml.token_type": [1, 1, 1, 1], "tokenizer.ggml.add_bos_token": True}
+    for number in (3, 2**32 - 1, -1):
+        specials = {f"tokenizer.ggml.{name}_token_id": number for name in ("bos", "eos", "padding")}
+        write_tokenizer(BPE | more | specials, tmp_path, "model.gguf")
+        assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("ab").ids == [2]
+        settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        assert not {"bos_token", "eos_token", "pad_token"} & settings.keys()
+
+
 def test_a_tokenizer_that_llama_cpp_can_not_read_is_refused(tmp_path):
     made = Tokenizer(models.WordLevel({"a": 0}))
     made.save(str(tmp_path / "tokenizer.json"))
@@ -129,3 +166,20 @@ def test_a_tokenizer_that_llama_cpp_can_not_read_is_refused(tmp_path):
     whole.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="no name known here for its pre_tokenizer with ignore_merges true"):
         tokenizer_metadata(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"merges": [["a", "qqqq"]]}, "cannot be read as a tokenizer: .*qqqq"),
+        ({"vocab": {"a": "first"}}, "cannot be read as a tokenizer"),
+        ({"merges": []}, "has no merges, without which llama.cpp reads no tokenizer"),
+        ({"end_of_word_suffix": "</w>"}, "is 'BPE' with its own rules"),
+        ({"continuing_subword_prefix": "##"}, "is 'BPE' with its own rules"),
+    ],
+)
+def test_a_file_that_can_not_become_a_tokenizer_of_llama_cpp_is_refused_by_name(folder, change, sentence):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**content, "model": {**content["model"], **change}}))
+    with pytest.raises(ValueError, match=f"tokenizer.json {sentence}"):
+        tokenizer_metadata(folder, 300)

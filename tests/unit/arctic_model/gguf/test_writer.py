@@ -1,5 +1,8 @@
 """What a file of llama.cpp's `arctic` says; that llama.cpp computes the same with it is in `tests/parity`."""
 
+import os
+import tracemalloc
+
 import gguf
 import numpy as np
 import pytest
@@ -67,7 +70,12 @@ def test_rows_change_places_and_back():
         ({"moe_layer_frequency": 2}, "moe_layer_frequency is 2, and llama.cpp's Arctic has experts in every layer"),
         ({"sliding_window": 8}, "llama.cpp's Arctic attends to everything"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling is dynamic"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 16.0}}, "betas of its own"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 16.0}}, "has beta_fast of its own"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "has truncate of its own"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 1.0, "mscale_all_dim": 1.0}},
+            "has mscale, mscale_all_dim of its own",
+        ),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(hybrid, tmp_path, change, sentence):
@@ -89,3 +97,41 @@ def test_a_file_is_never_written_over_and_never_half(hybrid, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         export_gguf(tmp_path / "checkpoint", tmp_path / "model.gguf", progress=interrupt)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "there.gguf"]
+
+
+@pytest.mark.parametrize(("kind", "value"), [("F16", 7e4), ("F16", -7e4), ("BF16", 3.4e38), ("Q8_0", 1e7)])
+def test_a_weight_that_a_form_can_not_hold_is_refused_by_name(hybrid, tmp_path, kind, value):
+    model = ArcticModel(hybrid)
+    init_weights(model, seed=1)
+    with torch.no_grad():
+        model.layers[2].block_sparse_moe.experts.w1[3][0, 1] = value
+    save_model(model, tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match=rf"layers\.2\..*experts\.3\.w1\.weight holds .*more than {kind} can"):
+        export_gguf(tmp_path / "checkpoint", tmp_path / "model.gguf", weights=kind)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    export_gguf(tmp_path / "checkpoint", tmp_path / "model.gguf")
+
+
+def test_the_experts_of_a_layer_are_in_memory_once(hybrid, tmp_path):
+    wide = hybrid.replace(num_local_experts=32, num_hidden_layers=1, intermediate_size=256)
+    saved(wide, tmp_path / "checkpoint")
+    tracemalloc.start()
+    export_gguf(tmp_path / "checkpoint", tmp_path / "model.gguf", weights="F16")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * 32 * 256 * 96 * 2
+
+
+def test_a_file_is_durable_before_it_has_its_name(hybrid, tmp_path, monkeypatch):
+    saved(hybrid, tmp_path / "checkpoint")
+    synced, sync = [], os.fsync
+
+    def record(descriptor):
+        sync(descriptor)
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "model.gguf").exists()))
+
+    monkeypatch.setattr(os, "fsync", record)
+    export_gguf(tmp_path / "checkpoint", tmp_path / "model.gguf")
+    (content, early), (folder, late) = synced
+    assert (".model.gguf." in content, early) == (True, False)
+    assert (folder, late) == (str(tmp_path), True)
