@@ -134,12 +134,10 @@ _SEQUENCES, _LENGTH = 16, 512
 
 def _tokens(folder: Path, text: Path) -> "Tensor":
     import torch
-    from tokenizers import Tokenizer
 
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{path} is not there: text can't become tokens without it")
-    tokens = Tokenizer.from_file(str(path)).encode(text.read_text(encoding="utf-8")[: 16 * _SEQUENCES * _LENGTH]).ids
+    from arctic_workers.chat.tokenizer import read_tokenizer
+
+    tokens = read_tokenizer(folder).encode(text.read_text(encoding="utf-8")[: 16 * _SEQUENCES * _LENGTH]).ids
     length = min(_LENGTH, len(tokens))
     if length < 2:
         raise ValueError(f"{text} is less than two tokens: name a longer text")

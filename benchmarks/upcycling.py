@@ -22,6 +22,7 @@ from arctic_model.loss import loss_sum
 from arctic_model.model import ArcticModel
 from arctic_model.upcycle import grown_config
 from arctic_model.weights import load_weights
+from arctic_workers.chat.tokenizer import read_tokenizer
 from benchmarks.form import arguments, finish, note, print_table
 from benchmarks.results import this_machine
 
@@ -108,7 +109,7 @@ def sequences_of(source: Llama) -> tuple[Iterator[Tensor], list[Tensor]]:
     """Return sequences to train on, as many as are asked for, and those that are held out."""
     with tempfile.TemporaryDirectory() as folder:
         source.write_tokenizer(Path(folder))
-        tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        tokenizer = read_tokenizer(Path(folder))
     documents = sorted((paths.default_volumes() / paths.CORPUS / "sql").glob("*.sql"))
     kept = [path for index, path in enumerate(documents) if index % HELD_OUT_EVERY]
     held_out = documents[::HELD_OUT_EVERY]

@@ -1,1 +1,1 @@
-"""Conversations as text: what training and inference both need of a model's chat template."""
+"""Text and conversations as tokens: what training and inference both need of a model's tokenizer and chat template."""

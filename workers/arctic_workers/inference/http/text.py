@@ -6,12 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from arctic_workers.chat.template import SETTINGS_FILE, ChatTemplate, TextError
+from arctic_workers.chat.tokenizer import read_tokenizer
 from arctic_workers.inference.http.token_bytes import TokenBytes
 
-TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_HELD = 32
@@ -26,13 +24,7 @@ class Text:
     """The tokenizer and chat template of one model folder. TextError with a sentence if they can't be read."""
 
     def __init__(self, folder: Path) -> None:
-        path = folder / TOKENIZER_FILE
-        if not path.is_file():
-            raise TextError(f"{path} is not there: put the model's {TOKENIZER_FILE} into its folder")
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing more precise
-            raise TextError(f"{path} cannot be read as a tokenizer: {error}") from None
+        self._tokenizer = read_tokenizer(folder)
         self._bytes = TokenBytes(self._tokenizer)
         settings = _read_json(folder / SETTINGS_FILE)
         self._special = {

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from arctic_workers.chat.template import TextError
+from arctic_workers.chat.tokenizer import TOKENIZER_FILE, read_tokenizer
 from arctic_workers.training.errors import Refused
 from arctic_workers.training.files import write_json
 
@@ -24,7 +26,7 @@ BATCH, BATCH_CHARACTERS = 256, 1 << 20
 than a hundred times the memory of the text."""
 PIECE = 1 << 18
 """Characters of a document that are encoded at once."""
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
@@ -71,7 +73,7 @@ def sample_texts(
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the tokenizer and its configuration into an existing folder."""
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / TOKENIZER_FILE))
     write_json(
         folder / "tokenizer_config.json",
         {
@@ -87,7 +89,7 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
 
 def copy(source: Path, folder: Path) -> None:
     """Copy the tokenizer files of `source` into an existing folder; `Refused` if there is no tokenizer.json."""
-    if not (source / "tokenizer.json").is_file():
+    if not (source / TOKENIZER_FILE).is_file():
         raise Refused("TokenizerNotFound", f"tokenizer: there is no tokenizer.json in {source}")
     for name in FILES:
         if (source / name).is_file():
@@ -112,13 +114,10 @@ class TextEncoder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the library raises plain Exception
-            raise Refused("TokenizerDamaged", f"tokenizer: {folder}/tokenizer.json can't be read: {error}") from error
+            self.tokenizer = read_tokenizer(folder)
+        except TextError as error:
+            raise Refused("TokenizerDamaged", f"tokenizer: {error}") from error
         self.tokenizer.encode_special_tokens = True  # as text: `<s>` in a document does not begin another one
-        # Many published ones were saved as they last cut and padded batches, which transformers undoes at each call.
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
         config = read_config(folder)
         self.bos = self._token_id(config, "bos_token")
         self.pad = self._token_id(config, "pad_token")
