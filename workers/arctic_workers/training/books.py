@@ -9,6 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
+from arctic_api.common import parse_duration
 from arctic_api.world import TrainingWorld
 from arctic_model import devices
 from arctic_model.config import ArcticConfig
@@ -22,7 +23,7 @@ from arctic_workers.training.experts import Overlap
 from arctic_workers.training.journal import Entry, Journal
 from arctic_workers.training.progress import now
 from arctic_workers.training.tally import Look, Tally
-from arctic_workers.training.tracking import open_trackers
+from arctic_workers.training.tracking import close_trackers, open_trackers
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +148,7 @@ class Books:
 
     def close(self) -> None:
         """Write no more."""
-        for tracker in self._trackers:
-            tracker.close()
+        close_trackers(self._trackers, parse_duration(self._world.spec.checkpoint.grace_period))
         if self._journal is not None:
             self._journal.close()
 

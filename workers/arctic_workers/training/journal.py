@@ -5,6 +5,7 @@ lines hold, and TensorBoard is told so.
 """
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -77,7 +78,8 @@ class Journal:
         self._path = folder / JOURNAL
         place = folder / TENSORBOARD
         place.mkdir(exist_ok=True)
-        self._tensorboard = EventsWriter(str(place / "events"))
+        # Its name says seconds: a run that goes back within one would write over what it wrote before.
+        self._tensorboard = EventsWriter(str(place / "events"), f".{time.time_ns()}")
         if step:
             self._write(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
 
@@ -86,8 +88,7 @@ class Journal:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
-        with self._path.open("a") as file:
-            file.write(json.dumps(asdict(entry)) + "\n")
+        append_line(self._path, asdict(entry))
         values = [Summary.Value(tag=name, simple_value=value) for name, value in entry.scalars()]
         self._write(Event(step=entry.step, summary=Summary(value=values)))
 
@@ -106,6 +107,16 @@ def exposed_share(parts: Iterable[Mapping[str, Any]]) -> float | None:
     parts = list(parts)
     in_flight, exposed = (sum(part[name] for part in parts) for name in ("in_flight", "exposed"))
     return min(1.0, exposed / in_flight) if in_flight else None
+
+
+def append_line(path: Path, entry: Mapping[str, Any]) -> None:
+    """Add one JSON line to a log that several attempts write, behind one that a full volume has cut if need be."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(entry).encode() + b"\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

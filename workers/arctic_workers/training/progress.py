@@ -1,9 +1,6 @@
 """How far a run is, as it is reported, and kept in checkpoints: the stages' tokens, times and held-out losses."""
 
-import json
-import os
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -49,15 +46,6 @@ class Progress:
             for stage in self._curriculum.stages
             if stage.name in self._stages
         ]
-
-
-def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Add one JSON line to a log that several attempts write."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, json.dumps(entry).encode() + b"\n")
-    finally:
-        os.close(descriptor)
 
 
 def stage_state(report: StageReport) -> StageState:

@@ -45,6 +45,7 @@ class Saving:
         self._names = tensor_names(place.engine.module)
         self._last_checkpoint = time.monotonic()
         self._saved_step = 0
+        self._saved_before = 0
         self.stall_seconds = 0.0
         """Time that the run has waited for checkpoints."""
         self.put_off = False
@@ -52,7 +53,7 @@ class Saving:
 
     @property
     def any_kept(self) -> bool:
-        """Whether there is a checkpoint to go back to."""
+        """Whether there is a checkpoint to go back to, unless it is being written and has to be given up."""
         return self._saved_step > 0
 
     def restore(self) -> bool:
@@ -126,7 +127,7 @@ class Saving:
         self.put_off = False
         if self._saved_step == self._course.step:
             return
-        self._saved_step = self._course.step
+        self._saved_before, self._saved_step = self._saved_step, self._course.step
         place.checkpointer.start(local_pieces(place.engine, self._names), self._position())
         self._last_checkpoint = time.monotonic()
 
@@ -168,7 +169,7 @@ class Saving:
             return
         place.checkpointer.forget()
         dist.barrier()  # rank 0 clears away: a rank that is ahead would find its next shard gone
-        self._saved_step = -1
+        self._saved_step = self._saved_before
         place.desk.refuse_checkpoints(str(place.store.full()))
         if place.ranks.leader:
             log.warning("a checkpoint was given up, and training goes on: %s", place.store.full())

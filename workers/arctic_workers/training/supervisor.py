@@ -35,11 +35,11 @@ from arctic_workers.control.signals import StopFlag
 from arctic_workers.control.state import StateBoard
 from arctic_workers.control.traces import begin_traces
 from arctic_workers.control.world import BadWorld, read_told
-from arctic_workers.training.journal import ATTEMPT_ENDED, EVENTS, JOURNAL
+from arctic_workers.training.journal import ATTEMPT_ENDED, EVENTS, JOURNAL, append_line
 from arctic_workers.training.killed import RANKS_LOST, with_memory
 from arctic_workers.training.metrics import TrainingCollector
 from arctic_workers.training.outcome import OUTCOME_VARIABLE, PEER_LOST, read_outcomes
-from arctic_workers.training.progress import append_line, now
+from arctic_workers.training.progress import now
 from arctic_workers.training.report.page import write_page
 from arctic_workers.training.traces import tell_attempt
 

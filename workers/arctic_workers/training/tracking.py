@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 MOST_WAITING = 1000
 """Entries that wait to be sent: beyond that they are dropped."""
 CLOSE_SECONDS = 30.0
+"""Longest wait at the end for all that still waits to be sent."""
+CLOSE_SHARE = 0.1
+"""Part of a pod's grace period that this wait takes at most: a pod that is stopped has to write its checkpoint too."""
 _Send = Callable[[int, Mapping[str, float]], None]
 _Opened = tuple[_Send, Callable[[], None]]
 
@@ -51,6 +54,12 @@ def open_trackers(world: TrainingWorld, folder: Path) -> "list[Tracker]":
     return trackers
 
 
+def close_trackers(trackers: "Sequence[Tracker]", grace: float) -> None:
+    """Let trackers send what waits, and end, in a part of the seconds that a pod has once it is told to go."""
+    for tracker in trackers:
+        tracker.close(min(CLOSE_SECONDS, CLOSE_SHARE * grace) / len(trackers))
+
+
 class Tracker:
     """Sends entries in the background, in their order."""
 
@@ -69,13 +78,14 @@ class Tracker:
         except queue.Full:
             log.warning("%s takes no more figures: those of step %d are lost to it", self._name, step)
 
-    def close(self) -> None:
-        """Send what waits, for a while, and end."""
+    def close(self, within: float = CLOSE_SECONDS) -> None:
+        """Send what waits, for so many seconds, and end."""
+        deadline = time.monotonic() + within
         try:
-            self._entries.put(None, timeout=CLOSE_SECONDS)
+            self._entries.put(None, timeout=within)
         except queue.Full:
             return
-        self._thread.join(CLOSE_SECONDS)
+        self._thread.join(deadline - time.monotonic())
 
     def _run(self) -> None:
         try:

@@ -41,11 +41,10 @@ from arctic_workers.training.export import EXPORT, export
 from arctic_workers.training.files import write_json
 from arctic_workers.training.guard import SpikeGuard
 from arctic_workers.training.held_out import HeldOut
-from arctic_workers.training.journal import ATTEMPT_BEGAN, EVENTS
+from arctic_workers.training.journal import ATTEMPT_BEGAN, EVENTS, append_line
 from arctic_workers.training.milestones import CURVE, Milestones
 from arctic_workers.training.progress import (
     Progress,
-    append_line,
     checkpoint_state,
     now,
     source_state,
@@ -209,8 +208,8 @@ class Trainer:
 
     def _answer_spike(self, stage: StagePlan, loss: float) -> None:
         """End the run, its checkpoint kept, or go back to the last checkpoint and past the data up to here."""
-        self._note_spike(stage, loss)
         if self._course.guard.policy == "stop":
+            self._note_spike(stage, loss)
             limit = self._course.guard.limit
             self._saving.write()
             raise Refused(
@@ -219,9 +218,13 @@ class Trainer:
                 f"{limit:.4f} was to be expected: the checkpoint of step {self.step} is from before it; lower the "
                 "learning rate, or write another restart.lossSpike",
             )
-        at, skipped = self.step, self._course.guard.skipped_data.get(stage.name, 0)
         with patience(), self._books.parts.of(CHECKPOINT):
             self._saving.settle()
+            if not self._saving.any_kept:  # the step is taken again, as before the first checkpoint
+                self._course.guard.alarm = None
+                return
+            self._note_spike(stage, loss)
+            at, skipped = self.step, self._course.guard.skipped_data.get(stage.name, 0)
             found = self._saving.restore()
         skipped += at + 1 - max(self.step, stage.first_step)
         if not self._course.guard.went_back(stage.name, skipped, self.step) or not found:

@@ -1,6 +1,7 @@
 """A checkpoint as a model's folder: what the ranks held together, without them."""
 
-from collections.abc import Callable
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,40 +9,30 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from arctic_api.training import ArcticTrainingSpec
-from arctic_api.world import TrainingWorld
 from arctic_model.config import ArcticConfig
 from arctic_model.names import tensor_shapes
 from arctic_workers.training.checkpoint.checkpointer import Checkpointer, Position
 from arctic_workers.training.checkpoint.model import is_checkpoint, write_model
-from arctic_workers.training.checkpoint.store import CheckpointStore
+from arctic_workers.training.checkpoint.store import MANIFEST, CheckpointStore, Manifest
 from arctic_workers.training.checkpoint.zero import KINDS, Piece
 from arctic_workers.training.data import tokenizer
-from arctic_workers.training.record import machine, write_record
-from arctic_workers.training.start import find_start, fit_vocabulary
 
 
 @pytest.fixture
-def made(spec_of: Callable[..., ArcticTrainingSpec], tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+def made(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     """A run's checkpoint that two ranks wrote, cut in the middle of a tensor, and the weights in it."""
     run = tmp_path / "run"
     (run / "tokenizer").mkdir(parents=True)
     tokenizer.save(tokenizer.train(["one text", "another"], 300), run / "tokenizer")
-    spec = spec_of([{"tokens": 100, "sequenceLength": 16}], 16)
-    world = TrainingWorld(
-        namespace="ns", name="t", uid="u", first_host="h", spec=spec, attempt=1, epoch=1, run_folder=str(run)
-    )
     store = CheckpointStore(run, 1)
     store.claim("u")
-    write_record(world, store, [machine()])
-    config = fit_vocabulary(world, find_start(world).config, tokenizer.TextEncoder(run / "tokenizer"))
+    config = ArcticConfig.preset("arctic-tiny").with_vocab_size(300)
     shapes = {name: list(shape) for name, shape in tensor_shapes(config).items()}
     weights = {name: torch.randn(*shape) for name, shape in shapes.items()}
     ranks = [Checkpointer(store, rank, 2, shapes, 2, str) for rank in range(2)]
     for rank, checkpointer in enumerate(ranks):
-        checkpointer.start(
-            [half(name, tensor, rank) for name, tensor in weights.items()], Position(4, 40, "s", True, {})
-        )
+        pieces = [half(name, tensor, rank) for name, tensor in weights.items()]
+        checkpointer.start(pieces, Position(4, 40, "s", True, {"config": config.to_dict(), "base": None}))
     for checkpointer in reversed(ranks):
         checkpointer.finish()
     return store.folder(4), weights
@@ -76,9 +67,13 @@ def test_a_damaged_one_is_refused(made: tuple[Path, Any], tmp_path: Path) -> Non
         write_model(checkpoint, tmp_path)
 
 
-def test_one_that_began_from_other_weights_is_refused(made: tuple[Path, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("progress", [{}, {"base": {"weights": "..."}}])
+def test_one_of_no_whole_model_is_refused(made: tuple[Path, Any], tmp_path: Path, progress: dict[str, Any]) -> None:
     checkpoint, _ = made
-    [record] = checkpoint.parents[1].glob("attempts/*/run.json")
-    record.write_text(record.read_text().replace('"preset": "arctic-tiny"', '"from": {"uri": "file:///weights"}'))
-    with pytest.raises(ValueError, match=r"began from other weights.* wait for its export"):
+    manifest = Manifest.read(checkpoint)
+    assert manifest is not None
+    described = {"config": manifest.progress["config"]} if progress else {}
+    content = replace(manifest, progress=described | progress).to_json()
+    (checkpoint / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"wait for the export of its run"):
         write_model(checkpoint, tmp_path)

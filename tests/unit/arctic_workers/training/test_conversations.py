@@ -194,6 +194,19 @@ def test_what_is_no_conversation_is_said(content: Any, says: str) -> None:
         messages_of(content)
 
 
+def test_half_of_a_surrogate_pair_anywhere_in_a_message_is_replaced(
+    encoder: ConversationEncoder, tmp_path: Path
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((encoder.folder / name).read_bytes())
+    template = "{% for it in messages %}{{ it.role }}{{ it.tool_calls }}: {{ it.content }}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}assistant: {% endif %}")
+    chat = [{**PAIR[0], "tool_calls": "f(\ud83d)"}, PAIR[1]]
+    conversation = ConversationEncoder(tmp_path).conversation(messages_of(chat))
+    assert str(conversation) == "userf(\ufffd): aassistant: b"
+    assert [str(conversation)[begin:end] for begin, end in conversation.answers] == ["b"]
+
+
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_rows_that_are_no_conversations_are_left_out_and_counted(
     tmp_path: Path, encoder: ConversationEncoder, form: str

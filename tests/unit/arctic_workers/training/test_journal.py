@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from arctic_workers.training.journal import JOURNAL, Entry, Journal, read_lines, that_hold
+from arctic_workers.training.journal import JOURNAL, Entry, Journal, append_line, read_lines, that_hold
 
 
 def entry(step: int, attempt: int = 1, **changes: object) -> Entry:
@@ -69,3 +69,25 @@ def test_a_line_that_was_cut_is_passed_over_and_no_file_is_none(tmp_path: Path) 
     assert read_lines(path) == []
     path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
     assert read_lines(path) == [{"step": 1}]
+
+
+def test_a_line_that_was_cut_spoils_none_that_follows(tmp_path: Path) -> None:
+    path = tmp_path / JOURNAL
+    for line in (1, 2):
+        append_line(path, {"step": line})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    path.write_text(path.read_text()[:-3])
+    append_line(path, {"step": 3})
+    path.write_text(path.read_text() + '{"step": 4, "lo')
+    journal = Journal(tmp_path, 0)
+    journal.write(entry(5))
+    journal.close()
+    assert [line["step"] for line in read_lines(path)] == [1, 3, 5]
+
+
+def test_a_journal_that_is_begun_anew_within_a_second_keeps_the_events_of_the_one_before(tmp_path: Path) -> None:
+    for step in range(4):
+        journal = Journal(tmp_path, step)
+        journal.write(entry(step + 1))
+        journal.close()
+    assert [event.step for event in events(tmp_path) if event.HasField("summary")] == [1, 2, 3, 4]

@@ -74,12 +74,19 @@ def test_tokenizer_and_streams_are_made_once(make_world: MakeWorld, store: Check
     assert [path for path in there if path.name != CHECKED] == files
 
 
-def test_damaged_streams_are_made_again(make_world: MakeWorld, store: CheckpointStore, tmp_path: Path) -> None:
+def test_damaged_streams_are_made_again_and_it_is_said_where_their_source_is_another_now(
+    make_world: MakeWorld, store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     prepared = prepare(make_world(), store)
     expected = trained_bytes(prepared)
     (prepared[0].folder / "train.bin").write_bytes(expected["a"][:-2])
     assert prepare(make_world(), store) == prepared
     assert trained_bytes(prepared) == expected
+    assert "other tokens" not in caplog.text
+    (prepared[0].folder / "train.bin").write_bytes(expected["a"][:-2])
+    (tmp_path / "a" / "00.txt").write_text("a says something else now")
+    assert prepare(make_world(), store) == prepared
+    assert "source a: its tokens were damaged" in caplog.text
 
 
 def test_a_source_that_the_curriculum_begins_to_use_is_prepared_too_and_the_others_keep_their_text(

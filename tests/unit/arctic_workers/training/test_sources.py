@@ -17,7 +17,7 @@ import zstandard
 
 from arctic_api.training import Source
 from arctic_workers.training.data import rows, sources
-from arctic_workers.training.data.sources import Tally, file_path, read_documents, unused_splits
+from arctic_workers.training.data.sources import Tally, check_skipped, file_path, read_documents, unused_splits
 from arctic_workers.training.errors import Refused
 
 datasets.disable_progress_bars()
@@ -176,6 +176,20 @@ def test_a_source_is_refused_only_above_its_share_of_skipped_rows(tmp_path: Path
         Refused, match=r"2 of 100 rows have no usable text, more than maxSkipped 1%; the first: .*d\.jsonl, "
     ):
         tallied(tmp_path / "d.jsonl", "jsonl")
+
+
+def test_as_many_rows_as_the_share_allows_may_be_left_out() -> None:
+    for percent in range(101):
+        source = Source.model_validate(
+            {"name": "s", "category": "code", "uri": "file:///d", "format": "jsonl", "maxSkipped": f"{percent}%"}
+        )
+        check_skipped(source, Tally(rows=100, skipped=percent))
+
+
+def test_a_column_is_read_whose_name_another_one_has_within(tmp_path: Path) -> None:
+    table = pyarrow.table({"meta": [{"text": "inner"}], "meta.text": ["own"]})
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
+    assert tallied(tmp_path / "d.parquet", "parquet", field="meta.text")[0] == ["own"]
 
 
 PACKERS = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress, "zst": zstandard.compress}

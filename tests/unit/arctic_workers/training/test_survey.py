@@ -45,6 +45,14 @@ def test_a_glance_finds_what_is_missing_and_what_cannot_be_read(glance_at: Glanc
     assert "not whole parquet" in broken
 
 
+@pytest.mark.parametrize("content", ["text", "messages"])
+def test_files_that_begin_with_rows_that_are_null_may_be_all_right(
+    glance_at: GlanceAt, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "sorted.jsonl").write_text(f'{{"{content}": null}}\n' * 60 + f'{{"{content}": "a"}}\n' * 6000)
+    assert glance_at({"uri": f"file://{tmp_path}/sorted.jsonl", "content": content})[0].refusal == ""
+
+
 def test_a_glance_tells_tokens_by_sizes_and_packed_files_by_their_content(glance_at: GlanceAt, tmp_path: Path) -> None:
     line = b'{"text": "abcdefg"}\n'
     (tmp_path / "plain.jsonl").write_bytes(line * 20)

@@ -13,7 +13,7 @@ from arctic_api.training import ArcticTrainingSpec, Tracking
 from arctic_api.world import Mount, TrainingWorld
 from arctic_workers.training import tracking as trackings
 from arctic_workers.training.errors import Refused
-from arctic_workers.training.tracking import Tracker, check_installed, open_trackers
+from arctic_workers.training.tracking import Tracker, check_installed, close_trackers, open_trackers
 
 SpecOf = Callable[..., ArcticTrainingSpec]
 
@@ -47,14 +47,23 @@ def test_training_does_not_wait_for_a_tracker_that_hangs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(trackings, "MOST_WAITING", 2)
-    monkeypatch.setattr(trackings, "CLOSE_SECONDS", 0.01)
     hold = threading.Event()
     tracker = Tracker("somewhere", lambda: (lambda *_: hold.wait() and None, hold.wait))
     for step in range(5):
         tracker.log(step, {})
-    tracker.close()
+    tracker.close(0.01)
     hold.set()
     assert "those of step 4 are lost" in caplog.text
+
+
+def test_trackers_that_hang_leave_a_stopping_pod_its_grace_period() -> None:
+    hold = threading.Event()
+    released = threading.Timer(20, hold.set)
+    released.start()
+    close_trackers([Tracker(name, lambda: (lambda *_: None, hold.wait)) for name in ("a", "b")], grace=1.0)
+    assert not hold.is_set()
+    released.cancel()
+    hold.set()
 
 
 def test_a_tracker_that_can_not_be_opened_is_named_and_forgotten(caplog: pytest.LogCaptureFixture) -> None:

@@ -292,6 +292,12 @@ def test_a_run_that_goes_back_passes_over_the_data_up_to_the_jump_also_after_a_r
     assert_same_end(folder, "jump-rollback", "passed-over", step=20)
 
 
+def test_a_run_whose_only_checkpoint_is_given_up_as_its_loss_jumps_leaves_the_update_out(folder: Path) -> None:
+    assert_same_end(folder, "jump-at-first-checkpoint", "left-out", step=20)
+    _, jump = read_lines(folder / "jump-at-first-checkpoint" / "events.jsonl")
+    assert (jump["kind"], jump["step"]) == ("LossSpike", 18)
+
+
 def test_a_run_that_stops_at_a_jump_keeps_its_last_step_and_goes_on_once_it_is_edited(folder: Path) -> None:
     refusal = read(folder, "jump-stop")
     assert refusal["reason"] == "LossSpike"

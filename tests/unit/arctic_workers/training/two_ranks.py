@@ -622,12 +622,12 @@ def extended() -> None:
     run("not-extended", spec=spec_of(curriculum=full))
 
 
-def jumping_spec(policy: str | None = None, **changes: Any) -> ArcticTrainingSpec:
-    """One stage of twenty steps with a checkpoint at every fifth."""
+def jumping_spec(policy: str | None = None, every: int = 5) -> ArcticTrainingSpec:
+    """One stage of twenty steps with a checkpoint at every fifth, or at each of so many."""
     stage = spec_of().curriculum.wire()["stages"][0] | {"tokens": 20 * 128}
     restart = {"lossSpike": policy} if policy else {}
-    every = spec_of().checkpoint.wire() | {"every": {"steps": 5}}
-    return spec_of(curriculum={"stages": [stage]}, restart=restart, checkpoint=every, **changes)
+    checkpoint = spec_of().checkpoint.wire() | {"every": {"steps": every}}
+    return spec_of(curriculum={"stages": [stage]}, restart=restart, checkpoint=checkpoint)
 
 
 @contextmanager
@@ -664,7 +664,10 @@ def jumping_loss(step: int) -> Iterator[None]:
 
 
 def jumps() -> None:
-    """A loss that jumps at step 17 under each policy, and runs that should end alike; all go on from the same step."""
+    """A loss that jumps at step 17 under each policy, and runs that should end alike; most go on from the same step.
+
+    One goes back beyond a checkpoint that was given up; the only one of another is given up as the loss jumps.
+    """
     run("before-jump", spec=jumping_spec("skip"), link=ScriptedLink({15: "stop"} if RANK == 0 else {}))
     torch.distributed.barrier()
     if RANK == 0:
@@ -677,9 +680,13 @@ def jumps() -> None:
         run("passed-over", attempt=2, spec=jumping_spec())
     with jumping_loss(17):
         write("jump-skip", run("jump-skip", attempt=2, spec=jumping_spec("skip")).wire())
-        stop_after_going_back = ScriptedLink({5: "stop"} if RANK == 0 else {})
-        run("jump-rollback", attempt=2, spec=jumping_spec("rollback"), link=stop_after_going_back)
+        stop_after_going_back = ScriptedLink({1: "checkpoint", 5: "stop"} if RANK == 0 else {})
+        with store_full_at({16}):
+            run("jump-rollback", attempt=2, spec=jumping_spec("rollback"), link=stop_after_going_back)
         run("jump-rollback", attempt=3, spec=jumping_spec("rollback"))
+        only_checkpoint = ScriptedLink({17: "checkpoint"} if RANK == 0 else {})
+        with store_full_at({17}):
+            run("jump-at-first-checkpoint", spec=jumping_spec("rollback", every=100), link=only_checkpoint)
         try:
             run("jump-stop", attempt=2, spec=jumping_spec("stop"))
         except Refused as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Encoding
 
 from arctic_workers.chat.template import ChatTemplate, TextError
-from arctic_workers.training.data.messages import Message, RowFault
+from arctic_workers.training.data.messages import Message, RowFault, whole_characters
 from arctic_workers.training.data.tokenizer import PIECE, Encoded, TextEncoder, batches, read_config
 from arctic_workers.training.errors import Refused
 
@@ -56,7 +56,7 @@ class ConversationEncoder(TextEncoder):
             raise RowFault(f"has no usable messages: {error}") from error
         if len(text) > LONGEST:
             raise RowFault(f"has a conversation of more than {LONGEST} characters")
-        return Conversation(text, answers)
+        return Conversation(whole_characters(text), answers)  # a template may write any field of a message
 
     def encode_documents(self, documents: Iterable[Conversation]) -> Iterator[Encoded]:  # type: ignore[override]
         """Yield the tokens of each conversation, and those of its answers.

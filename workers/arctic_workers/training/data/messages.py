@@ -1,5 +1,6 @@
 """Conversations as they are published, in one form: a list of messages, each with a role and its content."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ Message = dict[str, Any]
 
 _ROLES = {"human": "user", "gpt": "assistant"}
 """Names of roles in the form of ShareGPT, whose messages have `from` and `value`."""
+_HALVES = re.compile(r"[\ud800-\udfff]")
 
 
 class RowFault(Exception):  # noqa: N818 - as Refused
@@ -41,9 +43,5 @@ def _message(number: int, message: Any) -> Message:
 
 
 def whole_characters(text: str) -> str:
-    """Return a text that UTF-8 can hold: JSON can have half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    """Return a text of the same length that UTF-8 can hold: JSON can have half of a surrogate pair."""
+    return _HALVES.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -28,6 +28,7 @@ from arctic_workers.training.data.sources import (
 from arctic_workers.training.data.streams import (
     DATA_FOLDER,
     Prepared,
+    digests,
     folder_name,
     folders_of,
     note_source,
@@ -91,8 +92,15 @@ def prepare(world: TrainingWorld, store: CheckpointStore) -> list[Prepared]:
     for text in texts:
         folder = data_folder / text.folder_name(digest)
         if not is_as_written(folder):
+            before = digests(folder)
             _make_folder(store, folder, partial(_make_streams, world, text, encoder))
             keep_stamps(folder)
+            if before not in (None, digests(folder)):
+                log.warning(
+                    "source %s: its tokens were damaged, and %s has another text now: what the run trains on from here "
+                    "are other tokens than it began with",
+                    *(text.name, text.source.uri),
+                )
         prepared.append(Prepared(text.name, text.source.category, folder))
     return prepared
 

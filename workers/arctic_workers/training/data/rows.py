@@ -140,7 +140,7 @@ def read_parquet(source: Source, file: Path) -> Iterator[Row]:
         raise FileFault(absent(name, table.schema_arrow.names))
     number = 0
     for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=[name]):
-        for content in batch.column(0).to_pylist():
+        for content in batch.column(name).to_pylist():
             number += 1
             yield Row(f"row {number}", content)
 

@@ -135,7 +135,7 @@ def unused_splits(source: Source, locate: Locate) -> list[str]:
 
 def check_skipped(source: Source, tally: Tally) -> None:
     """Refuse a source of which more rows were left out than the manifest allows."""
-    if tally.skipped <= parse_percent(source.max_skipped) * tally.rows:
+    if not tally.skipped or tally.skipped / tally.rows <= parse_percent(source.max_skipped):
         return
     raise Refused(
         "SourceUnreadable",

@@ -26,6 +26,7 @@ INDEX = "index.json"
 PARTS = ("train", "held-out")
 _DIGITS = 16
 _PLACES = np.dtype("<u8")
+_NO_INDEX = (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError)
 
 
 class Document(Protocol):
@@ -210,8 +211,16 @@ def is_whole(folder: Path) -> bool:
     """Return whether a folder's streams are all there and as they were written; OSError if that can't be told."""
     try:
         return all(sha256(folder / file["file"]) == file["sha256"] for file in _files(folder))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except _NO_INDEX:
         return False
+
+
+def digests(folder: Path) -> list[str] | None:
+    """Return the digests of a folder's files when they were written, None where there is no index that says them."""
+    try:
+        return [file["sha256"] for file in _files(folder)]
+    except _NO_INDEX:
+        return None
 
 
 def stream_files(folder: Path) -> list[Path]:

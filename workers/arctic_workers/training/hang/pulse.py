@@ -94,11 +94,18 @@ class Pulsing:
         self._in_step = False
 
     def _write_on(self, path: Path) -> None:
-        temporary = path.with_suffix(".part")
         while True:
+            self.write(path)
+            time.sleep(WRITE_SECONDS)
+
+    def write(self, path: Path) -> None:
+        """Note how far the rank is; without room for that, take away the last note, by which it would look still."""
+        temporary = path.with_suffix(".part")
+        try:
             temporary.write_text(json.dumps(asdict(self._now())))
             temporary.replace(path)
-            time.sleep(WRITE_SECONDS)
+        except OSError:
+            path.unlink(missing_ok=True)
 
     def _now(self) -> Pulse:
         times = list(self._times) if len(self._times) >= LEAST_STEPS else []
