@@ -134,7 +134,7 @@ class Changes:
 
     def _kill_the_operator_in_a_rollout(self) -> None:
         before = self._service.groups
-        self._service.change(attention={"maxLength": 160})
+        self._service.change(attention={"maxLength": 208})
         eventually("a group of the new revision", lambda: self._service.groups - before, PATIENCE)
         self._kill_the_operator()
 
