@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from arctic_api.common import ClaimVolume, Duration, KeyValue, Resources, parse_duration
+from arctic_api.common import ClaimVolume, Duration, KeyValue, Resources, Toleration, parse_duration
 from arctic_api.engine_options import EngineName
 from arctic_api.log_format import LogFormat
 
@@ -70,6 +70,10 @@ class Settings(BaseModel):
     """What differs for the workers of an engine, by its name."""
     gateway_image: Annotated[str, Field(min_length=1)]
     """Image of the gateways."""
+    gateway_node_selector: Annotated[dict[str, str], BeforeValidator(_from_json)] = {}
+    """Labels of the nodes that gateways may run on."""
+    gateway_tolerations: Annotated[tuple[Toleration, ...], BeforeValidator(_from_json)] = ()
+    """Taints that gateways tolerate."""
     inference_groups: Literal["StatefulSet", "LeaderWorkerSet"] = "StatefulSet"
     """Kind that new inference groups are made as; those that run stay what they are."""
     leader_worker_sets: bool = False

@@ -3,9 +3,11 @@
 import json
 import socket
 import subprocess
+import sys
 import tarfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from http import HTTPStatus
@@ -142,6 +144,20 @@ def test_nodes_have_no_route_out_of_the_machine(cluster: Cluster) -> None:
         inside = ["nsenter", f"--net=/run/netns/{node.namespace}", "ip", "route", "get", "198.51.100.7"]
         asked = subprocess.run(inside, capture_output=True, text=True, check=False)
         assert "Network is unreachable" in asked.stderr
+
+
+def test_nodes_reach_this_machine_past_a_firewall_that_drops_what_it_does_not_know(
+    cluster: Cluster, kubectl: Kubectl
+) -> None:
+    node = cluster.nodes[0]
+    server = urllib.parse.urlsplit(kubectl("config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"))
+    reach = f"import socket; socket.create_connection(('{server.hostname}', {server.port}), timeout=5)"
+    rule = ["INPUT", "-s", node.address, "-j", "DROP"]
+    subprocess.run(["iptables", "--wait", "-A", *map(str, rule)], check=True)
+    try:
+        subprocess.run(["nsenter", f"--net=/run/netns/{node.namespace}", sys.executable, "-c", reach], check=True)
+    finally:
+        subprocess.run(["iptables", "--wait", "-D", *map(str, rule)], check=True)
 
 
 def test_a_service_answers_on_every_nodes_port(cluster: Cluster, namespace: str) -> None:

@@ -196,6 +196,8 @@ def test_the_steps_of_a_runbook_can_be_taken(
         "NAMESPACE": NAMESPACE,
         "REVISION": objects.status("ainf", "answers")["revision"],
         "NODE": objects.cluster.nodes[0].name,
+        "REPLICAS": "2",
+        "LIMIT": "20",
         "NAME": name,
     }
     for words in commands(page):

@@ -1,12 +1,15 @@
-{{/* Name of the operator's objects: "arctic-operator" for a release called arctic. */}}
+{{/* Name of the operator's objects: "arctic-operator" for a release called arctic. Helm takes more names than a Service may have. */}}
 {{- define "arctic.name" -}}
-{{ printf "%s-operator" (trimSuffix "-operator" .Release.Name | trunc 40 | trimSuffix "-") }}
+{{- if not (regexMatch "^[a-z][-a-z0-9]*$" .Release.Name) }}
+{{- fail (printf "a release named %q can have no Service: choose a name of a-z, 0-9 and -, of a letter first" .Release.Name) }}
+{{- end }}
+{{- printf "%s-operator" (trimSuffix "-operator" .Release.Name | trunc 40 | trimSuffix "-") }}
 {{- end }}
 
 {{/* The operator's pods. Workers' NetworkPolicies admit the first label. */}}
 {{- define "arctic.selector" -}}
 app.kubernetes.io/name: arctic-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* The version as labels and tags may have it, whose + stands before the number of a build. */}}
@@ -25,7 +28,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* Reference of an image: (list . .Values.image) */}}
 {{- define "arctic.image" -}}
 {{- $root := index . 0 }}{{ $image := index . 1 }}
+{{- if $image.digest }}
+{{- printf "%s@%s" $image.repository $image.digest }}
+{{- else }}
 {{- printf "%s:%s" $image.repository ($image.tag | default (include "arctic.version" $root)) }}
+{{- end }}
 {{- end }}
 
 {{/* A text as the value of a variable: the kubelet replaces $(NAME), and makes $$ one $. */}}

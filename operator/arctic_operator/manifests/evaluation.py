@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from arctic_api import API_VERSION
-from arctic_api.common import ClaimVolume
+from arctic_api.common import ClaimVolume, Resources
 from arctic_api.evaluation import KIND as EVALUATION
 from arctic_api.evaluation import ArcticEvaluationSpec, EvaluatedModel
 from arctic_api.training import ArcticTrainingSpec, SuiteData
@@ -73,7 +73,7 @@ def evaluation_job(
         ports={"control": ports.control, "metrics": ports.metrics},
         image=spec.image,
         claims=claims,
-        resources=spec.resources,
+        resources=spec.resources or (_of_a_judge(spec) if target.url else None),
         grace_seconds=GRACE_SECONDS,
         priority_class=spec.priority_class_name,
         template=spec.template,
@@ -81,6 +81,12 @@ def evaluation_job(
         secrets={secret: CREDENTIALS_FOLDER} if secret else {},
         annotations={REVISION_ANNOTATION: evaluation.revision, GENERATION_ANNOTATION: str(evaluation.generation)},
     )
+
+
+def _of_a_judge(spec: ArcticEvaluationSpec) -> Resources:
+    """Return what a pod takes that serves no weights: each program that it runs may have 1 GiB."""
+    limit = f"{2 + spec.concurrency}Gi"
+    return Resources.model_validate({"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": limit}})
 
 
 def stage_evaluation(training: Training, number: int, stage: str | None) -> Manifest:

@@ -4,7 +4,6 @@ HAProxy finds the ready leaders by DNS and asks each for its own health: groups 
 What may change more often than a gateway should restart is in files that it reads anew (`gateway_lua`).
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from arctic_operator.manifests.common import (
     keys_name,
     leader_selector,
     leaders_name,
+    revision_of,
     secret_manifest,
 )
 from arctic_operator.manifests.gateway_lua import LUA, LUA_FILE
@@ -330,6 +330,7 @@ def gateway_children(
     config = haproxy_config(shape)
     selector: dict[str, str] = {Label.UID.value: identity.uid, Label.ROLE.value: ROLE}
     name, ports = gateway_name(identity), Ports()
+    pod = _pod(identity, shape, selector, spec, settings)
     keys = "".join(f"{digest}\n" for digest in digests)
     locked = spec.service.auth is not None
     key_secret = secret_manifest(child_metadata(identity, keys_name(identity), role=ROLE), {KEYS_FILE: keys.encode()})
@@ -373,9 +374,10 @@ def gateway_children(
                 "template": {
                     "metadata": {
                         "labels": _child("v1", "Pod", identity, name)["metadata"]["labels"],
-                        "annotations": {CONFIG_HASH: hashlib.sha256((config + LUA).encode()).hexdigest()[:16]},
+                        # Of the pod too: what is left out of an apply is no difference.
+                        "annotations": {CONFIG_HASH: revision_of({"config": config, "lua": LUA, "pod": pod})},
                     },
-                    "spec": _pod(identity, shape, selector, spec, settings),
+                    "spec": pod,
                 },
             }
         },
@@ -432,6 +434,8 @@ def _pod(
         "terminationGracePeriodSeconds": GRACE_SECONDS + shape.drain_seconds + MARGIN_SECONDS,
         "securityContext": POD_SECURITY,
         "imagePullSecrets": [{"name": secret} for secret in settings.image_pull_secrets],
+        "nodeSelector": settings.gateway_node_selector,
+        "tolerations": [toleration.wire() for toleration in settings.gateway_tolerations],
         "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}},
         **({"priorityClassName": spec.priority_class_name} if spec.priority_class_name else {}),
         "containers": [_container(shape, settings)],

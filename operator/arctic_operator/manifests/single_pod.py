@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from arctic_api.common import ClaimVolume, Quantity, Resources, WorkerTemplate
+from arctic_api.common import ClaimVolume, Resources, WorkerTemplate
 from arctic_api.world import ExitCode, Label, PodWorld
 from arctic_operator.manifests.common import Manifest, base_name, child_metadata, object_labels
 from arctic_operator.manifests.worker import network_policy, worker_template
@@ -75,15 +75,6 @@ def single_pod_job(
 def without_devices(template: WorkerTemplate | None) -> WorkerTemplate | None:
     """Return a training's template for one pod beside it: devices and neighbours are a world's."""
     return template and template.model_copy(update={"device_claims": None, "topology": None})
-
-
-def resources_without_devices(resources: Resources | None) -> Resources | None:
-    """Return the workers' resources for one pod beside them: processors and memory, whose names have no domain."""
-
-    def common(amounts: dict[str, Quantity] | None) -> dict[str, Quantity] | None:
-        return amounts and {name: amount for name, amount in amounts.items() if "/" not in name}
-
-    return resources and Resources(requests=common(resources.requests), limits=common(resources.limits))
 
 
 def _failure_rules() -> list[Manifest]:

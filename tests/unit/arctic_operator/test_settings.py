@@ -31,6 +31,8 @@ def test_variables_become_settings():
         ({"ARCTIC_NAMESPACE": ""}, "ARCTIC_NAMESPACE: Field required"),
         ({"ARCTIC_WORKER_VOLUMES": "[{"}, "ARCTIC_WORKER_VOLUMES: Value error, is not JSON"),
         ({"ARCTIC_WORKER_COMMAND": "[]"}, "ARCTIC_WORKER_COMMAND"),
+        ({"ARCTIC_GATEWAY_NODE_SELECTOR": "[]"}, "ARCTIC_GATEWAY_NODE_SELECTOR"),
+        ({"ARCTIC_GATEWAY_TOLERATIONS": '[{"effect": "Never"}]'}, "ARCTIC_GATEWAY_TOLERATIONS"),
         ({"ARCTIC_METRICS_PORT": "http"}, "ARCTIC_METRICS_PORT"),
         ({"ARCTIC_LEASE_DURATION": "soon"}, "ARCTIC_LEASE_DURATION"),
         ({"ARCTIC_INFERENCE_GROUPS": "Deployment"}, "ARCTIC_INFERENCE_GROUPS: Input should be 'StatefulSet' or"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -138,3 +139,18 @@ def test_a_runbook_shows_the_log_of_every_operator(page: Path) -> None:
     """Of a Deployment's pods kubectl shows one alone, which may be the one that waits to lead."""
     asked = re.findall(r"kubectl .*\blogs (\S+)", page.read_text())
     assert not [what for what in asked if what.startswith("deployment/")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_runbook_sets_no_number_that_may_be_less_than_there_is(page: Path) -> None:
+    """Three replicas that are too few become two by a command that says so."""
+    changes = [" ".join(words) for words in commands(page) if {"scale", "patch"} & set(words)]
+    assert not [command for command in changes if re.search(r"=\d|:\d", command)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_shell_takes_a_word_of_a_runbook_for_a_pattern_of_files(page: Path) -> None:
+    """Where nothing matches, bash leaves it as it is, and zsh refuses the command."""
+    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    words = [word for block in blocks for word in shlex.split(block, comments=True, posix=False)]
+    assert not [word for word in words if re.search(r"[?*[]", re.sub(r"'[^']*'", "", word))]

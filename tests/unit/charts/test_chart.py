@@ -12,7 +12,7 @@ import yaml
 from kubelet import variables_of
 from pod_security import violations
 
-from arctic_api.common import LABEL_VALUE_PATTERN, ClaimVolume, KeyValue, Resources
+from arctic_api.common import LABEL_VALUE_PATTERN, ClaimVolume, KeyValue, Resources, Toleration
 from arctic_api.inference import ArcticInferenceSpec
 from arctic_operator.manifests.gateway import gateway_children
 from arctic_operator.observed import Identity
@@ -65,6 +65,18 @@ def settings_of(objects: list[Manifest]) -> Settings:
     container = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
     from_the_pod = {each["name"]: "from-the-pod" for each in container["env"]}
     return Settings.from_environment(from_the_pod | variables_of(container))
+
+
+def test_names_that_look_like_numbers_or_truths_stay_names(run_helm: Helm, tmp_path: Path) -> None:
+    file = tmp_path / "values.json"
+    file.write_text(json.dumps({"watchNamespaces": ["2024", "true"], "imagePullSecrets": ["1e3"], "replicas": 2}))
+    rendered = run_helm("template", "null", str(CHART), "--namespace", "1234", "-f", str(file), *MONITORED)
+    assert rendered.returncode == 0, rendered.stderr
+    objects = [each for each in yaml.load_all(rendered.stdout, yaml.CSafeLoader) if each]
+    own = [each["metadata"] for each in objects if each["kind"] != "CustomResourceDefinition"]
+    assert {metadata["namespace"] for metadata in own} == {"1234", "2024", "true"}
+    assert {metadata["labels"]["app.kubernetes.io/instance"] for metadata in own} == {"null"}
+    assert [pod["imagePullSecrets"] for pod in pods(objects)] == [[{"name": "1e3"}]] * 2
 
 
 @pytest.mark.parametrize("values", [(), LOCAL], ids=["default", "local"])
@@ -169,8 +181,62 @@ def test_what_workers_are_given_reaches_the_operator_as_it_is_written(render: Re
     assert chosen.worker_command == (written,)
 
 
+def test_every_image_can_be_pinned_by_its_digest_which_takes_the_place_of_the_tag(render: Render) -> None:
+    digest = f"sha256:{'ab12' * 16}"
+    images = ("image", "workers.image", "workers.engines.vllm.image", "gateway.image")
+    objects = render("--set", ",".join(f"{image}.digest={digest}" for image in images))
+    settings = settings_of(objects)
+    assert {pod["containers"][0]["image"] for pod in pods(objects)} == {f"arctic/operator@{digest}"}
+    assert settings.worker_image == f"arctic/worker@{digest}"
+    assert settings.engines["vllm"].image == f"arctic/worker-vllm@{digest}"
+    assert settings.gateway_image == f"docker.io/library/haproxy@{digest}"
+
+
+PLACES: dict[str, Any] = {
+    "nodeSelector": {"kubernetes.io/arch": "amd64"},
+    "tolerations": [
+        {"key": "pool", "operator": "Equal", "value": "cpu", "effect": "NoExecute", "tolerationSeconds": 9}
+    ],
+}
+
+
+def test_what_is_tested_runs_where_the_operator_may(render: Render) -> None:
+    affinity = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "rack"}]}}
+    for pod in pods(
+        render(
+            *(f"--set-json={name}={json.dumps(value)}" for name, value in PLACES.items()),
+            f"--set-json=affinity={json.dumps(affinity)}",
+        )
+    ):
+        assert pod["nodeSelector"] == PLACES["nodeSelector"]
+        assert PLACES["tolerations"][0] in pod["tolerations"]
+        assert pod["affinity"] == affinity
+
+
+def test_gateways_run_where_the_values_say(render: Render) -> None:
+    settings = settings_of(
+        render(*(f"--set-json=gateway.{name}={json.dumps(value)}" for name, value in PLACES.items()))
+    )
+    assert settings.gateway_node_selector == PLACES["nodeSelector"]
+    assert [each.wire() for each in settings.gateway_tolerations] == PLACES["tolerations"]
+
+
+@pytest.mark.parametrize("name", ["team.arctic", "2nd"])
+def test_a_releases_name_that_no_service_may_have_is_refused_with_a_sentence(run_helm: Helm, name: str) -> None:
+    refused = run_helm("template", name, str(CHART))
+    assert refused.returncode != 0
+    assert f'a release named "{name}" can have no Service: choose a name of a-z, 0-9 and -, of a letter first' in (
+        refused.stderr
+    )
+
+
 @pytest.mark.parametrize(
-    ("endpoint", "port"), [("http://collector.monitoring:4318", 4318), ("https://collect", 443), ("http://[::1]/", 80)]
+    ("endpoint", "port"),
+    [
+        ("http://collector.monitoring:4318", 4318),
+        ("https://me:pa$$word@collect", 443),
+        ("http://[::1]/", 80),
+    ],
 )
 def test_traces_go_where_the_values_say_and_the_operator_may_reach_it(render: Render, endpoint: str, port: int) -> None:
     def ports(objects: list[Manifest]) -> list[int]:
@@ -363,6 +429,10 @@ def test_definitions_can_be_left_out_and_are_kept_on_uninstall(render: Render) -
         ("tracing.endpoint=http://collector:4318/v1/traces", "/tracing/endpoint", "does not match pattern"),
         ("logLevel=loud", "/logLevel", "one of 'debug', 'info', 'warning', 'error'"),
         ("monitoring.interval=30", "/monitoring/interval", "want string"),
+        ("monitoring.interval=121s", "/monitoring/interval", "does not match pattern"),
+        ("monitoring.interval=5m", "/monitoring/interval", "does not match pattern"),
+        ("image.digest=ab12", "/image/digest", "does not match pattern"),
+        ("gateway.tolerations[0].effect=Never", "/gateway/tolerations/0/effect", "one of 'NoSchedule'"),
         ("metricsPort=80", "/metricsPort", "minimum: got 80, want 1,024"),
         ("metricsPort=null", "", "missing property 'metricsPort'"),
         ("networkPolicy.dnsPorts=null", "/networkPolicy", "missing property 'dnsPorts'"),
@@ -415,6 +485,8 @@ def test_the_chart_takes_of_the_workers_what_the_operator_takes() -> None:
         assert limits_of(chart[name]["items"]["properties"]) == limits_of(wanted)
     amounts = Resources.model_json_schema(by_alias=True)["properties"]["requests"]["anyOf"][0]["additionalProperties"]
     assert limits_of({"amount": chart["quantities"]["additionalProperties"]}) == limits_of({"amount": amounts})
+    wanted = {name: field["anyOf"][0] for name, field in Toleration.model_json_schema()["properties"].items()}
+    assert limits_of(chart["tolerations"]["items"]["properties"]) == limits_of(wanted)
 
 
 def test_the_notes_say_what_is_served_and_what_is_left_out(run_helm: Helm) -> None:

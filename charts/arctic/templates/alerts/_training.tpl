@@ -28,6 +28,18 @@
       It has been about to start for {{ .Values.monitoring.alerts.startWithin }}. Its condition Degraded says what keeps
       it, in the cluster's own words.
     runbook_url: {{ include "arctic.runbook" (list . "ArcticTrainingNotStarting") }}
+- alert: ArcticTrainingNotEnding
+  # What hangs in a step ends by itself. Who writes a checkpoint or an export for all may hang with its store, and the
+  # others wait for that as long as for a preparation of data.
+  expr: max by (namespace, name) (arctic_training_attempt_info{phase=~"CHECKPOINTING|EXPORTING"})
+  for: {{ .Values.monitoring.alerts.endWithin }}
+  labels: {severity: warning}
+  annotations:
+    summary: The training {{ $it }} has made its last step and does not end.
+    description: >-
+      It has been writing its last checkpoint or its export for {{ .Values.monitoring.alerts.endWithin }}: its nodes are
+      paid for and nothing is learnt.
+    runbook_url: {{ include "arctic.runbook" (list . "ArcticTrainingNotEnding") }}
 - alert: ArcticTrainingLossNaN
   # A loss that is no number now; an attempt that ended by one; or one update after the other that was left out for it.
   expr: |-

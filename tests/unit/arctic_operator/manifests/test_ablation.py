@@ -10,13 +10,13 @@ from arctic_operator.manifests.ablation import task_job
 from arctic_operator.trials import Ablation
 
 
-def test_the_pod_gets_what_workers_get_by_default_but_for_devices(build) -> None:
+def test_the_pod_takes_what_it_needs_whatever_a_worker_takes(build) -> None:
     spec = ArcticAblationSpec.model_validate(
         {"training": TRAINING_SPEC, "seeds": 2, "objective": {"perplexity": {"sql": 1}}}
     )
     ablation = Ablation(IDENTITY, 1, False, VariantStudy(IDENTITY.name, spec), ArcticAblationStatus())
-    workers = {"requests": {"cpu": 4}, "limits": {"memory": "64Gi", "nvidia.com/gpu": 8, "rdma/hca": 8}}
+    workers = {"requests": {"cpu": 64}, "limits": {"memory": "900Gi", "nvidia.com/gpu": 8, "rdma/hca": 8}}
     settings = build.settings.model_copy(update={"worker_resources": Resources.model_validate(workers)})
     job = task_job(ablation, "rates-report", "report", [], {}, settings)
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert container["resources"] == {"requests": {"cpu": 4}, "limits": {"memory": "64Gi"}}
+    assert container["resources"] == {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}}

@@ -18,7 +18,9 @@ from gateways import HOST, PATIENCE, Gateway, answers, find_haproxy, run_gateway
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arctic_api.common import Toleration
 from arctic_api.inference import ArcticInferenceSpec
+from arctic_operator.cluster import contains
 from arctic_operator.manifests import gateway
 from arctic_operator.manifests.gateway import (
     GatewayShape,
@@ -42,8 +44,8 @@ def make_spec(**changes: Any) -> ArcticInferenceSpec:
     return ArcticInferenceSpec.model_validate({"model": {"training": "tiny"}, **changes})
 
 
-def children(**changes: Any) -> dict[tuple[str, str], dict[str, Any]]:
-    built = gateway_children(DEMO, make_spec(**changes), SETTINGS)
+def children(settings: Settings = SETTINGS, **changes: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    built = gateway_children(DEMO, make_spec(**changes), settings)
     return {(child["kind"], child["metadata"]["name"]): child for child in built}
 
 
@@ -546,6 +548,24 @@ def test_a_changed_configuration_rolls_the_gateway_and_nothing_else_does() -> No
     assert template() == template(replicas=3, model={"training": "other"})
     assert template() != template(replicas=40)
     assert template() != template(batching={"maxSequences": 8})
+
+
+def test_the_pods_go_where_the_settings_say() -> None:
+    toleration = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
+    placed = SETTINGS.model_copy(
+        update={"gateway_node_selector": {"pool": "cpu"}, "gateway_tolerations": (toleration,)}
+    )
+    pod = children(placed)["Deployment", "demo-0a1b2-gateway"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"pool": "cpu"}
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+
+
+def test_what_is_not_asked_for_any_more_rolls_the_gateway_too() -> None:
+    """What is left out of an apply is no difference to what is there."""
+    placed = SETTINGS.model_copy(update={"gateway_node_selector": {"pool": "cpu"}})
+    now = children()["Deployment", "demo-0a1b2-gateway"]
+    for before in (children(placed), children(priorityClassName="high")):
+        assert not contains(before["Deployment", "demo-0a1b2-gateway"], now)
 
 
 def test_the_pod_outlives_its_drain() -> None:
