@@ -124,10 +124,11 @@ def _node(name: str, index: int, number: int, network: IPv4Network) -> Node:
 def free_index(used: Iterable[int], routes: Iterable[IPv4Network]) -> int:
     """The smallest index that no cluster uses and whose ranges no route of the host overlaps.
 
-    A default route overlaps nothing: it is what is taken when no other matches.
+    A default route, whole or in the two halves that a VPN makes of it, overlaps nothing: it is what is taken when no
+    other matches.
     """
     taken = set(used)
-    specific = [route for route in routes if route.prefixlen > 0]
+    specific = [route for route in routes if route.prefixlen > 1]
     for index in range(MOST_CLUSTERS):
         ranges = plan("any", index, 1).ranges
         if index not in taken and not any(a.overlaps(b) for a in ranges for b in specific):

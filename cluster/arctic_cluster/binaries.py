@@ -115,7 +115,9 @@ def controller(module: str, package: str = "tool") -> Controller:
 
 def _go() -> tuple[str, Mapping[str, str]]:
     """The go command and its environment: the machine's when new enough, else PyPI's in the cache."""
-    env = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"}
+    # Who starts with the machine has no HOME, without which Go finds no place for modules.
+    env = {"HOME": str(Path.home()), **os.environ}
+    env |= {"CGO_ENABLED": "0", "GOWORK": "off", "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"}
     if shell.have("go") and parse_go_version(shell.run("go", "env", "GOVERSION", env=env)) >= _GO_NEEDED:
         return "go", env
     packages = cache() / "go" / _GO_FROM_PYPI

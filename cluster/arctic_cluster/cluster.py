@@ -28,7 +28,7 @@ from arctic_cluster import (
 from arctic_cluster.config import Layout
 from arctic_cluster.environment import ENGINES, made_for_engines
 from arctic_cluster.errors import ClusterError
-from arctic_cluster.files import locked, write_atomically
+from arctic_cluster.files import locked, readable_by_all, write_atomically
 from arctic_cluster.paths import CLUSTERS, CORPUS, MODELS, STORE, default_volumes
 from arctic_cluster.prepare import prepare
 from arctic_cluster.progress import Progress
@@ -423,10 +423,10 @@ def _write_kubeconfig(at: Layout, user: str, path: Path) -> None:
 
 
 def _create_volumes(volumes: Path) -> None:
-    for claim in (CORPUS, MODELS):
-        (volumes / claim).mkdir(parents=True, exist_ok=True)
     store = volumes / STORE
-    store.mkdir(exist_ok=True)
+    with readable_by_all():
+        for folder in (volumes / CORPUS, volumes / MODELS, store):
+            folder.mkdir(parents=True, exist_ok=True)
     os.chown(store, image.USER, image.USER)
     for folder in store.iterdir():
         # What root made for a local run is in the way of the pods' runs beside it.

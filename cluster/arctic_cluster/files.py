@@ -67,6 +67,16 @@ def prune(made: Iterable[Path], latest: int, in_use: str = "") -> None:
 
 
 @contextlib.contextmanager
+def readable_by_all() -> Iterator[None]:
+    """Let everybody read what is made meanwhile: pods are not root, and a hardened machine has a stricter umask."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path` (made when missing), waiting for whoever has it; a crash releases it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from arctic_cluster import binaries, environment, image, requirements
-from arctic_cluster.files import locked, prune, texts
+from arctic_cluster.files import locked, prune, readable_by_all, texts
 from arctic_cluster.paths import CLUSTERS, cache
 from arctic_cluster.progress import Progress
 
@@ -43,13 +43,8 @@ def prepare_engine(engine: str) -> Path:
 def _at_work() -> Iterator[None]:
     """Hold the cache's lock, on a machine that has what is needed; what is made meanwhile, everybody can read."""
     requirements.check()
-    # Pods are not root, and a machine that was made safe has a stricter umask.
-    before = os.umask(0o022)
-    try:
-        with locked(cache() / "lock"):
-            yield
-    finally:
-        os.umask(before)
+    with readable_by_all(), locked(cache() / "lock"):
+        yield
 
 
 def _build(further_steps: int) -> Progress:

@@ -28,6 +28,7 @@ def run(
             env=env,
             cwd=cwd,
             text=True,
+            errors="replace",
         )
     except FileNotFoundError as error:
         raise ClusterError(f"the command {arguments[0]!r} is not on this machine") from error

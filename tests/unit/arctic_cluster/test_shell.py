@@ -44,6 +44,12 @@ def test_what_a_command_is_given_reaches_it() -> None:
     assert shell.run("cat", stdin="text" * 100_000) == "text" * 100_000
 
 
+def test_what_a_command_says_need_be_no_text() -> None:
+    assert shell.run("printf", r"caf\351") == "caf\ufffd"
+    with pytest.raises(ClusterError, match="exit code 3: caf\ufffd"):
+        shell.run("sh", "-c", r"printf 'caf\351' >&2; exit 3")
+
+
 def test_a_failing_command_is_told_with_what_it_said() -> None:
     with pytest.raises(ClusterError, match="exit code 3: sorry"):
         shell.run("sh", "-c", "echo sorry >&2; exit 3")

@@ -17,7 +17,7 @@ from arctic_workers.ablation.curve import read_curve
 from arctic_workers.ablation.writing import write
 from arctic_workers.control.logs import WITHOUT_LOGGER, configure_logs
 from arctic_workers.control.probes import ProbeServer
-from arctic_workers.control.report import LIMIT, exit_code, write_word
+from arctic_workers.control.report import LIMIT, exit_code, legible, write_word
 from arctic_workers.control.world import BadWorld, read_told
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def _found(world: AblationWorld, name: str, word: TrialWord) -> Found:
 
 def fitting(report: AblationReport, limit: int = LIMIT) -> AblationReport:
     """Return what a kubelet reads whole: the report, or that it is too long, as what is foretold can't be cut."""
-    cut = report.model_copy(update={"message": report.message[: limit // 8]})
+    cut = report.model_copy(update={"message": legible(report.message)[: limit // 8]})
     length = len(encode(cut))
     if length <= limit:
         return cut

@@ -7,7 +7,8 @@ import socket
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
-_LOWEST = 10_000
+_LOWEST, _HIGHEST = 10_000, 32_768
+_FEWEST = 1000
 _KERNELS_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
@@ -20,8 +21,13 @@ def is_loopback(host: str) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nothing uses, below those that the kernel gives to connections: these may go at any moment."""
-    highest = int(_KERNELS_RANGE.read_text().split()[0]) if _KERNELS_RANGE.exists() else 32_768
+    """Return ports that nothing uses, below those that the kernel gives to connections: these may go at any moment.
+
+    Where the kernel is told to give away nearly all, they are among these.
+    """
+    highest = int(_KERNELS_RANGE.read_text().split()[0]) if _KERNELS_RANGE.exists() else _HIGHEST
+    if highest < _LOWEST + _FEWEST:
+        highest = _HIGHEST
     found: list[int] = []
     for port in random.sample(range(_LOWEST, highest), highest - _LOWEST):
         with contextlib.suppress(OSError), socket.socket() as probe:

@@ -49,9 +49,14 @@ def write_word(report: Resource, encoded: Callable[[], bytes], path: str) -> Non
         log.exception("The report could not be written to %s: %s", path, report)
 
 
+def legible(text: str) -> str:
+    """Return a text that JSON can say: half a surrogate pair, as of a file's name that is no UTF-8, is written out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def encode(report: Report, limit: int = LIMIT) -> bytes:
     """Return the report as JSON of at most `limit` bytes: cut are message, sources, old stages, evaluation."""
-    message, sources, stages, evaluation = report.message, report.sources, report.stages, report.evaluation
+    message, sources, stages, evaluation = legible(report.message), report.sources, report.stages, report.evaluation
     while (excess := len(content := _json(report, message, sources, stages, evaluation)) - limit) > 0:
         if message:
             # A character takes up to six bytes (`\u0007`), so this never cuts more than is needed.
@@ -83,10 +88,10 @@ def encode_evaluation(report: EvaluationReport, limit: int = LIMIT) -> bytes:
     """Return the report as JSON of at most `limit` bytes: cut are messages, then all figures but the suites' own."""
     for letters, figures in ((1024, None), (256, None), (64, None), (64, 1), (16, 1), (16, 0)):
         suites = [
-            suite.model_copy(update={"message": suite.message[:letters], "figures": suite.figures[:figures]})
+            suite.model_copy(update={"message": legible(suite.message)[:letters], "figures": suite.figures[:figures]})
             for suite in report.suites
         ]
-        cut = report.model_copy(update={"message": report.message[: 4 * letters], "suites": suites})
+        cut = report.model_copy(update={"message": legible(report.message)[: 4 * letters], "suites": suites})
         content = cut.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True).encode()
         if len(content) <= limit:
             break

@@ -16,7 +16,7 @@ _STATEMENT = re.compile(rf"(?:{_QUOTED}|[^;])*")
 _START = re.compile(r"\bselect\b|\bwith\s+(?:recursive\s+)?\S+\s*(?:\([^()]*\)\s*)?\bas\s*\(", re.IGNORECASE)
 """Of a query; the word `with` stands in English before one as well."""
 _FENCE = re.compile(
-    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t\r]*$|\Z)", re.DOTALL | re.MULTILINE
 )
 
 

@@ -22,7 +22,7 @@ class EndpointError(Exception):
 
 
 class RefusedError(Exception):
-    """The endpoint refuses one request, such as one that is too long for the model: others may go."""
+    """One request is refused, such as one that is too long for the model, or can't be made: others may go."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Endpoint:
             stops = {"stop": list(question.stops[:_MOST_STOPS])} if question.stops else {}
             choice = self._choice("completions", {**asked, **stops, "prompt": question.text})
             text = choice.get("text")
+        if not isinstance(text, str | None):
+            raise EndpointError(f"{self._url} answered with no text: {str(text)[:300]}")
         return Answer(text or "", self._is_chat)
 
     def read(self, text: str) -> tuple[float, int]:
@@ -113,6 +115,8 @@ class Endpoint:
             except httpx.TransportError as error:
                 fault = f"can't be reached: {error!r}"
                 continue
+            except UnicodeEncodeError as error:
+                raise RefusedError(f"what is asked is no UTF-8: {error}") from error
             if answer.status_code == httpx.codes.OK:
                 return answer
             fault = f"answers {answer.status_code}: {answer.text[:500]}"

@@ -7,6 +7,7 @@ import json
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,13 @@ def _line(line: Mapping[str, Any]) -> str:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Return the whole lines of a file that is there."""
-    if path.exists():
-        content = path.read_text()
-        yield from (json.loads(line) for line in content[: content.rfind("\n") + 1].splitlines())
+    """Return the whole lines of a file that is there.
+
+    One that is not may stand anywhere: a disk that is full takes the beginning of it, and the next line once it has
+    room again.
+    """
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and line.endswith(b"\n"):
+                yield found

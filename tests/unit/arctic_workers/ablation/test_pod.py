@@ -119,6 +119,8 @@ def test_mixtures_that_a_pod_can_not_tell_whole_are_refused_with_what_to_write()
     assert report.message.endswith("of 4096 that a pod can tell: write fewer sources, or stages")
     few = AblationReport(outcome="succeeded", foretold=foretold.model_copy(update={"mixtures": {"one": "source:1"}}))
     assert fitting(few) == few
+    odd = AblationReport(outcome="failed", message=os.fsdecode(b"/store/donn\xe9es"))
+    assert fitting(odd).message == r"/store/donn\udce9es"
 
 
 def test_what_suites_have_found_at_rungs_is_the_curve_of_a_training(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,17 @@ def test_a_report_that_cannot_be_written_is_logged_and_nothing_is_raised(
     with caplog.at_level(logging.ERROR):
         write_report(report("the reason"), str(tmp_path / "no" / "folder"))
     assert "the reason" in caplog.text
+
+
+def test_a_message_that_names_a_file_whose_name_is_no_text_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "termination-log"
+    named = os.fsdecode(b"/data/donn\xe9es is no JSON")
+    write_report(report(named), str(path))
+    assert Report.model_validate_json(path.read_bytes()).message == r"/data/donn\udce9es is no JSON"
+    suite = SuiteReport(name="gsm8k", state="Unfit", answered=0, message=named)
+    write_report(EvaluationReport(outcome="refused", message=named, suites=[suite]), str(path))
+    told = EvaluationReport.model_validate_json(path.read_bytes())
+    assert told.message == told.suites[0].message == r"/data/donn\udce9es is no JSON"
 
 
 def test_the_report_is_in_camel_case_as_the_operator_reads_it() -> None:

@@ -20,6 +20,12 @@ def test_the_block_that_defines_the_function_is_the_program(text: str) -> None:
     assert python_code(text, "f").strip() == CODE.strip()
 
 
+def test_a_block_ends_in_whichever_way_lines_end() -> None:
+    answer = f"Sure:\n```python\n{CODE}```\nIt returns x.\n".replace("\n", "\r\n")
+    assert python_code(answer, "f") == CODE.replace("\n", "\r\n")
+    assert sql_query("```sql\r\nSELECT a\r\n```\r\nThat is all.") == "SELECT a"
+
+
 def test_a_longer_fence_holds_a_shorter_one() -> None:
     assert python_code(f'````python\nd = """\n```\n"""\n{CODE}````', "f").startswith('d = """\n```\n"""')
 

@@ -28,3 +28,11 @@ def test_who_wrote_before_and_still_does_writes_where_nobody_reads(tmp_path: Pat
             lost.add({"question": "c"})
     assert list(read_lines(path)) == [{"question": "a"}, {"question": "b"}]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_full_disk_or_a_crash_left_of_a_line_costs_that_line_alone(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": "cut o{"a": 2}\n\x00\x00\xff\n3\n{"a": 4}\n{"a"')
+    with closing(Lines(path)) as lines:
+        assert lines.before == [{"a": 1}, {"a": 4}]
+    assert path.read_text() == '{"a": 1}\n{"a": 4}\n'

@@ -99,6 +99,12 @@ def test_a_text_that_the_model_refuses_is_named(server: Server, tmp_path: Path) 
         evaluated(server, {"perplexity": write(tmp_path / "texts.jsonl", TEXTS)}, tmp_path / "out")
 
 
+def test_a_text_that_no_model_can_be_asked_is_named(server: Server, tmp_path: Path) -> None:
+    texts = [{"text": "cut off in the middle of \ud83d", "category": "code"}]
+    with pytest.raises(DataError, match="perplexity/0 can't be read by the model: what is asked is no UTF-8"):
+        evaluated(server, {"perplexity": write(tmp_path / "texts.jsonl", texts)}, tmp_path / "out")
+
+
 def test_the_page_has_scores_failures_and_models_side_by_side(
     server: Server, data: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -120,6 +126,24 @@ def test_the_page_has_scores_failures_and_models_side_by_side(
     assert html.index("<td>gsm8k</td><td>strict match</td>") < html.index("<td>gsm8k</td><td>flexible extract</td>")
     with pytest.raises(FileNotFoundError, match=r"has no results\.json"):
         Evaluated.read(tmp_path)
+
+
+def test_half_a_surrogate_pair_in_an_answer_is_shown_as_it_is_written(server: Server, tmp_path: Path) -> None:
+    choice = {"message": {"content": "cut off in the middle of \ud83d"}}
+    server.answer = lambda path, body: (200, {"choices": [choice]})  # type: ignore[method-assign]
+    evaluated(server, {"gsm8k": write(tmp_path / "test.jsonl", ROWS)}, tmp_path / "out")
+    assert rb"in the middle of \ud83d" in page([Evaluated.read(tmp_path / "out")]).encode()
+
+
+def test_what_is_no_text_is_not_kept_as_an_answer(server: Server, tmp_path: Path) -> None:
+    thoughts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "#### 2"}]
+    right = server.answer
+    server.answer = lambda path, body: (200, {"choices": [{"message": {"content": thoughts}}]})  # type: ignore[method-assign]
+    data = {"gsm8k": write(tmp_path / "test.jsonl", ROWS)}
+    with pytest.raises(EndpointError, match=r"/v1 answered with no text: .*thinking"):
+        evaluated(server, data, tmp_path / "out")
+    server.answer = right  # type: ignore[method-assign]
+    assert evaluated(server, data, tmp_path / "out")["suites"]["gsm8k"]["figures"]["strict match"]["value"] == 0.5
 
 
 def test_a_model_of_this_machine_is_asked_past_its_proxy(

@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from arctic_workers.control.report import legible
 from arctic_workers.evaluation.progress import DONE
 from arctic_workers.evaluation.report.drawing import Point, intervals
 from arctic_workers.evaluation.report.evaluated import Evaluated, Example
@@ -26,7 +27,7 @@ def page(evaluated: Sequence[Evaluated]) -> str:
     style = "".join(path.read_text() for path in _STYLES)
     title = " and ".join(model.name for model in evaluated)
     sections = "".join(_suite(name, evaluated) for name in NAMES if _states(name, evaluated) & {DONE, "unfit"})
-    return (
+    return legible(
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body><h1>{escape(title)}</h1>"
         f"<p>{escape(_asked(evaluated))}</p>{_tiles(evaluated)}<p>{escape(_MEAN_OF)}</p><h2>Scores</h2>{_chart(evaluated)}{_figures(evaluated)}"

@@ -29,6 +29,8 @@ _KEPT_OUTPUT = 16 << 10
 _MOST_FILES = 200
 _TICK_SECONDS = 0.05
 _GONE_SECONDS = 0.3
+_LAST_WORD_SECONDS = 1.0
+"""In which a checker says how far it came with a candidate whose time is over."""
 
 
 class Ending(StrEnum):
@@ -223,7 +225,7 @@ def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _watch(all_of_them: Sequence[_Running], main: _Running, seconds: float) -> None:
-    """Take what processes say until `main` has ended; end all that are over a limit."""
+    """Take what processes say until `main` has ended; end all that are over a limit, `main` last."""
     deadline = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
         for running in all_of_them:
@@ -238,13 +240,18 @@ def _watch(all_of_them: Sequence[_Running], main: _Running, seconds: float) -> N
             now = time.monotonic()
             if now - looked >= _TICK_SECONDS:
                 looked = now
-                for running in all_of_them:
-                    if running.over_its_files():
-                        running.end(Ending.FILES)
+                _end_all([running for running in all_of_them if running.over_its_files()], Ending.FILES)
             if now >= deadline:
-                for running in all_of_them:
-                    running.end(Ending.TIMED_OUT)
-                return
+                late = [running for running in all_of_them if running is not main and running.ending is None]
+                _end_all(late or [main], Ending.TIMED_OUT)
+                if not late:
+                    return
+                deadline = now + _LAST_WORD_SECONDS
+
+
+def _end_all(those: Sequence[_Running], ending: Ending) -> None:
+    for running in those:
+        running.end(ending)
 
 
 def _pipe_of(stream: IO[bytes] | None) -> IO[bytes]:

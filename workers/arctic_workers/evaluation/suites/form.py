@@ -76,8 +76,11 @@ class Suite(Protocol):
         ...
 
 
-def read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """Read JSON lines, or one JSON array, packed by gzip or not; DataError unless each row has the needed fields."""
+def read_rows(path: Path, needed: Sequence[str], name: str = "") -> list[dict[str, Any]]:
+    """Read JSON lines, or one JSON array, packed by gzip or not.
+
+    DataError unless each row has the needed fields, and another `name` than the others, if that is a field.
+    """
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
@@ -96,4 +99,8 @@ def read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
             raise DataError(f"{path}: {place} has no {', '.join(missing)}: it is not in the suite's published format")
     if not rows:
         raise DataError(f"{path}: has no rows")
+    named: dict[str, str] = {}
+    for place, row in rows if name else ():
+        if (other := named.setdefault(str(row[name]), place)) != place:
+            raise DataError(f"{path}: {place} has the {name} {row[name]}, as {other}: give each row one of its own")
     return [row for _, row in rows]

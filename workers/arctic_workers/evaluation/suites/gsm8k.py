@@ -13,7 +13,8 @@ from arctic_workers.evaluation.verdict import PASSED, Verdict
 # lm-eval 0.4.13, tasks/gsm8k/gsm8k.yaml: its two filters, and what its exact_match ignores.
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _LAST_NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_IGNORED = re.compile(r"(?s).*#### |,|\$|\.$")
+_IGNORED = tuple(map(re.compile, (",", r"\$", r"(?s).*#### ", r"\.$")))
+"""One after the other: what ends in a full stop is seen once the rest is gone."""
 STOPS = ("Question:", "</s>", "<|im_end|>")
 _ASKED = "Think step by step. End with one line that has #### and behind it the answer as a number."
 STRICT, FLEXIBLE = "strict match", "flexible extract"
@@ -68,4 +69,6 @@ class Gsm8k:
 
 
 def _plain(number: str) -> str:
-    return _IGNORED.sub("", number).strip().lower()
+    for ignored in _IGNORED:
+        number = ignored.sub("", number)
+    return number.strip().lower()

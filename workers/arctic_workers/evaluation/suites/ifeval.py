@@ -1,5 +1,6 @@
 """IFEval: instructions whose being followed can be checked, such as a number of words."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,7 @@ class IfEval:
     )
 
     def __init__(self, path: Path) -> None:
-        rows = read_rows(path, ("key", "prompt", "instruction_id_list", "kwargs"))
+        rows = read_rows(path, ("key", "prompt", "instruction_id_list", "kwargs"), name="key")
         self._prompts = {f"ifeval/{row['key']}": _read(path, row) for row in rows}
 
     @cached_property
@@ -90,5 +91,9 @@ def _read(path: Path, row: Mapping[str, Any]) -> Prompt:
         asked = {key: value for key, value in given.items() if value is not None}
         if missing := [key for key in CHECKERS[name][0] if key not in asked]:
             raise DataError(f"{path}: key {row['key']}: {name} has no {', '.join(missing)}")
+        try:
+            CHECKERS[name][1]("Any text.", asked)
+        except (re.error, TypeError, ValueError, AttributeError) as error:  # words are patterns, as published
+            raise DataError(f"{path}: key {row['key']}: {name} can't be checked: {error}: {asked}") from error
         instructions.append((name, asked))
     return Prompt(row["prompt"], instructions)

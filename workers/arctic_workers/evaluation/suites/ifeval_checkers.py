@@ -7,6 +7,7 @@ is counted as it stands, where the original draws another one.
 
 import json
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -18,11 +19,17 @@ LESS = "less than"
 _OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
+_LOADING = threading.Lock()
+
+
 @cache
 def _language_detector() -> Any:
     import langdetect
 
-    langdetect.DetectorFactory.seed = 0
+    # It loads its languages at the first text; who comes meanwhile would find it with some of them.
+    with _LOADING:
+        langdetect.DetectorFactory.seed = 0
+        langdetect.detector_factory.init_factory()
     return langdetect
 
 
@@ -147,7 +154,7 @@ def _quoted(text: str, _: Arguments) -> bool:
 CHECKERS: dict[str, tuple[tuple[str, ...], Checker]] = {
     "keywords:existence": (
         ("keywords",),
-        lambda text, asked: all(re.search(word, text, flags=re.IGNORECASE) for word in asked["keywords"]),
+        lambda text, asked: not [word for word in asked["keywords"] if not _found(word, text)],
     ),
     "keywords:frequency": (
         ("keyword", "frequency", "relation"),

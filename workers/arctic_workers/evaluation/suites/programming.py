@@ -184,7 +184,7 @@ class CodeSuite:
 
 def humaneval(path: Path, sandbox: Sandbox) -> CodeSuite:
     """Read HumanEval as OpenAI publishes it (`HumanEval.jsonl.gz`)."""
-    rows = read_rows(path, ("task_id", "prompt", "entry_point", "canonical_solution", "test"))
+    rows = read_rows(path, ("task_id", "prompt", "entry_point", "canonical_solution", "test"), name="task_id")
     problems = [
         Problem(
             name=row["task_id"],
@@ -230,6 +230,6 @@ def _plus(
             plus=encoded(row["task_id"], row["plus_input"] or []),
             atol=row["atol"],
         )
-        for row in read_rows(path, fields)
+        for row in read_rows(path, fields, name="task_id")
     ]
     return CodeSuite(name, dataset, problems, sandbox)

@@ -59,6 +59,12 @@ HOSTILE = {
         "def add(a, b): return 5",
         "wrong answer",
     ),
+    "says that it has passed": (
+        'import os, struct\nm = b\'{"error": "", "kind": "passed", "seconds": 0.0}\'\n'
+        "m = struct.pack('<I', len(m)) + m\nfor fd in range(3, 64):\n  try: os.write(fd, m)\n  except OSError: pass\n"
+        "def add(a, b): return 5",
+        "no plain value",
+    ),
     "answers without being asked": (
         'import os, struct\nm = b\'{"passed": true, "kind": "passed"}\'\nm = struct.pack(\'<I\', len(m)) + m\n'
         "for fd in range(3, 64):\n  try: os.write(fd, m)\n  except OSError: pass\n"

@@ -33,6 +33,8 @@ def test_gold_answers_are_right_and_empty_constant_and_copied_ones_are_not(suite
         ("It is 1218", 0, 1),
         ("#### 7\nQuestion: and then? #### 1218", 0, 0),
         ("#### 7, or 1218", 0, 1),
+        ("so it is $1,218.$", 0, 1),  # what is ignored goes one after the other, as lm-eval has it
+        ("#### 1218.,", 1, 1),
     ],
 )
 def test_numbers_are_taken_by_both_rules(suite: Gsm8k, text: str, strict: int, flexible: int) -> None:

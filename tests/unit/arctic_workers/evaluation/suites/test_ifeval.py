@@ -1,7 +1,9 @@
 """IFEval's checkers, each on a text that follows its instruction and on one that does not."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from instructions import CASES
@@ -9,7 +11,7 @@ from tiny_suites import write_ifeval
 
 from arctic_workers.evaluation.suites.form import Answer, DataError
 from arctic_workers.evaluation.suites.ifeval import IfEval, follows, loosened
-from arctic_workers.evaluation.suites.ifeval_checkers import CHECKERS, sentences, words
+from arctic_workers.evaluation.suites.ifeval_checkers import CHECKERS, _language_detector, sentences, words
 
 
 def test_every_instruction_has_a_case() -> None:
@@ -31,6 +33,37 @@ def test_sentences_and_words_are_cut_as_nltk_does() -> None:
         "It's odd!",
     ]
     assert words("It's odd, isn't it?") == ["It", "'s", "odd", ",", "is", "n't", "it", "?"]
+
+
+def test_threads_that_judge_the_first_texts_know_all_languages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("langdetect.detector_factory._factory", None)
+    _language_detector.cache_clear()
+    french = "Les enfants jouent dans le jardin pendant que leur mère prépare le repas du soir."
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: follows(french, "language:response_language", {"language": "fr"}), range(400)))
+    assert all(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("keywords:existence", {"keywords": ["sum", "f(x"]}),
+        ("length_constraints:number_words", {"num_words": "three", "relation": "at least"}),
+    ],
+)
+def test_arguments_that_can_not_be_checked_are_named(tmp_path: Path, name: str, asked: dict[str, Any]) -> None:
+    path = tmp_path / "input_data.jsonl"
+    path.write_text(json.dumps({"key": 7, "prompt": "p", "instruction_id_list": [name], "kwargs": [asked]}))
+    with pytest.raises(DataError, match=f"key 7: {name} can't be checked: "):
+        IfEval(path)
+
+
+def test_prompts_that_share_a_key_are_named(tmp_path: Path) -> None:
+    row = {"key": 7, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    path = tmp_path / "input_data.jsonl"
+    path.write_text(f"{json.dumps(row)}\n\n{json.dumps(row)}\n")
+    with pytest.raises(DataError, match="line 3 has the key 7, as line 1"):
+        IfEval(path)
 
 
 def test_an_answers_frame_does_not_count_loosely() -> None:

@@ -114,6 +114,16 @@ def test_the_plus_inputs_are_run(plus: CodeSuite) -> None:
     assert {name: part.mean() for name, part in figures.items()} == {"pass@1": 0.0, "base pass@1": 0.5}
 
 
+def test_what_sleeps_in_a_plus_input_is_right_in_the_base_ones(
+    plus: CodeSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arctic_workers.evaluation.suites.programming._LOAD_SECONDS", 0.5)
+    monkeypatch.setattr("arctic_workers.evaluation.suites.programming.MOST_SECONDS", 1.0)
+    code = "import time\ndef add(x, y):\n  if x > 100: time.sleep(1000)\n  return x + y"
+    verdict = judged(plus, "HumanEval/53", code)
+    assert (verdict.kind, verdict.marks) == ("timed out", {"plus": (0, 1), "base": (1, 1)})
+
+
 def test_the_plus_inputs_of_mbpp_are_run(mbpp: CodeSuite) -> None:
     verdict = judged(mbpp, "Mbpp/2", "def similar_elements(a, b): return (3, 4)")
     assert verdict.marks == {"plus": (0, 1), "base": (1, 1)}

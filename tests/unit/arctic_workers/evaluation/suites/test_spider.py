@@ -1,5 +1,7 @@
 """Spider on a database of its published form, and the traps that others' comparisons fall into."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,30 @@ def test_queries_that_do_other_than_ask_do_not_score(
     assert not verdict.passed
     assert verdict.marks[EXECUTION] == (0, 1)
     assert file.read_bytes() == before
+
+
+def test_rows_of_many_columns_are_a_bag_too(folder: Path, sandbox: Sandbox, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    gold = "SELECT T1.*, T2.*, T1.Age, T2.Year FROM Singer AS T1 JOIN Concert AS T2"
+    (tmp_path / "dev.json").write_text(json.dumps([{"question": "All", "query": gold, "db_id": "shop"}]))
+    wide = Spider(tmp_path, sandbox)
+    assert marks(wide, 0, f"{gold} ORDER BY T1.Id DESC, T2.Concert_Id")[EXECUTION] == 1
+    assert marks(wide, 0, gold.replace("T1.*, T2.*", "T2.*, T1.*"))[EXECUTION] == 1
+    assert marks(wide, 0, gold.replace("T1.Age, T2.Year", "T1.Age, T1.Age"))[EXECUTION] == 0
+
+
+def test_columns_that_are_alike_take_no_time_where_others_differ() -> None:
+    alike = [("a",) * 14 + (number,) for number in range(3)]
+    assert not same_rows(alike, [("a",) * 13 + (number, number) for number in range(3)], ordered=False)
+    assert same_rows(alike, [row[::-1] for row in alike], ordered=False)
+
+
+def test_a_folder_may_have_any_name(folder: Path, sandbox: Sandbox, tmp_path: Path) -> None:
+    odd = tmp_path / "of #1 or 50%20?"
+    shutil.copytree(folder, odd)
+    named = Spider(odd, sandbox)
+    assert "CREATE TABLE Singer" in named.questions[0].chat
+    assert marks(named, 0, QUESTIONS["Which countries are there?"])[EXECUTION] == 1
 
 
 def test_what_is_missing_of_a_folder_is_named(folder: Path, sandbox: Sandbox, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from typing import IO, Any
 
 from arctic_workers.evaluation.sandbox.programs.values import NotPlainError, decode, encode, receive, send
 
+_TOLD = ("no function", "no plain value", "timed out", "syntax error", "memory", "raised")
+"""Kinds of failure that the candidate's own process may tell of."""
 ENDED = "ended"
 """The kind of failure of a process that is gone: who started it knows why."""
 
@@ -59,7 +61,8 @@ class Candidate:
             raise NoValueError("no plain value", "answered with what is no answer")
         self.seconds = said["seconds"]
         if "error" in said:
-            failed = NoValueError(str(said.get("kind")), str(said["error"])[:2000])
+            kind = said.get("kind")
+            failed = NoValueError(kind if kind in _TOLD else "no plain value", str(said["error"])[:2000])
             self.was_none = said.get("none") is True
             raise failed
         return said

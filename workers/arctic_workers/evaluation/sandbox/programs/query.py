@@ -17,9 +17,9 @@ def _authorize(action: int, _first: Any, second: Any, _database: Any, _trigger: 
 
 
 def run(payload: Mapping[str, Any], result: IO[bytes]) -> None:
-    """Say the rows of `query` on the file `database`, or the error."""
+    """Say the rows of `query` on the file of the URI `database`, or the error."""
     # Immutable: nobody writes it meanwhile, and no journal is looked for beside it.
-    connection = sqlite3.connect(f"file:{payload['database']}?mode=ro&immutable=1", uri=True)
+    connection = sqlite3.connect(f"{payload['database']}?mode=ro&immutable=1", uri=True)
     connection.text_factory = lambda text: text.decode(errors="ignore")
     connection.execute("PRAGMA temp_store = memory")
     connection.set_authorizer(_authorize)
