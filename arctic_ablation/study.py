@@ -11,11 +11,11 @@ from arctic_ablation.variants import (
     Variant,
     VariantError,
     Wire,
-    begins_from_weights,
     changed,
     digest,
     total_tokens,
     training_manifest,
+    trains_adapter,
     trial,
     variants,
 )
@@ -24,8 +24,8 @@ from arctic_api.common import parse_tokens
 from arctic_api.verdict import field_problems, settle
 
 _NO_RUNGS = (
-    "it begins from other weights, so suites judge what it exports at its end, and at a rung there is nothing: leave "
-    "halving out, or judge by perplexity"
+    "it trains an adapter, so suites judge what it exports at its end, and at a rung there is nothing: leave halving "
+    "out, or judge by perplexity"
 )
 
 
@@ -135,7 +135,7 @@ def make_run(ablation: str, spec: ArcticAblationSpec, variant: Variant, seed: in
     if problems := field_problems(manifest):
         raise VariantError(f"variant {variant.name}: " + "; ".join(map(str, problems)))
     training = settle(manifest)["spec"]  # a null within a value stands for a field that is left out
-    if spec.halving and spec.objective.suites and begins_from_weights(training):
+    if spec.halving and spec.objective.suites and trains_adapter(training):
         raise VariantError(f"variant {variant.name}: {_NO_RUNGS}")
     made = trial(spec, training, seed)
     return Run(name_of(ablation, spec, made), variant.name, seed, made)

@@ -122,11 +122,11 @@ def total_steps(training: Wire) -> int:
 def trial(spec: ArcticAblationSpec, training: Wire, seed: int) -> Wire:
     """Return the specification of one training of an ablation: judged on its way, and with nothing exported.
 
-    But what began from other weights is described by its export alone, and by that suites judge it.
+    But an adapter alone is no model: suites judge what it exports, with the weights that it stands on.
     """
     made = changed(training, [("seed", seed)])
     made["evaluation"] = {"suites": ["perplexity"], "every": max(1, round(total_steps(made) / POINTS))}
-    export = "huggingface" if spec.objective.suites and begins_from_weights(made) else "none"
+    export = "huggingface" if spec.objective.suites and trains_adapter(made) else "none"
     made["checkpoint"] = made["checkpoint"] | {"export": export, "keep": 1}
     for field in ("suspend", "paused", "stopAfter", "suspendAt", "ttlAfterFinished"):
         made.pop(field, None)
@@ -135,9 +135,9 @@ def trial(spec: ArcticAblationSpec, training: Wire, seed: int) -> Wire:
     return made
 
 
-def begins_from_weights(training: Wire) -> bool:
-    """Whether a training begins from other weights: suites judge it at its end alone, as before it exports nothing."""
-    return "from" in training["model"]
+def trains_adapter(training: Wire) -> bool:
+    """Whether a training's checkpoints are of an adapter: suites judge it at its end alone, by its export."""
+    return "adapter" in training["model"]
 
 
 def training_manifest(name: str, specification: Wire) -> Wire:

@@ -402,15 +402,15 @@ TRAINING_RULES = (
     ),
     Rule(
         ArcticTrainingSpec,
-        "!has(self.evaluation) || !has(self.evaluation.data) || !has(self.model.from) || "
+        "!has(self.evaluation) || !has(self.evaluation.data) || !has(self.model.adapter) || "
         "self.checkpoint.export == 'huggingface'",
         lambda spec: (
             spec.evaluation is None
             or spec.evaluation.data is None
-            or spec.model.from_ is None
+            or spec.model.adapter is None
             or spec.checkpoint.export == "huggingface"
         ),
-        "what began from other weights is evaluated from its export: write huggingface",
+        "an adapter is evaluated from its export: write huggingface",
         ".checkpoint.export",
     ),
     _exactly_one(Tokenizer, "train", "uri"),

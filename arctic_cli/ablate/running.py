@@ -8,7 +8,7 @@ import click
 
 from arctic_ablation.ranking import objective
 from arctic_ablation.study import Found, Run, Step, Study, affordable
-from arctic_ablation.variants import begins_from_weights
+from arctic_ablation.variants import trains_adapter
 from arctic_api.ablation import ArcticAblationSpec
 from arctic_api.common import parse_tokens
 from arctic_api.world import SUSPENDED, Report
@@ -115,7 +115,7 @@ class Runner:
 
 def _weights(run: Run, report: Report) -> str:
     """Return the URI of what suites judge."""
-    if begins_from_weights(run.training):
+    if trains_adapter(run.training):
         assert report.export_uri is not None, "it has come to its end, and was told to export"
         return report.export_uri
     assert report.checkpoint is not None, "it has come to where it rests"

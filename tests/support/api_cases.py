@@ -106,7 +106,7 @@ INFERENCE: dict[str, Any] = {
 STAGE = "spec.curriculum.stages.0"
 IFEVAL = [{"name": "ifeval", "uri": "file:///suites/input_data.jsonl"}]
 BESIDE: Changes = {
-    "spec.model": {"from": {"training": "base"}},
+    "spec.model": {"from": {"training": "base"}, "adapter": LORA},
     "spec.evaluation": {"suites": ["ifeval"], "data": IFEVAL},
 }
 PROOFS = {"name": "proofs", "category": "math", "uri": "file:///proofs"}

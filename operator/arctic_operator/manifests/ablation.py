@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from arctic_ablation.study import Run, Step
-from arctic_ablation.variants import Wire, begins_from_weights, data_of_suites
+from arctic_ablation.variants import Wire, data_of_suites, trains_adapter
 from arctic_api import API_VERSION
 from arctic_api.ablation import AblationTask, ForetoldStatus
 from arctic_api.ablation_pod import AblationWorld, TrialWord
@@ -42,7 +42,7 @@ def trial(identity: Identity, step: Step) -> Manifest:
 def judgement(ablation: Ablation, run: Run, trial: Trial) -> Manifest:
     """Return the ArcticEvaluation of a training where it rests: of its checkpoint, or else of what it exports."""
     identity, training = ablation.identity, ablation.spec.training
-    exports = begins_from_weights(run.training)
+    exports = trains_adapter(run.training)
     model = EvaluatedModel(training=trial.name) if exports else EvaluatedModel(uri=trial.checkpoint)
     name = judgement_name(identity, trial.name, trial.tokens)
     return evaluation_of(identity, name, training, model, data_of_suites(ablation.spec))

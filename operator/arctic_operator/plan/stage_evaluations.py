@@ -25,13 +25,13 @@ def is_evaluated(training: Training, judged: Sequence[Judged]) -> bool:
 def _due(training: Training) -> Iterator[tuple[int, str | None]]:
     """Yield number and name of the stages that are over; None for the name where the export is judged in its stead.
 
-    What began from other weights is described by its export alone, and not by its checkpoints.
+    An adapter's checkpoints are of no model: its export is, with the weights that it stands on.
     """
     evaluation, status = training.spec.evaluation, training.status
     if evaluation is None or not evaluation.at_stage_end or not evaluation.data:
         return
     stages = list(enumerate(status.stages or (), 1))
-    if training.spec.model.from_ is None:
+    if training.spec.model.adapter is None:
         yield from ((number, stage.name) for number, stage in stages if stage.checkpoint and stage.completion_time)
     elif status.export is not None:
         yield len(stages), None

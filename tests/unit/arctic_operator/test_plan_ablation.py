@@ -293,8 +293,9 @@ def test_an_evaluation_whose_figure_somebody_has_edited_judges_nothing(odd):
     assert f"its evaluation {name}: humaneval-plus is {odd!r}" in world.condition("Degraded")["message"]
 
 
-def test_what_begins_from_other_weights_is_judged_by_its_export_and_has_no_rungs():
-    tuned = {"training": JUDGED["training"] | {"model": {"from": {"uri": "file:///weights"}}}}
+def test_an_adapter_is_judged_by_its_export_and_has_no_rungs():
+    model = {"from": {"uri": "file:///weights"}, "adapter": {"lora": {"rank": 8, "alpha": 16}}}
+    tuned = {"training": JUDGED["training"] | {"model": model}}
     world = world_of(**JUDGED | tuned, halving=None)
     world.visit()
     name = world.running()[0]

@@ -67,11 +67,13 @@ def test_what_asks_for_none_has_none(trained, evaluation):
     assert evaluations_beside(trained(evaluation), ()) == ()
 
 
-def test_what_began_from_other_weights_is_evaluated_from_its_export(trained):
-    base = {"model": {"from": {"training": "base"}}}
-    assert evaluations_beside(trained(**base), ()) == ()
+def test_an_adapter_is_evaluated_from_its_export(trained):
+    base = {"from": {"training": "base"}}
+    assert len(evaluations_beside(trained(model=base), ())) == 1, "its checkpoint is a model"
+    adapter = {"model": base | {"adapter": {"lora": {"rank": 8, "alpha": 16}}}}
+    assert evaluations_beside(trained(**adapter), ()) == ()
     exported = {"stages": [OVER, UNDER_WAY], "export": {"uri": "file:///store/export"}}
-    (made,) = evaluations_beside(trained(status=exported, **base), ())
+    (made,) = evaluations_beside(trained(status=exported, **adapter), ())
     assert made["spec"]["model"] == {"training": "tiny"}
 
 

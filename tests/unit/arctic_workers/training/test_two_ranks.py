@@ -21,6 +21,7 @@ from arctic_model.model import ArcticModel
 from arctic_model.names import tensor_shapes
 from arctic_model.peft import read_adapter
 from arctic_model.weights import load_weights
+from arctic_workers.training.checkpoint.model import write_model
 from arctic_workers.training.curriculum import Curriculum
 from arctic_workers.training.data.batches import TrainingData
 from arctic_workers.training.data.streams import Prepared, open_streams
@@ -489,6 +490,17 @@ def test_an_export_goes_on_with_sequences_longer_than_its_positions(folder: Path
     config = ArcticConfig.from_folder(folder / "longer" / "export")
     assert config.max_position_embeddings == 160
     assert config.rope_scaling == {"type": "yarn", "factor": 2.5, "original_max_position_embeddings": 64}
+
+
+def test_the_last_checkpoint_of_what_began_from_other_weights_is_the_model_that_is_exported(
+    folder: Path, tmp_path: Path
+) -> None:
+    write_model(folder / "longer" / "checkpoints" / "step-0000000003", tmp_path)
+    exported = folder / "longer" / "export"
+    made, expected = load_file(tmp_path / "model.safetensors"), load_file(exported / "model.safetensors")
+    assert made.keys() == expected.keys()
+    assert all(torch.equal(made[name], expected[name]) for name in made)
+    assert ArcticConfig.from_folder(tmp_path) == ArcticConfig.from_folder(exported)
 
 
 def test_an_adapter_does_not_go_on_when_the_weights_below_it_have_changed(folder: Path) -> None:
