@@ -16,6 +16,9 @@ class Scripted:
         self.outputs = outputs
         self.asked: list[Request] = []
 
+    def problem(self, request: Request) -> str | None:
+        return None
+
     async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
         self.asked.append(request)
         for output in self.outputs:

@@ -1,7 +1,9 @@
 """The engine by itself, over a random Arctic: what it does with a request, token by token."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,17 @@ async def test_a_request_that_is_cancelled_leaves_nothing_behind(engine: Engine)
     await draining
     assert (engine.stats().running, engine.stats().waiting, engine.stats().kv_cache_utilization) == (0, 0, 0.0)
     assert len(await answer(engine)) == 16
+
+
+async def test_an_answer_that_is_made_and_not_read_waits_for_nothing(engine: Engine) -> None:
+    async with aclosing(engine.generate(Request(PROMPT, Sampling(16, temperature=0.0)))) as tokens:
+        read = [await anext(tokens)]
+        await answer(engine, max_tokens=64)
+        assert (engine.stats().running, engine.stats().waiting) == (1, 0)
+        over = time.monotonic()
+        read += [output async for output in tokens]
+    assert len(read) == 16
+    assert all(output.made is not None and output.made < over for output in read)
 
 
 async def test_more_than_run_at_once_wait(engine: Engine) -> None:

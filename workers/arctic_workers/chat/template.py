@@ -142,7 +142,7 @@ class ChatTemplate:
     def _readable(self, message: Message) -> Message:
         content, calls = message.get("content"), message.get("tool_calls")
         if isinstance(content, list) and not self._reads_parts:
-            message = message | {"content": "".join(part["text"] for part in content)}
+            message = message | {"content": "\n".join(part["text"] for part in content)}
         if isinstance(calls, list) and self._reads_objects:
             message = message | {"tool_calls": [_with_object(call) for call in calls]}
         return message

@@ -80,6 +80,8 @@ class Output:
     """With the first token, where `prompt_logprobs` asks for them: the prompt's; its first has no logprob."""
     begun: float | None = field(default=None, compare=False)
     """With the first token, of engines that tell: when the request's turn came, a moment of `time.monotonic`."""
+    made: float | None = field(default=None, compare=False)
+    """When it was there, of engines that tell, a moment of `time.monotonic`: it may be read much later."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,13 @@ class Engine(Protocol):
     @property
     def cannot(self) -> frozenset[SamplingField]:
         """Fields of a request that it does not honour: a request that asks for one is refused by name."""
+        ...
+
+    def problem(self, request: Request) -> str | None:
+        """Say what of a request it can't do though it honours each of its fields, and what to write; None for nothing.
+
+        Such a request is refused in these words.
+        """
         ...
 
     def generate(self, request: Request) -> AsyncGenerator[Output, None]:

@@ -155,16 +155,16 @@ class RequestTimer:
         self.outcome = ""
         """How it ended, once it has."""
 
-    def token(self, turn: float | None = None) -> None:
-        """A token has come; with the first, engines may tell when the request's turn was."""
-        now = time.monotonic()
+    def token(self, made: float | None, turn: float | None = None) -> None:
+        """A token has come; engines may tell when it was made, and with the first when the request's turn was."""
+        moment = time.monotonic() if made is None else made
         if self.first is None or self.latest is None:
-            self.turn, self.first = turn, now
-            self._metrics.first_token(now - self.begin)
+            self.turn, self.first = turn, moment
+            self._metrics.first_token(moment - self.begin)
         else:
             self.later_tokens += 1
-            self._metrics.next_token(now - self.latest)
-        self.latest = now
+            self._metrics.next_token(moment - self.latest)
+        self.latest = moment
 
     def end(self, outcome: str) -> None:
         """The request has ended."""
@@ -172,4 +172,4 @@ class RequestTimer:
         if outcome in ("stop", "length") and self.later_tokens and self.first is not None and self.latest is not None:
             # One value a request: those of one are too much alike to count as so many.
             self._metrics.per_token_logs.add((self.latest - self.first) / self.later_tokens)
-        self._metrics.end(outcome, time.monotonic() - self.begin)
+        self._metrics.end(outcome, (self.latest or time.monotonic()) - self.begin)

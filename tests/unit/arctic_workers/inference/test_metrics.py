@@ -37,10 +37,26 @@ def test_what_a_canary_is_judged_by_is_one_value_a_request_and_nothing_that_a_cl
         now[0] = 0.0
         timer = counted.request(1)
         for now[0] in moments:
-            timer.token()
+            timer.token(None)
         timer.end(outcome)
     assert (counted.ended, counted.failed) == (3, 1)
     assert (counted.ttft_logs.count, counted.ttft_logs.sum) == (3, pytest.approx(math.log(2.0 * 3.0 * 1.0)))
     assert counted.ttft_logs.sum_of_squares == pytest.approx(math.log(2.0) ** 2 + math.log(3.0) ** 2)
     assert counted.per_token_logs.count == 1, "one token has none after it"
     assert counted.per_token_logs.sum == pytest.approx(math.log((0.5 + 3.5) / 2))
+
+
+def test_times_are_those_of_the_making_however_late_an_answer_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    counted = Metrics(CollectorRegistry(), Stats)
+    timer = counted.request(1)
+    now[0] = 100.0
+    for made in (2.0, 2.5, 6.0):
+        timer.token(made)
+    timer.end("length")
+    assert counted.ttft_logs.sum == pytest.approx(math.log(2.0))
+    assert counted.per_token_logs.sum == pytest.approx(math.log((0.5 + 3.5) / 2))
+    sums = {f"arctic_inference_{name}_seconds_sum": seconds for name, seconds in
+            (("time_to_first_token", 2.0), ("time_per_output_token", 4.0), ("e2e_latency", 6.0))}  # fmt: skip
+    assert {name: counted.registry.get_sample_value(name) for name in sums} == sums

@@ -9,6 +9,9 @@ from arctic_workers.inference.engine import Engine, EngineError, FinishReason, O
 from arctic_workers.inference.http.text import Detokenizer, StopStrings, Text
 from arctic_workers.inference.metrics import Metrics, RequestTimer
 
+MOST_WITHOUT_TEXT = 256
+"""Tokens that are kept for want of text before they are a piece of their own."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -47,7 +50,7 @@ class Answers:
             begun()  # nothing else has a turn before the engine counts it
             async with aclosing(self._engine.generate(request)) as outputs:
                 async for output in outputs:
-                    timer.token(output.begun)
+                    timer.token(output.made, output.begun)
                     if (piece := writer.push(output)) is not None:
                         outcome = piece.finish_reason or outcome
                         yield piece
@@ -124,7 +127,7 @@ class _Writer:
             reason = "stop"
         elif reason is not None:
             shown += self._stops.finish()
-        if not shown and reason is None:
+        if not shown and reason is None and len(self._pending) < MOST_WITHOUT_TEXT:
             return None
         pending, self._pending = tuple(self._pending), []
         return Piece(shown, pending, self._generated, reason)

@@ -57,6 +57,8 @@ DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for `max_tokens` of completions; chats may fill the context."""
 UNASKED = 4096
 """Most tokens of a chat's answer in one piece where requests have no bound and this one names no `max_tokens`."""
+MOST_WHOLE = 131_072
+"""Most tokens of an answer in one piece: all of them are kept until it is whole."""
 BODY_SECONDS = 30.0
 """Time for a request's body to arrive: until then it counts as waiting."""
 MOST_ANSWERS = 2048
@@ -367,7 +369,9 @@ class Api:
         Where requests have no bound, a stream goes on until the client leaves; nobody would see the end of the others.
         """
         room = self._room(prompt)
-        return min(room, UNASKED) if self._engine.max_length == UNLIMITED and not stream else room
+        if stream:
+            return room
+        return min(room, UNASKED if self._engine.max_length == UNLIMITED else MOST_WHOLE)
 
     def _check_abilities(self, asked: CommonRequest, made: engines.Request) -> None:
         for field in sorted(self._engine.cannot):
@@ -375,6 +379,8 @@ class Api:
                 name = _PARAMETERS.get(field, field)
                 message = f"'{name}' is not supported by the engine that serves this model; leave it out"
                 raise ApiError(400, message, param=name, code="unsupported_parameter")
+        if problem := self._engine.problem(made):
+            raise ApiError(400, problem, code="unsupported_value")
 
     def _engine_request(
         self,
@@ -390,6 +396,9 @@ class Api:
         if len(prompt) + most > self._engine.max_length:
             param = "messages" if isinstance(asked, ChatRequest) else "prompt"
             raise self._too_long(param, self._excess(asked, len(prompt), most))
+        if most > MOST_WHOLE and not asked.stream:
+            message = f"{most} tokens are too many in one piece; write at most {MOST_WHOLE}, or stream: true"
+            raise ApiError(400, message, param="max_tokens")
         sampling = self._sampling(asked, most, logprobs, prompt_logprobs)
         adapter = None if asked.model == self._model else asked.model
         made = engines.Request(tuple(prompt), sampling, asked.priority or 0, caller, adapter)

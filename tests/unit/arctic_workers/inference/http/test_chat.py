@@ -99,8 +99,8 @@ PARTS = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "t
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        ("{{ messages[0].content }}", "ab"),
-        ("{{ 'x' + messages[0].content }}", "xab"),
+        ("{{ messages[0].content }}", "a\nb"),
+        ("{{ 'x' + messages[0].content }}", "xa\nb"),
         (
             "{% if messages[0].content is string %}{{ messages[0].content }}{% else %}"
             "{% for part in messages[0].content %}{{ part.text }}{{ '|' if not loop.last }}{% endfor %}{% endif %}",

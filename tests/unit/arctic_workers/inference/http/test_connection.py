@@ -189,3 +189,25 @@ async def test_an_offer_of_another_protocol_is_passed_over(pause: float) -> None
             answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert await reader.readexactly(1) == size
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+async def test_an_old_client_gets_no_chunks(method: bytes) -> None:
+    """HTTP/1.0 has none (RFC 9112, 6.1); the end of an answer is that of its connection."""
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for part in (b"some", b"", b"text"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    for app, body in ((stream, b"sometext"), (length, b"0")):
+        async with connected(app) as (reader, writer):
+            writer.write(method + b" / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+            [answer] = await answers(reader)
+            head, _, told = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"200 ")
+            assert b"connection: close" in head
+            assert b"transfer-encoding" not in head
+            assert (b"content-length: 1" in head) is (app is length)
+            assert told == (body if method == b"GET" else b"")

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from tokenizers import Tokenizer, decoders, models
 
-from arctic_workers.inference.engine import UNLIMITED, EngineError, Output, Request, SamplingField, Stats
+from arctic_workers.inference.engine import UNLIMITED, EngineError, Output, Request, Sampling, SamplingField, Stats
 from arctic_workers.inference.engines.native.step import Draw, Part, decode_parts, encode_parts
 from arctic_workers.inference.http import server
+from arctic_workers.inference.http.answer import Answers
 from arctic_workers.inference.http.forms import CompletionForm
 from arctic_workers.inference.http.server import Api, Gate
 from arctic_workers.inference.http.text import Text
@@ -445,6 +446,23 @@ async def test_what_an_engine_cannot_do_is_refused_by_name(
     assert (await post(api, "/v1/completions", prompt="x")).status_code == 200
 
 
+async def test_what_an_engine_cannot_do_of_one_request_is_refused_in_its_words(text: Text) -> None:
+    """Before anything is begun, so that a stream is refused as well."""
+
+    class Particular(Scripted):
+        def problem(self, request: Request) -> str | None:
+            return "too many stop tokens; write fewer" if len(request.sampling.stop_tokens) > 2 else None
+
+    engine = Particular()
+    api, asked = serve(text, engine), {"messages": [{"role": "user", "content": "x"}], "ignore_eos": True}
+    for stream in (False, True):
+        refused = await post(api, "/v1/chat/completions", stop_token_ids=[1, 2, 3], stream=stream, **asked)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unsupported_value")
+        assert refused.json()["error"]["message"] == "too many stop tokens; write fewer"
+    assert not engine.asked
+    assert (await post(api, "/v1/chat/completions", stop_token_ids=[1, 2], **asked)).status_code == 200
+
+
 # --- several prompts, several answers
 
 
@@ -656,6 +674,29 @@ async def test_a_stop_token_is_told_of_in_completions_and_has_no_text(text: Text
     assert choice["logprobs"]["content"] == []
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_tokens_without_text_are_not_kept_until_there_is_some(text: Text, path: str) -> None:
+    """There may never be, in an endless answer."""
+    [letter] = text.encode("z")
+    outputs = [*[Output(max(text.shown) + 1, -1.0)] * 1000, Output(letter, -2.0, (), "length")]
+    request = Request((65,), Sampling(len(outputs)))
+    engine = Scripted(outputs)
+    answers = Answers(engine, text, Metrics(CollectorRegistry(), engine.stats))
+    pieces = [piece async for piece in answers.generate(request, [], lambda: None)]
+    assert max(len(piece.outputs) for piece in pieces) < 300
+    assert [output for piece in pieces for output in piece.outputs] == outputs
+    asked = {"prompt": "a", "logprobs": 0} if path == "/v1/completions" else {"logprobs": True}
+    asked |= {"messages": [{"role": "user", "content": "a"}]} if "chat" in path else {}
+    for stream in (False, True):
+        answer = await post(serve(text, Scripted(outputs)), path, stream=stream, **asked)
+        choices = [event["choices"][0] for event in (events_of(answer) if stream else [answer.json()])]
+        told = [choice["logprobs"] for choice in choices if choice["logprobs"]]
+        values = [each.get("token_logprobs") or [token["logprob"] for token in each["content"]] for each in told]
+        assert [value for each in values for value in each] == [output.logprob for output in outputs]
+        parts = [choice.get("delta") or choice.get("message") or choice for choice in choices]
+        assert "".join(part.get("text") or part.get("content") or "" for part in parts) == "z"
+
+
 async def test_no_stop_string_ends_an_answer_before_its_least_tokens(text: Text) -> None:
     api = serve(text, Scripted(told(text, "abcabc")))
     for least, shown in ((0, "a"), (1, "a"), (2, "abca"), (4, "abca"), (5, "abcabc")):
@@ -768,7 +809,14 @@ async def test_a_tokenizer_tells_of_itself(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("length", "stream", "most"),
-    [(256, False, 256), (256, True, 256), (UNLIMITED, False, 4096), (UNLIMITED, True, UNLIMITED)],
+    [
+        (256, False, 256),
+        (256, True, 256),
+        (10**9, False, server.MOST_WHOLE),
+        (10**9, True, 10**9),
+        (UNLIMITED, False, 4096),
+        (UNLIMITED, True, UNLIMITED),
+    ],
 )
 async def test_a_chat_that_names_no_end_has_one_unless_it_streams_without_a_bound(
     text: Text, length: int, stream: bool, most: int
@@ -781,6 +829,28 @@ async def test_a_chat_that_names_no_end_has_one_unless_it_streams_without_a_boun
     [request] = engine.asked
     prompt = len(request.prompt)
     assert request.sampling.max_tokens == min(most, length - prompt)
+
+
+@pytest.mark.parametrize("length", [UNLIMITED, 10**9])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_an_answer_in_one_piece_has_a_bound_however_long_requests_may_be(
+    text: Text, path: str, length: int
+) -> None:
+    """It is kept until it is whole."""
+    engine = Scripted()
+    engine.max_length = length
+    api, prompt = serve(text, engine), {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}
+    name = "messages" if "chat" in path else "prompt"
+
+    async def ask_for(most: int, *, stream: bool = False) -> httpx.Response:
+        return await post(api, path, max_tokens=most, stream=stream, **{name: prompt[name]})
+
+    refused = await ask_for(server.MOST_WHOLE + 1)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
+    assert f"write at most {server.MOST_WHOLE}, or stream: true" in refused.json()["error"]["message"]
+    assert not engine.asked
+    assert (await ask_for(server.MOST_WHOLE)).status_code == 200
+    assert (await ask_for(10**8, stream=True)).status_code == 200
 
 
 @pytest.mark.parametrize("waiting", [0, 8])

@@ -134,6 +134,10 @@ class NativeEngine:
         """See `Engine`: it honours all."""
         return frozenset()
 
+    def problem(self, request: Request) -> str | None:  # noqa: ARG002
+        """See `Engine`: there is nothing."""
+        return None
+
     def stats(self) -> Stats:
         """See `Engine`.
 
@@ -298,7 +302,7 @@ class NativeEngine:
                 self._scheduler.cancel(message.sequence)
 
     def _deliver(self, step: _Step, drawn: list[Drawn]) -> None:
-        rest = iter(drawn)
+        rest, made = iter(drawn), time.monotonic()
         for chunk in step.chunks:
             sequence = chunk.sequence
             if sequence.begun is None:
@@ -310,7 +314,7 @@ class NativeEngine:
             first = not sequence.generated
             prompt, begun = (_prompt(sequence), sequence.begun) if first else ((), None)
             taken, reason = self._scheduler.update(chunk, [one.token for one in sampled])
-            outputs = _outputs(sampled[:taken], prompt, begun, reason)
+            outputs = _outputs(sampled[:taken], prompt, reason, begun, made)
             stream = self._streams[sequence]
             stream.count_unread(taken)
             self._outputs += [(stream, one) for one in outputs]
@@ -359,7 +363,7 @@ def _prompt(sequence: Sequence) -> tuple[Output, ...]:
 
 
 def _outputs(
-    drawn: list[Drawn], prompt: tuple[Output, ...], begun: float | None, reason: FinishReason | None
+    drawn: list[Drawn], prompt: tuple[Output, ...], reason: FinishReason | None, begun: float | None, made: float
 ) -> list[Output]:
     """Return a sequence's next tokens: the prompt's go with the first, and why it ends now with the last."""
     last = len(drawn) - 1
@@ -371,6 +375,7 @@ def _outputs(
             finish_reason=reason if place == last else None,
             prompt=prompt if place == 0 else (),
             begun=begun if place == 0 else None,
+            made=made,
         )
         for place, one in enumerate(drawn)
     ]

@@ -66,10 +66,14 @@ class TensorRTEngine:
         """See `Engine`: what this release leaves out, or what nobody has seen it do."""
         return CANNOT
 
+    def problem(self, request: Request) -> str | None:  # noqa: ARG002
+        """See `Engine`: there is nothing."""
+        return None
+
     def stats(self) -> Stats:
         """See `Engine`: from the last iteration that the ranks told of; none is told of while they are idle."""
-        running = min(self._open.count, int(self._told.get("numActiveRequests", 0)))
-        return Stats(running, self._open.count - running, _utilization(self._told), loaded=float(self._ready))
+        waiting = max(self._open.unmade - int(self._told.get("numActiveRequests", 0)), 0)
+        return Stats(self._open.count - waiting, waiting, _utilization(self._told), loaded=float(self._ready))
 
     async def start(self) -> None:
         """See `Engine`. TensorRT-LLM does not tell how far it is."""
@@ -82,10 +86,9 @@ class TensorRTEngine:
         """See `Engine`."""
         if not self._ready:
             raise EngineError("the engine is not ready")
-        with self._open.one():
-            async with aclosing(self._generate(request)) as outputs:
-                async for output in outputs:
-                    yield output
+        async with aclosing(self._open.answer(self._generate(request))) as outputs:
+            async for output in outputs:
+                yield output
 
     async def drain(self) -> None:
         """See `Engine`."""
@@ -140,7 +143,7 @@ class TensorRTEngine:
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._doubt.wait(), PING)
-            if self._open.count and not self._doubt.is_set():
+            if self._open.unmade and not self._doubt.is_set():
                 continue  # a request that hangs shows in the heart that it does not beat
             self._doubt.clear()
             try:

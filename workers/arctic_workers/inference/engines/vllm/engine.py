@@ -18,7 +18,7 @@ from arctic_workers.control.loop import in_thread
 from arctic_workers.inference.engine import EngineError, Output, Request, Sampling, SamplingField, Stats
 from arctic_workers.inference.engines.vllm.launch import configure
 from arctic_workers.inference.engines.vllm.peers import Peers, Phase, meet_peers
-from arctic_workers.inference.engines.vllm.translation import outputs, prompt_outputs, sampling_params
+from arctic_workers.inference.engines.vllm.translation import outputs, problem, prompt_outputs, sampling_params
 from arctic_workers.inference.open_requests import OpenRequests
 
 log = logging.getLogger(__name__)
@@ -76,12 +76,16 @@ class VLLMEngine:
         """See `Engine`: it serves requests as they come."""
         return frozenset({"priority"})
 
+    def problem(self, request: Request) -> str | None:
+        """See `Engine`."""
+        return problem(request.sampling)
+
     def stats(self) -> Stats:
         """See `Engine`. What vLLM said last may be of requests that were cancelled since."""
         if not self._open.count:
             return Stats(loaded=float(self._llm is not None))
-        running = min(self._scheduler.num_running_reqs, self._open.count)
-        return Stats(running, self._open.count - running, self._scheduler.kv_cache_usage, loaded=1.0)
+        waiting = max(self._open.unmade - self._scheduler.num_running_reqs, 0)
+        return Stats(self._open.count - waiting, waiting, self._scheduler.kv_cache_usage, loaded=1.0)
 
     async def start(self) -> None:
         """See `Engine`."""
@@ -99,10 +103,9 @@ class VLLMEngine:
         """See `Engine`."""
         if not self._ready:
             raise EngineError("the engine is not ready")
-        with self._open.one():
-            async with aclosing(self._tokens(request)) as tokens:
-                async for output in tokens:
-                    yield output
+        async with aclosing(self._open.answer(self._tokens(request))) as tokens:
+            async for output in tokens:
+                yield output
 
     async def drain(self) -> None:
         """See `Engine`."""
@@ -162,7 +165,7 @@ class VLLMEngine:
         quiet = 0.0
         while not self._llm.errored:
             await asyncio.sleep(_WATCH)
-            quiet = 0.0 if self._open.count else quiet + _WATCH
+            quiet = 0.0 if self._open.unmade else quiet + _WATCH
             if quiet >= PING:
                 quiet = 0.0
                 with suppress(EngineError):  # the group is lost then

@@ -16,13 +16,18 @@ MOST_HELD_BACK = 128
 them (0.33: `v1/worker/gpu/sample/logit_bias.py`)."""
 
 
+def problem(sampling: Sampling) -> str | None:
+    """Say what would end vLLM, and what to write; None if nothing."""
+    if not sampling.min_tokens or len(sampling.stop_tokens) <= MOST_HELD_BACK:
+        return None
+    return (
+        f"vLLM holds back at most {MOST_HELD_BACK} stop tokens until min_tokens are there, and this request has "
+        f"{len(sampling.stop_tokens)}; write fewer, or min_tokens: 0"
+    )
+
+
 def sampling_params(sampling: Sampling) -> SamplingParams:
-    """Return vLLM's own for a request: only our stop tokens end it. Raises EngineError for what would end vLLM."""
-    if sampling.min_tokens and len(sampling.stop_tokens) > MOST_HELD_BACK:
-        raise EngineError(
-            f"vLLM holds back at most {MOST_HELD_BACK} stop tokens until min_tokens are there, and this request has "
-            f"{len(sampling.stop_tokens)}; write fewer, or min_tokens: 0"
-        )
+    """Return vLLM's own for a request: only our stop tokens end it."""
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,

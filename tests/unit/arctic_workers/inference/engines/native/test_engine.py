@@ -173,6 +173,19 @@ async def test_an_endless_answer_waits_for_its_reader_and_keeps_its_bits(
         assert engine.stats().kv_cache_utilization == 0
 
 
+async def test_tokens_tell_when_they_were_made_and_not_when_they_were_read(started: Started) -> None:
+    async with started() as engine:
+        async with aclosing(engine.generate(Request((1, 2, 3), Sampling(20)))) as outputs:
+            read = [await anext(outputs)]
+            await asyncio.to_thread(until, lambda: not engine._streams)
+            over = time.monotonic()
+            read += [output async for output in outputs]
+        times = [output.made or over for output in read]
+        assert len(set(times)) == 20, "one a step"
+        assert times == sorted(times)
+        assert (read[0].begun or over) < times[0] < times[-1] < over
+
+
 def mixed_requests() -> list[Request]:
     """Prompts that begin alike, that repeat themselves, and that do neither, of two callers, greedy and seeded.
 

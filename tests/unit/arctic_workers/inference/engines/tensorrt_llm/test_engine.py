@@ -61,6 +61,7 @@ async def engine(
     api: Any, arguments: dict[str, Any], registered: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncGenerator[TensorRTEngine, None]:
     monkeypatch.setattr(engines, "PING", 0.05)
+    monkeypatch.setattr(engines, "_STATS_PAUSE", 0.01)
     made = TensorRTEngine(arguments, beat=lambda: None, on_failure=FAILURES.append)
     FAILURES.clear()
     await made.start()
@@ -141,6 +142,20 @@ async def test_a_request_that_is_closed_is_aborted_and_draining_waits_for_the_ot
         assert not draining.done()
     await draining
     assert engine._llm.active == set()
+    assert (engine.stats().running, engine.stats().waiting) == (0, 0)
+
+
+async def test_an_answer_that_is_made_and_not_read_waits_for_nothing_and_passes_go_on(engine: TensorRTEngine) -> None:
+    """The heart would stop beating, and the pod end by it, while one client reads slowly."""
+    async with aclosing(engine.generate(Request((1,), GREEDY))) as outputs:
+        await anext(outputs)
+        await until(lambda: not engine._open.unmade)
+        engine._told = {"numActiveRequests": 0}
+        assert (engine.stats().running, engine.stats().waiting) == (1, 0)
+        passes = engine._llm._iterations
+        async with asyncio.timeout(5):
+            await until(lambda: engine._llm._iterations > passes)
+        assert len([output async for output in outputs]) == 3
     assert (engine.stats().running, engine.stats().waiting) == (0, 0)
 
 
