@@ -31,9 +31,16 @@ class TrialWord(Resource):
     """Where it rested, and was judged."""
 
 
-def _pack(trials: Mapping[str, TrialWord]) -> str:
-    told = {name: word.wire() for name, word in trials.items()}
+def _pack(told: Any) -> str:
     return b64encode(zlib.compress(json.dumps(told).encode())).decode()
+
+
+def _pack_trials(trials: Mapping[str, TrialWord]) -> str:
+    return _pack({name: word.wire() for name, word in trials.items()})
+
+
+def _pack_spec(spec: ArcticAblationSpec) -> str:
+    return _pack(spec.model_dump(mode="json", by_alias=True))  # whole: a null that is set unsets a field
 
 
 def _unpack(told: Any) -> Any:
@@ -41,16 +48,23 @@ def _unpack(told: Any) -> Any:
 
 
 TrialWords = Annotated[
-    dict[str, TrialWord], BeforeValidator(_unpack), PlainSerializer(_pack, return_type=str, when_used="json")
+    dict[str, TrialWord], BeforeValidator(_unpack), PlainSerializer(_pack_trials, return_type=str, when_used="json")
 ]
 """What is known of trainings by name, packed as JSON: Linux takes 128 KiB a variable, and a thousand are longer."""
+AblationSpec = Annotated[
+    ArcticAblationSpec,
+    BeforeValidator(_unpack),
+    AfterValidator(_without_trials_pods),
+    PlainSerializer(_pack_spec, return_type=str, when_used="json"),
+]
+"""A specification, packed as they are: each of its changes may be a whole curriculum."""
 
 
 class AblationWorld(PodWorld):
     """The pod that does one thing for an ablation: it foretells from a swarm, or writes the report."""
 
     kind: Literal["ArcticAblation"] = "ArcticAblation"
-    spec: Annotated[ArcticAblationSpec, AfterValidator(_without_trials_pods)]
+    spec: AblationSpec
     task: AblationTask
     """A part of the swarm, from which is foretold, or the report."""
     told: dict[SwarmPart, dict[str, str]] = Field(default_factory=dict)

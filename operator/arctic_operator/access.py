@@ -59,5 +59,9 @@ def access_of(secret_name: str, data: dict[str, bytes] | None) -> Access:
     if not keys.digests and not keys.problems:
         message = f"{where} has no key: write one a line; until then every request is refused"
         return Access((), Trouble(NO_KEYS, message))
-    wrong = Trouble("BadKeys", f"{where} has what no client can send: {'; '.join(keys.problems)}")
-    return Access(tuple(sorted(keys.digests)), wrong if keys.problems else None)
+    if not keys.problems:
+        return Access(tuple(sorted(keys.digests)))
+    message = f"{where} has what no client can send: {'; '.join(keys.problems)}"
+    if not keys.digests:
+        return Access((), Trouble(NO_KEYS, f"{message}; until then every request is refused"))
+    return Access(tuple(sorted(keys.digests)), Trouble("BadKeys", message))

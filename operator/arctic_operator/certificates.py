@@ -98,9 +98,11 @@ class Authority:
         """Return the authority with the next step of its replacement done, or itself when none is due.
 
         Three steps: make the next one and trust it; after the overlap let it sign, while the old one stays trusted for
-        what it signed; forget the old one when its time is over. An install that slept through all that starts anew.
+        what it signed; forget the old one when its time is over. An install that slept through all that starts anew,
+        and so does one whose clock was wrong when it was made.
         """
-        if _read_certificate(self.signer.certificate, CERTIFICATE).not_valid_after_utc <= now:
+        signer = _read_certificate(self.signer.certificate, CERTIFICATE)
+        if not signer.not_valid_before_utc <= now < signer.not_valid_after_utc:
             return Authority(self.following).advance(now) if self.following else Authority.create(now)
         if self.following is None:
             if needs_rotation(self.signer.certificate, now):
@@ -125,10 +127,10 @@ def client_tls(authority: Authority, now: datetime) -> ClientTLS:
 
 
 def needs_rotation(pem: bytes, now: datetime) -> bool:
-    """Tell whether two thirds of the certificate's life are over; DamagedPEM if it can't be read."""
+    """Tell whether two thirds of a certificate's life are over, or it has not begun; DamagedPEM if it can't be read."""
     certificate = _read_certificate(pem, CERTIFICATE)
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return now >= start + (end - start) * RENEW_AFTER
+    return not start <= now < start + (end - start) * RENEW_AFTER
 
 
 def end_of(pem: bytes) -> datetime:

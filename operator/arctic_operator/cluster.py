@@ -110,6 +110,11 @@ class ApiError(Exception):
         """Whether nothing is served at that path: of an object or namespace that is missing the API says so itself."""
         return self.code == 404 and not self.reason
 
+    @property
+    def gone(self) -> bool:
+        """Whether there is no such object, by the API server's own word: any proxy may answer with 404."""
+        return self.code == 404 and not self.kind_unknown
+
 
 class OwnedByAnotherError(Exception):
     """An object of the wanted name is there and belongs to someone else."""
@@ -247,7 +252,7 @@ class Cluster:
         try:
             return await self.request("GET", path_of(kind, namespace, name))
         except ApiError as error:
-            if error.code == 404:
+            if error.gone:
                 return None
             raise
 
@@ -304,8 +309,7 @@ class Cluster:
                 if response.status >= 400:
                     raise _error(response.status, await response.read())
                 async for line in lines:
-                    told = read_json(line)
-                    event, manifest = told["type"], told["object"]
+                    event, manifest = _event(line)
                     if event == "ERROR":
                         raise _refusal(manifest.get("code") or 500, manifest)
                     yield version_of(manifest), event, None if event == "BOOKMARK" else manifest
@@ -534,7 +538,19 @@ def _answer(text: bytes) -> Manifest:
         answer = read_json(text)
         if isinstance(answer, dict):
             return answer
-    raise ApiError(0, "Unreachable", f"what answers is no API server: {_words(text)}")
+    raise _no_api_server(text)
+
+
+def _event(text: bytes) -> tuple[str, Manifest]:
+    """Return the kind of an event that a watch has told, and its object; ApiError (code 0) as of an answer."""
+    told = _answer(text)
+    if not {"type", "object"} <= told.keys():
+        raise _no_api_server(text)
+    return told["type"], told["object"]
+
+
+def _no_api_server(text: bytes) -> ApiError:
+    return ApiError(0, "Unreachable", f"what answers is no API server: {_words(text)}")
 
 
 def _error(code: int, text: bytes) -> ApiError:

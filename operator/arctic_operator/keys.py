@@ -61,7 +61,7 @@ class Keys:
         """
         authority, now = await self._current(), self._clock()
         checked = self._checked.get(identity.uid)
-        if not look and checked and checked[1:] == (authority.bundle, login) and now - checked[0] < CHECK_EVERY:
+        if not look and checked and checked[1:] == (authority.bundle, login) and _is_fresh(checked[0], now):
             return
         if not (new and await self._cluster.create(_server(identity, authority, now))):
             known = await self._cluster.get("Secret", identity.namespace, tls_name(identity))
@@ -85,7 +85,7 @@ class Keys:
 
     async def _current(self) -> Authority:
         now = self._clock()
-        if self._authority and self._authority_checked and now - self._authority_checked < CHECK_EVERY:
+        if self._authority and self._authority_checked and _is_fresh(self._authority_checked, now):
             return self._authority
         self._authority = await self._load(now)
         _tell_expiry("authority", self._authority.signer.certificate)
@@ -116,6 +116,11 @@ class Keys:
     def _secret(self, authority: Authority, more: Mapping[str, Any]) -> Manifest:
         metadata = {"name": AUTHORITY_SECRET, "namespace": self._namespace, **more}
         return secret_manifest(metadata, authority.to_secret())
+
+
+def _is_fresh(checked: datetime, now: datetime) -> bool:
+    """Whether it is too early to look again; a look in time to come was at a clock that was wrong."""
+    return timedelta(0) <= now - checked < CHECK_EVERY
 
 
 def _tell_expiry(which: str, pem: bytes) -> None:

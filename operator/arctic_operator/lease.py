@@ -77,10 +77,13 @@ class Lease:
         """Let another operator lead at once."""
         if self._held is None:
             return
-        held, self._held = self._held, None
-        held["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": micro_time(datetime.now(UTC))}
+        self._held = None
+        given = {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": micro_time(datetime.now(UTC))}
         with suppress(ApiError):
-            await self._cluster.replace(held)
+            # As it is now: the last renewal may have been written, and its answer lost.
+            known = await self._cluster.get("Lease", self._namespace, self._name)
+            if known and known.get("spec", {}).get("holderIdentity") == self._identity:
+                await self._cluster.replace(known | {"spec": known["spec"] | given})
 
     async def _try(self) -> bool:
         """Take or renew the Lease; False if another holds it or writes to it, or no API server answers."""

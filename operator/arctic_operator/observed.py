@@ -102,6 +102,9 @@ class Job:
     revision: str
     deleting: bool = False
     complete: bool = False
+    failing: datetime | None = None
+    """Since when it ends its pods, as one of them has failed. Kubernetes calls it failed once they all have ended, and
+    before 1.31 at once: then this is None."""
     failed: bool = False
     reason: str = ""
     message: str = ""
@@ -418,6 +421,7 @@ def job_of(manifest: Manifest) -> Job:
     annotations = metadata.get("annotations", {})
     failed = conditions.get("Failed", {}).get("status") == "True"
     end = conditions.get("Failed" if failed else "Complete", {})
+    target = conditions.get("FailureTarget", {})
     return Job(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -426,6 +430,7 @@ def job_of(manifest: Manifest) -> Job:
         revision=annotations.get(REVISION_ANNOTATION, ""),
         deleting="deletionTimestamp" in metadata,
         complete=conditions.get("Complete", {}).get("status") == "True",
+        failing=parse_time(target.get("lastTransitionTime")) if target.get("status") == "True" else None,
         failed=failed,
         reason=end.get("reason", ""),
         message=end.get("message", ""),

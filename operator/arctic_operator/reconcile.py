@@ -491,7 +491,7 @@ class Reconciler:
         try:
             metadata = await self._cluster.apply_status(subject.identity, status)
         except ApiError as error:
-            if error.code in (404, 409):
+            if error.gone or error.code == 409:
                 return None
             raise
         self._beginning.discard(key)

@@ -8,7 +8,16 @@ from typing import Any
 from arctic_api.inference import ArcticInferenceStatus
 from arctic_api.world import Label, Routing
 from arctic_operator.live import InferenceObservation, Live, Phase
-from arctic_operator.observed import GroupSet, Inference, InferenceSeen, Node, Pod, read_status, revision_seen_of
+from arctic_operator.observed import (
+    Access,
+    GroupSet,
+    Inference,
+    InferenceSeen,
+    Node,
+    Pod,
+    read_status,
+    revision_seen_of,
+)
 from arctic_operator.plan.actions import Mark, Plan, Remembered
 from arctic_operator.plan.inference import plan_inference
 
@@ -35,6 +44,7 @@ class Cluster:
         self.most = 0
         self.history: dict[str, dict[str, Any]] = {}
         self.remembered = Remembered()
+        self.access: Access | None = None
 
     @property
     def serving(self) -> list[str]:
@@ -63,6 +73,7 @@ class Cluster:
             self.nodes if self.sees_nodes else None,
             live,
             history=tuple(map(revision_seen_of, self.history.values())),
+            access=self.access,
         )
         plan = plan_inference(inference, seen, self.settings, self.now, self.remembered)
         self.remembered = plan.remembered

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from arctic_operator.manifests.common import Manifest
@@ -82,6 +83,9 @@ class Remembered:
 
     scaler: Scaler = field(default_factory=Scaler)
     comparison: Comparison = field(default_factory=Comparison)
+    early: Mapping[tuple[str, datetime], datetime] = field(default_factory=dict)
+    """Since when pods are seen to be ready, by their uids and the time since which they are as their kubelets say, if
+    that was yet to come."""
 
 
 @dataclass(frozen=True)

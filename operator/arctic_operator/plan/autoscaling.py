@@ -135,7 +135,7 @@ def scale(
         message = f"no request for {scaling.scale_to_zero_after}"
         return Scaling(0, "NoRequests", message), Scaler(too_much=scaler.too_much, too_much_at=scaler.too_much_at)
     asked = _asked(spec, scaling, before, scaler, now_measured)
-    scaler = replace(scaler, asked=_recent(scaling, scaler.asked or ((now, before),), asked.wanted, now))
+    scaler = replace(scaler, asked=(*_recent(scaling, scaler, before, now), (now, asked.wanted)))
     return _stabilized(scaling, before, asked, scaler, now), scaler
 
 
@@ -149,7 +149,10 @@ def _asleep(scaling: Autoscaling, now_measured: Measured) -> Scaling:
 
 def _remembering(scaler: Scaler, target: AutoscalingTarget, now_measured: Measured, now: datetime) -> Scaler:
     """Note since when nobody asks, and what is too much for a group."""
-    scaler = replace(scaler, idle_since=(scaler.idle_since or now) if now_measured.idle else None)
+    # Clocks are set back: nothing that is remembered is yet to come.
+    idle_since, too_much_at = (moment and min(moment, now) for moment in (scaler.idle_since, scaler.too_much_at))
+    idle_since = (idle_since or now) if now_measured.idle else None
+    scaler = replace(scaler, idle_since=idle_since, too_much_at=too_much_at)
     if scaler.too_much_at and now - scaler.too_much_at >= REMEMBERED:
         scaler = replace(scaler, too_much=None, too_much_at=None)
     if not now_measured.serving or now_measured.tokens_per_second <= 0 or _worst(target, now_measured)[0] <= 1:
@@ -215,12 +218,12 @@ def _carry(count: int, spec: ArcticInferenceSpec, scaling: Autoscaling, scaler: 
     )
 
 
-def _recent(
-    scaling: Autoscaling, asked: tuple[tuple[datetime, int], ...], wanted: int, now: datetime
-) -> tuple[tuple[datetime, int], ...]:
+def _recent(scaling: Autoscaling, scaler: Scaler, before: int, now: datetime) -> tuple[tuple[datetime, int], ...]:
+    """Return what has been asked for in the longest window; it begins anew where nothing has, and with a new clock."""
     windows = scaling.stabilization
     longest = max(_time(windows.up), _time(windows.down))
-    return (*(each for each in asked if now - each[0] <= longest), (now, wanted))
+    asked = tuple(each for each in scaler.asked if each[0] <= now) or ((now, before),)
+    return tuple(each for each in asked if now - each[0] <= longest)
 
 
 def _stabilized(scaling: Autoscaling, before: int, asked: Scaling, scaler: Scaler, now: datetime) -> Scaling:

@@ -62,6 +62,7 @@ def analyse(
     stable = frozenset(group.name for group in serving if group.set.revision == canary.stable.name)
     said = {name: told.figures for name in newest | stable if (told := _heard(seen, name))}
     begun = parse_time(known.since) if known else None
+    begun = begun if begun and begun <= now else None  # clocks are set back
     if (comparison.revision, comparison.share) != (revision, canary.share):
         begun = None if comparison.revision == revision else begun
         comparison = Comparison(revision, canary.share)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from arctic_api.training import ArcticTrainingSpec
@@ -69,8 +69,7 @@ def judge(
     complete = job.complete or _all_done(spec, pods, job)
     if job.suspended and not complete and (pods or not job.queue):
         return _taken_back(job, now)
-    disturbed = bool(job.failed or complete)
-    disruptions = list(_disruptions(pods, nodes, now, ignore_deletion=disturbed))
+    disruptions = list(_disruptions(pods, nodes, now, _swept_since(job, complete=complete)))
     causes = [*disruptions, *_failures(pods, nodes, now)]
     if complete:
         return _completion(spec, pods, causes, now)
@@ -85,6 +84,13 @@ def judge(
     if job.failed:
         return Ending(job.reason or "JobFailed", job.message or "the Job failed", job.ended or now, counted=True)
     return None
+
+
+def _swept_since(job: Job, *, complete: bool) -> datetime | None:
+    """Return since when a Job that has ended, or failed, deletes its pods itself; None while it does not."""
+    if job.failing and not complete:
+        return job.failing
+    return datetime.min.replace(tzinfo=UTC) if job.failed or complete else None
 
 
 def _cause_of(causes: Sequence[Ending]) -> Ending:
@@ -103,7 +109,10 @@ def _cause_of(causes: Sequence[Ending]) -> Ending:
 def is_unexplained(pod: Pod, now: datetime) -> bool:
     """Whether somebody has ended a pod, and it may yet be said who: until then its peers' word says nothing either."""
     asked = _was_told_to_end(pod) and not pod.disrupted and pod.delete_requested is None
-    return pod.unexplained and asked and now - (pod.finished or now) < EXPLAINED_WITHIN
+    since = now - (pod.finished or now)
+    # While others run in it the pod's phase says nothing, and a clock that is ahead not when they have had their time.
+    ahead = pod.lingers and since <= -EXPLAINED_WITHIN
+    return pod.unexplained and asked and since < EXPLAINED_WITHIN and not ahead
 
 
 def _was_told_to_end(pod: Pod) -> bool:
@@ -161,9 +170,9 @@ def _refusal(pod: Pod, now: datetime) -> Ending:
 
 
 def _disruptions(
-    pods: Sequence[Pod], nodes: Mapping[str, Node] | None, now: datetime, *, ignore_deletion: bool
+    pods: Sequence[Pod], nodes: Mapping[str, Node] | None, now: datetime, swept: datetime | None
 ) -> Iterator[Ending]:
-    """A Job deletes the pods of a world that failed: their deletion says nothing then."""
+    """A Job deletes the pods of a world that failed: their deletion says nothing from then on."""
     for pod in pods:
         if pod.disrupted:
             words = pod.disruption_message or pod.failure_message
@@ -171,7 +180,7 @@ def _disruptions(
             # The kubelet says so last: its worker's end came before, and that of its peers may have.
             by_kubelet = pod.finished if pod.disruption == BY_KUBELET else None
             yield Ending(pod.disruption or "Disrupted", told, min(pod.disrupted, by_kubelet or pod.disrupted))
-        elif pod.delete_requested and not ignore_deletion:
+        elif pod.delete_requested and (swept is None or pod.delete_requested < swept):
             yield Ending(POD_DELETED, f"pod {pod.name} was deleted", pod.delete_requested)
         if pod.exit_code == ExitCode.INTERRUPTED:
             yield _interruption(pod, now)

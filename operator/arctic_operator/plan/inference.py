@@ -84,7 +84,7 @@ def _stamps(target: Target, seen: InferenceSeen) -> Iterable[Mark]:
     wanted = {REVISION_ANNOTATION: inference.revision, GENERATION_ANNOTATION: str(inference.generation)}
     for group in seen.groups:
         known = {REVISION_ANNOTATION: group.specification, GENERATION_ANNOTATION: str(group.generation)}
-        if not group.deleting and known != wanted and target.agrees(group):
+        if not group.deleting and known != wanted and target.agrees(group) and not target.forgotten:
             yield Mark(group.kind, inference.identity.namespace, group.name, group.uid, annotations=wanted)
 
 
@@ -112,6 +112,22 @@ def groups_of(seen: InferenceSeen, revision: str, asked: str | None, now: dateti
             )
         )
     return sorted(groups, key=lambda group: group.index)
+
+
+def _early(
+    pods: Iterable[Pod], before: Mapping[tuple[str, datetime], datetime], now: datetime
+) -> dict[tuple[str, datetime], datetime]:
+    """Return since when pods are seen to be ready that are so only in time to come, or were when that was seen.
+
+    A kubelet's clock may be ahead, and the cluster's is set back: neither must keep a group waiting for so long.
+    """
+    told = ((pod.uid, pod.ready_since) for pod in pods if pod.ready_since)
+    return {each: min(before.get(each, now), now) for each in told if each in before or each[1] > now}
+
+
+def _ready_since(pod: Pod, early: Mapping[tuple[str, datetime], datetime]) -> Pod:
+    since = pod.ready_since
+    return replace(pod, ready_since=min(since, early.get((pod.uid, since), since))) if since else pod
 
 
 def _is_lost(pods: Sequence[Pod], nodes: Mapping[str, Node] | None, now: datetime) -> bool:
@@ -231,13 +247,15 @@ def plan_inference(
     """Return what to do for a service, and its status; `remembered` is what the plan before has handed on."""
     if inference.deleting:
         return Plan()
+    early = _early(seen.pods, remembered.early, now)
+    seen = replace(seen, pods=[_ready_since(pod, early) for pod in seen.pods])
     newest, held = target_of(inference, seen)
     target, refused = unless_refused(inference, seen, newest)
     held = held or refused
     spec, identity = target.inference.spec, inference.identity
     asked_to_go = drain_request(inference, seen.groups)
     groups = groups_of(seen, target.name, leaver(asked_to_go), now)
-    waiting = _waiting(target, seen)
+    waiting = held if target.forgotten else _waiting(target, seen)
     scaling, scaler = scale(spec, inference.status, remembered.scaler, measured(groups, seen), now)
     wanted = scaling.wanted if scaling else spec.replicas
     desired = 0 if spec.suspend or (waiting and not groups) else wanted
@@ -293,7 +311,7 @@ def plan_inference(
         drain=tuple(group.name for group in staying if _must_tell(group, seen, now)),
         delete=(
             *(_delete_set(group, identity.namespace) for group in removed),
-            *_orphans(seen),
+            *_orphans(seen, new),
             *left,
             *_crashed(staying, identity.namespace, now),
             *forgotten(inference, seen, used),
@@ -301,7 +319,7 @@ def plan_inference(
         follow=tuple(follow for group in staying for follow in _follow(group)),
         short=tuple(g.set for g in staying if lacks_pods(g.set.created, g.pods, g.set.size, now)),
         ask_gateways=tuple(pod.ip for pod in seen.gateways if pod.ip) if scaling else (),
-        remembered=Remembered(scaler, comparison),
+        remembered=Remembered(scaler, comparison, early),
         status=inference_status(
             replace(target.inference, generation=inference.generation),
             seen,
@@ -420,9 +438,9 @@ def _crashed(groups: Sequence[Group], namespace: str, now: datetime) -> Iterable
             yield Delete("Pod", namespace, pod.name, pod.uid)
 
 
-def _orphans(seen: InferenceSeen) -> Iterable[Delete]:
-    """What stood beside groups that are gone."""
-    names = {group.name for group in seen.groups}
+def _orphans(seen: InferenceSeen, new: Iterable[str]) -> Iterable[Delete]:
+    """What stood beside groups that are gone; what is there of new ones is left of a try that was refused."""
+    names = {*new, *(group.name for group in seen.groups)}
     for child in seen.others:
         metadata = child["metadata"]
         group = metadata.get("labels", {}).get(Label.GROUP)

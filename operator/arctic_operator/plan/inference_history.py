@@ -32,6 +32,8 @@ class Target:
     """The revision."""
     pinned: bool = False
     """Whether it is one that was recorded, and not what the specification says now."""
+    forgotten: bool = False
+    """Whether its record is gone, or can't be read: groups of it can be kept, and none be made."""
 
     def agrees(self, group: GroupSet) -> bool:
         """Whether a group is what is asked for: nothing has been edited, or nothing that it is made of.
@@ -59,8 +61,13 @@ def target_of(inference: Inference, seen: InferenceSeen) -> tuple[Target, Troubl
     found = pinned_target(inference, seen, asked)
     if isinstance(found, Target):
         return found, None
-    held = pinned_target(inference, seen, inference.status.revision or "")
-    return held if isinstance(held, Target) else newest_target(inference, seen), found
+    known = inference.status.revision or ""
+    held = pinned_target(inference, seen, known)
+    if isinstance(held, Target):
+        return held, found
+    if any(group.revision == known and not group.deleting for group in seen.groups):
+        return Target(inference, seen.base, known, pinned=True, forgotten=True), found
+    return newest_target(inference, seen), found
 
 
 def newest_target(inference: Inference, seen: InferenceSeen) -> Target:
@@ -102,7 +109,7 @@ def records(target: Target, seen: InferenceSeen) -> list[Manifest]:
     """Return the record of a revision that has none yet, once there is something to make it of."""
     inference = target.inference
     known = any(each.name == target.name for each in seen.history)
-    if known or (inference.spec.model.training is not None and target.base is None):
+    if known or target.forgotten or (inference.spec.model.training is not None and target.base is None):
         return []
     return [recorded_revision(inference, target.name, target.base)]
 

@@ -99,6 +99,7 @@ def inference_status(
     trouble = _trouble(kept, seen.refusals)
     told = {group.name: told for group in kept if (told := _observation(seen.live.get(group.name)))}
     closed = seen.access.lack if seen.access else None
+    first = closed if closed and closed.reason == NO_KEYS else held or closed
     state = _state(inference, counts, trouble, waiting, closed)
     if canary and state in ("RollingOut", "Scaling", "Ready"):  # the last where the stable groups are being made anew
         state = "Canary"
@@ -123,9 +124,7 @@ def inference_status(
         start_time=inference.status.start_time or (format_time(now) if counts.ready else None),
         canary=analysed.status if analysed else None,
         drain_request=asked_to_go,
-        conditions=_conditions(
-            inference, counts, trouble, state, waiting, held or closed, telling, scaling, analysed, now
-        ),
+        conditions=_conditions(inference, counts, trouble, state, waiting, first, telling, scaling, analysed, now),
         weights=(seen.base or inference.status.weights) if inference.spec.model.training else None,
         **_figures(list(told.values())),
     )

@@ -355,7 +355,7 @@ def _stop(case: _Case) -> tuple[Delete, ...]:
     jobs = (
         Delete("Job", namespace, job.name, job.uid, after_pods=True)
         for job in case.seen.jobs
-        if not (job.deleting or job.complete or job.failed)
+        if not (job.deleting or job.complete or job.failing or job.failed)
     )
     return (*_hurry(case), *jobs)
 

@@ -28,7 +28,14 @@ def accepted(operator):
 def test_a_secret_without_a_key_closes_the_service_and_says_so(data):
     access = access_of("people", data)
     assert access.digests == ()
+    assert access.lack.reason == "NoKeys"
     assert "Secret people" in access.lack.message
+    assert "every request is refused" in access.lack.message
+
+
+def test_a_line_that_is_no_key_closes_nothing_for_those_who_have_one():
+    access = access_of("people", {"key": b"two words\none"})
+    assert (access.digests, access.lack.reason) == ((digest_of(b"one"),), "BadKeys")
 
 
 async def test_a_secret_is_read_anew_in_time_and_at_once_under_another_name(build, operator):

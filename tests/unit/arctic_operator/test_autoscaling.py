@@ -139,6 +139,20 @@ def test_a_service_nobody_asks_goes_and_a_waiting_request_wakes_it(build):
     assert service.look(CALM) == 0
 
 
+def test_a_clock_that_is_set_back_costs_no_more_than_a_window(build):
+    back = -3600.0
+    service = Service(build, min=0, scaleToZeroAfter="10m", stabilization={"up": "10s", "down": "60s"})
+    service.looks(CALM, 60)
+    service.look(replace(CALM, waiting=6), back)
+    assert service.looks(replace(CALM, waiting=6), 15) == 2
+    two = replace(CALM, serving=2, requests_per_second=1.0)
+    service.look(two, back)
+    assert service.looks(two, 70) == 1
+    service.look(CALM)
+    service.look(CALM, back)
+    assert service.looks(CALM, 610) == 0
+
+
 def test_an_operator_that_begins_anew_waits_for_a_whole_window(build):
     service = Service(build, stabilization={"down": "60s"})
     service.wanted = 3

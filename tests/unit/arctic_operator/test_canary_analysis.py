@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from simulated_groups import Cluster
@@ -121,6 +122,13 @@ def test_a_time_that_somebody_has_written_into_the_status_begins_an_analysis_ane
     world.run(2, serves, step=2)
     assert world.canary["verdict"] == "Analyzing"
     assert world.canary["since"].startswith("2026-01-01T")
+
+
+def test_an_analysis_ends_though_the_clock_is_set_back(build, world):
+    world.run(100, serves, step=2)
+    world.now -= timedelta(hours=1)
+    world.run(300, serves, step=2)
+    assert world.canary["verdict"] == "Promoted"
 
 
 def test_the_time_of_an_analysis_begins_when_both_revisions_serve_and_anew_with_another_weight(build, world):

@@ -88,6 +88,13 @@ def test_a_certificate_works_on_a_node_whose_clock_is_behind() -> None:
     assert trusts(authority.bundle, secret(authority, NOW)["tls.crt"], NOW - timedelta(minutes=4))
 
 
+def test_a_certificate_of_a_clock_that_was_wrong_is_renewed_once_that_is_set_back() -> None:
+    authority = Authority.create(NOW - timedelta(days=9))
+    pem = secret(authority, NOW + timedelta(hours=9))["tls.crt"]
+    assert not trusts(authority.bundle, pem, NOW)
+    assert needs_rotation(pem, NOW)
+
+
 def test_no_certificate_outlives_what_signed_it() -> None:
     authority = Authority.create(NOW)
     late = NOW + AUTHORITY_LIFE - timedelta(days=1)
@@ -129,6 +136,15 @@ class TestReplacingTheAuthority:
         authority = before.advance(late)
         assert trusts(authority.bundle, secret(authority, late)["tls.crt"], late)
         assert authority.advance(late) is authority
+
+    @pytest.mark.parametrize("clock", [NOW + timedelta(hours=9), NOW + AUTHORITY_LIFE * 2])
+    @pytest.mark.parametrize("before", [Authority.create(NOW), Authority.create(NOW).advance(DUE)])
+    def test_one_that_was_made_while_the_clock_was_wrong_is_made_anew(self, before: Authority, clock: datetime) -> None:
+        wrong = Authority.create(clock)
+        for authority in (wrong, wrong.advance(clock + AUTHORITY_LIFE * 2 / 3), before.advance(clock)):
+            right = authority.advance(NOW)
+            assert trusts(right.bundle, secret(right, NOW)["tls.crt"], NOW)
+            assert right.advance(NOW) is right
 
     def test_a_next_one_that_is_made_already_takes_over_when_the_old_one_ends(self) -> None:
         both = Authority.create(NOW).advance(DUE)

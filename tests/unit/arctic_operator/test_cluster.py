@@ -105,6 +105,13 @@ async def test_a_kind_that_is_not_served_is_told_with_what_to_do_and_has_no_obje
     assert not await server.serves("LeaderWorkerSet")
 
 
+async def test_an_object_is_gone_only_where_the_api_server_says_so_of_it() -> None:
+    """One of ours that counts as gone does so for ever, and nobody would see to it any more."""
+    assert await Answers(404, "NotFound").get("ArcticTraining", "team", "tiny") is None
+    with pytest.raises(ApiError):
+        await Answers(404, "").get("ArcticTraining", "team", "tiny")
+
+
 async def test_a_namespace_that_is_gone_is_no_kind_that_is_not_served() -> None:
     server = Answers(404, "NotFound")
     for call in (server.create(GROUP), server.list_children("LeaderWorkerSet", "team", "owner")):
@@ -270,6 +277,7 @@ async def test_a_write_to_an_object_whose_name_another_has_now_is_a_conflict() -
     [
         (200, b"<html>maintenance</html>", 0),
         (200, b'"maintenance"', 0),
+        (404, b"default backend - 404", 404),
         (502, b"null", 502),
         (503, b"[]", 503),
         (503, b'{"code": 14, "message": "away", "details": [{"reason": "x"}]}', 503),

@@ -131,6 +131,20 @@ def test_a_deletion_after_a_peers_crash_is_the_crashs_doing(build):
     assert (ending.reason, ending.counted) == ("WorkerFailed", True)
 
 
+def test_what_a_job_sweeps_is_no_cause_before_it_has_failed_as_a_whole(build):
+    """From 1.31 on it is a `FailureTarget` first, and called failed once all of its pods have ended."""
+    spec, failing = build.training().spec, replace(JOB, failing=build.seconds(2))
+    swept = build.pod(1, delete_requested=build.seconds(2))
+    crashed = build.pod(0, phase="Failed", exit_code=1, finished=build.seconds(300))  # by a clock that is ahead
+    ending = judge(spec, failing, [crashed, swept], None, build.seconds(4))
+    assert (ending.reason, ending.counted) == ("WorkerFailed", True)
+    gone = build.pod(0, phase="Failed", exit_code=143, finished=build.seconds(2), delete_requested=build.seconds(1))
+    for job in (failing, replace(failing, failed=True)):
+        ending = judge(spec, job, [gone, swept], None, build.seconds(4))
+        assert (ending.reason, ending.counted) == ("PodDeleted", False)
+    assert judge(spec, failing, [build.pod(0), swept], None, build.seconds(4)) is None, "its end will show"
+
+
 def test_a_preempted_pod_that_died_of_sigterm_does_not_count(build):
     pod = build.pod(
         0,
@@ -282,6 +296,8 @@ def test_a_worker_of_whose_end_nothing_more_is_said_is_judged_soon(build, exit_c
     pod = build.pod(1, phase="Failed", exit_code=exit_code, finished=build.seconds(5), unexplained=True)
     assert judge(build.training().spec, JOB, [build.pod(0), pod], None, build.seconds(7)) is None
     assert judge(build.training().spec, JOB, [build.pod(0), pod], None, build.seconds(8)).reason == reason
+    ahead = replace(pod, finished=build.seconds(3600), lingers=True)
+    assert judge(build.training().spec, JOB, [build.pod(0), ahead], None, build.seconds(8)).reason == reason
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """What the operator keeps for itself goes with its Deployment."""
 
-from arctic_operator.certificates import Authority
+from datetime import timedelta
+
+from arctic_operator.certificates import Authority, needs_rotation
+from arctic_operator.cluster import secret_data
 from arctic_operator.health import Heartbeat
 from arctic_operator.install import Install
 from arctic_operator.keys import AUTHORITY_SECRET, Keys
 from arctic_operator.lease import Lease
-from arctic_operator.manifests.common import secret_manifest
+from arctic_operator.manifests.common import secret_manifest, tls_name
 
 
 async def test_leases_and_the_authority_belong_to_the_deployment_also_where_they_were_there_before(operator, build):
@@ -30,3 +33,20 @@ async def test_nothing_owns_what_is_in_another_namespace_or_made_outside_a_deplo
     for settings in (build.settings, elsewhere):
         await Heartbeat(server, settings, Install(server, settings)).beat()
     assert [lease["metadata"].get("ownerReferences") for lease in server.of("Lease")] == [None, None]
+
+
+async def test_certificates_are_looked_at_though_the_clock_was_set_back_a_year(operator, build):
+    server, identity, clock = operator.server, build.inference().identity, [build.start]
+    keys = Keys(server, build.settings, Install(server, build.settings), lambda: clock[0])
+    await keys.ensure(identity, look=False, login=False)
+    before = server.of("Secret")
+    for moment in (build.start - timedelta(days=365), build.start):
+        clock[0] = moment
+        await keys.ensure(identity, look=False, login=False)
+        tls = await keys.client()
+        kept = {each["metadata"]["name"]: secret_data(each) for each in server.of("Secret")}
+        [authority, leaf] = [kept[AUTHORITY_SECRET], kept[tls_name(identity)]]
+        assert tls.authorities == leaf["ca.crt"] == authority["tls.crt"]
+        for pem in (authority["tls.crt"], leaf["tls.crt"], tls.pair.certificate):
+            assert not needs_rotation(pem, moment)
+    assert len(before) == len(server.of("Secret")) == 2

@@ -138,3 +138,35 @@ async def test_a_machine_whose_clock_is_moved_by_an_hour_neither_loses_the_lease
         assert leaders == ["second"]
         second.cancel()
         await asyncio.wait([second])
+
+
+class Unheard(Kept):
+    """One that refuses what was read before, and whose answers may get lost."""
+
+    lost = False
+
+    async def replace(self, manifest):
+        known = self.lease["metadata"]["resourceVersion"] if self.lease else None
+        if manifest["metadata"].get("resourceVersion") != known:
+            raise ApiError(409, "Conflict", "the object has been modified")
+        version = {"resourceVersion": str(self.written + 1)}
+        answer = await super().replace(manifest | {"metadata": manifest["metadata"] | version})
+        if self.lost:
+            raise ApiError(0, "Unreachable", "no answer came")
+        return answer
+
+
+async def test_a_lease_is_given_back_though_the_answer_to_its_last_renewal_got_lost(build):
+    server, settings = Unheard(), build.settings
+    lease = Lease(server, settings, Install(server, settings))
+    assert await lease._try()
+    server.lost = True
+    assert not await lease._try()
+    server.lost = False
+    await lease.release()
+    assert server.lease["spec"]["holderIdentity"] == ""
+    other = Lease(server, settings.model_copy(update={"pod_name": "other"}), Install(server, settings))
+    assert await other._try()
+    lease._held = server.lease
+    await lease.release()
+    assert server.lease["spec"]["holderIdentity"] == "other"

@@ -63,6 +63,8 @@ def test_only_what_is_read_of_a_job_or_a_pod_is_news():
     assert not is_news(job, job | {"status": {"active": 2, "ready": 1}})
     ended = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
     assert is_news(job, job | {"status": {"active": 2, "conditions": [ended]}})
+    failing = {"type": "FailureTarget", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    assert is_news(job, job | {"status": {"active": 2, "conditions": [failing]}})
     assert is_news(job, job | {"spec": {"suspend": True}})
     pod = raw_pod()
     assert not is_news(pod, pod | {"status": {"hostIP": "10.0.0.1"}})

@@ -136,6 +136,26 @@ def test_what_an_ablation_of_as_many_trainings_as_there_may_be_has_found_fits_in
     assert {name: word.uid5 for name, word in read.items()} == {name: name[-8:-3] for name in known}
 
 
+def test_as_many_changes_as_there_may_be_fit_into_what_a_pod_is_told_though_each_is_a_whole_curriculum():
+    """Nothing bounds what a value may be, which is whatever the field that it is for takes."""
+    [stage] = TRAINING_SPEC["curriculum"]["stages"]
+    draw = random.Random(0)
+    mixtures = [{f"source-{number:02}": round(draw.random(), 3) for number in range(48)} for _ in range(256)]
+    changes = [
+        {"name": f"c{number}", "set": [{"field": "curriculum.stages", "value": [stage | {"mixture": mixture}]}]}
+        for number, mixture in enumerate(mixtures)
+    ]
+    changes[0] = {"name": "c0", "set": [{"field": "batch.microBatchSize", "value": None}]}
+    fields = {"training": TRAINING_SPEC, "changes": changes, "objective": {"perplexity": {"general": 1}}}
+    study = VariantStudy(IDENTITY.name, ArcticAblationSpec.model_validate(fields))
+    ablation = Ablation(IDENTITY, 1, False, study, ArcticAblationStatus())
+    task = plan_task(ablation, AblationSeen(trials={}), "report", {}, SETTINGS, START)
+    [container] = task.create[0]["spec"]["template"]["spec"]["containers"]
+    [told] = [each["value"] for each in container["env"] if each["name"] == WORLD_VARIABLE]
+    assert len(ablation.spec.model_dump_json()) > 2 * MAX_WORLD_BYTES > 2 * len(told)
+    assert AblationWorld.model_validate_json(told).spec.changes == ablation.spec.changes
+
+
 @pytest.mark.parametrize(
     ("code", "report", "reason", "words"),
     [

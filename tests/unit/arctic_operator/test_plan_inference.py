@@ -12,6 +12,7 @@ from simulated_groups import START_SECONDS, Cluster
 
 from arctic_api.common import BaseWeights
 from arctic_api.world import InferenceGroup, Label
+from arctic_operator.access import access_of
 from arctic_operator.live import InferenceObservation, Live, Phase
 from arctic_operator.observed import (
     DRAINING_ANNOTATION,
@@ -73,6 +74,32 @@ def test_a_service_is_ready_only_once_the_gateway_has_noticed_its_leader(build):
     assert cluster.reconcile().status["state"] == "Starting"
     cluster.tick(SETTLE.total_seconds())
     assert cluster.reconcile().status["state"] == "Ready"
+
+
+@pytest.mark.parametrize("ahead", [timedelta(seconds=15), timedelta(hours=1)])
+def test_a_leader_whose_kubelets_clock_is_ahead_is_noticed_as_soon_as_others(build, ahead):
+    cluster = Cluster(build, build.inference(parallelism={"pipeline": 1}))
+    cluster.reconcile()
+    cluster.tick(START_SECONDS)
+    [(place, pod)] = cluster.pods.items()
+    cluster.pods[place] = replace(pod, ready_since=cluster.now + ahead)
+    assert cluster.reconcile().status["state"] == "Starting"
+    for _ in range(60):
+        cluster.tick(SETTLE.total_seconds())
+        assert cluster.reconcile().status["state"] == "Ready"
+    cluster.pods[place] = replace(pod, ready_since=cluster.now + ahead)
+    assert cluster.reconcile().status["state"] == "Starting", "it was not ready meanwhile"
+
+
+def test_a_service_is_ready_in_a_moment_though_the_clusters_clock_is_set_back(build):
+    cluster = Cluster(build, build.inference(**fields(2, 1, 0)))
+    cluster.run(40)
+    cluster.now -= timedelta(hours=1)
+    cluster.run(12)
+    assert cluster.status["state"] == "Ready"
+    cluster.now -= timedelta(hours=1)
+    cluster.run(12)
+    assert cluster.status["state"] == "Ready"
 
 
 @given(
@@ -367,6 +394,46 @@ def test_a_revision_that_is_not_there_is_told_and_nothing_moves(build):
     assert {group.revision for group in cluster.groups.values()} == {revision}, "what breaks is made as it was"
 
 
+def test_a_revision_in_use_whose_record_somebody_has_deleted_is_never_made_of_another(build):
+    cluster = Cluster(build, build.inference(**fields(2, 1, 0, "one")))
+    cluster.run(30)
+    first, before = cluster.status["revision"], set(cluster.groups)
+    back = fields(2, 1, 0, "two")
+    back["rollout"]["toRevision"] = first
+    cluster.edit(build, 2, **back)
+    cluster.run(30)
+    (record,) = cluster.history
+    kept = cluster.history.pop(record)
+    cluster.run(30)
+    assert (set(cluster.groups), cluster.status["revision"]) == (before, first)
+    lost = min(cluster.groups)
+    del cluster.groups[lost]
+    cluster.pods = {place: pod for place, pod in cluster.pods.items() if place[0] != lost}
+    cluster.run(30)
+    assert set(cluster.groups) == before - {lost}, "nobody knows any more what it was made of"
+    assert cluster.history == {}
+    degraded = condition(cluster.status, "Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("True", "NoSuchRevision")
+    cluster.history[record] = kept
+    cluster.run(60)
+    assert [group.revision for group in cluster.groups.values()] == [first] * 2
+    del cluster.history[record], back["rollout"]["toRevision"]
+    cluster.edit(build, 3, **back)
+    cluster.run(120)
+    assert [group.revision for group in cluster.groups.values()] == [cluster.status["revision"]] * 2
+    assert (cluster.status["revision"] != first, cluster.status["state"]) == (True, "Ready")
+
+
+def test_a_service_that_nobody_may_use_is_not_available_whatever_else_is_wrong(build):
+    rollout = {"toRevision": "none"}
+    cluster = Cluster(build, build.inference(rollout=rollout))
+    cluster.run(20)
+    cluster.access = access_of("people", None)
+    cluster.run(2)
+    assert condition(cluster.status, "Available")["status"] == "False"
+    assert condition(cluster.status, "Degraded")["reason"] == "NoKeys"
+
+
 def test_so_many_revisions_are_kept_and_those_in_use(build):
     cluster = Cluster(build, build.inference(**fields(1, 1, 0)))
     cluster.run(20)
@@ -568,6 +635,18 @@ def test_what_stood_beside_a_group_that_is_gone_is_deleted(build):
     service = {"kind": "Service", "metadata": {"name": "x", "namespace": "team", "uid": "service-1", "labels": labels}}
     plan = plan_inference(build.inference(), InferenceSeen(others=[service]), build.settings, build.start)
     assert [(d.kind, d.uid) for d in plan.delete] == [("Service", "service-1")]
+
+
+def test_what_stands_beside_a_group_that_could_not_be_made_stays_for_the_next_try(build):
+    """Its StatefulSet was refused, as by a quota, when its Service was there."""
+    plan = plan_inference(build.inference(), InferenceSeen(), build.settings, build.start)
+    (name,) = (made["metadata"]["name"] for made in plan.create)
+    beside = [child for child in plan.apply if child["metadata"]["labels"].get(Label.GROUP) == name]
+    there = [child | {"metadata": child["metadata"] | {"uid": "u"}} for child in beside]
+    again = plan_inference(build.inference(), InferenceSeen(others=there), build.settings, build.start)
+    assert [made["metadata"]["name"] for made in again.create] == [name]
+    assert beside
+    assert again.delete == ()
 
 
 def test_names_of_groups_leave_room_for_what_the_stateful_set_appends(build):

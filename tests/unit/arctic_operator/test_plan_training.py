@@ -438,11 +438,12 @@ def test_a_pod_on_a_dead_node_does_not_hold_up_the_next_attempt_but_one_on_a_liv
         assert len(plan.create) == made
 
 
-def test_a_node_that_is_back_under_its_old_name_runs_nothing_of_the_world_that_it_lost(build):
+@pytest.mark.parametrize("end", ["failed", "failing"])
+def test_a_node_that_is_back_under_its_old_name_runs_nothing_of_the_world_that_it_lost(build, end):
     lost = record(1) | {"reason": "NodeLost"}
     training = build.training({"attempt": 1, "attempts": [lost]})
     back = {name: Node(name, True, build.seconds(90), False) for name in ("n0", "n1")}
-    failed = replace(job(build), failed=True)
+    failed = replace(job(build), **({"failed": True} if end == "failed" else {"failing": build.seconds(60)}))
     seen = TrainingSeen(jobs=[failed], pods=[build.pod(1)], nodes=back)
     plan = plan_training(training, seen, build.settings, build.seconds(91))
     assert ([(d.name, d.grace_seconds) for d in plan.delete], plan.create) == ([("tiny-a1-1", 1)], ())

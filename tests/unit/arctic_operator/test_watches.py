@@ -30,7 +30,7 @@ class Server:
     Args:
         listed: versions of the pods that a list shows.
         events: kinds and versions of what a watch tells after that. `CUT` breaks the connection off, `LAST` ends the
-            answer in order, `FORGOTTEN` says that the version is too old.
+            answer in order, `FORGOTTEN` says that the version is too old. What begins as HTML or JSON is told as it is.
     """
 
     def __init__(self, listed: list[int], events: list[Event]) -> None:
@@ -54,6 +54,9 @@ class Server:
             self.events.remove((kind, version))
             if kind == "CUT":
                 request.transport.close()  # once all is sent, and in the midst of an answer
+                return stream
+            if kind.startswith(("<", "{")):
+                await stream.write(kind.encode() + b"\n")
                 return stream
             if kind == "FORGOTTEN":
                 told = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}
@@ -129,6 +132,15 @@ async def test_a_watch_that_ends_goes_on_where_it_was(how, known):
         *_, last = await told(shown, 2 if how == "CUT" else 3)
     assert last == ("MODIFIED", "Pod", 200)
     assert (server.lists, [query["resourceVersion"] for query in server.queries]) == (1, ["100", known])
+
+
+@pytest.mark.parametrize("told_instead", ["<html>maintenance</html>", '{"message": "maintenance"}'])
+async def test_what_a_proxy_tells_in_the_api_servers_stead_ends_a_watch_and_not_the_watching(told_instead):
+    server = Server([], [("ADDED", 101), (told_instead, 140), ("MODIFIED", 200)])
+    async with watching(server) as shown:
+        *_, last = await told(shown, 2)
+    assert last == ("MODIFIED", "Pod", 200)
+    assert (server.lists, [query["resourceVersion"] for query in server.queries]) == (1, ["100", "101"])
 
 
 async def test_what_the_api_server_has_forgotten_is_listed_anew():
