@@ -4,9 +4,11 @@ import copy
 import ctypes
 import functools
 import os
+import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -110,7 +112,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     @functools.cache
     def compile_variant(name: str) -> Path:
         made = tmp_path_factory.mktemp(name) / "libkernel.so"
-        subprocess.run([found_compiler(), *flags, *VARIANTS[name], "-o", made, source], check=True)
+        # In a namespace of its own: what a function finds out once, it finds out for all libraries of a process.
+        own = (*VARIANTS[name], f"-Darctic={name}")
+        subprocess.run([found_compiler(), *flags, *own, "-o", made, source], check=True)
         return made
 
     return compile_variant
@@ -136,6 +140,18 @@ PARTS = [
 def tasks() -> set[int]:
     """Return the threads of this process."""
     return {int(path.name) for path in Path("/proc/self/task").iterdir()}
+
+
+@contextmanager
+def memory_for(count: int) -> Iterator[None]:
+    """So many bytes more are all that this process may take."""
+    limit, most = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + count, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
 
 
 def embedded(model: ArcticModel, parts: list[Part]) -> Tensor:
@@ -388,6 +404,28 @@ def test_a_rank_that_is_gone_ends_its_threads() -> None:
     assert tasks() == before
 
 
+def test_a_rank_whose_threads_have_no_memory_leaves_none_of_them() -> None:
+    model, cache = random_model(EVEN, "fp8"), empty_cache(EVEN, torch.bfloat16)
+    before = tasks()
+    with memory_for(256 << 20), pytest.raises(MemoryError, match="threads"):
+        kernel(model, cache, threads=4096)
+    assert tasks() == before
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_step_for_which_a_thread_has_no_memory_says_so_and_the_next_one_runs(threads: int) -> None:
+    config = EVEN.replace(hidden_size=128, num_attention_heads=64, num_key_value_heads=1)
+    model = random_model(config, "fp8")
+    x = embedded(model, PARTS)
+    rank = kernel(model, empty_cache(config, torch.bfloat16), threads)
+    expected = rank.run(PARTS, x.clone())
+    position = 2 << 20  # scores of 64 heads are 512 MiB
+    long = Part(position, (7,), (0,) * (position // 16 + 1), None)
+    with memory_for(256 << 20), pytest.raises(MemoryError, match="tokenBudget"):
+        rank.run([long], None)
+    assert torch.equal(rank.run(PARTS, x.clone()), expected)
+
+
 def test_code_of_other_sources_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old.cpp").write_text(
         'extern "C" { int arctic_supported() { return 1; }'
@@ -399,3 +437,10 @@ def test_code_of_other_sources_is_refused(tmp_path: Path) -> None:
         subprocess.run([found_compiler(), "-shared", "-fPIC", "-o", built, tmp_path / f"{name}.cpp"], check=True)
         with pytest.raises(RuntimeError, match="other sources"):
             libraries.load(built)
+
+
+def test_code_that_this_machine_cannot_load_is_refused(tmp_path: Path) -> None:
+    """Built on a machine with another processor or a newer C++ library, or half copied."""
+    (tmp_path / "foreign.so").write_bytes(b"\x7fELF")
+    with pytest.raises(RuntimeError, match=r"foreign\.so.*builds it anew"):
+        libraries.load(tmp_path / "foreign.so")

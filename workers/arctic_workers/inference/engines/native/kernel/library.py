@@ -26,6 +26,8 @@ PARTS = (
 )
 """Of a step, as kernel.cpp has them."""
 
+_BUILD_ANEW = "`uv sync --reinstall-package arctic-kubernetes` builds it anew"
+
 
 class Matrix(Structure):
     """See interface.h, as of all structures here."""
@@ -134,8 +136,14 @@ def library() -> ctypes.CDLL | None:
 
 
 def load(path: Path) -> ctypes.CDLL | None:
-    """Return the code of a file, or None where this processor can't run it. RuntimeError if it is of other sources."""
-    loaded = ctypes.CDLL(str(path))
+    """Return the code of a file, or None where this processor can't run it.
+
+    RuntimeError if it is of other sources, or of another machine.
+    """
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise RuntimeError(f"{path} cannot be loaded on this machine ({error}); {_BUILD_ANEW}") from None
     if not loaded.arctic_supported():
         return None
     _check_sizes(path, loaded)
@@ -162,7 +170,4 @@ def _check_sizes(path: Path, loaded: ctypes.CDLL) -> None:
     if sizes is not None:
         sizes.restype = POINTER(c_int64)
     if sizes is None or sizes()[: len(STRUCTURES)] != [ctypes.sizeof(structure) for structure in STRUCTURES]:
-        raise RuntimeError(
-            f"{path} was built from other sources than these; "
-            "`uv sync --reinstall-package arctic-kubernetes` builds it anew"
-        )
+        raise RuntimeError(f"{path} was built from other sources than these; {_BUILD_ANEW}")

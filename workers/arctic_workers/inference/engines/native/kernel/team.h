@@ -82,6 +82,9 @@ class alignas(64) Remaining {
 
 // A team that persists, cut into tensor ranks. Who waits spins for some microseconds, then sleeps: other processes need the
 // cores too. With `cpus`, one set a tensor rank, threads stay on those of their rank; the caller, for as long as it works.
+//
+// A thread for which there is no memory comes to the barriers all the same, as the others would wait for it for ever: what it
+// leaves undone is skipped by all, and told by `run`.
 class Team {
   public:
     Team(int size, int ranks, const uint8_t *cpus) : size_(size), ranks_(ranks), of_all_(size), of_rank_(size) {
@@ -89,15 +92,15 @@ class Team {
             cpus_.resize(ranks);
             std::memcpy(cpus_.data(), cpus, ranks * sizeof(Cpus));
         }
-        for (int index = 1; index < size; ++index) threads_.emplace_back([this, index] { serve(index); });
+        try {
+            for (int index = 1; index < size; ++index) threads_.emplace_back([this, index] { serve(index); });
+        } catch (...) {
+            stop();
+            throw;
+        }
     }
 
-    ~Team() {
-        stopping_ = true;
-        start_.fetch_add(1);
-        start_.notify_all();
-        for (auto &thread : threads_) thread.join();
-    }
+    ~Team() { stop(); }
 
     // The tensor rank of a thread.
     int rank_of(int index) const {
@@ -106,7 +109,7 @@ class Team {
         return rank;
     }
 
-    // Run `work(index)` on every thread; returns when all are done.
+    // Run `work(index)` on every thread; returns when all are done. Throws std::bad_alloc where any had no memory.
     void run(const std::function<void(int)> &work) {
         const Cpus before = cpus_.empty() ? Cpus{} : Cpus::of_this_thread();
         if (!cpus_.empty()) cpus_[0].bind_this_thread();
@@ -116,6 +119,7 @@ class Team {
         work(0);
         barrier([] {});
         if (!cpus_.empty()) before.bind_this_thread();
+        if (no_memory_.exchange(false)) throw std::bad_alloc();
     }
 
     // Wait for all; the last one to come runs `between` before any goes on.
@@ -125,7 +129,11 @@ class Team {
             arrived_.store(0);
             for (auto *runs : {&of_all_, &of_rank_})
                 for (auto &remaining : *runs) remaining.forget();
-            between();
+            try {
+                between();
+            } catch (const std::bad_alloc &) {
+                no_memory_ = true;
+            }
             phase_.fetch_add(1);
             phase_.notify_all();
         } else {
@@ -143,16 +151,21 @@ class Team {
     }
 
   private:
-    template <class Task> static void share_among(std::vector<Remaining> &runs, const Range &threads, int thread, int64_t tasks, Task task) {
+    template <class Task> void share_among(std::vector<Remaining> &runs, const Range &threads, int thread, int64_t tasks, Task task) {
         const auto run_of = [&](int64_t other) { return part_of(tasks, other - threads.begin, threads.size()); };
         const auto all_of = [&](const Range &range) {
             for (int64_t index = range.begin; index < range.end; ++index) task(index);
             return range.size() > 0;
         };
-        while (all_of(runs[thread].take_first(run_of(thread)))) {}
-        for (int64_t step = 1; step < threads.size(); ++step) {
-            const int64_t other = threads.begin + (thread - threads.begin + step) % threads.size();
-            while (all_of(runs[other].take_last(run_of(other)))) {}
+        if (no_memory_) return;
+        try {
+            while (all_of(runs[thread].take_first(run_of(thread)))) {}
+            for (int64_t step = 1; step < threads.size(); ++step) {
+                const int64_t other = threads.begin + (thread - threads.begin + step) % threads.size();
+                while (all_of(runs[other].take_last(run_of(other)))) {}
+            }
+        } catch (const std::bad_alloc &) {
+            no_memory_ = true;
         }
     }
 
@@ -176,12 +189,19 @@ class Team {
         }
     }
 
+    void stop() {
+        stopping_ = true;
+        start_.fetch_add(1);
+        start_.notify_all();
+        for (auto &thread : threads_) thread.join();
+    }
+
     const int size_, ranks_;
     std::vector<Cpus> cpus_; // of each tensor rank; none where threads run anywhere
     std::vector<Remaining> of_all_, of_rank_; // of each thread: its part of what all share, and of what its tensor rank does
     std::vector<std::thread> threads_;
     const std::function<void(int)> *work_ = nullptr;
-    std::atomic<bool> stopping_{false};
+    std::atomic<bool> stopping_{false}, no_memory_{false};
     alignas(64) std::atomic<uint32_t> start_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};
     alignas(64) std::atomic<int> arrived_{0};
@@ -194,6 +214,7 @@ class Buffer {
     float *get(int64_t count) {
         if (count > count_) {
             std::free(data_);
+            count_ = 0;
             const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
             data_ = static_cast<float *>(std::aligned_alloc(64, bytes));
             if (data_ == nullptr) throw std::bad_alloc();
