@@ -68,14 +68,28 @@ def layer_multiplications(config: ArcticConfig, layer: int) -> int:
     return attention + 3 * hidden**2 + experts
 
 
-def training_flops_per_token(config: ArcticConfig, sequence_length: int) -> int:
+def training_flops_per_token(config: ArcticConfig, sequence_length: int, *, frozen: bool = False) -> int:
     """FLOPs that the model asks for a token of training, the numerator of MFU; recomputation is not counted.
 
     `6 N + 12 L D T` (Chowdhery et al. 2022, PaLM, appendix B): N active parameters in matrices that multiply, so
-    without the embedding, which is looked up; attention is counted as if it were not causal, as there.
+    without the embedding, which is looked up; attention is counted as if it were not causal, as there. Weights below an
+    adapter are `frozen`: they have no gradients.
     """
     multiplying = count_parameters(config).active - config.vocab_size * config.hidden_size
-    return 6 * multiplying + 12 * config.num_hidden_layers * config.hidden_size * sequence_length
+    flops = 6 * multiplying + 12 * config.num_hidden_layers * config.hidden_size * sequence_length
+    return flops - 2 * _left_out_where_frozen(config) if frozen else flops
+
+
+def _left_out_where_frozen(config: ArcticConfig) -> int:
+    """Multiply-adds of a token that no adapter asks for: the gradients of all matrices, and what lies below the first.
+
+    The lowest adapter is on the first layer's queries, keys and values: nothing is asked of what went into these, nor
+    of what went into the experts beside them, which have none.
+    """
+    hidden, layers = config.hidden_size, range(config.num_hidden_layers)
+    matrices = config.vocab_size * hidden + sum(layer_multiplications(config, layer) for layer in layers)
+    after = hidden**2 + 3 * hidden * (hidden if config.has_experts(0) else config.intermediate_size)
+    return matrices + layer_multiplications(config, 0) - after
 
 
 def recomputed_flops_per_token(config: ArcticConfig, sequence_length: int) -> int:
@@ -98,10 +112,10 @@ def tokens_of_a_piece(tokens: int, vocabulary: int, device: str) -> int:
 
 
 def model_flops_utilization(
-    config: ArcticConfig, *, sequence_length: int, tokens_per_second: float, peak_flops: float
+    config: ArcticConfig, *, sequence_length: int, tokens_per_second: float, peak_flops: float, frozen: bool = False
 ) -> float:
     """MFU: FLOPs that the model asked for over those that all devices together could do (`peak_flops` a second)."""
-    return tokens_per_second * training_flops_per_token(config, sequence_length) / peak_flops
+    return tokens_per_second * training_flops_per_token(config, sequence_length, frozen=frozen) / peak_flops
 
 
 def expected_experts_touched(config: ArcticConfig, tokens: int) -> float:

@@ -85,9 +85,8 @@ class Training:
         )
 
     def flops_per_token(self, stage: Stage) -> int:
-        """FLOPs that are asked for a token, as `training_flops_per_token` counts; frozen weights have no gradients."""
-        flops = training_flops_per_token(self.config, stage.sequence_length)
-        return flops - 2 * _left_out_where_frozen(self.config) if self.frozen else flops
+        """FLOPs that are asked for a token (see `training_flops_per_token`)."""
+        return training_flops_per_token(self.config, stage.sequence_length, frozen=self.frozen)
 
     def micro_batch_tokens(self, stage: Stage) -> int:
         """Tokens that one rank computes at once."""
@@ -364,18 +363,6 @@ def _step_time(
         reduction=_reduction_seconds(training, degrees.gradient_accumulation, lines),
         optimizer=_optimizer_bytes(training) / device.bandwidth,
     )
-
-
-def _left_out_where_frozen(config: ArcticConfig) -> int:
-    """Multiply-adds of a token that no adapter asks for: the gradients of all matrices, and what lies below the first.
-
-    The lowest adapter is on the first layer's queries, keys and values: nothing is asked of what went into these, nor
-    of what went into the experts beside them, which have none.
-    """
-    hidden, layers = config.hidden_size, range(config.num_hidden_layers)
-    matrices = config.vocab_size * hidden + sum(layer_multiplications(config, layer) for layer in layers)
-    after = hidden**2 + 3 * hidden * (hidden if config.has_experts(0) else config.intermediate_size)
-    return matrices + layer_multiplications(config, 0) - after
 
 
 def _exchange_seconds(training: Training, tokens: int, lines: Lines) -> float:

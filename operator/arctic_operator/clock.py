@@ -27,8 +27,10 @@ class ClusterClock:
 
     def hear(self, date: str | None) -> None:
         """Take the header `Date` of an answer; one that agrees with what is known changes nothing: time is steady."""
-        if not date:
-            return
-        told = parsedate_to_datetime(date)
+        try:
+            told = parsedate_to_datetime(date or "")
+        except ValueError:
+            return  # what only a proxy before the API server can have written
+        told = told.replace(tzinfo=told.tzinfo or UTC)  # "-0000" is a time without a zone
         if self._start is None or not told - GRAIN <= self.now() <= told + GRAIN:
             self._start = told - timedelta(seconds=self._steady())

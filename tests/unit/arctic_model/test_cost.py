@@ -57,6 +57,10 @@ def test_training_flops_by_hand(config):
 def test_all_devices_busy_is_a_utilization_of_one():
     flops = training_flops_per_token(ARCTIC, 4096)
     assert model_flops_utilization(ARCTIC, sequence_length=4096, tokens_per_second=10, peak_flops=10 * flops) == 1
+    fewer = training_flops_per_token(ARCTIC, 4096, frozen=True)
+    adapter = {"sequence_length": 4096, "peak_flops": 10 * fewer, "frozen": True}
+    assert model_flops_utilization(ARCTIC, tokens_per_second=10, **adapter) == 1
+    assert fewer < flops
 
 
 def test_a_step_reads_at_least_the_active_weights_and_at_most_all():

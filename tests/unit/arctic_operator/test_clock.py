@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +44,14 @@ def test_time_goes_on_steadily_whatever_becomes_of_the_machines_clock(steps):
         assert now >= last
         assert abs(now - machine.true) <= timedelta(seconds=2)
         last = now
+
+
+@pytest.mark.parametrize("date", ["", "soon", "Thu, 32 Jan 2026 00:00:00 GMT", "Thu, 01 Jan 2026 00:00:00 -0000"])
+def test_a_date_that_is_none_or_agrees_changes_nothing(date):
+    machine = Machine()
+    machine.answer()
+    machine.clock.hear(date)
+    assert machine.clock.now() == START
 
 
 def test_the_machine_is_believed_until_the_api_server_has_answered():

@@ -115,6 +115,7 @@ class Books:
             sequence_length=self._sequence_length,
             tokens_per_second=self.tokens_per_second(),
             peak_flops=self._peak_flops,
+            frozen=self._world.spec.model.adapter is not None,
         )
 
     def look(

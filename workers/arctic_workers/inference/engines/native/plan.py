@@ -133,7 +133,7 @@ def _stretched(config: ArcticConfig, scaling: RopeScaling | None) -> ArcticConfi
     """Put a manifest's scaling of positions into the configuration; one of the model's own can't be told from it."""
     if scaling is None:
         return config
-    if config.rope_scaling is not None:
+    if config.rope is not None:
         raise Refused("the model's config.json has a rope_scaling of its own; leave attention.ropeScaling out")
     return config.replace(rope_scaling={"type": scaling.type, "factor": scaling.factor})
 

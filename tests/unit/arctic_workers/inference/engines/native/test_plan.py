@@ -98,9 +98,10 @@ def test_a_window_bounds_what_a_sequence_takes_of_any_length(
     assert plan({"sliding_window": 64}).window == Window(64, 0)
     assert plan({"sliding_window": 64}, maxLength=64).window is None
     assert plan(window=300, sinks=4).max_length == 256  # the default gives way
-    stretched = plan(ropeScaling={"type": "linear", "factor": 2}, maxLength=512)
-    assert stretched.max_length == 512
-    assert stretched.config.rope_scaling == {"type": "linear", "factor": 2}
+    for said in (None, {"rope_scaling": {"rope_type": "default"}}):  # as newer files say that there is none
+        stretched = plan(said, ropeScaling={"type": "linear", "factor": 2}, maxLength=512)
+        assert stretched.max_length == 512
+        assert stretched.config.rope_scaling == {"type": "linear", "factor": 2}
     yarn = {"rope_scaling": {"type": "yarn", "factor": 2.0}}
     dynamic = {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
     for sentence, model, attention in (
