@@ -124,7 +124,9 @@ def test_a_nim_serves_drains_and_is_started_again_and_its_troubles_are_told(obje
         assert float(status["ttftP99"]) > 0
 
         [pod] = objects.pods("tiny", KIND)
-        objects.kubectl("exec", pod["metadata"]["name"], "-c", "nim", "--", "sh", "-c", "kill 1")
+        # Not at once: who is asked to do it would end with it, and kubectl would tell of that.
+        later = "(sleep 1; kill 1) > /dev/null 2>&1 &"
+        objects.kubectl("exec", pod["metadata"]["name"], "-c", "nim", "--", "sh", "-c", later)
         told = condition(objects.state(KIND, "tiny", "Error"), "Degraded")["message"]
         assert f"pod {pod['metadata']['name']}: container nim exited with code 143" in told
         status = objects.state(KIND, "tiny", "Ready")
