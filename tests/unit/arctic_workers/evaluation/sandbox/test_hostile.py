@@ -12,6 +12,8 @@ import pytest
 from arctic_workers.evaluation.sandbox import Limits, Program, Sandbox, SandboxError
 from arctic_workers.evaluation.verdict import of_code
 
+pytestmark = pytest.mark.processes
+
 GOLD = "def add(a, b):\n    return a + b\n"
 SECRET = 8_675_309
 TEST = f"def check(f):\n    assert f(2, 3) == 5\n    assert f({SECRET}, 1) == {SECRET + 1}\ncheck(add)\n"

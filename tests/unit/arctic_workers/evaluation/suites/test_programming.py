@@ -12,6 +12,8 @@ from arctic_workers.evaluation.suites.form import Answer, DataError
 from arctic_workers.evaluation.suites.programming import CodeSuite, humaneval, humaneval_plus, mbpp_plus
 from arctic_workers.evaluation.verdict import Verdict
 
+pytestmark = pytest.mark.processes
+
 POLY = (
     "import math\n\ndef poly(xs: list, x: float):\n    return sum([c * math.pow(x, i) for i, c in enumerate(xs)])"
     '\n\n\ndef find_zero(xs: list):\n    """ xs are coefficients; find one zero of the polynomial. """\n'

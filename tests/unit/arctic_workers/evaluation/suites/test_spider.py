@@ -15,6 +15,8 @@ from arctic_workers.evaluation.suites.spider import EXACT, EXECUTION, NO_DISTINC
 from arctic_workers.evaluation.suites.spider_match import Schema, exact_match
 from arctic_workers.evaluation.suites.spider_rows import same_rows
 
+pytestmark = pytest.mark.processes
+
 NAMES = [f"spider/{number}" for number in range(len(QUESTIONS))]
 
 

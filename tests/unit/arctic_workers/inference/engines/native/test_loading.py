@@ -23,6 +23,8 @@ from arctic_workers.inference.engines.native.plan import plan_group
 from arctic_workers.inference.engines.native.runner import TorchRank, compute_of, load_slice
 from arctic_workers.inference.engines.native.step import Part
 
+pytestmark = pytest.mark.processes
+
 WIDE = ArcticConfig.preset("arctic-466m").replace(
     num_hidden_layers=4, moe_layer_frequency=1, max_position_embeddings=64, vocab_size=8001
 )
