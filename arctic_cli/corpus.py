@@ -20,7 +20,7 @@ import click
 
 from arctic_cluster import apt
 from arctic_cluster.errors import ClusterError
-from arctic_cluster.files import fresh_partial, locked
+from arctic_cluster.files import fresh_partial, locked, readable_by_all
 from arctic_cluster.paths import CORPUS, default_volumes
 
 VERSION = "1"
@@ -41,7 +41,7 @@ def prepare_corpus(folder: Path) -> bool:
         return False
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.iterdir()):  # else it is somebody's
-        folder.chmod(_FOLDER_MODE)
+        folder.chmod(0o755)  # pods read the corpus as another user
     with locked(folder / ".lock"):
         # Asked again: whoever held the lock may have done it.
         if _mark(folder) == VERSION:
@@ -51,10 +51,6 @@ def prepare_corpus(folder: Path) -> bool:
         _fill(folder)
         (folder / _MARKER).write_text(VERSION)
     return True
-
-
-_FOLDER_MODE, _FILE_MODE = 0o755, 0o644
-"""Pods read the corpus as another user."""
 
 
 def _mark(folder: Path) -> str:
@@ -72,15 +68,13 @@ def _refuse_what_others_have(folder: Path) -> None:
 
 
 def _fill(folder: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="arctic-corpus-") as scratch:
+    with readable_by_all(), tempfile.TemporaryDirectory(prefix="arctic-corpus-") as scratch:
         unpacked = _unpack_packages(Path(scratch))
         for category, write in _WRITERS.items():
             target = folder / category
             fresh = fresh_partial(target)
             fresh.mkdir()
             write(unpacked, fresh)
-            for path in [fresh, *fresh.iterdir()]:
-                path.chmod(_FOLDER_MODE if path is fresh else _FILE_MODE)
             shutil.rmtree(target, ignore_errors=True)
             fresh.rename(target)
 

@@ -56,12 +56,8 @@ def access_of(secret_name: str, data: dict[str, bytes] | None) -> Access:
     if data is None:
         return Access((), Trouble(NO_KEYS, f"{where} is not there: make it; until then every request is refused"))
     keys = read_keys(data)
-    if not keys.digests and not keys.problems:
-        message = f"{where} has no key: write one a line; until then every request is refused"
-        return Access((), Trouble(NO_KEYS, message))
-    if not keys.problems:
-        return Access(tuple(sorted(keys.digests)))
-    message = f"{where} has what no client can send: {'; '.join(keys.problems)}"
+    wrong = f"{where} has what no client can send: {'; '.join(keys.problems)}" if keys.problems else ""
     if not keys.digests:
-        return Access((), Trouble(NO_KEYS, f"{message}; until then every request is refused"))
-    return Access(tuple(sorted(keys.digests)), Trouble("BadKeys", message))
+        why = wrong or f"{where} has no key: write one a line"
+        return Access((), Trouble(NO_KEYS, f"{why}; until then every request is refused"))
+    return Access(tuple(sorted(keys.digests)), Trouble("BadKeys", wrong) if wrong else None)

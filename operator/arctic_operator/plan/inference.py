@@ -126,8 +126,8 @@ def _early(
 
 
 def _ready_since(pod: Pod, early: Mapping[tuple[str, datetime], datetime]) -> Pod:
-    since = pod.ready_since
-    return replace(pod, ready_since=min(since, early.get((pod.uid, since), since))) if since else pod
+    seen = early.get((pod.uid, pod.ready_since)) if pod.ready_since else None
+    return replace(pod, ready_since=seen) if seen else pod
 
 
 def _is_lost(pods: Sequence[Pod], nodes: Mapping[str, Node] | None, now: datetime) -> bool:

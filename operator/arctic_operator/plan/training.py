@@ -140,14 +140,13 @@ def _ended_by_now(status: ArcticTrainingStatus, now: datetime) -> ArcticTraining
 
     Clocks are set back, and statuses edited: what waits since then would wait for ever.
     """
-    ends = [parse_time(record.completion_time) for record in status.attempts or ()]
-    if all(end is not None and end <= now for end in ends):
-        return status
-    known = [
-        record if end is not None and end <= now else record.model_copy(update={"completion_time": format_time(now)})
-        for record, end in zip(status.attempts or (), ends, strict=True)
-    ]
-    return status.model_copy(update={"attempts": known})
+
+    def ended(record: AttemptStatus) -> AttemptStatus:
+        end = parse_time(record.completion_time)
+        known = end is not None and end <= now
+        return record if known else record.model_copy(update={"completion_time": format_time(now)})
+
+    return status.model_copy(update={"attempts": list(map(ended, status.attempts))}) if status.attempts else status
 
 
 def _record(case: _Case, ending: Ending) -> Plan:
