@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 TRACES_PATH = "/v1/traces"
 END_SECONDS = 1.0
 """Time that the last spans of a process get; its end is what others wait for."""
+SET_NS = 1_000_000
+"""How far the system's clock and the process's may part before the former counts as set, as after a machine's sleep."""
 _KINDS = {"internal": SpanKind.INTERNAL, "server": SpanKind.SERVER}
 
 
@@ -42,10 +44,11 @@ class Sender:
         )
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("arctic")
+        self._wall = _Wall()
 
     def record(self, span: Span) -> Place:
         """See `tracing.record`."""
-        wall = time.time_ns() - time.monotonic_ns()
+        wall = self._wall.offset_ns()
         with self._ids.given(span.under, span.place):
             told = self._tracer.start_span(
                 span.name,
@@ -68,6 +71,23 @@ class Sender:
         sending = threading.Thread(target=self._provider.force_flush, name="last spans", daemon=True)
         sending.start()
         sending.join(END_SECONDS)
+
+
+class _Wall:
+    """What the system's clock is ahead of the process's, one for all spans: else a part may begin before its whole.
+
+    Two clocks are never read in one moment, so that each reading of both differs, by microseconds under load.
+    """
+
+    def __init__(self) -> None:
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def offset_ns(self) -> int:
+        """Return it as it was first read, until the system's clock is set."""
+        before, now, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        if not before - SET_NS <= now - self._offset_ns <= after + SET_NS:
+            self._offset_ns = now - after
+        return self._offset_ns
 
 
 def _remote(place: Place) -> SpanContext:

@@ -100,6 +100,24 @@ def test_a_sampler_leaves_out_requests_and_never_a_part_of_an_objects_trace(
     assert [span.name for span in collector.spans] == ["load"]
 
 
+def test_spans_of_one_moment_have_one_time_until_the_clock_is_set(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracing.begin("tests", collector.url, {})
+    now = time.monotonic()
+    for count in range(100):
+        tracing.record(Span(f"early {count}", now, now))
+    clock = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: clock() - 3600 * 10**9)
+    for count in range(100):
+        tracing.record(Span(f"late {count}", now, now))
+    tracing.end()
+    spans = collector.wait_for(*(f"{part} {count}" for part in ("early", "late") for count in range(100)))
+    (early,) = {span.begun for span in spans if span.name.startswith("early")}
+    (late,) = {span.begun for span in spans if span.name.startswith("late")}
+    assert early - late == pytest.approx(3600 * 10**9, abs=10**8)
+
+
 def test_a_uid_that_is_no_uuid_names_a_trace_too() -> None:
     assert Place.of("any text").trace == Place.of("any text", "1").trace != Place.of("another").trace
 
