@@ -40,7 +40,7 @@ def test_one_rank_computes_what_the_model_does_and_leaves_no_work_behind(mine: P
     for found, expected in zip(passes(mine, x_BTD), passes(model, x_BTD), strict=True):
         assert (found is None) == (expected is None)
         if found is not None and expected is not None:
-            torch.testing.assert_close(found, expected)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not mine.company.backlog.work()
 
 

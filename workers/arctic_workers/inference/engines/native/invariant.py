@@ -3,6 +3,7 @@
 What depends on the shape on CPUs (measured on AVX2 and MKL, 1 and 2 threads; a unit test looks again wherever it runs):
  - a matrix product of fewer than 4 rows, or the rows left over where threads share them out, uses other kernels, which
    add in another order: rows are padded to a multiple of 16;
+ - MKL, where an Intel processor has AVX2 alone, adds in another order from 48 rows on: its strict mode does not;
  - `silu` and `sigmoid` compute the last elements of an array by other code than the rest: `x / (1 + exp(-x))` does not;
  - a product over keys splits their number into blocks: `cache.py` adds up blocks of its own.
 Norms, softmax, rotary positions and the sum over a token's experts are the same for any number of rows.
@@ -14,6 +15,7 @@ Scales of channels are applied to outputs either way, those of blocks to the wei
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +28,9 @@ from arctic_model.moe import Experts, expert_by_expert
 
 ROWS = 16
 """Products have a multiple of so many rows."""
+
+# MKL reads it at a process's first product (oneMKL's developer guide, "Obtaining Numerically Reproducible Results").
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def pad_rows(x_SD: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """What a token gets must not depend, to the last bit, on what shares its step; on whatever machine this runs."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -24,6 +27,17 @@ FORMS = [
     pytest.param(quantize_model, id="fp8"),
     pytest.param(partial(quantize_model, block=(64, 40)), id="fp8 by block"),
 ]
+# As on an Intel processor without AVX-512, whichever this one is.
+AVX2_ALONE = """
+import torch
+from arctic_workers.inference.engines.native.invariant import InvariantLinear, Weight
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    for inner, outer in ((64, 128), (576, 1536), (1000, 7)):
+        linear, x = InvariantLinear(Weight(torch.randn(outer, inner), None, None)), torch.randn(200, inner)
+        for rows in (7, 48, 80, 200):
+            assert torch.equal(linear(x[:rows])[:1], linear(x[:1])), (threads, inner, outer, rows)
+"""
 
 
 def layer(name: str) -> nn.Module:
@@ -39,6 +53,19 @@ def layer(name: str) -> nn.Module:
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5)
     return module.requires_grad_(False)
+
+
+@pytest.mark.processes
+def test_a_row_has_the_same_bits_where_an_intel_processor_has_avx2_alone() -> None:
+    """In a process of its own: MKL chooses what it computes by once."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MKL_")}
+    done = subprocess.run(
+        [sys.executable, "-c", AVX2_ALONE],
+        env={**environment, "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_logits_are_those_of_the_plain_model(
     found = logits(tmp_path / "model", ids, Attention(), **degrees)
     wanted = expected(model, ids)
     assert wanted.std() > 0.5
-    assert distance(found, wanted) < 2e-5
+    assert distance(found, wanted) < 1e-4
 
 
 def test_the_manifests_window_reaches_attention(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_manifests_window_reaches_attention(tmp_path: Path) -> None:
     found = logits(tmp_path / "model", ids, Attention(window=4), **one)
     whole = expected(model, ids)
     model.config = config.replace(sliding_window=4)
-    assert distance(found, expected(model, ids)) < 2e-5
+    assert distance(found, expected(model, ids)) < 1e-4
     assert distance(found, whole) > 0.1
 
 
