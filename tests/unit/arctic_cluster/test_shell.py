@@ -25,11 +25,13 @@ def test_uv_is_the_one_that_make_uses_where_none_is_at_hand(tmp_path: Path, monk
 
 
 def test_a_command_that_is_broken_off_by_a_person_may_tidy_up(tmp_path: Path) -> None:
-    script = f"trap 'sleep 1; touch {tmp_path}/tidy; exit 1' INT; touch {tmp_path}/begun; while :; do sleep 0.1; done"
+    trap = f"trap 'sleep 1; touch {tmp_path}/tidy; exit 1' INT"
+    # It has begun once it has read what it is given, for then it is waited for.
+    script = f"{trap}; read line; touch {tmp_path}/begun; while :; do sleep 0.1; done"
     # A handler of its own: the tests may run where Ctrl-C is ignored.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"from arctic_cluster import shell; shell.run('sh', '-c', {script!r})"
+        f"from arctic_cluster import shell; shell.run('sh', '-c', {script!r}, stdin='line')"
     )
     run = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "begun").exists():
