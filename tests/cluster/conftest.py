@@ -12,6 +12,8 @@ from arctic_cluster import Cluster
 from arctic_operator.cluster import Cluster as OperatorCluster
 
 PEERS = ("test_kueue.py", "test_lws.py")
+LATEST = 1200
+"""Seconds of a test that names no others: each of its waits has a limit of its own, which says what did not come."""
 __all__ = ["calls", "cluster", "kubectl", "namespace", "operator", "stand_in"]
 
 
@@ -23,6 +25,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the campaign of faults last: other tests shall not see what it leaves in logs and back-offs."""
     items.sort(key=lambda item: item.path.name == "test_chaos.py")
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LATEST))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from arctic_cluster.paths import CORPUS, STORE
 from benchmarks.ablation import MIXTURES, STEPS, TOKENS_PER_STEP, halved, searched
 from benchmarks.planted import TARGET, write
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 MOUNTED = Path("/var/lib/arctic/corpus")
 FOLDER = "planted"
@@ -48,11 +48,11 @@ def test_the_planted_mixture_is_found_in_half_the_tokens_though_the_operator_is_
     def judged() -> list[dict[str, Any]]:
         return [trial for trial in objects.status("arcticablation", "halved").get("trials", ()) if trial.get("points")]
 
-    objects.eventually("some trainings have come to a rung", lambda: len(judged()) >= 4, limit=300)
+    objects.eventually("some trainings have come to a rung", lambda: len(judged()) >= 4, limit=600)
     before = {trial["name"]: trial["points"] for trial in judged()}
     operators = ("delete", "pod", "-l", "app.kubernetes.io/name=arctic-operator", "--force", "--grace-period=0")
     objects.cluster.kubectl("-n", SYSTEM_NAMESPACE, *operators)
-    status = objects.state("arcticablation", "halved", "Succeeded", limit=500)
+    status = objects.state("arcticablation", "halved", "Succeeded", limit=900)
     assert status["ranking"][0]["name"] == status["best"]
     assert status["best"] == f"mixture={' '.join(f'{name}:{weight}' for name, weight in TARGET.items())}"
     config = objects.get("configmap", status["bestConfigMap"])
@@ -70,7 +70,7 @@ def test_a_swarm_is_trained_and_what_it_foretells_is_put_to_the_test(objects: Ob
     manifest = mounted(searched(MOUNTED / FOLDER, RUNS))
     manifest["spec"]["mixture"]["confirm"] = 1
     objects.apply(manifest)
-    status = objects.state("arcticablation", "searched", "Succeeded", limit=600)
+    status = objects.state("arcticablation", "searched", "Succeeded", limit=900)
     assert status["planned"] == len(status["trials"]) == RUNS + 3
     assert {trial["state"] for trial in status["trials"]} == {"Done"}
     half, whole = status["foretold"]
@@ -90,7 +90,7 @@ def test_suites_judge_trainings_where_they_rest_and_the_best_goes_on(objects: Ob
     manifest = mounted(by_suites(text, MOUNTED / text.name))
     manifest["spec"] |= {"halving": {"first": 5 * STEP, "factor": 2}, "parallelism": 2}
     objects.apply(manifest)
-    status = objects.state("arcticablation", "judged", "Succeeded", limit=400)
+    status = objects.state("arcticablation", "judged", "Succeeded", limit=900)
     assert [rank["name"] for rank in status["ranking"]] == [BETTER, "base"]
     points = {trial["variant"]: trial["points"] for trial in status["trials"]}
     assert [(point["tokens"], float(point["objective"])) for point in points["base"]] == [(5 * STEP, 0)]

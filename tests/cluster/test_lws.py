@@ -6,7 +6,7 @@ from typing import Any
 
 import leader_worker_sets
 import pytest
-from objects import condition, is_ready
+from objects import condition, is_ready, until_all_ready
 from stand_in import StandIns, preferring
 
 from arctic_api.world import Label
@@ -105,8 +105,12 @@ def test_a_group_has_the_ranks_hosts_and_labels_of_every_group(objects: StandIns
         knows = objects.kubectl("exec", pod["metadata"]["name"], "--", python, "-c", KNOWS)
         assert json.loads(knows) == [str(rank), *addresses]
         assert pod["metadata"]["labels"][Label.GROUP] == name
-    budget = objects.get("poddisruptionbudget", name)["status"]
-    assert (budget["expectedPods"], budget["disruptionsAllowed"]) == (2, 0)
+
+    def guarded() -> bool:
+        budget = objects.get("poddisruptionbudget", name).get("status", {})
+        return (budget.get("expectedPods"), budget.get("disruptionsAllowed")) == (2, 0)
+
+    objects.eventually("neither pod may be evicted", guarded)
     available = condition(objects.get("leaderworkerset", name)["status"], "Available")
     assert available["status"] == "True", "its own status is for those who look at nothing else"
 
@@ -167,7 +171,7 @@ def test_why_no_pods_are_made_is_told(objects: StandIns) -> None:
     status = objects.state("arcticinference", "tiny", "PodsNotCreated")
     assert "exceeded quota: none" in condition(status, "Degraded")["message"]
     objects.kubectl("delete", "quota", "none")
-    objects.state("arcticinference", "tiny", "Ready", limit=400)
+    objects.state("arcticinference", "tiny", "Ready")
 
 
 def test_workers_of_a_leader_on_a_lost_node_make_room(objects: StandIns) -> None:
@@ -194,8 +198,8 @@ def test_workers_of_a_leader_on_a_lost_node_make_room(objects: StandIns) -> None
         objects.eventually("the worker is gone, though its leader can't go", made_room, 240)
     finally:
         objects.cluster.mend(node.name)
-        objects.cluster.kubectl("wait", "--for=condition=Ready", f"node/{node.name}", "--timeout=120s")
-    objects.state("arcticinference", "tiny", "Ready", limit=400)
+        until_all_ready(objects.cluster)
+    objects.state("arcticinference", "tiny", "Ready")
 
 
 def test_a_service_that_is_deleted_leaves_nothing(objects: StandIns) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from objects import condition, processes
+from objects import PATIENCE, condition, processes, until_all_ready
 from stand_in import CORPUS, StandIns
 
 from arctic_cluster import Cluster, paths
@@ -34,15 +34,6 @@ def running_on(objects: StandIns, nodes: int) -> list[Node]:
 def endings(objects: StandIns, name: str = "tiny") -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = objects.status("arctictraining", name).get("attempts") or []
     return found
-
-
-def until_ready(objects: StandIns, node: Node) -> None:
-    def there() -> bool:
-        names = ("-o", "jsonpath={.items[*].metadata.name}", "--field-selector", f"metadata.name={node.name}")
-        return bool(objects.cluster.kubectl("get", "nodes", *names))
-
-    objects.eventually(f"node {node.name} is back", there)
-    objects.cluster.kubectl("wait", "--for=condition=Ready", f"node/{node.name}", "--timeout=120s")
 
 
 @contextmanager
@@ -72,6 +63,7 @@ def storage_counted(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         count(False)
+        until_all_ready(cluster)
 
 
 def home(pod: dict[str, Any]) -> Path:
@@ -93,7 +85,7 @@ def test_a_pod_that_is_evicted_for_disk_is_told_in_the_kubelets_words_whether_it
             [pod] = objects.running(name, 1, pods=1)
             (home(pod) / "large").write_bytes(bytes(16 * MI))
         for name in workers:
-            objects.running(name, 2, pods=1, limit=240)
+            objects.running(name, 2, pods=1, limit=2 * PATIENCE)  # kubelets look at what pods write once a minute
             [ending] = endings(objects, name)
             assert (ending["reason"], ending["counted"]) == ("Evicted", True), "it took more than it may"
             assert f"exceeds the total limit of containers {LIMIT}" in ending["message"]
@@ -106,8 +98,8 @@ def test_a_node_that_is_deleted_while_its_kubelet_lives_is_lost_and_may_come_bac
     objects.state("arctictraining", "tiny", "Unschedulable")
     with kubelet_down(objects.cluster, node):
         pass  # one that begins anew registers its node
-    until_ready(objects, node)
-    second = objects.running("tiny", 2, limit=240)
+    until_all_ready(objects.cluster)
+    second = objects.running("tiny", 2)
     assert node.name in {pod["spec"]["nodeName"] for pod in second}
     assert [(each["reason"], each["counted"]) for each in endings(objects)] == [("NodeLost", False)]
     assert f"node {node.name} of pod" in endings(objects)[0]["message"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from objects import condition, is_ready, processes
+from objects import PATIENCE, condition, is_ready, processes
 from stand_in import StandIns
 from webhook import PROXY, second_containers
 
@@ -82,10 +82,16 @@ def test_a_container_out_of_memory_is_named_with_its_limit_and_what_to_change(ob
         assert "128Mi" in told
         assert "tiny-" in told
         assert "raise resources.limits.memory" in told
-    events = json.loads(objects.kubectl("get", "events", "-o", "json"))["items"]
-    ours = [event["message"] for event in events if event["involvedObject"]["kind"] == "ArcticTraining"]
-    assert any("raise resources.limits.memory" in message for message in ours)
-    assert not any("{" in message for message in ours)
+
+    def events() -> list[str]:
+        found = json.loads(objects.kubectl("get", "events", "-o", "json"))["items"]
+        return [event["message"] for event in found if event["involvedObject"]["kind"] == "ArcticTraining"]
+
+    # Events are told beside the status.
+    objects.eventually(
+        "an event tells it", lambda: any("raise resources.limits.memory" in message for message in events())
+    )
+    assert not any("{" in message for message in events())
 
 
 def test_an_edit_that_was_refused_is_mended_by_the_next(objects: StandIns) -> None:
@@ -134,7 +140,8 @@ def test_why_no_pods_are_made_is_told_and_over_when_they_are(objects: StandIns) 
         made = {event["involvedObject"]["kind"] for event in events if event["reason"] == "SuccessfulCreate"}
         return made >= {"Job", "StatefulSet"}
 
-    objects.eventually("the controllers tell of the pods that they make", told)
+    # The longer a StatefulSet's controller has tried in vain, the longer it waits for the next try.
+    objects.eventually("the controllers tell of the pods that they make", told, 2 * PATIENCE)
 
 
 def test_suspend_stops_the_world_and_resume_makes_the_next(objects: StandIns) -> None:
@@ -208,6 +215,7 @@ def test_what_is_replaced_by_force_starts_clean_and_what_is_pruned_takes_its_wor
             [pod["metadata"]["labels"][Label.UID] for pod in objects.pods("tiny") if is_ready(pod)] == [uid] * 2
             and len(objects.pods("tiny")) == 2
         ),
+        2 * PATIENCE,
     )
     assert objects.status("arctictraining", "tiny")["attempt"] == 1
     # Pruned is what was applied with its label, and is not among what is applied now.
@@ -306,7 +314,7 @@ def test_a_service_is_ready_as_a_whole_heals_and_leaves_its_address_when_suspend
     objects.state("arcticinference", "tiny", "Ready")
 
     objects.kubectl("patch", "arcticinference", "tiny", "--type=merge", "-p", '{"spec": {"suspend": true}}')
-    objects.state("arcticinference", "tiny", "Suspended", limit=180)
+    objects.state("arcticinference", "tiny", "Suspended")
     assert objects.labelled("statefulsets", f"{Label.NAME}=tiny") == []
     assert objects.get("service", "tiny")["metadata"]["labels"][Label.NAME] == "tiny"
 
@@ -318,7 +326,7 @@ def test_what_a_services_pods_mount_is_put_back_when_they_start(objects: StandIn
     objects.kubectl("delete", "secrets,configmaps", "-l", selector)
     objects.kubectl("delete", "pods", "-l", selector, "--wait=false")
     objects.eventually("they are back", lambda: len(objects.labelled("secrets,configmaps", selector)) == 2)
-    objects.state("arcticinference", "tiny", "Ready", limit=400)
+    objects.state("arcticinference", "tiny", "Ready")
 
 
 def test_an_address_that_is_someone_elses_is_left_alone_and_told(objects: StandIns) -> None:

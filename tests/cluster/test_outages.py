@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from kept_asking import kill_the_operator, leader, until_another_leads
-from objects import condition, eventually, is_ready, restarts
+from objects import condition, eventually, is_ready, restarts, until_all_ready
 from stand_in import StandIns, preferring
 
 from arctic_cluster import Cluster
@@ -55,18 +55,19 @@ def evaluating(objects: StandIns, name: str, other_than: str = "") -> dict[str, 
         pods = [pod for pod in objects.pods(name, "ArcticEvaluation") if pod["spec"].get("nodeName") != other_than]
         return next((pod for pod in pods if is_ready(pod)), None)
 
-    return objects.eventually(f"a pod of {name} is ready", ready, limit=240)
+    return objects.eventually(f"a pod of {name} is ready", ready)
 
 
 def test_the_operator_may_go_and_come_back_and_children_go_without_it(objects: StandIns) -> None:
-    objects.train("tiny", {"SECONDS": "25"})
+    objects.train("tiny", {"SECONDS": "40"})
     objects.train("other")
     before = objects.running("tiny", 1)
     objects.running("other", 1)
     objects.cluster.kubectl("scale", *OPERATOR, "--replicas=0")
     try:
         objects.cluster.kubectl(
-            "wait", "-n", SYSTEM_NAMESPACE, "--for=delete", "pod", "-l", "app.kubernetes.io/name=arctic-operator"
+            *("wait", "-n", SYSTEM_NAMESPACE, "--for=delete", "pod", "-l", "app.kubernetes.io/name=arctic-operator"),
+            "--timeout=240s",
         )
         objects.kubectl("delete", "arctictraining", "other")
         objects.eventually("the pods are gone", lambda: objects.pods("other") == [])
@@ -87,7 +88,7 @@ def test_what_runs_on_a_node_that_is_cut_off_goes_on_elsewhere_without_counting(
     assert {first["spec"]["nodeName"], evaluating(objects, "judged")["spec"]["nodeName"]} == {node.name}
     objects.cluster.cut(node.name)
     try:
-        (second,) = objects.running("tiny", 2, pods=1, limit=240)
+        (second,) = objects.running("tiny", 2, pods=1)
         assert second["spec"]["nodeName"] != node.name
         status = objects.status("arctictraining", "tiny")
         assert [(a["reason"], a["counted"]) for a in status["attempts"]] == [("NodeLost", False)]
@@ -95,7 +96,7 @@ def test_what_runs_on_a_node_that_is_cut_off_goes_on_elsewhere_without_counting(
         assert condition(objects.state("aev", "judged", "Running"), "Degraded")["status"] == "False"
     finally:
         objects.cluster.mend(node.name)
-        objects.cluster.kubectl("wait", "--for=condition=Ready", f"node/{node.name}", "--timeout=120s")
+        until_all_ready(objects.cluster)
     objects.eventually("the lost pod is gone", lambda: len(objects.pods("judged", "ArcticEvaluation")) == 1)
 
 
@@ -111,6 +112,7 @@ def test_an_operator_on_a_node_that_is_cut_off_is_made_anew_elsewhere(objects: S
         objects.eventually("another operator leads", led_elsewhere)
     finally:
         objects.cluster.mend(lost["spec"]["nodeName"])
+        until_all_ready(objects.cluster)
     objects.eventually("the end of the lost one", lambda: len(operators(objects.cluster)) == 1)
 
 
@@ -145,8 +147,9 @@ def test_an_api_server_that_was_away_restarts_nothing_and_all_catches_up(
     assert objects.restarts("tiny") == before
     # Its pod may be a new one: kubelets come back up to a minute after the API server, and it waits for no lost node.
     for pod, counts in restarts(operators(objects.cluster)).items():
-        assert counts == operating.get(pod, [0]), objects.cluster.kubectl("describe", "pods", *OPERATOR[:2])
-    assert unwell(objects.cluster) == faults
+        begun_with = operating.get(pod, [0] * len(counts))  # one that is made just now has no container yet
+        assert counts == begun_with, objects.cluster.kubectl("describe", "pods", *OPERATOR[:2])
+    assert unwell(objects.cluster) <= faults  # events are kept for an hour
 
 
 def answers(cluster: Cluster) -> bool:

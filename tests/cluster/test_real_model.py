@@ -10,7 +10,7 @@ from arctic_cluster import Cluster
 from arctic_cluster.paths import MODELS
 
 
-@pytest.mark.timeout(600)  # the first time the model is downloaded
+@pytest.mark.timeout(1200)  # the first time the model is downloaded
 def test_the_imported_model_knows_the_capital_of_france_over_two_nodes(operator: Cluster, namespace: str) -> None:
     with small_model.importing(operator.volumes / MODELS / small_model.NAME) as wait_for_import:
         assert wait_for_import() is None

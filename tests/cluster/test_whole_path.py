@@ -39,11 +39,13 @@ from arctic_cluster.paths import STORE
 from arctic_operator.manifests.common import gateway_name, tls_name
 from arctic_operator.observed import identity_of
 
-pytestmark = pytest.mark.timeout(900)  # a test may wait for a whole training
+pytestmark = pytest.mark.timeout(1800)  # a test may wait for a whole training
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "whole-path"
 BUDGETS = {"general": "200k", "enterprise": "120k", "reasoning": "120k"}
+LATEST = 300.0
+"""Seconds until a request has failed: one that wakes a group waits for it to load."""
 PROMPTS = ["CREATE TABLE", "def main(", "The Python interpreter", "select a, b from t1 where"]
 
 
@@ -85,7 +87,7 @@ def watching(objects: Objects, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def trained(objects: Objects) -> dict[str, Any]:
     """A training that was paused and kept in between, and ended well although the operator's pod was deleted then."""
     objects.apply(training_manifest("whole", BUDGETS))
-    eventually("first steps", lambda: objects.status("atr", "whole").get("step"), 180)
+    eventually("first steps", lambda: objects.status("atr", "whole").get("step"))
     before = {pod["metadata"]["uid"] for pod in objects.pods("whole")}
     tell(objects, "pause", "whole")
     objects.state("atr", "whole", "Paused")
@@ -97,7 +99,7 @@ def trained(objects: Objects) -> dict[str, Any]:
     tell(objects, "resume", "whole")
     objects.state("atr", "whole", "Running")
     objects.cluster.kubectl("delete", "pod", "-n", SYSTEM_NAMESPACE, "-l", "app.kubernetes.io/name=arctic-operator")
-    objects.state("atr", "whole", "Succeeded", limit=300)
+    objects.state("atr", "whole", "Succeeded")
     assert {pod["metadata"]["uid"] for pod in objects.pods("whole")} == before, (
         "the operator's end disturbed the workers"
     )
@@ -111,7 +113,7 @@ def tell(objects: Objects, command: str, *arguments: str) -> str:
 
 def test_the_charts_monitors_find_the_operator(watching: Prometheus) -> None:
     """First, so that all of what follows is recorded."""
-    eventually("a scrape of the leader", lambda: watching.value("max(arctic_operator_leader)") == 1, 60)
+    eventually("a scrape of the leader", lambda: watching.value("max(arctic_operator_leader)") == 1)
 
 
 def test_three_stages_pass_and_held_out_loss_falls_in_each(trained: dict[str, Any]) -> None:
@@ -226,9 +228,10 @@ def test_a_lost_pod_ends_and_remakes_its_group_and_who_asks_meanwhile_is_told_to
             conformance.a_lost_pod_ends_and_remakes_its_group(conformance.Endpoint(objects, "answers"))
         assert ask(address, "answers", PROMPTS[0])
     # The leader that went away is known before the gateway has no leader left.
-    told = [why for why in failed if "503 - " in why and "try again in a few seconds" in why]
-    assert any("No replica of this model is ready" in why for why in told)
-    assert len(failed) - len(told) <= 1, f"more than what was under way was broken off: {failed}"
+    told = "No replica of this model is ready: try again in a few seconds"
+    assert any("503 - " in why and told in why for why in failed)
+    broken = [why for why in failed if "503 - " not in why]
+    assert len(broken) <= 2, f"more than what was under way, and what met the leader's end, was broken off: {failed}"
 
 
 def test_load_brings_a_group_its_end_takes_it_and_a_request_brings_the_last_one_back(
@@ -244,15 +247,15 @@ def test_load_brings_a_group_its_end_takes_it_and_a_request_brings_the_last_one_
     objects.apply({**served, "spec": {**served["spec"], "autoscaling": scaling}})
     gateway = gateway_name(identity_of(objects.get("ainf", "answers")))
     objects.eventually("the new gateway", lambda: "lua.hold" in objects.kubectl("get", "cm", gateway, "-o", "yaml"))
-    objects.kubectl("rollout", "status", f"deployment/{gateway}", "--timeout=120s")
+    objects.kubectl("rollout", "status", f"deployment/{gateway}", "--timeout=240s")
     running = served["spec"]["batching"]["maxSequences"]
     with forwarded_service(objects) as address:
         with asking(address, running + 8) as failed:
-            objects.eventually("two groups serve", lambda: ready_groups(objects) == 2, 240)
-        reason = objects.status("ainf", "answers")["scaling"]["reason"]
+            objects.eventually("two groups serve", lambda: ready_groups(objects) == 2)
+            reason = objects.status("ainf", "answers")["scaling"]["reason"]
         assert reason == "AboveTarget"
         with asking(address, 1, pause=1.0) as failed_later:
-            objects.eventually("one group is left", lambda: objects.status("ainf", "answers")["replicas"] == 1, 240)
+            objects.eventually("one group is left", lambda: objects.status("ainf", "answers")["replicas"] == 1)
         objects.state("ainf", "answers", "Idle")
         with asking(address, 1) as failed_last:
             objects.state("ainf", "answers", "Ready")
@@ -273,7 +276,7 @@ def asking(address: str, clients: int, pause: float = 0.0) -> Iterator[list[str]
     stopping, failed = threading.Event(), []
 
     def ask_on() -> None:
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=LATEST) as client:
             while not stopping.wait(pause):
                 try:
                     client.completions.create(model="answers", prompt=PROMPTS[0], max_tokens=64)
@@ -288,42 +291,45 @@ def asking(address: str, clients: int, pause: float = 0.0) -> Iterator[list[str]
     finally:
         stopping.set()
         for thread in threads:
-            thread.join(120)
+            thread.join(LATEST)
 
 
 def test_a_lost_training_pod_costs_an_attempt_and_drained_pods_never_make_a_success(objects: Objects) -> None:
-    objects.apply(training_manifest("lost", dict.fromkeys(BUDGETS, "100k")))
-    step = eventually("a checkpoint", lambda: objects.status("atr", "lost").get("lastCheckpoint"), 180)["step"]
+    # Long enough that it is told to stop while it is in the second stage, however fast its steps are.
+    objects.apply(training_manifest("lost", {"general": "100k", "enterprise": "300k", "reasoning": "100k"}))
+    step = eventually("a checkpoint", lambda: objects.status("atr", "lost").get("lastCheckpoint"))["step"]
     objects.kubectl("delete", "pod", objects.pods("lost")[1]["metadata"]["name"], "--grace-period=0", "--force")
-    resumed = eventually("attempt 2 has begun", lambda: running_attempt(objects, "lost", 2), 180)
+    resumed = eventually("attempt 2 has begun", lambda: running_attempt(objects, "lost", 2))
     assert resumed["step"] >= step, "the second attempt began anew"
     objects.kubectl("delete", "pod", "--wait=false", *[pod["metadata"]["name"] for pod in objects.pods("lost")])
-    drained = eventually("attempt 3 has begun", lambda: running_attempt(objects, "lost", 3), 180)
-    assert drained["step"] >= resumed["step"]
+    drained = eventually("attempt 3 has begun", lambda: running_attempt(objects, "lost", 3))
+    assert drained["step"] >= resumed["lastCheckpoint"]["step"], "the third attempt began anew"
     tell(objects, "stop", "lost", "--after", "enterprise")
-    done = objects.state("atr", "lost", "Succeeded", limit=240)
+    done = objects.state("atr", "lost", "Succeeded")
     assert done["attempt"] == 3
-    assert 200_000 <= done["tokens"] < 300_000
+    assert 400_000 <= done["tokens"] < 500_000
     folder = host_folder(objects, done["export"]["uri"])
     assert folder.parent.name == f"lost-{uid5(objects.get('atr', 'lost')['metadata']['uid'])}"
 
 
 def running_attempt(objects: Objects, name: str, attempt: int) -> dict[str, Any] | None:
-    """The status once that attempt runs; a success on the way fails the test."""
+    """The status once that attempt makes steps and tells of them; a success on the way fails the test."""
     status = objects.status("atr", name)
     assert status.get("state") != "Succeeded", status
-    return status if status.get("attempt", 0) >= attempt and status.get("state") == "Running" else None
+    runs = status.get("attempt", 0) >= attempt and status.get("state") == "Running"
+    # Without a rate the step is what an earlier attempt has told.
+    return status if runs and "tokensPerSecond" in status else None
 
 
 def test_a_name_used_again_starts_clean_and_children_go_without_the_operator(objects: Objects) -> None:
-    first = objects.get("atr", "lost")["metadata"]["uid"]
+    old = objects.get("atr", "lost")
     objects.kubectl("delete", "atr", "lost", "--wait=false")
     objects.apply(training_manifest("lost", dict.fromkeys(BUDGETS, "400k")))
-    status = eventually("the new one runs", lambda: running_attempt(objects, "lost", 1), 180)
+    status = eventually("the new one runs", lambda: running_attempt(objects, "lost", 1))
     again = objects.get("atr", "lost")["metadata"]["uid"]
-    assert again != first
+    assert again != old["metadata"]["uid"]
     assert status["attempt"] == 1
-    assert status["step"] < 75, "it went on from the old one's checkpoint"
+    assert status["step"] < old["status"]["step"], "it went on from the old one's checkpoint"
     assert {pod["metadata"]["labels"]["arctic.dev/uid"] for pod in live(objects.pods("lost"))} == {again}
     assert tell(objects, "extend", "lost", "--stage", "reasoning", "--tokens", "500k").startswith(
         "lost: stage reasoning"
@@ -333,7 +339,7 @@ def test_a_name_used_again_starts_clean_and_children_go_without_the_operator(obj
     try:
         objects.kubectl("delete", "atr", "lost", "--timeout=20s")
         kinds = "jobs,pods,services,secrets,networkpolicies"
-        eventually("all children are gone", lambda: not objects.labelled(kinds, f"arctic.dev/uid={again}"), 120)
+        eventually("all children are gone", lambda: not objects.labelled(kinds, f"arctic.dev/uid={again}"))
     finally:
         scale_operator(objects.cluster, 1)
 
@@ -400,7 +406,7 @@ def one_process(served: dict[str, Any], folder: Path, scratch: Path) -> Iterator
         return False
 
     try:
-        eventually("the local process answers", ready, 120)
+        eventually("the local process answers", ready)
         yield address
     finally:
         process.terminate()

@@ -45,7 +45,7 @@ SERVICE_CHILDREN = {
 }
 MOST_GROUPS = 3
 """Two that are asked for at most, and one of a rollout's surge."""
-PATIENCE = 240.0
+PATIENCE = 480.0
 LOOK_SECONDS = 1.0
 
 

@@ -18,6 +18,8 @@ from arctic_cluster import Cluster
 
 T = TypeVar("T")
 EXAMPLES = Path(__file__).parents[2] / "examples"
+PATIENCE = 240.0
+"""Seconds: several times what anything takes on two free cores."""
 
 
 def example(kind: str, name: str) -> dict[str, Any]:
@@ -39,7 +41,18 @@ def until_established(kubectl: Callable[..., str], *definitions: str) -> None:
     eventually("the definitions are established", established, 60)
 
 
-def eventually(what: str, look: Callable[[], T | None], limit: float = 120) -> T:
+def until_all_ready(cluster: Cluster) -> None:
+    """Return when all nodes of a cluster are ready: one that was cut off, or an outage of the API server, is over."""
+
+    def ready() -> bool:
+        found = json.loads(cluster.kubectl("get", "nodes", "-o", "json"))["items"]
+        told = {each["metadata"]["name"]: condition(each["status"], "Ready").get("status") for each in found}
+        return all(told.get(node.name) == "True" for node in cluster.nodes)
+
+    eventually("all nodes are ready", ready)
+
+
+def eventually(what: str, look: Callable[[], T | None], limit: float = PATIENCE) -> T:
     """Return the first truthy answer of `look`; fail with its last answer after `limit` seconds."""
     end = time.monotonic() + limit
     while not (found := look()):
@@ -101,7 +114,7 @@ class Objects:
         """Return the same of the pods of a training and a service of that name."""
         return restarts([*self.pods(name), *self.pods(name, "ArcticInference")])
 
-    def eventually(self, what: str, look: Callable[[], T | None], limit: float = 120) -> T:
+    def eventually(self, what: str, look: Callable[[], T | None], limit: float = PATIENCE) -> T:
         """Wait as the function of that name does; a failure shows what is in the namespace."""
         try:
             return eventually(what, look, limit)
@@ -109,7 +122,7 @@ class Objects:
             there = self.kubectl("get", "arctic,jobs,statefulsets,pods", "-o", "wide")
             raise AssertionError(f"{error}\n{there}") from error
 
-    def state(self, kind: str, name: str, *states: str, limit: float = 240) -> dict[str, Any]:
+    def state(self, kind: str, name: str, *states: str, limit: float = 2 * PATIENCE) -> dict[str, Any]:
         """Return the status once its state is one of `states`; a failure that is none of them ends the wait."""
 
         def look() -> dict[str, Any] | None:

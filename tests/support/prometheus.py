@@ -16,7 +16,7 @@ from typing import Any
 from arctic_cluster import binaries
 from arctic_workers.control.ports import LOOPBACK, free_ports
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 

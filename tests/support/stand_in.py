@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from objects import Objects, example, is_ready
+from objects import PATIENCE, Objects, example, is_ready
 
 from arctic_api.world import Label
 from arctic_cluster import Cluster, paths
@@ -13,7 +13,6 @@ from arctic_cluster.addresses import Node
 
 FOLDER = "stand-in"
 CORPUS = "/var/lib/arctic/corpus"
-PATIENCE = 90.0
 
 # Serves the probes and the endpoint; a training's ends well after SECONDS, or with EXIT_CODE and REASON. EATS is what
 # it takes of memory then, in MiB. One that is DEAF hears no SIGTERM.
