@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -33,6 +34,9 @@ from arctic_workers.inference.http.text import Text
 pytestmark = pytest.mark.processes
 
 MakeGroup = Callable[..., list[InferenceGroup]]
+CANCELLED = 'requests_total{outcome="cancelled"}'
+LONG: dict[str, Any] = {"max_tokens": 250, "n": 64, "extra_body": {"ignore_eos": True}}
+"""What no machine has made before somebody has looked."""
 PROMPTS = ["The operator", "Each pod is told everything; a group answers", "x", "Größe"]
 
 
@@ -75,7 +79,7 @@ async def one_process(make_group: MakeGroup, model_folder: Path) -> list[str]:
     answers = []
     for prompt in PROMPTS:
         request = Request(tuple(text.encode(prompt)), Sampling(40, temperature=0.0, stop_tokens=text.stop_tokens))
-        answers.append(text.decode([output.token async for output in engine.generate(request)]))
+        answers.append(text.decode_finished([output.token async for output in engine.generate(request)]))
     await engine.stop()
     return answers
 
@@ -92,9 +96,7 @@ async def test_two_and_three_ranks_answer_as_one_process_does(
 ) -> None:
     answers, more = await asyncio.gather(*map(answers_of, groups))
     assert answers == more
-    expected = await one_process(make_group, model_folder)
-    # A trailing character whose bytes are not all there is left out of an answer.
-    assert answers == [text.rstrip("\ufffd") for text in expected]
+    assert answers == await one_process(make_group, model_folder)
     assert len(set(answers)) == len(PROMPTS)
 
 
@@ -184,7 +186,8 @@ async def until_busy(group: Group) -> None:
 
 
 async def test_a_client_that_leaves_ends_its_request(client: openai.AsyncOpenAI, group: Group) -> None:
-    asked = {"model": "tiny", "prompt": "x", "max_tokens": 250, "extra_body": {"top_k": 50}, "seed": 1}
+    asked = {"model": "tiny", "prompt": "x", **LONG}
+    before = await group.metric(CANCELLED)
     stream = await client.completions.create(**asked, stream=True)
     await anext(aiter(stream))
     await stream.close()
@@ -193,7 +196,7 @@ async def test_a_client_that_leaves_ends_its_request(client: openai.AsyncOpenAI,
     await until_busy(group)
     whole.cancel()
     await group.until_idle()
-    assert await group.metric('requests_total{outcome="cancelled"}') == 2
+    assert await group.metric(CANCELLED) >= before + 2
 
 
 @pytest.mark.timeout(0)  # as long as the traffic that is asked for takes
@@ -220,10 +223,7 @@ async def first_refusal(asked: list[asyncio.Task[Completion]]) -> openai.RateLim
 
 
 async def test_a_queue_that_is_too_long_is_refused(client: openai.AsyncOpenAI, group: Group) -> None:
-    asked = [
-        asyncio.create_task(client.completions.create(model="tiny", prompt="x", max_tokens=250, seed=seed))
-        for seed in range(24)
-    ]
+    asked = [asyncio.create_task(client.completions.create(model="tiny", prompt="x", **LONG)) for _ in range(24)]
     refused = await first_refusal(asked)
     assert refused.response.headers["retry-after"] == "1"
     for task in asked:
@@ -232,7 +232,9 @@ async def test_a_queue_that_is_too_long_is_refused(client: openai.AsyncOpenAI, g
     await group.until_idle()
 
 
-def test_metrics_and_state_tell_what_the_group_does(group: Group) -> None:
+async def test_metrics_and_state_tell_what_the_group_does(client: openai.AsyncOpenAI, group: Group) -> None:
+    await client.completions.create(model="tiny", prompt="x", max_tokens=2)
+    await group.until_idle()
     text = group.metrics()
     for name in (
         "requests_waiting 0.0",
@@ -246,21 +248,24 @@ def test_metrics_and_state_tell_what_the_group_does(group: Group) -> None:
     ):
         assert f"arctic_inference_{name}" in text
     with grpc.insecure_channel(f"127.0.0.1:{group.worlds[0].ports.control}") as channel:
-        state = next(control_pb2_grpc.ControlStub(channel).Watch(control_pb2.WatchRequest()))
+        states = control_pb2_grpc.ControlStub(channel).Watch(control_pb2.WatchRequest(), timeout=60)
+        state = next(state for state in states if state.inference.ttft_p99_seconds > 0)
     assert state.phase == control_pb2.RUNNING
     assert state.inference.ready
-    assert state.inference.ttft_p99_seconds > 0
 
 
 async def test_a_group_that_drains_finishes_what_it_has_and_ends_well(group: Group) -> None:
     """SIGTERM comes to a follower first: it is the leader that ends the group."""
-    slow = {"model": "tiny", "prompt": "x", "max_tokens": 200, "seed": 3}
-    async with httpx.AsyncClient(base_url=group.url, timeout=60) as http, httpx.AsyncClient(base_url=group.url) as new:
+    slow = {"model": "tiny", "prompt": "x", "max_tokens": 200, "n": 8, "ignore_eos": True}
+    async with (
+        httpx.AsyncClient(base_url=group.url, timeout=None) as http,
+        httpx.AsyncClient(base_url=group.url) as new,
+    ):
         assert (await http.get("/health")).status_code == 200
         answer = asyncio.create_task(http.post("/v1/completions", json=slow))
 
         async def draining() -> bool:
-            turned = await new.post("/v1/completions", json=slow | {"max_tokens": 1})
+            turned = await new.post("/v1/completions", json=slow | {"max_tokens": 1, "n": 1})
             assert turned.status_code == 200, "who sends has had no time to hear of it"
             return turned.headers.get("connection") == "close"
 
@@ -270,8 +275,8 @@ async def test_a_group_that_drains_finishes_what_it_has_and_ends_well(group: Gro
         assert not group.ready(0), "the gateway leaves it out"
         finished = await answer
         assert finished.status_code == 200
-        assert finished.json()["usage"]["completion_tokens"] == 200
-    codes = [await asyncio.to_thread(process.wait, 30) for process in group.processes]
+        assert finished.json()["usage"]["completion_tokens"] == 8 * 200
+    codes = [await asyncio.to_thread(process.wait, 120) for process in group.processes]
     assert codes == [0, 0], group.logs()
 
 
@@ -339,6 +344,6 @@ def test_no_request_is_lost_when_a_leader_behind_a_gateway_is_told_to_stop(
 def test_a_lost_peer_ends_the_group(groups: list[Group]) -> None:
     leader, middle, last = groups[1].processes
     last.kill()
-    assert (leader.wait(30), middle.wait(30)) == (1, 1)
+    assert (leader.wait(120), middle.wait(120)) == (1, 1)
     for world in groups[1].worlds[:2]:
         assert "broke" in Path(world.termination_message).read_text()

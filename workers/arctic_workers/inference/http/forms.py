@@ -67,10 +67,6 @@ class Envelope:
 class Form(Protocol):
     """How one endpoint writes one choice of an answer."""
 
-    def opening(self) -> list[dict[str, Any]]:
-        """Return what a stream of it begins with, an event each."""
-        ...
-
     def events(self, piece: Piece) -> list[dict[str, Any]]:
         """Return a piece as parts of a stream, an event each."""
         ...
@@ -96,12 +92,8 @@ class CompletionForm:
         self._places = Detokenizer(text, () if self._tells_prompt else prompt) if logprobs else None
         self._offset = 0
 
-    def opening(self) -> list[dict[str, Any]]:
-        """See `Form`: the prompt comes with the first piece, which knows its probabilities."""
-        return []
-
     def events(self, piece: Piece) -> list[dict[str, Any]]:
-        """See `Form`."""
+        """See `Form`: the prompt comes with the first piece, which knows its probabilities."""
         return [self._choice(piece.text, piece.outputs, piece.finish_reason)]
 
     def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
@@ -178,14 +170,15 @@ class ChatForm:
         self._text = text
         self._index = index
         self._logprobs = logprobs
-
-    def opening(self) -> list[dict[str, Any]]:
-        """See `Form`."""
-        return [self._event({"role": "assistant", "content": ""}, None, None)]
+        self._told_role = False
 
     def events(self, piece: Piece) -> list[dict[str, Any]]:
-        """See `Form`: the reason comes in an event of its own, as OpenAI does it."""
-        events = []
+        """See `Form`: role and reason come in events of their own, as OpenAI does it.
+
+        The role comes with the first piece: clients take the first event for the first token.
+        """
+        events = [] if self._told_role else [self._event({"role": "assistant", "content": ""}, None, None)]
+        self._told_role = True
         if piece.text or (self._logprobs and _with_text(piece.outputs)):
             events.append(self._event({"content": piece.text}, self._some_logprobs(piece.outputs), None))
         if piece.finish_reason:

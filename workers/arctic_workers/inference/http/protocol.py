@@ -55,6 +55,8 @@ _WITHOUT_EFFECT = (
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
+    "prompt_cache_options",
+    "prediction",
     "cache_prompt",
     "cache_salt",
     "request_id",
@@ -137,7 +139,7 @@ class CommonRequest(_Request):
     model: str
     max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     """Not OpenAI's, but what every open server has; 0 and -1 are no limit."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None

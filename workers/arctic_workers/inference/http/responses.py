@@ -113,8 +113,6 @@ async def _events(answer: Answer, scope: Scope, *, includes_usage: bool) -> Asyn
     generated = [0] * len(forms)
     try:
         async with aclosing(answer.pieces) as pieces:
-            if opening := [choice for form in forms for choice in form.opening()]:
-                yield envelope.events(opening, has_usage=includes_usage)
             async for number, piece in pieces:
                 generated[number] = piece.generated
                 if choices := await _choices(answer, number, piece):

@@ -412,11 +412,12 @@ class Api:
         biases = asked.logit_bias or {}
         self._known(list(biases), "logit_bias")
         stops = self._stop_tokens(asked)
+        only_likeliest = asked.top_p == 0  # it is the first to cross that share, and engines take more than 0
         return Sampling(
             max_tokens=most,
             temperature=_given(asked.temperature, 1.0),
-            top_p=_given(asked.top_p, 1.0),
-            top_k=max(asked.top_k or 0, 0),
+            top_p=asked.top_p or 1.0,
+            top_k=1 if only_likeliest else max(asked.top_k or 0, 0),
             seed=secrets.randbits(63) if asked.seed is None else asked.seed,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,

@@ -1,6 +1,7 @@
 """Between text and tokens: the tokenizer, text from tokens as they come, and stop strings."""
 
 import json
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,8 @@ _LONGEST_HELD = 32
 _FEW = 256
 """Tokens for whose text a call for batches would take longer than it is worth."""
 _EARLIER = 4
+_LONGEST_CHARACTER = 4
+"""Bytes, in UTF-8."""
 _LONGEST_DECODED = 16
 """Tokens that are decoded again for the next one: to cut them off takes decoding what is left."""
 
@@ -77,7 +80,20 @@ class Text:
 
     def decode_finished(self, tokens: Sequence[int]) -> str:
         """Turn tokens into text, without a character at its end that they leave unfinished."""
-        return self.decode(tokens).rstrip(_UNFINISHED)
+        whole = [token for token in tokens if token in self.shown]
+        left = self.unfinished(whole)
+        # To some decoders one byte that is no text makes those before it none either.
+        while left and len(last := self.token_bytes(whole[-1])) <= left:
+            left -= len(last)
+            whole.pop()
+        text = self.decode(whole)
+        return text.removesuffix(_UNFINISHED) if left else text
+
+    def unfinished(self, tokens: Sequence[int]) -> int:
+        """Return how many bytes at the end of tokens are only the beginning of a character."""
+        decoder = getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(map(self.token_bytes, tokens[-_LONGEST_CHARACTER:])))
+        return len(decoder.getstate()[0])
 
     def token_name(self, token: int) -> str:
         """Return how the tokenizer's vocabulary writes a token."""
@@ -118,7 +134,7 @@ class Detokenizer:
 
     def __init__(self, text: Text, prompt: Sequence[int]) -> None:
         self._text = text
-        self._tokens = list(islice((token for token in reversed(prompt) if token in text.shown), _EARLIER))[::-1]
+        self._tokens = _ending(text, prompt)
         # A character that the prompt leaves unfinished is the answer's.
         self._shown = text.decode_finished(self._tokens)
         self._read = len(self._tokens)
@@ -130,7 +146,11 @@ class Detokenizer:
         self._tokens.append(token)
         text = self._text.decode(self._tokens)
         # Bytes that will never become a character must not hold back all that follows.
-        if text.endswith(_UNFINISHED) and len(self._tokens) - self._read < _LONGEST_HELD:
+        if (
+            text.endswith(_UNFINISHED)
+            and self._text.unfinished(self._tokens)
+            and len(self._tokens) - self._read < _LONGEST_HELD
+        ):
             return ""
         return self._show(text)
 
@@ -146,6 +166,17 @@ class Detokenizer:
         self._read = len(self._tokens)
         self._shown = text
         return new
+
+
+def _ending(text: Text, prompt: Sequence[int]) -> list[int]:
+    """Return a prompt's last tokens that have a text, from one with which a character begins."""
+    ending: list[int] = []
+    backwards = (token for token in reversed(prompt) if token in text.shown)
+    for token in islice(backwards, _EARLIER + _LONGEST_CHARACTER - 1):
+        ending.insert(0, token)
+        if len(ending) >= _EARLIER and not b"\x80" <= text.token_bytes(token)[:1] < b"\xc0":
+            break
+    return ending
 
 
 class StopStrings:

@@ -38,7 +38,7 @@ COMPLETION = {"model": "m", "prompt": "hi"}
         ({"use_beam_search": True}, "use_beam_search", "not supported; leave it out or write False"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
-        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"top_p": -0.1}, "top_p", "greater than or equal to 0"),
         ({"stop": ["a"] * 33}, "stop", "write at most 32"),
         ({"stop": [""]}, "stop", "1 to 256 characters"),
         ({"wings": 2}, "wings", "there is no such parameter"),
@@ -106,6 +106,12 @@ def test_values_that_change_nothing_are_taken() -> None:
     assert parse(CompletionRequest, json.dumps(COMPLETION | neutral | unknown).encode()).prompt == "hi"
     assert parse(CompletionRequest, json.dumps(COMPLETION | {"stop": ""}).encode()).stops == []
     assert parse(ChatRequest, json.dumps(CHAT | {"response_format": {"type": "text"}}).encode()).model == "m"
+
+
+def test_what_only_saves_time_is_taken() -> None:
+    """As editors send what they expect of an answer."""
+    saving = {"prediction": {"type": "content", "content": "a"}, "prompt_cache_options": {"ttl": "30m"}}
+    assert parse(ChatRequest, json.dumps(CHAT | saving).encode()).model == "m"
 
 
 def test_null_is_what_is_left_out() -> None:

@@ -5,7 +5,7 @@ import gzip
 import json
 import re
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,27 @@ async def ask(api: Api, method: str, path: str, **given: Any) -> httpx.Response:
 
 async def post(api: Api, path: str, **asked: Any) -> httpx.Response:
     return await ask(api, "POST", path, content=json.dumps({"model": "tiny"} | asked).encode())
+
+
+async def ask_app(api: Api, path: str, asked: dict[str, Any], send: Callable[[Any], Awaitable[None]]) -> None:
+    """Ask as a server does, which hears of each part of an answer as it leaves; nobody hangs up."""
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": [],
+    }
+    body = iter([{"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}])
+
+    async def receive() -> dict[str, Any]:
+        if (message := next(body, None)) is not None:
+            return message
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    await api.app(scope, receive, send)
 
 
 NUMBERS = st.integers() | st.sampled_from([2**31 - 1, 2**31, 2**63 - 1, 2**63, -(2**63)])
@@ -207,7 +228,7 @@ async def test_other_answers_go_on_while_many_tokens_are_made_text(text: Text, m
 
 
 async def test_a_request_that_does_not_arrive_gives_its_place_back(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "BODY_SECONDS", 1.0)
+    monkeypatch.setattr(server, "BODY_SECONDS", 3.0)
     api, sent = serve(text, Scripted(), most_waiting=1), asyncio.Event()
 
     async def half() -> AsyncGenerator[bytes, None]:
@@ -593,6 +614,33 @@ async def test_one_request_with_many_answers_hides_no_others_that_wait(text: Tex
     await asyncio.gather(*asked, return_exceptions=True)
 
 
+async def test_the_first_event_of_a_stream_comes_with_the_first_token(text: Text) -> None:
+    """From one to the other is what clients measure as the time to the first token, `vllm bench serve` among them."""
+    go, sent = asyncio.Event(), bytearray()
+
+    class Waiting(Counting):
+        async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
+            self.asked.append(request)
+            await go.wait()
+            yield Output(request.prompt[-1], finish_reason="length")
+
+    async def send(message: Any) -> None:
+        sent.extend(message.get("body", b""))
+
+    engine = Waiting()
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "stream": True, "n": 2}
+    answering = asyncio.create_task(ask_app(serve(text, engine), "/v1/chat/completions", asked, send))
+    await until(lambda: len(engine.asked) == 2)
+    assert not sent
+    go.set()
+    await answering
+    lines = [line.removeprefix("data: ") for line in sent.decode().split("\n") if line.startswith("data: {")]
+    choices = [json.loads(line)["choices"][0] for line in lines]
+    for index in range(2):
+        roles = [choice["delta"].get("role") for choice in choices if choice["index"] == index]
+        assert roles == ["assistant", None, None]
+
+
 async def test_a_key_makes_a_caller_of_its_own_and_does_not_go_further(text: Text) -> None:
     engine = Counting()
     api = serve(text, engine)
@@ -713,6 +761,16 @@ async def test_stop_tokens_are_those_that_are_asked_for(text: Text) -> None:
     await post(api, "/v1/completions", prompt="a", stop_token_ids=[7])
     await post(api, "/v1/completions", prompt="a", stop_token_ids=[7], ignore_eos=True)
     assert [request.sampling.stop_tokens for request in engine.asked] == [text.stop_tokens | {7}, {7}]
+
+
+@pytest.mark.parametrize("top_k", [None, 0, 7])
+async def test_of_no_share_of_the_probability_the_likeliest_token_is_left(text: Text, top_k: int | None) -> None:
+    """OpenAI takes a `top_p` of 0, which some clients have by default, and engines do not."""
+    engine = Counting()
+    answer = await post(serve(text, engine), "/v1/completions", prompt="a", top_p=0, top_k=top_k)
+    assert answer.status_code == 200, answer.text
+    [request] = engine.asked
+    assert (request.sampling.top_p, request.sampling.top_k) == (1.0, 1)
 
 
 async def test_a_stop_token_of_the_files_that_the_model_has_not_is_left_out(
@@ -863,6 +921,7 @@ async def test_nothing_looks_after_an_answer_that_is_over(
     monkeypatch.setattr(server._Patience, "_look", lambda patience: looks.append(patience))
     answer = await post(serve(text, Scripted(), most_waiting=waiting), "/v1/completions", prompt="a")
     assert answer.status_code == (200 if waiting else 429)
+    looks.clear()  # a busy machine may have taken longer to answer
     await asyncio.sleep(0.4)
     assert looks == []
 
@@ -870,27 +929,11 @@ async def test_nothing_looks_after_an_answer_that_is_over(
 async def test_an_answer_that_its_client_does_not_read_is_given_up(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "UNREAD_SECONDS", 0.05)
     engine = Counting()
-    api = serve(text, engine)
-    body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 200, "stream": True}).encode()
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "method": "POST",
-        "path": "/v1/completions",
-        "query_string": b"",
-        "headers": [],
-    }
-    asked = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def receive() -> dict[str, Any]:
-        if (message := next(asked, None)) is not None:
-            return message
-        await asyncio.sleep(3600)
-        raise AssertionError
 
     async def send(message: Any) -> None:
         if message.get("body"):
             await asyncio.sleep(3600)
 
-    await api.app(scope, receive, send)
+    asked = {"model": "tiny", "prompt": "a", "max_tokens": 200, "stream": True}
+    await ask_app(serve(text, engine), "/v1/completions", asked, send)
     assert (len(engine.asked), engine.now) == (1, 0)

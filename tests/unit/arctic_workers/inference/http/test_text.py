@@ -46,6 +46,50 @@ def streamed(text: Text, prompt: list[int], answer: list[int]) -> str:
     return "".join([*map(detokenizer.push, answer), detokenizer.finish()])
 
 
+@pytest.fixture(scope="module")
+def bytes_alone(tmp_path_factory: pytest.TempPathFactory) -> Text:
+    """With a token a byte for all but a few characters, as Llama's and Arctic's have it for what is rare: of bytes in a
+    row, one that is no text makes all of them none.
+    """
+    alphabet = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"a": 256, "▁": 257, "<|end|>": 258}
+    made = Tokenizer(models.BPE(alphabet, [], byte_fallback=True))
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.add_special_tokens(["<|end|>"])
+    folder = tmp_path_factory.mktemp("bytes")
+    made.save(str(folder / "tokenizer.json"))
+    return Text(folder)
+
+
+SCRIPTS = st.text(st.sampled_from("a é世界తె\ufffd\N{MOUNTAIN}\N{SLIGHTLY SMILING FACE}"), max_size=12)
+
+
+def test_text_comes_back_where_characters_are_bytes(bytes_alone: Text) -> None:
+    @settings(max_examples=100, deadline=None)
+    @given(before=SCRIPTS, answer=SCRIPTS)
+    def check(before: str, answer: str) -> None:
+        assert streamed(bytes_alone, bytes_alone.encode(before), bytes_alone.encode(answer)) == answer
+
+    check()
+
+
+def test_a_prompt_that_ends_within_a_character_leaves_its_rest_to_the_answer(bytes_alone: Text) -> None:
+    @settings(max_examples=100, deadline=None)
+    @given(words=SCRIPTS, place=st.integers(0, 40))
+    def check(words: str, place: int) -> None:
+        tokens = bytes_alone.encode(words)
+        prompt, answer = tokens[:place], tokens[place:]
+        assert bytes_alone.decode_finished(prompt) + streamed(bytes_alone, prompt, answer) == words
+
+    check()
+
+
+def test_an_answer_that_ends_within_a_character_is_told_up_to_it(bytes_alone: Text) -> None:
+    tokens = bytes_alone.encode("a世界")
+    told = [streamed(bytes_alone, [256], tokens[:end]) for end in range(8)]
+    assert told == ["", "a", "a", "a", *["a世"] * 3, "a世界"]
+
+
 def test_a_character_before_special_tokens_is_not_torn(tmp_path: Path) -> None:
     """As chat templates write them behind each message, of which many end in an emoji."""
     made = byte_tokenizer()
