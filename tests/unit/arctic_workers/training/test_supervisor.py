@@ -191,7 +191,8 @@ def test_outcomes_travel_by_files_in_the_order_of_ranks(tmp_path: Path, monkeypa
 
 def test_orphans_are_reaped_and_the_ranks_exit_code_is_kept() -> None:
     orphan = subprocess.Popen(["true"])
-    ranks = subprocess.Popen(["sh", "-c", "sleep 0.3; exit 7"])
+    # Of a process that has ended, the folder is there until somebody takes it in.
+    ranks = subprocess.Popen(["sh", "-c", f"while [ -e /proc/{orphan.pid} ]; do sleep 0.02; done; exit 7"])
     while (code := reap(ranks)) is None:
         time.sleep(0.02)
     assert code == 7
@@ -309,3 +310,30 @@ def test_a_refusal_of_the_ranks_ends_a_pod_with_bad_input(world: TrainingWorld) 
     assert done.returncode == ExitCode.BAD_INPUT, done.stderr[-3000:]
     report = Report.model_validate_json(Path(world.termination_message).read_text())
     assert (report.outcome, report.reason, report.epoch) == ("refused", "SourceNotFound", 3)
+
+
+ASKS_A_POD_THAT_IS_GONE = """
+import sys, threading, time
+from datetime import timedelta
+from runpy import run_module
+from torch.distributed import TCPStore
+from arctic_workers.training import supervisor
+
+class Last:
+    def __del__(self, sleep=time.sleep):
+        sleep(3)  # the interpreter's end is under way when the store's answer fails
+
+def main(stop):
+    store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=1), wait_for_workers=False)
+    threading.Thread(target=store.get, args=("never put",), daemon=True).start()
+    sys.last = Last()
+    return 75
+
+supervisor.main = main
+run_module("arctic_workers.training", run_name="__main__")
+"""
+
+
+def test_a_pod_ends_with_its_code_though_a_thread_still_asks_another() -> None:
+    done = subprocess.run([sys.executable, "-c", ASKS_A_POD_THAT_IS_GONE], capture_output=True, check=False)
+    assert done.returncode == 75, done.stderr
