@@ -236,7 +236,8 @@ class Canary(Resource):
     """Share of requests that the newest revision gets.
 
     The revision before it gets the rest, until this is taken out of the manifest, which finishes the rollout, or the
-    change is taken back, which ends the canary, or `analysis` decides. A service's first revision is no canary.
+    change is taken back, which ends the canary, or `analysis` decides. A service's first revision is no canary, nor is
+    one that follows a revision that has never served.
     """
 
     weight: Percent

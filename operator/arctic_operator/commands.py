@@ -1,4 +1,4 @@
-"""Tells trainings what their plans say, beside the reconciling: a checkpoint may take minutes. Decides nothing."""
+"""Tells workers what plans say, beside the reconciling: an answer may take minutes, or never come. Decides nothing."""
 
 import asyncio
 import logging
@@ -11,26 +11,29 @@ from arctic_operator.plan.actions import Command
 
 log = logging.getLogger(__name__)
 
+DRAINS_AT_ONCE = 64
+"""Leaders that are told at a time: each takes a handshake, and a service may lose a thousand groups at once."""
 COMMAND_SECONDS = 120.0
 """A world looks at commands at the end of its step, which may be long."""
 
 
 class Commands:
-    """One call a training and kind of command at a time. What is lost is told again by the next plan."""
+    """One call a worker and kind of command at a time. What is lost is told again by the next plan."""
 
     def __init__(self, followers: Followers, look_again: Callable[[Key], None]) -> None:
-        """Call over the streams of `followers`; `look_again` is called with the key of a training that has answered."""
+        """Call over the streams of `followers`; `look_again` is called with the key of an object that has answered."""
         self._followers = followers
         self._look_again = look_again
-        self._tasks: dict[tuple[Key, str], asyncio.Task[None]] = {}
+        self._draining = asyncio.Semaphore(DRAINS_AT_ONCE)
+        self._tasks: dict[tuple[Key, str, str], asyncio.Task[None]] = {}
         self._answers: dict[Key, tuple[str, CheckpointRequest]] = {}
 
     def send(self, key: Key, uid: str, commands: Iterable[Command]) -> None:
-        """Begin to tell a training, unless it is being told already."""
+        """Begin to tell a worker, unless it is being told already."""
         for command in commands:
-            place = (key, command.name)
+            place = (key, command.name, command.group)
             if place not in self._tasks:
-                task = asyncio.create_task(self._tell(key, uid, command), name=f"{command.name} {key}")
+                task = asyncio.create_task(self._tell(key, uid, command), name=f"{command.name} {key} {command.group}")
                 self._tasks[place] = task
                 task.add_done_callback(lambda _, place=place: self._tasks.pop(place, None))  # type: ignore[misc]
 
@@ -47,7 +50,7 @@ class Commands:
     def forget(self, key: Key) -> None:
         """Forget an object that is gone."""
         self._answers.pop(key, None)
-        for (of, _), task in list(self._tasks.items()):
+        for (of, *_), task in list(self._tasks.items()):
             if of == key:
                 task.cancel()
 
@@ -60,13 +63,17 @@ class Commands:
         try:
             await self._call(key, uid, command)
         except CommandError as error:
-            log.info("%s %s/%s was not told to %s, and will be: %s", *key, command.name, error)
+            what = f"{command.name} {command.group}".rstrip()
+            log.info("%s %s/%s was not told to %s, and will be: %s", *key, what, error)
             return
         self._look_again(key)
 
     async def _call(self, key: Key, uid: str, command: Command) -> None:
-        world = (key, "")
+        world = (key, command.group)
         match command.name:
+            case "drain":
+                async with self._draining:
+                    await self._followers.drain(world)
             case "pause":
                 await self._followers.pause(world, COMMAND_SECONDS)
             case "resume":

@@ -3,17 +3,16 @@
 import asyncio
 import hashlib
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from datetime import datetime
 
 from arctic_api import API_VERSION
-from arctic_operator.cluster import MERGE, NAMESPACE_ENDS, ApiError, Cluster, micro_time, path_of
+from arctic_operator.cluster import MERGE, NAMESPACE_ENDS, ApiError, Cluster, Manifest, micro_time, path_of
 from arctic_operator.observed import Identity
 from arctic_operator.plan.actions import Event
 
 log = logging.getLogger(__name__)
 
-REMEMBERED = 4096
 NOTE_BYTES = 1024
 """What the API server takes: it counts no letters."""
 WAITING = 10_000
@@ -21,12 +20,11 @@ WAITING = 10_000
 
 
 class Events:
-    """What happens again counts up one event."""
+    """What happens again counts up one event, which the cluster remembers, and forgets."""
 
     def __init__(self, cluster: Cluster, instance: str) -> None:
         self._cluster = cluster
         self._instance = instance
-        self._told: OrderedDict[str, int] = OrderedDict()
         self._waiting: deque[tuple[Identity, Event, datetime]] = deque(maxlen=WAITING)
         self._more = asyncio.Event()
 
@@ -45,32 +43,25 @@ class Events:
 
     async def _tell(self, identity: Identity, event: Event, now: datetime) -> None:
         """Tell one event; that it can't be told is no reason to fail."""
-        digest = hashlib.sha256(f"{identity.uid}{event}".encode()).hexdigest()[:16]
-        count = self._told[digest] = self._told.get(digest, 0) + 1
-        self._told.move_to_end(digest)
-        if len(self._told) > REMEMBERED:
-            self._told.popitem(last=False)
-        name = f"{identity.name}.{digest}"
+        name = f"{identity.name}.{hashlib.sha256(f'{identity.uid}{event}'.encode()).hexdigest()[:16]}"
         try:
-            if count > 1 and await self._count(identity.namespace, name, count, now):
-                return
-            await self._create(identity, name, event, now)
+            if await self._create(identity, name, event, now) is None:
+                await self._count(identity.namespace, name, now)
         except ApiError as error:
             level = logging.DEBUG if error.reason == NAMESPACE_ENDS else logging.WARNING
             log.log(level, "event %s of %s not told: %s", event.reason, identity.name, error)
 
-    async def _count(self, namespace: str, name: str, count: int, now: datetime) -> bool:
-        series = {"count": count, "lastObservedTime": micro_time(now)}
-        path = path_of("Event", namespace, name)
-        try:
+    async def _count(self, namespace: str, name: str, now: datetime) -> None:
+        query = {"fieldSelector": f"metadata.name={name}"}
+        found = await self._cluster.request("GET", f"/api/v1/namespaces/{namespace}/events", query=query)
+        for known in found["items"]:
+            count = 1 + ((known.get("series") or {}).get("count") or 1)
+            series = {"count": count, "lastObservedTime": micro_time(now)}
+            path = path_of("Event", namespace, name)
             await self._cluster.request("PATCH", path, body={"series": series}, content=MERGE)
-        except ApiError as error:
-            if error.code == 404:
-                return False
-            raise
-        return True
 
-    async def _create(self, identity: Identity, name: str, event: Event, now: datetime) -> None:
+    async def _create(self, identity: Identity, name: str, event: Event, now: datetime) -> Manifest | None:
+        """Return the event, None if it is there already."""
         manifest = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
@@ -90,4 +81,4 @@ class Events:
                 "uid": identity.uid,
             },
         }
-        await self._cluster.create(manifest)
+        return await self._cluster.create(manifest)

@@ -43,6 +43,7 @@ from arctic_operator.observed import (
     TrainingSeen,
     Trouble,
     exported_by,
+    gateway_down_of,
     gateway_pod_of,
     group_set_of,
     identity_of,
@@ -346,6 +347,8 @@ class Observer:
         known = {group.name: seen for group in groups if (seen := live(group.name))}
         named = inference.spec.model.training
         base, lack = self._base(inference.identity.namespace, named, inference.status.weights, keep=False)
+        gateways = [child for child in self._cache.children(uid, "Pod") if _is_gateway(child)]
+        down = (gateway_down_of(child, map(pod_of, gateways)) for child in self._owned(uid, "Deployment"))
         return InferenceSeen(
             groups=groups,
             pods=[pod for pod in self._pods(uid) if pod.group is not None],
@@ -353,7 +356,8 @@ class Observer:
             live=known,
             history=[revision_seen_of(child) for child in self._owned(uid, "ControllerRevision")],
             access=access,
-            gateways=[gateway_pod_of(child) for child in self._cache.children(uid, "Pod") if _is_gateway(child)],
+            gateways=[gateway_pod_of(child) for child in gateways],
+            gateway_down=next(down, None),
             held=held,
             base=base,
             lack=lack,

@@ -1,7 +1,7 @@
 """What is read from the cluster, reduced to what planning needs: frozen values, and pure functions that make them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -46,6 +46,8 @@ INVALID_SPEC = "InvalidSpec"
 
 NO_KEYS = "NoKeys"
 """State of a service that nobody may use, and reason of that trouble."""
+NO_GATEWAY = "NoGateway"
+"""State of a service that nobody reaches, and reason of that trouble."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,16 @@ class GatewayPod:
 
 
 @dataclass(frozen=True)
+class GatewayDown:
+    """A gateway of which no pod is ready."""
+
+    since: datetime
+    """Since when it has too few."""
+    why: str
+    """In the cluster's words, empty where it says nothing."""
+
+
+@dataclass(frozen=True)
 class Pod:
     """A worker's pod. Times that do not apply are None.
 
@@ -345,6 +357,8 @@ class InferenceSeen:
     access: Access | None = None
     """Who may use the service, None where it asks for no key."""
     gateways: Sequence[GatewayPod] = ()
+    gateway_down: GatewayDown | None = None
+    """None while a pod of the gateway is ready, or nothing is said of them."""
     held: int | None = None
     """Requests that wait in the gateway; None where that is not asked, or not answered."""
     others: Sequence[Manifest] = ()
@@ -563,6 +577,18 @@ def gateway_pod_of(manifest: Manifest) -> GatewayPod:
     metadata, status = manifest["metadata"], manifest.get("status", {})
     told = metadata.get("annotations", {}).get(READ_ANNOTATION, "")
     return GatewayPod(metadata["name"], metadata["uid"], told, status.get("podIP", ""))
+
+
+def gateway_down_of(deployment: Manifest, pods: Iterable[Pod]) -> GatewayDown | None:
+    """Reduce the gateway's Deployment and what is said of its pods; None if one of them is ready."""
+    conditions = conditions_of(deployment)
+    available, refused = conditions.get("Available", {}), conditions.get("ReplicaFailure", {})
+    since = parse_time(available.get("lastTransitionTime"))
+    if deployment.get("status", {}).get("readyReplicas") or available.get("status") != "False" or since is None:
+        return None
+    refusal = refused.get("message", "") if refused.get("status") == "True" else ""
+    said = ((pod.name, pod.unschedulable or (pod.beside.message if pod.beside else "")) for pod in pods)
+    return GatewayDown(since, refusal or next((f"pod {name}: {words}" for name, words in said if words), ""))
 
 
 def _memory_limit(spec: Manifest) -> str:

@@ -26,7 +26,7 @@ from arctic_operator.cluster import (
     OwnedByAnotherError,
 )
 from arctic_operator.commands import Commands
-from arctic_operator.control import CommandError, Followers, host_of
+from arctic_operator.control import Followers, host_of
 from arctic_operator.evaluations import Evaluation
 from arctic_operator.events import Events
 from arctic_operator.gateways import Gateways
@@ -57,8 +57,8 @@ from arctic_operator.observed import (
 )
 from arctic_operator.plan import ablation_status, evaluation_status, inference_status, training_status
 from arctic_operator.plan.ablation import plan_ablation
-from arctic_operator.plan.actions import Follow, Plan, Remembered, sooner
-from arctic_operator.plan.conditions import Conditions, events_between
+from arctic_operator.plan.actions import Command, Follow, Plan, Remembered, sooner
+from arctic_operator.plan.conditions import Conditions, events_between, is_true
 from arctic_operator.plan.drain_request import drain_events
 from arctic_operator.plan.evaluation import plan_evaluation
 from arctic_operator.plan.inference import plan_inference
@@ -147,7 +147,8 @@ class _Memory:
     """When what is not watched was seen to."""
     followed: set[str] = field(default_factory=set)
     shapes: dict[str, object] = field(default_factory=dict)
-    refusals: dict[str, str] = field(default_factory=dict)
+    refusals: dict[str, str] | None = None
+    """Why children have too few pods, by their names; None before that was asked."""
     seen: TrainingSeen | InferenceSeen | None = None
     """What the last plan was made on."""
     fault: Fault | None = None
@@ -349,7 +350,7 @@ class Reconciler:
         if subject.deleting:
             return Plan()
         memory = self._memory[key]
-        refusals = memory.refusals
+        refusals = memory.refusals or {}
         if isinstance(subject, Training):
             if memory.attempt > (subject.status.attempt or 0):
                 subject = replace(subject, status=subject.status.model_copy(update={"attempt": memory.attempt}))
@@ -399,8 +400,8 @@ class Reconciler:
                 await self._cluster.delete(delete)
             await self._follow(key, identity, plan.follow)
             self._gateways.ask(key, plan.ask_gateways)
-            await self._drain(key, plan.drain)
-            self._commands.send(key, identity.uid, plan.commands)
+            drains = (Command("drain", group=group) for group in plan.drain)
+            self._commands.send(key, identity.uid, (*plan.commands, *drains))
         except REFUSALS as error:
             return error
         return None
@@ -439,14 +440,6 @@ class Reconciler:
             for target in follow:
                 self._followers.follow((key, target.group), f"{host_of(target.host)}:{target.port}", name, tls)
 
-    async def _drain(self, key: Key, groups: tuple[str, ...]) -> None:
-        """A leader that can't be told goes when its time is over: draining never fails."""
-        for group in groups:
-            try:
-                await self._followers.drain((key, group))
-            except CommandError as error:
-                log.info("%s %s/%s: group %s was not told to drain: %s", *key, group, error)
-
     async def _ask(self, key: Key, plan: Plan, memory: _Memory) -> None:
         """Read why children have too few pods; what is news is planned with at once."""
         try:
@@ -455,8 +448,8 @@ class Reconciler:
             log.warning("%s %s/%s: why pods are missing can't be read: %s", *key, error)
             return
         refusals = {name: sentence for name, sentence in told.items() if sentence}
-        if refusals != memory.refusals:
-            memory.refusals = refusals
+        before, memory.refusals = memory.refusals or {}, refusals
+        if refusals != before:
             self._queue.add(key)
 
     async def _refusal(self, namespace: str, child: Job | GroupSet) -> str:
@@ -484,7 +477,7 @@ class Reconciler:
         if not change:
             memory.held = None
             return None
-        left = self._waits(change, memory, self._patience(plan) if failure is None else 0.0)
+        left = self._waits(change, memory, self._patience(subject, plan, memory) if failure is None else 0.0)
         if left is not None:
             memory.attempt = status.get("attempt", 0)
             return left
@@ -508,14 +501,16 @@ class Reconciler:
         self._tell(subject, status)
         return None
 
-    def _patience(self, plan: Plan) -> float:
+    def _patience(self, subject: Subject, plan: Plan, memory: _Memory) -> float:
         """Return the seconds that a status may wait for the one that follows.
 
-        A status costs the API server as much as a world: where many start, those come first.
+        A status costs the API server as much as a world: where many start, those come first. And trouble is not over
+        for an operator that has just begun, and has not asked for it yet.
         """
         if plan.begins and len(self._beginning) > 1:
             return BEGIN_SECONDS
-        return SETTLE_SECONDS if plan.settling else 0.0
+        unasked = plan.short and memory.refusals is None and is_true(subject.status.conditions, "Degraded")
+        return SETTLE_SECONDS if plan.settling or unasked else 0.0
 
     def _waits(self, change: set[str], memory: _Memory, patience: float) -> float | None:
         """Return the seconds that a change of a status has to wait, None if it is to be written now."""

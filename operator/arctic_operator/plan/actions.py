@@ -61,11 +61,13 @@ class Follow:
 
 @dataclass(frozen=True)
 class Command:
-    """Something that a training's rank 0 is told; it is told again for as long as it does not show."""
+    """Something that a worker is told; it is told again for as long as it does not show."""
 
-    name: Literal["pause", "resume", "stop_after", "checkpoint"]
+    name: Literal["pause", "resume", "stop_after", "checkpoint", "drain"]
     argument: str = ""
     """The stage, or the token of the request that is answered."""
+    group: str = ""
+    """The group whose leader is told; empty for a training's rank 0."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Plan:
     create: tuple[Manifest, ...] = ()
     mark: tuple[Mark, ...] = ()
     drain: tuple[str, ...] = ()
-    """Groups whose leader is told to take no new requests."""
+    """Groups whose leader is told to take no new requests; none of them is waited for."""
     delete: tuple[Delete, ...] = ()
     follow: tuple[Follow, ...] = ()
     """All streams that should be open for this object."""

@@ -29,8 +29,11 @@ class Canary:
 
 
 def stable_revision(status: ArcticInferenceStatus, groups: Sequence[GroupSet], newest: str) -> str | None:
-    """Return the revision that all groups were of last; before that was noted, the one of the oldest other group."""
-    if status.stable_revision:
+    """Return the revision that all groups were of last; before that was noted, the one of the oldest other group.
+
+    None while no group has ever been ready: what has never served is nothing to compare with.
+    """
+    if status.stable_revision or not status.start_time:
         return status.stable_revision
     return next((group.revision for group in groups if group.revision != newest), None)
 

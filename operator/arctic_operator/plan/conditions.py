@@ -12,6 +12,8 @@ from arctic_operator.plan.words import OUT_OF_MEMORY, failure_of, out_of_memory
 
 IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+CRASH_LOOP = "CrashLoopBackOff"
+"""What the kubelet says of a container that it lets wait between two crashes."""
 UNREACHABLE_AFTER = timedelta(seconds=10)
 """How long a node is NotReady before its worlds are given up: it has been silent for most of a minute by then."""
 UNREACHABLE_AFTER_ALL = timedelta(seconds=60)
@@ -23,6 +25,8 @@ PODS_AFTER = timedelta(seconds=10)
 """What a Job or StatefulSet gets to make its pods before it is asked why it has not."""
 ENDS = {"Degraded": "Recovered", "Ready": "NotReady", "Available": "NotAvailable", "Suspended": "Resumed"}
 """Conditions whose end is worth an event."""
+TROUBLES = ("Degraded", "Failed")
+"""Conditions that tell of trouble."""
 UNTOLD = frozenset({"PodsScheduled", "WorkersConnected"})
 """Steps of a start, which the state tells, and the cluster's own events of each pod: an event of each says no more."""
 LONGEST_MESSAGE = 1024
@@ -171,15 +175,20 @@ def trouble_of(pods: Sequence[Pod], remedy: str) -> Trouble | None:
 
 
 def events_between(before: Iterable[Condition] | None, after: Iterable[Condition]) -> list[Event]:
-    """Return an event for each condition that has become true, or true for another reason, and for what is over."""
-    known = {condition.type: condition for condition in before or ()}
+    """Return an event for each condition that has become true, or true for another reason, and for what is over.
+
+    What is named after trouble, as the progress that it stops, says no more than that.
+    """
+    known, after = {condition.type: condition for condition in before or ()}, list(after)
+    troubles = {each.reason for each in after if each.type in TROUBLES and each.status == "True"}
     events = []
     for condition in after:
         old = known.get(condition.type)
         was_true = old is not None and old.status == "True"
         if condition.status == "True" and condition.type not in UNTOLD:
-            if not (was_true and old and old.reason == condition.reason):
-                kind: Literal["Normal", "Warning"] = "Warning" if condition.type in ("Degraded", "Failed") else "Normal"
+            again = was_true and old and old.reason == condition.reason
+            if not again and (condition.type in TROUBLES or condition.reason not in troubles):
+                kind: Literal["Normal", "Warning"] = "Warning" if condition.type in TROUBLES else "Normal"
                 events.append(Event(kind, condition.reason, condition.message or condition.type))
         elif was_true and condition.type in ENDS:
             events.append(Event("Normal", ENDS[condition.type], condition.message or condition.reason))

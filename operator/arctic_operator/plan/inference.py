@@ -28,10 +28,18 @@ from arctic_operator.plan.actions import Delete, Follow, Mark, Plan, Remembered,
 from arctic_operator.plan.autoscaling import measured, scale
 from arctic_operator.plan.canary import Canary, canary_of, unless_refused
 from arctic_operator.plan.canary_analysis import analyse
-from arctic_operator.plan.conditions import PODS_AFTER, lacks_pods, unreachable, until_unreachable, waiting_for
+from arctic_operator.plan.conditions import (
+    CRASH_LOOP,
+    PODS_AFTER,
+    lacks_pods,
+    unreachable,
+    until_unreachable,
+    waiting_for,
+)
 from arctic_operator.plan.drain_request import drain_request, leaver
 from arctic_operator.plan.inference_history import Target, forgotten, records, target_of
 from arctic_operator.plan.inference_status import WAITING, inference_status
+from arctic_operator.plan.settling import is_to_be_heard
 from arctic_operator.plan.words import report_of
 from arctic_operator.settings import Settings
 
@@ -289,6 +297,20 @@ def plan_inference(
     left = tuple(_left_behind(seen, identity.namespace)) if settings.leader_worker_sets else ()
     used = [target.name, *(group.set.revision for group in groups)]
     share = canary.share if canary else 0
+    status = inference_status(
+        replace(target.inference, generation=inference.generation),
+        seen,
+        groups,
+        target,
+        canary,
+        desired,
+        waiting,
+        held,
+        scaling,
+        analysed,
+        asked_to_go,
+        now,
+    )
     return Plan(
         apply=(
             *records(target, seen),
@@ -320,20 +342,8 @@ def plan_inference(
         short=tuple(g.set for g in staying if lacks_pods(g.set.created, g.pods, g.set.size, now)),
         ask_gateways=tuple(pod.ip for pod in seen.gateways if pod.ip) if scaling else (),
         remembered=Remembered(scaler, comparison, early),
-        status=inference_status(
-            replace(target.inference, generation=inference.generation),
-            seen,
-            groups,
-            target,
-            canary,
-            desired,
-            waiting,
-            held,
-            scaling,
-            analysed,
-            asked_to_go,
-            now,
-        ),
+        status=status,
+        settling=is_to_be_heard(inference, status, seen, (group.name for group in groups if group.ready_since)),
         requeue_after=sooner(
             _next_look(groups, now),
             until_unreachable(seen.pods, seen.nodes, now),
@@ -432,7 +442,7 @@ def _is_idle(group: Group, inference: Inference, seen: InferenceSeen, now: datet
 def _crashed(groups: Sequence[Group], namespace: str, now: datetime) -> Iterable[Delete]:
     """When one rank goes all of its group do; they must not wait out a back-off that grows with each lost peer."""
     for pod in (pod for group in groups for pod in group.pods):
-        held_back = pod.waiting == "CrashLoopBackOff" and pod.exit_code != ExitCode.BAD_INPUT
+        held_back = pod.waiting == CRASH_LOOP and pod.exit_code != ExitCode.BAD_INPUT
         served = (pod.finished or now) - pod.created >= SERVED_AFTER
         if held_back and served and pod.delete_requested is None:
             yield Delete("Pod", namespace, pod.name, pod.uid)

@@ -9,10 +9,11 @@ from arctic_api.common import Condition, parse_duration
 from arctic_api.inference import ArcticInferenceStatus, DrainRequest, RevisionStatus, ScalingStatus
 from arctic_api.world import ExitCode
 from arctic_operator.live import InferenceObservation, Live
-from arctic_operator.manifests.common import leader_selector
+from arctic_operator.manifests.common import gateway_name, leader_selector
 from arctic_operator.manifests.gateway import service_url
 from arctic_operator.observed import (
     INVALID_SPEC,
+    NO_GATEWAY,
     NO_KEYS,
     Inference,
     InferenceSeen,
@@ -25,7 +26,7 @@ from arctic_operator.plan.actions import Event
 from arctic_operator.plan.autoscaling import ReadyView, Scaling
 from arctic_operator.plan.canary import Canary, stable_revision
 from arctic_operator.plan.canary_analysis import Analysed
-from arctic_operator.plan.conditions import Conditions, is_true, refusal_of, trouble_of
+from arctic_operator.plan.conditions import CRASH_LOOP, Conditions, find, is_true, refusal_of, trouble_of
 from arctic_operator.plan.inference_history import Target, told_revisions
 from arctic_operator.plan.words import exit_of, report_of
 
@@ -33,6 +34,10 @@ LESS_MEMORY = (
     "raise resources.limits.memory, lower batching.kvCache.memoryFraction or batching.tokenBudget, "
     "or spread the model over more pods by parallelism.pipeline"
 )
+GATEWAY_AFTER = timedelta(seconds=30)
+"""What the pods of a gateway get to start, or to be replaced."""
+SHUT = frozenset({NO_KEYS, NO_GATEWAY})
+"""Reasons of trouble in which no request comes through, whatever groups are ready."""
 WAITING = "WaitingForTraining"
 MEASURED = "Measured"
 """Reason of the condition of a service whose number of groups follows what is measured."""
@@ -96,10 +101,10 @@ def inference_status(
         stale=len(groups) - sum(group.fresh for group in kept),
         enough=max(1, desired - unavailable),
     )
-    trouble = _trouble(kept, seen.refusals)
+    trouble = _trouble(inference, kept, seen.refusals)
     told = {group.name: told for group in kept if (told := _observation(seen.live.get(group.name)))}
-    closed = seen.access.lack if seen.access else None
-    first = closed if closed and closed.reason == NO_KEYS else held or closed
+    closed = _gateway_trouble(inference, seen, now) or (seen.access.lack if seen.access else None)
+    first = closed if closed and closed.reason in SHUT else held or closed
     state = _state(inference, counts, trouble, waiting, closed)
     if canary and state in ("RollingOut", "Scaling", "Ready"):  # the last where the stable groups are being made anew
         state = "Canary"
@@ -118,7 +123,7 @@ def inference_status(
         url=service_url(identity, inference.spec),
         revision=target.name,
         stable_revision=target.name
-        if state == "Ready"
+        if state in ("Ready", *SHUT)
         else stable_revision(inference.status, seen.groups, target.name),
         revisions=[_told(each) for each in told_revisions(seen)] or None,
         start_time=inference.status.start_time or (format_time(now) if counts.ready else None),
@@ -179,7 +184,7 @@ def _loading(groups: Iterable[GroupView], told: Mapping[str, InferenceObservatio
     return f"the leader has {min(shares):.0%} of its weights in memory" if shares and min(shares) < 1 else ""
 
 
-def _trouble(groups: Iterable[GroupView], refusals: Mapping[str, str]) -> Trouble | None:
+def _trouble(inference: Inference, groups: Iterable[GroupView], refusals: Mapping[str, str]) -> Trouble | None:
     """Return what keeps groups from being ready: what children say, then how a worker ended."""
     unready = [group for group in groups if group.ready_since is None]
     pods = [pod for group in unready for pod in group.pods]
@@ -193,10 +198,34 @@ def _trouble(groups: Iterable[GroupView], refusals: Mapping[str, str]) -> Troubl
             reason = report.reason if report and report.reason else "BadInput"
             return Trouble(reason, report.message if report and report.message else f"pod {pod.name} refused its input")
     for pod in pods:
-        if pod.waiting == "CrashLoopBackOff":
-            return Trouble("CrashLoopBackOff", exit_of(pod))
-    beside = ((pod.name, pod.beside) for pod in pods if pod.beside and pod.delete_requested is None)
-    return next((Trouble(trouble.reason, f"pod {name}: {trouble.message}") for name, trouble in beside), None)
+        if pod.waiting == CRASH_LOOP:
+            return Trouble(CRASH_LOOP, exit_of(pod))
+    for pod in pods:
+        if pod.beside and pod.delete_requested is None:
+            return Trouble(pod.beside.reason, f"pod {pod.name}: {pod.beside.message}")
+    return _crash_loop(inference, unready)
+
+
+def _crash_loop(inference: Inference, unready: Iterable[GroupView]) -> Trouble | None:
+    """Return the crash loop that was told of a group that has not been ready since: between two crashes its pods run.
+
+    With another manifest it may be over.
+    """
+    told = find(inference.status.conditions, "Degraded")
+    if told is None or (told.status, told.reason) != ("True", CRASH_LOOP):
+        return None
+    same = told.observed_generation == inference.generation
+    theirs = same and told.message.startswith(tuple(f"pod {group.name}-" for group in unready))
+    return Trouble(CRASH_LOOP, told.message) if theirs else None
+
+
+def _gateway_trouble(inference: Inference, seen: InferenceSeen, now: datetime) -> Trouble | None:
+    down = seen.gateway_down
+    if down is None or now - down.since < GATEWAY_AFTER:
+        return None
+    where = f"Deployment {gateway_name(inference.identity)}"
+    why = down.why or "see what its pods say"
+    return Trouble(NO_GATEWAY, f"no pod of the gateway ({where}) is ready, so nobody reaches the service: {why}")
 
 
 def _state(
@@ -209,7 +238,7 @@ def _state(
     if counts.desired == 0:
         return "Idle" if counts.all == 0 else "ScalingDown"
     if counts.updated_ready >= counts.desired and counts.stale == 0:
-        return NO_KEYS if closed and closed.reason == NO_KEYS else "Ready"
+        return closed.reason if closed and closed.reason in SHUT else "Ready"
     if counts.ready == 0:
         return trouble.reason if trouble else "Starting"
     return "RollingOut" if counts.stale else "Scaling"
@@ -231,7 +260,7 @@ def _conditions(
     conditions = Conditions(inference.status.conditions, inference.generation, now)
     told = f"{counts.updated_ready} of {counts.desired} groups of the wanted revision are ready"
     conditions.set("Ready", state == "Ready", "AllGroupsReady" if state == "Ready" else state, told)
-    available = counts.desired > 0 and counts.ready > 0 and not (closed and closed.reason == NO_KEYS)
+    available = counts.desired > 0 and counts.ready > 0 and not (closed and closed.reason in SHUT)
     enough = "EnoughGroupsReady" if counts.ready >= counts.enough else "SomeGroupsReady"
     served = f"{counts.ready} of {counts.desired} groups are ready"
     conditions.set("Available", available, enough if available else state, served)

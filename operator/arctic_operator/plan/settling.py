@@ -1,10 +1,13 @@
-"""Which news of a training waits a moment for the next: a world starts in steps that follow each other at once."""
+"""Which news waits a moment for the next: a training starts in steps that follow each other at once.
 
-from collections.abc import Mapping
+A service is seen at once by an operator that begins anew, and heard a moment later.
+"""
+
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from arctic_operator.live import Live
-from arctic_operator.observed import Training
+from arctic_operator.observed import Inference, InferenceSeen, Training
 from arctic_operator.plan.conditions import is_true
 
 
@@ -34,6 +37,23 @@ def _is_step(training: Training, status: Mapping[str, Any], live: Live | None) -
         return False
     if training.spec.start_deadline and before.start_time is None and status.get("startTime"):
         return False  # what is not written down does not count as begun
-    opening = live is None or not (live.connected or live.error)
     starting = status["state"] == "Starting" and before.state in (None, "Starting")
-    return starting or (status["state"] == "Running" and opening)
+    return starting or (status["state"] == "Running" and _is_opening(live))
+
+
+def is_to_be_heard(inference: Inference, status: Mapping[str, Any], seen: InferenceSeen, ready: Iterable[str]) -> bool:
+    """Whether a status may lack only what the leaders of groups that are `ready`, or the gateway, are about to say.
+
+    An edit, another state and another number of groups are told at once.
+    """
+    before = inference.status
+    known = (before.observed_generation, before.state, before.desired_replicas)
+    if known != (status["observedGeneration"], status["state"], status["desiredReplicas"]):
+        return False
+    asked = inference.spec.autoscaling is not None and seen.held is None
+    return asked or any(_is_opening(seen.live.get(name)) for name in ready)
+
+
+def _is_opening(live: Live | None) -> bool:
+    """Whether a stream is about to bring a first state."""
+    return live is None or not (live.connected or live.error)

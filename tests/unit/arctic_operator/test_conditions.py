@@ -31,6 +31,16 @@ def test_events_tell_what_became_true_and_what_is_over_once(build):
     assert events_between(None, made(build, 0, Degraded=False)) == []
 
 
+def test_trouble_is_told_once_though_the_progress_is_named_after_it(build):
+    before = made(build, 0, Ready=True, Progressing=True, Degraded=False)
+    conditions = Conditions(before, 1, build.seconds(1))
+    conditions.set("Ready", False, "Unschedulable", "0 of 1")
+    conditions.set("Progressing", True, "Unschedulable")
+    conditions.set("Degraded", True, "Unschedulable", "no room")
+    told = [(event.type, event.reason, event.message) for event in events_between(before, conditions.all())]
+    assert told == [("Normal", "NotReady", "0 of 1"), ("Warning", "Unschedulable", "no room")]
+
+
 def test_messages_are_cut_to_what_a_condition_holds():
     condition = Conditions(None, 1, __import__("datetime").datetime(2026, 1, 1))
     condition.set("Degraded", True, "Because", "x" * 100_000)

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated_groups import START_SECONDS, Cluster
 
-from arctic_api.common import BaseWeights
+from arctic_api.common import BaseWeights, Condition
+from arctic_api.inference import ArcticInferenceStatus
 from arctic_api.world import InferenceGroup, Label
 from arctic_operator.access import access_of
 from arctic_operator.live import InferenceObservation, Live, Phase
@@ -22,9 +23,11 @@ from arctic_operator.observed import (
     Node,
     Owner,
     format_time,
+    read_status,
     revision_seen_of,
 )
 from arctic_operator.plan.actions import Mark
+from arctic_operator.plan.conditions import events_between
 from arctic_operator.plan.inference import SETTLE, plan_inference
 from arctic_operator.plan.inference_history import KEPT
 
@@ -113,7 +116,7 @@ def test_a_service_is_ready_in_a_moment_though_the_clusters_clock_is_set_back(bu
     ),
     busy=st.booleans(),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_rollout_keeps_enough_groups_serving_and_never_takes_more_nodes_than_allowed(
     build, replicas, surge, unavailable, edits, busy
 ):
@@ -515,6 +518,30 @@ def test_a_pod_that_served_is_remade_at_once_instead_of_backing_off(build, lived
     assert [d.uid for d in plan.delete if d.kind == "Pod"] == ([crashed.uid] if remade else [])
 
 
+def test_a_crash_loop_is_told_until_its_group_is_ready_or_the_manifest_is_another(build):
+    name = "tiny-0a1b2-abc123-g0"
+    group = GroupSet("StatefulSet", name, "set-1", 1, "abc123", 1, "s1-None", build.start)
+    pod = replace(build.pod(0, attempt=None, group=name), name=f"{name}-0")
+    ended = {"exit_code": 1, "exit_message": "no such option", "finished": build.seconds(5), "container_restarts": 1}
+    held_back = replace(pod, waiting="CrashLoopBackOff", **ended)
+    inference = build.inference(parallelism={"pipeline": 1})
+    told = []
+    # It is held back, runs again, is made anew, and is ready.
+    for pods in ([held_back], [replace(pod, **ended)], [], [pod], [replace(pod, ready_since=build.seconds(90))]):
+        plan = plan_inference(inference, InferenceSeen([group], pods), build.settings, build.seconds(120))
+        degraded = condition(plan.status, "Degraded")
+        told += events_between(inference.status.conditions, [Condition.model_validate(degraded)])
+        if not (pods and pods[0].ready_since):
+            assert (degraded["reason"], plan.status["state"]) == ("CrashLoopBackOff", "CrashLoopBackOff")
+            assert degraded["message"] == f"pod {name}-0 exited with code 1: no such option"
+            edited = replace(inference, generation=2, status=read_status(ArcticInferenceStatus, plan.status))
+        inference = replace(inference, status=read_status(ArcticInferenceStatus, plan.status))
+    assert degraded["status"] == "False"
+    assert [event.reason for event in told] == ["CrashLoopBackOff", "Recovered"]
+    plan = plan_inference(edited, InferenceSeen([group], [pod]), build.settings, build.seconds(120))
+    assert condition(plan.status, "Degraded")["status"] == "False"
+
+
 def beside(build, metadata=None, **nim):
     """Return the plan for a NIM's pod whose sidecar runs and whose other container is as told."""
     group = GroupSet(
@@ -699,7 +726,7 @@ def test_groups_that_run_stay_what_they_are_when_others_are_to_be_made(build):
     unavailable=st.integers(0, 2),
     kinds=st.lists(st.sampled_from(["StatefulSet", "LeaderWorkerSet"]), min_size=30, max_size=30),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_rollout_between_kinds_keeps_its_bounds(build, replicas, surge, unavailable, kinds):
     surge = max(surge, int(unavailable == 0))
     cluster = Cluster(build, build.inference(**fields(replicas, surge, unavailable)))
@@ -823,7 +850,7 @@ def share_of(cluster):
     busy=st.booleans(),
 )
 @example(replicas=2, surge=1, unavailable=1, weight="100%", end="revert", early=0, busy=False)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_canary_begins_holds_and_ends_within_the_bounds_of_a_rollout(
     build, replicas, surge, unavailable, weight, end, early, busy
 ):
@@ -895,3 +922,29 @@ def test_a_canary_of_a_service_whose_stable_revision_was_not_recorded_moves_noth
     cluster.run(30)
     assert set(cluster.groups) == before
     assert condition(cluster.status, "Degraded")["reason"] == "NoStableRevision"
+
+
+def test_what_has_never_served_is_no_stable_revision_to_a_canary(build):
+    cluster = Cluster(build, build.inference(**with_canary("10%", 2, 1, 0)))
+    cluster.reconcile()
+    cluster.broken.update(cluster.groups)
+    cluster.run(30)
+    assert cluster.status["state"] == "Starting"
+    cluster.edit(build, 2, **with_canary("10%", 2, 1, 0, "two"))
+    cluster.run(60)
+    assert {group.revision for group in cluster.groups.values()} == {cluster.status["revision"]}
+    assert (cluster.status["state"], len(tracks(cluster)[0])) == ("Ready", 2)
+
+
+def test_a_canary_is_of_the_revision_that_was_rolled_out_while_nobody_might_use_the_service(build):
+    cluster = Cluster(build, build.inference(**fields(1, 1, 0)))
+    cluster.run(30)
+    cluster.access = access_of("people", None)
+    cluster.edit(build, 2, **fields(1, 1, 0, "two"))
+    cluster.run(60)
+    second = cluster.status["revision"]
+    assert cluster.status["state"] == "NoKeys"
+    cluster.edit(build, 3, **with_canary("20%", 1, 1, 0, "three"))
+    cluster.run(60)
+    assert cluster.status["stableRevision"] == second
+    assert {group.revision for group in cluster.groups.values()} == {second, cluster.status["revision"]}

@@ -11,14 +11,23 @@ from arctic_api import verdict
 from arctic_api.rules import Judge, Rule, rules_of
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import Label
-from arctic_operator import observe, reconcile
+from arctic_operator import commands, observe, reconcile
 from arctic_operator.cache import Listing
 from arctic_operator.certificates import Pair, check_pair
 from arctic_operator.cluster import NO_LEADER_WORKER_SETS, ApiError, NotServedError, contains
 from arctic_operator.handlers import LONGEST_WAIT, EndlessBackoff, build_registry
+from arctic_operator.live import InferenceObservation, Live, Phase
 from arctic_operator.observed import TrainingSeen
+from arctic_operator.plan.actions import Plan
 from arctic_operator.plan.training import plan_training
 from arctic_operator.reconcile import PROGRESS_FIELDS, Bucket, difference, with_failure
+
+
+@pytest.fixture(autouse=True)
+def waits_for_its_test(monkeypatch):
+    """However slow the machine is: no time is over that a test does not say is over."""
+    for seconds in ("SETTLE_SECONDS", "BEGIN_SECONDS", "SEE_TO_EVERY"):
+        monkeypatch.setattr(reconcile, seconds, 3600.0)
 
 
 def status(**fields):
@@ -400,6 +409,42 @@ async def test_why_pods_are_refused_is_told_until_they_are_there(operator, kind,
     assert operator.condition(key, "Degraded")["status"] == "False"
 
 
+def told_events(operator):
+    """Events that an operator has told since it began."""
+    return [event.reason for _, event, _ in operator.reconciler._events._waiting]
+
+
+@pytest.mark.parametrize(("kind", "child"), [("ArcticTraining", "Job"), ("ArcticInference", "StatefulSet")])
+async def test_an_operator_that_begins_anew_takes_no_refusal_for_over(operator, kind, child):
+    key = operator.add(kind)
+    await operator.reconcile(key)
+    (made,) = operator.server.of(child)
+    operator.server.tell(made["metadata"]["uid"], "FailedCreate", "2026-01-01T00:00:00Z", "exceeded quota: gpus")
+    for _ in range(2):
+        await operator.reconcile(key)
+    assert operator.condition(key, "Degraded")["reason"] == "PodsNotCreated"
+    operator.restart()
+    for _ in range(2):
+        await operator.reconcile(key)
+        assert operator.condition(key, "Degraded")["reason"] == "PodsNotCreated"
+    assert told_events(operator) == []
+
+
+async def test_a_refusal_that_is_over_when_an_operator_begins_anew_is_told_to_be(operator, monkeypatch):
+    key = operator.add("ArcticInference")
+    await operator.reconcile(key)
+    (made,) = operator.server.of("StatefulSet")
+    operator.server.tell(made["metadata"]["uid"], "FailedCreate", "2026-01-01T00:00:00Z", "exceeded quota: gpus")
+    for _ in range(2):
+        await operator.reconcile(key)
+    operator.server.events.clear()
+    operator.restart()
+    for _ in range(2):
+        await operator.reconcile(key)
+    assert operator.condition(key, "Degraded")["reason"] == "AsExpected"
+    assert "Recovered" in told_events(operator)
+
+
 async def test_a_refusal_of_the_past_is_not_told_of_a_pod_that_is_remade(operator):
     key = operator.add("ArcticInference")
     await operator.reconcile(key)
@@ -686,6 +731,116 @@ async def test_a_start_is_told_in_two_writes_and_what_stays_between_two_steps_a_
     assert operator.condition(key, "PodsScheduled")["status"] == "True"
 
 
+def gateway(operator, ready, **conditions):
+    """Let the Deployment of the gateway say how many of its pods are ready, since the start of all clocks."""
+    told = [
+        {"type": kind, "status": status, "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"}
+        for kind, (status, message) in conditions.items()
+    ]
+    [deployment] = operator.server.of("Deployment")
+    status = {"observedGeneration": 1, "readyReplicas": ready, "conditions": told}
+    operator.cache.put(operator.server.put(deployment | {"status": status}))
+
+
+async def test_a_service_whose_gateway_has_no_pod_is_not_available_and_says_why(operator, heard):
+    key, _ = heard
+    refused = {"Available": ("False", "too few"), "ReplicaFailure": ("True", "exceeded quota: pods")}
+    gateway(operator, 0, **refused)
+    await operator.reconcile(key)
+    degraded = operator.condition(key, "Degraded")
+    assert (operator.status(key)["state"], degraded["reason"]) == ("NoGateway", "NoGateway")
+    assert degraded["message"].endswith("nobody reaches the service: exceeded quota: pods")
+    assert [operator.condition(key, kind)["status"] for kind in ("Ready", "Available")] == ["False", "False"]
+    gateway(operator, 1, **refused)
+    await operator.reconcile(key)
+    assert (operator.status(key)["state"], operator.condition(key, "Available")["status"]) == ("Ready", "True")
+
+
+async def test_what_keeps_the_gateways_pods_from_running_is_told_in_the_kubelets_words(operator, heard, build):
+    key, _ = heard
+    [deployment] = operator.server.of("Deployment")
+    waiting = {"name": "haproxy", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+    metadata = deployment["metadata"] | {"name": "gateway-pod", "uid": "gateway-pod", "ownerReferences": [build.maker]}
+    status = {"phase": "Pending", "containerStatuses": [waiting]}
+    operator.cache.put(operator.server.put({"kind": "Pod", "metadata": metadata, "spec": {}, "status": status}))
+    gateway(operator, 0, Available=("False", "too few"))
+    await operator.reconcile(key)
+    assert operator.condition(key, "Degraded")["message"].endswith(
+        "nobody reaches the service: pod gateway-pod: container haproxy: no such image"
+    )
+
+
+@pytest.fixture
+async def heard(operator, monkeypatch):
+    """A service that scales by what its leader says, its key, and what has both leader and gateway heard."""
+    key = operator.add("ArcticInference", autoscaling={"max": 4, "target": {"queuedPerReplica": 4}})
+    await operator.reconcile(key)
+    [group] = operator.server.of("StatefulSet")
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:10Z"}
+    for pod in operator.pods("Running", group=group["metadata"]["name"]):
+        operator.cache.put(operator.server.put(pod | {"status": pod["status"] | {"conditions": [ready]}}))
+
+    def hear():
+        told = InferenceObservation("", Phase.RUNNING, "", None, ready=True, tokens_per_second=7, loaded=1.0)
+        live = Live(told, connected=True)
+        monkeypatch.setattr(operator.reconciler._followers, "latest", lambda _: live)
+        monkeypatch.setattr(operator.reconciler._gateways, "waiting", lambda _: 0)
+
+    hear()
+    await operator.reconcile(key)
+    assert (operator.status(key)["state"], operator.status(key)["tokensPerSecond"]) == ("Ready", 7)
+    assert operator.condition(key, "ScalingActive")["status"] == "True"
+    return key, hear
+
+
+async def test_an_operator_that_begins_anew_tells_nothing_else_of_a_service_until_it_may_have_heard_it(operator, heard):
+    key, hear = heard
+    before = operator.status(key)
+    operator.restart()
+    await operator.reconcile(key)
+    assert operator.status(key) == before
+    hear()
+    await operator.reconcile(key)
+    assert operator.status(key) == before
+    assert told_events(operator) == []
+
+
+async def test_an_operator_that_begins_anew_tells_nothing_else_of_a_service_that_is_scaled_to_zero(
+    operator, monkeypatch
+):
+    scaling = {"min": 0, "max": 4, "target": {"queuedPerReplica": 4}, "scaleToZeroAfter": "5m"}
+    key = operator.add("ArcticInference", autoscaling=scaling)
+    operator.set_status(key, desiredReplicas=0, observedGeneration=1)
+    monkeypatch.setattr(operator.reconciler._gateways, "waiting", lambda _: 0)
+    for _ in range(2):
+        await operator.reconcile(key)
+    before = operator.status(key)
+    assert (before["state"], operator.condition(key, "ScalingActive")["status"]) == ("Idle", "True")
+    operator.restart()
+    await operator.reconcile(key)
+    monkeypatch.setattr(operator.reconciler._gateways, "waiting", lambda _: 0)
+    await operator.reconcile(key)
+    assert operator.status(key) == before
+    assert told_events(operator) == []
+
+
+async def test_a_service_that_is_not_heard_in_time_is_told_of(operator, heard, monkeypatch):
+    key, _ = heard
+    operator.restart()
+    monkeypatch.setattr(reconcile, "SETTLE_SECONDS", 0)
+    await operator.reconcile(key)
+    assert operator.condition(key, "ScalingActive")["reason"] == "NoMeasurements"
+    assert "tokensPerSecond" not in operator.status(key)
+
+
+async def test_what_is_asked_of_a_service_that_is_not_heard_yet_is_told_at_once(operator, heard):
+    key, _ = heard
+    operator.restart()
+    operator.add("ArcticInference", generation=2, suspend=True)
+    await operator.reconcile(key)
+    assert (operator.status(key)["state"], operator.status(key)["observedGeneration"]) == ("Suspending", 2)
+
+
 async def test_while_several_worlds_are_started_a_first_status_waits_for_the_one_that_follows(operator, monkeypatch):
     keys, create = [operator.add("ArcticTraining", name) for name in ("tiny", "other")], operator.server.create
 
@@ -718,6 +873,26 @@ async def test_an_attempt_that_no_status_tells_of_yet_is_not_made_again_when_its
         await operator.reconcile(key)
     assert operator.status(key)["attempts"][0]["number"] == 1
     assert [each["metadata"]["labels"][Label.ATTEMPT] for each in operator.server.of("Job")] == ["2"]
+
+
+async def test_hung_leaders_hold_up_neither_each_other_nor_the_reconciling(operator, monkeypatch):
+    key, told, hang = operator.add("ArcticInference"), [], asyncio.Event()
+    groups = tuple(f"g{number}" for number in range(3 * commands.DRAINS_AT_ONCE))
+
+    async def drain(followed):
+        told.append(followed)
+        await hang.wait()
+
+    monkeypatch.setattr(operator.reconciler._followers, "drain", drain)
+    monkeypatch.setattr(reconcile, "plan_inference", lambda *_: Plan(drain=groups))
+    async with asyncio.timeout(20):
+        for _ in range(2):
+            await operator.reconcile(key)
+            await asyncio.sleep(0)
+        assert told == [(key, group) for group in groups[: commands.DRAINS_AT_ONCE]]
+        hang.set()
+        await asyncio.gather(*operator.reconciler._commands._tasks.values())
+    assert told == [(key, group) for group in groups], "each once while it is being told"
 
 
 @pytest.mark.parametrize("replicas", [0, 1, 3])

@@ -16,11 +16,15 @@
     )
     unless on (namespace, name)
     max_over_time(arctic_operator_inference_info{state=~"Suspended|Suspending"}[{{ $planned }}])
+    or
+    max by (namespace, name) (arctic_operator_inference_info{state="NoGateway"}) == 1
   for: 2m
   labels: {severity: critical}
   annotations:
-    summary: No replica of {{ $it }} answers.
-    description: Every request gets 503. The conditions of the ArcticInference say what has become of its groups.
+    summary: No replica of {{ $it }} can be reached.
+    description: >-
+      Every request gets 503, or none is taken where no gateway runs. The conditions of the ArcticInference say what has
+      become of its groups, or of the gateway's pods.
     runbook_url: {{ include "arctic.runbook" (list . "ArcticInferenceUnavailable") }}
 - alert: ArcticInferenceSlow
   expr: |-
