@@ -1,6 +1,7 @@
 """Builds what is not committed whenever the distribution is: `arctic_rpc`, and the native engine's compiled code."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -59,9 +60,12 @@ def compile_kernel() -> None:
         print("no C++ compiler for x86-64: the native engine will use torch, which is slower", file=sys.stderr)
         return
 
+    sources = runpy.run_path(str(KERNEL / "sources.py"))["digest"]()
+
     def build(name: str) -> None:
         library, made = KERNEL / f"libkernel_{name}.so", KERNEL / f"libkernel_{name}.so.{os.getpid()}"
-        subprocess.run([compiler, *FLAGS, *BUILDS[name], "-o", str(made), str(KERNEL / "kernel.cpp")], check=True)
+        told = (*FLAGS, *BUILDS[name], f'-DARCTIC_SOURCES="{sources}"')
+        subprocess.run([compiler, *told, "-o", str(made), str(KERNEL / "kernel.cpp")], check=True)
         made.replace(library)  # a process that runs keeps the old one
 
     with ThreadPoolExecutor() as pool:

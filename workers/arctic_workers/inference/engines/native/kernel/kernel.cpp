@@ -472,6 +472,9 @@ int arctic_supported() {
     return has;
 }
 
+// The digest of the sources that this was built from (sources.py): who calls compares it with that of those that there are.
+const char *arctic_sources() { return ARCTIC_SOURCES; }
+
 // Sizes of the structures that Python calls with, to be compared with those that it has.
 const int64_t *arctic_sizes() {
     static const int64_t sizes[] = {sizeof(Matrix), sizeof(LayerWeights), sizeof(Ends), sizeof(Shape), sizeof(Step), sizeof(LayerAdditions)};

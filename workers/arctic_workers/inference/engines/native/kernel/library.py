@@ -6,6 +6,8 @@ from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int
 from functools import cache
 from pathlib import Path
 
+from arctic_workers.inference.engines.native.kernel.sources import digest
+
 log = logging.getLogger(__name__)
 
 AVX512, AVX2 = LIBRARIES = tuple(Path(__file__).parent / f"libkernel_{name}.so" for name in ("avx512", "avx2"))
@@ -144,9 +146,9 @@ def load(path: Path) -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise RuntimeError(f"{path} cannot be loaded on this machine ({error}); {_BUILD_ANEW}") from None
+    _check_sources(path, loaded)
     if not loaded.arctic_supported():
         return None
-    _check_sizes(path, loaded)
     loaded.arctic_mark_subnormals.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
     loaded.arctic_mark_subnormals.restype = None
     loaded.arctic_rank.argtypes = [POINTER(Shape), POINTER(LayerWeights), POINTER(Ends), c_char_p]
@@ -164,10 +166,10 @@ def load(path: Path) -> ctypes.CDLL | None:
     return loaded
 
 
-def _check_sizes(path: Path, loaded: ctypes.CDLL) -> None:
-    """What was built before a structure changed would read and write anywhere."""
-    sizes = getattr(loaded, "arctic_sizes", None)
-    if sizes is not None:
-        sizes.restype = POINTER(c_int64)
-    if sizes is None or sizes()[: len(STRUCTURES)] != [ctypes.sizeof(structure) for structure in STRUCTURES]:
-        raise RuntimeError(f"{path} was built from other sources than these; {_BUILD_ANEW}")
+def _check_sources(path: Path, loaded: ctypes.CDLL) -> None:
+    """What was built before a structure, or the order of a panel, changed would read and write anything anywhere."""
+    named = getattr(loaded, "arctic_sources", None)
+    if named is not None:
+        named.restype = c_char_p
+    if named is None or named() != digest().encode():
+        raise RuntimeError(f"{path} was built from other sources than those beside it; {_BUILD_ANEW}")
