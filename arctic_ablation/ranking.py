@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from arctic_api.ablation import Objective
@@ -17,12 +17,8 @@ _T_975 = (
 _NORMAL_975 = 1.96
 
 
-class NoFigure(ValueError):  # noqa: N818 - names what is missing
-    """A training was not judged by what the objective asks for; the message says what to write."""
-
-
 def objective(wanted: Objective, figures: Mapping[str, float]) -> float:
-    """Return what is wanted of a training: nats a token, of which less is better, or a share of 1.
+    """Return what is wanted of a training that is judged: nats a token, of which less is better, or a share of 1.
 
     Args:
         wanted: weights of categories, whose log perplexity it is the mean of, or of suites.
@@ -31,13 +27,6 @@ def objective(wanted: Objective, figures: Mapping[str, float]) -> float:
     if wanted.suites is not None:
         return _mean(wanted.suites, figures)
     weights = wanted.perplexity or {}
-    missing = [category for category in weights if f"{PERPLEXITY}{category}" not in figures]
-    if missing:
-        there = ", ".join(name.removeprefix(PERPLEXITY) for name in sorted(figures)) or "none"
-        raise NoFigure(
-            f"objective.perplexity: there is no held-out text of the category {missing[0]} (of {there} there is): name "
-            "one of these, or add a source to training.data.validation"
-        )
     return _mean(weights, {name: math.log(figures[f"{PERPLEXITY}{name}"]) for name in weights})
 
 
@@ -45,9 +34,28 @@ def _mean(weights: Mapping[str, float], values: Mapping[str, float]) -> float:
     return sum(weight * values[name] for name, weight in weights.items()) / sum(weights.values())
 
 
+def _names(wanted: Objective) -> Collection[str]:
+    """Return the figures of which the objective is the mean."""
+    if wanted.suites is not None:
+        return wanted.suites
+    return [f"{PERPLEXITY}{category}" for category in wanted.perplexity or ()]
+
+
 def is_judged(wanted: Objective, figures: Mapping[str, float]) -> bool:
-    """Whether a training was evaluated by all suites that are wanted; of perplexity, whether at all."""
-    return figures.keys() >= (wanted.suites or {}).keys()
+    """Whether a training has all figures of which the objective is the mean."""
+    return figures.keys() >= set(_names(wanted))
+
+
+def why_unjudged(wanted: Objective, figures: Mapping[str, float]) -> str:
+    """Return why a training whose held-out text was looked at has no objective; "" where it has one."""
+    missing = next((name for name in _names(wanted) if name not in figures), None)
+    if missing is None:
+        return ""
+    there = ", ".join(sorted(figures)) or "nothing"
+    return (
+        f"it has no {missing}: lower the learning rate if its loss is no finite number, or add text of the category to "
+        f"training.data.validation if none is held out (of {there} there is)"
+    )
 
 
 def cost(wanted: Objective, value: float) -> float:
@@ -62,9 +70,7 @@ def unit(wanted: Objective) -> str:
 
 def figures_of(wanted: Objective, value: float) -> dict[str, float]:
     """Return figures of which the objective is a value: each suite's or category's is the mean of all."""
-    if wanted.suites is not None:
-        return dict.fromkeys(wanted.suites, value)
-    return dict.fromkeys((f"{PERPLEXITY}{category}" for category in wanted.perplexity or ()), math.exp(value))
+    return dict.fromkeys(_names(wanted), value if wanted.suites is not None else math.exp(value))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ Wire = dict[str, Any]
 POINTS = 8
 """About how often a training is judged on its way."""
 BASE = "base"
+LONGEST_NAME = 160
+"""Letters of a variant's name: a grid's values may be whole objects, and all names are in the status."""
 _WITHOUT_EFFECT = (
     *("checkpoint", "restart", "tracking", "pricePerGPUHour", "expectedTokensPerSecond"),
     *("suspend", "paused", "suspendAt", "stopAfter"),
@@ -52,13 +54,12 @@ def variants(spec: ArcticAblationSpec) -> list[Variant]:
 
 def _of_grid(spec: ArcticAblationSpec) -> Iterator[Variant]:
     axes = spec.grid or []
-    labels = [[_label(value) for value in axis.values] for axis in axes]
+    fields = [axis.field for axis in axes]
+    labels = [[f"{_short(axis.field, fields)}={_label(value)}" for value in axis.values] for axis in axes]
     for places in itertools.product(*(range(len(axis.values)) for axis in axes)):
-        parts = [
-            f"{_short(axis.field)}={label[place]}" for axis, label, place in zip(axes, labels, places, strict=True)
-        ]
+        parts = [label[place] for label, place in zip(labels, places, strict=True)]
         changes = tuple((axis.field, axis.values[place]) for axis, place in zip(axes, places, strict=True))
-        yield Variant(", ".join(parts), changes)
+        yield Variant(_joined(parts), changes)
 
 
 def _of_changes(spec: ArcticAblationSpec) -> Iterator[Variant]:
@@ -67,8 +68,23 @@ def _of_changes(spec: ArcticAblationSpec) -> Iterator[Variant]:
         yield Variant(change.name, tuple((setting.field, setting.value) for setting in change.set))
 
 
-def _short(field: str) -> str:
-    return field.rpartition(".")[2]
+def _short(field: str, fields: Sequence[str]) -> str:
+    """Return the least of a path's end that no other one of some fields has."""
+    steps = field.split(".")
+    ends = (".".join(steps[-count:]) for count in range(1, len(steps)))
+    return next((end for end in ends if sum(f".{each}".endswith(f".{end}") for each in fields) == 1), field)
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """Return a name of some parts; of what is too long for it beginnings, with digits that tell them apart."""
+    name, room = ", ".join(parts), LONGEST_NAME // len(parts) - len(", ")
+    return name if len(name) <= LONGEST_NAME else ", ".join(_cut(part, room) for part in parts)
+
+
+def _cut(text: str, room: int) -> str:
+    if len(text) <= room:
+        return text
+    return f"{text[: room - 8]}… {hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _label(value: Any) -> str:

@@ -55,6 +55,10 @@ MAX_COUNT = 2**31 - 1
 
 _TOKEN_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_QUANTITY_UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_QUANTITY_UNITS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
+# Extended resources by which vendors count their accelerators, whole ones, parts of them and shares of their time.
+_GPUS = r"nvidia\.com/(gpu(\.shared)?|mig-.+)|amd\.com/gpu|gpu\.intel\.com/(i915|xe)|habana\.ai/gaudi"
 
 
 class Resource(BaseModel):
@@ -202,7 +206,7 @@ class RopeScaling(Resource):
 
     type: Literal["linear", "dynamic", "yarn"]
     """Method of scaling."""
-    factor: Annotated[float, Field(ge=1)]
+    factor: Annotated[float, Field(ge=1, le=2**16)]
     """How many times longer than trained."""
 
 
@@ -312,6 +316,12 @@ class WorkerTemplate(Resource):
     """Devices by Dynamic Resource Allocation (Kubernetes 1.34 and later), instead of counts in `resources`."""
 
 
+def _number(quantity: int | str) -> float:
+    """Return the number that a quantity means; its type has seen to its form."""
+    digits = str(quantity).rstrip("mkKMGTPi")
+    return float(digits) * _QUANTITY_UNITS[str(quantity)[len(digits) :]]
+
+
 class Resources(Resource):
     """Compute resources of one worker pod, as in a container."""
 
@@ -319,6 +329,12 @@ class Resources(Resource):
     """What is set aside for the pod."""
     limits: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
     """What the pod may use at most; GPUs stand here, for example `nvidia.com/gpu: 8`."""
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of the pod, whichever vendor's."""
+        amounts = {**(self.requests or {}), **(self.limits or {})}
+        return sum(_number(amount) for name, amount in amounts.items() if re.fullmatch(_GPUS, name))
 
 
 class BaseWeights(Resource):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from arctic_cli import small_model
+from arctic_cluster.files import readable_by_all
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def _working(title: str) -> Iterator[Callable[[float], None]]:
-    """Show the share that is done, for whoever has a terminal; faults of files are sentences for people."""
+    """Show the share that is done, for whoever has a terminal; faults of files are sentences for people.
+
+    What is written meanwhile can be read by all, as pods have to.
+    """
     try:
-        with click.progressbar(length=1000, label=title, file=sys.stderr) as bar:
+        with readable_by_all(), click.progressbar(length=1000, label=title, file=sys.stderr) as bar:
             yield lambda share: bar.update(int(1000 * share) - bar.pos)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None

@@ -41,7 +41,8 @@ from arctic_api.world import (
 from arctic_cli.data import Supply, look_at_data
 from arctic_cli.forecast import dry_run_options
 from arctic_cli.manifest import ManifestError, load_one
-from arctic_cli.running import announced
+from arctic_cli.running import alone, announced
+from arctic_cluster.files import FOR_PODS, readable_by_all
 from arctic_cluster.image import USER
 from arctic_cluster.paths import default_secrets, default_volumes
 from arctic_workers.control import lifeline
@@ -100,7 +101,7 @@ def training_worlds(manifest: dict[str, Any], volumes: Path, attempt: int, scrat
     The epoch is the time in seconds, which grows over runs as over attempts.
     """
     spec = ArcticTrainingSpec.model_validate(manifest["spec"])
-    namespace, name = _identity(manifest)
+    namespace, name = identity(manifest)
     uid = local_uid(namespace, name)
     store = _local_store(spec, namespace, volumes)
     weights = spec.model.from_.training if spec.model.from_ else None
@@ -131,7 +132,7 @@ def inference_groups(
 ) -> list[InferenceGroup]:
     """Return the group document of each pipeline rank; they differ in ports alone."""
     spec = ArcticInferenceSpec.model_validate(manifest["spec"])
-    namespace, name = _identity(manifest)
+    namespace, name = identity(manifest)
     pipeline = spec.parallelism.pipeline
     rendezvous, *ports = free_ports(1 + 2 * pipeline)
     mounts = local_mounts(spec.template, volumes)
@@ -175,7 +176,8 @@ def keys_folder(auth: SecretReference, secrets: Path) -> Path:
     return folder
 
 
-def _identity(manifest: dict[str, Any]) -> tuple[str, str]:
+def identity(manifest: dict[str, Any]) -> tuple[str, str]:
+    """Return the namespace and the name of a manifest."""
     metadata = manifest["metadata"]
     return metadata.get("namespace") or DEFAULT_NAMESPACE, metadata["name"]
 
@@ -184,10 +186,11 @@ def _local_store(spec: ArcticTrainingSpec, namespace: str, volumes: Path) -> Pat
     """Return the store of a training, with the namespace's folder in it."""
     volume = spec.checkpoint.volume
     assert volume is not None, "the rules refuse a manifest without a checkpoint volume"
-    volumes.mkdir(parents=True, exist_ok=True)
     claim = volumes / volume.claim_name
     store = claim / (volume.path or "")
-    _make_for_pods(store / namespace, claim)
+    with readable_by_all():
+        volumes.mkdir(parents=True, exist_ok=True)
+        _make_for_pods(store / namespace, claim)
     return store
 
 
@@ -256,6 +259,7 @@ class Processes:
             encoding="utf-8",
             errors="replace",  # libraries write what they like
             start_new_session=True,  # a Ctrl-C reaches this process alone, which then ends the world in order
+            umask=FOR_PODS,
         )
         assert child.stdout is not None
         threading.Thread(target=_relay, args=(child.stdout, rank, say), daemon=True).start()
@@ -311,10 +315,11 @@ def _backoff_seconds(restart: Restart, failures: int) -> float:
 def run_training(manifest: dict[str, Any], volumes: Path, stop: StopFlag) -> int:
     """Run attempts until the training is done, refused, interrupted, at rest, late or out of restarts.
 
-    Returns the exit code. One that rests at its `suspendAt` is interrupted: it is whole, and not done.
+    Returns the exit code. One that rests at its `suspendAt` is interrupted: it is whole, and not done. Raises
+    ClickException where another process runs it.
     """
     spec = ArcticTrainingSpec.model_validate(manifest["spec"])
-    with _active_deadline(spec.active_deadline, stop) as late:
+    with alone(volumes, *identity(manifest)), _active_deadline(spec.active_deadline, stop) as late:
         code = _run_attempts(manifest, spec, volumes, stop)
     if late.is_set() and code == ExitCode.INTERRUPTED:
         click.echo(f"ActiveDeadlineExceeded: was not done within {spec.active_deadline} of its start", err=True)
@@ -441,7 +446,7 @@ def train(file: Path, volumes: Path | None, dry_run: bool, tokens_per_second: fl
 
 def run_folder_of(manifest: dict[str, Any], volumes: Path) -> Path:
     """Return the folder of a training in its store, which need not be there."""
-    namespace, name = _identity(manifest)
+    namespace, name = identity(manifest)
     volume = manifest["spec"]["checkpoint"]["volume"]
     store = volumes / volume["claimName"] / volume.get("path", "")
     return Path(run_folder(str(store), namespace, name, local_uid(namespace, name)))
@@ -486,5 +491,6 @@ def serve(file: Path, volumes: Path | None, secrets: Path | None) -> None:
         processes = Processes(INFERENCE_MODULE, groups, spec.template)
         codes = processes.wait(parse_duration(spec.rollout.drain_timeout), stop)
         for report in filter(None, (_read_report(Path(group.termination_message)) for group in groups)):
-            click.echo(f"{report.outcome}: {report.message}", err=True)
+            if report.message:
+                click.echo(f"{report.outcome}: {report.message}", err=True)
     sys.exit(max(codes, key=abs))

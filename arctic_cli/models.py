@@ -12,6 +12,7 @@ from arctic_api.verdict import field_problems, settle
 from arctic_cli.local import DEFAULT_NAMESPACE, local_mounts, weights_folder
 from arctic_cli.manifest import Document, ManifestError, describe, load
 from arctic_model.config import ArcticConfig
+from arctic_model.quantization import unrounded_config
 from arctic_model.upcycle import grown_config
 
 
@@ -72,10 +73,9 @@ class Models:
             raise ValueError(f"{folder or 'it'} names no folder of this machine")
         places = (mount.resolve(folder) for mount in local_mounts(template, self._volumes))
         folder = next((place for place in places if place), folder)
-        served = isinstance(source, InferenceModel)  # training starts from weights that were not rounded
-        if not served and Path(folder).is_file():
-            return _in_a_file(Path(folder)), folder
-        return ArcticConfig.from_folder(Path(folder), quantized=served), folder
+        if isinstance(source, InferenceModel):
+            return ArcticConfig.from_folder(Path(folder), quantized=True), folder
+        return (_in_a_file if Path(folder).is_file() else unrounded_config)(Path(folder)), folder
 
     def of_training(self, training: Manifest) -> tuple[ArcticConfig, str]:
         """Return the configuration of the model that a training trains, and where it was found; errors as `find`."""

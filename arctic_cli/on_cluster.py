@@ -67,20 +67,18 @@ class OnCluster:
 
     def get(self, kind: str, name: str) -> Manifest:
         """Return an object of ours."""
-        found: Manifest = self._ask(self._custom.get_namespaced_custom_object, *self._of(KINDS[kind]), name)
-        return found
+        return self._read("metadata", self._custom.get_namespaced_custom_object, *self._of(KINDS[kind]), name)
 
     def all(self, kind: str) -> list[Manifest]:
         """Return all objects of ours of a kind, by name."""
-        listed = self._ask(self._custom.list_namespaced_custom_object, *self._of(KINDS[kind]))
+        listed = self._read("items", self._custom.list_namespaced_custom_object, *self._of(KINDS[kind]))
         return sorted(listed["items"], key=lambda manifest: str(manifest["metadata"]["name"]))
 
     def patch(self, kind: str, name: str, change: Manifest | list[Manifest]) -> Manifest:
         """Change an object of ours as a merge patch says, or as a JSON patch, which is a list; return it."""
         content = "json-patch" if isinstance(change, list) else "merge-patch"
         patch = partial(self._custom.patch_namespaced_custom_object, _content_type=f"application/{content}+json")
-        changed: Manifest = self._ask(patch, *self._of(KINDS[kind]), name, change)
-        return changed
+        return self._read("metadata", patch, *self._of(KINDS[kind]), name, change)
 
     def request(
         self,
@@ -114,10 +112,9 @@ class OnCluster:
     def pods(self, kind: str, name: str) -> list[Manifest]:
         """Return the pods of an object of ours, by name."""
         selector = f"{Label.KIND}={kind},{Label.NAME}={name}"
-        listed = self._ask(
-            self._core.list_namespaced_pod, self.namespace, label_selector=selector, _preload_content=False
-        )
-        return sorted(json.loads(listed.data)["items"], key=lambda pod: str(pod["metadata"]["name"]))
+        pods = partial(self._core.list_namespaced_pod, label_selector=selector)
+        listed = self._read("items", pods, self.namespace)
+        return sorted(listed["items"], key=lambda pod: str(pod["metadata"]["name"]))
 
     def log(self, pod: str, container: str, *, follow: bool, tail: int | None) -> Iterator[str]:
         """Yield the lines of a container's log; with `follow` until it ends. Raises NotBegunError before it starts."""
@@ -153,6 +150,20 @@ class OnCluster:
 
     def _of(self, kind: Kind) -> tuple[str, str, str, str]:
         return GROUP, VERSION, self.namespace, kind.plural
+
+    def _read(self, field: str, call: Callable[..., Any], *arguments: Any) -> Manifest:
+        """Ask for an object or a list of them, which has a field."""
+        answer = self._ask(call, *arguments, _preload_content=False)
+        try:
+            found = json.loads(answer.data)
+        except ValueError:
+            found = None
+        if isinstance(found, dict) and field in found:
+            return found
+        raise click.ClickException(
+            f"what answers at {self._core.api_client.configuration.host} is no API server, but perhaps a proxy that "
+            "wants a login: log in, or write the cluster's own address into the kubeconfig"
+        )
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         with _in_sentences():
@@ -200,13 +211,14 @@ def _lines(parts: Iterable[bytes]) -> Iterator[str]:
 
 
 def _message(body: bytes) -> str:
-    """Return the sentence of an error, be it the service's or the API server's."""
+    """Return the sentence of an error, be it the service's or the API server's; "" of a proxy's page."""
     try:
         found = json.loads(body)
         return str(found["error"]["message"] if "error" in found else found["message"])
     except (ValueError, TypeError, KeyError):
-        return body.decode(errors="replace").strip()
+        text = body.decode(errors="replace").strip()
+        return "" if text.startswith("<") else text
 
 
 def _sentence(error: Any) -> str:
-    return _message(error.body.encode()) if error.body else f"{error.status} {error.reason}"
+    return _message((error.body or "").encode()) or f"{error.status} {error.reason}"

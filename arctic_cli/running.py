@@ -1,6 +1,8 @@
 """Trainings that run on this machine: where `arctic train` leaves word of its world, and how that is spoken to."""
 
+import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arctic_api.world import TrainingWorld
+from arctic_cluster.files import readable_by_all
 from arctic_workers.control.ports import LOOPBACK
 
 if TYPE_CHECKING:
@@ -20,6 +23,30 @@ CALL_SECONDS = 600.0
 
 def _place(volumes: Path, namespace: str, name: str) -> Path:
     return volumes / ".running" / namespace / f"{name}.json"
+
+
+@contextmanager
+def alone(volumes: Path, namespace: str, name: str) -> Iterator[None]:
+    """Be the only process here that runs a training, or an ablation, meanwhile; a crash ends that too.
+
+    Two of them would take the store from each other in turns, and both would fail in the end. Raises ClickException
+    where another runs it.
+    """
+    place = _place(volumes, namespace, name).with_suffix(".lock")
+    with readable_by_all():  # it may be the first thing in the folder of all claims
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise click.ClickException(
+                f"process {file.read()} runs {name} of namespace {namespace} here already: let it, or end it first"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 @contextmanager

@@ -80,6 +80,14 @@ def training_flops_per_token(config: ArcticConfig, sequence_length: int, *, froz
     return flops - 2 * _left_out_where_frozen(config) if frozen else flops
 
 
+def masked_flops_per_token(config: ArcticConfig, sequence_length: int) -> int:
+    """What of `training_flops_per_token` nobody has to compute: half of attention's pairs.
+
+    No token sees those after it. Sequences of several documents, which do not see each other, leave out more.
+    """
+    return 6 * config.num_hidden_layers * config.hidden_size * sequence_length
+
+
 def _left_out_where_frozen(config: ArcticConfig) -> int:
     """Multiply-adds of a token that no adapter asks for: the gradients of all matrices, and what lies below the first.
 
@@ -100,7 +108,8 @@ def recomputed_flops_per_token(config: ArcticConfig, sequence_length: int) -> in
     hidden, inner, chosen = config.hidden_size, config.intermediate_size, config.num_experts_per_tok
     multiplications = 0
     for layer in range(config.num_hidden_layers):
-        attention = hidden * (hidden + 2 * config.num_key_value_heads * config.head_dim) + 2 * hidden * sequence_length
+        # Of attention's pairs half: no token sees those after it.
+        attention = hidden * (hidden + 2 * config.num_key_value_heads * config.head_dim) + hidden * sequence_length
         experts = config.has_experts(layer)
         multiplications += attention + (2 * hidden**2 + 2 * chosen * hidden * inner if experts else 2 * hidden * inner)
     return 2 * multiplications

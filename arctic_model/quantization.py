@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from arctic_model.config import CONFIG_FILE, read_json
+from arctic_model.config import CONFIG_FILE, ArcticConfig, read_json
 
 KEY = "quantization_config"
 """Key of config.json that says in which format weights are stored, if not as they are computed with."""
@@ -87,6 +87,20 @@ def read_quantization(folder: Path) -> Quantization | None:
         path = folder / MODELOPT_FILE
         content = {"quant_method": "modelopt", **(_object(read_json(path), "quantization", path))}
     return None if content is None else parse_quantization(content, str(path))
+
+
+def unrounded_config(folder: Path) -> ArcticConfig:
+    """Read the configuration of a checkpoint that training may start from: what was rounded is no start.
+
+    Raises ValueError with a sentence where its weights were, or it can't be read.
+    """
+    stored = read_quantization(folder)
+    if stored is not None:
+        raise ValueError(
+            f"{folder}: its weights are {stored.describe()}, and training starts from what was not rounded: name the "
+            "checkpoint that they are of"
+        )
+    return ArcticConfig.from_folder(folder, quantized=True)  # at most its cache is
 
 
 def parse_quantization(content: Any, source: str) -> Quantization | None:

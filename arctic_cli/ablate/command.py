@@ -10,8 +10,9 @@ from arctic_api.ablation import KIND, ArcticAblationSpec
 from arctic_api.world import ExitCode
 from arctic_cli.data import look_at_data
 from arctic_cli.forecast import dry_run_options
-from arctic_cli.local import file_option, local_mounts, run_folder_of, stop_flag, volumes_option
+from arctic_cli.local import file_option, identity, local_mounts, run_folder_of, stop_flag, volumes_option
 from arctic_cli.manifest import ManifestError, load_one
+from arctic_cli.running import alone
 from arctic_cluster.paths import default_volumes
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def ablate(file: Path, volumes: Path | None, dry_run: bool, tokens_per_second: f
 
         click.echo(describe(spec, study, tokens_per_second))
         return
-    sys.exit(_run(manifest, spec, study, volumes))
+    with alone(volumes, *identity(manifest)):
+        sys.exit(_run(manifest, spec, study, volumes))
 
 
 def study_of(name: str, spec: ArcticAblationSpec) -> "Study":
@@ -71,7 +73,6 @@ def _as_training(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(manifest: dict[str, Any], spec: ArcticAblationSpec, study: "Study", volumes: Path) -> int:
-    from arctic_ablation.ranking import NoFigure
     from arctic_ablation.study import TooFew
     from arctic_cli.ablate.running import Runner
     from arctic_cli.ablate.summary import summary
@@ -88,10 +89,10 @@ def _run(manifest: dict[str, Any], spec: ArcticAblationSpec, study: "Study", vol
         whole = runner.run(stop)
         found = write(folder, metadata["name"], spec, study, runner.found(), whole=whole)
         click.echo(summary(found, folder))
-    except NoFigure as error:
-        raise ManifestError(str(error)) from error
     except TooFew as error:
         raise click.ClickException(f"{error}: {logs}") from error
+    if whole and found["best"] is None:
+        raise click.ClickException(f"no training was judged: see above, and {logs}")
     if whole:
         return ExitCode.DONE
     if stop.requested.is_set():

@@ -12,6 +12,7 @@ from types import TracebackType
 import click
 
 from arctic_api.world import Report, TrainingWorld
+from arctic_cluster.files import FOR_PODS
 from arctic_workers.control import lifeline
 from arctic_workers.control.cores import available_cores
 
@@ -43,6 +44,7 @@ class Forks:
                     "GLOO_SOCKET_IFNAME": "lo",
                 },
                 start_new_session=True,
+                umask=FOR_PODS,
             )
         self._log = log
         self._answers: queue.Queue[tuple[str, Report] | None] = queue.Queue()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from arctic_ablation.ranking import objective
+from arctic_ablation.ranking import objective, why_unjudged
 from arctic_ablation.study import Found, Run, Step, Study, affordable
 from arctic_ablation.variants import trains_adapter
 from arctic_api.ablation import ArcticAblationSpec
@@ -93,11 +93,13 @@ class Runner:
             self._fail(name, report.outcome, report.message or report.reason)
             return
         self._say(f"{_called(run)}: {report.tokens:,} tokens, {_figures(report)}")
-        if not self._judging.is_asked_for:
+        if self._judging.is_asked_for:
+            folder = self._shelf.judgement(run, report.tokens)
+            self._judging.start(name, _weights(run, report), folder, self._log / f"{name}.log")
+        elif wrong := why_unjudged(self._spec.objective, report.evaluation or {}):
+            self._fail(name, "not judged", wrong)
+        else:
             del self._running[name]
-            return
-        folder = self._shelf.judgement(run, report.tokens)
-        self._judging.start(name, _weights(run, report), folder, self._log / f"{name}.log")
 
     def _judge(self, name: str, wrong: str) -> None:
         if wrong:

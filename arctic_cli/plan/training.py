@@ -21,7 +21,8 @@ def report_training(manifest: Manifest, models: Models, choice: Choice, mfu: flo
     """Plan what an ArcticTraining asks for. Raises ManifestError where it can't be."""
     spec = ArcticTrainingSpec.model_validate(manifest.content["spec"])
     config, source = choice.model() or _trained(manifest, models)
-    device = _of_a_rank(choice.device("h100" if asks_for_gpus(spec) else CPU), spec, manifest)
+    on_gpus = spec.resources is not None and spec.resources.gpus > 0
+    device = _of_a_rank(choice.device("h100" if on_gpus else CPU), spec, manifest)
     try:
         training = training_of(spec, config, on_cpu=device.bf16_flops is None)
         plan = plan_training(training, device)
@@ -61,13 +62,6 @@ def _predicted(plan: TrainingPlan, costs: Costs | None) -> list[float] | None:
         )
         for stage in training.stages
     ]
-
-
-def asks_for_gpus(spec: ArcticTrainingSpec) -> bool:
-    """Whether the pods' resources name a device, such as nvidia.com/gpu."""
-    resources = spec.resources
-    amounts = {} if resources is None else {**(resources.requests or {}), **(resources.limits or {})}
-    return any("/" in name for name in amounts)
 
 
 def _of_a_rank(device: Device, spec: ArcticTrainingSpec, manifest: Manifest) -> Device:

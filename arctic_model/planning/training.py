@@ -16,6 +16,7 @@ from arctic_model.config import ArcticConfig
 from arctic_model.cost import (
     count_parameters,
     layer_multiplications,
+    masked_flops_per_token,
     recomputed_flops_per_token,
     tokens_of_a_piece,
     training_flops_per_token,
@@ -158,7 +159,7 @@ class TrainingPlan:
 
     @property
     def mfu(self) -> float | None:
-        """The greatest model FLOPs utilization that the bounds allow."""
+        """The greatest model FLOPs utilization that the bounds allow: above 1 where long sequences leave pairs out."""
         seconds, peak = self.seconds, self.device.flops(self.training.compute)
         return None if not seconds or peak is None else self.flops / seconds / peak / self.training.world
 
@@ -345,7 +346,8 @@ def _step_time(
     config = training.config
     tokens = training.micro_batch_tokens(stage) * degrees.gradient_accumulation
     again = recomputed_flops_per_token(config, stage.sequence_length) if recomputed else 0
-    compute = tokens * (training.flops_per_token(stage) + again) / rate
+    masked = masked_flops_per_token(config, stage.sequence_length)
+    compute = tokens * (training.flops_per_token(stage) - masked + again) / rate
     lines = Lines(device, training.processes_per_node)
     exchange = _exchange_seconds(training, tokens, lines)
     layers = config.expert_layers
@@ -353,7 +355,8 @@ def _step_time(
     window = 0.0
     if layers:  # what a layer's exchange can hide behind: its own arithmetic, forward and backward
         passes = 4 if training.frozen else 6
-        flops = passes * layer_multiplications(config, hybrid) + 12 * config.hidden_size * stage.sequence_length
+        attention = 6 * config.hidden_size * stage.sequence_length
+        flops = passes * layer_multiplications(config, hybrid) + attention
         window = tokens * flops / rate
     return StepTime(
         compute=compute,

@@ -10,6 +10,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+FOR_PODS = 0o022
+"""Umask of what writes files that pods read: they are not root, and a hardened machine has a stricter one."""
+
 
 def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     """Write `content` to `path` through a temporary file beside it, synced and renamed."""
@@ -68,8 +71,8 @@ def prune(made: Iterable[Path], latest: int, in_use: str = "") -> None:
 
 @contextlib.contextmanager
 def readable_by_all() -> Iterator[None]:
-    """Let everybody read what is made meanwhile: pods are not root, and a hardened machine has a stricter umask."""
-    before = os.umask(0o022)
+    """Let everybody read what is made meanwhile."""
+    before = os.umask(FOR_PODS)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from arctic_ablation.ranking import NoFigure, objective
+from arctic_ablation.ranking import objective, why_unjudged
 from arctic_ablation.study import Found, Run, Step, VariantStudy, affordable
 from arctic_ablation.variants import VariantError
 from arctic_ablation.winner import best_manifest
@@ -52,7 +52,7 @@ def plan_ablation(ablation: Ablation, seen: AblationSeen, settings: Settings, no
     case = _Case(ablation, seen, settings, now)
     try:
         known = case.known()
-    except (VariantError, NoFigure) as error:
+    except VariantError as error:
         outlook = Outlook("Failed", failed=(type(error).__name__, str(error)))
         return Plan(status=ablation_status(ablation, None, {}, outlook, now))
     return _plan(case, known)
@@ -202,6 +202,8 @@ def _judged(ablation: Ablation, seen: AblationSeen, trial: Trial) -> tuple[Point
         figures = told.figures
     elif trial.odd:
         return None, f"its status.evaluation: {trial.odd}"
+    if wrong := why_unjudged(wanted, figures):
+        return None, wrong
     return PointStatus(tokens=trial.tokens, objective=f"{objective(wanted, figures):.6f}", evaluation=name), ""
 
 

@@ -49,7 +49,6 @@ from arctic_operator.plan.training_control import commands
 from arctic_operator.plan.training_status import (
     Outlook,
     gpu_hours,
-    gpus_per_pod,
     is_finished,
     observation_of,
     training_status,
@@ -110,7 +109,8 @@ class _Case:
     @property
     def gpus(self) -> float:
         """Number of GPUs of one pod."""
-        return gpus_per_pod(self.training.spec.resources or self.settings.worker_resources)
+        resources = self.training.spec.resources or self.settings.worker_resources
+        return resources.gpus if resources else 0.0
 
 
 def plan_training(training: Training, seen: TrainingSeen, settings: Settings, now: datetime) -> Plan:

@@ -1,12 +1,11 @@
 """What a training's status says: the state, the conditions, and the progress that its workers report."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from arctic_api.common import Condition, Resources, parse_tokens
+from arctic_api.common import Condition, parse_tokens
 from arctic_api.training import (
     ArcticTrainingSpec,
     ArcticTrainingStatus,
@@ -34,11 +33,6 @@ PROGRESS_FIELDS = frozenset(
     }
 )
 """What changes all the time: written less often than a change of state."""
-GPU_RESOURCES = r"(nvidia\.com/(gpu|mig-.+)|amd\.com/gpu|gpu\.intel\.com/(i915|xe)|habana\.ai/gaudi)"
-"""Names of extended resources by which vendors count their accelerators."""
-UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
-UNITS |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
-"""Suffixes of quantities."""
 ETA_GRAIN = timedelta(seconds=30)
 
 
@@ -266,20 +260,10 @@ def _checkpoint(
 
 def _evaluation(training: Training, seen: TrainingSeen, report: Report | None) -> dict[str, str] | None:
     """Return the latest figures: what the workers report last, and what was found beside them."""
-    told = {name: f"{value:.4f}" for name, value in report.evaluation.items()} if report and report.evaluation else {}
-    return (told or training.status.evaluation or {}) | dict(found_beside(training, seen.judged)) or None
-
-
-def gpus_per_pod(resources: Resources | None) -> float:
-    """Return the GPUs of one pod, whichever vendor's."""
-    amounts = {**(resources.requests or {}), **(resources.limits or {})} if resources else {}
-    return sum(_number(amount) for name, amount in amounts.items() if re.fullmatch(GPU_RESOURCES, name))
-
-
-def _number(quantity: int | str) -> float:
-    """Return the number that a quantity of Kubernetes means; the schema has seen to its form."""
-    digits = str(quantity).rstrip("mkKMGTPi")
-    return float(digits) * UNITS[str(quantity)[len(digits) :]]
+    told = training.status.evaluation or {}
+    if report and report.evaluation is not None:  # empty where no loss was a finite number
+        told = {name: f"{value:.4f}" for name, value in report.evaluation.items()}
+    return told | dict(found_beside(training, seen.judged)) or None
 
 
 def gpu_hours(training: Training, gpus: float, job: Job | None, pods: Sequence[Pod], now: datetime) -> float:

@@ -27,7 +27,7 @@ def live(curves: dict[str, list[float]], factor: int, places: int, draw) -> dict
         reached[name].append(curves[name][rung])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_the_best_comes_to_the_end_whatever_ends_first(data):
     count, height = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 4))
@@ -39,7 +39,6 @@ def test_the_best_comes_to_the_end_whatever_ends_first(data):
     assert len(reached["v0"]) == height, "it is the best at every rung"
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_in_turn_hardly_more_go_on_than_the_factor_says(data):
     """Promoted early means promoted by what was there then: the bound is on what is there at the time."""
@@ -54,7 +53,6 @@ def test_in_turn_hardly_more_go_on_than_the_factor_says(data):
     )
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_what_is_next_depends_on_what_was_found_alone(data):
     names = ["a", "b", "c", "d"]

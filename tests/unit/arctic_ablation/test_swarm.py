@@ -162,7 +162,7 @@ def _features(weights: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (done[:, :, None] * weights).reshape(len(points), -1), np.array([loss for _, loss in points])
 
 
-@settings(max_examples=20, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 1000), concentration=st.floats(0.1, 20))
 def test_drawn_mixtures_are_mixtures_and_the_same_for_a_seed(make, seed, concentration):
     spec = make(mixture={"concentration": concentration})

@@ -5,6 +5,7 @@ import copy
 import pytest
 
 from arctic_ablation.variants import (
+    LONGEST_NAME,
     VariantError,
     changed,
     digest,
@@ -23,6 +24,27 @@ def test_a_grid_has_every_combination(make):
         "seed=2, tokensPerStep=4096",
         "seed=2, tokensPerStep=8k",
     ]
+
+
+def test_fields_that_end_alike_are_called_by_more_of_their_paths(make):
+    fields = [f"curriculum.stages.{stage}.learningRate.peak" for stage in ("general", "late")]
+    grid = [{"field": field, "values": [1e-3]} for field in (*fields, "seed")]
+    [variant] = variants(make(grid=grid))
+    assert variant.name == "general.learningRate.peak=0.001, late.learningRate.peak=0.001, seed=0.001"
+
+
+def test_names_of_large_values_stay_short_and_apart(make):
+    """All are in an ablation's status, a thousand at most."""
+    stages = make().training.wire()["curriculum"]["stages"]
+    values = [[stages[0] | {"tokens": number}, stages[1]] for number in (8192, 16_384)]
+    grid = [{"field": "curriculum.stages", "values": values}, {"field": "optimizer.beta2", "values": [0.9, 0.95]}]
+    names = [variant.name for variant in variants(make(grid=grid))]
+    assert len(set(names)) == 4
+    assert all(len(name) <= LONGEST_NAME for name in names)
+    assert [name.rpartition(", ")[2] for name in names] == ["beta2=0.9", "beta2=0.95"] * 2
+    assert all(name.startswith('stages=[{"') for name in names)
+    turned = [grid[0] | {"values": values[::-1]}, grid[1]]
+    assert [variant.name for variant in variants(make(grid=turned))] == names[2:] + names[:2], "whatever their order"
 
 
 def test_changes_stand_beside_the_training_as_it_is(make):

@@ -161,7 +161,7 @@ def with_defaults(value: Any, schema: Schema) -> Any:
     return {name: with_defaults(item, fields.get(name, {})) for name, item in {**defaults, **value}.items()}
 
 
-@settings(max_examples=50, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 @given(manifest=right_manifests)
 def test_the_api_servers_defaults_are_those_of_the_types(manifest: dict[str, Any]) -> None:
     model = KINDS[manifest["kind"]].model

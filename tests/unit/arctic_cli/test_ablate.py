@@ -16,6 +16,7 @@ from training_faults import small_training
 from arctic_api.verdict import verdict
 from arctic_api.world import ExitCode
 from arctic_cli.main import main
+from arctic_cli.running import alone
 
 pytestmark = pytest.mark.processes
 
@@ -79,6 +80,14 @@ def test_the_best_goes_on_to_its_end_and_an_interrupted_ablation_goes_on(place: 
     assert not list(scratch.glob("arctic-*")), "it leaves nothing behind"
     journals = list(place.glob("volumes/*/default/rates-*/evaluation/curve.jsonl"))
     assert len(journals) == 3
+
+
+def test_an_ablation_that_runs_here_is_not_started_beside_itself(place: Path) -> None:
+    command = write(place)
+    with alone(place / "volumes", "default", "rates"):
+        refused = CliRunner().invoke(main, command)
+    assert (refused.exit_code, f"process {os.getpid()} runs rates" in refused.output) == (1, True)
+    assert not list(place.glob("volumes/*/default/rates-*")), "nothing was started"
 
 
 def test_a_dry_run_says_what_it_takes_and_starts_nothing(place: Path) -> None:

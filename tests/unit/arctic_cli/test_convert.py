@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import gguf
@@ -39,6 +40,22 @@ def test_a_llama_becomes_an_arctic(tmp_path: Path) -> None:
     assert (arctic / "tokenizer.json").is_file()
     code, said = run("import", llama, arctic, "--hybrid-every", 3)
     assert (code, said.splitlines()[-1]) == (1, f"Error: {arctic} exists: name a new folder, or remove this one")
+
+
+def test_what_is_made_can_be_read_by_pods_whatever_the_umask(tmp_path: Path) -> None:
+    llama, arctic = write_llama(tmp_path / "llama"), write_plain_model(tmp_path / "model")
+    made = [tmp_path / name for name in ("imported", "fp8", "model.gguf")]
+    before = os.umask(0o077)
+    try:
+        assert run("import", llama, made[0], "--experts", 4, "--hybrid-every", 3)[0] == 0
+        assert run("quantize", arctic, made[1])[0] == 0
+        assert run("export", "--gguf", arctic, made[2])[0] == 0
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+    for path in (*made, *made[0].iterdir(), *made[1].iterdir()):
+        wanted = 0o755 if path.is_dir() else 0o644
+        assert (path.stat().st_mode & wanted) == wanted, path
 
 
 @pytest.mark.parametrize(

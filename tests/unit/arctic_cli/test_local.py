@@ -10,9 +10,10 @@ import pytest
 from api_cases import INFERENCE, TRAINING, apply_changes
 from click.testing import CliRunner
 
-from arctic_api.world import ExitCode, Report, TrainingWorld
+from arctic_api.world import ExitCode, InferenceGroup, Report, TrainingWorld
 from arctic_cli import local
 from arctic_cli.manifest import load, load_one
+from arctic_workers.control.signals import StopFlag
 from arctic_workers.training.data import survey
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -166,6 +167,22 @@ def test_a_run_as_root_leaves_the_namespaces_folder_to_the_stores_owner(training
     assert (store.stat().st_uid, (store / "default").stat().st_uid) == (1000, 1000)
 
 
+def test_what_a_run_writes_can_be_read_by_pods_whatever_the_umask(
+    training: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "writes.py").write_text("import pathlib; pathlib.Path('export').mkdir()")
+    monkeypatch.chdir(tmp_path)
+    before = os.umask(0o077)
+    try:
+        worlds = local.training_worlds(training, tmp_path / "volumes", 1, tmp_path)[:1]
+        assert local.Processes("writes", worlds, None).wait(0.0, StopFlag()) == [0]
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+    for folder in ("volumes", "volumes/arctic-store", "volumes/arctic-store/default", "export"):
+        assert (tmp_path / folder).stat().st_mode & 0o755 == 0o755, folder
+
+
 def test_a_folder_of_weights_is_handed_on_as_a_path(inference: dict, tmp_path: Path) -> None:
     inference["spec"]["model"] = {"uri": "file:///weights"}
     assert local.inference_groups(inference, tmp_path, tmp_path)[0].model_folder == "/weights"
@@ -188,6 +205,28 @@ def test_what_is_suspended_is_not_run(command: click.Command, manifest: dict, tm
     result = CliRunner().invoke(command, ["-f", str(file), "--volumes", str(tmp_path)])
     assert result.exit_code == ExitCode.BAD_INPUT
     assert "spec.suspend: it is suspended: write false, or leave it out, to run it" in result.output
+
+
+def test_a_service_that_was_ended_says_no_more_than_its_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended:
+        """Processes of a group, of which one was refused."""
+
+        def __init__(self, _module: str, groups: list[InferenceGroup], _template: object) -> None:
+            reports = Report(outcome="succeeded"), Report(outcome="refused", message="no weights")
+            for group, report in zip(groups, reports, strict=True):
+                Path(group.termination_message).write_text(report.model_dump_json())
+
+        def wait(self, *_: object) -> list[int]:
+            return [0, ExitCode.BAD_INPUT]
+
+    monkeypatch.setattr(local, "Processes", Ended)
+    changes = {"spec.model": {"uri": "file:///weights"}, "spec.parallelism": {"pipeline": 2}}
+    file = tmp_path / "manifest.yaml"
+    file.write_text(json.dumps(apply_changes(INFERENCE, changes)))
+    result = CliRunner().invoke(local.serve, ["-f", str(file), "--volumes", str(tmp_path)])
+    assert (result.exit_code, result.stderr) == (ExitCode.BAD_INPUT, "refused: no weights\n")
 
 
 def test_a_container_is_not_run_as_a_process(tmp_path: Path) -> None:

@@ -396,8 +396,14 @@ def test_a_training_is_planned_for_this_machine_unless_its_pods_have_gpus(tmp_pa
     assert planned_here["device"]["title"] == "CPU of this machine"
     assert planned_here["fits"]
     assert [stage["steps"] for stage in planned_here["stages"]] == [98, 98, 74]
-    gpus = written(tmp_path, {"spec.resources": {"limits": {"nvidia.com/gpu": 8}}}, TRAINING)
-    assert planned("-f", gpus)["device"]["title"] == "H100 80GB SXM"
+    for limits, title in (
+        ({"nvidia.com/gpu": 8}, "H100 80GB SXM"),
+        ({"nvidia.com/gpu.shared": 1}, "H100 80GB SXM"),
+        ({"nvidia.com/gpu": 0}, "CPU of this machine"),
+        ({"rdma/hca": 1, "smarter-devices/fuse": 1}, "CPU of this machine"),
+    ):
+        file = written(tmp_path, {"spec.resources": {"limits": limits}}, TRAINING)
+        assert planned("-f", file)["device"]["title"] == title
 
 
 def test_what_a_training_costs_is_said_at_an_assumed_utilization(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_the_best_of_twelve_is_found_in_less_than_half_the_tokens():
     assert conditions == {"Degraded": "False", "Succeeded": "True", "Failed": "False"}
 
 
-@settings(max_examples=10, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_whatever_ends_first_no_rung_is_forgotten(data):
     world = world_of(parallelism=3)
@@ -108,6 +108,30 @@ def test_a_training_that_failed_is_told_and_passed_over(final):
     assert world.status["state"] == "Succeeded"
     degraded = world.condition("Degraded")
     assert (degraded["status"], "the loss is nan" in degraded["message"]) == ("True", True)
+
+
+def test_a_training_that_has_a_loss_that_is_no_number_is_told_and_passed_over():
+    """JSON has no such numbers, so there is no figure of it."""
+    world = world_of()
+    world.visit()
+    diverged = world.running()[0]
+    world.train(diverged)
+    world.trainings[diverged]["status"]["evaluation"] = {}
+    world.live()
+    assert (world.status["state"], world.status["best"]) == ("Succeeded", "weightDecay=0.0")
+    [trial] = [each for each in world.status["trials"] if each["name"] == diverged]
+    assert (trial["state"], "points" in trial) == ("Failed", False)
+    assert "it has no perplexity/general: lower the learning rate" in world.condition("Degraded")["message"]
+
+
+def test_where_no_training_has_a_loss_that_is_a_number_it_fails():
+    world = world_of()
+    for _ in range(50):
+        world.visit()
+        for name in world.running():
+            world.train(name)
+            world.trainings[name]["status"]["evaluation"] = {}
+    assert (world.status["state"], world.condition("Failed")["reason"]) == ("Failed", "AllTrialsFailed")
 
 
 def test_the_status_of_as_many_trainings_as_there_may_be_is_one_that_is_stored_however_long_their_words_are():

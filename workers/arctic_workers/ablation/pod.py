@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from arctic_ablation.ranking import NoFigure, figures_of, is_judged
+from arctic_ablation.ranking import figures_of, is_judged
 from arctic_ablation.study import Found, Point, TooFew, VariantStudy
 from arctic_ablation.swarm.study import SwarmStudy
 from arctic_api.ablation import ForecastStatus, ForetoldStatus, SwarmPart
@@ -32,7 +32,7 @@ def main() -> int:
         path = world.termination_message
         with ProbeServer(world, CollectorRegistry(), alive=lambda: True, ready=lambda: True):
             report = done(world)
-    except (BadWorld, TooFew, NoFigure) as error:
+    except (BadWorld, TooFew) as error:
         report = AblationReport(outcome="refused", reason=type(error).__name__, message=str(error))
     except Exception as error:
         log.exception("The pod failed")

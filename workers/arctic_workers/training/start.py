@@ -8,6 +8,7 @@ from arctic_api.training import Upcycle
 from arctic_api.world import TrainingWorld
 from arctic_model.config import ArcticConfig
 from arctic_model.llama import Grown, open_llama
+from arctic_model.quantization import unrounded_config
 from arctic_model.upcycle import grown_config
 from arctic_model.weights import Checkpoint, Weights
 from arctic_workers.training.checkpoint.store import CheckpointStore, Manifest
@@ -72,9 +73,10 @@ def _find_model(world: TrainingWorld) -> Start:
 
 
 def _start_from(place: Path, upcycle: Upcycle | None, seed: int) -> Start:
-    if upcycle is None and place.is_dir():
-        # What was rounded is no start: a quantised checkpoint is refused here.
-        return Start(ArcticConfig.from_folder(place), Checkpoint(place), place)
+    if place.is_dir():
+        config = unrounded_config(place)
+        if upcycle is None:
+            return Start(config, Checkpoint(place), place)
     source = open_llama(place)
     config = source.config
     if upcycle is not None:

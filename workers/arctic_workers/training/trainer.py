@@ -392,7 +392,7 @@ class Trainer:
             self._publish(EXPORTING)
             with patience(), place.traces.part("export", self.step):
                 tensors = named_tensors(place.engine.module)
-                export(place.store, place.config, tensors, place.ranks, place.spec)
+                export(place.store, place.config, tensors, place.ranks, place.spec, place.base)
                 dist.barrier()
             exported = self._place.uri(EXPORT)
         self._publish(DONE)
@@ -416,7 +416,7 @@ class Trainer:
             checkpoint=place.checkpointer.last,
             stages=self._course.progress.reports(self.step),
             sources=place.sources.at(self.step),
-            evaluation=self._course.evaluation or None,
+            evaluation=None if place.spec.evaluation is None else self._course.evaluation,
         )
 
     # --- what others see

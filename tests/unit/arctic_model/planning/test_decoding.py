@@ -51,7 +51,7 @@ def test_weights_in_fp8_multiply_in_fp8_where_the_device_can():
     assert multiplying_rate(replace(GROUP, compute="fp32"), cpu(memory=1, bandwidth=1, fp32_flops=2e11)) == 2e11
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 2000), st.integers(0, 8192))
 def test_more_requests_take_no_less_time_and_give_no_fewer_tokens(batch, context):
     one, other = decode(PLAN, batch, context), decode(PLAN, 2 * batch, context)
@@ -59,7 +59,7 @@ def test_more_requests_take_no_less_time_and_give_no_fewer_tokens(batch, context
     assert other.tokens_per_second >= one.tokens_per_second * (1 - 1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(1e-4, 0.2), st.integers(1, 8192))
 def test_the_largest_step_within_a_time_is_the_largest(seconds, context):
     step = most_within(PLAN, context, seconds)

@@ -128,14 +128,15 @@ def test_time_of_a_step_by_hand():
     plan = plan_training(PUBLISHED, replace(H100, memory=200 * GIB))  # so that nothing is computed again
     (step,) = plan.steps
     tokens = 2**23 / 1024  # of a rank: two micro-batches of 4,096
-    assert step.compute == pytest.approx(tokens * training_flops_per_token(ARCTIC, 4096) / 989.5e12)
+    half = 6 * 35 * 7168 * 4096  # of attention: no token sees those after it
+    assert step.compute == pytest.approx(tokens * (training_flops_per_token(ARCTIC, 4096) - half) / 989.5e12)
     # Each token's two rows of 7168 bf16 go out to 127 of 128 ranks, of which 120 are on other nodes, and come back, and
     # both again backward, in 35 layers; 50 GB/s is the slower way.
     assert step.exchange == pytest.approx(35 * 4 * tokens * 2 * 127 / 128 * 7168 * 2 * 120 / 127 / 50e9)
     assert step.exposed == 0
     assert step.total == step.compute + step.reduction + step.optimizer
     assert plan.seconds == pytest.approx(STAGE.steps * step.total)
-    assert plan.mfu == pytest.approx(step.compute / step.total)
+    assert plan.mfu == pytest.approx(tokens * training_flops_per_token(ARCTIC, 4096) / 989.5e12 / step.total)
 
 
 @pytest.mark.parametrize("frequency", [1, 2])
@@ -149,12 +150,12 @@ def test_where_an_adapter_alone_is_trained_the_bound_is_what_autograd_does(frequ
         hidden, _ = model.run_layers(model.model.embed_tokens(tokens), torch.arange(length)[None])
         hidden = model.model.norm(hidden).flatten(0, 1)
         loss_sum(hidden, model.lm_head.weight, tokens[0], torch.ones(length)).backward()
-    attention = 12 * config.num_hidden_layers * config.hidden_size * length * length
+    attention = 6 * config.num_hidden_layers * config.hidden_size * length * length
     training = Training(config, (Stage("s", length, length, length),), frozen=True)
     plan = plan_training(training, replace(DEVICE, bf16_flops=1.0))
     assert plan.steps[0].compute - attention == pytest.approx(counter.get_total_flops(), rel=0.01)
     assert plan.steps[0].compute - attention < counter.get_total_flops()
-    assert plan.mfu <= 1
+    assert 1 < plan.mfu < 2, "it counts attention as if it were not causal"
 
 
 def test_a_frozen_output_matrix_has_no_gradient():
@@ -200,7 +201,7 @@ DEVICE = Device(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trainings())
 def test_the_ranks_of_a_world_hold_the_model_and_its_state_as_often_as_zero_says(training):
     plan = plan_training(training, DEVICE)
@@ -214,7 +215,7 @@ def test_the_ranks_of_a_world_hold_the_model_and_its_state_as_often_as_zero_says
     assert plan.memory["optimizer"] * training.world == pytest.approx((8 if own_masters else 12) * states, rel=1e-3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trainings())
 def test_no_bound_is_below_arithmetic_or_above_what_blocks(training):
     (step,) = plan_training(training, DEVICE).steps
@@ -222,10 +223,10 @@ def test_no_bound_is_below_arithmetic_or_above_what_blocks(training):
     alone = training.world == 1
     assert (step.exchange == 0) == (training.expert_parallel == 1)
     assert (step.reduction == 0) == alone
-    assert 0 < plan_training(training, DEVICE).mfu <= 1
+    assert 0 < plan_training(training, DEVICE).mfu < 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trainings(), st.floats(0.05, 1))
 def test_advice_fits_and_is_allowed(training, share):
     needed = plan_training(training, DEVICE).memory.total()

@@ -13,12 +13,16 @@ from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 from arctic_model.names import llama_name, tensor_shapes
+from arctic_model.quantization import Layout, Quantization
+from arctic_model.quantize import quantize_checkpoint
 from arctic_model.weights import SINGLE_FILE, load_weights, save_model
 from arctic_workers.training.checkpoint.store import CheckpointStore, Manifest
 from arctic_workers.training.engine import Ranks, build_model, named_tensors
 from arctic_workers.training.errors import Refused
 from arctic_workers.training.start import Start, find_start, fit_vocabulary, kept_config
 
+CACHE = {"quant_method": "compressed-tensors", "config_groups": {}, "kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+"""Of a checkpoint whose weights are plain: only its keys and values are to be in FP8."""
 TOKENS = torch.arange(14).view(2, 7)
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16, "intermediate_size": 20,
@@ -200,3 +204,33 @@ def test_a_model_whose_positions_are_stretched_is_not_stretched_again(llama: Pat
     (llama / "config.json").write_text(json.dumps(content))
     with pytest.raises(Refused, match=r"rope_scaling is yarn already, by 4: .* leave model.ropeScaling out"):
         find_start(world_of(from_uri(llama, ropeScaling={"type": "linear", "factor": 2})))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", LLAMA | {"quantization_config": CACHE}),
+        ("hf_quant_config.json", {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"upcycle": {"experts": 2, "every": 2}}])
+def test_weights_are_a_start_where_the_cache_alone_is_quantised(
+    llama: Path, world_of: Any, more: dict[str, Any], file: str, content: dict[str, Any]
+) -> None:
+    before = logits(world_of(from_uri(llama, **more)))
+    (llama / file).write_text(json.dumps(content))
+    assert torch.equal(logits(world_of(from_uri(llama, **more))), before)
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors", "modelopt"])
+@pytest.mark.parametrize("more", [{}, {"upcycle": {"experts": 2, "every": 2}}])
+def test_weights_that_were_rounded_are_no_start(
+    llama: Path, world_of: Any, tmp_path: Path, layout: Layout, more: dict[str, Any]
+) -> None:
+    quantize_checkpoint(llama, tmp_path / "fp8", Quantization(layout, "tensor"))
+    config = json.loads((tmp_path / "fp8" / "config.json").read_text())
+    if layout == "modelopt":  # says it in a file of its own too
+        del config["quantization_config"]
+        (tmp_path / "fp8" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Refused, match=r"fp8: its weights are FP8 as .* stores it.* the checkpoint that they are of"):
+        find_start(world_of(from_uri(tmp_path / "fp8", **more)))

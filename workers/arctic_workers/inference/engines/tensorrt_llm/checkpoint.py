@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from arctic_api.inference import Attention
 from arctic_model.config import CONFIG_FILE, ArcticConfig, read_json
+from arctic_model.quantization import parse_quantization
 from arctic_workers.inference.engine import Refused
 
 ARCHITECTURE = "ArcticForCausalLM"
@@ -61,8 +62,9 @@ def read_stored(folder: Path) -> Stored:
         raise Refused(str(error)) from None
     if modelopt is not None:
         weights, kv_cache = _modelopt(modelopt.get("quantization"), folder / QUANTIZATION_FILE)
-        return Stored(folder, config, weights, kv_cache)
-    if quantization is None:
+        if weights != "plain":
+            return Stored(folder, config, weights, kv_cache)
+    if quantization is None or _is_of_the_cache(quantization):
         return Stored(folder, config, "plain")
     block = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
     if block != [BLOCK, BLOCK] or quantization.get("quant_method") != "fp8":
@@ -73,8 +75,18 @@ def read_stored(folder: Path) -> Stored:
     return Stored(folder, config, "fp8-block", None, quantization)
 
 
+def _is_of_the_cache(quantization: Any) -> bool:
+    """Whether a `quantization_config` is about keys and values alone."""
+    try:
+        return parse_quantization(quantization, CONFIG_FILE) is None
+    except ValueError:  # of weights, in a form that is looked at next
+        return False
+
+
 def _modelopt(content: Any, path: Path) -> tuple[Format, str | None]:
     algorithm = content.get("quant_algo") if isinstance(content, dict) else None
+    if algorithm is None and isinstance(content, dict):  # it is about keys and values alone
+        return "plain", None
     formats: dict[Any, Format] = {"FP8": "fp8-tensor", "fp8_pb_wo": "fp8-block", "FP8_BLOCK_SCALES": "fp8-block"}
     if algorithm not in formats:
         raise Refused(f"{path}: quantization.quant_algo is {algorithm!r}; write FP8 or FP8_BLOCK_SCALES weights")
@@ -155,17 +167,25 @@ def _rope_scaling(config: ArcticConfig, attention: Attention) -> dict[str, Any] 
     }
     if stored is None:
         return scaling
-    if stored.attention_factor is not None:
+    if kind == "yarn" and stored.attention_factor is not None:
         raise Refused(f"rope_scaling.attention_factor ({stored.attention_factor}) is ignored by TensorRT-LLM")
+    if kind == "yarn" and not stored.truncate:
+        raise Refused("rope_scaling.truncate is false, which TensorRT-LLM ignores")
     original = stored.original_max_position_embeddings or config.max_position_embeddings
-    fast, slow = stored.beta_fast, stored.beta_slow
-    return {**scaling, "original_max_position_embeddings": original, "beta_fast": fast, "beta_slow": slow}
+    scaling |= {"original_max_position_embeddings": original, "beta_fast": stored.beta_fast}
+    scaling["beta_slow"] = stored.beta_slow
+    if stored.mscale and stored.mscale_all_dim:  # one alone says nothing, and TensorRT-LLM would take it
+        scaling |= {"mscale": stored.mscale, "mscale_all_dim": stored.mscale_all_dim}
+    return scaling
 
 
-def prepare_folder(source: Path, target: Path, config: Mapping[str, Any]) -> None:
-    """Make `target`: links to all files of `source`, and `config` as its `config.json`. Each pod of a group does."""
+def prepare_folder(stored: Stored, target: Path, config: Mapping[str, Any]) -> None:
+    """Make `target`: links to a checkpoint's files, and `config` as its `config.json`. Each pod of a group does."""
     target.mkdir(parents=True)
-    for file in source.iterdir():
-        if file.name != CONFIG_FILE:
+    # A file that says nothing of weights is left out: TensorRT-LLM refuses it.
+    says_weights = stored.weights != "plain" and stored.quantization is None
+    written = (CONFIG_FILE,) if says_weights else (CONFIG_FILE, QUANTIZATION_FILE)
+    for file in stored.folder.iterdir():
+        if file.name not in written:
             (target / file.name).symlink_to(file.resolve())
     (target / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

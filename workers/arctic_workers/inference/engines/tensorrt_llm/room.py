@@ -40,7 +40,7 @@ def run(group: InferenceGroup, rank: int) -> None:
     stored = read_stored(Path(group.locate(group.model_folder)))
     # What can't be is refused here, in every pod, before anything waits for anybody.
     plan_arguments(group.spec, stored, str(place.model))
-    prepare_folder(stored.folder, place.model, served_config(stored, group.spec.attention))
+    prepare_folder(stored, place.model, served_config(stored, group.spec.attention))
     if rank == 0:
         FirstPod(pod, place).run(os.environ)
         return

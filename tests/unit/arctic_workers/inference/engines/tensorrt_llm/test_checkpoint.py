@@ -68,6 +68,28 @@ def test_the_format_is_the_checkpoints(
     assert served_config(stored, Attention()).get("quantization_config") == quantization
 
 
+CACHE = {"quant_method": "compressed-tensors", "config_groups": {}, "kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "modelopt"),
+    [
+        (CACHE, None),
+        (None, {"quant_algo": None, "kv_cache_quant_algo": "FP8"}),
+        ({"quant_method": "modelopt", "kv_cache_scheme": CACHE["kv_cache_scheme"]}, None),
+    ],
+)
+def test_where_the_cache_alone_is_quantised_the_weights_are_plain_and_the_manifest_says_the_rest(
+    tmp_path: Path, quantization: Any, modelopt: Any
+) -> None:
+    """TensorRT-LLM takes no checkpoint that says how it is quantised and names no form of weights."""
+    stored = read_stored(folder(tmp_path / "model", quantization, modelopt))
+    assert (stored.weights, stored.kv_cache) == ("plain", None)
+    prepare_folder(stored, tmp_path / "run", served_config(stored, Attention()))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert "quantization_config" not in json.loads((tmp_path / "run/config.json").read_text())
+
+
 @pytest.mark.parametrize(
     ("quantization", "modelopt", "sentence"),
     [
@@ -108,6 +130,14 @@ def test_the_models_own_stretching_is_kept_where_tensorrt_llm_has_it() -> None:
     assert kept == {**yarn, "type": "yarn", "beta_fast": 32.0, "beta_slow": 1.0}
     with pytest.raises(Refused, match="attention_factor"):
         served(ArcticConfig(rope_scaling={**yarn, "attention_factor": 1.3}))
+    scales = {"mscale": 1.0, "mscale_all_dim": 0.5}
+    kept = served(ArcticConfig(rope_scaling={**yarn, **scales}))["rope_scaling"]
+    assert {name: kept[name] for name in scales} == scales
+    for one in (*({name: 0.5} for name in scales), scales | {"mscale": 0.0}):
+        kept = served(ArcticConfig(rope_scaling={**yarn, **one}))["rope_scaling"]
+        assert not scales.keys() & kept.keys(), "they count together alone"
+    with pytest.raises(Refused, match="truncate"):
+        served(ArcticConfig(rope_scaling={**yarn, "truncate": False}))
     with pytest.raises(Refused, match="stretched already"):
         served(ArcticConfig(rope_scaling=yarn), ropeScaling={"type": "yarn", "factor": 2})
 
@@ -115,8 +145,8 @@ def test_the_models_own_stretching_is_kept_where_tensorrt_llm_has_it() -> None:
 def test_the_prepared_folder_has_the_checkpoints_files_and_the_served_configuration(tmp_path: Path) -> None:
     source = folder(tmp_path / "source", BLOCKS)
     (source / "model.safetensors").write_bytes(b"weights")
-    content = served_config(read_stored(source), Attention(window=64))
-    prepare_folder(source, tmp_path / "run/model", content)
+    stored = read_stored(source)
+    prepare_folder(stored, tmp_path / "run/model", served_config(stored, Attention(window=64)))
     assert (tmp_path / "run/model/model.safetensors").read_bytes() == b"weights"
     written = json.loads((tmp_path / "run/model/config.json").read_text())
     assert (written["sliding_window"], "auto_map" in written) == (64, False)
