@@ -163,6 +163,11 @@ def import_llama(
     return config
 
 
+def is_llama(path: Path) -> bool:
+    """Return whether a folder or file of weights is a Llama rather than an Arctic; ValueError where neither."""
+    return path.is_file() or read_json(path / CONFIG_FILE).get("model_type") == "llama"
+
+
 def open_llama(path: Path) -> Llama:
     """Open a folder or a GGUF file. Raises ValueError where it is neither, or not of a model without experts."""
     from arctic_model.gguf.reader import GgufLlama

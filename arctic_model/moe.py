@@ -35,6 +35,15 @@ class ExpertLayer(Protocol):
         ...
 
 
+class Text(NamedTuple):
+    """Which tokens are of a text, where others are padding: these are alike, and so go to the same experts."""
+
+    mask_S: Tensor
+    """Bool."""
+    tokens: float
+    """How many they are; of ranks that share sequences an even part of those of all."""
+
+
 class Routing(NamedTuple):
     """Which experts a token has, with which weights; `probabilities` (fp32) are those before the choice."""
 
@@ -43,6 +52,8 @@ class Routing(NamedTuple):
     probabilities_SE: Tensor
     kept_SK: Tensor | None = None
     """Which choices are not dropped, bool; None where none is. The weights of the others are 0."""
+    text: Text | None = None
+    """None where all tokens are of a text."""
 
 
 class Router(nn.Module):
@@ -57,6 +68,8 @@ class Router(nn.Module):
         self.gate = nn.Linear(hidden, experts, bias=False)
         self.chosen = chosen
         self.capacity = capacity
+        self.text: Text | None = None
+        """Which of the tokens that come next are of a text; None where all are."""
 
     def forward(self, x_SD: Tensor) -> Routing:
         """Route each token by itself; without a capacity what other tokens are in the batch changes nothing."""
@@ -64,20 +77,24 @@ class Router(nn.Module):
         weights_SK, experts_SK = probabilities_SE.topk(self.chosen, dim=-1)
         kept_SK = None
         if self.capacity is not None and self.training:
-            kept_SK = within_capacity(experts_SK, probabilities_SE.shape[-1], self.capacity(x_SD.shape[0]))
+            capacity = self.capacity(x_SD.shape[0])
+            kept_SK = within_capacity(experts_SK, probabilities_SE.shape[-1], capacity, self.text)
             weights_SK = weights_SK * kept_SK
             weights_SK = weights_SK / weights_SK.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).eps)
         else:
             weights_SK = weights_SK / weights_SK.sum(-1, keepdim=True)
-        return Routing(weights_SK.to(x_SD.dtype), experts_SK, probabilities_SE, kept_SK)
+        return Routing(weights_SK.to(x_SD.dtype), experts_SK, probabilities_SE, kept_SK, self.text)
 
 
-def within_capacity(experts_SK: Tensor, experts: int, capacity: int) -> Tensor:
+def within_capacity(experts_SK: Tensor, experts: int, capacity: int, text: Text | None = None) -> Tensor:
     """Return which choices are among the first `capacity` of their expert: bool [S, K].
 
     First come the first choices of all tokens, in their order, then the second ones, and so on (GShard, Lepikhin et al.
-    2020, arXiv 2006.16668, algorithm 1).
+    2020, arXiv 2006.16668, algorithm 1). Padding has no place.
     """
+    if text is not None:  # as of one more expert, whose places are nobody's
+        mask_S1 = text.mask_S[:, None]
+        return within_capacity(experts_SK.where(mask_S1, experts), experts + 1, capacity) & mask_S1
     choices_R = experts_SK.t().flatten()
     order_R = choices_R.argsort(stable=True)
     counts_E = count_choices(choices_R, experts)
@@ -95,17 +112,27 @@ def count_choices(choices_R: Tensor, experts: int) -> Tensor:
     return choices_R.new_zeros(experts).scatter_add_(0, choices_R, torch.ones_like(choices_R))
 
 
-def choice_shares(experts_SK: Tensor, experts: int) -> Tensor:
+def count_of_text(experts_SK: Tensor, experts: int, text: Text | None) -> Tensor:
+    """Return how many choices of tokens of a text fell on each expert: int64 [E]."""
+    if text is None:
+        return count_choices(experts_SK.flatten(), experts)
+    choices_R = experts_SK.where(text.mask_S[:, None], experts).flatten()
+    return count_choices(choices_R, experts + 1)[:experts]
+
+
+def choice_shares(experts_SK: Tensor, experts: int, text: Text | None = None) -> Tensor:
     """Return for each expert the share of tokens of which it is a choice: they sum to K, fp32 [E]."""
-    return count_choices(experts_SK.flatten(), experts) / experts_SK.shape[0]
+    return count_of_text(experts_SK, experts, text) / (experts_SK.shape[0] if text is None else text.tokens)
 
 
-def load_balancing_loss(probabilities_SE: Tensor, shares_E: Tensor) -> Tensor:
+def load_balancing_loss(probabilities_SE: Tensor, shares_E: Tensor, text: Text | None = None) -> Tensor:
     """`E * sum over k, e of f[k,e] * P[e]`: f is the share of tokens whose k-th choice is e, P the mean probability.
 
     The least value, with all experts alike, is K. Shazeer et al. 2017 and Fedus et al. 2021 (equation 4), summed over
-    the choices as the published Arctic does.
+    the choices as the published Arctic does. Padding is left out.
     """
+    if text is not None:
+        probabilities_SE = probabilities_SE * (text.mask_S[:, None] * (text.mask_S.shape[0] / text.tokens))
     return shares_E.shape[0] * (shares_E * probabilities_SE.mean(0)).sum()
 
 
@@ -186,8 +213,8 @@ class MoE(nn.Module):
         dispatched, routing = computed.dispatched, computed.dispatched.routing
         y_SKD = computed.y_RD[dispatched.order_R.argsort()].view(*routing.experts_SK.shape, dispatched.shape[-1])
         y_SD = (y_SKD * routing.weights_SK[..., None]).sum(1)
-        shares_E = choice_shares(routing.experts_SK, routing.probabilities_SE.shape[-1])
-        return y_SD.view(dispatched.shape), load_balancing_loss(routing.probabilities_SE, shares_E)
+        shares_E = choice_shares(routing.experts_SK, routing.probabilities_SE.shape[-1], routing.text)
+        return y_SD.view(dispatched.shape), load_balancing_loss(routing.probabilities_SE, shares_E, routing.text)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """All three steps at once."""

@@ -24,6 +24,8 @@ from arctic_model.names import llama_name
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_LLAMA_TARGETS = r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+"""`TARGETS` of a model without experts, as a Llama calls them."""
 _KEY = re.compile(rf"{re.escape(_PREFIX)}(.+)\.({A}|{B})\.weight")
 _UNREAD = (
     "use_dora",
@@ -51,8 +53,18 @@ class Addition:
     scale: float
 
 
-def write_adapter(folder: Path, tensors: Mapping[str, Tensor], rank: int, alpha: float, base: str) -> None:
-    """Write an adapter's files into a folder that exists; `tensors` by their names here, `base` names the model."""
+def write_adapter(
+    folder: Path, tensors: Mapping[str, Tensor], rank: int, alpha: float, base: str, *, is_llama: bool = False
+) -> None:
+    """Write an adapter's files into a folder that exists.
+
+    Args:
+        folder: where to.
+        tensors: by their names here.
+        rank, alpha: of the adapter.
+        base: names the model that it stands on.
+        is_llama: whether that goes by a Llama's names: peft passes over what stands on names that it does not have.
+    """
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -61,14 +73,17 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], rank: int, alpha:
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": rf".*\.{TARGETS}",
+        "target_modules": rf".*\.{_LLAMA_TARGETS if is_llama else TARGETS}",
         "inference_mode": True,
         "fan_in_fan_out": False,
         "use_rslora": False,
         "use_dora": False,
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    named = {f"{_PREFIX}{name}": tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    named = {
+        f"{_PREFIX}{llama_name(name) if is_llama else name}": tensor.cpu().contiguous()
+        for name, tensor in tensors.items()
+    }
     save_file(named, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 

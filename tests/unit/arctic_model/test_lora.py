@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -116,11 +117,29 @@ def test_ranks_and_scales_may_differ_from_module_to_module(folder):
     assert read["model.layers.2.self_attn.k_proj"].scale == pytest.approx(4 / 2**0.5)
 
 
-def test_the_adapter_of_a_llama_is_read_under_its_names(tmp_path):
-    llama = ArcticConfig.from_dict(
+@pytest.fixture
+def llama():
+    return ArcticConfig.from_dict(
         {"model_type": "llama", "hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1, "vocab_size": 9}
         | {"num_attention_heads": 2}
     )
+
+
+def test_the_adapter_of_a_llama_is_written_under_its_names_and_read(tmp_path, llama):
+    tensors = {name: torch.randn(shape) for name, shape in adapter_shapes(llama, 2).items()}
+    write_adapter(tmp_path, tensors, 2, 4, "/weights", is_llama=True)
+    modules = {name.split(".", 2)[2].rsplit(".", 2)[0] for name in load_file(tmp_path / WEIGHTS_FILE)}
+    matrices = [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    assert modules == {f"model.layers.0.{matrix}" for matrix in matrices}
+    said = json.loads((tmp_path / CONFIG_FILE).read_text())["target_modules"]
+    others = {"model.embed_tokens", "model.layers.0.mlp", "lm_head"}
+    assert {module for module in modules | others if re.fullmatch(said, module)} == modules  # as peft looks for them
+    read = read_adapter(tmp_path, llama)
+    assert set(read) == set(targets(llama))
+    assert all(torch.equal(addition.a, tensors[f"{name}.{A}.weight"]) for name, addition in read.items())
+
+
+def test_the_adapter_of_a_llama_is_read_under_its_names(tmp_path, llama):
     write_adapter(tmp_path, {}, 1, 1, "")
     pair = {f"{A}.weight": torch.ones(1, 8), f"{B}.weight": torch.ones(6, 1)}
     key = "base_model.model.model.layers.0.mlp.gate_proj"

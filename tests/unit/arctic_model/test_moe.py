@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from arctic_model.config import ArcticConfig
-from arctic_model.moe import MoE, Router, choice_shares, load_balancing_loss, within_capacity
+from arctic_model.moe import MoE, Router, Text, choice_shares, load_balancing_loss, within_capacity
 
 
 @pytest.fixture
@@ -67,6 +67,13 @@ def test_choices_beyond_an_experts_capacity_are_dropped_second_ones_first():
     assert not within_capacity(chosen, 3, 0).any()
 
 
+def test_padding_takes_no_place_of_a_text():
+    chosen = torch.tensor([[0, 1], [0, 1], [1, 0], [0, 2]])
+    text = Text(torch.tensor([False, True, True, False]), 2)
+    assert within_capacity(chosen, 3, 1, text).tolist() == [[False] * 2, [True, False], [True, False], [False] * 2]
+    assert within_capacity(chosen, 3, 2, text).tolist() == [[False] * 2, [True, True], [True, True], [False] * 2]
+
+
 def test_what_is_kept_of_a_token_shares_its_weight():
     config = ArcticConfig.preset("arctic-tiny").replace(moe_train_capacity_factor=0.75)
     router = Router(8, 8, 2, config.capacity)
@@ -96,6 +103,24 @@ def test_balance_by_hand():
     # First choices: all 0. Second: one 1, one 2. Means: 0.55, 0.2, 0.25.
     expected = 3 * (1.0 * 0.55 + 0.5 * 0.2 + 0.5 * 0.25)
     assert load_balancing_loss(probabilities, choice_shares(chosen, 3)) == pytest.approx(expected)
+
+
+def test_padding_is_out_of_balance():
+    router = Router(8, 5, 2)
+    x_SD = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+
+    def balance(routing, text=None):
+        return load_balancing_loss(routing.probabilities_SE, choice_shares(routing.experts_SK, 5, text), text)
+
+    expected = balance(router(x_SD[:12]))
+    text = Text(torch.arange(20) < 12, 12)
+    torch.testing.assert_close(balance(router(x_SD), text), expected)
+    # Of ranks that share sequences each has a part, with shares of all of them: the mean is the loss of the whole.
+    parts = [Text(text.mask_S[:10], 6), Text(text.mask_S[10:], 6)]
+    routed = [router(x_SD[:10]), router(x_SD[10:])]
+    shares = sum(choice_shares(each.experts_SK, 5, part) for each, part in zip(routed, parts, strict=True)) / 2
+    found = [load_balancing_loss(each.probabilities_SE, shares, part) for each, part in zip(routed, parts, strict=True)]
+    torch.testing.assert_close(sum(found) / 2, expected)
 
 
 @given(st.integers(1, 8), st.integers(1, 30), st.integers(0, 5))

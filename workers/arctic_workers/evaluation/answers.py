@@ -16,8 +16,11 @@ _STATEMENT = re.compile(rf"(?:{_QUOTED}|[^;])*")
 _START = re.compile(r"\bselect\b|\bwith\s+(?:recursive\s+)?\S+\s*(?:\([^()]*\)\s*)?\bas\s*\(", re.IGNORECASE)
 """Of a query; the word `with` stands in English before one as well."""
 _FENCE = re.compile(
-    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t\r]*$|\Z)", re.DOTALL | re.MULTILINE
+    r"^(?P<indent>[ \t]*)(?P<fence>(?P<mark>[`~])(?P=mark){2,})[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n"
+    r"(?P<code>.*?)(?:^[ \t]*(?P=fence)(?P=mark)*[ \t\r]*$|\Z)",
+    re.DOTALL | re.MULTILINE,
 )
+"""A fenced block as CommonMark has it, but for how far it may be indented (https://spec.commonmark.org, 4.5)."""
 
 
 def cut_at(text: str, stops: Sequence[str]) -> str:
@@ -31,9 +34,14 @@ def blocks(text: str, languages: Sequence[str]) -> list[str]:
 
     The last block may lack its end, as of an answer that was cut off.
     """
-    found = [(match[2].lower(), match[3]) for match in _FENCE.finditer(text)]
+    found = [(match["language"].lower(), _without_indent(match)) for match in _FENCE.finditer(text)]
     named = [code for language, code in found if language in languages]
     return named or [code for _, code in found]
+
+
+def _without_indent(block: re.Match[str]) -> str:
+    """Return the code of a block without the indentation of its fence, as of one in a list."""
+    return re.sub(rf"^[ \t]{{0,{len(block['indent'])}}}", "", block["code"], flags=re.MULTILINE)
 
 
 def python_code(text: str, entry_point: str) -> str:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from arctic_api.training import Lora
 from arctic_api.world import CHECKPOINT_MISMATCH
+from arctic_model.llama import is_llama
 from arctic_workers.training.engine import Ranks
 from arctic_workers.training.errors import Refused
 from arctic_workers.training.files import sha256
@@ -24,6 +25,8 @@ class Base:
     place: Path
     digest: str
     lora: Lora
+    is_llama: bool = False
+    """Whether it goes by a Llama's names: the adapter has those of what it stands on."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: an adapter means nothing on other weights."""
@@ -48,7 +51,8 @@ def find_base(place: Path | None, lora: Lora | None, ranks: Ranks) -> Base | Non
     digests: list[dict[str, str]] = [{}] * ranks.world
     dist.all_gather_object(digests, digests_of(place, ranks.rank, ranks.world))
     together = {name: digest for share in digests for name, digest in share.items()}
-    return Base(place, hashlib.sha256(json.dumps(together, sort_keys=True).encode()).hexdigest(), lora)
+    digest = hashlib.sha256(json.dumps(together, sort_keys=True).encode()).hexdigest()
+    return Base(place, digest, lora, is_llama(place))
 
 
 def digests_of(place: Path, part: int, parts: int) -> dict[str, str]:

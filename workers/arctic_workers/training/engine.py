@@ -30,6 +30,7 @@ from arctic_model.initialization import init_weights
 from arctic_model.lora import adapter_shapes, add_adapter
 from arctic_model.loss import loss_sum
 from arctic_model.model import ArcticModel
+from arctic_model.moe import Router, Text
 from arctic_model.names import hf_names, tensor_shapes
 from arctic_model.planning.training import BUCKET_ELEMENTS
 from arctic_model.weights import Weights, load_weights
@@ -124,13 +125,18 @@ class LossModule(nn.Module):
         super().__init__()
         self.arctic = arctic
         self._share = share
+        self._routers = [part for part in arctic.modules() if isinstance(part, Router)]
         self.flights = Flights() if flights is None else flights
         """When its exchanges start and arrive."""
         self.rows_B2: Tensor | None = None
         """Of the last forward pass with gradients: each sequence's summed loss, and how many labels that is."""
 
     def forward(
-        self, tokens_BT: Tensor, labels_BT: Tensor | None = None, starts: Sequence[Sequence[int]] | None = None
+        self,
+        tokens_BT: Tensor,
+        labels_BT: Tensor | None = None,
+        starts: Sequence[Sequence[int]] | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the mean cross-entropy over the labels that count, and the auxiliary loss.
 
@@ -141,26 +147,42 @@ class LossModule(nn.Module):
             labels_BT: what each of them is to predict, `IGNORED` where nothing; by default the next one, and the last
                 of a row is a label alone.
             starts: where documents begin, by row; by default each row is one. None sees another.
+            sizes: tokens before padding, by row; by default there is none.
         """
         if labels_BT is None:
             tokens_BT, labels_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
-        loss, balance = self._loss_sum(tokens_BT, labels_BT, starts)
+        loss, balance = self._loss_sum(tokens_BT, labels_BT, starts, sizes)
         return loss / (labels_BT != IGNORED).sum().clamp(min=1), balance
 
     def loss_and_targets(self, batch: MicroBatch) -> Tensor:
         """Return the summed cross-entropy of a batch and how many labels that is: [2]."""
         device = next(self.parameters()).device
         labels_BT = torch.from_numpy(batch.labels).to(device)
-        loss, _ = self._loss_sum(torch.from_numpy(batch.tokens).to(device), labels_BT, batch.starts)
+        loss, _ = self._loss_sum(torch.from_numpy(batch.tokens).to(device), labels_BT, batch.starts, batch.sizes)
         return torch.stack([loss, (self._part(labels_BT) != IGNORED).sum().to(loss)])
 
     def _part(self, x_BT: Tensor) -> Tensor:
         return x_BT if self._share is None else self._share.part(x_BT)
 
+    def _text(self, sizes: Sequence[int] | None, length: int, device: torch.device) -> Text | None:
+        """Return which of this rank's tokens are of a text."""
+        if sizes is None:
+            return None
+        mask_BT = torch.arange(length) < torch.tensor(sizes)[:, None]
+        ranks = 1 if self._share is None else self._share.ranks
+        return Text(self._part(mask_BT).flatten().to(device, non_blocking=True), sum(sizes) / ranks)
+
     def _loss_sum(
-        self, tokens_BT: Tensor, labels_BT: Tensor, starts: Sequence[Sequence[int]] | None
+        self,
+        tokens_BT: Tensor,
+        labels_BT: Tensor,
+        starts: Sequence[Sequence[int]] | None,
+        sizes: Sequence[int] | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy over the labels that count, and the auxiliary loss."""
+        text = self._text(sizes, tokens_BT.shape[1], tokens_BT.device)
+        for router in self._routers:
+            router.text = text
         length = tokens_BT.shape[1]
         starts = [[0]] * tokens_BT.shape[0] if starts is None else starts
         positions_BT = document_positions(starts, length).to(tokens_BT.device, non_blocking=True)
@@ -371,7 +393,7 @@ def gradients_of(
     for batch in batches:
         tokens, labels = (torch.from_numpy(part).to(ranks.device) for part in (batch.tokens, batch.labels))
         with forward():
-            loss, balance = engine(tokens, labels, batch.starts)
+            loss, balance = engine(tokens, labels, batch.starts, batch.sizes)
         share = batch.targets * ranks.world / targets  # each label of the step counts alike
         with engine.module.flights.blocking(GRADIENTS):
             engine.backward(loss * share + balance / len(batches))

@@ -17,6 +17,7 @@ from arctic_model.lora import A, B, adapter_shapes, merged
 from arctic_model.names import module_name, tensor_shapes
 from arctic_model.peft import write_adapter
 from arctic_model.weights import TensorEntry, write_config, write_weights
+from arctic_workers.training.base import Base
 from arctic_workers.training.checkpoint.store import CheckpointStore
 from arctic_workers.training.data import tokenizer
 from arctic_workers.training.data.prepare import TOKENIZER_FOLDER
@@ -28,7 +29,12 @@ DTYPE = torch.bfloat16  # as Arctic was published
 
 
 def export(
-    store: CheckpointStore, config: ArcticConfig, tensors: dict[str, Tensor], ranks: Ranks, spec: ArcticTrainingSpec
+    store: CheckpointStore,
+    config: ArcticConfig,
+    tensors: dict[str, Tensor],
+    ranks: Ranks,
+    spec: ArcticTrainingSpec,
+    base: Base | None = None,
 ) -> None:
     """Write `export/` in the run's folder, as the manifest asks; whole or not at all. Collective.
 
@@ -40,15 +46,17 @@ def export(
         tensors: what this rank holds, by Hugging Face name.
         ranks: the world.
         spec: the manifest's; of the ranks that share out the experts, the first so many hold all of them together.
+        base: what an adapter stands on; None without one.
     """
     owner = _owners(config, spec.parallelism.expert_parallel)
-    lora = None if spec.model.adapter is None else spec.model.adapter.lora
-    if lora is not None and spec.checkpoint.export == "adapter":
+    lora = None if base is None else base.lora
+    if base is not None and spec.checkpoint.export == "adapter":
         if ranks.leader:
-            own = {name: tensors[name].float() for name in adapter_shapes(config, lora.rank)}
-            base = spec.model.from_.wire() if spec.model.from_ else {}
+            own = {name: tensors[name].float() for name in adapter_shapes(config, base.lora.rank)}
+            begun = spec.model.from_.wire() if spec.model.from_ else {}
+            name = next(iter(begun.values()), "")
             with _published(store) as folder:
-                write_adapter(folder, own, lora.rank, lora.alpha, next(iter(base.values()), ""))
+                write_adapter(folder, own, base.lora.rank, base.lora.alpha, name, is_llama=base.is_llama)
         return
     shapes = tensor_shapes(config)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from arctic_model.moe import Router, Routing
+from arctic_model.moe import Router, Routing, count_of_text
 
 DEAD_STEPS = 100
 """An expert is dead that got no token for so many steps, or more: as far as it was looked."""
@@ -66,13 +66,12 @@ class Tally:
         self._expected: list[Sequence[str]] = []
         module.register_forward_hook(self._hear_losses)
         self._last_used = [[0] * router.gate.out_features for router in self._routers.values()]
-        self._began = 0
         for router, sums in zip(self._routers.values(), self._of_routers, strict=True):
             router.register_forward_hook(self._listen(sums))
 
     def begin(self, step: int) -> None:
-        """Begin after so many steps of the run: before them nobody looked."""
-        self._began = step
+        """Begin after so many steps of the run: before them nobody looked, and what came after them holds no more."""
+        self._sums.zero_()
         self._last_used = [[step] * len(steps) for steps in self._last_used]
 
     @contextmanager
@@ -91,12 +90,12 @@ class Tally:
             if not self._counting:
                 return
             with torch.no_grad():
-                choices_R = routing.experts_SK.flatten()
-                counts_E.scatter_add_(0, choices_R, torch.ones_like(choices_R, dtype=counts_E.dtype))
-                rest[0] += torch.special.entr(routing.probabilities_SE).sum()
-                rest[1] += routing.probabilities_SE.shape[0]
+                text_S = torch.ones_like(routing.experts_SK[:, 0]) if routing.text is None else routing.text.mask_S
+                counts_E.add_(count_of_text(routing.experts_SK, len(counts_E), routing.text))
+                rest[0] += (torch.special.entr(routing.probabilities_SE).sum(1) * text_S).sum()
+                rest[1] += text_S.sum()
                 if routing.kept_SK is not None:
-                    rest[2] += (~routing.kept_SK).sum()
+                    rest[2] += ((~routing.kept_SK).sum(1) * text_S).sum()
 
         return hear
 

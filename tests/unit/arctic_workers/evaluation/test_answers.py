@@ -1,3 +1,5 @@
+from textwrap import indent
+
 import pytest
 
 from arctic_workers.evaluation.answers import HUMANEVAL_STOPS, MBPP_STOPS, cut_at, python_code, sql_query
@@ -28,6 +30,18 @@ def test_a_block_ends_in_whichever_way_lines_end() -> None:
 
 def test_a_longer_fence_holds_a_shorter_one() -> None:
     assert python_code(f'````python\nd = """\n```\n"""\n{CODE}````', "f").startswith('d = """\n```\n"""')
+
+
+def test_a_fence_within_a_list_gives_its_indentation_back() -> None:
+    code = "def f(x):\n    if x:\n\n        return x\n"
+    answer = "1. The function:\n\n" + indent(f"```python\n{code}```\n", "   ") + "2. That is all.\n"
+    assert python_code(answer, "f") == code
+    # A line has no more taken off than it has, and no more than its fence.
+    assert python_code("  ```python\ndef f(x):\n      return x\n  ```", "f") == "def f(x):\n    return x\n"
+
+
+def test_a_fence_is_closed_by_a_longer_one_too() -> None:
+    assert python_code(f"```python\n{CODE}`````\nIt returns x.", "f") == CODE
 
 
 def test_harnesses_cut_the_same_completion_differently() -> None:

@@ -7,13 +7,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arctic_api.training import Source
 from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
+from arctic_workers.training import tally as tallies
 from arctic_workers.training.data import tokenizer
 from arctic_workers.training.data.batches import held_out_windows
 from arctic_workers.training.data.conversations import Conversation, ConversationEncoder
@@ -99,7 +100,6 @@ def test_conversations_whose_answers_are_all_cut_off_are_no_held_out_text() -> N
     assert HeldOut(None, ONE_RANK, streams, 32, 64, 1).categories == ["instruction"]
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(2, 30), min_size=1, max_size=20), length=st.integers(8, 40))
 def test_whole_conversations_are_packed_and_counted(sizes: list[int], length: int) -> None:
     documents = np.cumsum([0, *sizes[:-1]])
@@ -144,9 +144,39 @@ def test_the_loss_on_prompts_is_exactly_absent(stream: Conversations) -> None:
     with torch.no_grad():
         logits = output @ model.lm_head.weight.T
     expected = torch.nn.functional.cross_entropy(logits[labels != IGNORED], labels[labels != IGNORED])
-    assert loss.item() == pytest.approx(expected.item())
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert module.rows_B2 is not None
     assert module.rows_B2[:, 1].sum() == batch.targets == int((labels != IGNORED).sum())
+
+
+def test_routers_are_not_judged_by_padding(stream: Conversations) -> None:
+    """Its tokens are alike and so have the same experts, which they would all have balance each other."""
+    config = ArcticConfig.preset("arctic-tiny").replace(
+        vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=2
+    )
+    model = ArcticModel(config)
+    init_weights(model, 1)
+    module = LossModule(model)
+    tally = tallies.Tally(module, [], torch.device("cpu"))
+    found = []
+    for length in (100, 200):
+        batch = MicroBatch.of([stream.window(0, 100)])
+        [size] = batch.sizes or []
+        assert size < 100
+        if length > 100:
+            further = np.full((1, length - 100), 9)
+            labels = np.concatenate([batch.labels, np.full_like(further, IGNORED)], 1)
+            batch = batch._replace(tokens=np.concatenate([batch.tokens, further], 1), labels=labels)
+        with tally.counting():
+            _, balance = module(
+                torch.from_numpy(batch.tokens), torch.from_numpy(batch.labels), batch.starts, batch.sizes
+            )
+        found.append((balance.item(), tally.look(1, lambda sums: sums.tolist()).routers))
+    (one, health), (other, of_more) = found
+    assert one == pytest.approx(other, rel=1e-5)
+    for first, second in zip(health, of_more, strict=True):
+        assert first.load == pytest.approx(second.load)
+        assert first.entropy == pytest.approx(second.entropy)
 
 
 def test_signs_of_the_template_are_special_and_the_first_token_is_never_learnt(encoder: ConversationEncoder) -> None:

@@ -37,6 +37,21 @@ def test_a_folder_of_text_gives_one_document_a_file_in_sorted_order(tmp_path: Pa
     assert read(tmp_path / "a.txt") == ["one"]
 
 
+def test_a_folder_of_links_gives_what_they_lead_to(tmp_path: Path) -> None:
+    """As volumes of ConfigMaps have their folders, and people put corpora together; a link back up leads nowhere."""
+    corpus, mount = tmp_path / "corpus", tmp_path / "mount"
+    (corpus / "sub").mkdir(parents=True)
+    (mount / "..data" / "own").mkdir(parents=True)
+    (corpus / "sub" / "a.txt").write_text("one")
+    (mount / "..data" / "own" / "b.txt").write_text("two")
+    (mount / "own").symlink_to("..data/own")
+    (mount / "linked").symlink_to(corpus)
+    (mount / "broken").symlink_to(tmp_path / "nowhere")
+    (corpus / "sub" / "up").symlink_to(corpus)
+    (corpus / "back").symlink_to(mount)
+    assert read(mount) == ["one", "two"]
+
+
 def test_all_formats_give_the_same_texts(tmp_path: Path) -> None:
     texts = ["eins\n", "zwei ü", "", "vier"]
     (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"text": text, "n": 1}) for text in texts) + "\n\n")

@@ -92,6 +92,30 @@ def test_small_sources_keep_text_on_both_sides(
     assert bool(streams_of["held-out"]) == bool(held_out)
 
 
+@pytest.mark.parametrize("fraction", [1e-6, 0.9999])  # by which none of the first two would be held out, or both
+def test_copies_of_what_a_small_source_holds_out_are_held_out_too(
+    tmp_path: Path, encoder: tokenizer.TextEncoder, monkeypatch: pytest.MonkeyPatch, fraction: float
+) -> None:
+    monkeypatch.setattr(tokenizer, "BATCH", 3)
+    documents = [TEXTS[0], TEXTS[1], TEXTS[0], TEXTS[1], TEXTS[0], TEXTS[1]]
+    write_streams(tmp_path, encoder, documents, fraction)
+    train, held_out = (decoded(encoder, opened(tmp_path, part)["s"]) for part in ("train", "held-out"))
+    assert sorted(map(len, map(set, (train, held_out)))) == [1, 1]
+    assert sorted(train + held_out) == sorted(documents)
+
+
+def test_of_one_text_alone_no_copy_is_held_out(tmp_path: Path, encoder: tokenizer.TextEncoder) -> None:
+    write_streams(tmp_path, encoder, [TEXTS[0]] * 3, 0.1)
+    assert decoded(encoder, opened(tmp_path, "train")["s"]) == [TEXTS[0]] * 3
+    assert opened(tmp_path, "held-out") == {}
+
+
+def test_an_empty_document_is_not_what_is_held_out(tmp_path: Path, encoder: tokenizer.TextEncoder) -> None:
+    later = [text for text in TEXTS if not is_held_out(text, 0.9)][:2]  # which an empty one would come before
+    write_streams(tmp_path, encoder, ["", *later, ""], 1e-6)
+    assert len(decoded(encoder, opened(tmp_path, "held-out")["s"])) == 1
+
+
 @pytest.mark.parametrize(("fraction", "part", "other"), [(0.0, "train", "held-out"), (1.0, "held-out", "train")])
 def test_a_source_may_be_all_for_training_or_all_for_validation(
     tmp_path: Path, encoder: tokenizer.TextEncoder, fraction: float, part: str, other: str

@@ -99,6 +99,18 @@ def test_an_expert_is_dead_once_it_got_nothing_for_long_enough_and_alive_again_w
     assert dead == [[], [], [1, 3], []]
 
 
+def test_what_was_summed_up_before_the_run_went_back_is_of_no_step_that_holds(model: ArcticModel) -> None:
+    module = LossModule(model)
+    tally = Tally(module, ["books"], torch.device("cpu"))
+    tally.expect([["books", "books"]])
+    model.lm_head.weight.data[0, 0] = torch.nan  # type: ignore[union-attr]
+    with tally.counting():
+        module(TOKENS, TOKENS)
+    tally.begin(3)
+    look = tally.look(4, alone)
+    assert (look.loss_by_source, look.routers) == ({}, [])
+
+
 def test_losses_are_those_of_the_labels_of_each_source(model: ArcticModel) -> None:
     module = LossModule(model)
     tally = Tally(module, ["books", "code", "math"], torch.device("cpu"))

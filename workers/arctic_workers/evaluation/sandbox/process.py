@@ -22,8 +22,12 @@ from arctic_workers.evaluation.sandbox.syscalls import filter_program
 
 _PROGRAMS = Path(__file__).with_name("programs")
 _PACKAGE = f"{__package__}.programs"
-_NEEDS = {"candidate": ("values",), "query": ("values",), "by_asserts": ("values", "asking"), "probe": ()} | {
-    "by_values": ("values", "asking")
+_NEEDS = {
+    "candidate": ("values", "modules"),
+    "by_asserts": ("values", "asking", "modules"),
+    "by_values": ("values", "asking"),
+    "query": ("values",),
+    "probe": (),
 }
 _KEPT_OUTPUT = 16 << 10
 _MOST_FILES = 200

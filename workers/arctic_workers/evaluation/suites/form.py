@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Protocol
 
 from arctic_workers.evaluation.scores import Parts, Verdicts
@@ -76,27 +77,23 @@ class Suite(Protocol):
         ...
 
 
-def read_rows(path: Path, needed: Sequence[str], name: str = "") -> list[dict[str, Any]]:
+_NOT_PUBLISHED = "it is not in the suite's published format"
+
+
+def read_rows(path: Path, needed: Mapping[str, type | UnionType], name: str = "") -> list[dict[str, Any]]:
     """Read JSON lines, or one JSON array, packed by gzip or not.
 
-    DataError unless each row has the needed fields, and another `name` than the others, if that is a field.
+    DataError unless each row has the needed fields, each of its type, and another `name` than the others, if that is a
+    field.
     """
-    try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        text = content.decode()
-        if text.lstrip().startswith("["):
-            rows = [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)]
-        else:
-            lines = enumerate(text.split("\n"), 1)
-            rows = [(f"line {number}", json.loads(line)) for number, line in lines if line.strip()]
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: can't be read as JSON lines: {error}") from error
+    rows = _placed_rows(path)
     for place, row in rows:
-        missing = [name for name in needed if not isinstance(row, dict) or name not in row]
+        missing = [field for field in needed if not isinstance(row, dict) or field not in row]
         if missing:
-            raise DataError(f"{path}: {place} has no {', '.join(missing)}: it is not in the suite's published format")
+            raise DataError(f"{path}: {place} has no {', '.join(missing)}: {_NOT_PUBLISHED}")
+        for field, kind in needed.items():
+            if not isinstance(row[field], kind):
+                raise DataError(f"{path}: {place}: {field} is {json.dumps(row[field])[:100]}: {_NOT_PUBLISHED}")
     if not rows:
         raise DataError(f"{path}: has no rows")
     named: dict[str, str] = {}
@@ -104,3 +101,18 @@ def read_rows(path: Path, needed: Sequence[str], name: str = "") -> list[dict[st
         if (other := named.setdefault(str(row[name]), place)) != place:
             raise DataError(f"{path}: {place} has the {name} {row[name]}, as {other}: give each row one of its own")
     return [row for _, row in rows]
+
+
+def _placed_rows(path: Path) -> list[tuple[str, Any]]:
+    """Return what a file has, each with its place in it."""
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        text = content.decode("utf-8-sig")  # what Windows tools write before a text is none of it
+        if text.lstrip().startswith("["):
+            return [(f"row {number}", row) for number, row in enumerate(json.loads(text), 1)]
+        lines = enumerate(text.split("\n"), 1)
+        return [(f"line {number}", json.loads(line)) for number, line in lines if line.strip()]
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: can't be read as JSON lines: {error}") from error

@@ -30,7 +30,7 @@ class Gsm8k:
     )
 
     def __init__(self, path: Path) -> None:
-        rows = read_rows(path, ("question", "answer"))
+        rows = read_rows(path, {"question": str, "answer": str})
         self._golds = {f"gsm8k/{number}": (row["question"], row["answer"]) for number, row in enumerate(rows)}
 
     @cached_property

@@ -34,7 +34,8 @@ class IfEval:
     )
 
     def __init__(self, path: Path) -> None:
-        rows = read_rows(path, ("key", "prompt", "instruction_id_list", "kwargs"), name="key")
+        fields = {"key": int | str, "prompt": str, "instruction_id_list": list, "kwargs": list}
+        rows = read_rows(path, fields, name="key")
         self._prompts = {f"ifeval/{row['key']}": _read(path, row) for row in rows}
 
     @cached_property
@@ -88,7 +89,7 @@ def _read(path: Path, row: Mapping[str, Any]) -> Prompt:
     for name, given in zip(row["instruction_id_list"], row["kwargs"], strict=True):
         if name not in CHECKERS:
             raise DataError(f"{path}: key {row['key']}: nothing here checks the instruction {name}")
-        asked = {key: value for key, value in given.items() if value is not None}
+        asked = {key: value for key, value in (given or {}).items() if value is not None}
         if missing := [key for key in CHECKERS[name][0] if key not in asked]:
             raise DataError(f"{path}: key {row['key']}: {name} has no {', '.join(missing)}")
         try:

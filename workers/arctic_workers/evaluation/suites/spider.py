@@ -21,6 +21,7 @@ from arctic_workers.evaluation.suites.spider_rows import as_run, is_ordered, sam
 from arctic_workers.evaluation.verdict import PASSED, Verdict
 
 EXECUTION, EXACT, NO_DISTINCT = "execution", "exact set match", "execution, DISTINCT dropped"
+_TABLES = ("table_names_original", "column_names_original", "foreign_keys")
 STOPS = (";", "\n\n", "</s>")
 _GOLD_FACTOR = 10
 _LEAST_SECONDS = 5
@@ -54,11 +55,11 @@ class Spider:
     )
 
     def __init__(self, folder: Path, sandbox: Sandbox) -> None:
-        rows = read_rows(folder / "dev.json", ("question", "query", "db_id"))
+        rows = read_rows(folder / "dev.json", {"question": str, "query": str, "db_id": str})
         self._items = {
             f"spider/{number}": Item(row["question"], row["query"], row["db_id"]) for number, row in enumerate(rows)
         }
-        described = read_rows(folder / "tables.json", ("db_id", "table_names_original", "column_names_original"))
+        described = read_rows(folder / "tables.json", {"db_id": str} | dict.fromkeys(_TABLES, list))
         self._schemas = {entry["db_id"]: Schema.of(entry) for entry in described}
         self._files = {name: folder / "database" / name / f"{name}.sqlite" for name in {row["db_id"] for row in rows}}
         self._sandbox = sandbox

@@ -164,7 +164,7 @@ def _files(source: Source, path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        there = [file for file in path.rglob("*") if not _hidden(file, path)]
+        there = list(_below(path))
         kinds = [[file for file in there if re.search(kind, file.name)] for kind in _NAMES[source.format]]
         found = next(filter(None, kinds), [])
     else:
@@ -177,8 +177,20 @@ def _files(source: Source, path: Path) -> list[Path]:
     return files
 
 
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
+def _below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the files below a folder, those that links lead to among them, without hidden ones."""
+    here = folder.resolve()
+    if here in above:  # a link to where it is itself
+        return
+    try:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except PermissionError:  # as of a volume's lost+found
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _below(entry, (*above, here))
+        elif entry.is_file():
+            yield entry
 
 
 def _unreadable(source: Source, place: str, why: object) -> Refused:

@@ -7,9 +7,11 @@ which tokens are answers.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -128,7 +130,8 @@ def write_streams(
     """Write the streams of one source into an existing folder, all but their index; returns the tokens of each part.
 
     `fraction` of the documents, by their content, are held out. Between 0 and 1 at least one is where there are two or
-    more, so that every such source can be judged. Of the others only the `share` is kept, by their content too.
+    more that differ, so that every such source can be judged. Of the others only the `share` is kept, by their content
+    too.
     """
     with ExitStack() as stack:
         train, held_out = (stack.enter_context(_Writer(folder, part, encoder)) for part in PARTS)
@@ -162,7 +165,7 @@ class _Writer(ExitStack):
         self._tokens = self._documents = 0
 
     def append(self, documents: Sequence[Document]) -> None:
-        for encoded in self._encoder.encode_documents(document for document in documents if len(document)):
+        for encoded in self._encoder.encode_documents(documents):
             if encoded.first:
                 self._write("documents", [self._tokens], _PLACES)
                 self._documents += 1
@@ -186,24 +189,32 @@ _FILES = {"tokens": ".bin", "documents": ".documents.bin", "answers": ".answers.
 
 
 def _divided(documents: Iterable[D], fraction: float) -> Iterator[tuple[list[D], list[D]]]:
-    """Yield batch after batch the documents that are trained on, and those that are held out."""
-    groups = batches(documents, len, least=2)  # of one document none could be chosen
-    if 0 < fraction < 1:
-        first = next(groups, [])
-        chosen = _chosen(first, fraction)
-        yield [text for i, text in enumerate(first) if i not in chosen], [first[i] for i in sorted(chosen)]
-    for batch in groups:
-        kept = [text for text in batch if not is_held_out(text, fraction)]
-        yield kept, [text for text in batch if is_held_out(text, fraction)]
+    """Yield batch after batch the documents that are trained on, and those that are held out: all but empty ones."""
+    groups = batches(filter(len, documents), len, least=2)  # of one document none could be chosen
+    first = next(groups, [])
+    chosen = _choice(first, fraction)
+    for batch in chain([first], groups):
+        parts: tuple[list[D], list[D]] = ([], [])
+        for document in batch:
+            parts[chosen(document)].append(document)
+        yield parts
 
 
-def _chosen(texts: Sequence[Document], fraction: float) -> set[int]:
-    """Return which of a source's first documents are held out, at least one if there are two."""
-    chosen = {i for i, text in enumerate(texts) if is_held_out(text, fraction)}
-    if len(chosen) == len(texts):
-        chosen = set()
-    if not chosen and len(texts) > 1:
-        chosen = {min(range(len(texts)), key=lambda i: (_place(texts[i]), i))}
+def _choice(first: Sequence[Document], fraction: float) -> Callable[[Document], bool]:
+    """Return what says whether a document is held out: by its content, of a source that begins with these documents.
+
+    Between 0 and 1 of those that differ at least one is held out and one is not, even if `is_held_out` says otherwise.
+    """
+    places = {_place(document) for document in first}
+    below = sum(place < fraction for place in places)
+    if not 0 < fraction < 1 or 0 < below < len(places):
+        return partial(is_held_out, fraction=fraction)
+    least = min(places) if len(places) > 1 else None
+
+    def chosen(document: Document) -> bool:
+        place = _place(document)
+        return place == least if place in places else place < fraction
+
     return chosen
 
 

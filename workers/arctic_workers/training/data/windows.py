@@ -23,6 +23,8 @@ class Window(NamedTuple):
     """What each of the first T tokens is to predict, [T]: the next one, or `IGNORED`."""
     starts: Places
     """Where in the first T tokens documents begin, in order; the first is 0, whatever it is a part of."""
+    size: int | None = None
+    """Of the first T tokens, those before padding; None where there is none."""
 
 
 class MicroBatch(NamedTuple):
@@ -36,16 +38,20 @@ class MicroBatch(NamedTuple):
     """Where documents begin, by sequence."""
     targets: int
     """Labels that count."""
+    sizes: Sequence[int] | None = None
+    """Tokens before padding, by sequence; None where there is none."""
 
     @classmethod
     def of(cls, windows: Sequence[Window]) -> "MicroBatch":
         """Stack windows of one length."""
         labels = np.stack([window.labels for window in windows])
+        sizes = [window.labels.size if window.size is None else window.size for window in windows]
         return cls(
             np.stack([window.tokens[:-1] for window in windows]),
             labels,
             [window.starts.tolist() for window in windows],
             int((labels != IGNORED).sum()),
+            sizes if sum(sizes) < labels.size else None,
         )
 
 
@@ -119,7 +125,7 @@ class Conversations(Stream):
             labels[span] = tokens[1:][span]
         inside = self.documents[np.searchsorted(self.documents, begin) : np.searchsorted(self.documents, limit)] - begin
         starts = [place for place in (*inside.tolist(), end - begin) if place < length]
-        return Window(tokens, labels, np.array(starts, np.int64))
+        return Window(tokens, labels, np.array(starts, np.int64), min(end - begin, length))
 
     def windows(self, length: int) -> int:
         """Return how many windows hold all conversations."""

@@ -144,11 +144,11 @@ class ParallelExperts(nn.Module):
         share sequences the mean of such losses is the loss of all their tokens, and so are its gradients.
         """
         routing, sequences = computed.routing, self.company.sequences
-        shares_E = choice_shares(routing.experts_SK, self.num_experts)
+        shares_E = choice_shares(routing.experts_SK, self.num_experts, routing.text)
         if sequences is not None:
             shares_E = sequences.mean(shares_E)
         y_SD = fetch(computed.run, routing.weights_SK, computed.journey)
-        return y_SD.view(computed.shape), load_balancing_loss(routing.probabilities_SE, shares_E)
+        return y_SD.view(computed.shape), load_balancing_loss(routing.probabilities_SE, shares_E, routing.text)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """All three steps at once."""

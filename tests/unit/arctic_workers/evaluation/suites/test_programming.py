@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from arctic_workers.evaluation.sandbox import Sandbox
+from arctic_workers.evaluation.sandbox.programs.by_values import agrees
 from arctic_workers.evaluation.suites.form import Answer, DataError
 from arctic_workers.evaluation.suites.programming import CodeSuite, humaneval, humaneval_plus, mbpp_plus
 from arctic_workers.evaluation.verdict import Verdict
@@ -143,6 +144,37 @@ def test_floats_may_differ_a_little_and_the_type_may_not(plus: CodeSuite) -> Non
     assert not judged(plus, "HumanEval/4", "def mean(n): return [sum(n) / len(n) + 1e-3, float(len(n))]").passed
     assert not judged(plus, "HumanEval/4", "def mean(n): return (sum(n) / len(n) + 1e-9, float(len(n)))").passed
     assert judged(plus, "HumanEval/32", "def find_zero(xs): return -xs[0] / xs[1] + 1e-6").passed
+
+
+def test_texts_are_no_numbers_however_they_read() -> None:
+    """As numpy's `allclose` refuses texts, EvalPlus takes no other text for the right one."""
+    problem = {"dataset": "mbpp", "entry_point": "f", "atol": 0.01}
+    assert agrees("1.5", "str", "1.5", [], problem)
+    assert not agrees("1.50", "str", "1.5", [], problem)
+    assert not agrees(["a", "1.50"], "list", ["a", "1.5"], [], problem)
+    assert agrees([1.501, 2], "list", [1.5, 2], [], problem)
+
+
+def test_an_answer_is_a_module_as_the_library_looks_for_it(plus: CodeSuite) -> None:
+    """A data class asks for the module of its annotations where these are texts, and pickle for that of a class."""
+    node = "@dataclass\nclass Node:\n    value: int\n    next: 'Node' = None\n"
+    dumped = "pickle.loads(pickle.dumps(Node(x + y))).value"
+    code = f"import pickle\nfrom dataclasses import dataclass\n{node}def add(x, y): return {dumped}"
+    verdict = judged(plus, "HumanEval/53", code)
+    assert (verdict.kind, verdict.message) == ("passed", "")
+
+
+def test_a_problems_own_program_is_a_module_too(sandbox: Sandbox, tmp_path: Path) -> None:
+    node = "from dataclasses import dataclass\n@dataclass\nclass Node:\n    value: 'int'\n\n"
+    row = {
+        "task_id": "Own/0",
+        "prompt": f"{node}def value_of(node):\n",
+        "entry_point": "value_of",
+        "canonical_solution": "    return node\n",
+        "test": "def check(candidate):\n    assert candidate(Node(3).value) == 3\n",
+    }
+    suite = humaneval(write(tmp_path / "HumanEval.jsonl", [row]), sandbox)
+    assert judged(suite, "Own/0", "def value_of(node): return node").passed
 
 
 def test_inputs_have_the_types_that_a_task_means_and_sets_are_compared_as_such(mbpp: CodeSuite) -> None:

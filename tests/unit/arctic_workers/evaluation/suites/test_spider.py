@@ -123,7 +123,7 @@ def test_what_is_missing_of_a_folder_is_named(folder: Path, sandbox: Sandbox, tm
 ROWS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from("ab")), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ROWS, st.permutations(range(3)), st.randoms())
 def test_rows_are_the_same_in_any_order_of_columns_and_in_no_other_combination(rows, order, random) -> None:  # type: ignore[no-untyped-def]
     moved = [tuple(row[column] for column in order) for row in rows]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from arctic_workers.evaluation.sandbox.programs.asking import Candidate, NoValueError, conclude
+from arctic_workers.evaluation.sandbox.programs.modules import new_module
 
 
 def run(payload: Mapping[str, Any], result: IO[bytes]) -> None:
@@ -21,7 +22,7 @@ def run(payload: Mapping[str, Any], result: IO[bytes]) -> None:
         finally:
             spent += candidate.seconds
 
-    names: dict[str, Any] = {"__name__": "__test__"}
+    names = new_module("__test__")
     try:
         exec(payload["solution"], names)  # noqa: S102  the data set's own code, confined as well
         names[payload["entry_point"]] = ask

@@ -109,6 +109,8 @@ def close(value: Any, expected: Any, tolerance: float) -> bool:
         return like and all(close(one, other, tolerance) for one, other in zip(value, expected, strict=True))
     if isinstance(expected, complex) or isinstance(value, complex):
         return bool(abs(value - expected) <= tolerance + RELATIVE * abs(expected))
+    if not (isinstance(value, int | float) and isinstance(expected, int | float)):
+        return False  # a text may read like a number, and is none
     one, other = float(value), float(expected)
     if math.isinf(one) or math.isinf(other):
         return one == other

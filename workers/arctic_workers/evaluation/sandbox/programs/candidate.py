@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import IO, Any
 
+from arctic_workers.evaluation.sandbox.programs.modules import new_module
 from arctic_workers.evaluation.sandbox.programs.values import NotPlainError, decode, encode, receive, send, type_name
 
 SLICE = 0.05
@@ -41,7 +42,7 @@ def run(payload: Mapping[str, Any], _result: IO[bytes]) -> None:
 
 
 def _load(code: str, entry_point: str) -> dict[str, Any]:
-    names: dict[str, Any] = {"__name__": "__answer__"}
+    names = new_module("__answer__")
     exec(compile(code, "<answer>", "exec", dont_inherit=True), names)  # noqa: S102  this is what it is for
     if entry_point not in names:
         return {"kind": "no function", "error": f"it defines no {entry_point}"}
