@@ -24,7 +24,7 @@ from arctic_operator.manifests.gateway import GatewayShape, gateway_command, hap
 from arctic_operator.manifests.gateway_lua import LUA, LUA_FILE
 from arctic_workers.control.ports import free_ports
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 HOST = "demo-leaders.default.svc.cluster.local"
 CANARY_HOST = "demo-canary.default.svc.cluster.local"
 
@@ -183,7 +183,7 @@ class Gateway:
 
     def waiting(self) -> int:
         """Return how many requests wait, as the gateway tells the operator."""
-        return int(httpx.get(f"{self.metrics_url}{gateway.WAITING_PATH}").json()["waiting"])
+        return int(self._get(gateway.WAITING_PATH).json()["waiting"])
 
     def queued(self) -> int:
         """Return how many requests wait, be it for any leader or for one."""
@@ -191,7 +191,10 @@ class Gateway:
         return sum(map(int, values))
 
     def metrics(self) -> str:
-        return httpx.get(f"{self.metrics_url}/metrics").text
+        return self._get("/metrics").text
+
+    def _get(self, path: str) -> httpx.Response:
+        return httpx.get(self.metrics_url + path, timeout=PATIENCE)
 
     def up(self) -> int:
         """Return how many leaders HAProxy has found and holds for healthy."""
@@ -253,7 +256,7 @@ def run_gateway(
             (f"{gateway.CONFIG_FOLDER}/{gateway.HOLD_FILE}", str(folder / gateway.HOLD_FILE)),
             (f"{gateway.KEYS_FOLDER}/{gateway.KEYS_FILE}", str(folder / gateway.KEYS_FILE)),
             ("parse-resolv-conf", f"nameserver test 127.0.0.1:{dns.port}"),
-            (f"grace {gateway.GRACE_SECONDS}s", "grace 1s"),
+            (f"grace {gateway.GRACE_SECONDS}s", "grace 5s"),
             (f"BEGIN_SECONDS {gateway.BEGIN_SECONDS}", f"BEGIN_SECONDS {begin_seconds}"),
             ("timeout resolve 1s", "timeout resolve 100ms"),
             ("timeout queue 60s", f"timeout queue {queue_timeout}"),
@@ -300,6 +303,6 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url).status_code == 200
+        return httpx.get(url, timeout=PATIENCE).status_code == 200
     except httpx.TransportError:
         return False

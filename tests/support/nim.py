@@ -26,6 +26,9 @@ class NimServer(http.server.ThreadingHTTPServer):
         self.model = model
         self.healthy = True
         self.with_metrics = True
+        self.go = threading.Event()
+        """Without it no request ends."""
+        self.go.set()
         self.asked: list[dict[str, Any]] = []
         self.running = 0
         self.finished = 0
@@ -51,6 +54,7 @@ class NimServer(http.server.ThreadingHTTPServer):
             self.running += 1
         words = str(request["prompt"]).split()[: request["max_tokens"]]
         time.sleep(0.1 * len(words))
+        self.go.wait()
         with self.lock:
             self.running -= 1
             self.finished += 1

@@ -20,6 +20,8 @@ class Server:
         self.holds = threading.Event()
         self.held_from = 1000
         """From which question on it answers only once `holds` is set."""
+        self.held = threading.Event()
+        """Set when there is one that is held."""
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -27,6 +29,7 @@ class Server:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.keys.add(self.headers["Authorization"])
                 if len(server.asked) >= server.held_from:
+                    server.held.set()
                     server.holds.wait()
                 status, answer = server.answer(self.path, body)
                 content = json.dumps(answer).encode()

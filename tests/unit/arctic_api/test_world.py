@@ -16,7 +16,7 @@ from arctic_api.world import WORLD_VARIABLE, InferenceGroup, Mount, Report, Trai
 IDENTITY: dict[str, Any] = {"namespace": "default", "name": "tiny", "uid": "0a1b2c3d-0000"}
 
 
-@settings(max_examples=30, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(manifest=right_trainings())
 def test_a_training_world_survives_its_way_through_a_variable(manifest: dict[str, Any]) -> None:
     spec = ArcticTrainingSpec.model_validate(manifest["spec"])

@@ -29,7 +29,7 @@ def test_go_has_a_place_for_modules_where_no_home_is_named(tmp_path: Path, monke
     (tmp_path / "go" / binaries._GO_FROM_PYPI).mkdir(parents=True)
     monkeypatch.setattr(binaries, "cache", lambda: tmp_path)
     monkeypatch.setattr(shell, "have", lambda command: False)
-    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("HOME", raising=False)
     _, environment = binaries._go()
     assert environment["HOME"] == str(Path.home())
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import settings
 
 from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 
-# The machine may be busy: how long an example takes is no fault.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
-
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread_and_seed():
+    """What is drawn follows from no test that came before in this process."""
+    torch.manual_seed(0)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

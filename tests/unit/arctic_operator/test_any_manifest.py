@@ -39,7 +39,6 @@ def test_right_ones_are_accepted_broken_ones_explained_and_none_stops_the_operat
     @hypothesis.settings(
         max_examples=round(share * request.config.getoption("manifests")),
         database=None,
-        deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

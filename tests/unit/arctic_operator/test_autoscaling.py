@@ -161,7 +161,7 @@ def test_an_operator_that_begins_anew_waits_for_a_whole_window(build):
     assert service.looks(three, 10) == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     limits=st.tuples(st.integers(0, 4), st.integers(0, 4)),
     windows=st.tuples(st.sampled_from([0, 20]), st.sampled_from([0, 60])),
@@ -203,7 +203,7 @@ def test_whatever_is_measured_the_limits_and_the_windows_hold(build, limits, win
             assert all(count >= wanted for age, count in asked if age <= up)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(
     arriving=st.floats(0.01, 12.0),
     capacity=st.floats(0.5, 3.0),

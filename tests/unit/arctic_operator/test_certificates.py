@@ -150,7 +150,7 @@ class TestReplacingTheAuthority:
         both = Authority.create(NOW).advance(DUE)
         assert both.advance(NOW + AUTHORITY_LIFE) == Authority(both.following or both.signer)
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(st.lists(st.integers(150, 600), min_size=40, max_size=60))
     def test_pods_and_operator_trust_each_other_through_every_replacement(self, hours: list[int]) -> None:
         """The operator comes by every 25 days at the latest, and pods have what it wrote the last time."""

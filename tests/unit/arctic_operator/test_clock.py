@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arctic_operator.certificates import Authority, client_tls, needs_rotation, server_secret
@@ -29,7 +29,6 @@ class Machine:
         self.clock.hear(format_datetime(self.true.replace(microsecond=0), usegmt=True))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.sampled_from([-HOUR, timedelta(0), HOUR]), st.booleans())))
 def test_time_goes_on_steadily_whatever_becomes_of_the_machines_clock(steps):
     machine = Machine()

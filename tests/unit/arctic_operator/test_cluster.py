@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kubernetes.aio.client import Configuration
 
@@ -29,7 +29,6 @@ from arctic_operator.plan.words import NO_KUEUE
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text("abc", max_size=9), TEXTS | st.integers() | st.booleans()))
 def test_an_applied_object_reads_the_same_as_yaml(body: dict[str, object]) -> None:
     assert yaml.safe_load(yaml_text(body)) == body

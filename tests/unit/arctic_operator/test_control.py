@@ -39,10 +39,11 @@ from arctic_rpc.control_pb2 import (
     WorkerState,
 )
 from arctic_workers.control.commands import Commands, NotNow
+from arctic_workers.control.ports import free_ports
 from arctic_workers.control.server import ControlServer
 from arctic_workers.control.state import StateBoard
 
-SECONDS = 20.0
+SECONDS = 60.0
 KEY = "team/chat-g0"
 NAME = "chat.team"
 
@@ -174,7 +175,7 @@ def figures(followers: Followers) -> InferenceObservation:
 
 def connections(port: int) -> int:
     """Return how many connections to a port of this machine stand, as the kernel lists them."""
-    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    tables = [path.read_text().splitlines()[1:] for path in Path("/proc/net").glob("tcp*")]
     rows = [line.split() for table in tables for line in table]
     return sum(row[2].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
 
@@ -213,7 +214,7 @@ class TestFollowing:
     async def test_a_stream_resumes_after_the_worker_came_back(
         self, start: Callable[..., Worker], followers: Followers, changes: Changes, tls: ClientTLS
     ) -> None:
-        worker = start()
+        worker = start(*free_ports(1))
         followers.follow(KEY, worker.address, NAME, tls)
         await changes.until(lambda: live(followers).connected)
         await asyncio.to_thread(worker.end)
@@ -326,7 +327,7 @@ class TestTrust:
         changes: Changes,
         tls: ClientTLS,
     ) -> None:
-        worker = start()
+        worker = start(*free_ports(1))
         followers.follow(KEY, worker.address, NAME, tls)
         await changes.until(lambda: live(followers).connected)
         await asyncio.to_thread(worker.end)
@@ -362,9 +363,8 @@ class TestCommands:
                 await command(KEY)
 
     async def test_a_worker_that_is_away_is_an_error_not_a_wait(self, followers: Followers) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            address = f"127.0.0.1:{taken.getsockname()[1]}"
-        followers.follow(KEY, address, NAME, None)
+        (port,) = free_ports(1)
+        followers.follow(KEY, f"127.0.0.1:{port}", NAME, None)
         with pytest.raises(CommandError, match="UNAVAILABLE"):
             await followers.drain(KEY)
 

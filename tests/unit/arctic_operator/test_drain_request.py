@@ -46,7 +46,7 @@ def answer(cluster):
     paused=st.booleans(),
     edited=st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_group_that_is_asked_to_go_goes_once_within_the_bounds_of_a_rollout(
     build, replicas, surge, unavailable, asked, busy, paused, edited
 ):

@@ -110,7 +110,7 @@ def trainings(operator, sizes):
     ]
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=list(HealthCheck))
 @given(
     sizes=st.lists(st.integers(1, 3), min_size=2, max_size=4), order=st.permutations(range(5)), spare=st.integers(0, 1)
 )

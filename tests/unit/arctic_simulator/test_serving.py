@@ -48,7 +48,7 @@ def test_a_queue_with_one_place_waits_as_long_as_an_md1_queue():
     assert mean == pytest.approx(rho / (2 * (1 - rho)), rel=0.1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.floats(0, 3), st.integers(1, 60), st.integers(1, 12)), min_size=1, max_size=12),
     st.integers(1, 4),

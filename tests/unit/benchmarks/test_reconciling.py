@@ -10,6 +10,7 @@ from arctic_api.world import Label, Ports
 from arctic_operator.certificates import Authority, client_tls, server_name, server_secret
 from arctic_operator.control import Followers
 from arctic_operator.live import Phase
+from arctic_workers.control.ports import free_ports
 from benchmarks.reconciling import fleet, objects
 from benchmarks.reconciling.fleet import Fleet
 from benchmarks.reconciling.objects import NAMESPACE, Children, address_of, arctic_training, name_of
@@ -43,7 +44,9 @@ def test_the_limit_makes_all_kinds_of_children_owned_and_named_as_the_operators(
 
 
 async def test_the_fleet_is_followed_as_a_worker_is(monkeypatch) -> None:
+    ports = Ports(control=free_ports(1)[0])
     monkeypatch.setattr(fleet, "address_of", lambda name: "127.0.0.1")
+    monkeypatch.setattr(fleet, "Ports", lambda: ports)
     now = datetime.now(UTC)
     authority, name = Authority.create(now), name_of(1)
     data = {
@@ -56,8 +59,8 @@ async def test_the_fleet_is_followed_as_a_worker_is(monkeypatch) -> None:
     heard = asyncio.Event()
     followers = Followers(lambda key: heard.set())
     tls = client_tls(authority, now)
-    followers.follow("one", f"127.0.0.1:{Ports().control}", server_name(name, NAMESPACE), tls)
-    async with asyncio.timeout(20):
+    followers.follow("one", f"127.0.0.1:{ports.control}", server_name(name, NAMESPACE), tls)
+    async with asyncio.timeout(60):
         await heard.wait()
     live = followers.latest("one")
     await followers.close()

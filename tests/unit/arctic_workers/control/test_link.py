@@ -6,7 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from arctic_rpc.control_pb2 import RUNNING, TrainingState, WorkerState
 from arctic_workers.control.commands import NotNow, Unsupported
 from arctic_workers.control.link import Command, LinkClient, LinkedCommands, LinkServer
 
-SECONDS = 20.0
+SECONDS = 100.0
 
 RANK = """
 import time
@@ -57,8 +57,11 @@ class States:
             self._news.notify_all()
 
     def wait_for(self, count: int) -> None:
+        self.wait_until(lambda seen: len(seen) >= count)
+
+    def wait_until(self, holds: Callable[[list[WorkerState]], bool]) -> None:
         with self._news:
-            assert self._news.wait_for(lambda: len(self.seen) >= count, SECONDS)
+            assert self._news.wait_for(lambda: holds(self.seen), SECONDS)
 
 
 @pytest.fixture
@@ -111,9 +114,9 @@ class TestProcesses:
                 commands.pause(SECONDS)
             assert link.send_command("stop", SECONDS) == {}
             assert rank.wait(SECONDS) == 0
+        states.wait_until(lambda seen: seen[-1].message == "the last word")
         assert states.seen[0].phase == RUNNING
         assert states.seen[0].training.step >= 1
-        assert states.seen[-1].message == "the last word"
 
     def test_a_command_outlives_the_rank_that_died_before_it_answered(self, link: LinkServer, states: States) -> None:
         with start_rank(link) as rank:

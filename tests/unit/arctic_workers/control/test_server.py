@@ -22,7 +22,7 @@ from arctic_workers.control.server import ControlServer
 from arctic_workers.control.state import StateBoard
 from arctic_workers.control.tls import TLSFolderError
 
-SECONDS = 20
+SECONDS = 100
 """Deadline of calls that are answered at once."""
 
 
@@ -204,7 +204,7 @@ class TestWatch:
             stream = control_pb2_grpc.ControlStub(channel).Watch(control_pb2.WatchRequest(), timeout=SECONDS)
             next(stream)
             board.publish(control_pb2.WorkerState(phase=control_pb2.DONE, message="All is done."))
-            running.stop()
+            running.stop(grace=SECONDS)
             assert [state.message for state in stream] == ["All is done."]
 
 

@@ -111,6 +111,7 @@ def test_it_tells_how_far_it_is_ends_when_asked_and_the_next_pod_goes_on(told: d
     first, second = state.evaluation.suites
     assert (state.uid, first.name, first.state, first.planned) == (told["uid"], "gsm8k", "Running", 6)
     assert (second.name, second.state) == ("perplexity", "Waiting")
+    assert server.held.wait(60)
     pod.send_signal(signal.SIGTERM)
     assert pod.wait() == ExitCode.INTERRUPTED
     assert (report(told).outcome, report(told).suites[0].answered) == ("interrupted", 2)

@@ -10,7 +10,7 @@ from arctic_workers.evaluation.scores import Parts, enterprise_intelligence, pas
 from arctic_workers.evaluation.verdict import Verdict
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 8), st.data())
 def test_pass_at_k_is_the_share_of_draws_with_a_right_sample(samples: int, data: st.DataObject) -> None:
     right, k = data.draw(st.integers(0, samples)), data.draw(st.integers(1, samples))

@@ -11,8 +11,8 @@ import pytest
 from arctic_workers.inference import rendezvous
 from arctic_workers.inference.rendezvous import Heartbeats, meet
 
-SOON = 5.0
-"""Seconds; far fewer than those of a silence that is a loss."""
+SOON = 15.0
+"""Seconds; fewer than those of a silence that is a loss."""
 
 
 class Pair:

@@ -39,7 +39,7 @@ def all_rows(data: TrainingData, stage: StagePlan, step: int, ranks: int, size: 
     return sorted(tuple(row) for rank in batches for batch in rank for row in batch.tokens.tolist())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(step=st.integers(0, 47), seed=st.integers(0, 2**63 - 1))
 def test_a_step_reads_the_same_tokens_with_any_number_of_ranks_and_after_any_restart(
     curriculum: Curriculum, step: int, seed: int
@@ -112,7 +112,6 @@ def test_a_source_that_is_missing_is_refused_by_name(curriculum: Curriculum) -> 
         TrainingData(curriculum, {name: STREAMS[name] for name in "ab"}, 0)
 
 
-@settings(deadline=None)
 @given(most=st.integers(1, 300), length=st.sampled_from([8, 16, 200]))
 def test_held_out_windows_are_spread_over_the_category(most: int, length: int) -> None:
     windows = held_out_windows(STREAMS, "code", length, most)

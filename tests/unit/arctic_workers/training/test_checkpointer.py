@@ -87,7 +87,7 @@ def _agreement(ranks: int) -> Callable[[bool], bool]:
 cuts = st.lists(st.floats(0, 1), max_size=4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(written=cuts, read=cuts)
 def test_a_world_of_any_shape_reads_what_another_wrote(
     tmp_path_factory: pytest.TempPathFactory, written: list[float], read: list[float]

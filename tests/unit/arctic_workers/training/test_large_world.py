@@ -4,7 +4,8 @@ The agents and the store are torch's; no rank is started.
 """
 
 import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +27,19 @@ from arctic_workers.training.supervisor import launch_command
 
 PODS = 512
 EACH = 8
+FILES = 4 * PODS
+
+
+@pytest.fixture(autouse=True)
+def open_files() -> Iterator[None]:
+    """Both ends of all connections are in this process, which many machines let have 1024 files."""
+    soft, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < FILES:
+        pytest.skip(f"a process of this machine may open {hard} files at most")
+    if soft != resource.RLIM_INFINITY and soft < FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @pytest.fixture

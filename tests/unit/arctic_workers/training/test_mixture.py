@@ -38,7 +38,7 @@ def test_over_many_steps_each_source_has_its_weight(weights: list[float], sequen
     assert (np.abs(drawn - shares * sequences * steps) <= periods * (1 + 1e-9)).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     pair=st.integers(1, 5).flatmap(lambda n: st.tuples(*[st.lists(st.floats(0.01, 1), min_size=n, max_size=n)] * 2)),
     sequences=st.integers(1, 16),

@@ -85,6 +85,9 @@ def test_a_manifest_is_compared_field_by_field(
     manifest["spec"] = spec
     file.write_text(json.dumps(manifest))
     assert reproduce(run, "-f", file).exit_code == 0, reproduce(run, "-f", file).output
+    pods = {"template": {"labels": {"team": "a"}}, "resources": {"limits": {"cpu": 2}}}
+    file.write_text(json.dumps({**manifest, "spec": {**spec, **pods}}))
+    assert reproduce(run, "-f", file).exit_code == 0, "a run is told nothing of its pods"
     file.write_text(json.dumps({**manifest, "spec": {**spec, "seed": 5}}))
     result = reproduce(run, "-f", file)
     assert (result.exit_code, result.output) == (1, "manifest.seed: 0 made it, 5 is here\n")

@@ -47,9 +47,16 @@ def test_training_does_not_wait_for_a_tracker_that_hangs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(trackings, "MOST_WAITING", 2)
-    hold = threading.Event()
-    tracker = Tracker("somewhere", lambda: (lambda *_: hold.wait() and None, hold.wait))
-    for step in range(5):
+    hold, hangs = threading.Event(), threading.Event()
+
+    def send(*_: object) -> None:
+        hangs.set()
+        hold.wait()
+
+    tracker = Tracker("somewhere", lambda: (send, hold.wait))
+    tracker.log(0, {})
+    assert hangs.wait(60)
+    for step in range(1, 5):
         tracker.log(step, {})
     tracker.close(0.01)
     hold.set()

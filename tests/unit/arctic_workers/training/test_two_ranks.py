@@ -29,7 +29,8 @@ from arctic_workers.training.data.tokenizer import TextEncoder
 from arctic_workers.training.data.windows import IGNORED, MicroBatch
 from arctic_workers.training.journal import read_lines, that_hold
 
-pytestmark = pytest.mark.processes
+LONG = 1500
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(LONG + 60)]  # minutes of work where cores are busy
 
 SCRIPT = Path(__file__).with_name("worlds.py")
 ANSWER = "the best of times"
@@ -38,7 +39,7 @@ ANSWER = "the best of times"
 def run(folder: Path, *worlds: str) -> None:
     settings = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, str(SCRIPT), str(folder), *worlds]
-    ended = subprocess.run(command, env=os.environ | settings, timeout=300, check=False)
+    ended = subprocess.run(command, env=os.environ | settings, timeout=LONG, check=False)
     assert ended.returncode == 0, "\n".join(log.read_text()[-3000:] for log in folder.glob("log.*"))
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from arctic_model.config import ArcticConfig
@@ -19,7 +19,6 @@ def stream_of(sizes: list[int]) -> Stream:
     return Stream("s", "code", tokens, np.cumsum([0, *sizes[:-1]]))
 
 
-@settings(deadline=None)
 @given(sizes=lengths, length=st.integers(1, 40))
 def test_windows_together_predict_every_token_but_the_first_of_each_document_once(
     sizes: list[int], length: int
@@ -36,7 +35,6 @@ def test_windows_together_predict_every_token_but_the_first_of_each_document_onc
     ]
 
 
-@settings(deadline=None)
 @given(sizes=lengths, length=st.integers(1, 40), index=st.integers(0, 5))
 def test_documents_begin_where_their_first_tokens_are(sizes: list[int], length: int, index: int) -> None:
     window = stream_of(sizes).window(index, length)

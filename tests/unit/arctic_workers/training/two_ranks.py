@@ -484,7 +484,7 @@ class PausingLink(ScriptedLink):
     """Pauses a run at its second step; resumes it once that step is committed, or when it plainly will not be."""
 
     def __init__(self, checkpoint: Path, paused: threading.Event) -> None:
-        super().__init__({2: "pause", 200: "resume"})
+        super().__init__({2: "pause", 5000: "resume"})
         self._checkpoint = checkpoint
         self._paused = paused
         self.committed = False

@@ -3,6 +3,7 @@
 import os
 import signal
 import struct
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.processes
 GOLD = "def add(a, b):\n    return a + b\n"
 SECRET = 8_675_309
 TEST = f"def check(f):\n    assert f(2, 3) == 5\n    assert f({SECRET}, 1) == {SECRET + 1}\ncheck(add)\n"
-LIMITS = Limits(cpu_seconds=1, wall_seconds=3.0, memory_bytes=512 << 20, file_bytes=1 << 20)
+LIMITS = Limits(cpu_seconds=1, wall_seconds=60.0, memory_bytes=512 << 20, file_bytes=1 << 20)
 
 
 def judged(sandbox: Sandbox, code: str, limits: Limits = LIMITS, seconds: float = 0.2) -> dict[str, Any]:
@@ -176,18 +177,23 @@ def test_what_sleeps_ends_with_the_walls_time(sandbox: Sandbox) -> None:
     assert judged(sandbox, "import time\ndef add(a, b): time.sleep(60)", limits)["kind"] == "timed out"
 
 
+def children() -> set[str]:
+    """Processes of this one; others of its tests may have left some."""
+    listed = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    return {line.strip() for line in listed.stdout.splitlines() if not line.endswith(" ps")}
+
+
 def test_nothing_is_left_running_or_lying_about(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    open_before = len(os.listdir("/proc/self/fd"))
+    open_before, children_before = len(os.listdir("/proc/self/fd")), children()
     judged(
         sandbox, "import os, time\nos.close(2); os.close(1)\ntime.sleep(60)", Limits(cpu_seconds=1, wall_seconds=0.5)
     )
     assert list(tmp_path.iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == open_before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert children() <= children_before
 
 
 def test_a_machine_that_cannot_confine_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

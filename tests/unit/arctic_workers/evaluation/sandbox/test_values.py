@@ -36,7 +36,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(PLAIN)
 def test_plain_data_come_back_as_they_were(value: Any) -> None:
     back = decode(json.loads(json.dumps(encode(value))))

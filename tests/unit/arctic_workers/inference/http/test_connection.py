@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -18,6 +18,7 @@ from arctic_workers.inference.http.connection import (
     Connection,
 )
 
+LONG = 60.0
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -106,17 +107,39 @@ async def test_an_answer_in_the_making_ends_with_its_client_though_more_was_aske
         writer.write(more)
         await asyncio.sleep(0.2)
         writer.close()
-        await asyncio.wait_for(told.wait(), 5)
+        await asyncio.wait_for(told.wait(), LONG)
     assert begun == 1
 
 
 async def answers(reader: asyncio.StreamReader) -> list[bytes]:
     """What is answered, until the connection is closed."""
-    return (await asyncio.wait_for(reader.read(), 5)).split(b"HTTP/1.1 ")[1:]
+    return (await asyncio.wait_for(reader.read(), LONG)).split(b"HTTP/1.1 ")[1:]
+
+
+UntilRead = Callable[[int], Awaitable[None]]
+
+
+@pytest.fixture
+def until_read(monkeypatch: pytest.MonkeyPatch) -> UntilRead:
+    """Wait until the server has read so many bytes."""
+    read, receive = 0, Connection.data_received
+
+    def counted(connection: Connection, data: bytes) -> None:
+        nonlocal read
+        receive(connection, data)
+        read += len(data)
+
+    async def until(count: int) -> None:
+        async with asyncio.timeout(LONG):
+            while read < count:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(Connection, "data_received", counted)
+    return until
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.2], ids=["at once", "later"])
-async def test_requests_behind_those_that_may_wait_are_not_answered(pause: float) -> None:
+async def test_requests_behind_those_that_may_wait_are_not_answered(pause: float, until_read: UntilRead) -> None:
     """A client that finds its connection closed asks again for what was not answered (RFC 9112, 9.3.2)."""
     go = asyncio.Event()
 
@@ -128,7 +151,7 @@ async def test_requests_behind_those_that_may_wait_are_not_answered(pause: float
         writer.write(GET)
         await asyncio.sleep(pause)
         writer.write(GET * (2 * MOST_PIPELINED))
-        await asyncio.sleep(0.2)
+        await until_read(len(GET) * (1 + 2 * MOST_PIPELINED))
         go.set()
         *others, last = await answers(reader)
     assert len(others) == MOST_PIPELINED
@@ -136,7 +159,7 @@ async def test_requests_behind_those_that_may_wait_are_not_answered(pause: float
     assert not any(b"connection: close" in other for other in others)
 
 
-async def test_a_request_that_is_too_large_to_wait_is_not_answered() -> None:
+async def test_a_request_that_is_too_large_to_wait_is_not_answered(until_read: UntilRead) -> None:
     go = asyncio.Event()
 
     async def late(scope: Scope, receive: Receive, send: Send) -> None:
@@ -146,11 +169,11 @@ async def test_a_request_that_is_too_large_to_wait_is_not_answered() -> None:
     async with connected(late) as (reader, writer):
         body = b"x" * (MOST_PIPELINED_BYTES // 2)
         large = POST % len(body) + body
-        asked = asyncio.create_task(in_parts(writer, GET + large + GET + large + large + GET, 2**16))
-        await asyncio.sleep(1)
+        asked = GET + large + GET + large + large + GET
+        await in_parts(writer, asked, 2**16)
+        await until_read(len(asked))
         go.set()
         *_, last = told = await answers(reader)
-        await asked
     assert [answer.rpartition(b"\r\n")[2] for answer in told] == [b"0", b"%d" % len(body), b"0", b"%d" % len(body)]
     assert b"connection: close" in last
 
@@ -186,7 +209,7 @@ async def test_an_offer_of_another_protocol_is_passed_over(pause: float) -> None
             await asyncio.sleep(pause)
             writer.write(body)
         for _, _, size in asked:
-            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), LONG)
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert await reader.readexactly(1) == size
 

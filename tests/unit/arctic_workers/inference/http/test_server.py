@@ -99,7 +99,7 @@ PROMPTS = st.text(min_size=1, max_size=4) | st.lists(st.integers(0, 299) | NUMBE
 def test_what_is_taken_survives_the_way_through_the_ranks(text: Text) -> None:
     """A number that does not fit into the tensor of a step would end the whole group."""
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(asked=st.fixed_dictionaries({"prompt": PROMPTS}, optional=ASKED))
     def check(asked: dict[str, Any]) -> None:
         engine = Scripted()

@@ -14,7 +14,7 @@ from arctic_workers.inference.http.text import Detokenizer, StopStrings, Text
 
 
 def test_text_comes_back_in_whole_characters(text: Text) -> None:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(before=st.text(max_size=8), answer=st.text(max_size=24))
     def check(before: str, answer: str) -> None:
         detokenizer = Detokenizer(text, text.encode(before))
@@ -65,7 +65,7 @@ SCRIPTS = st.text(st.sampled_from("a é世界తె\ufffd\N{MOUNTAIN}\N{SLIGHTLY
 
 
 def test_text_comes_back_where_characters_are_bytes(bytes_alone: Text) -> None:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(before=SCRIPTS, answer=SCRIPTS)
     def check(before: str, answer: str) -> None:
         assert streamed(bytes_alone, bytes_alone.encode(before), bytes_alone.encode(answer)) == answer
@@ -74,7 +74,7 @@ def test_text_comes_back_where_characters_are_bytes(bytes_alone: Text) -> None:
 
 
 def test_a_prompt_that_ends_within_a_character_leaves_its_rest_to_the_answer(bytes_alone: Text) -> None:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(words=SCRIPTS, place=st.integers(0, 40))
     def check(words: str, place: int) -> None:
         tokens = bytes_alone.encode(words)
@@ -128,7 +128,7 @@ def test_bytes_that_are_no_text_do_not_hold_back_what_follows(text: Text, tokeni
     assert detokenizer.push(text.encode("a")[0]).endswith("a")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     pieces=st.lists(st.text("ab", max_size=5), max_size=8),
     stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
@@ -152,7 +152,7 @@ def test_text_ends_before_the_first_stop_string_however_it_is_cut(pieces: list[s
         assert shown == whole
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     pieces=st.lists(st.text("ab", max_size=5), max_size=8),
     stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),

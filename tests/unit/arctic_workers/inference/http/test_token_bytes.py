@@ -21,7 +21,7 @@ def with_fallback(decoder: decoders.Decoder) -> Tokenizer:
 def test_bytes_of_a_byte_level_tokenizer_make_up_the_text(tokenizer: Tokenizer) -> None:
     of = TokenBytes(tokenizer).of
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.text(max_size=12))
     def check(text: str) -> None:
         tokens = tokenizer.encode(text, add_special_tokens=False).ids

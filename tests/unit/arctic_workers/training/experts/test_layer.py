@@ -30,6 +30,11 @@ def passes(layer: MoE | ParallelExperts, x_BTD: Tensor) -> list[Tensor | None]:
     return [y_BTD, balance, x_BTD.grad, *(parameter.grad for _, parameter in sorted(layer.named_parameters()))]
 
 
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    """As far as rounding goes, which is that of the largest terms of a sum, and each machine's own."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.detach().abs().max()))
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_one_rank_computes_what_the_model_does_and_leaves_no_work_behind(mine: ParallelExperts, frozen: bool) -> None:
     model = MoE(CONFIG)
@@ -40,7 +45,7 @@ def test_one_rank_computes_what_the_model_does_and_leaves_no_work_behind(mine: P
     for found, expected in zip(passes(mine, x_BTD), passes(model, x_BTD), strict=True):
         assert (found is None) == (expected is None)
         if found is not None and expected is not None:
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            assert_same(found, expected)
     assert not mine.company.backlog.work()
 
 
@@ -56,7 +61,9 @@ def test_choices_beyond_a_capacity_travel_nowhere_and_count_as_nothing() -> None
     assert sum(dispatched.journey.sizes) == int(kept_SK.sum()) < kept_SK.numel()
     assert not kept_SK.any(1).all()  # so that some token has no expert at all
     for found, expected in zip(passes(mine, x_BTD), passes(model, x_BTD), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert found is not None
+        assert expected is not None
+        assert_same(found, expected)
 
 
 def test_experts_that_are_run_again_for_the_backward_pass_give_the_same_bits(mine: ParallelExperts) -> None:

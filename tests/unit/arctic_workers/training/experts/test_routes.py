@@ -10,7 +10,7 @@ CASES = st.tuples(
 
 
 @given(CASES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rows_travel_by_chunk_then_rank_then_expert_then_token(case: tuple[int, ...]) -> None:
     tokens, chosen, ranks, held, chunks, seed = case
     experts = ranks * held
@@ -28,7 +28,7 @@ def test_rows_travel_by_chunk_then_rank_then_expert_then_token(case: tuple[int, 
 
 
 @given(CASES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_choices_that_are_not_kept_come_last_and_are_counted_nowhere(case: tuple[int, ...]) -> None:
     tokens, chosen, ranks, held, chunks, seed = case
     draw = torch.Generator().manual_seed(seed)
@@ -43,7 +43,7 @@ def test_choices_that_are_not_kept_come_last_and_are_counted_nowhere(case: tuple
 
 
 @given(CASES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_expert_has_all_its_rows_in_one_chunk_where_there_are_enough_experts(case: tuple[int, ...]) -> None:
     tokens, chosen, ranks, held, chunks, seed = case
     choices_SK = torch.randint(ranks * held, (tokens, chosen), generator=torch.Generator().manual_seed(seed))

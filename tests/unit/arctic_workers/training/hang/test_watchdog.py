@@ -23,6 +23,7 @@ from arctic_workers.training.outcome import read_outcomes
 pytestmark = pytest.mark.processes
 
 LEAST = 0.5
+LONG = 120.0
 SCRIPT = Path(__file__).with_name("stand_in_rank.py")
 Ranks = list["subprocess.Popen[bytes]"]
 
@@ -84,9 +85,9 @@ def test_a_rank_that_computes_is_left_alone_until_it_is_stopped(
         assert thread.is_alive()
         assert read_outcomes(tmp_path) == []
         slow.send_signal(signal.SIGSTOP)
-        thread.join(20)
+        thread.join(LONG)
         [report] = read_outcomes(tmp_path)
-        assert (waiting.wait(10), slow.wait(10)) == (-signal.SIGKILL, -signal.SIGKILL)
+        assert (waiting.wait(LONG), slow.wait(LONG)) == (-signal.SIGKILL, -signal.SIGKILL)
     assert (report.outcome, report.reason, report.epoch) == ("failed", "RankHung", 3)
     assert f"rank 1 on pod 0 ({os.uname().nodename}) is hung at step 3: its process is stopped" in report.message
     assert "rank 0 waits for it" in report.message
@@ -105,7 +106,7 @@ def test_a_rank_that_is_stuck_is_named_by_its_own_pod_and_by_all_others(
         folder.mkdir()
     with ranks(folders, f"127.0.0.1:{store.port}", ("waits", 5), ("waits", 4)):
         for thread in watching(world_of(2, 1), folders):
-            thread.join(20)
+            thread.join(LONG)
         [own], [other] = (read_outcomes(folder) for folder in folders)
     assert own == other == Report.model_validate(own.wire())
     assert own.message.startswith("rank 1 on pod 1 (")
@@ -124,7 +125,7 @@ def test_a_pod_that_says_nothing_any_more_is_named_by_those_that_wait_for_it(
             '"groups": {"all": 4}, "unmoved": 0.0, "stopped": false}]}',
         )
         [thread] = watching(world_of(2, 1), [tmp_path])
-        thread.join(20)
+        thread.join(LONG)
         [report] = read_outcomes(tmp_path)
     assert report.message.startswith("pod 1 (other) with ranks 1 has said nothing for ")
 
@@ -134,8 +135,12 @@ def test_the_pod_of_a_store_that_never_answers_is_named(
 ) -> None:
     monkeypatch.setattr(board, "ANSWER_SECONDS", 0.3)
     with ranks([tmp_path], "127.0.0.1:9", ("waits", 5)):
-        thread = threading.Thread(target=Watchdog(world_of(2, 1), 1, tmp_path, LEAST).watch, daemon=True)
+        dog = Watchdog(world_of(2, 1), 1, tmp_path, LEAST)
+        thread = threading.Thread(target=dog.watch, daemon=True)
         thread.start()
-        thread.join(20)
+        thread.join(LONG)
         [report] = read_outcomes(tmp_path)
+        assert dog._board is not None
+        assert dog._board._call is not None
+        dog._board._call.join()  # a thread that comes out of torch while Python ends aborts the process
     assert report.message.startswith("pod 0 (127.0.0.1) with ranks unknown has said nothing for ")

@@ -1,6 +1,7 @@
 """The engine in one process, its thread and all, over a random model."""
 
 import asyncio
+import gc
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -118,6 +119,7 @@ async def test_an_endless_sequence_takes_no_more_memory_than_at_its_start(starte
 
     async with started(attention=window) as engine:
         taken, held = [], set()
+        gc.collect()  # or what others left would be given back meanwhile
         async with aclosing(engine.generate(Request((1, 2, 3), Sampling(10**12, temperature=0.0)))) as outputs:
             for count in range(3000):
                 await anext(outputs)
@@ -126,7 +128,7 @@ async def test_an_endless_sequence_takes_no_more_memory_than_at_its_start(starte
                     held.add(engine.stats().kv_cache_utilization)
                     [sequence] = engine._streams
                     assert len(sequence.tokens) <= 2
-        assert max(taken) / min(taken) < 1.02
+        assert max(taken) < 1.02 * taken[0]
         assert len(held) == 1
         await engine.drain()
         await ask(engine, [1], 2)
@@ -161,9 +163,11 @@ async def test_an_endless_answer_waits_for_its_reader_and_keeps_its_bits(
                 await ask(engine, [4, 5], 200)
             await asyncio.to_thread(until, lambda: sequence.held)
             assert sequence.generated == 40
-            before = turns
-            await asyncio.sleep(0.2)  # passes while idle go on
-            assert before < turns <= before + 20, "nobody keeps asking what there is to do"
+            before, since = turns, time.monotonic()
+            await asyncio.to_thread(until, lambda: turns >= before + 5)  # passes while idle go on
+            asked_again = turns - before
+            pauses = (time.monotonic() - since) / engines.PING
+            assert asked_again <= pauses + 2, "nobody keeps asking what there is to do"
             assert sequence.generated == 40
             assert engine.stats().running == 1
             slow += [await anext(outputs) for _ in range(149)]
@@ -299,7 +303,7 @@ async def test_passes_while_idle_leave_what_is_kept_alone_and_do_not_count(
             return collect(pipeline)
 
         monkeypatch.setattr(Pipeline, "collect", looked_at)
-        await asyncio.sleep(0.2)
+        await asyncio.to_thread(until, lambda: len(used) >= 5)
         assert set(used) == {0.0}
         monkeypatch.setattr(Pipeline, "collect", collect)
         assert await ask(engine, [5, 6, 7] * 10, 8, temperature=0.0) == before

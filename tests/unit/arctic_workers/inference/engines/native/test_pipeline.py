@@ -23,7 +23,7 @@ from arctic_workers.inference.engines.native.link import PeerLost
 from arctic_workers.inference.engines.native.pipeline import Kind, follow
 from arctic_workers.inference.engines.native.plan import Plan, plan_group
 from arctic_workers.inference.engines.native.runner import load_slice
-from arctic_workers.inference.engines.native.scheduler import Scheduler
+from arctic_workers.inference.engines.native.scheduler import Chunk, Scheduler
 from arctic_workers.inference.engines.native.sequence import Sequence
 from arctic_workers.inference.engines.native.suffix import Drafter
 
@@ -105,6 +105,18 @@ def pipeline(make_group: Callable[..., list[InferenceGroup]]) -> MakePipeline:
 async def ask(engine: NativeEngine, prompt: list[int], count: int = 8, **sampling: object) -> list[Output]:
     request = Request(tuple(prompt), Sampling(count, **sampling))  # type: ignore[arg-type]
     return [output async for output in engine.generate(request)]
+
+
+def begin_with(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let engines begin once so many requests wait, however long they take to come."""
+    schedule, begun = Scheduler.schedule, False
+
+    def together(scheduler: Scheduler, free: int = 1) -> list[Chunk]:
+        nonlocal begun
+        begun = begun or scheduler.waiting >= count
+        return schedule(scheduler, free) if begun else []
+
+    monkeypatch.setattr(Scheduler, "schedule", together)
 
 
 async def ask_all(engine: NativeEngine) -> list[list[Output]]:
@@ -252,6 +264,7 @@ async def test_each_of_many_mixed_requests_gets_the_bits_that_it_gets_alone(
         preempt(self, sequence)
 
     monkeypatch.setattr(Scheduler, "_preempt", counted)
+    begin_with(len(requests), monkeypatch)
     sharing = {"prefixCaching": "perKey", "suffixDecoding": True}
     batching = {"tokenBudget": 40, "maxSequences": 12, **sharing}
     async with pipeline(2, quantization=formats, batching=batching) as group:
@@ -290,13 +303,14 @@ async def test_ranks_on_one_machine_share_out_what_all_of_their_weights_leave_of
         assert 0.5 * plan.memory_fraction * left < taken <= plan.memory_fraction * left
 
 
-async def test_sequences_that_generate_are_in_as_many_steps_as_there_are_ranks(pipeline: MakePipeline) -> None:
+async def test_sequences_that_generate_are_in_as_many_steps_as_there_are_ranks(
+    pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_with(8, monkeypatch)
     async with pipeline(2) as group:
-        together = [ask(group.engine, [token], 40, temperature=0.0) for token in range(8)]
-        await asyncio.gather(*together)
-    # While prompts still come, what generates may be split unevenly: the eight ask one after the other.
-    assert max(group.rows[20:]) == 4
-    assert group.rows.count(4) > 60
+        await asyncio.gather(*(ask(group.engine, [token], 40, temperature=0.0) for token in range(8)))
+    # The prompts; each of the other 39 tokens in two steps. A single row is a pass while idle.
+    assert [rows for rows in group.rows if rows > 1] == [8] + [4] * (2 * 39)
 
 
 @pytest.mark.parametrize("wire", ["bf16", "fp8"])
@@ -329,8 +343,8 @@ async def test_a_client_that_leaves_while_its_token_is_on_its_way_gives_its_room
 
 
 async def test_a_lost_rank_ends_every_request(pipeline: MakePipeline) -> None:
-    async with pipeline(3) as group:
-        asked = asyncio.create_task(ask(group.engine, [5], 200))
+    async with pipeline(3, attention={"window": 20, "sinks": 4, "maxLength": "unlimited"}) as group:
+        asked = asyncio.create_task(ask(group.engine, [5], 10**9))
         while not group.engine.stats().running:  # noqa: ASYNC110 - another thread's work
             await asyncio.sleep(0)
         later = group.ranks[2]

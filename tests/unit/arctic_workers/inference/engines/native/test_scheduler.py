@@ -107,7 +107,7 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     arrivals=st.lists(st.tuples(requests, st.integers(0, 10), st.none() | st.integers(0, 15)), min_size=1, max_size=12),
     blocks=st.integers(9, 24),
@@ -178,7 +178,7 @@ class WindowCache:
         return sequence.blocks[place], position % BLOCK
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     arrivals=st.lists(
         st.tuples(st.integers(1, 700), st.integers(1, 400), st.integers(0, 30), st.none() | st.integers(0, 15)),

@@ -49,6 +49,7 @@ class Beside:
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         self.nim: NimServer | None = None
+        self.asking: list[threading.Thread] = []
 
     def _run(self) -> None:
         try:
@@ -62,14 +63,22 @@ class Beside:
         self.nim = nim.start()
         return nim
 
-    def ask(self, words: int) -> threading.Thread:
-        """Send a request that takes a tenth of a second a word, and return once the sidecar knows of it."""
-        body = {"model": "tiny", "prompt": "a " * words, "max_tokens": words}
+    def ask(self) -> None:
+        """Send a request that runs until `let_go`, and return once the sidecar knows of it."""
+        assert self.nim is not None
+        self.nim.go.clear()
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 1}
         url = f"http://127.0.0.1:{self.pod.group.ports.http}/v1/completions"
-        thread = threading.Thread(target=lambda: httpx.post(url, json=body, timeout=60), daemon=True)
-        thread.start()
+        self.asking.append(threading.Thread(target=lambda: httpx.post(url, json=body, timeout=None)))
+        self.asking[-1].start()
         self.until(lambda: self.sidecar.figures is not None and self.sidecar.figures.running == 1)
-        return thread
+
+    def let_go(self) -> None:
+        """Let what runs end."""
+        assert self.nim is not None
+        self.nim.go.set()
+        for thread in self.asking:
+            thread.join()
 
     def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -83,6 +92,7 @@ class Beside:
         self.pod.stop.request()
         self.thread.join()
         if self.nim:
+            self.let_go()
             self.nim.end()
 
 
@@ -90,7 +100,7 @@ class Beside:
 def beside(make_group: MakeGroup, monkeypatch: pytest.MonkeyPatch) -> Iterator[Beside]:
     monkeypatch.setattr(sidecar, "POLL", 0.02)
     monkeypatch.setattr(sidecar, "LINGER", 0.1)
-    [group] = make_group(1, rollout={"drainTimeout": "1s"}, **SPEC)
+    [group] = make_group(1, rollout={"drainTimeout": "100s"}, **SPEC)
     it = Beside(group)
     yield it
     it.end()
@@ -139,27 +149,33 @@ def test_a_nim_that_serves_another_name_is_refused_in_words(beside: Beside) -> N
 def test_what_runs_is_told_and_drained_before_the_container_may_end(beside: Beside) -> None:
     beside.start_nim()
     beside.until_ready()
-    request = beside.ask(words=5)
+    beside.ask()
     beside.until(lambda: beside.told[-1].running == 1)
     assert beside.told[-1].kv_cache_utilization == 0.1
-    assert beside.sidecar.drained()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        drained = pool.submit(beside.sidecar.drained)
+        beside.until(lambda: bool(beside.told[-1].draining))
+        assert not drained.done()
+        beside.let_go()
+        assert drained.result()
     assert not beside.pod.ready()
     assert beside.nim is not None
     assert (beside.nim.running, beside.nim.finished) == (0, 2)
-    request.join()
     assert beside.told[-1].draining
     assert beside.told[-1].running == 0
 
 
 def test_what_the_gateway_sends_before_it_knows_is_drained_too(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sidecar, "LINGER", 2.0)
+    monkeypatch.setattr(sidecar, "LINGER", 100.0)
     nim = beside.start_nim()
     beside.until_ready()
     beside.until(lambda: beside.sidecar._idle_looks > sidecar.IDLE_LOOKS)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         drained = pool.submit(beside.sidecar.drained)
         beside.until(lambda: not beside.pod.ready())
-        beside.ask(words=5)
+        beside.ask()
+        monkeypatch.setattr(sidecar, "LINGER", 0.1)
+        beside.let_go()
         assert drained.result()
     assert (nim.running, nim.finished) == (0, 2)
 
@@ -169,19 +185,20 @@ def test_the_operators_drain_leaves_it_ready_and_tells_when_nothing_is_left(besi
         beside.sidecar.drain(1)
     beside.start_nim()
     beside.until_ready()
-    request = beside.ask(words=3)
+    beside.ask()
     beside.sidecar.drain(1)
     beside.until(lambda: bool(beside.told[-1].draining))
     assert beside.told[-1].running == 1
     assert beside.pod.ready()
-    request.join()
+    beside.let_go()
     beside.until(lambda: beside.told[-1].running == 0)
 
 
 def test_a_drain_ends_after_its_time_and_says_that_requests_are_left(beside: Beside) -> None:
     beside.start_nim()
     beside.until_ready()
-    beside.ask(words=30)
+    beside.ask()
+    beside.sidecar._drain_timeout = 0.5
     assert not beside.sidecar.drained()
 
 
@@ -192,14 +209,18 @@ def test_a_nim_whose_requests_cannot_be_counted_is_drained_for_the_whole_time(be
     beside.sidecar.drain(1)
     beside.until(lambda: bool(beside.told[-1].draining))
     assert beside.told[-1].running == 1, "the operator deletes what has none"
+    beside.sidecar._drain_timeout = 0.5
     assert not beside.sidecar.drained()
 
 
 def test_there_is_nothing_to_drain_before_it_is_ready_or_after_its_end(beside: Beside) -> None:
     assert beside.sidecar.drained()
-    beside.start_nim()
-    beside.sidecar.drained()
+    nim = beside.start_nim(healthy=False)
     beside.until(lambda: beside.sidecar.figures is not None)
+    assert beside.sidecar.drained()
+    nim.healthy = True
+    looks = len(beside.told)
+    beside.until(lambda: len(beside.told) > looks + 2)
     assert not beside.pod.ready(), "its pod is about to end"
 
 
@@ -226,12 +247,12 @@ def test_the_process_shows_metrics_answers_the_hook_and_ends_when_told(make_grou
         assert httpx.get(f"{probes}/drained/guess").status_code == 404
         with grpc.insecure_channel(f"127.0.0.1:{group.ports.control}") as channel:
             control = control_pb2_grpc.ControlStub(channel)
-            control.Drain(control_pb2.DrainRequest(), timeout=10)
-            assert next(control.Watch(control_pb2.WatchRequest(), timeout=10)).inference.ready
+            control.Drain(control_pb2.DrainRequest(), timeout=60)
+            assert next(control.Watch(control_pb2.WatchRequest(), timeout=60)).inference.ready
         assert httpx.get(f"{probes}{group.drained_path}", timeout=60).status_code == 200
         assert httpx.get(f"{probes}/readyz").status_code == 503
         it.processes[0].terminate()
-        assert it.processes[0].wait(20) == 0
+        assert it.processes[0].wait(60) == 0
     finally:
         it.end()
         nim.end()

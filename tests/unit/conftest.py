@@ -1,0 +1,8 @@
+"""What no test of a unit may depend on: how busy the machine is, what is drawn, and which tests came before."""
+
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is no fault, nor is it one to draw slowly. The same examples everywhere: a change is judged
+# by what it changes. `make fuzz` draws others.
+settings.register_profile("anywhere", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("anywhere")
