@@ -38,6 +38,15 @@ WORKER_CONTAINER = "worker"
 POD_INDEX_LABEL = "apps.kubernetes.io/pod-index"
 """A pod's ordinal in its StatefulSet: the node rank in a LeaderWorkerSet too, which numbers workers from 1."""
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
+EMPTYING_TAINTS = frozenset(
+    {
+        "karpenter.sh/disrupted",
+        "karpenter.sh/disruption",  # before Karpenter 1.0
+        "ToBeDeletedByClusterAutoscaler",
+        "cloud.google.com/impending-node-termination",  # GKE, ahead of a host's maintenance
+    }
+)
+"""Keys of the taints of nodes that are emptied and then taken away: who sets them need not cordon the node."""
 STATEFUL_SET, LEADER_WORKER_SET = "StatefulSet", "LeaderWorkerSet"
 ENDED = ("Succeeded", "Failed")
 """Phases of a pod that will not run again."""
@@ -278,7 +287,7 @@ class Node:
     name: str
     ready: bool
     ready_changed: datetime | None
-    unschedulable: bool
+    to_be_emptied: bool
 
 
 def is_silent(pod: Pod, nodes: Mapping[str, Node] | None) -> bool:
@@ -633,13 +642,15 @@ def _delete_requested(metadata: Manifest) -> datetime | None:
 
 
 def node_of(manifest: Manifest) -> Node:
-    """Reduce a node."""
+    """Reduce a node. It is to be emptied if it is cordoned, tainted by whoever takes it away, or being deleted."""
     ready = conditions_of(manifest).get("Ready", {})
+    metadata, spec = manifest["metadata"], manifest.get("spec", {})
+    tainted = any(taint["key"] in EMPTYING_TAINTS for taint in spec.get("taints") or ())
     return Node(
-        name=manifest["metadata"]["name"],
+        name=metadata["name"],
         ready=ready.get("status") == "True",
         ready_changed=parse_time(ready.get("lastTransitionTime")),
-        unschedulable=bool(manifest.get("spec", {}).get("unschedulable")),
+        to_be_emptied=bool(spec.get("unschedulable")) or tainted or "deletionTimestamp" in metadata,
     )
 
 

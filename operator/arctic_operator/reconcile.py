@@ -87,6 +87,8 @@ BEGIN_SECONDS = 12.0
 """Longest time that an object's first status waits while worlds of others are to be started."""
 SEE_TO_EVERY = 5.0
 """Seconds between two looks at what is not watched while pods wait for it."""
+ASKED_AT_ONCE = 8
+"""Children of one object that are asked about at once: each of hundreds that a quota refuses has events of its own."""
 PROGRESS_EVERY = 10.0
 """Least seconds between two writes of one object's progress."""
 PROGRESS_RATE = 20.0
@@ -442,12 +444,22 @@ class Reconciler:
 
     async def _ask(self, key: Key, plan: Plan, memory: _Memory) -> None:
         """Read why children have too few pods; what is news is planned with at once."""
+        places = asyncio.Semaphore(ASKED_AT_ONCE)
+
+        async def ask(child: Job | GroupSet) -> str:
+            async with places:
+                return await self._refusal(key.namespace, child)
+
+        errors: tuple[Exception, ...] = ()
         try:
-            told = {child.name: await self._refusal(key.namespace, child) for child in plan.short}
-        except ApiError as error:
-            log.warning("%s %s/%s: why pods are missing can't be read: %s", *key, error)
+            async with asyncio.TaskGroup() as asking:
+                told = {child.name: asking.create_task(ask(child)) for child in plan.short}
+        except* ApiError as group:
+            errors = group.exceptions
+        if errors:
+            log.warning("%s %s/%s: why pods are missing can't be read: %s", *key, errors[0])
             return
-        refusals = {name: sentence for name, sentence in told.items() if sentence}
+        refusals = {name: sentence for name, answer in told.items() if (sentence := answer.result())}
         before, memory.refusals = memory.refusals or {}, refusals
         if refusals != before:
             self._queue.add(key)

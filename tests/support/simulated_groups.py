@@ -114,7 +114,7 @@ class Cluster:
             | {"uid": f"uid-{name}-{len(self.made)}", "creationTimestamp": self.now.isoformat()}
         }
         self.groups[name] = self.build.group_set_of(self.raw[name])
-        free = [node.name for node in self.nodes.values() if node.ready and not node.unschedulable]
+        free = [node.name for node in self.nodes.values() if node.ready and not node.to_be_emptied]
         for index in range(self.groups[name].size):
             node = free[(len(self.made) + index) % len(free)] if free else ""
             routing = Routing(template_of(manifest)["metadata"]["labels"][Label.ROUTING])

@@ -89,7 +89,7 @@ def _judge_errors(new: Figures, old: Figures, margin: float) -> Judged:
     difference = agresti_caffo(new.failed, new.ended, old.failed, old.ended)
     said = f"{new.failed} of {new.ended} requests failed, of the stable revision's {old.failed} of {old.ended}"
     enough = min(new.ended, old.ended) >= LEAST
-    return Judged("errors", _verdict(difference, margin, enough=enough, alarming=True), f"{said} ({_told(difference)})")
+    return Judged("errors", _verdict(difference, margin, enough=enough), f"{said} ({_told(difference)})")
 
 
 def _judge_latency(name: str, new: LogSums, old: LogSums, margin: float) -> Judged:
@@ -98,16 +98,16 @@ def _judge_latency(name: str, new: LogSums, old: LogSums, margin: float) -> Judg
         return Judged(name, "few", said)
     difference = welch(new, old)
     said = f"{name} is {math.expm1(difference.value):+.1%} ({_told(difference)})"
-    return Judged(name, _verdict(difference, math.log1p(margin), enough=True, alarming=True), said)
+    return Judged(name, _verdict(difference, math.log1p(margin), enough=True), said)
 
 
 def _told(difference: Difference) -> str:
     return f"{difference.above(0):+.1f} sigma"
 
 
-def _verdict(difference: Difference, margin: float, *, enough: bool, alarming: bool) -> Verdict:
+def _verdict(difference: Difference, margin: float, *, enough: bool) -> Verdict:
     """Worse is what is worse for certain, and by more than is allowed as far as one knows."""
-    if alarming and difference.above(0) >= WORSE and difference.value > margin:
+    if difference.above(0) >= WORSE and difference.value > margin:
         return "worse"
     if not enough:
         return "few"

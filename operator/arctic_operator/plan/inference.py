@@ -104,7 +104,7 @@ def groups_of(seen: InferenceSeen, revision: str, asked: str | None, now: dateti
         if held.deleting:
             continue
         pods = tuple(pod for pod in seen.pods if pod.group == held.name)
-        leaves = held.uid == asked or any(pod.node in nodes and nodes[pod.node].unschedulable for pod in pods)
+        leaves = held.uid == asked or any(pod.node in nodes and nodes[pod.node].to_be_emptied for pod in pods)
         ready = [pod.ready_since for pod in pods if pod.ready_since and pod.delete_requested is None]
         whole = len(ready) == len(pods) == held.size
         groups.append(

@@ -75,7 +75,20 @@ def newest_target(inference: Inference, seen: InferenceSeen) -> Target:
     computed = revision_of({"spec": inference.revision, "weights": seen.base.folder if seen.base else ""})
     target = Target(inference, seen.base, computed)
     same = [group for group in seen.groups if target.agrees(group)]
-    return replace(target, name=max(same, key=_index).revision) if same else target
+    return replace(target, name=max(same, key=_index).revision if same else _rolled_back(inference, seen) or computed)
+
+
+def _rolled_back(inference: Inference, seen: InferenceSeen) -> str | None:
+    """Return the canary that was rolled back if the specification, and the weights that it names, are those still.
+
+    No group tells its name any more, and an upgrade of ours that computes another would try it again.
+    """
+    decided, unedited = inference.status.canary, inference.status.observed_generation == inference.generation
+    if decided is None or decided.verdict != "RolledBack" or not unedited:
+        return None
+    recorded = (each.weights for each in seen.history if each.name == decided.revision)
+    folders = [weights.folder if weights else None for weights in recorded]
+    return decided.revision if folders == [seen.base.folder if seen.base else None] else None
 
 
 def pinned_target(inference: Inference, seen: InferenceSeen, name: str) -> Target | Trouble:

@@ -101,6 +101,24 @@ def test_a_worse_canary_is_rolled_back_and_refused_until_the_manifest_makes_anot
     assert world.new in world.revisions, "people decide again"
 
 
+@pytest.mark.parametrize("harmless", [False, True])
+def test_an_upgrade_that_computes_revisions_otherwise_does_not_try_again_what_was_rolled_back(build, world, harmless):
+    world.slower[world.new] = 0.4
+    world.run(160, serves, step=2)
+    assert world.canary["verdict"] == "RolledBack"
+    if harmless:
+        world.inference = replace(build.inference(generation=2, **fields("two", replicas=3)), generation=3)
+        world.run(60, step=2)
+    world.remembered = Remembered()
+    world.inference = replace(world.inference, revision="computed otherwise")
+    world.run(60, step=2)
+    assert set(world.revisions) == {world.stable}
+    assert (world.canary["verdict"], world.canary["revision"]) == ("RolledBack", world.new)
+    world.edit(build, 4, **fields("three"))
+    world.run(60, step=2)
+    assert world.canary["verdict"] == "Analyzing"
+
+
 def test_a_canary_that_is_no_worse_takes_over_after_its_time(build, world):
     world.run(230, serves, step=2)
     assert world.canary["verdict"] == "Analyzing"

@@ -12,6 +12,7 @@ from arctic_operator.observed import (
     group_set_of,
     is_news,
     job_of,
+    node_of,
     pod_of,
     revision_seen_of,
 )
@@ -72,6 +73,42 @@ def test_only_what_is_read_of_a_job_or_a_pod_is_news():
     assert is_news(pod, raw_pod(annotations={"arctic.dev/read": "2"})), "a gateway's pods are told by annotations"
     service = raw_pod() | {"kind": "Service"}
     assert is_news(service, service | {"spec": {"ports": []}})
+
+
+def raw_node(*taints, metadata=None, **spec):
+    given = {"taints": [{"key": key, "effect": "NoSchedule"} | more for key, more in taints]} if taints else {}
+    return {"kind": "Node", "metadata": {"name": "n0"} | (metadata or {}), "spec": given | spec}
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        raw_node(unschedulable=True),
+        raw_node(("karpenter.sh/disrupted", {})),
+        raw_node(("karpenter.sh/disruption", {"value": "disrupting"})),
+        raw_node(("ToBeDeletedByClusterAutoscaler", {"value": "1767225600"})),
+        raw_node(("cloud.google.com/impending-node-termination", {})),
+        raw_node(("nvidia.com/gpu", {}), ("karpenter.sh/disrupted", {})),
+        raw_node(metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"}),
+    ],
+)
+def test_a_node_is_to_be_emptied_whoever_says_so_and_how(node):
+    """Autoscalers taint the nodes that they empty, and cordon none."""
+    assert node_of(node).to_be_emptied
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        raw_node(),
+        raw_node(taints=None),
+        raw_node(("nvidia.com/gpu", {"value": "present"})),
+        raw_node(("DeletionCandidateOfClusterAutoscaler", {"effect": "PreferNoSchedule"})),
+        raw_node(("node.kubernetes.io/not-ready", {"effect": "NoExecute"})),
+    ],
+)
+def test_a_node_that_is_only_kept_for_some_or_silent_or_may_go_yet_is_not_to_be_emptied(node):
+    assert not node_of(node).to_be_emptied
 
 
 @pytest.mark.parametrize("edited", ["", "two", "-1", "nan", "1e999", "1e29"])

@@ -211,7 +211,7 @@ def test_an_upgrade_of_the_operator_is_no_edit(evaluation, plan, job, pod):
 @pytest.fixture
 def lost(build):
     """Nodes of which the first, where the pod is, has been silent for too long."""
-    return {name: Node(name, name != "n0", build.seconds(-60), unschedulable=False) for name in ("n0", "n1")}
+    return {name: Node(name, name != "n0", build.seconds(-60), to_be_emptied=False) for name in ("n0", "n1")}
 
 
 def test_a_pod_on_a_lost_node_is_given_up_with_its_job(plan, job, pod, lost):

@@ -818,7 +818,7 @@ def test_a_canary_stays_one_while_the_stable_group_moves_to_another_node(build, 
     cluster.run(60)
     [old] = [name for name, group in cluster.groups.items() if group.revision == stable]
     node = cluster.pods[old, 0].node
-    cluster.nodes[node] = replace(cluster.nodes[node], unschedulable=True)
+    cluster.nodes[node] = replace(cluster.nodes[node], to_be_emptied=True)
     for _ in range(120):
         cluster.run(1)
         assert (cluster.status["state"], cluster.status["stableRevision"]) == ("Canary", stable)
