@@ -10,6 +10,7 @@ from arctic_api.world import Label, Routing
 from arctic_operator.live import InferenceObservation, Live, Phase
 from arctic_operator.observed import (
     Access,
+    GatewayDown,
     GroupSet,
     Inference,
     InferenceSeen,
@@ -45,6 +46,7 @@ class Cluster:
         self.history: dict[str, dict[str, Any]] = {}
         self.remembered = Remembered()
         self.access: Access | None = None
+        self.gateway_down: GatewayDown | None = None
 
     @property
     def serving(self) -> list[str]:
@@ -74,6 +76,7 @@ class Cluster:
             live,
             history=tuple(map(revision_seen_of, self.history.values())),
             access=self.access,
+            gateway_down=self.gateway_down,
         )
         plan = plan_inference(inference, seen, self.settings, self.now, self.remembered)
         self.remembered = plan.remembered

@@ -71,6 +71,11 @@ class _Counts:
     enough: int
     """Groups that the manifest wants ready at all times."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether all groups that are wanted are ready, and there are no others."""
+        return 0 < self.desired <= self.updated_ready and self.stale == 0
+
 
 def inference_status(
     inference: Inference,
@@ -123,7 +128,7 @@ def inference_status(
         url=service_url(identity, inference.spec),
         revision=target.name,
         stable_revision=target.name
-        if state in ("Ready", *SHUT)
+        if counts.complete and not canary
         else stable_revision(inference.status, seen.groups, target.name),
         revisions=[_told(each) for each in told_revisions(seen)] or None,
         start_time=inference.status.start_time or (format_time(now) if counts.ready else None),
@@ -235,10 +240,14 @@ def _state(
         return "Suspended" if counts.all == 0 else "Suspending"
     if waiting and counts.all == 0:
         return WAITING
-    if counts.desired == 0:
-        return "Idle" if counts.all == 0 else "ScalingDown"
-    if counts.updated_ready >= counts.desired and counts.stale == 0:
-        return closed.reason if closed and closed.reason in SHUT else "Ready"
+    if counts.desired == 0 and counts.all:
+        return "ScalingDown"
+    if counts.desired == 0:  # the gateway is what would wake it
+        return NO_GATEWAY if closed and closed.reason == NO_GATEWAY else "Idle"
+    if counts.ready and closed and closed.reason in SHUT:
+        return closed.reason
+    if counts.complete:
+        return "Ready"
     if counts.ready == 0:
         return trouble.reason if trouble else "Starting"
     return "RollingOut" if counts.stale else "Scaling"
@@ -260,18 +269,19 @@ def _conditions(
     conditions = Conditions(inference.status.conditions, inference.generation, now)
     told = f"{counts.updated_ready} of {counts.desired} groups of the wanted revision are ready"
     conditions.set("Ready", state == "Ready", "AllGroupsReady" if state == "Ready" else state, told)
-    available = counts.desired > 0 and counts.ready > 0 and not (closed and closed.reason in SHUT)
+    shut = closed is not None and closed.reason in SHUT
+    available = counts.desired > 0 and counts.ready > 0 and not shut
     enough = "EnoughGroupsReady" if counts.ready >= counts.enough else "SomeGroupsReady"
     served = f"{counts.ready} of {counts.desired} groups are ready"
     conditions.set("Available", available, enough if available else state, served)
     moving = state in ("Starting", "RollingOut", "Canary", "Scaling", "ScalingDown", "Suspending") or bool(trouble)
+    moving |= state in SHUT and counts.stale > 0
     held = inference.spec.rollout.paused and counts.stale > 0
     conditions.set("Progressing", moving and not held, "Paused" if held else state, loading if moving else "")
     late = None if counts.ready else _start_deadline_passed(inference, now)
-    if trouble:
-        conditions.set("Degraded", True, trouble.reason, trouble.message)
-    elif closed:
-        conditions.set("Degraded", True, closed.reason, closed.message)
+    wrong = closed if shut and counts.ready else trouble or closed  # first what keeps all from being answered
+    if wrong:
+        conditions.set("Degraded", True, wrong.reason, wrong.message)
     elif waiting and waiting.reason != WAITING:
         conditions.set("Degraded", True, waiting.reason, waiting.message)
     elif late:

@@ -18,6 +18,7 @@ from arctic_operator.live import InferenceObservation, Live, Phase
 from arctic_operator.observed import (
     DRAINING_ANNOTATION,
     LEADER_WORKER_SET,
+    GatewayDown,
     GroupSet,
     InferenceSeen,
     Node,
@@ -934,6 +935,29 @@ def test_what_has_never_served_is_no_stable_revision_to_a_canary(build):
     cluster.run(60)
     assert {group.revision for group in cluster.groups.values()} == {cluster.status["revision"]}
     assert (cluster.status["state"], len(tracks(cluster)[0])) == ("Ready", 2)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [fields(1, 1, 0), with_canary("20%", 1, 1, 0, "two"), {"replicas": 0}],
+    ids=["serving", "a canary", "scaled to zero"],
+)
+def test_without_a_gateway_that_is_what_is_told_whatever_groups_there_are(build, asked):
+    cluster = Cluster(build, build.inference(**fields(1, 1, 0)))
+    cluster.run(30)
+    stable = cluster.status["revision"]
+    cluster.edit(build, 2, **{**fields(1, 1, 0), **asked})
+    cluster.run(60)
+    before = {name: cluster.status[name] for name in ("state", "stableRevision")}
+    cluster.gateway_down = GatewayDown(cluster.now - timedelta(minutes=1), "exceeded quota: pods")
+    cluster.run(10)
+    told = {kind: condition(cluster.status, kind) for kind in ("Available", "Degraded")}
+    assert (cluster.status["state"], told["Degraded"]["reason"]) == ("NoGateway", "NoGateway")
+    assert told["Available"]["status"] == "False"
+    cluster.gateway_down = None
+    cluster.run(10)
+    assert before == {name: cluster.status[name] for name in before}
+    assert stable == before["stableRevision"] or before["state"] == "Ready"
 
 
 def test_a_canary_is_of_the_revision_that_was_rolled_out_while_nobody_might_use_the_service(build):
