@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from arctic_api.training import ArcticTrainingSpec, TrainingParallelism
+from arctic_api.world import without_pods
 from arctic_cli.manifest import load_one
 
 
@@ -29,7 +30,7 @@ def reproduce(run_folder: Path, file: Path | None) -> None:
 
     spec = None
     if file is not None:
-        spec = ArcticTrainingSpec.model_validate(load_one(file, "ArcticTraining")["spec"]).wire()
+        spec = without_pods(ArcticTrainingSpec.model_validate(load_one(file, "ArcticTraining")["spec"])).wire()
     try:
         record = newest_record(run_folder)
     except ValueError as error:

@@ -129,6 +129,7 @@ def test_when_the_process_that_starts_trainings_is_gone_its_log_is_named(tmp_pat
 def test_what_trainings_write_can_be_read_by_pods_whatever_the_umask(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "writes.py").write_text("import pathlib; pathlib.Path('export').mkdir()")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(forks, "MODULE", "writes")
     before = os.umask(0o077)
     try:

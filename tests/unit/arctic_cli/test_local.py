@@ -172,6 +172,7 @@ def test_what_a_run_writes_can_be_read_by_pods_whatever_the_umask(
 ) -> None:
     (tmp_path / "writes.py").write_text("import pathlib; pathlib.Path('export').mkdir()")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     before = os.umask(0o077)
     try:
         worlds = local.training_worlds(training, tmp_path / "volumes", 1, tmp_path)[:1]
@@ -207,9 +208,7 @@ def test_what_is_suspended_is_not_run(command: click.Command, manifest: dict, tm
     assert "spec.suspend: it is suspended: write false, or leave it out, to run it" in result.output
 
 
-def test_a_service_that_was_ended_says_no_more_than_its_faults(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_that_was_ended_says_no_more_than_its_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Ended:
         """Processes of a group, of which one was refused."""
 

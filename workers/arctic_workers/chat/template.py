@@ -28,6 +28,8 @@ _DEFAULT = (
 )
 """For models that come without one: plain words, because such a model knows no special ones."""
 _PROBE = "probe"
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Whose messages a template may read as parts; a message of another role has its text in one piece."""
 _END = "\N{OBJECT REPLACEMENT CHARACTER}end of the last message\N{OBJECT REPLACEMENT CHARACTER}"
 _ANSWER = tuple(
     f"\N{OBJECT REPLACEMENT CHARACTER}answer {x}\N{OBJECT REPLACEMENT CHARACTER}" for x in ("begins", "ends")
@@ -54,8 +56,8 @@ class ChatTemplate:
         self._special = dict(special)
         self.is_marked = source is not None
         """Whether rendered chats have their special tokens already: a model's own template writes them itself."""
-        self._reads_parts = self._can_read_parts()
         self._reads_objects = self._takes_call({}) or not self._takes_call("{}")
+        self._reads_parts = frozenset(role for role in _ROLES if self._can_read_parts(role))
         self._marks_answers = source is not None and bool(re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", source))
 
     @classmethod
@@ -70,18 +72,20 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the text of a prompt: for the next answer, or with `continue_final` for the rest of the last message.
 
-        `variables` are further ones of the template. TextError if the template refuses the messages.
+        `tools` are what the model is told of, in OpenAI's form; `variables` are further ones of the template.
+        TextError if the template refuses the messages.
         """
         if wrong := sorted(_OURS & set(variables or ())):
             raise TextError(f"chat_template_kwargs: {wrong[0]} has a place of its own in the request; leave it out")
         chat = [self._readable(message) for message in messages]
         if continue_final:
             chat[-1] = _marked(chat[-1])
-        text = self._run(chat, add_generation_prompt and not continue_final, variables or {})
+        text = self._run(chat, add_generation_prompt and not continue_final, variables or {}, tools)
         return _before_mark(text) if continue_final else text
 
     def conversation(self, messages: Sequence[Message]) -> tuple[str, Spans]:
@@ -110,42 +114,64 @@ class ChatTemplate:
         upto = self._run(chat[: index + 1], False, {})
         return len(prompt), len(commonprefix([text, upto]))  # noqa: RUF071 - character by character is what is meant
 
-    def _run(self, messages: Sequence[Message], add_generation_prompt: bool, variables: Mapping[str, Any]) -> str:
-        known = {**self._special, **variables, "tools": None, "documents": None}
+    def _run(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        known = {**self._special, **variables, "tools": tools or None, "documents": None}
         try:
             return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **known)
         except Exception as error:  # whatever a template does wrong, the server is well
             place, words = _line_of(error), _words(error)
             raise TextError(f"the model's chat template refuses these messages{place}: {words}") from None
 
-    def _can_read_parts(self) -> bool:
-        """Whether the template itself reads content that is a list of parts, as those of models for images do."""
+    def _can_read_parts(self, role: str) -> bool:
+        """Whether the template itself reads content that is a list of parts, as those of models for images do: some do
+        so in a user's messages alone.
+        """
+        arguments = {} if self._reads_objects else "{}"
         parts = [{"type": "text", "text": _PROBE}]
         try:
-            whole = self._run([{"role": "user", "content": _PROBE}], True, {})
-            return self._run([{"role": "user", "content": parts}], True, {}) == whole
+            whole = self._run(_history(role, _PROBE, arguments), True, {})
+            return self._run(_history(role, parts, arguments), True, {}) == whole
         except TextError:
             return False
 
     def _takes_call(self, arguments: Any) -> bool:
         """Whether the template bears a call with such arguments: a few put other text together with them."""
-        function = {"name": _PROBE, "arguments": arguments}
-        call = {"id": "probe1234", "type": "function", "function": function}  # Mistral's ids have nine characters
-        asked, called = {"role": "user", "content": _PROBE}, {"role": "assistant", "content": "", "tool_calls": [call]}
-        answered = {"role": "tool", "name": _PROBE, "tool_call_id": call["id"], "content": _PROBE}
         try:
-            self._run([asked, called, answered], True, {})
+            self._run(_history("tool", _PROBE, arguments), True, {})
         except TextError:
             return False
         return True
 
     def _readable(self, message: Message) -> Message:
         content, calls = message.get("content"), message.get("tool_calls")
-        if isinstance(content, list) and not self._reads_parts:
+        if isinstance(content, list) and message.get("role") not in self._reads_parts:
             message = message | {"content": "\n".join(part["text"] for part in content)}
         if isinstance(calls, list) and self._reads_objects:
             message = message | {"tool_calls": [_with_object(call) for call in calls]}
         return message
+
+
+def _history(role: str, content: Any, arguments: Any) -> list[Message]:
+    """Return a short history in which such a message has its place, as templates that look for the order want it;
+    a tool's answers a call with such arguments.
+    """
+    asked, message = {"role": "user", "content": _PROBE}, {"role": role, "content": content}
+    if role == "user":
+        return [message]
+    if role == "assistant":
+        return [asked, message, asked]
+    if role == "tool":
+        # Mistral's ids have nine characters.
+        call = {"id": "probe1234", "type": "function", "function": {"name": _PROBE, "arguments": arguments}}
+        called = {"role": "assistant", "content": "", "tool_calls": [call]}
+        return [asked, called, message | {"name": _PROBE, "tool_call_id": call["id"]}]
+    return [message, asked]
 
 
 def _with_object(call: Any) -> Any:

@@ -25,10 +25,14 @@ def die_with_parent(parent: int | None = None, number: signal.Signals = signal.S
 
 
 def command(module: str) -> Sequence[str]:
-    """Return the command that runs a module for as long as this process lives."""
-    return (sys.executable, "-m", __name__, str(os.getpid()), module)
+    """Return the command that runs a module for as long as this process lives.
+
+    Files of the folder in which that was started are no modules of it: people have a tokenize.py there, or a queue.py.
+    """
+    return (sys.executable, "-P", "-m", __name__, str(os.getpid()), module)
 
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]), signal.SIGTERM)
+    os.environ["PYTHONSAFEPATH"] = "1"  # what -P is, also for what the module starts, such as ranks
     os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])  # noqa: S606  and stays tied

@@ -67,7 +67,7 @@ def encode(report: Report, limit: int = LIMIT) -> bytes:
         elif stages:
             stages = stages[1:]
         elif evaluation:
-            evaluation = None
+            evaluation = {}  # said, where nothing would leave the figures of an earlier attempt
         else:
             break
     return content

@@ -16,6 +16,7 @@ from arctic_workers.evaluation.progress import DONE, NOT_RUN, UNFIT, Progress
 from arctic_workers.evaluation.records import Lines, claim
 from arctic_workers.evaluation.sandbox import Sandbox
 from arctic_workers.evaluation.scores import ENTERPRISE, TOTAL, Parts, Score, Verdicts, enterprise_intelligence, score
+from arctic_workers.evaluation.serving import ModelError
 from arctic_workers.evaluation.suites.form import Answer, DataError, Question, Suite
 from arctic_workers.evaluation.suites.gsm8k import Gsm8k
 from arctic_workers.evaluation.suites.ifeval import IfEval
@@ -36,6 +37,10 @@ SUITES: dict[str, Callable[[Path, Callable[[], Sandbox]], Suite]] = {
 }
 """Suites of questions and answers by name; `Perplexity` stands apart, as nothing is answered there."""
 NAMES = (*SUITES, Perplexity.name)
+_TRIED = 16
+"""Most answers that a suite of which nothing is answered yet asks for before all others, from all over it: if each is
+refused, it is the way of asking that is, which says nothing of the model.
+"""
 _NO_MEAN = "enterprise intelligence takes humaneval-plus, mbpp-plus, spider and ifeval, each run and fit"
 Say = Callable[[str], None]
 
@@ -76,6 +81,7 @@ def evaluate_model(
     Raises:
         DataError: a suite's data are not what is published.
         SandboxError: code has to be run, and can't be confined here.
+        ModelError: the model's server refuses whatever a suite asks.
         EndpointError: the model does not answer.
     """
     course = _Course(evaluation, endpoint, say, progress or Progress(evaluation.data))
@@ -150,7 +156,7 @@ Key = tuple[str, int]
 
 
 def _ask(suite: Suite, course: _Course) -> dict[Key, dict[str, Any]]:
-    """Return all answers, those that were there before among them."""
+    """Return all answers, those that were there before among them; ModelError if all that are tried are refused."""
     evaluation, progress = course.evaluation, course.progress
     wanted = [(question, sample) for question in suite.questions for sample in range(evaluation.sampling.samples)]
     with closing(Lines(evaluation.folder / suite.name / ANSWERS)) as lines:
@@ -160,21 +166,49 @@ def _ask(suite: Suite, course: _Course) -> dict[Key, dict[str, Any]]:
         if missing:
             course.say(f"{suite.name}: asking for {len(missing)} answers")
 
-        def ask(each: tuple[Question, int]) -> dict[str, Any]:
-            question, sample = each
-            line: dict[str, Any] = {"question": question.name, "sample": sample}
-            try:
-                answer = course.endpoint.ask(question, sample, evaluation.sampling)
-                line |= {"prompt": question.chat if answer.is_chat else question.text, **asdict(answer)}
-            except RefusedError as error:
-                line |= {"prompt": question.chat, "refused": str(error)}
+        def keep(line: dict[str, Any]) -> dict[str, Any]:
             lines.add(line)
             progress.answered(suite.name)
             return line
 
-        for line in _map(ask, missing, evaluation.workers):
+        def ask(each: tuple[Question, int]) -> dict[str, Any]:
+            return keep(_answer_line(course, *each))
+
+        def try_one(each: tuple[Question, int]) -> dict[str, Any]:
+            line = _answer_line(course, *each)
+            return line if "refused" in line else keep(line)
+
+        is_answered = any("refused" not in line for line in answers.values())
+        tried, others = ([], missing) if is_answered else _spread(missing)
+        found = _map(try_one, tried, evaluation.workers)
+        refused = [line for line in found if "refused" in line]
+        if refused and refused == found:
+            raise ModelError(
+                f"{suite.name}: the model's server refuses all of the {len(found)} questions that were tried; to the "
+                f"first it {found[0]['refused']}: mend what it names (the model's name, how long its context is, what "
+                "its API takes) and evaluate again, or leave the suite out"
+            )
+        for line in refused:
+            keep(line)
+        for line in [*found, *_map(ask, others, evaluation.workers)]:
             answers[line["question"], line["sample"]] = line
     return {(question.name, sample): answers[question.name, sample] for question, sample in wanted}
+
+
+def _answer_line(course: _Course, question: Question, sample: int) -> dict[str, Any]:
+    """Return one answer, or why it was refused, as it is kept."""
+    line: dict[str, Any] = {"question": question.name, "sample": sample}
+    try:
+        answer = course.endpoint.ask(question, sample, course.evaluation.sampling)
+    except RefusedError as error:
+        return line | {"prompt": question.chat, "refused": str(error)}
+    return line | {"prompt": question.chat if answer.is_chat else question.text, **asdict(answer)}
+
+
+def _spread(items: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Return up to `_TRIED` items from all over a list, and the others."""
+    step = max(-(-len(items) // _TRIED), 1)
+    return items[::step], [item for number, item in enumerate(items) if number % step]
 
 
 def _judge(suite: Suite, course: _Course, answers: Mapping[Key, dict[str, Any]]) -> Verdicts:

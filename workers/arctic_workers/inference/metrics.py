@@ -97,7 +97,11 @@ class Metrics:
         )
         for outcome in ("stop", "length", "cancelled", "failed"):
             self._requests.labels(outcome)
-        self._prompt = Counter("arctic_inference_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self._prompt = Counter(
+            "arctic_inference_prompt_tokens",
+            "Tokens of prompts: one with several answers (n) counts with each of them.",
+            registry=registry,
+        )
         self._generated = Counter("arctic_inference_generated_tokens", "Tokens generated.", registry=registry)
         self.recent_tokens = Recent(RATE_WINDOW)
         self.recent_requests = Recent(RATE_WINDOW)

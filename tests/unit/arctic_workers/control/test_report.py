@@ -79,6 +79,13 @@ def test_the_oldest_stages_are_cut_before_the_evaluation() -> None:
     assert read.evaluation == {"perplexity": 3.5}
 
 
+def test_figures_that_have_no_room_are_told_to_be_none() -> None:
+    """Without a word on them, a status would keep those of an earlier attempt."""
+    figures = {f"perplexity of category {n}": 3.5 for n in range(400)}
+    assert Report.model_validate_json(encode(report("", 0, figures))).evaluation == {}
+    assert Report.model_validate_json(encode(report("", 0, None))).evaluation is None
+
+
 def test_a_report_that_cannot_be_written_is_logged_and_nothing_is_raised(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,6 +13,7 @@ from arctic_workers.evaluation.records import MixedError, claim
 from arctic_workers.evaluation.report import Evaluated, page
 from arctic_workers.evaluation.run import RESULTS, Evaluation, evaluate_model
 from arctic_workers.evaluation.sandbox import Sandbox
+from arctic_workers.evaluation.serving import ModelError
 from arctic_workers.evaluation.suites.form import DataError
 
 
@@ -91,6 +92,45 @@ def test_a_suite_whose_judge_errs_is_unfit_and_asks_nothing(server: Server, tmp_
     assert "gold answer of gsm8k/0" in results["suites"]["gsm8k"]["why"]
     assert "figures" not in results["suites"]["gsm8k"]
     assert server.asked == []
+
+
+def test_a_suite_that_is_refused_from_its_first_questions_on_has_no_score_and_is_asked_again(
+    server: Server, tmp_path: Path
+) -> None:
+    rows = [{"question": f"What is {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(1, 101)]
+    data, asked = {"gsm8k": write(tmp_path / "test.jsonl", rows)}, list[Any]()
+    right = server.answer
+
+    def refuse(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        asked.append(body)
+        return 400, {"error": {"message": "Unsupported parameter: 'max_tokens'"}}
+
+    server.answer = refuse  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match=r"gsm8k: .*Unsupported parameter: 'max_tokens'.*leave the suite out"):
+        evaluated(server, data, tmp_path / "out")
+    assert 1 < len(asked) < len(rows)
+    assert not (tmp_path / "out" / RESULTS).exists()
+    server.answer = right  # type: ignore[method-assign]
+    gsm8k = evaluated(server, data, tmp_path / "out")["suites"]["gsm8k"]
+    assert (gsm8k["figures"]["strict match"]["value"], gsm8k["failures"]["refused by the model's server"]) == (0.03, 1)
+
+
+def test_refusals_count_where_other_questions_are_answered(server: Server, tmp_path: Path) -> None:
+    """Of a suite with long questions, the first of them among them; what is refused once is not asked again."""
+    rows = [{"question": f"What is {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(1, 101)]
+    data, right = {"gsm8k": write(tmp_path / "test.jsonl", rows)}, server.answer
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if int(body["messages"][0]["content"].split()[2]) <= 40:
+            server.asked.append(body)
+            return 400, {"error": {"message": "the prompt is too long"}}
+        return right(path, body)
+
+    server.answer = answer  # type: ignore[method-assign]
+    for _ in range(2):
+        gsm8k = evaluated(server, data, tmp_path / "out")["suites"]["gsm8k"]
+        assert gsm8k["failures"]["refused by the model's server"] == 40
+        assert len(server.asked) == len(rows)
 
 
 def test_a_text_that_the_model_refuses_is_named(server: Server, tmp_path: Path) -> None:

@@ -208,6 +208,14 @@ def test_conversations_are_read_in_the_forms_that_are_published(content: Any) ->
     assert messages_of(content) == PAIR
 
 
+@pytest.mark.parametrize("nothing", [{}, {"content": None}])
+def test_an_answer_may_be_calls_alone(nothing: dict[str, Any]) -> None:
+    """As OpenAI's API writes them, and many publish them; templates put `content` together with other text."""
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    called = {"role": "assistant", "tool_calls": [call], **nothing}
+    assert messages_of([PAIR[0], called]) == [PAIR[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -215,6 +223,8 @@ def test_conversations_are_read_in_the_forms_that_are_published(content: Any) ->
         ([], "has no messages"),
         ("hi", "has no messages"),
         ([1], "message 1 that is no object"),
+        ([PAIR[0], {"role": "assistant", "content": None, "tool_calls": []}], "message 2 without role and content"),
+        ([{"role": "user", "tool_calls": [{}]}, PAIR[1]], "message 1 without role and content"),
         ([PAIR[0], {"role": "assistant", "text": "b"}], r"message 2 without role and content .*fields: role, text"),
         (PAIR[:1], "no answer to learn"),
     ],

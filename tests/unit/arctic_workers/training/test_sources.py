@@ -52,6 +52,16 @@ def test_a_folder_of_links_gives_what_they_lead_to(tmp_path: Path) -> None:
     assert read(mount) == ["one", "two"]
 
 
+def test_what_two_ways_through_a_folder_lead_to_is_read_once(tmp_path: Path) -> None:
+    """As of a corpus whose newest version has a second name."""
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v2").mkdir()
+    (tmp_path / "v1" / "a.txt").write_text("one")
+    (tmp_path / "v2" / "b.txt").write_text("two")
+    (tmp_path / "latest").symlink_to("v2")
+    assert sorted(read(tmp_path)) == ["one", "two"]
+
+
 def test_all_formats_give_the_same_texts(tmp_path: Path) -> None:
     texts = ["eins\n", "zwei ü", "", "vier"]
     (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"text": text, "n": 1}) for text in texts) + "\n\n")

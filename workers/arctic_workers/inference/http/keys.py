@@ -1,13 +1,18 @@
 """API keys where no gateway asks for them: `arctic serve` has a leader alone."""
 
 import hmac
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arctic_api.keys import Keys, digest_of, read_keys
 from arctic_workers.inference.http.protocol import ApiError
+
+Read = TypeVar("Read")
 
 FREE = frozenset({"/health"})
 """For load balancers, which have no key."""
@@ -29,10 +34,10 @@ class KeyFiles:
     def read(self) -> Keys:
         """Return the keys as they are now: none where they can't be read."""
         try:
-            files = [(path, path.stat()) for path in sorted(self._folder.iterdir()) if path.is_file()]
-            seen = [(path.name, status.st_mtime_ns, status.st_size, status.st_ino) for path, status in files]
+            files = [path for path in sorted(self._folder.iterdir()) if path.is_file()]
+            seen = _of_each(files, _mark)
             if seen != self._seen:
-                self._keys = read_keys({path.name: path.read_bytes() for path, _ in files})
+                self._keys = read_keys(_of_each(files, Path.read_bytes))
                 self._seen = seen
         except OSError:
             self._keys, self._seen = Keys(frozenset(), ()), None
@@ -42,6 +47,21 @@ class KeyFiles:
         """Whether a key is one of them; however many there are, all are compared."""
         digest = digest_of(key)
         return sum([hmac.compare_digest(digest, each) for each in self.read().digests]) > 0
+
+
+def _of_each(files: Sequence[Path], read: Callable[[Path], Read]) -> dict[str, Read]:
+    """Return what is read of each file, by name: one that is gone since it was listed has nothing."""
+    found = {}
+    for file in files:
+        with suppress(FileNotFoundError):
+            found[file.name] = read(file)
+    return found
+
+
+def _mark(file: Path) -> object:
+    """Return what another content of a file changes."""
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 class Locked:

@@ -40,7 +40,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": ("none",),
     "use_beam_search": (False,),
     "length_penalty": (1,),
-    "add_special_tokens": (True,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "include_stop_str_in_output": (False,),
@@ -108,11 +107,9 @@ class _Request(BaseModel):
         if not isinstance(data, dict):
             raise ValueError("the body is no JSON object; write one")
         kept = {key: value for key, value in data.items() if value is not None and key not in _WITHOUT_EFFECT}
-        for key, neutral in _NEUTRAL.items():
+        for key in _NEUTRAL:
             if key in kept and key not in cls.model_fields:
-                if kept[key] not in neutral:
-                    raise UnsupportedParameter(key, f"'{key}' is not supported; leave it out or write {neutral[0]!r}")
-                del kept[key]
+                _check_neutral(key, kept.pop(key))
         known = {field.alias or name for name, field in cls.model_fields.items()}
         return {key: value for key, value in kept.items() if key in known or value not in _NOTHING}
 
@@ -123,6 +120,11 @@ class UnsupportedParameter(Exception):  # noqa: N818 - becomes an ApiError; pyda
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+def _check_neutral(key: str, value: Any) -> None:
+    if value not in (neutral := _NEUTRAL[key]):
+        raise UnsupportedParameter(key, f"'{key}' is not supported; leave it out or write {neutral[0]!r}")
 
 
 class StreamOptions(BaseModel):
@@ -173,11 +175,11 @@ class CommonRequest(_Request):
     @field_validator("stop")
     @classmethod
     def _check_stop(cls, value: str | list[str] | None) -> str | list[str] | None:
-        strings = value if isinstance(value, list) else [value] if value else []
+        strings = _stops(value)
         if len(strings) > MOST_STOPS:
             raise ValueError(f"{len(strings)} stop strings are too many; write at most {MOST_STOPS}")
-        if any(not 0 < len(string) <= _LONGEST_STOP for string in strings):
-            raise ValueError(f"a stop string has 1 to {_LONGEST_STOP} characters")
+        if any(len(string) > _LONGEST_STOP for string in strings):
+            raise ValueError(f"a stop string has at most {_LONGEST_STOP} characters")
         return value
 
     @model_validator(mode="after")
@@ -201,12 +203,17 @@ class CommonRequest(_Request):
     @property
     def stops(self) -> list[str]:
         """The stop strings."""
-        return self.stop if isinstance(self.stop, list) else [self.stop] if self.stop else []
+        return _stops(self.stop)
 
     @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def _stops(value: str | list[str] | None) -> list[str]:
+    """Return the stop strings that are given; an empty one stops nothing."""
+    return [string for string in ([value] if isinstance(value, str) else value or ()) if string]
 
 
 def _limited(value: Any, kind: type[dict[Any, Any]] | type[list[Any]], most: int) -> Any:
@@ -229,6 +236,8 @@ class CompletionRequest(CommonRequest):
     prompt: str | Tokens | Strings | Annotated[list[Tokens], FIRST_FAULT]
     max_tokens: CountOrNone | None = None
     echo: bool | None = False
+    add_special_tokens: bool = True
+    """Whether the tokenizer puts its own special tokens around prompts that are texts."""
     logprobs: Annotated[Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None, BeforeValidator(_check_logprobs)] = None
 
     @property
@@ -257,6 +266,15 @@ class TextPart(BaseModel):
 
     type: Annotated[str, AfterValidator(_check_text)]
     text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_refusal(cls, data: Any) -> Any:
+        """What an assistant refused with is what it said."""
+        match data:
+            case {"type": "refusal", "refusal": str(text)}:
+                return {"type": "text", "text": text}
+        return data
 
 
 class Message(BaseModel):
@@ -288,8 +306,19 @@ class Conversation(BaseModel):
     """Whether an answer begins after the messages."""
     continue_final_message: bool = False
     """Whether the answer goes on with the last message."""
+    add_special_tokens: bool | None = None
+    """Whether the tokenizer adds its own special tokens to those that the chat template writes; None where the request
+    leaves it open.
+    """
     chat_template_kwargs: dict[str, Any] | None = None
     """Further variables of the chat template."""
+    tools: Annotated[list[dict[str, Any]], FIRST_FAULT] | None = None
+    """What the chat template tells the model of tools."""
+
+    @property
+    def adds_special(self) -> bool:
+        """Whether the tokenizer adds special tokens of its own."""
+        return bool(self.add_special_tokens)
 
     @model_validator(mode="after")
     def _check_final_message(self) -> Self:
@@ -305,6 +334,21 @@ class ChatRequest(CommonRequest, Conversation):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    tool_choice: Any = None
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _check_tool_choice(cls, value: Any) -> Any:
+        _check_neutral("tool_choice", value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> Self:
+        """Calls are not read from answers: the model may only know of tools."""
+        if self.tools and self.tool_choice != "none":
+            message = "'tools' is not supported but with 'tool_choice': 'none'; leave it out or write that too"
+            raise UnsupportedParameter("tools", message)
+        return self
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> "ChatRequest":
@@ -319,7 +363,8 @@ class TokenizeRequest(_Request, Conversation):
     model: str | None = None
     prompt: str | None = None
     content: str | None = None
-    add_special_tokens: bool = True
+    add_special: bool | None = None
+    """As llama.cpp calls `add_special_tokens`."""
     return_token_strs: bool | None = False
 
     @model_validator(mode="after")
@@ -332,6 +377,14 @@ class TokenizeRequest(_Request, Conversation):
     def text(self) -> str:
         """The text, where it is no conversation."""
         return self.prompt or self.content or ""
+
+    @property
+    def adds_special(self) -> bool:
+        """Whether the tokenizer adds special tokens of its own: left open, to a `prompt`, as with vLLM, and neither to
+        a conversation, as there, nor to a `content`, as with llama.cpp.
+        """
+        given = self.add_special if self.add_special_tokens is None else self.add_special_tokens
+        return self.prompt is not None if given is None else given
 
 
 class DetokenizeRequest(_Request):

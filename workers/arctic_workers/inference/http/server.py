@@ -206,8 +206,7 @@ class Api:
         asked, size = await _asked(request, TokenizeRequest)
         self._check_model(asked.model)
         if asked.messages is None:
-            special = asked.add_special_tokens
-            [tokens] = await self._encode([asked.text], "prompt", special=special)
+            [tokens] = await self._encode([asked.text], "prompt", special=asked.adds_special)
         else:
             tokens = await self._chat_tokens(asked, size)
         names = bool(asked.return_token_strs)
@@ -254,7 +253,7 @@ class Api:
         if len(asked.prompts) * asked.choices > MOST_ANSWERS:
             message = f"{len(asked.prompts)} prompts with {asked.choices} answers each are too many in one request; "
             raise ApiError(400, f"{message}at most {MOST_ANSWERS} answers are made", param="prompt")
-        prompts = await self._prompts(asked.prompts)
+        prompts = await self._prompts(asked.prompts, special=asked.add_special_tokens)
         asks_nothing = asked.max_tokens == 0
         echo, logprobs, caller = bool(asked.echo), asked.logprobs, _caller(request)
 
@@ -294,7 +293,8 @@ class Api:
             text = await beside_others(size, partial(self._render, asked))
         except TextError as error:
             raise ApiError(400, str(error), param="messages") from None
-        [tokens] = await self._encode([text], "messages", special=not self._text.chat.is_marked)
+        special = asked.adds_special or not self._text.chat.is_marked
+        [tokens] = await self._encode([text], "messages", special=special)
         return tokens
 
     def _check_model(self, name: str | None) -> None:
@@ -306,10 +306,10 @@ class Api:
                 code="model_not_found",
             )
 
-    async def _prompts(self, given: list[str] | list[list[int]]) -> list[list[int]]:
+    async def _prompts(self, given: list[str] | list[list[int]], *, special: bool) -> list[list[int]]:
         texts = [prompt for prompt in given if isinstance(prompt, str)]
         if texts:  # then all are
-            return await self._encode(texts, "prompt", special=True)
+            return await self._encode(texts, "prompt", special=special)
         tokens = [prompt for prompt in given if not isinstance(prompt, str)]
         return await beside_others(sum(map(len, tokens)), lambda: [self._known(prompt, "prompt") for prompt in tokens])
 
@@ -330,6 +330,7 @@ class Api:
             [message.plain() for message in asked.messages or ()],
             add_generation_prompt=asked.add_generation_prompt,
             continue_final=asked.continue_final_message,
+            tools=asked.tools,
             variables=asked.chat_template_kwargs,
         )
 

@@ -35,11 +35,15 @@ def _message(number: int, message: Any) -> Message:
     if not isinstance(message, Mapping):
         raise RowFault(f"has a message {number} that is no object")
     role, text = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    if isinstance(role, str):
+        role = _ROLES.get(role, role)
+    if text is None and role == "assistant" and message.get("tool_calls"):  # they may be all that it says
+        text = ""
     if not isinstance(role, str) or not isinstance(text, str):
         there = ", ".join(map(str, message)) or "none"
         raise RowFault(f"has a message {number} without role and content as text (its fields: {there})")
     others = {name: value for name, value in message.items() if value is not None and name not in ("from", "value")}
-    return {**others, "role": _ROLES.get(role, role), "content": whole_characters(text)}
+    return {**others, "role": role, "content": whole_characters(text)}
 
 
 def whole_characters(text: str) -> str:

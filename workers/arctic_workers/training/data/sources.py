@@ -160,7 +160,7 @@ def _explained(source: Source, file: Path) -> Iterator[None]:
 
 
 def _files(source: Source, path: Path) -> list[Path]:
-    """Return the files of a file, folder or glob, sorted; hidden ones are left out."""
+    """Return the files of a file, folder or glob, sorted; hidden ones are left out, and links to what is there too."""
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -169,7 +169,7 @@ def _files(source: Source, path: Path) -> list[Path]:
         found = next(filter(None, kinds), [])
     else:
         found = [Path(name) for name in glob.glob(str(path), recursive=True)]
-    files = sorted(file for file in found if file.is_file())
+    files = sorted({file.resolve(): file for file in sorted(found, reverse=True) if file.is_file()}.values())
     if not files:
         raise Refused(
             "SourceNotFound", f"source {source.name}: no {source.format} file at {source.uri} (looked at {path})"

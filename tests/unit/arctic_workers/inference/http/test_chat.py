@@ -112,6 +112,29 @@ def test_parts_reach_a_template_that_reads_them_and_are_joined_for_others(source
     assert ChatTemplate(source, "", {}).render(PARTS) == text
 
 
+_PARTS_OF = (
+    "{% for m in messages %}{% if m.role == 'ROLE' and m.content is not string %}"
+    "{% for part in m.content %}{{ part.text }}{{ '|' if not loop.last }}{% endfor %}"
+    "{% else %}{{ m.content }}{% endif %};{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool"])
+def test_parts_reach_a_template_only_in_the_roles_of_which_it_reads_them(role: str) -> None:
+    template = ChatTemplate(_PARTS_OF.replace("ROLE", role), "", {})
+    for each in ("system", "developer", "user", "assistant", "tool", "ipython"):
+        message = {"role": each, "content": PARTS[0]["content"]}
+        assert template.render([message]) == ("a|b;" if each == role else "a\nb;")
+
+
+def test_a_template_that_refuses_some_roles_has_the_parts_of_the_others() -> None:
+    """As of those that want a user's message and an assistant's in turn."""
+    begins = "{% if messages[0].role != 'user' %}{{ raise_exception('a user begins') }}{% endif %}"
+    template = ChatTemplate(begins + _PARTS_OF.replace("m.role == 'ROLE' and ", ""), "", {})
+    answer = {"role": "assistant", "content": PARTS[0]["content"]}
+    assert template.render([*PARTS, answer]) == "a|b;a|b;"
+
+
 def called(arguments: Any) -> list[dict[str, Any]]:
     call = {"id": "call12345", "type": "function", "function": {"name": "look", "arguments": arguments}}
     return [
@@ -191,3 +214,12 @@ def test_a_model_without_a_template_reads_calls_and_their_results_too() -> None:
     history = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "42"}]
     text = ChatTemplate(None, "", {}).render(history)
     assert text == 'assistant: [{"function": {"name": "f"}}]\ntool: 42\nassistant:'
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+def test_a_template_sees_the_tools_that_a_conversation_has() -> None:
+    template = ChatTemplate("{% if tools %}{{ tools | tojson }}{% else %}none{% endif %}", "", {})
+    assert json.loads(template.render(HI, tools=[TOOL])) == [TOOL]
+    assert [template.render(HI, tools=tools) for tools in (None, [])] == ["none", "none"]

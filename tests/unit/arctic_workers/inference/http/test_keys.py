@@ -1,6 +1,8 @@
 """API keys at a leader that stands alone."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -49,3 +51,22 @@ def test_keys_that_change_count_at_once(tmp_path: Path) -> None:
     (tmp_path / "next").write_text("newer")
     (tmp_path / "next").replace(tmp_path / "people")
     assert (files.accepts(b"old"), files.accepts(b"newer"), files.accepts(b"")) == (False, True, False)
+
+
+@pytest.mark.parametrize("call", ["stat", "read_bytes"])
+def test_a_file_that_goes_while_keys_are_read_takes_only_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    files, gone = KeyFiles(tmp_path), tmp_path / "gone"
+    (tmp_path / "people").write_text("one")
+    gone.write_text("two")
+    before: Callable[..., Any] = getattr(Path, call)
+
+    def late(path: Path, **arguments: Any) -> Any:
+        if path == gone:
+            gone.unlink(missing_ok=True)
+        return before(path, **arguments)
+
+    monkeypatch.setattr(Path, call, late)
+    monkeypatch.setattr(Path, "is_file", lambda path: path.name in ("people", "gone"))
+    assert (files.accepts(b"one"), files.accepts(b"two")) == (True, False)

@@ -40,7 +40,7 @@ COMPLETION = {"model": "m", "prompt": "hi"}
         ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
         ({"top_p": -0.1}, "top_p", "greater than or equal to 0"),
         ({"stop": ["a"] * 33}, "stop", "write at most 32"),
-        ({"stop": [""]}, "stop", "1 to 256 characters"),
+        ({"stop": ["a" * 257]}, "stop", "at most 256 characters"),
         ({"wings": 2}, "wings", "there is no such parameter"),
         ({"prompt": {"a": 1}}, "prompt", "valid"),
         ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
@@ -104,7 +104,8 @@ def test_values_that_change_nothing_are_taken() -> None:
     neutral = {"n": 1, "best_of": 1, "logit_bias": {}, "user": "me", "tools": None, "stop": None, "length_penalty": 1.0}
     unknown = {"echo_reasoning": False, "mm_processor_kwargs": {}, "guided_json": None, "suffix_ids": [], "grammar": ""}
     assert parse(CompletionRequest, json.dumps(COMPLETION | neutral | unknown).encode()).prompt == "hi"
-    assert parse(CompletionRequest, json.dumps(COMPLETION | {"stop": ""}).encode()).stops == []
+    for stop, stops in (("", []), ([""], []), (["", "a"], ["a"])):
+        assert parse(CompletionRequest, json.dumps(COMPLETION | {"stop": stop}).encode()).stops == stops
     assert parse(ChatRequest, json.dumps(CHAT | {"response_format": {"type": "text"}}).encode()).model == "m"
 
 
@@ -121,7 +122,29 @@ def test_null_is_what_is_left_out() -> None:
     asked = {"stream": True, "stream_options": {"include_usage": None}, "logprobs": False}
     completion = parse(CompletionRequest, json.dumps(COMPLETION | asked).encode())
     assert (completion.includes_usage, completion.logprobs) == (False, None)
-    assert parse(TokenizeRequest, b'{"prompt": "a", "add_special_tokens": null}').add_special_tokens is True
+    assert parse(TokenizeRequest, b'{"prompt": "a", "add_special_tokens": null}').adds_special is True
+
+
+@pytest.mark.parametrize(
+    ("choice", "param", "sentence"),
+    [
+        ({}, "tools", "'tools' is not supported but with 'tool_choice': 'none'"),
+        ({"tool_choice": "auto"}, "tools", "'tools' is not supported but with 'tool_choice': 'none'"),
+        ({"tool_choice": "required"}, "tool_choice", "not supported; leave it out or write 'none'"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "not supported"),
+    ],
+)
+def test_tools_that_may_be_called_are_refused(choice: dict[str, Any], param: str, sentence: str) -> None:
+    asked = CHAT | {"tools": [{"type": "function", "function": {"name": "f"}}]} | choice
+    with pytest.raises(ApiError, match=sentence) as caught:
+        parse(ChatRequest, json.dumps(asked).encode())
+    assert (caught.value.param, caught.value.code) == (param, "unsupported_parameter")
+
+
+@pytest.mark.parametrize("choice", [{}, {"tool_choice": "auto"}, {"tool_choice": "none"}, {"tool_choice": None}])
+def test_no_tools_are_asked_for_by_any_choice_that_may_call_none(choice: dict[str, Any]) -> None:
+    for tools in ({}, {"tools": []}, {"tools": None}):
+        assert not parse(ChatRequest, json.dumps(CHAT | tools | choice).encode()).tools
 
 
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -155,6 +178,14 @@ def test_a_template_sees_no_null_of_a_message(content: dict[str, Any]) -> None:
     ]
 
 
+def test_what_an_assistant_refused_with_is_text() -> None:
+    """OpenAI's own answers have such parts, and clients send them back."""
+    parts = [{"type": "text", "text": "Well: "}, {"type": "refusal", "refusal": "no"}]
+    request = parse(ChatRequest, json.dumps(CHAT | {"messages": [{"role": "assistant", "content": parts}]}).encode())
+    said = [{"type": "text", "text": "Well: "}, {"type": "text", "text": "no"}]
+    assert request.messages[0].plain() == {"role": "assistant", "content": said}
+
+
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
 
 
@@ -162,6 +193,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
     ("message", "param", "sentence"),
     [
         ({"role": "user", "content": [IMAGE]}, "messages.0.content.0.type", "image_url can't be read"),
+        ({"role": "assistant", "content": [{"type": "refusal"}]}, "messages.0.content.0.type", "refusal can't be read"),
         ({"role": "user"}, "messages.0", "content is missing"),
         ({"role": "tool", "content": None}, "messages.0", "content is missing"),
         ({"role": "user", "content": 5}, "messages.0.content", "valid"),

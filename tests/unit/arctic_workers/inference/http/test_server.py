@@ -16,7 +16,7 @@ from engines import Scripted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, processors
 
 from arctic_workers.inference.engine import UNLIMITED, EngineError, Output, Request, Sampling, SamplingField, Stats
 from arctic_workers.inference.engines.native.step import Draw, Part, decode_parts, encode_parts
@@ -404,6 +404,53 @@ async def test_tokens_of_a_text_and_back(text: Text, field: str) -> None:
     assert "".join(said["token_strs"]).replace("\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}", " ") == "The operator"
     back = (await post(api, "/detokenize", tokens=said["tokens"])).json()
     assert back == {"prompt": "The operator", "content": "The operator"}
+
+
+@pytest.fixture
+def begins(folder: Path) -> Text:
+    """A tokenizer that puts token 0 before each text, and a template that writes no sign of it."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    first = tokenizer.id_to_token(0)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{first} $A", special_tokens=[(first, 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
+    return Text(folder)
+
+
+@pytest.mark.parametrize(
+    ("asked", "begun"),
+    [
+        ({"prompt": "hi"}, True),
+        ({"prompt": "hi", "add_special_tokens": False}, False),
+        ({"content": "hi"}, False),
+        ({"content": "hi", "add_special": False}, False),
+        ({"content": "hi", "add_special": True}, True),
+        ({"messages": [{"role": "user", "content": "hi"}]}, False),
+        ({"messages": [{"role": "user", "content": "hi"}], "add_special_tokens": False}, False),
+        ({"messages": [{"role": "user", "content": "hi"}], "add_special_tokens": True}, True),
+    ],
+)
+async def test_a_tokenizers_own_special_tokens_are_added_as_vllm_and_llama_cpp_do(
+    begins: Text, asked: dict[str, Any], begun: bool
+) -> None:
+    engine = Scripted()
+    api, plain = serve(begins, engine), begins.encode("hi", special=False)
+    wanted = [0, *plain] if begun else plain
+    assert (await post(api, "/tokenize", **asked)).json()["tokens"] == wanted
+    if "content" not in asked:
+        await post(api, "/v1/chat/completions" if "messages" in asked else "/v1/completions", **asked)
+        assert list(engine.asked[0].prompt) == wanted
+
+
+async def test_a_template_sees_tools_that_may_not_be_called(folder: Path) -> None:
+    """As with vLLM: of an agent's last answer nothing else has changed since its calls."""
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ tools[0].function.name }}"}))
+    engine, text = Scripted(), Text(folder)
+    asked = {"messages": [{"role": "user", "content": "hi"}], "tools": [{"function": {"name": "weather"}}]}
+    api = serve(text, engine)
+    assert (await post(api, "/v1/chat/completions", **asked, tool_choice="none")).status_code == 200
+    assert list(engine.asked[0].prompt) == text.encode("weather", special=False)
+    assert (await post(api, "/tokenize", **asked)).json()["tokens"] == list(engine.asked[0].prompt)
 
 
 async def test_tokens_of_a_conversation_are_those_that_a_chat_is_made_of(text: Text) -> None:
