@@ -222,7 +222,7 @@ def demo() -> None:
         f"""
 The cluster keeps running. To look further:
   export KUBECONFIG={cluster.kubeconfig} PATH={cluster.binaries}:$PATH
-  kubectl get arctic -w                                   # both kinds
+  kubectl get arctic                                      # all of our kinds; -w takes one, such as ainf
   kubectl describe arctictraining tiny                    # stages, conditions, checkpoints
   kubectl explain arctictraining.spec.curriculum
   kubectl logs -l arctic.dev/name=tiny --prefix --tail=20 # of the workers

@@ -1,4 +1,4 @@
-"""`arctic logs`: what the pods of a training or a service write, each line with its pod's name."""
+"""`arctic logs`: what an object's pods write, each line with its pod's name."""
 
 import queue
 import threading
@@ -24,7 +24,7 @@ _END = ("", "")
 @click.option("--tail", type=click.IntRange(min=0), help="Lines of each pod to begin with [default: all].")
 @click.option("--gateway", is_flag=True, help="Those of a service's gateway, and not of its replicas.")
 def logs(kind: str, name: str, namespace: str | None, follow: bool, tail: int | None, gateway: bool) -> None:
-    """Print the logs of a training's or a service's pods."""
+    """Print the logs of the pods of a training, a service, an evaluation or an ablation."""
     cluster = OnCluster(namespace)
     pods = [pod for pod in cluster.pods(KINDS_OF[kind], name) if _is_gateway(pod) == gateway]
     if not pods:

@@ -54,7 +54,9 @@ def _report(
     costs: Costs | None,
 ) -> Report:
     try:
-        plan = plan_serving(serving_of(spec, config), device)
+        on_gpus = device.bf16_flops is not None
+        asked = replace(serving_of(spec, config), shares_all=on_gpus and spec.engine.name == "vllm")
+        plan = plan_serving(asked, device)
     except ValueError as error:
         raise ManifestError(f"{manifest.file}: spec: {error}") from None
     latency = spec.batching.target_inter_token_latency

@@ -10,7 +10,7 @@ from arctic_cli.plan.text import GB, MB, aligned, billions, count, size_unit, wr
 from arctic_model.cost import count_parameters
 from arctic_model.planning.advice import Change
 from arctic_model.planning.decoding import Decoding, compute_bound_from, decode, most_within
-from arctic_model.planning.serving import PARTS, RankMemory, ServingPlan
+from arctic_model.planning.serving import PARTS, RankMemory, Serving, ServingPlan
 from arctic_model.planning.serving_time import ServingCosts, decoding_step, seconds
 
 CACHE_BYTES = 128 * MB
@@ -119,10 +119,15 @@ def _rank_rows(plan: ServingPlan) -> list[list[str]]:
         amount("runtime", lambda rank: rank.runtime),
         amount("memory", lambda rank: rank.memory),
         amount("left", lambda rank: rank.memory - rank.used),
-        amount(f"for keys and values (x {plan.serving.memory_fraction:g})", lambda rank: rank.kv_bytes),
+        amount(f"for keys and values ({_share(plan.serving)})", lambda rank: rank.kv_bytes),
         row("bytes of them a token", lambda rank: f"{rank.kv_bytes_per_token:,}"),
         row("tokens", lambda rank: f"{rank.kv_tokens:,}"),
     ]
+
+
+def _share(serving: Serving) -> str:
+    """Return by which rule keys and values get what they get."""
+    return f"memory x {serving.memory_fraction:g} - used" if serving.shares_all else f"x {serving.memory_fraction:g}"
 
 
 def _alike(ranks: Sequence[RankMemory]) -> list[range]:

@@ -57,6 +57,8 @@ class Serving:
     """Most requests at once."""
     memory_fraction: float = 0.9
     """Share of the memory left over that keys and values get."""
+    shares_all: bool = False
+    """Whether it is a share of the whole memory instead, for the weights and a step as well, as with vLLM on GPUs."""
 
     @property
     def sequence_tokens(self) -> int:
@@ -80,6 +82,7 @@ class RankMemory:
     memory: int
     """Of the device."""
     memory_fraction: float
+    shares_all: bool
     kv_bytes_per_token: int
     config: ArcticConfig
 
@@ -108,6 +111,8 @@ class RankMemory:
     @property
     def kv_bytes(self) -> int:
         """Bytes that keys and values get; none where nothing is left."""
+        if self.shares_all:
+            return max(math.floor(self.memory * self.memory_fraction) - self.used, 0)
         return max(math.floor((self.memory - self.used) * self.memory_fraction), 0)
 
     @property
@@ -185,6 +190,7 @@ def _plan_rank(serving: Serving, device: Device, part: LayerSlice, pieces: list[
         runtime=device.runtime,
         memory=device.memory,
         memory_fraction=serving.memory_fraction,
+        shares_all=serving.shares_all,
         kv_bytes_per_token=2
         * len(part.layers)
         * heads

@@ -106,6 +106,13 @@ def test_keys_and_values_of_arctic_that_fit_beside_it(kv_cache, scaled, bytes_pe
     assert plan.fits
 
 
+def test_where_the_share_is_one_of_all_memory_weights_and_a_step_are_within_it():
+    asked = Serving(ARCTIC, tensor=8, pipeline=2, memory_fraction=0.5, shares_all=True)
+    last = plan_serving(asked, H100).ranks[1]
+    assert last.kv_bytes == H100.memory // 2 - last.used
+    assert plan_serving(replace(asked, memory_fraction=0.4), H100).sequences == 0
+
+
 def test_one_request_alone_reads_what_is_active():
     # 17.32e9 active parameters less the embedding of 0.23e9, on 8 GPUs at once at 3.35e12 bytes a second.
     plan = plan_serving(Serving(ARCTIC, tensor=8, pipeline=2), H100)

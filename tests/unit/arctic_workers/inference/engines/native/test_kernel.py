@@ -445,7 +445,7 @@ def test_code_of_other_sources_is_refused(tmp_path: Path) -> None:
         (tmp_path / f"{name}.cpp").write_text(f'extern "C" {{ {content} }}')
         built = tmp_path / f"{name}.so"
         subprocess.run([found_compiler(), "-shared", "-fPIC", "-o", built, tmp_path / f"{name}.cpp"], check=True)
-        with pytest.raises(RuntimeError, match=r"built from other sources .* `uv sync --reinstall-package"):
+        with pytest.raises(RuntimeError, match=r"built from other sources .* sync --frozen --reinstall-package"):
             libraries.load(built)
 
 

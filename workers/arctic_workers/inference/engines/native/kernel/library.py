@@ -28,7 +28,7 @@ PARTS = (
 )
 """Of a step, as kernel.cpp has them."""
 
-_BUILD_ANEW = "`uv sync --reinstall-package arctic-kubernetes` builds it anew"
+_BUILD_ANEW = "`$(scripts/bootstrap.sh) sync --frozen --reinstall-package arctic-kubernetes` builds it anew"
 
 
 class Matrix(Structure):
