@@ -54,6 +54,10 @@ OPTIONS = [
     # resolve a name once in 30 s.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
+    # Of 3,000 streams each byte counts: the operator sends little, and nobody asks what became of its channels.
+    ("grpc.tsi.max_frame_size", 1024),
+    ("grpc.enable_channelz", 0),
+    ("grpc.max_channel_trace_event_memory_per_node", 0),
     # Workers are in the cluster, where no proxy leads that the API server may be behind.
     ("grpc.enable_http_proxy", 0),
 ]
@@ -217,8 +221,8 @@ class Followers:
 
     async def _watch(self, target: _Target) -> AsyncIterator[Observation]:
         """Yield what one stream brings until the worker ends it."""
-        stub = control_pb2_grpc.ControlStub(target.channel())  # type: ignore[no-untyped-call]
-        call = stub.Watch(control_pb2.WatchRequest())
+        # Of the stub nothing is kept but this call: it has an object for each other one.
+        call = control_pb2_grpc.ControlStub(target.channel()).Watch(control_pb2.WatchRequest())  # type: ignore[no-untyped-call]
         try:
             async with self._connecting:
                 # Not wait_for, which in Python 3.11 drops a cancellation that comes as the answer does.
@@ -229,7 +233,7 @@ class Followers:
                 state = await call.read()
         finally:
             call.cancel()
-            del call, stub
+            del call
 
 
 @functools.cache

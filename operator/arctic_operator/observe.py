@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from arctic_ablation.faults import fault
@@ -93,6 +95,8 @@ BEHIND_SECONDS = 10.0
 """What a watch has not shown after so long it has missed."""
 RIVALS_EVERY = 1.0
 """Seconds for which what is known of worlds that wait for nodes is taken for new."""
+SUBJECTS = 512
+"""Custom resources that are kept as their types: those that were visited last, as each takes some 30 KB."""
 GROUP_KINDS = (STATEFUL_SET, LEADER_WORKER_SET)
 LOOKED_AT = {
     training_api.KIND: ("Job", "Service", "NetworkPolicy"),
@@ -151,15 +155,26 @@ def _study_of(name: str, spec: ArcticAblationSpec) -> "VariantStudy | SwarmStudy
     return SwarmStudy(name, spec, told={})
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A custom resource of one version, as its type."""
+
+    manifest: Manifest
+    generation: int
+    spec: Spec | str
+    """As its type, or what is wrong with it; the same for all versions of a generation."""
+    subject: Subject
+
+
 class Observer:
     """Reads the cache, and fills it from the API server on demand."""
 
     def __init__(self, cluster: Cluster, cache: Cache, *, read_nodes: bool, leader_worker_sets: bool = False) -> None:
         self._cluster, self._cache, self._read_nodes = cluster, cache, read_nodes
         self._forbidden = () if leader_worker_sets else (LEADER_WORKER_SET,)
-        self._read: dict[str, tuple[int, Spec | str]] = {}
+        self._nodes_seen: tuple[list[Manifest], dict[str, Node]] = ([], {})
         self._waiting: tuple[Sequence[tuple[str, Rival]], float] = ((), float("-inf"))
-        self._subjects: dict[str, tuple[Manifest, Subject]] = {}
+        self._subjects: OrderedDict[str, _Read] = OrderedDict()
         self._studies: dict[str, tuple[int, VariantStudy | SwarmStudy]] = {}
 
     async def look(self, key: Key) -> None:
@@ -224,23 +239,27 @@ class Observer:
             self._cache.replace_all("Node", await self._cluster.list_nodes())
 
     def subject(self, key: Key) -> Subject | None:
-        """Return a custom resource as its type, read once a version; None if there is none."""
+        """Return a custom resource as its type, read once a version if it is visited often; None if there is none."""
         manifest = self._cache.custom(key)
         if manifest is None:
             return None
         uid = manifest["metadata"]["uid"]
         known = self._subjects.get(uid)
-        if known is None or known[0] is not manifest:
-            known = self._subjects[uid] = (manifest, self._subject(key, manifest))
-        return known[1]
+        if known is None or known.manifest is not manifest:
+            generation = manifest["metadata"].get("generation", 0)
+            spec = known.spec if known and known.generation == generation else self._spec(manifest, generation)
+            known = self._subjects[uid] = _Read(manifest, generation, spec, self._subject(key, manifest, spec))
+        self._subjects.move_to_end(uid)
+        if len(self._subjects) > SUBJECTS:
+            self._subjects.popitem(last=False)
+        return known.subject
 
-    def _subject(self, key: Key, manifest: Manifest) -> Subject:
+    def _subject(self, key: Key, manifest: Manifest, spec: Spec | str) -> Subject:
         identity, metadata = identity_of(manifest), manifest["metadata"]
         generation, deleting = metadata.get("generation", 0), "deletionTimestamp" in metadata
         created = datetime.fromisoformat(metadata["creationTimestamp"])
         raw = manifest.get("status") or {}
         annotations = metadata.get("annotations", {})
-        spec = self._spec(manifest, generation)
         if isinstance(spec, ArcticTrainingSpec):
             revision = revision_of(training_parts(manifest["spec"]))
             before = read_status(ArcticTrainingStatus, raw)
@@ -270,14 +289,10 @@ class Observer:
         return known[1]
 
     def _spec(self, manifest: Manifest, generation: int) -> Spec | str:
-        """Return the specification as its type, or what is wrong with it; read once a generation.
+        """Return the specification as its type, or what is wrong with it.
 
         What was accepted at this generation stays accepted: stricter rules of a newer version are for the next edit.
         """
-        uid = manifest["metadata"]["uid"]
-        known = self._read.get(uid)
-        if known and known[0] == generation:
-            return known[1]
         status = manifest.get("status") or {}
         accepted = status.get("observedGeneration") == generation and status.get("state") != INVALID_SPEC
         problems = field_problems(manifest) if accepted else verdict(manifest)
@@ -285,12 +300,10 @@ class Observer:
         read: Any = "; ".join(map(str, problems)) if problems else model.model_validate(manifest["spec"])
         if isinstance(read, ArcticAblationSpec) and not accepted:
             read = fault(self._study(identity_of(manifest), generation, read)) or read
-        self._read[uid] = (generation, read)
         return read  # type: ignore[no-any-return]  # one of them by construction
 
     def forget(self, uid: str) -> None:
         """Forget an object that is gone."""
-        self._read.pop(uid, None)
         self._subjects.pop(uid, None)
         self._studies.pop(uid, None)
 
@@ -446,10 +459,16 @@ class Observer:
             elif key.kind == training_api.KIND and _waits(manifest):
                 yield needs_of(manifest["spec"]), Rival(identity, created, holds=False)
 
-    def _nodes(self) -> dict[str, Node] | None:
+    def _nodes(self) -> Mapping[str, Node] | None:
+        """Return all nodes by name, the same ones until one changes: what each world was planned with is kept."""
         if not self._read_nodes:
             return None
-        return {node.name: node for node in map(node_of, self._cache.all("Node"))}
+        manifests = list(self._cache.all("Node"))
+        seen, nodes = self._nodes_seen
+        if len(seen) != len(manifests) or not all(map(is_, seen, manifests)):
+            nodes = {node.name: node for node in map(node_of, manifests)}
+            self._nodes_seen = manifests, nodes
+        return nodes
 
     def _base(
         self, namespace: str, name: str | None, before: BaseWeights | None, *, keep: bool

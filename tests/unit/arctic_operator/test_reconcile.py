@@ -158,6 +158,35 @@ async def test_a_node_is_lost_if_the_api_server_says_so_whatever_a_watch_that_is
     assert [attempt["reason"] for attempt in operator.status(key).get("attempts", ())] == reasons
 
 
+async def test_of_many_objects_those_visited_last_are_kept_as_their_types(operator, monkeypatch):
+    monkeypatch.setattr(observe, "SUBJECTS", 2)
+    keys = [operator.add("ArcticTraining", name) for name in ("one", "two", "three")]
+    observer = operator.reconciler.observer
+    one, two, three = (observer.subject(key) for key in keys)
+    assert (observer.subject(keys[1]), observer.subject(keys[2])) == (two, three)
+    assert observer.subject(keys[2]) is three
+    assert observer.subject(keys[0]) is not one
+    assert observer.subject(keys[0]) == one
+    assert observer.subject(keys[1]) is not two
+
+
+async def test_worlds_share_what_is_known_of_nodes_until_one_changes(operator_with, build):
+    operator = operator_with(build.settings.model_copy(update={"read_nodes": True}))
+    key = operator.add("ArcticTraining")
+
+    async def seen(*ready):
+        for node in operator.nodes(*ready):
+            operator.cache.put(node)
+        await operator.reconcile(key)
+        return operator.reconciler._memory[key].seen.nodes
+
+    nodes = await seen(True, True)
+    await operator.reconcile(key)
+    assert operator.reconciler._memory[key].seen.nodes is nodes
+    assert [node.ready for node in (await seen(True, False)).values()] == [True, False]
+    assert [node.ready for node in nodes.values()] == [True, True]
+
+
 async def test_a_world_that_stricter_rules_of_an_upgrade_would_refuse_runs_to_its_end(operator, build, monkeypatch):
     key = operator.add("ArcticTraining")
     await operator.reconcile(key)
