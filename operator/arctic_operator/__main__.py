@@ -174,7 +174,7 @@ class Operator:
         if owner := owner_of(manifest):
             self._queue.add(owner)
         if manifest["kind"] == training.KIND:
-            for other in self._reconciler.observer.waiting_for(key):
+            for other in self._cache.users(key):
                 self._queue.add(other)
 
     def _on_node(self, name: str) -> None:

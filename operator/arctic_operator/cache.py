@@ -86,6 +86,16 @@ def _container(container: Manifest) -> Manifest:
     return {"name": container["name"], "resources": container.get("resources", {})}
 
 
+def trainings_of(manifest: Manifest) -> Iterator[Key]:
+    """Return the trainings whose weights an object of ours names."""
+    model = (manifest.get("spec") or {}).get("model") if manifest["kind"] in CUSTOM_KINDS else None
+    if isinstance(model, dict):
+        begun = model.get("from")
+        for name in (model.get("training"), begun.get("training") if isinstance(begun, dict) else None):
+            if isinstance(name, str):
+                yield Key(training.KIND, manifest["metadata"]["namespace"], name)
+
+
 class Cache:
     """Objects as they were seen last; answers to writes count as seen, so that a plan knows what the last one did."""
 
@@ -94,6 +104,8 @@ class Cache:
         self._children: dict[str, set[tuple[str, str]]] = defaultdict(set)
         self._owners: dict[Key, set[str]] = defaultdict(set)
         self._custom: dict[Key, str] = {}
+        self._users: dict[Key, set[tuple[str, str]]] = defaultdict(set)
+        """By training, what names its weights."""
         self._gone: OrderedDict[str, float] = OrderedDict()
         """Versions up to which what was removed is not told of any more."""
 
@@ -105,10 +117,13 @@ class Cache:
             return False
         if known := self._objects[kind].get(uid):
             self._forget_child(known)
+            self._forget_user(known)
         self._gone.pop(uid, None)
         self._objects[kind][uid] = shared(slim(manifest))
         if kind in CUSTOM_KINDS:
             self._name(Key(kind, metadata["namespace"], metadata["name"]), manifest)
+            for name in trainings_of(manifest):
+                self._users[name].add((kind, uid))
         owner = metadata.get("labels", {}).get(Label.UID)
         if owner:
             self._children[owner].add((kind, uid))
@@ -133,6 +148,7 @@ class Cache:
         if len(self._gone) > REMEMBERED_DELETIONS:
             self._gone.popitem(last=False)
         self._forget_child(known)
+        self._forget_user(known)
         key = key_of(known)
         if kind in CUSTOM_KINDS and key and self._custom.get(key) == uid:
             del self._custom[key]
@@ -157,6 +173,13 @@ class Cache:
             self._owners[key].discard(owner)
             if not self._owners[key]:
                 del self._owners[key]
+
+    def _forget_user(self, manifest: Manifest) -> None:
+        """Forget which trainings' weights an object names, as it was seen last."""
+        for name in trainings_of(manifest):
+            self._users[name].discard((manifest["kind"], manifest["metadata"]["uid"]))
+            if not self._users[name]:
+                del self._users[name]
 
     def replace_children(self, owner: str, kind: str, listing: Listing) -> None:
         """Set the children of a kind to what a list has shown."""
@@ -208,6 +231,12 @@ class Cache:
         """Return all custom resources."""
         for key, uid in list(self._custom.items()):
             yield key, self._objects[key.kind][uid]
+
+    def users(self, named: Key) -> Iterator[Key]:
+        """Return the objects that name a training's weights."""
+        for kind, uid in list(self._users.get(named, ())):
+            metadata = self._objects[kind][uid]["metadata"]
+            yield Key(kind, metadata["namespace"], metadata["name"])
 
     def children(self, owner: str, kind: str | None = None) -> Iterator[Manifest]:
         """Return the objects that carry an owner's uid, of one kind or all."""

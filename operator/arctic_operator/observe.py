@@ -420,14 +420,6 @@ class Observer:
         children = self._cache.children(owner, manifest["kind"])
         return next((child for child in children if child["metadata"]["name"] == name), None)
 
-    def waiting_for(self, key: Key) -> Iterable[Key]:
-        """Return the objects that use a training's weights."""
-        for other, manifest in self._cache.customs():
-            model = manifest["spec"].get("model", {})
-            names = (model.get("training"), (model.get("from") or {}).get("training"))
-            if other.namespace == key.namespace and key.name in names:
-                yield other
-
     def _owned(self, owner: str, kind: str) -> Iterable[Manifest]:
         """Return the children that the owner itself owns: a label alone makes nobody a child."""
         for child in self._cache.children(owner, kind):

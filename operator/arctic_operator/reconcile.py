@@ -508,7 +508,7 @@ class Reconciler:
             if owner := owner_of(manifest):
                 self._queue.add(owner)  # whose it is: the watch of that shows nothing new
             if key.kind == TRAINING_KIND and "export" in change:
-                for other in self.observer.waiting_for(key):
+                for other in self._cache.users(key):
                     self._queue.add(other)
         self._tell(subject, status)
         return None

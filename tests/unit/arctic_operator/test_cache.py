@@ -165,3 +165,27 @@ def test_what_objects_have_in_common_is_kept_once():
     assert one == other == {"phase": "Running", "conditions": [{"type": "Ready", "message": "m" * 99}]}
     assert one["phase"] is other["phase"]
     assert one["conditions"][0]["type"] is other["conditions"][0]["type"]
+
+
+def service(version, name="chat", uid="s1", **model):
+    metadata = {"namespace": "team", "name": name, "uid": uid, "resourceVersion": version}
+    return {"kind": "ArcticInference", "metadata": metadata, "spec": {"model": model}}
+
+
+def test_who_names_a_trainings_weights_is_known_through_edits_and_deletions():
+    cache = Cache()
+    cache.put(service("1", training="tiny"))
+    cache.put(custom() | {"spec": {"model": {"from": {"training": "tiny"}}}})
+    cache.put(custom("u2", name="other") | {"spec": {"model": {"from": {"uri": "file:///x"}}}})
+    chat = Key("ArcticInference", "team", "chat")
+    assert set(cache.users(KEY)) == {chat, KEY}
+    cache.put(service("2", training="other"))
+    assert list(cache.users(KEY)) == [KEY]
+    assert list(cache.users(Key("ArcticTraining", "team", "other"))) == [chat]
+    cache.put(service("4", uid="s2", training="tiny"))
+    cache.remove(service("3", training="other"))  # of the one before it, late
+    assert set(cache.users(KEY)) == {chat, KEY}
+    assert list(cache.users(Key("ArcticTraining", "team", "other"))) == []
+    cache.remove(service("5", uid="s2"))
+    cache.remove(custom())
+    assert list(cache.users(KEY)) == []

@@ -46,7 +46,7 @@ async def test_an_export_is_evaluated_once_it_is_there(operator, restarts):
     assert operator.status(key)["state"] == "WaitingForTraining"
     assert operator.server.of("Job") == []
     operator.set_status(training, export={"uri": EXPORT})
-    assert key in set(operator.reconciler.observer.waiting_for(training))
+    assert key in set(operator.cache.users(training))
     await operator.reconcile(key)
     (job,) = operator.server.of("Job")
     assert job["metadata"]["ownerReferences"][0]["uid"] == "uid-judged"
