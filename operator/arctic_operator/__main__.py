@@ -110,7 +110,7 @@ class Operator:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         self._health.ready = True
-        await self._lease.lead(self._reconciler.run)
+        await self._lease.lead(lambda: self._reconciler.run(again=self._lease.again))
 
     async def _serves(self, *kinds: str) -> bool:
         """Return whether the API server serves kinds, once it answers. kopf looks for them once, at its start."""

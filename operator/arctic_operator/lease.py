@@ -6,6 +6,7 @@ import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 
 from arctic_api.common import parse_duration
@@ -35,12 +36,17 @@ class Lease:
         self._renewed = 0.0
         self.leading = False
         """Whether the work is running that needs the Lease."""
+        self._reign: tuple[Any, ...] | None = None
+        self.again = False
+        """Whether nobody else has led since this process did: a busy machine may lose the Lease to nobody."""
 
     async def lead(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run `work` whenever, and only while, the Lease is held; for ever. What `work` raises ends it."""
         while True:
             await self._acquire()
-            log.info("leading")
+            reign = self._current_reign()
+            self.again, self._reign = reign == self._reign, reign
+            log.info("leading%s", ", as before" if self.again else "")
             self._tell(leading=True)
             await self._term(asyncio.ensure_future(work()))
             self._tell(leading=False)
@@ -55,6 +61,11 @@ class Lease:
         while not held:
             await asyncio.sleep(self._renew)
             held = await self._try()
+
+    def _current_reign(self) -> tuple[Any, ...]:
+        """Return what another leader, or another Lease of the name, would change."""
+        assert self._held is not None
+        return self._held["metadata"].get("uid"), self._held["spec"].get("leaseTransitions")
 
     async def _term(self, work: asyncio.Future[None]) -> None:
         """End the work before another operator may believe that the Lease has run out."""
@@ -81,7 +92,7 @@ class Lease:
         given = {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": micro_time(datetime.now(UTC))}
         with suppress(ApiError):
             # As it is now: the last renewal may have been written, and its answer lost.
-            known = await self._cluster.get("Lease", self._namespace, self._name)
+            known = await self._known()
             if known and known.get("spec", {}).get("holderIdentity") == self._identity:
                 await self._cluster.replace(known | {"spec": known["spec"] | given})
 
@@ -89,7 +100,7 @@ class Lease:
         """Take or renew the Lease; False if another holds it or writes to it, or no API server answers."""
         started = _now()
         try:
-            held = await self._write(await self._cluster.get("Lease", self._namespace, self._name))
+            held = await self._renew_held() or await self._write(await self._known())
         except ApiError as error:
             log.debug("Lease not written: %s", error)
             return False
@@ -97,6 +108,20 @@ class Lease:
         if held is not None:
             self._renewed = started
         return held is not None
+
+    async def _known(self) -> Manifest | None:
+        return await self._cluster.get("Lease", self._namespace, self._name)
+
+    async def _renew_held(self) -> Manifest | None:
+        """Renew what was written last, which asks a busy API server once; None if somebody has written to it since."""
+        if self._held is None:
+            return None
+        try:
+            return await self._write(self._held)
+        except ApiError as error:
+            if error.code not in (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND):
+                raise
+            return None
 
     async def _write(self, known: Manifest | None) -> Manifest | None:
         now, owners = micro_time(datetime.now(UTC)), await self._install.owners(self._namespace)

@@ -182,12 +182,17 @@ class Reconciler:
         """Return how many requests wait in a service's gateway; None where it is not asked, or does not answer."""
         return self._gateways.waiting(key)
 
-    async def run(self) -> None:
-        """Reconcile until cancelled, all objects first: what happened before is not known."""
+    async def run(self, *, again: bool = False) -> None:
+        """Reconcile until cancelled, all objects first: what happened before is not known.
+
+        But `again`, where nobody else has reconciled meanwhile, what was read of the API server is as good as it was:
+        to read it anew of all objects would keep it busy for minutes, and lose the Lease once more.
+        """
         for key, memory in list(self._memory.items()):
             if not (known := self._cache.custom(key)) or known["metadata"]["uid"] != memory.uid:
                 self._forget(key, memory)  # it went while another operator led
-        self._memory.clear()
+        looked = {key: _Memory(memory.uid, memory.looked) for key, memory in self._memory.items()} if again else {}
+        self._memory = looked
         self._beginning.clear()
         self._followers = Followers(self._on_live_change)
         self._gateways = Gateways(self._queue.add)

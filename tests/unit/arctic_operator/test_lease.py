@@ -172,3 +172,64 @@ async def test_a_lease_is_given_back_though_the_answer_to_its_last_renewal_got_l
     lease._held = server.lease
     await lease.release()
     assert server.lease["spec"]["holderIdentity"] == "other"
+
+
+async def test_a_leader_knows_whether_anybody_has_led_since_it_did(build, monkeypatch):
+    """A machine that is too busy to renew loses the Lease, to another or to nobody."""
+    late = 0.0
+    monkeypatch.setattr(module, "_now", lambda: asyncio.get_running_loop().time() + late)
+    settings = build.settings.model_copy(update={"lease_duration": "1h", "lease_renew": "0.02s"})
+    server, terms = Kept(), []
+
+    def lead(name):
+        one = settings.model_copy(update={"pod_name": name})
+        lease = Lease(server, one, Install(server, one))
+
+        async def work():
+            terms.append((name, lease.again))
+            await asyncio.Event().wait()
+
+        return asyncio.create_task(lease.lead(work))
+
+    async def until(count):
+        while len(terms) < count:  # noqa: ASYNC110 - appended by the work
+            await asyncio.sleep(0.01)
+
+    first = lead("first")
+    async with asyncio.timeout(60):
+        await until(1)
+        late += 3000  # it has not been renewed for so long
+        await until(2)
+        held, renewed = copy.deepcopy(server.lease), server.lease["spec"]["leaseTransitions"]
+        server.lease = held | {"spec": held["spec"] | {"holderIdentity": "", "leaseTransitions": renewed + 1}}
+        server.conflicts = 1
+        late += 3000  # another has led, and given it back
+        await until(3)
+    first.cancel()
+    await asyncio.wait([first])
+    assert terms == [("first", False), ("first", True), ("first", False)]
+
+
+async def test_a_lease_that_somebody_deletes_is_made_again_by_its_holder(build):
+    settings = build.settings.model_copy(update={"lease_duration": "1h", "lease_renew": "0.02s"})
+
+    class Deleted(Kept):
+        async def replace(self, manifest):
+            if self.lease is None:
+                raise ApiError(404, "NotFound", "there is no such lease")
+            return await super().replace(manifest)
+
+        async def create(self, manifest):
+            self.lease, self.written = copy.deepcopy(manifest), self.written + 1
+            return manifest
+
+    server = Deleted()
+    lease = Lease(server, settings, Install(server, settings))
+    leading = asyncio.create_task(lease.lead(asyncio.Event().wait))
+    async with asyncio.timeout(20):
+        await server.after(writes=2)
+        server.lease = None
+        await server.after(writes=3)
+    assert server.lease["spec"]["holderIdentity"] == settings.pod_name
+    leading.cancel()
+    await asyncio.wait([leading])

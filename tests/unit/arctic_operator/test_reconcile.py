@@ -170,6 +170,38 @@ async def test_of_many_objects_those_visited_last_are_kept_as_their_types(operat
     assert observer.subject(keys[1]) is not two
 
 
+async def test_an_operator_that_lost_the_lease_to_nobody_reads_nothing_anew(operator, monkeypatch):
+    key = operator.add("ArcticTraining")
+    await operator.reconcile(key)
+    visited, looked = asyncio.Event(), []
+    visit, look = operator.reconciler._visit, operator.reconciler.observer.look
+
+    async def visiting(*arguments):
+        try:
+            return await visit(*arguments)
+        finally:
+            visited.set()
+
+    async def looking(key):
+        looked.append(key)
+        await look(key)
+
+    async def lead(*, again):
+        visited.clear()
+        leading = asyncio.create_task(operator.reconciler.run(again=again))
+        async with asyncio.timeout(60):
+            await visited.wait()
+        leading.cancel()
+        await asyncio.wait([leading])
+
+    monkeypatch.setattr(operator.reconciler, "_visit", visiting)
+    monkeypatch.setattr(operator.reconciler.observer, "look", looking)
+    await lead(again=True)
+    assert looked == []
+    await lead(again=False)
+    assert looked == [key]
+
+
 async def test_worlds_share_what_is_known_of_nodes_until_one_changes(operator_with, build):
     operator = operator_with(build.settings.model_copy(update={"read_nodes": True}))
     key = operator.add("ArcticTraining")
