@@ -87,8 +87,9 @@ BEGIN_SECONDS = 12.0
 """Longest time that an object's first status waits while worlds of others are to be started."""
 SEE_TO_EVERY = 5.0
 """Seconds between two looks at what is not watched while pods wait for it."""
-ASKED_AT_ONCE = 8
-"""Children of one object that are asked about at once: each of hundreds that a quota refuses has events of its own."""
+ASK_RATE = 8.0
+"""Children a second of which it is asked why they have no pods: the API server goes through all events for each, and
+where thousands begin at once their pods are late because it is busy."""
 PROGRESS_EVERY = 10.0
 """Least seconds between two writes of one object's progress."""
 PROGRESS_RATE = 20.0
@@ -151,6 +152,8 @@ class _Memory:
     shapes: dict[str, object] = field(default_factory=dict)
     refusals: dict[str, str] | None = None
     """Why children have too few pods, by their names; None before that was asked."""
+    asked: dict[str, float] = field(default_factory=dict)
+    """When that was asked of each of them."""
     seen: TrainingSeen | InferenceSeen | None = None
     """What the last plan was made on."""
     fault: Fault | None = None
@@ -174,7 +177,7 @@ class Reconciler:
         self._gateways = Gateways(queue.add)
         self._commands = Commands(self._followers, queue.add)
         self._memory: dict[Key, _Memory] = {}
-        self._bucket = Bucket(PROGRESS_RATE)
+        self._bucket, self._asks = Bucket(PROGRESS_RATE), Bucket(ASK_RATE)
         self._beginning: set[Key] = set()
         """Objects whose world is being started, which their status does not say yet."""
 
@@ -449,23 +452,25 @@ class Reconciler:
 
     async def _ask(self, key: Key, plan: Plan, memory: _Memory) -> None:
         """Read why children have too few pods; what is news is planned with at once."""
-        places = asyncio.Semaphore(ASKED_AT_ONCE)
-
-        async def ask(child: Job | GroupSet) -> str:
-            async with places:
-                return await self._refusal(key.namespace, child)
-
+        longest_ago = sorted(plan.short, key=lambda child: memory.asked.get(child.name, NEVER))
+        short = [child for child in longest_ago if self._asks.take()]  # the others when it is looked again
+        memory.asked = {child.name: memory.asked.get(child.name, NEVER) for child in plan.short}
+        memory.asked |= {child.name: time.monotonic() for child in short}
+        if not short and plan.short:
+            return
         errors: tuple[Exception, ...] = ()
         try:
             async with asyncio.TaskGroup() as asking:
-                told = {child.name: asking.create_task(ask(child)) for child in plan.short}
+                told = {child.name: asking.create_task(self._refusal(key.namespace, child)) for child in short}
         except* ApiError as group:
             errors = group.exceptions
         if errors:
             log.warning("%s %s/%s: why pods are missing can't be read: %s", *key, errors[0])
             return
-        refusals = {name: sentence for name, answer in told.items() if (sentence := answer.result())}
-        before, memory.refusals = memory.refusals or {}, refusals
+        before = memory.refusals or {}
+        known = {child.name: before.get(child.name, "") for child in plan.short}
+        news = known | {name: answer.result() for name, answer in told.items()}
+        refusals = memory.refusals = {name: sentence for name, sentence in news.items() if sentence}
         if refusals != before:
             self._queue.add(key)
 

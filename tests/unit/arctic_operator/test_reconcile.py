@@ -470,32 +470,32 @@ async def test_why_pods_are_refused_is_told_until_they_are_there(operator, kind,
     assert operator.condition(key, "Degraded")["status"] == "False"
 
 
-async def test_many_groups_that_are_refused_are_asked_about_side_by_side_and_not_all_at_once(operator, monkeypatch):
-    key = operator.add("ArcticInference", replicas=3 * reconcile.ASKED_AT_ONCE)
+async def test_of_many_children_without_pods_few_are_asked_about_in_a_second_and_each_in_the_end(operator, monkeypatch):
+    rate, now = int(reconcile.ASK_RATE), 0.0
+    operator.reconciler._asks = Bucket(rate, lambda: now)
+    key = operator.add("ArcticInference", replicas=3 * rate)
     await operator.reconcile(key)
     groups = operator.server.of("StatefulSet")
     for group in groups:
         operator.server.tell(group["metadata"]["uid"], "FailedCreate", "2026-01-01T00:00:00Z", "exceeded quota: gpus")
-    under_way, most, answer = 0, 0, operator.server.refusal
+    asked, answer = [], operator.server.refusal
 
-    async def refusal(*asked):
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        await asyncio.sleep(0)
-        under_way -= 1
-        return await answer(*asked)
+    async def refusal(namespace, uid):
+        asked.append(uid)
+        return await answer(namespace, uid)
 
     monkeypatch.setattr(operator.server, "refusal", refusal)
-    for _ in range(2):
-        await operator.reconcile(key)
-    assert most == reconcile.ASKED_AT_ONCE
+    for second in range(3):
+        now = float(second)
+        for _ in range(3):
+            await operator.reconcile(key)
+        assert len(asked) == rate * (second + 1)
     told = operator.reconciler._memory[key].refusals
     assert set(told) == {group["metadata"]["name"] for group in groups}
 
 
 async def test_an_api_server_that_does_not_answer_about_one_group_is_not_asked_about_hundreds(operator, monkeypatch):
-    key = operator.add("ArcticInference", replicas=3 * reconcile.ASKED_AT_ONCE)
+    key = operator.add("ArcticInference", replicas=3 * int(reconcile.ASK_RATE))
     await operator.reconcile(key)
     asked = []
 
@@ -508,7 +508,7 @@ async def test_an_api_server_that_does_not_answer_about_one_group_is_not_asked_a
     await operator.reconcile(key)
     for _ in range(100):
         await asyncio.sleep(0)
-    assert 0 < len(asked) <= 2 * reconcile.ASKED_AT_ONCE
+    assert 0 < len(asked) <= reconcile.ASK_RATE
 
 
 def told_events(operator):
