@@ -188,14 +188,16 @@ class Reconciler:
     async def run(self, *, again: bool = False) -> None:
         """Reconcile until cancelled, all objects first: what happened before is not known.
 
-        But `again`, where nobody else has reconciled meanwhile, what was read of the API server is as good as it was:
-        to read it anew of all objects would keep it busy for minutes, and lose the Lease once more.
+        But `again`, where nobody else has reconciled meanwhile, what was read of the API server is as good as it was,
+        and news has waited: to read all objects anew would keep it busy for minutes, and lose the Lease once more.
         """
         for key, memory in list(self._memory.items()):
             if not (known := self._cache.custom(key)) or known["metadata"]["uid"] != memory.uid:
                 self._forget(key, memory)  # it went while another operator led
-        looked = {key: _Memory(memory.uid, memory.looked) for key, memory in self._memory.items()} if again else {}
-        self._memory = looked
+        kept = self._memory if again else {}
+        self._memory = {
+            key: _Memory(each.uid, each.looked, held=each.held, attempt=each.attempt) for key, each in kept.items()
+        }
         self._beginning.clear()
         self._followers = Followers(self._on_live_change)
         self._gateways = Gateways(self._queue.add)
