@@ -453,14 +453,20 @@ async def test_a_damaged_authority_is_told_in_the_status_with_its_secrets_name(o
     assert operator.server.of("Job") == []
 
 
-@pytest.mark.parametrize(("kind", "child"), [("ArcticTraining", "Job"), ("ArcticInference", "StatefulSet")])
-async def test_why_pods_are_refused_is_told_until_they_are_there(operator, kind, child):
+async def add_refused(operator, kind, child):
+    """Make an object of whose only child a quota refuses the pods, and tell so; return its key, and that child."""
     key = operator.add(kind)
     await operator.reconcile(key)
     (made,) = operator.server.of(child)
     operator.server.tell(made["metadata"]["uid"], "FailedCreate", "2026-01-01T00:00:00Z", "exceeded quota: gpus")
     for _ in range(2):
         await operator.reconcile(key)
+    return key, made
+
+
+@pytest.mark.parametrize(("kind", "child"), [("ArcticTraining", "Job"), ("ArcticInference", "StatefulSet")])
+async def test_why_pods_are_refused_is_told_until_they_are_there(operator, kind, child):
+    key, made = await add_refused(operator, kind, child)
     degraded = operator.condition(key, "Degraded")
     assert (degraded["status"], degraded["reason"]) == ("True", "PodsNotCreated")
     assert f"{made['metadata']['name']} can't make its pods: exceeded quota: gpus" in degraded["message"]
@@ -518,12 +524,7 @@ def told_events(operator):
 
 @pytest.mark.parametrize(("kind", "child"), [("ArcticTraining", "Job"), ("ArcticInference", "StatefulSet")])
 async def test_an_operator_that_begins_anew_takes_no_refusal_for_over(operator, kind, child):
-    key = operator.add(kind)
-    await operator.reconcile(key)
-    (made,) = operator.server.of(child)
-    operator.server.tell(made["metadata"]["uid"], "FailedCreate", "2026-01-01T00:00:00Z", "exceeded quota: gpus")
-    for _ in range(2):
-        await operator.reconcile(key)
+    key, _ = await add_refused(operator, kind, child)
     assert operator.condition(key, "Degraded")["reason"] == "PodsNotCreated"
     operator.restart()
     for _ in range(2):

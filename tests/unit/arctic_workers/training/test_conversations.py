@@ -118,14 +118,19 @@ def test_whole_conversations_are_packed_and_counted(sizes: list[int], length: in
     assert learnt == [100 * i + j for i, size in enumerate(sizes) for j in range(1, min(size, length + 1))]
 
 
-def test_the_loss_on_prompts_is_exactly_absent(stream: Conversations) -> None:
-    """What a run learns from is the answers alone: prompts and padding add neither a loss nor a gradient."""
+def small_module(layers: int) -> LossModule:
     config = ArcticConfig.preset("arctic-tiny").replace(
-        vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=1
+        vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=layers
     )
     model = ArcticModel(config)
     init_weights(model, 1)
-    module = LossModule(model)
+    return LossModule(model)
+
+
+def test_the_loss_on_prompts_is_exactly_absent(stream: Conversations) -> None:
+    """What a run learns from is the answers alone: prompts and padding add neither a loss nor a gradient."""
+    module = small_module(layers=1)
+    model = module.arctic
     outputs: list[torch.Tensor] = []
 
     def keep(_: torch.nn.Module, __: object, output: torch.Tensor) -> None:
@@ -151,12 +156,7 @@ def test_the_loss_on_prompts_is_exactly_absent(stream: Conversations) -> None:
 
 def test_routers_are_not_judged_by_padding(stream: Conversations) -> None:
     """Its tokens are alike and so have the same experts, which they would all have balance each other."""
-    config = ArcticConfig.preset("arctic-tiny").replace(
-        vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=2
-    )
-    model = ArcticModel(config)
-    init_weights(model, 1)
-    module = LossModule(model)
+    module = small_module(layers=2)
     tally = tallies.Tally(module, [], torch.device("cpu"))
     found = []
     for length in (100, 200):
