@@ -11,9 +11,11 @@ from typing import Any
 
 import kopf
 import uvloop
+from kubernetes.aio import client
 
 from arctic_api import tracing, training
 from arctic_api.log_format import configure
+from arctic_operator.aside import Aside, run_in
 from arctic_operator.cache import CUSTOM_KINDS, Cache, Key, key_of, owner_of
 from arctic_operator.cluster import NO_LEADER_WORKER_SETS, ApiError, Cluster, connect
 from arctic_operator.handlers import build_registry, kopf_settings
@@ -49,13 +51,15 @@ STACK_BYTES = 96 * 2**20
 class Operator:
     """The parts of one operator process."""
 
-    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+    def __init__(self, cluster: Cluster, apart: client.ApiClient, settings: Settings) -> None:
+        """`apart` is for the Lease, which is renewed in a thread of its own."""
         self._cluster, self._settings = cluster, settings
         self._cache, self._queue = Cache(), WorkQueue[Key]()
         self._reconciler = Reconciler(cluster, self._cache, self._queue, settings)
         install = Install(cluster, settings)
         self._heartbeat = Heartbeat(cluster, settings, install)
-        self._lease = Lease(cluster, settings, install)
+        self._apart, leases = apart, Cluster(apart)
+        self._lease = Lease(leases, settings, Install(leases, settings))
         self._most_watchers = 0
         inventory = Inventory(self._cache, lambda: self._lease.leading, self._reconciler.waiting)
         self._health = Health(self._heartbeat, self._missing_watchers, inventory, settings.metrics_port)
@@ -100,7 +104,6 @@ class Operator:
             for part in parts[1:]:
                 part.cancel()
             await asyncio.gather(*parts[1:], return_exceptions=True)
-            await self._lease.release()
             await asyncio.wait(parts[:1], timeout=STOP_SECONDS)
             await self._health.stop()
 
@@ -110,7 +113,17 @@ class Operator:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         self._health.ready = True
-        await self._lease.lead(lambda: self._reconciler.run(again=self._lease.again))
+        here = asyncio.get_running_loop()
+        async with Aside("lease") as aside:
+            await aside.run(partial(self._be_elected, here))
+
+    async def _be_elected(self, here: asyncio.AbstractEventLoop) -> None:
+        """Reconcile in the loop `here` whenever this operator leads; in the Lease's own thread."""
+        async with self._apart:
+            try:
+                await self._lease.lead(lambda: run_in(here, lambda: self._reconciler.run(again=self._lease.again)))
+            finally:
+                await self._lease.release()
 
     async def _serves(self, *kinds: str) -> bool:
         """Return whether the API server serves kinds, once it answers. kopf looks for them once, at its start."""
@@ -212,7 +225,7 @@ def allow_deep_objects() -> None:
 
 async def _main(settings: Settings) -> None:
     async with await connect() as api:
-        await Operator(Cluster(api), settings).run()
+        await Operator(Cluster(api), await connect(), settings).run()
 
 
 def main() -> int:
