@@ -78,6 +78,8 @@ PRESET_KEY_VALUE_HEADS = {"arctic": 8, "arctic-466m": 4, "arctic-small": 4, "arc
 """Key-value heads of a preset, which divide its attention heads."""
 PRESET_POSITIONS = {"arctic": 4096, "arctic-466m": 4096, "arctic-small": 2048, "arctic-tiny": 1024}
 """Longest sequence that a preset takes."""
+FP8_MULTIPLE = 16
+"""What divides each side of a matrix that is multiplied in FP8: the bytes of one load of the units that do it."""
 MAX_WORLD_BYTES = 112 * 1024
 """Of the 128 KiB that Linux takes in one variable; the rest is for what a world says besides."""
 DNS_LABEL = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -248,6 +250,16 @@ def _experts_fit(experts: object, spec: ArcticTrainingSpec) -> bool:
 
 def _heads_fit(heads: object, spec: ArcticTrainingSpec) -> bool:
     return not isinstance(heads, int) or heads % spec.parallelism.sequence_parallel == 0
+
+
+def _uneven_for_fp8(spec: ArcticTrainingSpec) -> list[str]:
+    """Return the sizes in `model.config` of matrices that FP8 does not take."""
+    config = spec.model.config or {}
+    hidden, heads, pairs = (config.get(key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    sizes = {key: config.get(key) for key in ("hidden_size", "intermediate_size")}
+    if isinstance(hidden, int) and isinstance(heads, int) and isinstance(pairs, int) and heads > 0:
+        sizes["num_key_value_heads x hidden_size / num_attention_heads"] = hidden // heads * pairs
+    return [f"{what} is {size}" for what, size in sizes.items() if isinstance(size, int) and size % FP8_MULTIPLE]
 
 
 def _long_stages(spec: ArcticTrainingSpec) -> list[str]:
@@ -519,6 +531,25 @@ TRAINING_RULES = (
         lambda spec: _heads_fit((spec.model.config or {}).get("num_key_value_heads"), spec),
         "around attention ranks share out heads: write a divisor of num_key_value_heads in model.config",
         ".parallelism.sequenceParallel",
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        "self.precision != 'fp8' || !has(self.model.adapter)",
+        lambda spec: spec.precision != "fp8" or spec.model.adapter is None,
+        "an adapter is trained upon weights as they are, not rounded: write bf16",
+        ".precision",
+    ),
+    Rule(
+        ArcticTrainingSpec,
+        Judge.OPERATOR,
+        lambda spec: spec.precision != "fp8" or not _uneven_for_fp8(spec),
+        f"FP8 multiplies matrices whose sides are multiples of {FP8_MULTIPLE}: write bf16, or such sizes in "
+        "model.config",
+        ".precision",
+        detail=lambda spec: (
+            f"{', '.join(_uneven_for_fp8(spec))}, and FP8 multiplies matrices whose sides are multiples of "
+            f"{FP8_MULTIPLE}: write bf16, or such sizes in model.config"
+        ),
     ),
     Rule(
         TrainingModel,

@@ -41,6 +41,7 @@ SHORT_NAME = "atr"
 Preset = Literal["arctic", "arctic-466m", "arctic-small", "arctic-tiny"]
 Category = Literal["general", "code", "sql", "math", "instruction"]
 Suite = Literal["humaneval", "humaneval-plus", "mbpp-plus", "spider", "ifeval", "gsm8k", "perplexity"]
+Precision = Literal["bf16", "fp8"]
 OWN_SUITES = frozenset({"perplexity"})
 """Suites that a training runs itself; the others are run beside it."""
 
@@ -407,6 +408,13 @@ class ArcticTrainingSpec(Resource):
     """Tokens a step."""
     parallelism: TrainingParallelism = TrainingParallelism()
     """How the model is laid over the world."""
+    precision: Precision = "bf16"
+    """Numbers in which the experts, attention's projections and the dense MLPs are multiplied, forward and backward.
+
+    `bf16`: as the rest of the model, which is bf16 on GPUs and fp32 on CPUs. `fp8`: e4m3 with a scale a row, on GPUs of
+    compute capability 8.9 or later; CPUs round alike and multiply in fp32, to try it. Weights, optimizer, checkpoints
+    and exports are the same at either.
+    """
     checkpoint: Checkpoint
     """Where and when the state is saved."""
     restart: Restart = Restart()

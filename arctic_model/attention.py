@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arctic_model.config import ArcticConfig
-from arctic_model.layers import Rotation, rotate
+from arctic_model.devices import on_device
+from arctic_model.layers import Rotation, rotate_both
 
 
 class Attend(Protocol):
@@ -69,7 +70,7 @@ class DocumentAttend:
 
     Documents are cut apart and attended to one by one, so that no mask is made for them and nothing is computed between
     them; short ones that follow each other are taken together, under a mask of at most `TOGETHER` squared. On a GPU
-    each part is one call of a fused kernel, and their sizes are known on the host: nothing waits for the device.
+    one call of a kernel that is told where they begin takes all of them. Nothing waits for the device.
 
     Args:
         starts: where documents begin, by sequence: the first at 0, in order.
@@ -80,12 +81,17 @@ class DocumentAttend:
     def __init__(self, starts: Sequence[Sequence[int]], length: int, window: int | None = None, sinks: int = 0) -> None:
         self._causal = CausalAttend(window, sinks)
         self._window, self._sinks = window, sinks
-        self._parts = list(_together(_document_lengths(starts, length), self._fits_whole))
+        self._sizes = _document_lengths(starts, length)
+        self._parts = list(_together(self._sizes, self._fits_whole))
         self._alone = all(len(row) == 1 for row in starts)
         self._masks: dict[tuple[int, ...], Tensor] = {}
+        self._begins: Tensor | None = None
 
     def __call__(self, layer: int, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> Tensor:
         """See `Attend`."""
+        whole = self._alone and all(map(self._fits_whole, self._sizes))
+        if not whole and not self._sinks and flash_takes(q_BTNH):
+            return self._flash(q_BTNH, k_BTGH, v_BTGH)
         if self._alone:
             return self._causal(layer, q_BTNH, k_BTGH, v_BTGH)
         sizes = [sum(part) for part in self._parts]
@@ -93,6 +99,12 @@ class DocumentAttend:
         cut = zip(*(torch.split(row, sizes, 1) for row in rows), strict=True)
         pieces = [self._attend(layer, part, *tensors) for part, tensors in zip(self._parts, cut, strict=True)]
         return torch.cat(pieces, 1).view_as(q_BTNH)
+
+    def _flash(self, q_BTNH: Tensor, k_BTGH: Tensor, v_BTGH: Tensor) -> Tensor:
+        if self._begins is None:
+            self._begins = on_device(torch.tensor([0, *accumulate(self._sizes)], dtype=torch.int32), q_BTNH.device)
+        q_SNH, k_SGH, v_SGH = (x.flatten(0, 1) for x in (q_BTNH, k_BTGH, v_BTGH))
+        return flash_attention(q_SNH, k_SGH, v_SGH, self._begins, max(self._sizes), self._window).view_as(q_BTNH)
 
     def _fits_whole(self, size: int) -> bool:
         return self._window is None or size <= self._window
@@ -168,6 +180,37 @@ def grouped_attention(q_BTNH: Tensor, k_BLGH: Tensor, v_BLGH: Tensor, visible: T
     return out_BNTH.transpose(1, 2)
 
 
+def flash_takes(q_BTNH: Tensor) -> bool:
+    """Whether `flash_attention` takes such queries: on a GPU, of 16 bits and a head size that is a multiple of 8."""
+    return q_BTNH.device.type == "cuda" and q_BTNH.dtype.itemsize == 2 and q_BTNH.shape[-1] % 8 == 0
+
+
+def flash_attention(
+    q_SNH: Tensor, k_SGH: Tensor, v_SGH: Tensor, begins: Tensor, longest: int, window: int | None = None
+) -> Tensor:
+    """Causal attention within documents that lie one after the other, by FlashAttention-2 (Dao 2023, arXiv 2307.08691).
+
+    Torch's own operator below `varlen_attn`, whose signature differs between the versions of torch: the kernel shares
+    heads of keys and values by itself.
+
+    Args:
+        q_SNH: queries of all documents; returned are as many outputs.
+        k_SGH, v_SGH: keys and values; G divides N.
+        begins: where each document begins, and the last one ends: int32, on the device.
+        longest: tokens of the longest document.
+        window: the latest keys that a query sees, its own among them; by default all.
+    """
+    out_SNH: Tensor = torch.ops.aten._flash_attention_forward(
+        *(q_SNH, k_SGH, v_SGH, begins, begins, longest, longest),
+        dropout_p=0.0,
+        is_causal=True,
+        return_debug_mask=False,
+        window_size_left=None if window is None else window - 1,
+        window_size_right=None if window is None else 0,
+    )[0]
+    return out_SNH
+
+
 class Attention(nn.Module):
     """Projections around an `Attend`, without biases."""
 
@@ -187,9 +230,10 @@ class Attention(nn.Module):
 
     def enter(self, x_BTD: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [B, T, N, H], keys and values [B, T, G, H], as an `Attend` takes them."""
-        q_BTNH = rotate(self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim)), rotation)
-        k_BTGH = rotate(self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim)), rotation)
-        return q_BTNH, k_BTGH, self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        q_BTNH, k_BTGH, v_BTGH = (
+            proj(x_BTD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return *rotate_both(q_BTNH, k_BTGH, *rotation), v_BTGH
 
     def leave(self, out_BTNH: Tensor) -> Tensor:
         """Return [B, T, D] of what an `Attend` has returned."""

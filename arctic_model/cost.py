@@ -9,8 +9,9 @@ from math import prod
 from arctic_model.config import ArcticConfig
 from arctic_model.names import tensor_shapes
 
-_PIECE = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Logits that the loss makes at once: on CPUs few enough to stay in the last cache, on GPUs enough to fill them."""
+_PIECE = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Logits that the loss makes at once: on CPUs few enough to stay in the last cache, on GPUs so many that the output
+matrix's gradient is read and written a few times only."""
 _FEWEST = 128
 """Tokens of such a piece, at least: for each the gradient of the whole output matrix is read and written."""
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -113,6 +114,17 @@ def recomputed_flops_per_token(config: ArcticConfig, sequence_length: int) -> in
         experts = config.has_experts(layer)
         multiplications += attention + (2 * hidden**2 + 2 * chosen * hidden * inner if experts else 2 * hidden * inner)
     return 2 * multiplications
+
+
+def fp8_flops_per_token(config: ArcticConfig, *, recomputed: bool) -> int:
+    """FLOPs of a token that `precision: fp8` trains in FP8, with what activation checkpointing does again of them.
+
+    Those of all matrices of layers but for their routers.
+    """
+    matrices = sum(layer_multiplications(config, layer) for layer in range(config.num_hidden_layers))
+    routers = config.expert_layers * config.hidden_size * config.num_local_experts
+    again = recomputed_flops_per_token(config, sequence_length=0) if recomputed else 0  # without attention's pairs
+    return 6 * (matrices - routers) + again
 
 
 def tokens_of_a_piece(tokens: int, vocabulary: int, device: str) -> int:

@@ -3,17 +3,23 @@
 from enum import Enum
 from typing import cast
 
+import torch
 from torch import Tensor
+
+CPU = torch.device("cpu")
 
 
 class Wait(Enum):
     """What the host needs from the device in the middle of the work, and why it can't do without."""
 
-    EXPERT_ROWS = "how many rows each expert has: the shapes of its matmuls"
+    EXPERT_ROWS = "how many rows each expert has: the shapes of its matmuls, where these are in a loop"
     EXCHANGED_ROWS = "how many rows go to and come from each rank: an exchange is told so before it starts"
     STEP = "once a step, loss and wishes of all ranks: whether the training goes on"
     LOOK = "at most once a second, sums of all ranks since the last look: losses by source, how routers fare"
     HELD_OUT = "once a category and look, the held-out loss"
+    TOKENS = "once a step of an engine, the chosen tokens: what the next step computes, and what clients are told"
+    PROMPT = "logprobs of a prompt's own tokens, where a request asks for them: some rows of logits at a time"
+    STATES = "once a step of a pipeline's rank, its hidden states: the next rank is in another pod, behind a socket"
 
 
 def on_host(values: Tensor, wait: Wait) -> list[float]:  # noqa: ARG001 - names why it has to be
@@ -24,3 +30,24 @@ def on_host(values: Tensor, wait: Wait) -> list[float]:  # noqa: ARG001 - names 
 def counts_on_host(counts: Tensor, wait: Wait) -> list[int]:
     """The same for whole numbers."""
     return [int(count) for count in on_host(counts, wait)]
+
+
+def tensor_on_host(values: Tensor, wait: Wait) -> Tensor:  # noqa: ARG001 - names why it has to be
+    """The same for a tensor that stays one."""
+    return values.cpu()
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device; the host goes on at once.
+
+    A copy from memory that can be paged out would wait for all that the device was given to do before.
+    """
+    if device.type == "cpu":
+        return values
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return pinned.copy_(values).to(device, non_blocking=True)
+
+
+def first_device() -> torch.device:
+    """Return what this process computes on: its first GPU, of those that it sees, or the CPU where there is none."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else CPU

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arctic_model.config import ArcticConfig, RopeScaling
+from arctic_model.regions import region
 
 
 class RMSNorm(nn.Module):
@@ -29,9 +30,14 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return a tensor of the same shape and dtype."""
-        wide = x_BTD.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (wide * scale).to(x_BTD.dtype)
+        return _normed(x_BTD, self.weight, self.eps)
+
+
+@region
+def _normed(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    wide = x_BTD.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight_D * (wide * scale).to(x_BTD.dtype)
 
 
 class MLP(nn.Module):
@@ -45,8 +51,14 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return a tensor of the same shape."""
-        out: Tensor = self.w2(functional.silu(self.w1(x_BTD)) * self.w3(x_BTD))
+        out: Tensor = self.w2(gated(self.w1(x_BTD), self.w3(x_BTD)))
         return out
+
+
+@region
+def gated(gate_SF: Tensor, up_SF: Tensor) -> Tensor:
+    """Return what w2 of a gated MLP takes, of what w1 and w3 gave; all of one shape."""
+    return functional.silu(gate_SF) * up_SF
 
 
 class Rotation(NamedTuple):
@@ -65,6 +77,7 @@ class RotaryPositions:
     def __init__(self, config: ArcticConfig) -> None:
         self._config = config
         self.frequencies_H2 = rotary_frequencies(config, length=config.max_position_embeddings)
+        self._on_device: dict[torch.device, Tensor] = {}
         scaling = config.rope
         self._dynamic = scaling is not None and scaling.type == "dynamic"
         self.magnitude = _yarn_magnitude(scaling) if scaling is not None and scaling.type == "yarn" else 1.0
@@ -77,7 +90,14 @@ class RotaryPositions:
         frequencies_H2 = self.frequencies_H2
         if self._dynamic and positions_BT.numel():
             frequencies_H2 = rotary_frequencies(self._config, length=int(positions_BT.max()) + 1)
+        elif positions_BT.device.type != "cpu":  # sent once: while a host sends, it waits for what the device has to do
+            frequencies_H2 = self._on(positions_BT.device)
         return rotation_of(positions_BT, frequencies_H2, self.magnitude)
+
+    def _on(self, device: torch.device) -> Tensor:
+        if device not in self._on_device:
+            self._on_device[device] = self.frequencies_H2.to(device, torch.float64)
+        return self._on_device[device]
 
 
 def rotation_of(positions_BT: Tensor, frequencies_H2: Tensor, magnitude: float = 1.0) -> Rotation:
@@ -96,6 +116,13 @@ def rotate(x_BTNH: Tensor, rotation: Rotation) -> Tensor:
     turned_BTNH = torch.cat((-second, first), dim=-1)
     cos_BT1H, sin_BT1H = rotation.cos_BTH.unsqueeze(-2), rotation.sin_BTH.unsqueeze(-2)
     return (x_BTNH.float() * cos_BT1H + turned_BTNH * sin_BT1H).to(x_BTNH.dtype)
+
+
+@region
+def rotate_both(q_BTNH: Tensor, k_BTGH: Tensor, cos_BTH: Tensor, sin_BTH: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn queries and keys by the same rotation."""
+    rotation = Rotation(cos_BTH, sin_BTH)
+    return rotate(q_BTNH, rotation), rotate(k_BTGH, rotation)
 
 
 def rotary_frequencies(config: ArcticConfig, length: int) -> Tensor:

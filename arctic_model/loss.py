@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from arctic_model.cost import tokens_of_a_piece
+from arctic_model.regions import region
 
 
 def token_losses(x_SD: Tensor, lm_head_VD: Tensor, labels_S: Tensor) -> Tensor:
@@ -52,19 +53,12 @@ class _LossSum(torch.autograd.Function):
         # Summed over pieces in fp32 whatever the model's dtype; None where the matrix is not trained.
         lm_head_grad_VD = torch.empty_like(lm_head_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=torch.float32, device=x_SD.device)
-        for piece, losses_C, probabilities_CV in _pieces(x_SD, lm_head_VD, labels_S):
-            labels_C, weights_C = labels_S[piece], weights_S[piece]
-            losses_C *= weights_C
+        make = _pieces_of_gpu if x_SD.device.type == "cuda" else _pieces_of_cpu
+        made = x_grad_SD, lm_head_grad_VD
+        for piece, losses_C in make(x_SD, lm_head_VD, labels_S, weights_S, *made):
             total += losses_C.sum()
             if losses_S is not None:
                 losses_S[piece] = losses_C
-            # The gradient of the logits: probabilities, less 1 at the label.
-            less_C1 = probabilities_CV.new_full((len(labels_C), 1), -1.0)
-            grad_CV = probabilities_CV.scatter_add_(1, labels_C[:, None], less_C1).to(x_SD.dtype)
-            torch.mm(grad_CV, lm_head_VD, out=x_grad_SD[piece]).mul_(weights_C[:, None])
-            if lm_head_grad_VD is not None:
-                weighted_CD = (x_SD[piece] * weights_C[:, None]).to(x_SD.dtype)
-                _add_product(lm_head_grad_VD, grad_CV.t(), weighted_CD, first=piece.start == 0)
         ctx.made = x_grad_SD, lm_head_grad_VD
         return total
 
@@ -78,6 +72,59 @@ class _LossSum(torch.autograd.Function):
 
 
 _loss_sum = cast("Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]", _LossSum.apply)
+
+
+def _pieces_of_cpu(
+    x_SD: Tensor,
+    lm_head_VD: Tensor,
+    labels_S: Tensor,
+    weights_S: Tensor,
+    x_grad_SD: Tensor,
+    lm_head_grad_VD: Tensor | None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield pieces of the tokens with their weighted losses [C], their gradients made."""
+    for piece, losses_C, probabilities_CV in _pieces(x_SD, lm_head_VD, labels_S):
+        labels_C, weights_C = labels_S[piece], weights_S[piece]
+        yield piece, losses_C.mul_(weights_C)
+        # The gradient of the logits: probabilities, less 1 at the label.
+        less_C1 = probabilities_CV.new_full((len(labels_C), 1), -1.0)
+        grad_CV = probabilities_CV.scatter_add_(1, labels_C[:, None], less_C1).to(x_SD.dtype)
+        torch.mm(grad_CV, lm_head_VD, out=x_grad_SD[piece]).mul_(weights_C[:, None])
+        if lm_head_grad_VD is not None:
+            weighted_CD = (x_SD[piece] * weights_C[:, None]).to(x_SD.dtype)
+            _add_product(lm_head_grad_VD, grad_CV.t(), weighted_CD, first=piece.start == 0)
+
+
+def _pieces_of_gpu(
+    x_SD: Tensor,
+    lm_head_VD: Tensor,
+    labels_S: Tensor,
+    weights_S: Tensor,
+    x_grad_SD: Tensor,
+    lm_head_grad_VD: Tensor | None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """The same; between the products logits are read twice, and their gradient written in their place."""
+    each = tokens_of_a_piece(x_SD.shape[0], lm_head_VD.shape[0], x_SD.device.type)
+    logits = x_SD.new_empty(each, lm_head_VD.shape[0])
+    for start in range(0, x_SD.shape[0], each):
+        piece = slice(start, min(start + each, x_SD.shape[0]))
+        logits_CV = logits[: piece.stop - start]
+        torch.mm(x_SD[piece], lm_head_VD.t(), out=logits_CV)
+        yield piece, _to_gradient(logits_CV, labels_S[piece], weights_S[piece])
+        torch.mm(logits_CV, lm_head_VD, out=x_grad_SD[piece])
+        if lm_head_grad_VD is not None:
+            _add_product(lm_head_grad_VD, logits_CV.t(), x_SD[piece], first=start == 0)
+
+
+@region
+def _to_gradient(logits_CV: Tensor, labels_C: Tensor, weights_C: Tensor) -> Tensor:
+    """Turn logits, where they are, into the gradients of the weighted losses, and return these, fp32 [C]."""
+    wide_CV, labels_C1 = logits_CV.float(), labels_C[:, None]
+    sums_C = wide_CV.logsumexp(1)
+    losses_C = (sums_C - logits_CV.gather(1, labels_C1)[:, 0].float()) * weights_C
+    less_CV = (torch.arange(logits_CV.shape[1], device=logits_CV.device) == labels_C1).float()
+    logits_CV.copy_(((wide_CV - sums_C[:, None]).exp() - less_CV) * weights_C[:, None])
+    return losses_C
 
 
 def _pieces(x_SD: Tensor, lm_head_VD: Tensor, labels_S: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:

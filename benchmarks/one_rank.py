@@ -52,7 +52,7 @@ class Ours:
 
     def __init__(self, case: RankStep, spec: ArcticTrainingSpec, ranks: Ranks) -> None:
         self._ranks = ranks
-        self.engine = start_engine(build_model(case.config, ranks, 1, 0, None), spec)
+        self.engine = start_engine(build_model(case.config, ranks, 1, 0, None, precision=spec.precision), spec)
         set_learning_rate(self.engine, RATE)
         self._batches = [
             MicroBatch(batch[:, :-1], batch[:, 1:], [[0]] * case.sequences, case.sequences * case.length)

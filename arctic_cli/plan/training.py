@@ -48,7 +48,9 @@ def report_training(manifest: Manifest, models: Models, choice: Choice, mfu: flo
 def _predicted(plan: TrainingPlan, costs: Costs | None) -> list[float] | None:
     """Seconds of a step by stage, where costs are known: of one rank that trains all of a model on a CPU."""
     training = plan.training
-    if costs is None or training.world > 1 or training.compute != "fp32" or training.frozen or any(plan.recomputed):
+    if costs is None or training.world > 1 or training.compute != "fp32" or any(plan.recomputed):
+        return None
+    if training.frozen or training.fp8:
         return None
     return [
         seconds(

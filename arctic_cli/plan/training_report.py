@@ -57,7 +57,8 @@ def render_table(report: Report) -> str:
         f"a token uses {billions(parameters.active)}",
         f"a world: {count(training.nodes, 'node')} x {training.processes_per_node} = "
         f"{count(training.world, 'rank')} ({plan.device.title}), expertParallel {training.expert_parallel}, "
-        f"sequenceParallel {training.sequence_parallel}, zeroStage {training.zero_stage}, {training.compute}",
+        f"sequenceParallel {training.sequence_parallel}, zeroStage {training.zero_stage}, "
+        f"{training.compute}{' with products in fp8' if training.fp8 else ''}",
         "",
         *aligned(_memory_rows(plan)),
         "",

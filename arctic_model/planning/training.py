@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from arctic_model.config import ArcticConfig
 from arctic_model.cost import (
     count_parameters,
+    fp8_flops_per_token,
     layer_multiplications,
     masked_flops_per_token,
     recomputed_flops_per_token,
@@ -66,6 +67,9 @@ class Training:
     """Format of weights, gradients and activations; masters and moments are fp32."""
     frozen: bool = False
     """Whether only an adapter is trained, whose own state is left out: it is a thousandth of the rest."""
+    fp8: bool = False
+    """Whether experts and big dense matrices are multiplied in FP8. Memory is planned as without: less is kept of what
+    they multiply, and one layer's matrices are there in FP8 besides while it works."""
 
     @property
     def world(self) -> int:
@@ -159,7 +163,10 @@ class TrainingPlan:
 
     @property
     def mfu(self) -> float | None:
-        """The greatest model FLOPs utilization that the bounds allow: above 1 where long sequences leave pairs out."""
+        """The greatest model FLOPs utilization that the bounds allow, of what the device does in `compute`.
+
+        Above 1 where long sequences leave pairs out, or products are in FP8.
+        """
         seconds, peak = self.seconds, self.device.flops(self.training.compute)
         return None if not seconds or peak is None else self.flops / seconds / peak / self.training.world
 
@@ -222,7 +229,12 @@ def shared_by(device: Device, ranks: int) -> Device:
 
 
 def plan_training(training: Training, device: Device) -> TrainingPlan:
-    """Lay a world out, `device` being what each rank has. Raises ValueError where its degrees can't be."""
+    """Lay a world out, `device` being what each rank has.
+
+    Raises ValueError where its degrees can't be, or the device has no units for its precision.
+    """
+    if training.fp8 and training.compute == "bf16" and device.fp8_flops is None:
+        raise ValueError(f"precision is fp8, and {device.title} has no units for it: write bf16")
     degrees = [training.degrees(stage) for stage in training.stages]
     resident = _resident(training)
     runtime = device.runtime + device.trainer
@@ -265,12 +277,11 @@ def _resident(training: Training) -> Counter[str]:
         return Counter({"weights": round(parameters * width), "gradients": 0, "optimizer": 0, "buffers": 0})
     kept = {0: parameters, 1: parameters, 2: partition}[training.zero_stage]
     states = parameters if training.zero_stage == 0 else partition
-    # Without partitions weights in fp32 are their own masters; the gradients of others are widened a piece at a time.
-    whole = training.zero_stage == 0 or (training.compute == "fp32" and training.world == 1)
+    # Without partitions weights in fp32 are their own masters.
+    whole = training.zero_stage == 0 or training.world == 1
     masters = not whole or training.compute != "fp32"
     bucket = min(BUCKET_ELEMENTS, max(each.parameters for each in held))
-    widened = BYTES["fp32"] if masters else 0
-    buffers = bucket * ((width if training.world > 1 else 0) + widened if whole else 2 * width)
+    buffers = bucket * ((width if training.world > 1 else 0) if whole else 2 * width)
     return Counter(
         {
             "weights": round(parameters * width),
@@ -347,7 +358,8 @@ def _step_time(
     tokens = training.micro_batch_tokens(stage) * degrees.gradient_accumulation
     again = recomputed_flops_per_token(config, stage.sequence_length) if recomputed else 0
     masked = masked_flops_per_token(config, stage.sequence_length)
-    compute = tokens * (training.flops_per_token(stage) - masked + again) / rate
+    products = fp8_flops_per_token(config, recomputed=recomputed)
+    compute = tokens * _seconds(training, device, training.flops_per_token(stage) - masked + again, products)
     lines = Lines(device, training.processes_per_node)
     exchange = _exchange_seconds(training, tokens, lines)
     layers = config.expert_layers
@@ -356,8 +368,8 @@ def _step_time(
     if layers:  # what a layer's exchange can hide behind: its own arithmetic, forward and backward
         passes = 4 if training.frozen else 6
         attention = 6 * config.hidden_size * stage.sequence_length
-        flops = passes * layer_multiplications(config, hybrid) + attention
-        window = tokens * flops / rate
+        products = passes * layer_multiplications(config, hybrid)
+        window = tokens * _seconds(training, device, products + attention, products)
     return StepTime(
         compute=compute,
         exchange=layers * exchange,
@@ -366,6 +378,15 @@ def _step_time(
         reduction=_reduction_seconds(training, degrees.gradient_accumulation, lines),
         optimizer=_optimizer_bytes(training) / device.bandwidth,
     )
+
+
+def _seconds(training: Training, device: Device, flops: float, products: float) -> float:
+    """Return how long so many FLOPs take at least, of which `products` may be in FP8."""
+    rate, fast = device.flops(training.compute), device.fp8_flops
+    assert rate is not None, "who asks knows the device's rate"
+    if not training.fp8 or fast is None:  # a CPU rounds to FP8, and multiplies in fp32
+        return flops / rate
+    return (flops - products) / rate + products / fast
 
 
 def _exchange_seconds(training: Training, tokens: int, lines: Lines) -> float:

@@ -136,8 +136,13 @@ def training_parts(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a training's specification its world is made of."""
     parts = {field: spec.get(field) for field in TRAINING_REVISION}
     parts["evaluation"] = _own_evaluation(spec.get("evaluation"))
-    # Left out where they are unset, as they were before there were such fields.
-    later = {WORKERS_RESTART: spec.get("restart", {}).get(WORKERS_RESTART), "suspendAt": spec.get("suspendAt")}
+    # Left out where they are unset, as they were before there were such fields, or say what was so then.
+    precision = spec.get("precision")
+    later = {
+        WORKERS_RESTART: spec.get("restart", {}).get(WORKERS_RESTART),
+        "suspendAt": spec.get("suspendAt"),
+        "precision": None if precision == "bf16" else precision,
+    }
     return parts | {field: value for field, value in later.items() if value is not None}
 
 

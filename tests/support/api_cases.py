@@ -465,6 +465,31 @@ CASES = [
         {"spec.model": {"config": {"num_key_value_heads": 4}}, "spec.parallelism.sequenceParallel": 2},
     ),
     _training(
+        ArcticTrainingSpec,
+        ".precision",
+        "an adapter",
+        {"spec.precision": "fp8", "spec.model": {"from": {"training": "a"}, "adapter": LORA}},
+        {"spec.precision": "bf16", "spec.model": {"from": {"training": "a"}, "adapter": LORA}},
+    ),
+    *(
+        _training(
+            ArcticTrainingSpec,
+            ".precision",
+            "multiples of 16",
+            {"spec.precision": "fp8", "spec.model": {"config": bad}},
+            {"spec.precision": precision, "spec.model": {"config": good}},
+        )
+        for precision, bad, good in [
+            ("bf16", {"hidden_size": 72}, {"hidden_size": 72}),
+            ("fp8", {"intermediate_size": 24}, {"intermediate_size": 48}),
+            (
+                "fp8",
+                {"hidden_size": 96, "num_attention_heads": 12, "num_key_value_heads": 3},
+                {"hidden_size": 96, "num_attention_heads": 12, "num_key_value_heads": 4},
+            ),
+        ]
+    ),
+    _training(
         TrainingModel,
         ".config",
         "tie_word_embeddings",

@@ -42,6 +42,7 @@ EDITS: dict[str, dict[str, Any]] = {
     "batch": {"spec.batch.microBatchSize": 2},
     "optimizer": {"spec.optimizer": {"beta1": 0.8}},
     "parallelism": {"spec.parallelism.nodes": 4},
+    "precision": {"spec.precision": "fp8"},
     "evaluation": {"spec.evaluation": {"suites": ["perplexity"]}},
     "evaluation.data": {"spec.evaluation": {"suites": ["ifeval"], "data": IFEVAL}},
     "evaluation.resources": {

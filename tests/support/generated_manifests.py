@@ -259,6 +259,7 @@ def right_trainings(draw: st.DrawFn) -> Manifest:
         optional(
             **pod_fields,
             optimizer=optimizers,
+            precision=st.sampled_from(["bf16", "fp8"]),
             seed=st.integers(0, 2**53 - 1),
             restart=restarts,
             evaluation=objects({"atStageEnd": st.booleans()}, suites=st.just(["perplexity"])) | beside,

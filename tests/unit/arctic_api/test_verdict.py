@@ -63,6 +63,7 @@ def test_what_only_the_operator_refuses_is_short() -> None:
         ".ropeScaling",
         ".parallelism.expertParallel",
         ".parallelism.sequenceParallel",
+        ".precision",
         ".batching.prefixCaching",
     }
 

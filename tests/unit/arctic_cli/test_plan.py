@@ -415,6 +415,20 @@ def test_what_a_training_costs_is_said_at_an_assumed_utilization(tmp_path: Path)
     assert dearer["costUSD"] == pytest.approx(2 * whole["costUSD"])
 
 
+def test_products_in_fp8_are_said_and_are_refused_where_a_device_or_a_model_has_none(tmp_path: Path) -> None:
+    plain, faster = (
+        planned("-f", written(tmp_path, changes, TRAINING), "--device", "h100")["secondsAtLeast"]
+        for changes in ({}, {"spec.precision": "fp8"})
+    )
+    assert faster < plain
+    file = written(tmp_path, {"spec.precision": "fp8"}, TRAINING)
+    assert "bf16 with products in fp8" in plan("-f", file, "--device", "h100").stdout
+    assert "A100 80GB SXM has no units for it" in plan("-f", file, "--device", "a100").stderr
+    uneven = tmp_path / "config.json"
+    uneven.write_text(json.dumps(ArcticConfig.preset("arctic-tiny").replace(intermediate_size=40).to_dict()))
+    assert "intermediate_size is 40" in plan("-f", file, "--config", uneven, "--device", "h100").stderr
+
+
 def test_a_training_that_does_not_fit_says_what_to_write(tmp_path: Path) -> None:
     file = written(
         tmp_path,
@@ -469,6 +483,8 @@ def test_costs_that_were_measured_predict_steps_of_one_rank_and_of_the_native_en
     assert "By the costs of steps that were measured here" in plan("-f", alone, "--costs", costs).stdout
     assert planned("-f", alone)["stepsPredicted"] is None
     assert planned("-f", written(tmp_path, {}, base=TRAINING), "--costs", costs)["stepsPredicted"] is None
+    one = {"spec.parallelism": {"nodes": 1}, "spec.precision": "fp8"}  # whose rounding was not measured
+    assert planned("-f", written(tmp_path, one, base=TRAINING), "--costs", costs)["stepsPredicted"] is None
     service = written(tmp_path, {"spec.engine": {"name": "native"}})
     assert "by measured costs" in plan("-f", service, "--preset", "arctic-tiny", "--costs", costs).stdout
     assert "by measured costs" not in plan("-f", service, "--preset", "arctic-tiny").stdout

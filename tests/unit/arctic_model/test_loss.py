@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from arctic_model import cost
+from arctic_model import cost, loss
 from arctic_model.loss import loss_sum, token_losses
 
 TOKENS, VOCABULARY, HIDDEN = 300, 70, 16
@@ -13,6 +13,13 @@ TOKENS, VOCABULARY, HIDDEN = 300, 70, 16
 def several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """300 tokens in three pieces, the last of them short."""
     monkeypatch.setitem(cost._PIECE, "cpu", 1)
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the gradients as on a CPU, or as on a GPU."""
+    if request.param == "gpu":
+        monkeypatch.setattr(loss, "_pieces_of_cpu", loss._pieces_of_gpu)
 
 
 def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,6 +37,7 @@ def plain(x: Tensor, lm_head: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(functional.linear(x, lm_head).float(), labels, reduction="none")
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
 def test_loss_and_gradients_are_those_of_the_plain_one(dtype: torch.dtype, within: float) -> None:
     got, expected = inputs(dtype), inputs(dtype)
@@ -45,6 +53,7 @@ def test_loss_and_gradients_are_those_of_the_plain_one(dtype: torch.dtype, withi
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=within, atol=within * largest)
 
 
+@pytest.mark.usefixtures("way")
 def test_weighted_tokens_count_by_their_weights_and_those_without_any_not_at_all() -> None:
     got, expected = inputs(torch.float32), inputs(torch.float32)
     weights = torch.linspace(0, 0.1, TOKENS)

@@ -8,6 +8,7 @@ from arctic_api.training import ArcticTrainingSpec
 from arctic_api.verdict import verdict
 from arctic_operator.cache import Key
 from arctic_operator.live import Live, Phase, TrainingObservation
+from arctic_operator.observe import training_parts
 from arctic_operator.observed import TrainingSeen
 from arctic_operator.plan.training import plan_training
 
@@ -52,6 +53,12 @@ def effect_of(build, operator, old, new):
     between = subject(operator, new | {"status": gone.status}, 2)
     made = plan_training(between, TrainingSeen(), build.settings, build.seconds(901)).create
     return "new attempt" if made else "ends the pods"
+
+
+def test_a_precision_that_an_upgrade_has_filled_in_is_no_edit():
+    spec = TRAINING["spec"]
+    assert training_parts(spec | {"precision": "bf16"}) == training_parts(spec)
+    assert training_parts(spec | {"precision": "fp8"}) != training_parts(spec)
 
 
 def subject(operator, manifest, generation):

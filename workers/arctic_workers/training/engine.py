@@ -21,7 +21,7 @@ from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d
 
-from arctic_api.training import ArcticTrainingSpec, Lora
+from arctic_api.training import ArcticTrainingSpec, Lora, Precision
 from arctic_model import devices
 from arctic_model.attention import Attend, DocumentAttend, document_positions
 from arctic_model.config import ArcticConfig
@@ -35,10 +35,11 @@ from arctic_model.names import hf_names, tensor_shapes
 from arctic_model.planning.training import BUCKET_ELEMENTS
 from arctic_model.weights import Weights, load_weights
 from arctic_workers.training.checkpoint.zero import prepare_optimizer
-from arctic_workers.training.compiler import EagerAdamW, import_without_compiling
+from arctic_workers.training.compiler import EagerAdamW, compile_regions, import_without_compiling
 from arctic_workers.training.data.windows import IGNORED, MicroBatch
 from arctic_workers.training.errors import Fenced, Refused, StoreFull
 from arctic_workers.training.experts import GRADIENTS, Company, Flights, ParallelExperts, TrainedExperts
+from arctic_workers.training.fp8.model import multiply_in_fp8
 from arctic_workers.training.optimizer import UnpartitionedAdamW
 from arctic_workers.training.sequence import HeadAttend, SequenceShare, share_sequences
 
@@ -170,7 +171,7 @@ class LossModule(nn.Module):
             return None
         mask_BT = torch.arange(length) < torch.tensor(sizes)[:, None]
         ranks = 1 if self._share is None else self._share.ranks
-        return Text(self._part(mask_BT).flatten().to(device, non_blocking=True), sum(sizes) / ranks)
+        return Text(devices.on_device(self._part(mask_BT).flatten(), device), sum(sizes) / ranks)
 
     def _loss_sum(
         self,
@@ -185,7 +186,7 @@ class LossModule(nn.Module):
             router.text = text
         length = tokens_BT.shape[1]
         starts = [[0]] * tokens_BT.shape[0] if starts is None else starts
-        positions_BT = document_positions(starts, length).to(tokens_BT.device, non_blocking=True)
+        positions_BT = devices.on_device(document_positions(starts, length), tokens_BT.device)
         attend: Attend = DocumentAttend(starts, length, self.arctic.config.sliding_window)
         if self._share is not None:
             attend = HeadAttend(attend, self._share)
@@ -201,7 +202,13 @@ class LossModule(nn.Module):
         return loss, balance
 
 
-def shape_model(config: ArcticConfig, ranks: Ranks, expert_parallel: int, lora: Lora | None = None) -> ArcticModel:
+def shape_model(
+    config: ArcticConfig,
+    ranks: Ranks,
+    expert_parallel: int,
+    lora: Lora | None = None,
+    precision: Precision = "bf16",
+) -> ArcticModel:
     """Return the model with this rank's experts, on the meta device: it takes no memory."""
     ep_rank = ranks.rank % expert_parallel
     experts = TrainedExperts if lora is None else ParallelExperts
@@ -211,7 +218,10 @@ def shape_model(config: ArcticConfig, ranks: Ranks, expert_parallel: int, lora: 
         return experts(config, expert_parallel, ep_rank, layer, company)
 
     with torch.device("meta"):
-        return ArcticModel(config, moe=moe).to(training_dtype(ranks.device))
+        model = ArcticModel(config, moe=moe).to(training_dtype(ranks.device))
+    if precision == "fp8":
+        multiply_in_fp8(model)
+    return model
 
 
 def fill_model(
@@ -245,9 +255,10 @@ def build_model(
     seed: int,
     weights: Weights | None,
     lora: Lora | None = None,
+    precision: Precision = "bf16",
 ) -> ArcticModel:
     """Return the model that `shape_model` shapes and `fill_model` fills."""
-    model = shape_model(config, ranks, expert_parallel, lora)
+    model = shape_model(config, ranks, expert_parallel, lora, precision)
     fill_model(model, ranks, expert_parallel, seed, weights, lora)
     return model
 
@@ -281,17 +292,21 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 def start_engine(model: ArcticModel, spec: ArcticTrainingSpec) -> Any:
     """Hand the model to DeepSpeed: ZeRO, clipping, AdamW; returns the engine, its optimizer state linked and zero.
 
-    At `zeroStage: 0` DeepSpeed only reduces gradients, and each rank has all of the optimizer's state.
+    At `zeroStage: 0` DeepSpeed only reduces gradients, and each rank has all of the optimizer's state. On a GPU the
+    regions of the model and of the optimizer are compiled from now on.
     """
     # DeepSpeed asks whether the optimizer is of a kind that nobody uses here, and would import torch's compiler for it.
     import_without_compiling("deepspeed.runtime.zero.muon.original_muon")
     company = next((layer.company for layer in model.modules() if isinstance(layer, ParallelExperts)), Company())
     company.sequences = share_sequences(dist.get_rank(), spec.parallelism.sequence_parallel, company.flights)
     module = LossModule(model, company.sequences, company.flights)
-    dtype = next(module.parameters()).dtype
+    first = next(module.parameters())
+    dtype = first.dtype
+    if first.device.type == "cuda":
+        compile_regions()
     adam = spec.optimizer
     groups = _parameter_groups(module, adam.weight_decay)
-    if partitions(spec, dtype):
+    if partitions(spec):
         optimizer = EagerAdamW(groups, 0.0, (adam.beta1, adam.beta2), adam.epsilon, fused=True)
         engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=_configuration(spec, dtype, spec.parallelism.zero_stage)
@@ -309,13 +324,13 @@ def start_engine(model: ArcticModel, spec: ArcticTrainingSpec) -> Any:
     return engine
 
 
-def partitions(spec: ArcticTrainingSpec, dtype: torch.dtype) -> bool:
+def partitions(spec: ArcticTrainingSpec) -> bool:
     """Whether ZeRO partitions the state of the optimizer.
 
-    One rank in fp32 has nobody to share with, and needs no masters beside its weights: what ZeRO does there is copying
-    (measured by `benchmarks.training`). The numbers are the same.
+    One rank has nobody to share with: what ZeRO does there is copying (measured by `benchmarks.training`). The numbers
+    are the same.
     """
-    return spec.parallelism.zero_stage > 0 and (dist.get_world_size() > 1 or dtype != torch.float32)
+    return spec.parallelism.zero_stage > 0 and dist.get_world_size() > 1
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -391,7 +406,9 @@ def gradients_of(
     """
     total = torch.zeros(1, dtype=torch.float64, device=ranks.device)
     for batch in batches:
-        tokens, labels = (torch.from_numpy(part).to(ranks.device) for part in (batch.tokens, batch.labels))
+        tokens, labels = (
+            devices.on_device(torch.from_numpy(part), ranks.device) for part in (batch.tokens, batch.labels)
+        )
         with forward():
             loss, balance = engine(tokens, labels, batch.starts, batch.sizes)
         share = batch.targets * ranks.world / targets  # each label of the step counts alike

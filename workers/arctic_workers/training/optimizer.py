@@ -1,7 +1,7 @@
 """AdamW for trainings whose state ZeRO does not partition: reduces, clips and looks for what is not finite itself."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor
 
 from arctic_model import devices
 from arctic_model.devices import Wait
-from arctic_model.planning.training import BUCKET_ELEMENTS
+from arctic_model.regions import region
 from arctic_workers.training.compiler import EagerAdamW
+
+_ROW = 16
+"""Elements of a row of what is updated: the widest loads of a GPU take 4 to 8, which a compiler must know to divide."""
 
 
 class UnpartitionedAdamW(EagerAdamW):
@@ -31,6 +34,7 @@ class UnpartitionedAdamW(EagerAdamW):
         super().__init__(of_masters, 0.0, betas, epsilon, fused=True)
         self.masters = masters
         """Of each parameter what is updated: itself, or its copy in fp32."""
+        self._parameters = {master: parameter for parameter, master in masters.items() if master is not parameter}
         self.overflow = False
         """Whether the last update was left out."""
         self.holds = False
@@ -64,31 +68,34 @@ class UnpartitionedAdamW(EagerAdamW):
         if not self.overflow:
             scale = max(1.0, (norm + 1e-6) / self._clipping) if self._clipping else 1.0
             self.grad_scale = torch.tensor(scale, dtype=torch.float32)  # the update divides gradients by it
-            for apart in self._pieces():
-                for parameter, master in apart:
-                    master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
-                super().step()
-                for parameter, master in apart:
-                    parameter.copy_(master)
-                    master.grad = None
+            self._update_masters(scale)
+            super().step()  # of those that are their own masters: no others have gradients
+            for master in self.masters.values():
+                master.grad = None
         return None
 
-    def _pieces(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Yield parameters and masters that are updated at once: bounds the memory that gradients in fp32 take.
-
-        The first are those that are their own masters, whose gradients are there as they are.
-        """
-        piece = [(parameter, master) for parameter, master in self.masters.items() if master is parameter]
-        elements = 0
-        for parameter, master in self.masters.items():
-            if master is parameter:
+    def _update_masters(self, scale: float) -> None:
+        """Update what has a master in fp32, each parameter with all that belongs to it in one pass over memory."""
+        for group in self.param_groups:
+            moved = [master for master in group["params"] if self._gradient_of(master) is not None]
+            if not moved:
                 continue
-            if piece and elements + parameter.numel() > BUCKET_ELEMENTS:
-                yield piece
-                piece, elements = [], 0
-            piece.append((parameter, master))
-            elements += parameter.numel()
-        yield piece
+            torch._foreach_add_([self.state[master]["step"] for master in moved], 1)
+            told = _told(group, scale, self.state[moved[0]]["step"])
+            for master in moved:
+                self._update_master(master, group, told)
+
+    def _update_master(self, master: Tensor, group: dict[str, Any], told: Tensor) -> None:
+        state, parameter, gradient = self.state[master], self._parameters[master], self._gradient_of(master)
+        assert gradient is not None
+        mean, square = _flat(state["exp_avg"]), _flat(state["exp_avg_sq"])
+        beta1, beta2 = group["betas"]
+        tensors = _flat(parameter), _flat(gradient), _flat(master), mean, square, told
+        _update(*tensors, beta1, beta2, group["eps"])
+
+    def _gradient_of(self, master: Tensor) -> Tensor | None:
+        """Return the gradient of the parameter whose master this is; None too for one that is its own."""
+        return self._parameters[master].grad if master in self._parameters else None
 
     @torch.no_grad()
     def write_back(self) -> None:
@@ -118,6 +125,44 @@ class UnpartitionedAdamW(EagerAdamW):
 
 def _master(parameter: Tensor) -> Tensor:
     return parameter if parameter.dtype == torch.float32 else parameter.detach().float()
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Return a view as rows: a compiled update takes any number of them, and knows that they are whole loads."""
+    return tensor.detach().reshape(-1, math.gcd(tensor.numel(), _ROW))
+
+
+def _told(group: dict[str, Any], scale: float, step: Tensor) -> Tensor:
+    """Return what `_update` has to know of a step, fp32 [4] on the device: a number would be compiled anew each time.
+
+    The step's size, what weight decay leaves, by what gradients are multiplied, and the correction of the denominator.
+    """
+    rate, (beta1, beta2) = group["lr"], group["betas"]
+    numbers = torch.tensor([rate, 1 - rate * group["weight_decay"], 1 / scale, beta1, beta2], dtype=torch.float64)
+    rate_, left, factor, *betas = devices.on_device(numbers, step.device).unbind()
+    bias1, bias2 = (1 - beta**step for beta in betas)
+    return torch.stack([rate_ / bias1, left, factor, bias2.rsqrt()]).float()
+
+
+@region
+def _update(
+    parameter: Tensor,
+    gradient: Tensor,
+    master: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    told: Tensor,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+) -> None:
+    """Make AdamW's update (Loshchilov, Hutter 2019, algorithm 2) of a master, and round it into its parameter."""
+    size, left, factor, correction = told.unbind()
+    wide = gradient.float() * factor
+    exp_avg.lerp_(wide, 1 - beta1)
+    exp_avg_sq.lerp_(wide.square(), 1 - beta2)
+    master.mul_(left).sub_(size * exp_avg / (exp_avg_sq.sqrt() * correction + epsilon))
+    parameter.copy_(master)
 
 
 def _squares(parameters: list[Tensor]) -> Tensor:

@@ -46,6 +46,7 @@ from arctic_workers.training.engine import (
     wait_for_peers_at_most,
 )
 from arctic_workers.training.errors import Fenced, Refused, StoreFull, checked
+from arctic_workers.training.fp8.model import check_fp8
 from arctic_workers.training.hang.pulse import Pulsing
 from arctic_workers.training.memory import plan_room
 from arctic_workers.training.outcome import PEER_LOST, outcome_folder, write_outcome
@@ -110,6 +111,8 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     kept = None if world.spec.model.from_ is None else from_leader(ranks, lambda: kept_config(store))
     start = find_start(world, kept)
     check_degrees(world, curriculum, start.config)
+    if world.spec.precision == "fp8":
+        checked(lambda: check_fp8(start.config, ranks.device))
     check_installed(world.spec.tracking)
 
     def claim_and_prepare() -> list[Prepared]:
@@ -124,8 +127,11 @@ def train(world: TrainingWorld, link: LinkClient | None) -> Report:
     wait_for_peers_at_most(STEP_TIMEOUT)
     config = fit_vocabulary(world, start.config, TextEncoder(store.run_folder / TOKENIZER_FOLDER))
     room = plan_room(world.spec, config, ranks)
+    spec = world.spec
     model = checked(
-        lambda: build_model(config, ranks, world.spec.parallelism.expert_parallel, world.spec.seed, start.weights, lora)
+        lambda: build_model(
+            config, ranks, spec.parallelism.expert_parallel, spec.seed, start.weights, lora, spec.precision
+        )
     )
     traces = Traces(world)
     checkpointer = Checkpointer(

@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from arctic_model.config import ArcticConfig
-from arctic_model.cost import count_parameters, training_flops_per_token
+from arctic_model.cost import count_parameters, recomputed_flops_per_token, training_flops_per_token
 from arctic_model.initialization import init_weights
 from arctic_model.lora import add_adapter
 from arctic_model.loss import loss_sum
@@ -61,13 +61,13 @@ def test_zero_shares_out_what_its_stages_name(stage, gradients, optimizer):
     assert memory["optimizer"] == pytest.approx(optimizer * count, abs=8)
 
 
-def test_masters_without_partitions_are_beside_weights_in_bf16_and_gradients_are_widened_by_pieces():
+def test_masters_without_partitions_are_beside_weights_in_bf16():
     count = count_parameters(TINY).total
     training = Training(TINY, (Stage("s", 10**6, 8192, 128),), processes_per_node=8, zero_stage=0)
     memory = plan_training(training, H100).memory
     assert (memory["weights"], memory["gradients"], memory["optimizer"]) == (2 * count, 2 * count, 12 * count)
     of_all = count_parameters(TINY)
-    assert memory["buffers"] == 6 * (of_all.dense + of_all.routers)  # more than experts, which are reduced apart
+    assert memory["buffers"] == 2 * (of_all.dense + of_all.routers)  # more than experts, which are reduced apart
 
 
 def test_one_rank_in_fp32_has_no_masters_and_no_buffers():
@@ -168,6 +168,37 @@ def test_an_exchange_that_its_layer_cannot_hide_is_exposed():
     (step,) = plan_training(PUBLISHED, slow).steps
     assert 0 < step.exposed < step.exchange
     assert step.blocking == pytest.approx(step.total + step.exchange - step.exposed)
+
+
+def test_products_in_fp8_take_their_own_rate_and_the_rest_takes_bf16s():
+    roomy = replace(H100, memory=200 * GIB)
+    (plain,), (step,) = (plan_training(replace(PUBLISHED, fp8=fp8), roomy).steps for fp8 in (False, True))
+    tokens = 2**23 / 1024
+    # Of a layer by hand: queries and outputs 7168 x 7168, keys and values 7168 x 1024 each, residual MLP, two experts.
+    products = 6 * 35 * (2 * 7168**2 + 2 * 7168 * 1024 + 3 * 7168**2 + 2 * 3 * 7168 * 4864)
+    rest = training_flops_per_token(ARCTIC, 4096) - 6 * 35 * 7168 * 4096 - products
+    assert step.compute == pytest.approx(tokens * (products / 1979e12 + rest / 989.5e12))
+    assert (step.exchange, step.reduction, step.optimizer) == (plain.exchange, plain.reduction, plain.optimizer)
+
+
+def test_products_in_fp8_that_are_computed_again_take_its_rate_too():
+    kept, again = (
+        plan_training(replace(PUBLISHED, fp8=True), replace(H100, memory=memory)) for memory in (200 * GIB, 60 * GIB)
+    )
+    assert (kept.recomputed, again.recomputed) == ((False,), (True,))
+    more = again.steps[0].compute - kept.steps[0].compute
+    pairs = 2 * 35 * 7168 * 4096  # of attention, forward
+    products = recomputed_flops_per_token(ARCTIC, 4096) - pairs
+    assert more == pytest.approx(2**23 / 1024 * (products / 1979e12 + pairs / 989.5e12))
+
+
+def test_fp8_without_units_for_it_is_refused_on_gpus_and_rounds_on_cpus():
+    with pytest.raises(ValueError, match="precision is fp8, and A100 80GB SXM has no units for it"):
+        plan_training(replace(PUBLISHED, fp8=True), DEVICES["a100"])
+    training = Training(TINY, (Stage("s", 10**6, 8192, 128),), compute="fp32")
+    machine = cpu(memory=GIB, bandwidth=1e10, fp32_flops=1e11)
+    plain, rounded = (plan_training(replace(training, fp8=fp8), machine) for fp8 in (False, True))
+    assert (rounded.steps, rounded.memory) == (plain.steps, plain.memory)
 
 
 @st.composite

@@ -38,6 +38,7 @@ from arctic_workers.training.engine import (
     fill_model,
     gradient_norm,
     mean_over_ranks,
+    partitions,
     shape_model,
 )
 from arctic_workers.training.experts.layer import CHUNKS, ParallelExperts
@@ -102,7 +103,7 @@ def test_the_model_and_its_loss_stay_on_the_device(module: LossModule, waited: l
         assert {(p.device, p.dtype) for p in module.parameters()} == {(GPU, torch.bfloat16)}
         loss, balance = module(torch.zeros(SEQUENCES, LENGTH + 1, dtype=torch.int64, device=GPU))
         assert loss.device == balance.device == GPU
-        assert waited == [Wait.EXPERT_ROWS]
+        assert waited == []
         with pytest.raises(DataDependentOutputException):
             float(loss)
 
@@ -117,7 +118,7 @@ def test_an_adapter_stays_on_the_device(waited: list[Wait]) -> None:
         assert {weight.device for weight in module.parameters()} == {GPU}
         loss, _ = module(torch.zeros(SEQUENCES, LENGTH + 1, dtype=torch.int64, device=GPU))
         assert loss.device == GPU
-    assert waited == [Wait.EXPERT_ROWS]
+    assert waited == []
 
 
 @TWO_RANKS
@@ -181,9 +182,9 @@ def test_the_books_wait_for_the_device_only_when_they_are_looked_at(
             books.tally.expect([["books"] * SEQUENCES])
             with books.overlap.step(), books.tally.counting():
                 module(torch.zeros(SEQUENCES, LENGTH + 1, dtype=torch.int64, device=GPU))
-            assert waited == [Wait.EXPERT_ROWS]
+            assert waited == []
             books.look(stage, 1, 16, Measures(loss=3.0), {"books": 0.5}, lambda write: write())
-    assert waited == [Wait.EXPERT_ROWS, Wait.LOOK]
+    assert waited == [Wait.LOOK]
     [line] = that_hold(read_lines(tmp_path / JOURNAL))
     assert line["loss_by_source"] == {"books": 3.0}
     assert line["routers"][0]["load"] == [1 / EXPERTS] * EXPERTS
@@ -251,6 +252,22 @@ def test_a_step_without_partitions_stays_on_the_device() -> None:
         master = whole.masters[weight]
         assert {value.device for value in (master, *whole.state[master].values())} == {GPU}
         assert master.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("waited", "zero"), [(1, False), (2, True)], indirect=["waited"])
+def test_zero_partitions_where_there_is_somebody_to_share_with(zero: bool) -> None:
+    assert partitions(WORLD.spec) == zero
+
+
+def test_a_rank_sends_the_frequencies_of_positions_once(module: LossModule) -> None:
+    rotary = module.arctic.rotary
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        positions = torch.zeros(SEQUENCES, LENGTH, dtype=torch.int64, device=GPU)
+        rotary(positions)
+        [sent] = rotary._on_device.values()
+        assert sent.device == GPU
+        assert rotary(positions).cos_BTH.device == GPU
+        assert list(rotary._on_device.values()) == [sent]
 
 
 def test_loss_and_wishes_are_reduced_on_the_device(waited: list[Wait]) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from arctic_workers.training import optimizer
 from arctic_workers.training.optimizer import UnpartitionedAdamW
@@ -81,8 +82,7 @@ def test_an_update_that_is_held_is_left_out_whatever_its_gradient() -> None:
     assert not torch.equal(mine[0], before[0])
 
 
-def test_masters_learn_what_their_parameters_in_bf16_can_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer, "BUCKET_ELEMENTS", 10)  # so that each parameter is updated apart
+def test_masters_learn_what_their_parameters_in_bf16_can_not_hold() -> None:
     narrow = [nn.Parameter(parameter.detach().bfloat16()) for parameter in parameters()]
     wide = [nn.Parameter(parameter.detach().float()) for parameter in narrow]
     ours = UnpartitionedAdamW(groups(narrow), BETAS, EPSILON, 1.0)
@@ -98,6 +98,23 @@ def test_masters_learn_what_their_parameters_in_bf16_can_not_hold(monkeypatch: p
         torch.testing.assert_close(ours.masters[parameter], other.detach(), rtol=1e-6, atol=1e-7)
         assert torch.equal(parameter, ours.masters[parameter].bfloat16())
         assert not torch.equal(parameter.float(), ours.masters[parameter])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_an_update_is_compiled_for_sizes_but_not_for_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(optimizer._update.__wrapped__, backend=counter)  # type: ignore[attr-defined]
+    monkeypatch.setattr(optimizer, "_update", compiled)
+    narrow = [nn.Parameter(torch.ones(rows, 32).bfloat16()) for rows in (1, 2, 3, 5, 8)]
+    ours = UnpartitionedAdamW(groups(narrow), BETAS, EPSILON, 1.0)
+    for step in range(4):
+        for group in ours.param_groups:
+            group["lr"] = RATE * (step + 1)
+        for parameter in narrow:
+            parameter.grad = torch.full_like(parameter, step + 1)
+        ours.step()
+    assert ours.steps == 4
+    assert counter.frame_count == 2  # for one size, and for all
 
 
 def test_parameters_follow_masters_that_were_restored() -> None:

@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "corpus" / "chats.jsonl").write_text(
         "".join(json.dumps({"messages": chat}) + "\n" for chat in [*chats, None])
     )
-    parts = ("refusals", "one_step", "divided_step", "runs", "commands", "stopped_early")
+    parts = ("refusals", "one_step", "divided_step", "runs", "rounded", "commands", "stopped_early")
     later = ("extended", "skipped_updates", "slow_commit", "pause_when_put_off", "full_store", "jumps")
     run(
         folder,
@@ -87,7 +87,7 @@ def step(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"step.{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["step", "whole-step", "dropping-step"])
+@pytest.mark.parametrize("name", ["step", "whole-step", "dropping-step", "grouped-step"])
 def test_gradients_of_shared_out_experts_equal_those_of_one_process_with_all_batches(folder: Path, name: str) -> None:
     assert_gradients(folder, name, f"{name}-reference")
     dropped = [torch.load(folder / f"{name}.{rank}.pt")["dropped"] for rank in range(2)]
@@ -395,6 +395,17 @@ def test_a_run_that_changes_its_world_twice_learns_the_same(folder: Path) -> Non
     expected, exported = (load_file(folder / run / "export" / "model.safetensors") for run in ("whole", "and-back"))
     for name, tensor in expected.items():
         torch.testing.assert_close(exported[name], tensor, rtol=2e-2, atol=1e-3)
+
+
+def test_a_run_that_goes_on_in_fp8_comes_near_to_the_same_and_exports_the_same_tensors(folder: Path) -> None:
+    whole, rounded = read(folder, "whole"), read(folder, "rounded")
+    assert rounded["outcome"] == "succeeded"
+    assert rounded["loss"] == pytest.approx(whole["loss"], rel=1e-2)
+    assert rounded["loss"] != pytest.approx(whole["loss"], rel=1e-6)  # it is no run in full
+    expected, exported = (load_file(folder / run / "export" / "model.safetensors") for run in ("whole", "rounded"))
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in expected.items()} == {
+        name: (tensor.shape, tensor.dtype) for name, tensor in exported.items()
+    }
 
 
 def test_a_store_that_is_full_for_a_while_costs_checkpoints_and_nothing_else(folder: Path) -> None:

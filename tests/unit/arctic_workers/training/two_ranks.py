@@ -47,6 +47,7 @@ from arctic_workers.training.data.windows import IGNORED, MicroBatch
 from arctic_workers.training.engine import LossModule, Ranks, named_tensors, tensor_names
 from arctic_workers.training.errors import Refused, StoreFull
 from arctic_workers.training.experts import Exchange, Flights
+from arctic_workers.training.experts.grouped import PlainProduct
 from arctic_workers.training.extent import training_of
 from arctic_workers.training.journal import Journal
 from arctic_workers.training.rank import train
@@ -175,6 +176,9 @@ def one_step() -> None:
     one_step_with("whole-step", spec_of(optimizer={"weightDecay": 0.0}, parallelism=NOTHING_SHARED))
     dropping = CONFIG.replace(moe_token_dropping=True, moe_train_capacity_factor=0.75)
     one_step_with("dropping-step", spec_of(optimizer={"weightDecay": 0.0}), dropping)
+    loops, PlainProduct.takes = PlainProduct.takes, lambda *_: True  # type: ignore[method-assign]
+    one_step_with("grouped-step", spec_of(optimizer={"weightDecay": 0.0}))
+    PlainProduct.takes = loops  # type: ignore[method-assign]
     parts, flights = TimeParts(), Flights()
     with waits_counted(parts, flights), flights.blocking("update"):
         engines.dist.all_gather_into_tensor(torch.empty(WORLD), torch.ones(1))
@@ -393,6 +397,12 @@ def runs() -> None:
         run("edited", attempt=2, spec=spec_of(batch={"tokensPerStep": 256, "microBatchSize": 2}))
     except Refused as error:
         write("edited", {"reason": error.reason, "message": error.message})
+
+
+def rounded() -> None:
+    """A run that goes on with products in FP8 from where it came to without."""
+    run("rounded", link=ScriptedLink({4: "stop"} if RANK == 0 else {}))
+    write("rounded", run("rounded", attempt=2, spec=spec_of(precision="fp8")).wire())
 
 
 @contextmanager
@@ -830,7 +840,7 @@ def and_back() -> None:
 
 if __name__ == "__main__":
     parts = (
-        *(commands, stopped_early, extended, one_step, divided_step, runs, refusals),
+        *(commands, stopped_early, extended, one_step, divided_step, runs, rounded, refusals),
         *(skipped_updates, slow_commit, pause_when_put_off, full_store, jumps, other_world, and_back, adapters),
         *(forced_router, longer, instructed, memory_of_a_rank, long_document),
     )

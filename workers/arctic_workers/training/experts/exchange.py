@@ -52,17 +52,21 @@ class Exchange:
         arriving = rows.new_empty(sum(received), rows.shape[1]) if into is None else into
         self._flight = self.flights.launched(self.layer, self.kind, backward=backward)
         self._work = dist.all_to_all_single(arriving, rows, received, sent, group=self.group, async_op=True)
-        self.flights.watch(self._flight, self._work)
+        if rows.device.type == "cpu":  # elsewhere it would be the launch that is noted
+            self.flights.watch(self._flight, self._work)
         self._buffers = arriving, rows  # both must live until the exchange is done
 
     def wait(self, meanwhile: Callable[[], bool] | None = None) -> Tensor:
         """Return what has arrived.
 
         `meanwhile` does a piece of other work and says whether there was any; it is called while nothing has arrived.
+        With rows on a GPU nobody can say when that is: NCCL has a stream of its own, and what waits is the stream of
+        all other work, behind what was launched before. There all of the other work is launched, whatever has arrived.
         """
         assert self._buffers is not None, "wait() without launch()"
         if self._work is not None:
-            while meanwhile is not None and not self._work.is_completed() and meanwhile():
+            on_gpu = self._buffers[0].device.type == "cuda"
+            while meanwhile is not None and (on_gpu or not self._work.is_completed()) and meanwhile():
                 pass
             assert self._flight is not None
             with self.flights.waiting(self._flight):

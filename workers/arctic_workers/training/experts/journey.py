@@ -23,9 +23,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from arctic_model.regions import region
 from arctic_workers.training.experts import products
 from arctic_workers.training.experts.exchange import Exchange
-from arctic_workers.training.experts.products import Backlog, WeightGradients, Weights
+from arctic_workers.training.experts.grouped import Groups
+from arctic_workers.training.experts.products import Backlog, Shares, WeightGradients, Weights
 from arctic_workers.training.experts.routes import inverse
 
 
@@ -35,8 +37,8 @@ class Chunk:
 
     there: Exchange
     back: Exchange
-    counts: list[int]
-    """Rows of each expert of this rank."""
+    shares: Shares
+    """Which of the rows that arrive are whose, of this rank's experts."""
     by_expert: Tensor | None
     """The order of arriving rows that brings them together by expert; None where they are so already."""
 
@@ -141,12 +143,17 @@ class _Send(torch.autograd.Function):
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
         journey: Journey = ctx.journey
         arrived = [chunk.there.wait(journey.backlog.work) for chunk in reversed(journey.chunks)]
-        rows_RD = journey.with_dropped(journey.together(arrived))
-        first_S, *others = journey.places_SK.unbind(1)
-        x_grad_SD = rows_RD.index_select(0, first_S)
-        for places_S in others:
-            x_grad_SD += rows_RD.index_select(0, places_S)
-        return x_grad_SD, None
+        return _summed(journey.with_dropped(journey.together(arrived)), journey.places_SK), None
+
+
+@region
+def _summed(rows_RD: Tensor, places_SK: Tensor) -> Tensor:
+    """Return the sum of each token's rows: [S, D]."""
+    first_S, *others = places_SK.unbind(1)
+    sum_SD = rows_RD.index_select(0, first_S)
+    for places_S in others:
+        sum_SD += rows_RD.index_select(0, places_S)
+    return sum_SD
 
 
 def run_experts(sent: Tensor, beginning: Tensor, journey: Journey, index: int) -> Tensor:
@@ -161,7 +168,7 @@ class _RunExperts(torch.autograd.Function):
         x_PD = chunk.there.wait()
         if chunk.by_expert is not None:
             x_PD = x_PD.index_select(0, chunk.by_expert)
-        y_PD, kept = products.forward(x_PD, chunk.counts, journey.weights)
+        y_PD, kept = products.forward(x_PD, chunk.shares, journey.weights)
         ctx.journey, ctx.index = journey, index
         ctx.save_for_backward(*(kept[:1] if journey.recomputes else kept))
         leaving_PD = _as_they_came(y_PD, chunk)
@@ -173,15 +180,17 @@ class _RunExperts(torch.autograd.Function):
         journey: Journey = ctx.journey
         chunk = journey.chunks[ctx.index]
         x_PD, *others = ctx.saved_tensors
-        kept = products.Forward(x_PD, *others) if others else products.enter(x_PD, chunk.counts, journey.weights)
+        kept = products.Forward(x_PD, *others) if others else products.enter(x_PD, chunk.shares, journey.weights)
         y_grad_PD = chunk.back.wait(journey.backlog.work)
         if chunk.by_expert is not None:
             y_grad_PD = y_grad_PD.index_select(0, chunk.by_expert)
-        x_grad_PD, made = products.backward(y_grad_PD, chunk.counts, journey.weights, kept)
+        x_grad_PD, made = products.backward(y_grad_PD, chunk.shares, journey.weights, kept)
         leaving_PD = _as_they_came(x_grad_PD, chunk)
         chunk.there.launch_back(leaving_PD, journey.place(ctx.index, leaving_PD))
         if ctx.needs_input_grad[1]:
-            journey.gradients.put_off(chunk.counts, kept, made)
+            journey.gradients.put_off(chunk.shares, kept, made)
+            if chunk.there.group is None and isinstance(chunk.shares, Groups):
+                journey.backlog.work_off()  # a GPU has no wait to fill: what is kept for it only takes memory
         return leaving_PD.new_empty(0), leaving_PD.new_empty(0), None, None
 
 
@@ -202,11 +211,7 @@ class _Fetch(torch.autograd.Function):
         rows_RD = journey.with_dropped(journey.together([chunk.back.wait() for chunk in journey.chunks]))
         ctx.journey = journey
         ctx.save_for_backward(rows_RD, weights_SK)
-        weights_KS1, places_KS = weights_SK.t()[..., None], journey.places_SK.t()
-        y_SD = rows_RD.index_select(0, places_KS[0]).mul_(weights_KS1[0])
-        for weights_S1, places_S in zip(weights_KS1[1:], places_KS[1:], strict=True):
-            y_SD.addcmul_(rows_RD.index_select(0, places_S), weights_S1)
-        return y_SD
+        return _weighted(rows_RD, weights_SK, journey.places_SK)
 
     @staticmethod
     def backward(ctx: Any, y_grad_SD: Tensor) -> tuple[Tensor | None, ...]:
@@ -220,8 +225,28 @@ class _Fetch(torch.autograd.Function):
             strict=True,
         )
         for chunk, tokens_r, weights_r1 in reversed(list(parts)):
-            chunk.back.launch_back(y_grad_SD.index_select(0, tokens_r).mul_(weights_r1))
-        weights_grad_SK = torch.stack(
-            [(rows_RD.index_select(0, places_S) * y_grad_SD).sum(1) for places_S in journey.places_SK.unbind(1)], 1
-        )
+            chunk.back.launch_back(_spread(y_grad_SD, tokens_r, weights_r1))
+        weights_grad_SK = _met(rows_RD, y_grad_SD, journey.places_SK)
         return weights_grad_SK, None, *(y_grad_SD.new_empty(0) for _ in journey.chunks)
+
+
+@region
+def _weighted(rows_RD: Tensor, weights_SK: Tensor, places_SK: Tensor) -> Tensor:
+    """Return the sum of each token's rows times their weights: [S, D]."""
+    weights_KS1, places_KS = weights_SK.t()[..., None], places_SK.t()
+    y_SD = rows_RD.index_select(0, places_KS[0]).mul_(weights_KS1[0])
+    for weights_S1, places_S in zip(weights_KS1[1:], places_KS[1:], strict=True):
+        y_SD.addcmul_(rows_RD.index_select(0, places_S), weights_S1)
+    return y_SD
+
+
+@region
+def _spread(x_SD: Tensor, tokens_R: Tensor, weights_R1: Tensor) -> Tensor:
+    """Return of each row its token times its weight: [R, D]."""
+    return x_SD.index_select(0, tokens_R).mul_(weights_R1)
+
+
+@region
+def _met(rows_RD: Tensor, x_SD: Tensor, places_SK: Tensor) -> Tensor:
+    """Return the inner product of each token with each of its rows: [S, K]."""
+    return torch.stack([(rows_RD.index_select(0, places_S) * x_SD).sum(1) for places_S in places_SK.unbind(1)], 1)

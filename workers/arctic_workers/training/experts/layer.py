@@ -19,10 +19,11 @@ from arctic_model.devices import Wait, counts_on_host
 from arctic_model.moe import Experts, Router, Routing, choice_shares, load_balancing_loss
 from arctic_workers.training.experts.exchange import Exchange, Kind
 from arctic_workers.training.experts.exposure import Flights
+from arctic_workers.training.experts.grouped import GroupedProduct, Groups, PlainProduct, ends_of
 from arctic_workers.training.experts.journey import Chunk, Journey, begin, fetch, run_experts, send
 from arctic_workers.training.experts.probe import candidates_for
 from arctic_workers.training.experts.products import Backlog, Weights
-from arctic_workers.training.experts.routes import Routes, order_by_expert
+from arctic_workers.training.experts.routes import Routes, experts_of_chunk, order_by_expert
 
 if TYPE_CHECKING:  # it knows of this package
     from arctic_workers.training.sequence import SequenceShare
@@ -40,6 +41,8 @@ class Company:
     flights: Flights = field(default_factory=Flights)
     """When exchanges start and arrive."""
     backlog: Backlog = field(default_factory=Backlog)
+    product: GroupedProduct = field(default_factory=PlainProduct)
+    """How experts are multiplied where they are in groups."""
     sequences: "SequenceShare | None" = None
     """What this rank has of each sequence; None where that is all."""
 
@@ -124,9 +127,12 @@ class ParallelExperts(nn.Module):
         counting.launch(leaving_WCE.flatten(1).contiguous())
         journey.load(x_SD, routes.order_R, routing.experts_SK.shape[1])
         arriving_WCE = counting.wait().view(leaving_WCE.shape)
-        journey.chunks = self._plan(routes.counts_CWE, arriving_WCE.transpose(0, 1))
-        if routing.kept_SK is not None:
-            journey.leave_out_dropped()
+        if self.ep_size == 1 and self.company.product.takes(self.experts.w1):
+            journey.chunks = [self._all_here(routes)]
+        else:
+            journey.chunks = self._plan(routes.counts_CWE, arriving_WCE.transpose(0, 1))
+            if routing.kept_SK is not None:
+                journey.leave_out_dropped()
         return _Dispatched(send(x_SD, journey), beginning, journey, routing, x_BTD.shape)
 
     def compute(self, dispatched: _Dispatched) -> _Computed:
@@ -163,15 +169,32 @@ class ParallelExperts(nn.Module):
     def _chunks(self) -> int:
         return self.chunks if self.ep_size > 1 else 1
 
+    def _all_here(self, routes: Routes) -> Chunk:
+        """Return the chunk of one rank, for which no host has to know how many rows an expert has.
+
+        Choices that were dropped are run as rows of the last expert, and count as nothing by their weight, which is 0.
+        """
+        ends_E = ends_of(routes.counts_CWE.flatten())
+        ends_E[-1:].fill_(routes.order_R.shape[0])
+        rows = [routes.order_R.shape[0]]
+        there, back = self._exchange("dispatch", rows, rows), self._exchange("combine", rows, rows)
+        return Chunk(there, back, Groups(ends_E, slice(0, self.num_experts), self.company.product), None)
+
     def _plan(self, leaving_CWE: Tensor, arriving_CWE: Tensor) -> list[Chunk]:
         plan = []
         leaving, arriving = self._on_host(leaving_CWE, arriving_CWE)
-        for sent_WE, received_WE, counts_WE in zip(leaving, arriving, arriving_CWE, strict=True):
+        for index, (sent_WE, received_WE, counts_WE) in enumerate(zip(leaving, arriving, arriving_CWE, strict=True)):
             sent, received, counts = sent_WE.sum(1).tolist(), received_WE.sum(1).tolist(), received_WE.sum(0).tolist()
             there, back = self._exchange("dispatch", sent, received), self._exchange("combine", received, sent)
             by_expert = order_by_expert(counts_WE, sum(counts)) if self.ep_size > 1 else None
-            plan.append(Chunk(there, back, counts, by_expert))
+            shares = self._groups(index, counts_WE) if self.company.product.takes(self.experts.w1) else counts
+            plan.append(Chunk(there, back, shares, by_expert))
         return plan
+
+    def _groups(self, chunk: int, counts_WE: Tensor) -> Groups:
+        """Return the groups of a chunk whose rows come from all ranks: of the experts that have any in it."""
+        experts = experts_of_chunk(chunk, self._chunks, self.num_local_experts)
+        return Groups(ends_of(counts_WE[:, experts].sum(0)), experts, self.company.product)
 
     def _exchange(self, kind: Kind, sent: list[int], received: list[int]) -> Exchange:
         group = self.ep_group if self.ep_size > 1 else None

@@ -40,13 +40,25 @@ class Routes:
         if kept_SK is not None:
             keys_R = torch.where(kept_SK.flatten(), keys_R, nobody)
         counts_CWE = count_choices(keys_R, nobody + 1)[:nobody].view(chunks, ranks, held)
-        return cls(keys_R.argsort(stable=True), counts_CWE)
+        return cls(_sorted(keys_R), counts_CWE)
+
+
+def _sorted(keys_R: Tensor) -> Tensor:
+    """Return the stable order of small numbers: a GPU sorts by digits, of which few are enough."""
+    return (keys_R.to(torch.int16) if keys_R.device.type == "cuda" else keys_R).argsort(stable=True)
+
+
+def experts_of_chunk(chunk: int, chunks: int, held: int) -> slice:
+    """Return those experts of a rank, which holds so many, that have rows in a chunk."""
+    if held < chunks:
+        return slice(0, held)
+    return slice(-(-chunk * held // chunks), -(-(chunk + 1) * held // chunks))
 
 
 def order_by_expert(counts_WE: Tensor, rows: int) -> Tensor:
     """Return the order that brings so many rows, sorted by (sender, expert), into that by (expert, sender)."""
     experts_WE = torch.arange(counts_WE.shape[1], device=counts_WE.device).expand_as(counts_WE)
-    return experts_WE.flatten().repeat_interleave(counts_WE.flatten(), output_size=rows).argsort(stable=True)
+    return _sorted(experts_WE.flatten().repeat_interleave(counts_WE.flatten(), output_size=rows))
 
 
 def inverse(order: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arctic_workers.training.experts.routes import Routes, inverse, order_by_expert
+from arctic_workers.training.experts.routes import Routes, experts_of_chunk, inverse, order_by_expert
 
 CASES = st.tuples(
     st.integers(0, 12), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99)
@@ -50,6 +50,19 @@ def test_an_expert_has_all_its_rows_in_one_chunk_where_there_are_enough_experts(
     counts_CWE = Routes.of(choices_SK, ranks * held, ranks, chunks).counts_CWE
     if held >= chunks:
         assert ((counts_CWE.sum(1) > 0).sum(0) <= 1).all()
+
+
+@given(CASES)
+@settings(max_examples=40)
+def test_the_experts_of_a_chunk_are_those_that_have_rows_in_it(case: tuple[int, ...]) -> None:
+    tokens, chosen, ranks, held, chunks, seed = case
+    choices_SK = torch.randint(ranks * held, (tokens, chosen), generator=torch.Generator().manual_seed(seed))
+    counts_CWE = Routes.of(choices_SK, ranks * held, ranks, chunks).counts_CWE
+    for chunk, counts_WE in enumerate(counts_CWE):
+        assert counts_WE[:, experts_of_chunk(chunk, chunks, held)].sum() == counts_WE.sum()
+    if held >= chunks:
+        parts = [range(held)[experts_of_chunk(chunk, chunks, held)] for chunk in range(chunks)]
+        assert [expert for part in parts for expert in part] == list(range(held))
 
 
 def test_arriving_rows_are_brought_together_by_expert_and_back() -> None:
