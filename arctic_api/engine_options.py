@@ -13,6 +13,7 @@ EngineName = Literal["tensorrt-llm", "vllm", "native", "nim"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 PipelineFormat = Literal["fp32", "bf16", "fp8"]
+StepFormat = Literal["fp32", "fp8"]
 
 
 class _Options(Resource):
@@ -91,6 +92,9 @@ class EngineOptions(_Options):
     """vllm: keep each rank on the cores and the memory next to its GPU."""
     pipeline_format: PipelineFormat | None = None
     """native: of hidden states between pipeline ranks: fp32 keeps all bits, the others take less of the network."""
+    large_step_format: StepFormat | None = None
+    """native on GPUs: what rows of steps with 128 and more are multiplied as: fp32 keeps all bits, and a row's do not
+    depend on what shares its step; fp8 rounds them too, and is as fast as the card multiplies FP8 weights."""
     moe_expert_parallel_size: Annotated[int, Field(ge=1, le=64)] | None = None
     """tensorrt-llm: ranks that share out the experts, a divisor of parallelism.tensor; the rest cuts each expert."""
     moe_config: MoeOptions | None = None
@@ -139,7 +143,7 @@ OPTIONS_OF: dict[EngineName, tuple[str, ...]] = {
         "disable_overlap_scheduler",
         "batch_wait_timeout_ms",
     ),
-    "native": ("pipeline_format", "enable_expert_parallel"),
+    "native": ("pipeline_format", "enable_expert_parallel", "large_step_format"),
     "nim": (),
 }
 """Names of the options that each engine takes."""

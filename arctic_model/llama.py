@@ -119,9 +119,10 @@ class Grown:
             return self._source.tensor(name, shape).to(self.dtype(hf_name))
         return self._new(hf_name, shape).to(self.dtype(hf_name))
 
-    def pieces(self, hf_name: str, shape: tuple[int, ...]) -> Iterator[Piece]:
+    def pieces(self, hf_name: str, shape: tuple[int, ...], rows: range | None = None) -> Iterator[Piece]:
         """See `Weights`."""
-        yield Piece(slice(0, shape[0]), self.tensor(hf_name, shape), None, None)
+        wanted = slice(0, shape[0]) if rows is None else slice(rows.start, rows.stop)
+        yield Piece(wanted, self.tensor(hf_name, shape)[wanted], None, None)
 
     def _new(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if len(shape) == 1:

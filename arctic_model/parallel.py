@@ -4,10 +4,12 @@ write instead. Every message names the field of a manifest.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import gcd, prod
+from typing import NamedTuple
 
 from arctic_model.config import ArcticConfig
 from arctic_model.names import layer_shapes
@@ -94,6 +96,63 @@ class LayerSlice:
     layers: range
     embed: bool
     lm_head: bool
+
+
+_EXPERT = re.compile(r"\.experts\.(\d+)\.w[123]\.")
+_BY_ROWS = re.compile(r"\.([qkv]_proj|w[13])\.weight$")
+_BY_COLUMNS = re.compile(r"\.(o_proj|w2)\.weight$")
+
+
+class Cut(NamedTuple):
+    """The part of a matrix [rows, columns] that a tensor rank has; a vector has rows alone."""
+
+    rows: range
+    columns: range | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the part."""
+        return (len(self.rows),) if self.columns is None else (len(self.rows), len(self.columns))
+
+
+@dataclass(frozen=True)
+class TensorSlice:
+    """What one tensor rank has of each layer (Shoeybi et al. 2019, arXiv 1909.08053, section 3).
+
+    Of attention some heads: their rows of q, k and v, and the columns of o that meet them. Of a gated MLP, and of each
+    expert, some of its inner values: rows of w1 and w3, columns of w2. So what o and w2 give are summands, one a rank.
+    Norms, gates, embedding and output matrix are whole on every rank. `plan_inference` checks that a model can be cut.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    whole_experts: bool = False
+    """Whether it has some of the experts whole, rather than a slice of each."""
+
+    def experts(self, count: int) -> range:
+        """Which of a layer's experts it has, or has slices of."""
+        if not self.whole_experts:
+            return range(count)
+        first, end = (-(-(self.rank + step) * count // self.ranks) for step in (0, 1))
+        return range(first, end)
+
+    def cut(self, hf_name: str, shape: tuple[int, ...]) -> Cut:
+        """Return what it has of a tensor that a checkpoint calls so; of experts, those that it has anything of."""
+        whole = Cut(range(shape[0]), range(shape[1]) if len(shape) > 1 else None)
+        if self.whole_experts and _EXPERT.search(hf_name):
+            return whole
+        if _BY_ROWS.search(hf_name):
+            return whole._replace(rows=self._part(shape[0]))
+        if _BY_COLUMNS.search(hf_name):
+            return whole._replace(columns=self._part(shape[1]))
+        return whole
+
+    def _part(self, size: int) -> range:
+        return range(size * self.rank // self.ranks, size * (self.rank + 1) // self.ranks)
+
+
+WHOLE = TensorSlice()
+"""All of each layer."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from arctic_model import fp8
 from arctic_model.config import CONFIG_FILE, ArcticConfig, read_json
 from arctic_model.model import ArcticModel
 from arctic_model.names import hf_names, llama_name, module_name, tensor_shapes
+from arctic_model.parallel import WHOLE, Cut, TensorSlice
 from arctic_model.quantization import KEY as QUANTIZATION
 from arctic_model.quantization import Quantization, read_quantization
 from arctic_model.tensor_files import DTYPE_NAMES, SafetensorError, StoredTensor, TensorFile
@@ -63,8 +64,11 @@ class Weights(Protocol):
         """Raise CheckpointError where a wanted tensor is missing, or one is there that `model` has no place for."""
         ...
 
-    def pieces(self, hf_name: str, shape: tuple[int, ...]) -> Iterator[Piece]:
-        """Read one tensor some rows at a time; what was returned is not kept. CheckpointError where that fails."""
+    def pieces(self, hf_name: str, shape: tuple[int, ...], rows: range | None = None) -> Iterator[Piece]:
+        """Read a tensor, or those rows of it, some at a time; what was returned is not kept. May raise CheckpointError.
+
+        `shape` is the whole tensor's.
+        """
         ...
 
 
@@ -148,10 +152,11 @@ class Checkpoint:
             whole[piece.rows] = piece.wide()
         return whole
 
-    def pieces(self, hf_name: str, shape: tuple[int, ...]) -> Iterator[Piece]:
-        """Read one tensor some rows at a time; what was returned is not kept.
+    def pieces(self, hf_name: str, shape: tuple[int, ...], rows: range | None = None) -> Iterator[Piece]:
+        """Read one tensor, or those rows of it, some at a time; what was returned is not kept.
 
-        CheckpointError where it is missing, of another shape, of a type that is not read, damaged, or not finite.
+        `shape` is the whole tensor's. CheckpointError where it is missing, of another shape, of a type that is not
+        read, damaged, or not finite.
         """
         dtype = self.dtype(hf_name)
         file, name, stored = self._stored(hf_name)
@@ -162,15 +167,16 @@ class Checkpoint:
             )
         scale = self._scale(name, shape) if dtype == fp8.DTYPE else None
         count = max(1, _PIECE_BYTES // max(1, dtype.itemsize * torch.Size(shape[1:]).numel()))
-        for first in range(0, shape[0], count):
-            rows = slice(first, min(first + count, shape[0]))
-            values = self._read(file, name, rows)
+        wanted = range(shape[0]) if rows is None else rows
+        for first in wanted[::count]:
+            read = slice(first, min(first + count, wanted.stop))
+            values = self._read(file, name, read)
             if not is_finite(values):
                 raise CheckpointError(
                     f"{self.folder / file}: {name} holds NaN or infinity: copy it again, or take an earlier "
                     "checkpoint of its training"
                 )
-            yield Piece(rows, values, *((None, None) if scale is None else (scale.rows(rows), scale.block)))
+            yield Piece(read, values, *((None, None) if scale is None else (scale.rows(read), scale.block)))
 
     def _scale(self, name: str, shape: tuple[int, ...]) -> _Scale:
         """The scales of a weight that is stored in FP8."""
@@ -263,17 +269,22 @@ def load_weights(
     *,
     device: torch.device | str = "cpu",
     first_expert: int = 0,
+    share: TensorSlice = WHOLE,
     progress: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Fill a model, or a slice of one, from a checkpoint's folder or other weights; reads nothing that it doesn't need.
 
     Parameters keep their dtype; those on the meta device get their memory on `device`; those in FP8 are quantised as
     they are read, or take what is stored in FP8 as it is. `first_expert` is the first of the experts that this rank
-    holds. `progress` is called with the share of the parameters that are there, 0 to 1. Raises CheckpointError, and
-    ValueError where config.json is at fault.
+    holds; `share` is what `take_share` has made the model for. Columns of a matrix are no run of bytes: of one that is
+    cut by them whole rows are read, a piece at a time, and no more than the columns is kept. `progress` is called with
+    the share of the parameters that are there, 0 to 1. Raises CheckpointError, and ValueError where config.json is at
+    fault.
     """
     weights = Checkpoint(source) if isinstance(source, Path) else source
     parameters = list(model.named_parameters())
+    shapes = tensor_shapes(model.config)
+    first_expert += share.experts(model.config.num_local_experts).start
     names = {name: hf_names(name, held_experts(parameter, first_expert)) for name, parameter in parameters}
     weights.check_names([part for parts in names.values() for part in parts], model.config)
     loaded, total = 0, sum(parameter.numel() for _, parameter in parameters)
@@ -284,9 +295,9 @@ def load_weights(
             for index, part in enumerate(names[name]):
                 where: Any = index if target.dim() == 3 else ...
                 into, scale_into = target[where], None if scale is None else scale[where]
-                for piece in weights.pieces(part, tuple(into.shape)):
-                    _fill(into, scale_into, block, piece, part)
-                    loaded += piece.values.numel()
+                cut = share.cut(part, shapes[part])
+                for piece in weights.pieces(part, shapes[part], cut.rows):
+                    loaded += _fill(into, scale_into, block, piece, cut, part)
                     progress(loaded / total)
 
 
@@ -301,22 +312,35 @@ def _memory_of(
     return target, materialize(model, fp8.scale_name(name), device), block
 
 
-def _fill(target: Tensor, scale: Tensor | None, block: fp8.Block | None, piece: Piece, name: str) -> None:
-    rows = piece.rows
+def _fill(target: Tensor, scale: Tensor | None, block: fp8.Block | None, piece: Piece, cut: Cut, name: str) -> int:
+    """Put what is wanted of a piece into a parameter's memory, and that of its scales; return how many numbers."""
+    rows = slice(piece.rows.start - cut.rows.start, piece.rows.stop - cut.rows.start)
+    columns = ... if cut.columns is None else (..., slice(cut.columns.start, cut.columns.stop))
+    device = target.device
     if scale is None:
-        target[rows] = piece.wide().to(target.device, target.dtype)
+        target[rows] = piece.wide()[columns].to(device, target.dtype)
     elif piece.block != block:
         raise CheckpointError(
             f"{name} has scales of other blocks than the model is made for: take_fp8_form makes it so"
         )
     elif piece.scale is None:
-        target[rows], scale[rows] = fp8.quantize(piece.values.to(target.device))
+        # The scale of a channel is that of its whole row, whatever of it is here.
+        values, scale[rows] = fp8.quantize(piece.values.to(device))
+        target[rows] = values[columns]
     else:
-        target[rows] = piece.values.to(target.device)
+        target[rows] = piece.values[columns].to(device)
         if block is None:
-            scale[rows] = piece.scale[:, 0].to(target.device)
+            scale[rows] = piece.scale[:, 0].to(device)
         else:
-            scale[_blocks_of(rows, block).to(target.device)] = piece.scale.to(target.device)
+            blocks = _blocks_of(rows, block).to(device)
+            scale[blocks] = piece.scale[:, _scales_of(cut, block)].to(device)
+    return target[rows].numel()
+
+
+def _scales_of(cut: Cut, block: fp8.Block) -> slice:
+    """Which scales of a row of blocks are those of some columns."""
+    assert cut.columns is not None
+    return slice(cut.columns.start // block[1], -(-cut.columns.stop // block[1]))
 
 
 def take_fp8_form(model: ArcticModel, folder: Path, first_expert: int = 0) -> None:
@@ -342,6 +366,36 @@ def take_fp8_form(model: ArcticModel, folder: Path, first_expert: int = 0) -> No
     for name, weight in model.named_parameters():
         if weight.dim() > 1 and forms[name] == torch.bfloat16:
             weight.data = weight.data.to(torch.bfloat16)
+
+
+def take_share(model: ArcticModel, share: TensorSlice) -> None:
+    """Give a model on the meta device the shapes of what a tensor rank has of it; its modules compute no more.
+
+    If it is to have FP8 weights, it has `take_fp8_form` behind it. ValueError where the edge of a slice is within a
+    block that has one scale.
+    """
+    for name, parameter in list(model.named_parameters()):
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        cut = share.cut(hf_names(name, held_experts(parameter))[0], tuple(parameter.shape[-2:]))
+        held = () if parameter.dim() < 3 else (len(share.experts(len(parameter))),)
+        shape = (*held, *cut.shape)
+        setattr(module, leaf, nn.Parameter(torch.empty(shape, dtype=parameter.dtype, device="meta"), False))
+        if parameter.dtype == fp8.DTYPE:
+            block = cast("fp8.Block | None", module.block)
+            _check_blocks(name, cut, tuple(parameter.shape[-2:]), block, share)
+            scales = torch.empty(fp8.scale_shape(shape, block), dtype=torch.float32, device="meta")
+            setattr(module, fp8.scale_name(leaf), scales)
+
+
+def _check_blocks(name: str, cut: Cut, shape: tuple[int, ...], block: fp8.Block | None, share: TensorSlice) -> None:
+    for part, whole, size in zip(cut, shape, block or (1, 1), strict=True):
+        if part is not None and any(edge % size and edge != whole for edge in (part.start, part.stop)):
+            raise ValueError(
+                f"parallelism.tensor is {share.ranks}: of {name} every rank would have {len(part)} of {whole}, and "
+                f"{size} share a scale in FP8; write a smaller tensor, engine.options.enable_expert_parallel where it "
+                "is an expert's, or quantise the model with scales of channels (`arctic quantize`)"
+            )
 
 
 def held_experts(parameter: Tensor, first_expert: int = 0) -> range:

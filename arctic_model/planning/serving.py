@@ -186,7 +186,7 @@ def _plan_rank(serving: Serving, device: Device, part: LayerSlice, pieces: list[
         layers=part.layers,
         weights=weights,
         scales=scales,
-        activations=_activations(serving, part),
+        activations=activation_bytes(serving, part),
         runtime=device.runtime,
         memory=device.memory,
         memory_fraction=serving.memory_fraction,
@@ -283,7 +283,7 @@ def _weights(serving: Serving, pieces: Sequence[_Piece]) -> tuple[Counter[str], 
     return weights, scales
 
 
-def _activations(serving: Serving, part: LayerSlice) -> int:
+def activation_bytes(serving: Serving, part: LayerSlice) -> int:
     """Bytes of all that a layer computes for one step, as if nothing were freed or fused, and of the logits.
 
     Hidden states: the layer's input, its three norms, attention's output, their sum, both MLPs' outputs.

@@ -250,6 +250,7 @@ OPTIONS: dict[str, Any] = {
     "safetensors_load_strategy": "prefetch",
     "numa_bind": True,
     "pipeline_format": "bf16",
+    "large_step_format": "fp8",
     "moe_expert_parallel_size": 2,
     "moe_config": {"backend": "DEEPGEMM"},
     "cuda_graph_config": {"max_batch_size": 8},

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+import re
+from collections import Counter
+from itertools import combinations, pairwise, product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arctic_model.config import ArcticConfig
-from arctic_model.parallel import plan_inference, plan_training, split_balanced
+from arctic_model.names import layer_shapes
+from arctic_model.parallel import WHOLE, TensorSlice, plan_inference, plan_training, split_balanced
 
 ARCTIC = ArcticConfig()
 STEP = {"micro_batch_size": 1, "sequence_length": 4096}
@@ -133,3 +136,50 @@ def test_layers_are_split_by_their_bytes():
 def test_a_group_that_does_not_fit_is_refused(config, degrees, sentence):
     with pytest.raises(ValueError, match=sentence):
         plan_inference(config, **degrees)
+
+
+def owners(hf_name: str, shape: tuple[int, ...], slices: list[TensorSlice], experts: int) -> Counter[tuple[int, int]]:
+    """How many tensor ranks have each number of a matrix."""
+    number = re.search(r"experts\.(\d+)", hf_name)
+    found = Counter()
+    for each in slices:
+        if number is None or int(number[1]) in each.experts(experts):
+            cut = each.cut(hf_name, shape)
+            found.update(product(cut.rows, cut.columns))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([1, 2, 3]), st.integers(1, 2), st.integers(1, 2), st.integers(1, 7), st.booleans())
+def test_tensor_ranks_together_have_every_number_once(ranks, groups, shared, experts, whole):
+    experts = max(experts, ranks)
+    config = ArcticConfig.preset("arctic-tiny").replace(
+        hidden_size=2 * ranks * groups * shared,
+        intermediate_size=5 * ranks,
+        num_attention_heads=ranks * groups * shared,
+        num_key_value_heads=ranks * groups,
+        num_local_experts=experts,
+        num_experts_per_tok=1,
+        moe_layer_frequency=2,
+    )
+    plan_inference(config, tensor=ranks)
+    slices = [TensorSlice(rank, ranks, whole) for rank in range(ranks)]
+    for layer in range(2):
+        for name, shape in layer_shapes(config, layer).items():
+            if len(shape) == 1 or "gate" in name:  # whole on each
+                assert all(each.cut(name, shape) == WHOLE.cut(name, shape) for each in slices)
+                continue
+            assert owners(name, shape, slices, experts) == dict.fromkeys(product(*map(range, shape)), 1)
+    counts = [len(each.experts(experts)) for each in slices]
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize("rank", range(8))
+def test_a_tensor_rank_has_the_heads_that_its_keys_are_for(rank):
+    mine = TensorSlice(rank, 8)
+    shapes = {name.rpartition("self_attn.")[2]: shape for name, shape in layer_shapes(ARCTIC, 1).items()}
+    q, k, v, o = (mine.cut(f"self_attn.{each}_proj.weight", shapes[f"{each}_proj.weight"]) for each in "qkvo")
+    assert (q.rows, k.rows) == (range(896 * rank, 896 * (rank + 1)), range(128 * rank, 128 * (rank + 1)))
+    assert (v, o.columns) == (k, q.rows)
+    assert len(mine.experts(128)) == 128
+    assert TensorSlice(rank, 8, whole_experts=True).experts(128) == range(16 * rank, 16 * (rank + 1))

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tracemalloc
+from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +19,10 @@ from arctic_model.config import ArcticConfig
 from arctic_model.initialization import init_weights
 from arctic_model.model import ArcticModel
 from arctic_model.names import llama_name, tensor_shapes
+from arctic_model.parallel import WHOLE, TensorSlice
+from arctic_model.quantization import Quantization
+from arctic_model.quantize import quantize_checkpoint
+from arctic_model.tensor_files import TensorFile
 from arctic_model.weights import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -26,6 +33,8 @@ from arctic_model.weights import (
     load_weights,
     plan_shards,
     save_model,
+    take_fp8_form,
+    take_share,
     write_weights,
 )
 
@@ -110,6 +119,87 @@ def test_a_share_of_the_experts_is_loaded(config, model, folder):
     load_weights(part, folder, first_expert=2)
     name = "model.layers.1.block_sparse_moe.experts.w3"
     assert torch.equal(part.state_dict()[name], model.state_dict()[name][2:])
+
+
+RANKS = 2
+
+
+def shared(model, folder, share, weights="fp32"):
+    """What a tensor rank loads."""
+    part = on_meta(model.config)
+    if weights == "fp8":
+        take_fp8_form(part, folder)
+    take_share(part, share)
+    load_weights(part, folder, share=share)
+    return part.state_dict()
+
+
+def own(name, whole, share):
+    """What a tensor rank should have of a parameter or its scales."""
+    if whole.dim() == 3 and share.whole_experts:
+        half = len(whole) // RANKS
+        return whole[half * share.rank : half * (share.rank + 1)]
+    if re.search(r"(o_proj|w2)(\.weight)?$", name):
+        return whole.chunk(RANKS, -1)[share.rank]
+    if re.search(r"([qkv]_proj|w[13])(\.weight)?$", name):
+        return whole.chunk(RANKS, -2)[share.rank]
+    return whole
+
+
+@pytest.mark.parametrize("whole_experts", [False, True])
+@pytest.mark.parametrize("rank", range(RANKS))
+def test_a_tensor_rank_has_its_slice_and_no_more(model, folder, rank, whole_experts, monkeypatch):
+    share, read = TensorSlice(rank, RANKS, whole_experts), Counter()
+    file_read = TensorFile.read
+
+    def counted(file, name, rows=slice(None)):
+        values = file_read(file, name, rows)
+        read[name] += values.numel()
+        return values
+
+    monkeypatch.setattr(TensorFile, "read", counted)
+    found = shared(model, folder, share)
+    for name, whole in model.state_dict().items():
+        assert torch.equal(found[name], own(name, whole, share)), name
+        assert found[name].untyped_storage().nbytes() == own(name, whole, share).numel() * 4
+    assert read["model.layers.1.self_attn.q_proj.weight"] == 24 * 24 // 2
+    assert read["model.layers.1.self_attn.o_proj.weight"] == 24 * 24
+    experts = [name for name in read if ".experts." in name and name.endswith("w1.weight")]
+    assert sum(read[name] for name in experts) == sum(
+        whole.numel() // 2 for name, whole in model.state_dict().items() if name.endswith("experts.w1")
+    )
+
+
+@pytest.mark.parametrize("stored", [None, Quantization("compressed-tensors", "channel"), Quantization("fp8", "block")])
+@pytest.mark.parametrize("rank", range(RANKS))
+def test_a_tensor_rank_has_the_numbers_and_scales_of_the_whole_in_fp8(model, folder, tmp_path, rank, stored):
+    if stored is not None:
+        stored = replace(stored, block=(2, 2))
+        quantize_checkpoint(folder, tmp_path / "fp8", stored)
+        folder = tmp_path / "fp8"
+    whole, share = shared(model, folder, WHOLE, "fp8"), TensorSlice(rank, RANKS)
+    found = shared(model, folder, share, "fp8")
+    assert found.keys() == whole.keys()
+    for name, values in whole.items():
+        scaled = name.endswith("_scale")
+        if not scaled:
+            assert torch.equal(found[name].float(), own(name, values.float(), share)), name
+            continue
+        # Blocks have scales by rows and by columns, channels by rows alone.
+        blocks = stored is not None and stored.scale_block is not None
+        by_rows = re.search(r"([qkv]_proj|w[13])(\.weight)?_scale$", name)
+        wanted = (
+            own(name.removesuffix("_scale"), values if blocks else values[..., None], share)
+            if (blocks or by_rows)
+            else values
+        )
+        assert torch.equal(found[name], wanted.view(found[name].shape)), name
+
+
+def test_a_slice_whose_edge_is_within_a_block_is_refused(model, folder, tmp_path):
+    quantize_checkpoint(folder, tmp_path / "fp8", Quantization("fp8", "block", (8, 8)))
+    with pytest.raises(ValueError, match=r"tensor is 2: of .*q_proj.* have 12 of 24, and 8 share a scale .* write"):
+        shared(model, tmp_path / "fp8", TensorSlice(0, RANKS), "fp8")
 
 
 def rewrite(folder, change):

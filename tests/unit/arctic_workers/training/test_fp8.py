@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from arctic_model import devices
+from arctic_model import devices, rounded
 from arctic_model.config import PRESETS, ArcticConfig
 from arctic_model.devices import Wait
 from arctic_workers.training.engine import LossModule, Ranks, build_model, fill_model, named_tensors, shape_model
@@ -294,7 +294,8 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[Wait]:
 def test_on_a_gpu_all_products_are_launched_and_only_loops_wait(
     waited: list[Wait], monkeypatch: pytest.MonkeyPatch, hopper: bool
 ) -> None:
-    monkeypatch.setattr(products, "_at_once", lambda _: hopper)
+    for module in (products, rounded):
+        monkeypatch.setattr(module, "at_once", lambda _: hopper)
     with FakeTensorMode():
         x_PD, y_grad_PF = (torch.empty(3 * BLOCK, size, dtype=torch.bfloat16, device=GPU) for size in (64, 48))
         w1_EFD = torch.empty(3, 48, 64, dtype=torch.bfloat16, device=GPU)
@@ -329,7 +330,8 @@ def test_on_a_gpu_a_linear_layer_waits_for_nothing(waited: list[Wait]) -> None:
 def test_on_a_gpu_a_whole_model_waits_for_nothing_and_is_bf16_between_its_products(
     waited: list[Wait], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_at_once", lambda _: True)
+    for module in (products, rounded):
+        monkeypatch.setattr(module, "at_once", lambda _: True)
     ranks = Ranks(0, 1, 0, GPU)
     module = LossModule(shape_model(CONFIG, ranks, 1, None, "fp8"))
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -7,11 +7,11 @@ from collections.abc import MutableMapping
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from arctic_workers.training.fp8.products import product_of_groups, product_over_groups
+from arctic_model.rounded import Rounded, product_of_groups
+from arctic_workers.training.fp8.products import product_over_groups
 from arctic_workers.training.fp8.rounding import (
     Last,
     Layout,
-    Rounded,
     by_both_of_groups,
     by_columns,
     by_columns_of_groups,

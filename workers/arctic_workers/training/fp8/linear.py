@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from arctic_workers.training.fp8.products import product
-from arctic_workers.training.fp8.rounding import Last, Rounded, by_both, by_columns, by_rows
+from arctic_model.rounded import Rounded, product
+from arctic_workers.training.fp8.rounding import Last, by_both, by_columns, by_rows
 
 
 class RoundedLinear(nn.Linear):

@@ -11,12 +11,14 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from arctic_model.fp8 import DTYPE
+from arctic_model.launch import launch
+from arctic_model.rounded import Rounded
 
 BLOCK = 32
 """Rows to whose multiples a group is padded: whole sectors of memory, and of the 16 that products ask for."""
@@ -25,19 +27,6 @@ _WIDTH = 128
 _LEAST = 2.0**-100
 """A magnitude below which scales don't follow: their inverses would be infinite."""
 _INFINITE = 0x7F800000
-
-
-class Rounded(NamedTuple):
-    """Matrices whose rows are `values * scales`."""
-
-    values: Tensor
-    """e4m3 [..., N, K]; of each row the elements are side by side."""
-    scales: Tensor
-    """fp32 [..., N], powers of two; NaN where a row has anything that is no finite number."""
-
-    def widened(self) -> Tensor:
-        """Return the matrices in fp32: exact, as scales are powers of two."""
-        return self.values.float() * self.scales[..., None]
 
 
 Made = TypeVar("Made")
@@ -205,12 +194,3 @@ def round_by_kernels(x_PN: Tensor, layout: Layout, *, rows: bool, columns: bool)
     made = (row_values, row_scales, column_values, column_scales)
     launch(kernels.round_tiles, grid, *given, *made, experts, width, layout.width, **constants)
     return Rounded(row_values, row_scales), Rounded(column_values, column_scales)
-
-
-def launch(kernel: Any, grid: tuple[int, int], *arguments: Any, **constants: Any) -> None:
-    """Start so many programs of a kernel, in the current stream of the device of its first tensor."""
-    if not arguments[0].is_cuda:
-        kernel[grid](*arguments, **constants)
-        return
-    with torch.cuda.device(arguments[0].device):
-        kernel[grid](*arguments, **constants)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from arctic_model import fp8
+from arctic_model.devices import CPU
 from arctic_model.layers import Rotation, rotate, rotation_of
 from arctic_workers.inference.engines.native.invariant import pad_rows
 from arctic_workers.inference.engines.native.step import Part
@@ -27,9 +28,9 @@ KEYS = 64
 class _Vectors:
     """Keys, or values: `numbers` [layers, G, slots, H], and in FP8 `scales` [layers, G, slots]."""
 
-    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-        self.numbers = _untouched(shape, dtype)
-        self.scales = _untouched(shape[:-1], torch.float32) if dtype == fp8.DTYPE else None
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        self.numbers = _zeros(shape, dtype, device)
+        self.scales = _zeros(shape[:-1], torch.float32, device) if dtype == fp8.DTYPE else None
 
     def write(self, index: int, slots_T: Tensor, x_GTH: Tensor) -> None:
         if self.scales is None:
@@ -69,15 +70,18 @@ class PagedCache:
         head_dim: int,
         dtype: torch.dtype,
         window: Window | None = None,
+        device: torch.device = CPU,
     ) -> None:
         if KEYS % block_size:
             raise ValueError(f"a block of {block_size} tokens does not divide {KEYS}")
         self.block_size = block_size
         self.window = window
         """What attention sees; None for all."""
+        self.device = device
+        """Where it is, and what computes with it."""
         self._first = layers.start
         self._keys, self._values = (
-            _Vectors((len(layers), heads, blocks * block_size, head_dim), dtype) for _ in range(2)
+            _Vectors((len(layers), heads, blocks * block_size, head_dim), dtype, device) for _ in range(2)
         )
 
     @property
@@ -129,8 +133,10 @@ class PagedCache:
         return self._keys.read(index, tables_BP, size), self._values.read(index, tables_BP, size)
 
 
-def _untouched(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Zeros that take memory as they are written, near the thread that does: `torch.zeros` writes to all of its own."""
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On a CPU they take memory as they are written, near the thread that does: `torch.zeros` writes to all of it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).view(shape)
 

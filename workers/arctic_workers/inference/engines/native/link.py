@@ -40,6 +40,23 @@ class Message:
     """Bytes, [n] of uint8."""
 
 
+def write_message(line: socket.socket, message: Message) -> None:
+    """Send a message over a line. Raises OSError."""
+    raw = b"" if message.raw is None else message.raw.numpy().data
+    header = _HEADER.pack(message.kind, len(message.numbers), len(raw))
+    line.sendall(header + array("q", message.numbers).tobytes())
+    line.sendall(raw)
+
+
+def read_message(line: socket.socket) -> Message:
+    """Wait for the next message of a line. Raises OSError, also where the line has ended."""
+    kind, count, size = _HEADER.unpack(read_whole(line, bytearray(_HEADER.size)))
+    numbers = array("q", bytes(read_whole(line, bytearray(8 * count))))
+    raw = torch.empty(size, dtype=torch.uint8)
+    read_whole(line, raw.numpy().data)
+    return Message(kind, numbers, raw if size else None)
+
+
 class Link:
     """Sends to one neighbour and receives from the other."""
 
@@ -82,21 +99,14 @@ class Link:
     def _send_all(self) -> None:
         try:
             while (message := self._to_send.get()) is not None:
-                raw = b"" if message.raw is None else message.raw.numpy().data
-                header = _HEADER.pack(message.kind, len(message.numbers), len(raw))
-                self._outgoing.sendall(header + array("q", message.numbers).tobytes())
-                self._outgoing.sendall(raw)
+                write_message(self._outgoing, message)
         except OSError as error:
             self._received.put(error)
 
     def _receive_all(self) -> None:
         try:
             while True:
-                kind, count, size = _HEADER.unpack(read_whole(self._incoming, bytearray(_HEADER.size)))
-                numbers = array("q", bytes(read_whole(self._incoming, bytearray(8 * count))))
-                raw = torch.empty(size, dtype=torch.uint8)
-                read_whole(self._incoming, raw.numpy().data)
-                self._received.put(Message(kind, numbers, raw if size else None))
+                self._received.put(read_message(self._incoming))
         except OSError as error:
             self._received.put(error)
 

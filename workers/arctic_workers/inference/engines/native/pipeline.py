@@ -11,6 +11,7 @@ from enum import IntEnum
 from torch import Tensor
 
 from arctic_api.engine_options import PipelineFormat
+from arctic_model.devices import on_device
 from arctic_workers.inference.engines.native.link import Link, Message
 from arctic_workers.inference.engines.native.runner import Runner
 from arctic_workers.inference.engines.native.step import (
@@ -68,6 +69,7 @@ class Pipeline:
         if self._link is not None:
             self._link.send(Message(Kind.STOP))
             self._link.close()
+        self._runner.stop()
 
 
 def follow(runner: Runner, link: Link, *, last: bool, hidden_size: int, wire: PipelineFormat) -> Iterator[Kind]:
@@ -79,7 +81,8 @@ def follow(runner: Runner, link: Link, *, last: bool, hidden_size: int, wire: Pi
         if kind is Kind.STEP and message.raw is not None:
             parts = decode_parts(message.numbers)
             rows = sum(len(part.tokens) for part in parts)
-            x_TD = runner.run(parts, decode_states(message.raw, rows, hidden_size, wire))
+            raw = on_device(message.raw, runner.device)
+            x_TD = runner.run(parts, decode_states(raw, rows, hidden_size, wire))
             if last:
                 link.send(Message(Kind.STEP, encode_drawn(runner.sample(parts, x_TD))))
             else:
@@ -88,6 +91,7 @@ def follow(runner: Runner, link: Link, *, last: bool, hidden_size: int, wire: Pi
             link.send(message)
         yield kind
     link.close()
+    runner.stop()
 
 
 def agree_on_least(link: Link, value: int, *, first: bool) -> int:

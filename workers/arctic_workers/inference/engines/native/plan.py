@@ -32,7 +32,7 @@ class Plan:
     slices: tuple[LayerSlice, ...]
     """By pipeline rank."""
     tensor: int
-    """Ranks of each pod: shares of its threads, with a share of the weights each."""
+    """Ranks of each pod: shares of its threads, or processes with a GPU each, with a share of the weights each."""
     whole_experts: bool
     """Whether such a rank has experts of its own, rather than a slice of each."""
     weights: str
@@ -49,6 +49,8 @@ class Plan:
     memory_fraction: float
     pipeline_format: PipelineFormat
     """Of hidden states between pipeline ranks."""
+    rounds_large_steps: bool
+    """Whether steps of many rows round these to FP8, which GPUs multiply."""
 
     @property
     def ranks(self) -> int:
@@ -66,10 +68,40 @@ class Plan:
         """Blocks that all sequences need at their longest."""
         return self.max_sequences * self.blocks_of_a_sequence
 
-    def block_bytes(self, rank: int) -> int:
-        """Bytes of one block on a rank: keys and values of its layers."""
+    def block_bytes(self, rank: int, processes: int = 1) -> int:
+        """Bytes of one block on a rank: keys and values of its layers, whose heads so many processes share out."""
         vector = vector_bytes(self.config, self.kv_cache, scaled=True)
-        return BLOCK_SIZE * 2 * len(self.slices[rank].layers) * self.config.num_key_value_heads * vector
+        heads = self.config.num_key_value_heads // processes
+        return BLOCK_SIZE * 2 * len(self.slices[rank].layers) * heads * vector
+
+    def check_device(self, *, gpu: bool) -> None:
+        """Check what depends on where a pod computes. Raises Refused."""
+        if not self.rounds_large_steps:
+            return
+        if not gpu:
+            raise Refused(
+                "engine.options.large_step_format is fp8 and this pod sees no GPU: CPUs multiply all bits; leave it "
+                "out, or ask for nvidia.com/gpu in resources"
+            )
+        other = None if self.weights == "fp8" else f"quantization.weights is {self.weights}"
+        if self.whole_experts:
+            other = "enable_expert_parallel is true"
+        if other:
+            raise Refused(
+                f"engine.options.large_step_format is fp8 and {other}, which do not go together: leave one of them out"
+            )
+
+    def check_processes(self, gpus: int) -> None:
+        """Check that tensor ranks can be processes of a pod that has so many GPUs. Raises Refused."""
+        if self.tensor > gpus:
+            raise Refused(
+                f"parallelism.tensor is {self.tensor} and this pod has {gpus} GPU{'s' * (gpus != 1)}: a tensor rank "
+                f"takes one; write at most {gpus}, or more nvidia.com/gpu in resources"
+            )
+        try:
+            plan_inference(self.config, tensor=self.tensor)
+        except ValueError as error:
+            raise Refused(f"parallelism.{error}") from None
 
 
 def plan_group(group: InferenceGroup) -> Plan:
@@ -109,6 +141,7 @@ def plan_group(group: InferenceGroup) -> Plan:
         suffix_decoding=bool(spec.batching.suffix_decoding),
         memory_fraction=spec.batching.kv_cache.memory_fraction,
         pipeline_format=options.pipeline_format or "fp32",
+        rounds_large_steps=options.large_step_format == "fp8",
     )
 
 

@@ -1,28 +1,34 @@
 """One rank's slice of the model: loading it, and its share of a step."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from arctic_model.config import ArcticConfig
+from arctic_model.devices import CPU
 from arctic_model.layers import rotary_frequencies
 from arctic_model.model import ArcticModel
-from arctic_model.parallel import LayerSlice
-from arctic_model.weights import load_weights, take_fp8_form
-from arctic_workers.control.memory import available_memory
+from arctic_model.parallel import WHOLE, LayerSlice, TensorSlice
+from arctic_model.weights import load_weights, take_fp8_form, take_share
+from arctic_workers.control.memory import available_memory, readable
 from arctic_workers.inference.engines.native.adapters import AdaptedLinear, Adapter, adapt_model
 from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache
 from arctic_workers.inference.engines.native.invariant import make_invariant
 from arctic_workers.inference.engines.native.kernel.library import library
 from arctic_workers.inference.engines.native.kernel.rank import kernel_rank
-from arctic_workers.inference.engines.native.sampling import draw_tokens, tell_tokens
+from arctic_workers.inference.engines.native.sampling import Likeliest, draw_tokens, tell_tokens
 from arctic_workers.inference.engines.native.step import Draw, Drawn, Known, Part
+
+if TYPE_CHECKING:  # it imports Triton
+    from arctic_workers.inference.engines.native.cuda.team import Leader, Team
 
 log = logging.getLogger(__name__)
 
@@ -47,31 +53,57 @@ class _WithoutInitialValues(TorchFunctionMode):
 
 
 def load_slice(
-    folder: Path, config: ArcticConfig, part: LayerSlice, weights: str, progress: Callable[[float], None]
+    folder: Path,
+    config: ArcticConfig,
+    part: LayerSlice,
+    weights: str,
+    progress: Callable[[float], None],
+    device: torch.device = CPU,
+    share: TensorSlice = WHOLE,
 ) -> ArcticModel:
     """Load some layers of a checkpoint with weights in `fp8`, `bf16` or `fp32`, ready to compute in fp32.
 
+    Or what a tensor rank has of them, for `compute_of` alone.
+
     With `fp8` a checkpoint that is in FP8 is loaded as it is. fp32 because not every CPU multiplies bf16 (Zen 3 does
-    not). `progress` is as in `load_weights`. CheckpointError or ValueError with a sentence.
+    not). They go to `device` piece by piece as they are read. `progress` is as in `load_weights`. CheckpointError or
+    ValueError with a sentence.
     """
     with torch.device("meta"), _WithoutInitialValues():
         model = ArcticModel(config, part.layers, embed=part.embed, lm_head=part.lm_head)
     model.to(_DTYPES.get(weights, torch.float32))
     if weights == "fp8":
         take_fp8_form(model, folder)
+    if share != WHOLE:
+        take_share(model, share)
     model.requires_grad_(False)
-    load_weights(model, folder, progress=progress)
+    _check_room(model, device)
+    load_weights(model, folder, device=device, share=share, progress=progress)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("Loaded layers %d to %d, %d parameters", part.layers.start, part.layers.stop - 1, parameters)
     return model
 
 
+def _check_room(model: ArcticModel, device: torch.device) -> None:
+    """Raise ValueError where a GPU's free memory is less than a model, still on the meta device, takes."""
+    if device.type == "cpu":
+        return
+    weights = sum(tensor.numel() * tensor.itemsize for tensor in (*model.parameters(), *model.buffers()))
+    free, total = torch.cuda.mem_get_info(device)
+    if weights > free:
+        raise ValueError(
+            f"the weights of this rank's layers take {readable(weights)}, and of its GPU's {readable(total)} "
+            f"{readable(free)} are free; write a greater parallelism.pipeline, or quantization.weights: fp8"
+        )
+
+
 def prepare(model: ArcticModel) -> None:
     """Let a loaded model take the memory that it computes in, before what is left is given to keys and values.
 
-    Compiled code takes the weights over as they are.
+    Compiled code and a GPU take the weights over as they are.
     """
-    if library() is None:
+    on_cpu = all(parameter.device == CPU for parameter in model.parameters())
+    if on_cpu and library() is None:
         _prepare_for_torch(model)
 
 
@@ -91,7 +123,7 @@ class Compute(Protocol):
         """
         ...
 
-    def logits(self, x_TD: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[int]]:
+    def logits(self, x_TD: Tensor, rows: Sequence[int]) -> tuple[Tensor, Likeliest]:
         """Return the logits [R, V] of some rows, and the likeliest token of each."""
         ...
 
@@ -139,13 +171,27 @@ class TorchRank:
         return {}
 
 
-def compute_of(model: ArcticModel, cache: PagedCache, tensor: int = 1, *, whole_experts: bool = False) -> Compute:
-    """Return the fastest that this machine has, with so many tensor ranks; it takes the model's weights over.
+def compute_of(
+    model: ArcticModel,
+    cache: PagedCache,
+    tensor: int = 1,
+    *,
+    whole_experts: bool = False,
+    team: Team | None = None,
+    rounds: bool = False,
+) -> Compute:
+    """Return the fastest for where the cache is, with so many tensor ranks; it takes the model's weights over.
 
-    These share out whole experts, or a slice of each.
-
-    Torch computes as one rank: the answers are the same to the bit for any number.
+    These share out whole experts, or a slice of each. Torch computes as one rank: the answers are the same to the bit
+    for any number. Where tensor ranks have GPUs and processes of their own, this is the compute of one of a `team`,
+    whose slice the model is, and these answers are not: what is added up is cut in other places. `rounds` is as in
+    `CudaRank`.
     """
+    if cache.device.type == "cuda" or team is not None:
+        # Triton takes a second to import, and is not there where there is no GPU.
+        from arctic_workers.inference.engines.native.cuda.rank import CudaRank
+
+        return CudaRank(model, cache, *(() if team is None else (team.share, team.add)), rounds=rounds)
     threads = torch.get_num_threads()
     return kernel_rank(model, cache, threads, tensor, whole_experts=whole_experts) or TorchRank(model, cache)
 
@@ -161,15 +207,27 @@ class Runner:
         adapters: Sequence[Adapter] = (),
         *,
         whole_experts: bool = False,
+        team: Leader | None = None,
+        rounds: bool = False,
     ) -> None:
-        """`tensor` and `whole_experts` are as in `compute_of`, `adapters` as in `Compute.adapt`."""
-        self._compute = compute_of(model, cache, tensor, whole_experts=whole_experts)
+        """`tensor`, `whole_experts`, `team` and `rounds` are as in `compute_of`, `adapters` as in `Compute.adapt`."""
+        self.device = cache.device
+        """Where hidden states are."""
+        self._team = team
+        self._compute = compute_of(model, cache, tensor, whole_experts=whole_experts, team=team, rounds=rounds)
         if adapters:
             self._compute.adapt(adapters)
 
     def run(self, parts: Sequence[Part], x_TD: Tensor | None) -> Tensor:
-        """See `Compute`."""
+        """See `Compute`. Raises PeerLost where another tensor rank is gone."""
+        if self._team is not None:
+            self._team.begin(parts, x_TD)
         return self._compute.run(parts, x_TD)
+
+    def stop(self) -> None:
+        """Let the other tensor ranks end."""
+        if self._team is not None:
+            self._team.stop()
 
     def seconds(self) -> dict[str, float]:
         """See `Compute`."""

@@ -59,11 +59,13 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
         suffix_decoding=True,
         memory_fraction=0.5,
         pipeline_format="bf16",
+        rounds_large_steps=False,
     )
     assert first.most_blocks == 3 * 13
     # 16 tokens of keys and values of 2 layers, 2 heads of 16 numbers of 4 bytes, or of one and a scale.
     assert [first.block_bytes(rank) for rank in range(2)] == [16 * 2 * 2 * 2 * 16 * 4] * 2
     assert replace(first, kv_cache="fp8").block_bytes(0) == 16 * 2 * 2 * 2 * (16 + 4)
+    assert first.block_bytes(0, processes=2) == first.block_bytes(0) // 2
 
 
 def test_an_adapters_folder_is_all_behind_the_scheme(make_group: Callable[..., list[InferenceGroup]]) -> None:
@@ -71,6 +73,38 @@ def test_an_adapters_folder_is_all_behind_the_scheme(make_group: Callable[..., l
     adapters = [{"name": name, "uri": uri} for name, uri in uris.items()]
     [group] = make_group(1, model={"uri": "file:///models/tiny", "adapters": adapters})
     assert plan_group(group).adapters == {"hash": Path("/models/c#/a?"), "space": Path("/models/a b")}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "gpus", "sentence"),
+    [
+        (4, 2, r"parallelism.tensor is 4 and this pod has 2 GPUs: .* write at most 2, or more nvidia.com/gpu"),
+        (4, 4, r"parallelism.tensor is 4 and does not divide .*key-value heads \(2\).*; write"),
+        (2, 2, r"parallelism.tensor is 2 and does not divide the model's intermediate_size \(75\); write 1"),
+    ],
+)
+def test_tensor_ranks_are_refused_where_gpus_or_the_model_have_no_place_for_them(
+    make_group: Callable[..., list[InferenceGroup]], tensor: int, gpus: int, sentence: str
+) -> None:
+    plan = plan_group(make_group(1, parallelism={"tensor": tensor})[0])
+    with pytest.raises(Refused, match=sentence):
+        plan.check_processes(gpus)
+
+
+def test_rows_are_rounded_on_gpus_alone_and_where_weights_are(make_group: Callable[..., list[InferenceGroup]]) -> None:
+    def plan(quantization: str = "fp8", **options: object) -> Plan:
+        engine = {"name": "native", "options": {"large_step_format": "fp8"} | options}
+        return plan_group(make_group(1, quantization={"weights": quantization}, engine=engine)[0])
+
+    plan().check_device(gpu=True)
+    plan(large_step_format="fp32").check_device(gpu=False)
+    for sentence, asked, gpu in (
+        ("large_step_format is fp8 and this pod sees no GPU: .* leave it out", plan(), False),
+        ("large_step_format is fp8 and quantization.weights is bf16", plan("bf16"), True),
+        ("large_step_format is fp8 and enable_expert_parallel is true", plan(enable_expert_parallel=True), True),
+    ):
+        with pytest.raises(Refused, match=sentence):
+            asked.check_device(gpu=gpu)
 
 
 def test_ranks_without_an_expert_are_refused(make_group: Callable[..., list[InferenceGroup]]) -> None:

@@ -1,12 +1,14 @@
 """How tokens are chosen."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 
 from arctic_workers.inference.engine import Sampling
+from arctic_workers.inference.engines.native import sampling
 from arctic_workers.inference.engines.native.sampling import draw_tokens, tell_tokens, uniform
 from arctic_workers.inference.engines.native.step import Adjustment, Draw, Drawn
 
@@ -109,7 +111,7 @@ def test_candidates_are_at_least_so_likely_as_a_share_of_the_likeliest() -> None
 def test_a_token_is_drawn_where_none_is_left_or_all_are_beyond_numbers(logit: float, cut: dict[str, float]) -> None:
     """An error here would end the whole group."""
     for least, bias, temperature in product((0, 1), (0.0, -100.0, 3e38), (2e-6, 1.0)):
-        sampling = Sampling(
+        asked = Sampling(
             4,
             temperature=temperature,
             seed=1,
@@ -118,7 +120,7 @@ def test_a_token_is_drawn_where_none_is_left_or_all_are_beyond_numbers(logit: fl
             logit_bias=tuple((token, bias) for token in range(4)),
             **cut,  # type: ignore[arg-type]
         )
-        [one] = draw_tokens(torch.full((1, 4), logit), [0], [(Draw.of(sampling, 3), 3)])
+        [one] = draw_tokens(torch.full((1, 4), logit), [0], [(Draw.of(asked, 3), 3)])
         assert one.token in range(4)
 
 
@@ -145,6 +147,31 @@ def test_a_row_is_drawn_the_same_alone_as_in_company() -> None:
     assert together == [drawn_from(logits_SV[row : row + 1], [draws[row]])[0] for row in range(24)]
     told = tell_tokens(logits_SV, range(24), [*range(24)], [2] * 24)
     assert told == [tell_tokens(logits_SV, [row], [row], [2])[0] for row in range(24)]
+
+
+@pytest.mark.parametrize("together", [1, 1 << 21])
+def test_a_gpus_likeliest_tokens_and_many_rows_at_once_are_drawn_the_same(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    logits_SV = torch.randn(40, 301) * 3
+    changes = {"bias": ((3, 5.0),), "banned": (7, 8), "banned_before": 99, "counts": ((1, 2), (9, 1))}
+    penalised = adjusted(**changes, frequency_penalty=0.7, presence_penalty=0.3, repetition_penalty=1.3)
+    ways = [how(), how(top_p=0.7, logprobs=2), how(top_k=1), how(top_k=9, min_p=0.2), how(min_p=0.6, seed=5), penalised,
+            replace(penalised, temperature=0.8), replace(penalised, temperature=0.8, top_p=0.9)]  # fmt: skip
+    draws = [(ways[row % len(ways)], row) for row in range(40)]
+    expected = drawn_from(logits_SV, draws)
+    monkeypatch.setitem(sampling.AT_ONCE, "cpu", together)
+    assert draw_tokens(logits_SV, logits_SV.argmax(-1), draws) == expected
+
+
+def test_sums_in_whole_numbers_are_as_near_as_any_and_a_rows_own() -> None:
+    torch.manual_seed(2)
+    shares_RC = (torch.randn(5, 3000, dtype=torch.float64) * 4).softmax(-1)
+    sums_RC = sampling.whole_sums(shares_RC)
+    torch.testing.assert_close(sums_RC, shares_RC.cumsum(-1), rtol=0, atol=1e-13)
+    assert torch.equal(sampling.whole_sums(shares_RC[2:3]), sums_RC[2:3])
+    assert bool((sums_RC.diff(dim=-1) >= 0).all())
 
 
 def test_chance_is_a_function_of_seed_and_position() -> None:
