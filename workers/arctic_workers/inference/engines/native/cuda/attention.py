@@ -40,6 +40,8 @@ MOST_KEYS = 128
 """Of a tile."""
 STAGES = 4
 """Parts of a sum that are asked for ahead."""
+MOST_REGISTERS = 255
+"""Of a thread: all that there are. Without being told, ptxas keeps to fewer for bf16 on Hopper, and spills."""
 ALIGNED = 4
 """Integers to whose multiples each part of a step is padded: whether addresses are aligned changes compiled code."""
 
@@ -310,6 +312,7 @@ def attend(queries: Queries, tensors: Mapping[str, Tensor], step: Step, attentio
         ROWS=attention.rows,
         BLOCK=attention.block_size,
         **constants,
+        maxnreg=MOST_REGISTERS,
     )
     if apart:
         launch(
