@@ -110,8 +110,10 @@ def test_each_row_meets_its_expert(form: str) -> None:
     w1, w3 = matrices(form, 4, 40, 60), matrices(form, 4, 40, 60)
     x_SK = torch.randn(9, 60)
     rows_R = torch.tensor([3, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8, 1], dtype=torch.int32)
-    # Nobody chose expert 1; expert 2 has more rows than a tile.
-    table_M3 = torch.tensor([[0, 0, 2], [2, 2, 8], [2, 10, 1], [3, 11, 1], [3, 12, 0], [0, 0, 0]], dtype=torch.int32)
+    # Nobody chose expert 1; expert 2 has more rows than a tile; tiles without rows may name any expert.
+    table_M3 = torch.tensor(
+        [[0, 0, 2], [2, 2, 8], [2, 10, 1], [3, 11, 1], [1 << 20, 12, 0], [0, 0, 0]], dtype=torch.int32
+    )
     experts = [0] * 2 + [2] * 9 + [3]
     tiles = Tiles(table_M3, rows_R, SMALL)
     x_RK = x_SK[rows_R]
@@ -135,6 +137,19 @@ def test_a_gate_is_silu_where_it_is_closed_and_where_it_is_open() -> None:
     found = gated(gates_K[None], same, same, dense_tiles(1, "cpu"))[0]
     wanted = silu(gates_K.double()) * gates_K
     torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=0.0)
+
+
+def test_bf16_weights_meet_rows_whole_where_tensor_cores_take_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    dot = InterpreterBuilder.create_dot
+
+    def of_tf32(builder: object, a: Handle, b: Handle, d: Handle, precision: object, *rest: object) -> Handle:
+        assert str(precision).endswith("TF32")
+        a, b = (Handle((of.data.view(np.uint32) & 0xFFFFE000).view(np.float32), of.dtype) for of in (a, b))
+        return dot(builder, a, b, d, precision, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", of_tf32)
+    weights, x_SK = matrices("bf16", 1, 64, 200), torch.randn(3, 200)
+    assert error(product(x_SK, weights, dense_tiles(3, "cpu")), exact(x_SK, weights)) < 4e-7
 
 
 @pytest.fixture

@@ -79,16 +79,6 @@ def test_experts_that_all_or_nobody_chose_have_their_tiles(tokens: int) -> None:
     assert len(busy) == 2 * -(-tokens // SMALL)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_logits_that_are_no_numbers_choose_experts_that_are_there() -> None:
-    logits_SE = torch.randn(4, 5)
-    logits_SE[2] = torch.nan
-    experts_SK = chosen_by(route(logits_SE, 2, SMALL))
-    assert experts_SK.max() < 5
-    others = [0, 1, 3]
-    assert torch.equal(experts_SK[others], logits_SE[others].topk(2).indices)
-
-
 def test_no_tokens_have_no_routes() -> None:
     routes = route(torch.empty(0, 4), 2, SMALL)
     assert routes.tiles.table_M3.shape == (0, 3)

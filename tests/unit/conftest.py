@@ -1,4 +1,9 @@
-"""What no test of a unit may depend on: how busy the machine is, what is drawn, and which tests came before."""
+"""What no test of a unit may depend on: how busy the machine is, what is drawn, which tests came before, and a GPU."""
+
+import os
+
+# Before torch and DeepSpeed look for one; `tests/gpu` is for what it can show.
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 from hypothesis import HealthCheck, settings
 

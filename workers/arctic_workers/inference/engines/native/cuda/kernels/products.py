@@ -44,7 +44,7 @@ def scales(places):
 
 @triton.jit
 def read(rows, k, at, K, STEP: tl.constexpr, EVEN: tl.constexpr):
-    """Return a step's columns of rows of weights; zeros beyond the last."""
+    """Return a step's columns of rows of weights; zeros beyond the step, whose rows may have others there."""
     if EVEN:
         return tl.load(rows[:, None] + (at + k)[None, :])
     return tl.load(rows[:, None] + (at + k)[None, :], mask=((k < STEP) & (at + k < K))[None, :], other=0.0)
@@ -72,7 +72,7 @@ def section(
     for at in tl.range(begin, end, STEP, num_stages=STAGES):
         inside = here[:, None]
         if not EVEN:
-            inside = inside & ((k < STEP) & (at + k < K))[None, :]
+            inside = inside & (at + k < K)[None, :]
         x = tl.load(x_rows[:, None] + (at + k)[None, :], mask=inside, other=0.0)
         w = read(w_rows, k, at, K, STEP, EVEN)
         a, a_rest = add_step(w, x, w_places + at // WIDTH, a, a_rest, E4M3, BLOCKS)
