@@ -7,7 +7,7 @@ PHASE = scripts/phase.sh
 # Python of vLLM's own environment, which is made when it is asked for.
 VLLM = $(shell $(RUN) arctic cluster environment vllm)/bin/python3
 
-.PHONY: help setup setup-local setup-engines demo test lint types contracts unit processes cluster-tests chaos fuzz soak parity test-parity test-clients test-engines bench clean format
+.PHONY: help setup setup-local setup-engines demo test lint types contracts unit kernels processes cluster-tests chaos fuzz soak parity test-parity test-clients test-engines bench bench-gpu bench-gpu-bundle gpu-tests clean format
 
 # Where it is set, each process compiles all of our code anew, and pytest rewrites all tests.
 export PYTHONDONTWRITEBYTECODE =
@@ -39,6 +39,7 @@ test: setup ## lint, types, import contracts, tests of units, of processes and o
 	@$(PHASE) types $(MAKE) --no-print-directory types
 	@$(PHASE) contracts $(MAKE) --no-print-directory contracts
 	@$(PHASE) unit-tests $(MAKE) --no-print-directory unit
+	@$(PHASE) kernel-tests $(MAKE) --no-print-directory kernels
 	@$(PHASE) process-tests $(MAKE) --no-print-directory processes
 	@$(PHASE) cluster-tests $(MAKE) --no-print-directory cluster-tests
 
@@ -53,6 +54,9 @@ contracts:
 
 unit:
 	@$(RUN) pytest -n 2 --dist loadfile -m 'not processes' tests/unit
+
+kernels:
+	@TRITON_INTERPRET=1 $(RUN) pytest -n 2 --dist loadfile tests/kernels
 
 processes:
 	@$(RUN) pytest -n 2 --dist loadfile -m processes tests/unit
@@ -101,6 +105,15 @@ bench: setup setup-engines ## every benchmark, whole (three hours): prints its t
 	@$(RUN) python -m benchmarks.suffix_decoding --keep
 	@$(RUN) python -m benchmarks.training --keep
 	@$(RUN) python -m benchmarks.upcycling --keep
+
+bench-gpu: ## measure this machine's GPU, training and inference on it, in 8 minutes; without a GPU says so and exits 2
+	@scripts/on_gpu.sh -m benchmarks.gpu
+
+bench-gpu-bundle: ## gather in .gpu-bundle what that takes on a machine with Python 3.12, torch and Triton, and no network
+	@$(RUN) python scripts/gpu_bundle.py
+
+gpu-tests: ## what only a GPU can show, on this machine's; skipped without one
+	@scripts/on_gpu.sh -m pytest tests/gpu
 
 format: ## rewrite the code in the house's format
 	@$(RUN) ruff check --fix . ; $(RUN) ruff format .

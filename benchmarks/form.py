@@ -128,18 +128,29 @@ def draw(told: Told, chart: Chart, name: str) -> None:
 
 
 def finish(
-    told: Told, figures: Mapping[str, float], *, less_is_better: Collection[str] = (), unjudged: Collection[str] = ()
+    told: Told,
+    figures: Mapping[str, float],
+    *,
+    less_is_better: Collection[str] = (),
+    unjudged: Collection[str] = (),
+    card: str | None = None,
 ) -> None:
     """Say what has become worse, keep the figures where that is asked for, and print the last line.
 
-    What is `unjudged` only says how much was done.
+    What is `unjudged` only says how much was done. Figures of a `card` are compared and kept with those of its kind,
+    whatever machine it is in.
     """
     rounded = {name: round(value, 4) for name, value in figures.items()}
-    machine, results = this_machine(), Results(FILE.read_text() if FILE.exists() else "")
+    machine, results = card or this_machine(), Results(FILE.read_text() if FILE.exists() else "")
     judged = {name: value for name, value in rounded.items() if name not in unjudged}
     for sentence in regressions(results.of(machine, told.benchmark), judged, less_is_better):
         note(sentence)
     if told.keep:
         results.keep(machine, told.benchmark, rounded, software())
         FILE.write_text(results.text([drawing.relative_to(FILE.parent) for drawing in DRAWINGS.glob("*/*.svg")]))
-    print(json.dumps(rounded))
+    print(last_line(rounded, card))
+
+
+def last_line(figures: Mapping[str, float], card: str | None = None) -> str:
+    """Return figures as JSON, those of a card with its name."""
+    return json.dumps({**({} if card is None else {"card": card}), **figures})
