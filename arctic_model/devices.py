@@ -1,6 +1,7 @@
 """Where a step waits for its device: the one list of it. Nothing else reads on the host what a device has computed."""
 
 from enum import Enum
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -42,10 +43,24 @@ def on_device(values: Tensor, device: torch.device) -> Tensor:
 
     A copy from memory that can be paged out would wait for all that the device was given to do before.
     """
-    if device.type == "cpu":
-        return values
-    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    return pinned.copy_(values).to(device, non_blocking=True)
+    return values if device.type == "cpu" else _pinned(values).to(device, non_blocking=True)
+
+
+def fill(target: Tensor, values: Tensor) -> None:
+    """Write a tensor of the host over one on a device; the host goes on at once."""
+    target.copy_(values if target.device.type == "cpu" else _pinned(values), non_blocking=True)
+
+
+def _pinned(values: Tensor) -> Tensor:
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values)
+
+
+def shows_gpus(files: Path = Path("/dev")) -> bool:
+    """Whether there are GPUs of NVIDIA's, by their device files: a container has those of its own, whatever numbers.
+
+    No driver is asked: a process that has asked it can't be forked into others that compute there.
+    """
+    return any(files.glob("nvidia[0-9]*"))
 
 
 def first_device() -> torch.device:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,14 +19,17 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 _compiled_on: set[str] = set()
+_options: dict[str, Any] = {}
 
 
-def compile_on(device: str) -> None:
+def compile_on(device: str, **options: Any) -> None:
     """Compile all regions from now on whose first tensor is on this type of device; elsewhere they are called as is.
 
-    Compiling needs a C compiler where it runs, and seconds at the first call of each region.
+    `options` are those of `torch.compile`. Compiling needs a C compiler where it runs, and seconds at the first call of
+    each region.
     """
     _compiled_on.add(device)
+    _options.update(options)
 
 
 def region(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -38,7 +41,7 @@ def region(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]
         if not _compiled_on or not _is_on(_compiled_on, arguments[0]):
             return function(*arguments, **named)
         if not compiled:  # not before: it imports the compiler, for seconds
-            compiled.append(torch.compile(function))
+            compiled.append(torch.compile(function, **_options))
         return compiled[0](*arguments, **named)
 
     return call

@@ -11,8 +11,10 @@ cache. Without a GPU nothing is measured: what Triton's compiler makes of the en
 and it exits with 2.
 """
 
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -294,6 +296,24 @@ def at_most(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def ended_by(seconds: float, line: Callable[[], str]) -> Iterator[None]:
+    """End the process with a last line where this takes so long: a host that waits for a card takes no signal."""
+
+    def end() -> None:
+        note(f"cut after {seconds:.0f} s: a part waits for the card, and does not end")
+        print(line(), flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def write(line: str, path: Path) -> None:
     """Keep the figures so far, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -315,7 +335,8 @@ def main() -> None:
     so_far = paths.cache() / "benchmarks" / "gpu.json"
     note(f"{card}; figures so far are in {so_far}")
     parts = WITHOUT_TRAINING if told.quick else PARTS
-    run_parts(run, parts, lambda: write(last_line(run.found, card), so_far))
+    with ended_by(60 * MINUTES - STARTING / 2, lambda: last_line(run.found, card)):
+        run_parts(run, parts, lambda: write(last_line(run.found, card), so_far))
     times = [name for name in run.found if name.endswith("_us")]
     finish(told, run.found, less_is_better=("train_memory_of_plan", *times), unjudged=UNJUDGED, card=card)
 

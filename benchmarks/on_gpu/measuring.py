@@ -1,5 +1,6 @@
 """How long work on a device takes, and how much of a time its kernels fill."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -58,6 +59,8 @@ def kernels_of(call: Callable[[], object], device: torch.device) -> list[tuple[s
     """Return name, beginning and end, in microseconds, of what runs on the device in one call; none on a CPU."""
     if device.type != "cuda":
         return []
+    # Else a process that was profiled once starts its kernels more slowly from then on (PyTorch's pull request 146604).
+    os.environ.setdefault("TEARDOWN_CUPTI", "1")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
         torch.cuda.synchronize(device)

@@ -161,6 +161,25 @@ def test_each_query_meets_what_came_before_it_in_blocks_anywhere(
     assert torch.equal(served.computed(parts, queries), out_TNH)
 
 
+def test_memory_for_parts_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(torch.float32)
+    parts = [served.sequence(140, 1)]
+    queries, _ = served.expected(parts)
+    started = []
+
+    def launch(kernel: Any, *arguments: Any, **constants: Any) -> None:
+        started.append(kernel)
+        module_launch(kernel, *arguments, **constants)
+
+    module_launch = module.launch
+    monkeypatch.setattr(module, "launch", launch)
+    out_TNH = served.computed(parts, queries)
+    assert started.count(module.merge_tiles) == 1
+    monkeypatch.setattr(module, "WORKSPACE", 0)
+    assert torch.equal(served.computed(parts, queries), out_TNH)
+    assert started.count(module.merge_tiles) == 1
+
+
 def test_a_prompt_meets_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     served = Served(torch.float32)
     monkeypatch.setattr(module, "ENOUGH", 0)

@@ -1,8 +1,11 @@
 """What the benchmark of a GPU plans, counts and keeps; that needs no GPU."""
 
 import json
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -14,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from arctic_api.training import Optimizer
 from arctic_model.config import ArcticConfig
 from arctic_model.fp8 import Fp8Experts
-from arctic_model.initialization import init_weights
+from arctic_model.initialization import init_weights, initial_matrix
 from arctic_model.model import ArcticModel
 from arctic_model.moe import Experts, MoE
 from arctic_model.planning.devices import DEVICES
@@ -22,12 +25,12 @@ from arctic_model.planning.serving import Serving, plan_serving
 from arctic_workers.inference.engines.native.step import Part
 from benchmarks import gpu
 from benchmarks.form import last_line
-from benchmarks.gpu import Measuring, OutOfTime, at_most, run_parts
+from benchmarks.gpu import Measuring, OutOfTime, at_most, ended_by, run_parts
 from benchmarks.on_gpu import ahead, ceilings, measuring, prefill
 from benchmarks.on_gpu.layers import BLOCK, fill_weights, prompts, rows_by_expert, shape, singles
 from benchmarks.on_gpu.peer import GroupedExperts, Peer
 from benchmarks.on_gpu.sizes import cache_bytes, fitting, layer_bytes, projected, touched_bytes
-from benchmarks.on_gpu.training import CASE, spec_of
+from benchmarks.on_gpu.training import CASE, drawn_on, spec_of
 
 LARGE = ArcticConfig.preset("arctic")
 TINY = ArcticConfig.preset("arctic-tiny").replace(num_hidden_layers=2, num_local_experts=4, vocab_size=64)
@@ -97,6 +100,26 @@ def test_a_call_is_repeated_until_a_sample_lasts_and_its_median_counts(monkeypat
     assert calls[0] == 3 + 1 + 15 * 20
 
 
+def test_what_was_profiled_is_as_fast_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[str | None] = []
+
+    class Profile(nullcontext["Profile"]):
+        def __init__(self, **_: object) -> None:
+            super().__init__(self)
+
+        def __exit__(self, *_: object) -> None:
+            left.append(os.environ.get("TEARDOWN_CUPTI"))
+
+        def events(self) -> list[object]:
+            return []
+
+    monkeypatch.delenv("TEARDOWN_CUPTI", raising=False)
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert measuring.kernels_of(lambda: None, GPU) == []
+    assert left == ["1"]
+
+
 def test_rows_of_tiles_are_counted_by_expert() -> None:
     table_M3 = torch.tensor([[2, 0, 16], [2, 16, 3], [0, 19, 1], [-1, 7, 0]], dtype=torch.int32)
     assert rows_by_expert(table_M3, 4).tolist() == [1, 0, 19, 0]
@@ -152,6 +175,19 @@ def test_the_peer_computes_what_the_model_does_in_one_graph_and_learns() -> None
     assert all(weight.dtype == torch.bfloat16 for weight in peer.model.parameters())
 
 
+def test_the_weights_that_are_trained_are_drawn_on_the_card_as_widely_as_a_models() -> None:
+    with torch.device("meta"):
+        model = ArcticModel(TINY)
+    with FakeTensorMode(allow_non_fake_inputs=True), drawn_on(GPU):
+        drawn = initial_matrix(TINY, "model.layers.0.self_attn.q_proj.weight", (8, 8), 0)
+        init_weights(model, 0, device=GPU)
+    assert drawn.device == GPU
+    assert {weight.device for weight in model.parameters()} == {GPU}
+    with drawn_on(CPU):
+        spread = initial_matrix(TINY, "model.layers.0.self_attn.q_proj.weight", (64, 64), 0).std()
+    assert float(spread) == pytest.approx(TINY.initializer_range, rel=0.1)
+
+
 def test_the_trainings_manifest_asks_for_one_micro_batch_of_the_whole_step() -> None:
     spec = spec_of(CASE, "fp8")
     assert spec.precision == "fp8"
@@ -194,6 +230,24 @@ def kept(run: Measuring) -> tuple[list[Mapping[str, float]], Callable[[], None]]
     """What figures there were each time that they were kept, and how."""
     lines: list[Mapping[str, float]] = []
     return lines, lambda: lines.append(dict(run.found))
+
+
+def test_a_run_that_hangs_is_cut_with_what_it_has_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda status: cut.set())
+    with ended_by(0.01, lambda: '{"read_tb_s": 4.5}'):
+        assert cut.wait(20)
+    assert capsys.readouterr().out.splitlines()[-1] == '{"read_tb_s": 4.5}'
+
+
+def test_a_run_that_ends_in_time_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda status: cut.set())
+    with ended_by(0.2, lambda: ""):
+        pass
+    assert not cut.wait(0.4)
 
 
 def test_a_part_that_fails_says_why_and_the_others_go_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,9 @@ def compile_regions() -> None:
         return
     dynamo = importlib.import_module("torch._dynamo")
     dynamo.config.recompile_limit = max(MOST_COMPILED, dynamo.config.recompile_limit)
-    compile_on("cuda")
+    # Torch 2.13 sees that in this thread alone, and autograd has one of its own for a GPU; there each region is told.
+    told = "recompile_limit" in inspect.signature(torch.compile).parameters
+    compile_on("cuda", **({"recompile_limit": MOST_COMPILED} if told else {}))
 
 
 def import_without_compiling(module: str) -> None:

@@ -9,8 +9,10 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
+from arctic_model.devices import shows_gpus
+
 # Read when DeepSpeed is imported.
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidia0") else "cpu")
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if shows_gpus() else "cpu")
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
 import deepspeed
@@ -83,7 +85,8 @@ class Ranks:
 def start_processes() -> Ranks:
     """Join the other ranks: NCCL on GPUs, gloo on CPUs."""
     # The shared-memory all-reduce is for inference, and would need a C++ compiler in the pod.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed is told that nothing can be built: else it asks compilers about each operator that it has.
+    deepspeed.ops.__compatible_ops__ = {}
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     accelerator = deepspeed.get_accelerator()
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -364,6 +367,7 @@ def _configuration(spec: ArcticTrainingSpec, dtype: torch.dtype, stage: int) -> 
             "allgather_bucket_size": BUCKET_ELEMENTS,
         },
         "steps_per_print": 2**62,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the device around each step
     }
 
 

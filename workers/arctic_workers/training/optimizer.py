@@ -76,14 +76,17 @@ class UnpartitionedAdamW(EagerAdamW):
 
     def _update_masters(self, scale: float) -> None:
         """Update what has a master in fp32, each parameter with all that belongs to it in one pass over memory."""
+        updates: list[tuple[Tensor, dict[str, Any], Tensor]] = []
         for group in self.param_groups:
             moved = [master for master in group["params"] if self._gradient_of(master) is not None]
             if not moved:
                 continue
             torch._foreach_add_([self.state[master]["step"] for master in moved], 1)
             told = _told(group, scale, self.state[moved[0]]["step"])
-            for master in moved:
-                self._update_master(master, group, told)
+            updates += [(master, group, told) for master in moved]
+        # The largest first: while a GPU makes these, the host starts the many that take less than their start.
+        for update in sorted(updates, key=lambda update: -update[0].numel()):
+            self._update_master(*update)
 
     def _update_master(self, master: Tensor, group: dict[str, Any], told: Tensor) -> None:
         state, parameter, gradient = self.state[master], self._parameters[master], self._gradient_of(master)
@@ -128,8 +131,11 @@ def _master(parameter: Tensor) -> Tensor:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """Return a view as rows: a compiled update takes any number of them, and knows that they are whole loads."""
-    return tensor.detach().reshape(-1, math.gcd(tensor.numel(), _ROW))
+    """Return the same memory as rows: a compiled update takes any number of them, and knows that they are whole loads.
+
+    No view: of what a view is one, the compiler wants to know the shape too, and would compile for each kind of it.
+    """
+    return tensor.data.reshape(-1, math.gcd(tensor.numel(), _ROW)).data
 
 
 def _told(group: dict[str, Any], scale: float, step: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arctic_model import devices
 from arctic_model.moe import Router, Routing, count_of_text
 
 DEAD_STEPS = 100
@@ -110,7 +111,8 @@ class Tally:
         sources, rows_B2 = self._expected.pop(0), module.rows_B2
         assert isinstance(rows_B2, Tensor), "the module is one that keeps the losses of rows"
         # Made on the host and sent, without a wait: a step's places are known before it.
-        places = torch.tensor([self._sources.index(source) for source in sources]).to(rows_B2.device, non_blocking=True)
+        numbers = torch.tensor([self._sources.index(source) for source in sources])
+        places = devices.on_device(numbers, rows_B2.device)
         with torch.no_grad():
             self._losses.view(-1, 2).index_add_(0, places, rows_B2.to(self._losses.dtype))
 

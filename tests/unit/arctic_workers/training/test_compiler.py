@@ -1,11 +1,16 @@
 import logging
 import shutil
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch._dynamo
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from arctic_model import regions
 from arctic_workers.training.compiler import MOST_COMPILED, compile_regions
@@ -18,6 +23,7 @@ def compiled_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[set
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(regions, "_compiled_on", on)
+    monkeypatch.setattr(regions, "_options", {})
     monkeypatch.delenv("CC", raising=False)
     with torch._dynamo.config.patch(recompile_limit=8):
         yield on
@@ -33,6 +39,30 @@ def test_regions_are_compiled_on_gpus_where_there_is_a_c_compiler(
     compile_regions()
     assert compiled_on == {"cuda"}
     assert torch._dynamo.config.recompile_limit == MOST_COMPILED
+
+
+def test_what_autograds_own_thread_calls_is_compiled_as_often(
+    compiled_on: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter, compiler = CompileCounter(), torch.compile
+
+    @wraps(compiler)
+    def compile_and_count(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        counted: Callable[..., Any] = compiler(function, backend=counter, dynamic=False, **options)
+        return counted
+
+    @regions.region
+    def doubled(x: Tensor) -> Tensor:
+        return 2 * x
+
+    monkeypatch.setattr(torch, "compile", compile_and_count)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    compile_regions()
+    compiled_on.add("cpu")
+    doubled(torch.ones(20))  # as a forward pass does before
+    with ThreadPoolExecutor(1) as other:
+        list(other.map(lambda size: doubled(torch.ones(size)), range(2, 14)))
+    assert counter.frame_count == 13
 
 
 @pytest.mark.parametrize("missing", ["C compiler", "Python.h"])

@@ -105,7 +105,8 @@ def test_an_update_is_compiled_for_sizes_but_not_for_numbers(monkeypatch: pytest
     counter = CompileCounter()
     compiled = torch.compile(optimizer._update.__wrapped__, backend=counter)  # type: ignore[attr-defined]
     monkeypatch.setattr(optimizer, "_update", compiled)
-    narrow = [nn.Parameter(torch.ones(rows, 32).bfloat16()) for rows in (1, 2, 3, 5, 8)]
+    shapes = ((32,), (1, 32), (5, 32), (2, 3, 32), (4, 8, 16), (96,))
+    narrow = [nn.Parameter(torch.ones(shape).bfloat16()) for shape in shapes]
     ours = UnpartitionedAdamW(groups(narrow), BETAS, EPSILON, 1.0)
     for step in range(4):
         for group in ours.param_groups:
@@ -115,6 +116,17 @@ def test_an_update_is_compiled_for_sizes_but_not_for_numbers(monkeypatch: pytest
         ours.step()
     assert ours.steps == 4
     assert counter.frame_count == 2  # for one size, and for all
+
+
+def test_the_largest_are_updated_first_whatever_their_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    updated: list[int] = []
+    monkeypatch.setattr(optimizer, "_update", lambda parameter, *_: updated.append(parameter.numel()))
+    narrow = [nn.Parameter(torch.ones(rows, 16).bfloat16()) for rows in (2, 1, 5, 3)]
+    ours = UnpartitionedAdamW(groups(narrow), BETAS, EPSILON, 1.0)
+    for parameter in narrow:
+        parameter.grad = parameter.detach()
+    ours.step()
+    assert updated == [80, 48, 32, 16]
 
 
 def test_parameters_follow_masters_that_were_restored() -> None:

@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,7 +26,7 @@ from arctic_workers.inference.engines.native.cache import PagedCache
 from arctic_workers.inference.engines.native.link import Link, connect
 from arctic_workers.inference.engines.native.pipeline import agree_on_least
 from arctic_workers.inference.engines.native.plan import Plan
-from arctic_workers.inference.engines.native.runner import Runner, load_slice, prepare
+from arctic_workers.inference.engines.native.runner import LOGITS_AT_ONCE, Runner, load_slice, prepare
 from arctic_workers.inference.engines.native.step import Draw, Part
 from arctic_workers.inference.memory import affordable_blocks
 from arctic_workers.inference.rendezvous import Heartbeats, meet
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 GRAPHS = GIB
 """Bytes that recorded steps, and kernels as they are loaded, may take on a GPU: an allowance, no measurement."""
+_WAYS = (Draw(0, 0.0, 1.0, 0, None), Draw(0, 1.0, 1.0, 0, None), Draw(0, 1.0, 0.9, 0, 1, min_p=0.1))
+"""To choose tokens: the likeliest, of all, and of some, with what is told of them."""
 
 
 @dataclass(frozen=True)
@@ -228,22 +230,44 @@ def _left_memory(plan: Plan, part: LayerSlice, device: torch.device, processes: 
     )
     # What others have of a sum, and the sum, before it is added.
     exchanged = 2 * 4 * plan.token_budget * plan.config.hidden_size if processes > 1 else 0
+    torch.cuda.empty_cache()  # loading has left what torch keeps for others
     free, _ = torch.cuda.mem_get_info(device)
     return max(free - activation_bytes(serving, part) - exchanged - GRAPHS, 0)
 
 
 def _rehearse(runner: Runner, plan: Plan, part: LayerSlice, *, nobodys: int) -> None:
-    """Run steps of all sizes in a block that is nobody's: else who asks first waits for kernels to be compiled."""
-    greedy = Draw(0, 0.0, 1.0, 0, None)
-    most = min(plan.max_sequences, plan.token_budget)
-    for sequences in (1 << exponent for exponent in range((most - 1).bit_length() + 1)):
-        several = min(plan.token_budget // sequences, BLOCK_SIZE) or 1
-        for tokens, adapter in product({1, several}, {-1, len(plan.adapters) - 1}):
-            parts = [Part(0, (0,) * tokens, (nobodys,), greedy, adapter=adapter)] * sequences
-            rows = (sequences * tokens, plan.config.hidden_size)
-            x_TD = runner.run(parts, None if part.embed else torch.zeros(rows, device=runner.device))
-            if part.lm_head:
-                runner.sample(parts, x_TD)
+    """Run steps of all sizes in a block that is nobody's.
+
+    Else who asks first waits for kernels to be compiled and steps to be recorded, or finds that memory is short.
+    """
+    for parts in _steps_of_all_sizes(plan, nobodys):
+        rows = (sum(len(each.tokens) for each in parts), plan.config.hidden_size)
+        x_TD = runner.run(parts, None if part.embed else torch.zeros(rows, device=runner.device))
+        if part.lm_head:
+            runner.sample(parts, x_TD)
+
+
+def _steps_of_all_sizes(plan: Plan, nobodys: int) -> Iterator[list[Part]]:
+    """Yield steps of single tokens, of all ways to choose and all lengths, then prompts, up to the largest."""
+    sequences = _sizes(min(plan.max_sequences, plan.token_budget))
+    for how, count in product(_WAYS, sequences):
+        yield [Part(0, (0,), (nobodys,), how)] * count
+    for blocks, count in product(_sizes(plan.blocks_of_a_sequence), sequences):
+        yield [Part(0, (0,), (nobodys,) * blocks, None)] * count
+    longest = plan.blocks_of_a_sequence * BLOCK_SIZE
+    for size, adapter in product(_sizes(plan.token_budget), {-1, len(plan.adapters) - 1}):
+        tokens = min(size, plan.token_budget)
+        first = Part(0, (0,) * min(tokens, longest), (nobodys,) * plan.blocks_of_a_sequence, _WAYS[0], adapter=adapter)
+        whole, rest = divmod(tokens, len(first.tokens))
+        last = [replace(first, tokens=(0,) * rest, draw=None)] if rest else []
+        # A verified proposal, or a prompt that is told of, has several logits of one sequence.
+        draws = min(len(first.tokens), LOGITS_AT_ONCE)
+        yield [replace(first, draws=draws), *[replace(first, draw=None)] * (whole - 1), *last]
+
+
+def _sizes(most: int) -> list[int]:
+    """Return the powers of two up to a number, and the one that holds it."""
+    return [1 << exponent for exponent in range((most - 1).bit_length() + 1)]
 
 
 def _check_cores(tensor: int, cores: int) -> None:

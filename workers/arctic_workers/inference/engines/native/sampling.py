@@ -38,9 +38,11 @@ def draw_tokens(logits_SV: Tensor, likeliest: Likeliest, draws: Sequence[_Way]) 
         if not (told or drawn):
             return [Drawn(token) for token in likeliest]
         likeliest = _tensor(likeliest, torch.int64, logits_SV.device)
-    tokens_S = _draw_rows(logits_SV, likeliest, draws, drawn)
-    rows_R = _tensor(told, torch.int64, logits_SV.device)
-    tellings = list(_tell(logits_SV.index_select(0, rows_R), tokens_S[rows_R], list(told.values())))
+    tokens_S = _draw_rows(logits_SV, likeliest, draws, drawn) if drawn else likeliest
+    tellings = []
+    if told:
+        rows_R = _tensor(told, torch.int64, logits_SV.device)
+        tellings = list(_tell(logits_SV.index_select(0, rows_R), tokens_S[rows_R], list(told.values())))
     tokens, answers = _read(tokens_S, tellings, Wait.TOKENS)
     chosen = [Drawn(token) for token in tokens]
     for row, answer in zip(told, answers, strict=True):
@@ -80,7 +82,7 @@ def _tell(logits_RV: Tensor, tokens_R: Tensor, tops: Sequence[int]) -> Iterator[
 
 def _read(tokens_S: Tensor, tellings: Sequence[Tensor], wait: Wait) -> tuple[list[int], list[Drawn]]:
     """Wait for tokens and for what is told beside them."""
-    flat = torch.cat([tokens_S.double(), *(telling.flatten() for telling in tellings)])
+    flat = torch.cat([tokens_S.double(), *(telling.flatten() for telling in tellings)]) if tellings else tokens_S
     values = iter(devices.on_host(flat, wait))
     tokens = [int(next(values)) for _ in range(len(tokens_S))]
     told = []

@@ -42,6 +42,7 @@ pytest.importorskip("triton", reason="Triton is where a GPU may be")
 
 from arctic_workers.inference.engines.native.cuda import (
     attention,
+    graphs,
     inputs,
     norms,
     products,
@@ -95,9 +96,25 @@ class OnGpu(TorchDispatchMode):
         return result
 
 
+compiled: set[object] = set()
+"""What a GPU would have compiled code for."""
+
+
 def looked_at(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """Stands in for `launch`."""
     assert {each.device for each in (*arguments, *constants.values()) if isinstance(each, Tensor)} == {GPU}
+    kinds = tuple(map(kind_of, kernel.params, arguments))
+    compiled.add((kernel.__name__, kinds, tuple(sorted(constants.items(), key=str))))
+
+
+def kind_of(parameter: Any, argument: Any) -> object:
+    """What Triton makes code of its own for: addresses and numbers that are multiples of 16, and the number 1."""
+    if isinstance(argument, Tensor):
+        odd = argument.storage_offset() * argument.itemsize % 16 > 0
+        return argument.dtype, odd and not parameter.do_not_specialize_on_alignment
+    if isinstance(argument, int):
+        return argument < 1 << 31, not parameter.do_not_specialize and (argument == 1, argument % 16 == 0)
+    return type(argument)
 
 
 def really(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -157,7 +174,7 @@ def loaded(group: InferenceGroup) -> groups.Rank:
 def runner(make_group: MakeGroup, waited: list[Wait], request: pytest.FixtureRequest) -> Runner:
     """All layers, which have run steps as they came up; with the attention that a test's parameter says."""
     attention = {"maxLength": 64, **getattr(request, "param", {})}
-    made = loaded(make_group(1, batching={"maxSequences": 1}, attention=attention)[0]).runner
+    made = loaded(make_group(1, batching={"maxSequences": 1, "tokenBudget": 64}, attention=attention)[0]).runner
     assert set(waited) == {Wait.TOKENS}
     waited.clear()
     return made
@@ -206,6 +223,36 @@ def test_a_step_that_chooses_nothing_waits_for_nothing(runner: Runner, waited: l
         float(x_TD[0, 0])
 
 
+def test_all_that_a_step_may_need_is_compiled_and_recorded_before_the_first(
+    make_group: MakeGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled.clear()
+    batching = {"maxSequences": 5, "tokenBudget": 150}
+    [group] = make_group(1, batching=batching)
+    monkeypatch.setattr(graphs, "FEWEST_BLOCKS", 4)
+    runner = loaded(group).runner
+    compute = runner._compute
+    assert isinstance(compute, rank.CudaRank)
+    before, recorded = set(compiled), set(compute._graphs._recorded)
+    for blocks in (1, 9):
+        for count in (1, 3, 5):
+            step(runner, [Part(0, (3,), (0,) * blocks, NUCLEUS)] * count)
+    for tokens in (2, 7, 16, 33, 127, 131, 150):
+        step(runner, [Part(0, (3,) * tokens, (0,) * 16, GREEDY, draws=min(tokens, 3))])
+    assert compiled - before == set()
+    assert set(compute._graphs._recorded) == recorded
+
+
+def test_a_step_is_described_where_there_is_a_gpu(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    compute = runner._compute
+    assert isinstance(compute, rank.CudaRank)
+    extent = attention.Extent.of([PROMPT], compute._attention)
+    with unset_fake_temporarily():
+        numbers = inputs.describe([PROMPT], extent, compute._attention)
+        assert inputs.Inputs(extent, numbers, None).rows.tolist() == [list(range(20)), list(PROMPT.tokens)]
+
+
 def test_a_prompt_that_is_told_of_waits_for_that_too(runner: Runner, waited: list[Wait]) -> None:
     step(runner, [replace(PROMPT, known=Known(tuple(range(1, 20)), 2), draw=GREEDY)])
     assert sorted(waited, key=str) == [Wait.PROMPT, Wait.TOKENS]
@@ -235,7 +282,11 @@ def test_a_rank_of_a_pipeline_waits_for_what_it_hands_on(runner: Runner, waited:
 def test_weights_and_cache_are_on_the_gpu_as_they_were_asked_for(
     make_group: MakeGroup, kept: str, dtype: torch.dtype
 ) -> None:
-    made = loaded(make_group(1, batching={"maxSequences": 1}, quantization={"weights": kept, "kvCache": kept})[0])
+    made = loaded(
+        make_group(1, batching={"maxSequences": 1, "tokenBudget": 64}, quantization={"weights": kept, "kvCache": kept})[
+            0
+        ]
+    )
     compute = made.runner._compute
     assert isinstance(compute, rank.CudaRank)
     for layer in compute._layers.values():
@@ -327,12 +378,15 @@ def test_a_tensor_rank_waits_for_its_tokens_alone(
     assert made.runner._team.told[-3:] == [4, 4, 5]
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 def test_rows_of_a_large_step_are_rounded_without_waiting(
     make_group: MakeGroup,
     tokenizer: Tokenizer,
     tmp_path: Path,
     waited: list[Wait],
     monkeypatch: pytest.MonkeyPatch,
+    *,
+    at_once: bool,
 ) -> None:
     products_of: list[str] = []
     for name in ("product_of_rounded", "groups_of_rounded"):
@@ -344,7 +398,7 @@ def test_rows_of_a_large_step_are_rounded_without_waiting(
 
         monkeypatch.setattr(rounding, name, noted)
     monkeypatch.setattr(rounding, "launch", looked_at)
-    monkeypatch.setattr(rounded, "at_once", lambda _: True)
+    monkeypatch.setattr(rounded, "at_once", lambda _: at_once)
     sizes = {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 80}
     write_model(tmp_path / "even", tokenizer, vocab_size=200, **sizes)
     options = {"name": "native", "options": {"large_step_format": "fp8"}}
@@ -357,7 +411,8 @@ def test_rows_of_a_large_step_are_rounded_without_waiting(
     hybrids = made.runner._compute._config.expert_layers
     layers = made.runner._compute._config.num_hidden_layers
     assert products_of.count("product_of_rounded") == 5 * layers
-    assert products_of.count("groups_of_rounded") == 3 * hybrids > 0
+    assert products_of.count("groups_of_rounded") == 3 * hybrids * at_once
+    assert hybrids
     assert waited == [Wait.TOKENS]
 
 

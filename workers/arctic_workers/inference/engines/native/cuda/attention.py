@@ -32,6 +32,8 @@ Numbers = TypeVar("Numbers", Tensor, NDArray[np.int32])
 
 ENOUGH = 512
 """Programs that keep a GPU busy: with as many or more, each takes all keys of its queries, and nothing is added up."""
+WORKSPACE = 1 << 28
+"""Bytes that parts which are added up later take at most: 64 sequences of 128k tokens would take 4 GiB."""
 ROWS = 16
 """Least rows of a dot."""
 TILE_BYTES = 1 << 14
@@ -120,9 +122,10 @@ class Extent(NamedTuple):
     @classmethod
     def of(cls, parts: Sequence[Part], attention: Attention) -> Self:
         """Return that of a step of any parts."""
+        queries = attention.queries
         return cls(
             sum(len(part.tokens) for part in parts),
-            sum(-(-len(part.tokens) // attention.queries) for part in parts),
+            sum(-(-len(part.tokens) // queries) for part in parts),
             len(parts),
             max((len(part.blocks) for part in parts), default=0),
         )
@@ -155,7 +158,7 @@ def _padded(shape: Sequence[int]) -> int:
 
 
 def lay_out(parts: Sequence[Part], extent: Extent, attention: Attention) -> Tensor:
-    """Describe a step on the host: int32 [extent.numbers], in pinned memory where there is CUDA.
+    """Describe a step on the host: int32 [extent.numbers].
 
     Rows of an extent of singles that the parts don't fill are nobody's: nothing is stored for them, and they get
     zeros. ValueError where the parts are not of the extent.
@@ -166,17 +169,14 @@ def lay_out(parts: Sequence[Part], extent: Extent, attention: Attention) -> Tens
         raise ValueError(f"parts of {own} are no step of {extent}")
     numbers = np.zeros(extent.numbers, np.int32)
     positions_T, sequences_T, tiles_M4, tables_BP, dropped_B = extent.views(numbers)
-    row = 0
+    positions_T[: own.tokens] = [position for part in parts for position in range(part.start, part.end)]
+    positions_T[own.tokens :] = -1
+    sequences_T[: own.tokens] = [index for index, part in enumerate(parts) for _ in part.tokens]
+    dropped_B[: own.sequences] = [part.dropped for part in parts]
     for index, part in enumerate(parts):
-        end = row + len(part.tokens)
-        positions_T[row:end] = range(part.start, part.end)
-        sequences_T[row:end] = index
         tables_BP[index, : len(part.blocks)] = part.blocks
-        dropped_B[index] = part.dropped
-        row = end
-    positions_T[row:] = -1
     tiles_M4[:] = list(_tiles(parts, extent, attention.queries))
-    return torch.tensor(numbers, pin_memory=torch.cuda.is_available())
+    return torch.from_numpy(numbers)
 
 
 def _tiles(parts: Sequence[Part], extent: Extent, queries: int) -> Iterator[tuple[int, int, int, int]]:
@@ -270,7 +270,8 @@ def attend(queries: Queries, tensors: Mapping[str, Tensor], step: Step, attentio
     """Attend over all that each query sees of a layer's cache: fp32 [T, N, H]. `tensors` are as in `store`.
 
     Few queries share the GPU out by tiles of keys, which takes a workspace of T N H floats for each; of many queries,
-    each meets its keys in one program. The answers are the same to the bit.
+    or where that would be more than `WORKSPACE`, each meets its keys in one program. The answers are the same to the
+    bit.
     """
     keys, window = tensors["keys"], attention.window
     size = attention.head_dim
@@ -279,6 +280,7 @@ def attend(queries: Queries, tensors: Mapping[str, Tensor], step: Step, attentio
     sinks = 0 if window is None else window.sinks
     programs = _most_tiles(step.tables_BP.shape[1], tile, attention) + bool(sinks)
     apart = programs > 1 and len(step.tiles_M4) * attention.groups < ENOUGH
+    apart = apart and 4 * queries.q_TNH.numel() * programs <= WORKSPACE
     splits = programs - bool(sinks) if apart else 0
     out_TNH = torch.empty_like(queries.q_TNH)
     of_parts = (*out_TNH.shape[:2], programs if apart else 0)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from arctic_model.devices import fill
 from arctic_workers.inference.engines.native.cuda.attention import Attention, Extent
-from arctic_workers.inference.engines.native.cuda.inputs import Inputs, describe
+from arctic_workers.inference.engines.native.cuda.inputs import Inputs, describe, size_of
 from arctic_workers.inference.engines.native.cuda.streams import Recorder
 from arctic_workers.inference.engines.native.step import Part
 
@@ -48,16 +49,13 @@ class Graphs:
         """Take the memory for what steps of a size read."""
         return Inputs(
             extent,
-            torch.empty(extent.numbers, dtype=torch.int32, device=self._device),
-            torch.empty((2, extent.tokens), dtype=torch.int32, device=self._device),
+            torch.empty(size_of(extent), dtype=torch.int32, device=self._device),
             None if x_TD is None else x_TD.new_empty((extent.tokens, x_TD.shape[1])),
         )
 
     def _fill(self, inputs: Inputs, parts: Sequence[Part], x_TD: Tensor | None) -> None:
         """Write a step over the last one, rows that are nobody's as well."""
-        numbers, rows_2T = describe(parts, inputs.extent, self._attention, self._device)
-        inputs.numbers.copy_(numbers)
-        inputs.rows_2T.copy_(rows_2T)
+        fill(inputs.numbers, describe(parts, inputs.extent, self._attention))
         if x_TD is not None and inputs.x_TD is not None:
             inputs.x_TD[: len(parts)] = x_TD
             inputs.x_TD[len(parts) :].zero_()

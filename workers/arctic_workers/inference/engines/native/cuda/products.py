@@ -100,6 +100,7 @@ class Shape:
     warps: int = 2
 
 
+@cache
 def shape_of(capability: tuple[int, int], dtype: torch.dtype, size: int, gated: bool) -> Shape:
     """Return the shape for a card, weights of a dtype and tiles of a size; where it is gated there are two weights.
 
@@ -165,7 +166,7 @@ def _product(x_SK: Tensor, w: Matrices, v: Matrices | None, tiles: Tiles) -> Ten
         outputs,
         columns,
         length,
-        y_RN.numel(),
+        rows,
         E4M3=w.values.dtype == FP8,
         GATED=v is not None,
         BLOCKS=w.block is not None,
@@ -185,6 +186,7 @@ def _product(x_SK: Tensor, w: Matrices, v: Matrices | None, tiles: Tiles) -> Ten
     return y_RN
 
 
+@cache  # each launch asks for it, and Triton's own functions take microseconds on the host
 def sections_of(count: int, outputs: int, columns: int, step: int) -> tuple[int, int]:
     """Return into how many sections the columns of so many matrices are cut, and how long all but the last are."""
     # A token's experts are at work together: two, where there is a choice.

@@ -31,7 +31,7 @@ from arctic_workers.inference.engines.native.cuda.products import (
     product,
     tile_size,
 )
-from arctic_workers.inference.engines.native.cuda.rounding import LEAST_ROWS, experts_of, mlp_of, takes
+from arctic_workers.inference.engines.native.cuda.rounding import LEAST_ROWS, experts_of, mlp_of, takes, takes_experts
 from arctic_workers.inference.engines.native.cuda.routing import route, weighted_sum
 from arctic_workers.inference.engines.native.cuda.streams import beside, join, second_stream
 from arctic_workers.inference.engines.native.cuda.tensor import clear_others, own_tiles
@@ -118,21 +118,22 @@ class CudaRank:
         if all(len(part.tokens) == 1 and part.adapter < 0 for part in parts):
             return self._graphs.run(parts, x_TD)
         extent = Extent.of(parts, self._attention)
-        described = describe(parts, extent, self._attention, self._device)
-        return self._compute(Inputs(extent, *described, x_TD, AdaptedRows.of(parts, self._device)))
+        numbers = on_device(describe(parts, extent, self._attention), self._device)
+        return self._compute(Inputs(extent, numbers, x_TD, AdaptedRows.of(parts, self._device)))
 
     def logits(self, x_TD: Tensor, rows: Sequence[int]) -> tuple[Tensor, Likeliest]:
         """See `Compute`."""
         if self._head is None:
             raise RuntimeError("this slice of the model has no output matrix: it returns hidden states")
-        x_RD = x_TD.index_select(0, on_device(torch.tensor(rows), self._device))
+        every = list(rows) == list(range(len(x_TD)))  # as where each sequence has one token
+        x_RD = x_TD if every else x_TD.index_select(0, on_device(torch.tensor(rows), self._device))
         normed_RD = rms_norm(x_RD, self._head.norm_D, self._config.rms_norm_eps)
         logits_RV = product(normed_RD, self._head.matrix, self._all_rows(len(rows)))
         return logits_RV, logits_RV.argmax(-1)
 
     def _compute(self, inputs: Inputs) -> Tensor:
         """Return the hidden states after the slice's layers, [T, D]."""
-        choosers_T, tokens_T = inputs.rows_2T
+        choosers_T, tokens_T = inputs.rows
         rows = self._all_rows(len(tokens_T))
         step = _Pass(
             Step.of(inputs.numbers, inputs.extent, self._attention),
@@ -194,7 +195,7 @@ class CudaRank:
         chosen = self._config.num_experts_per_tok
         # For experts that get twice their share: one whose rows are cut is read twice.
         routes = route(logits_TE, chosen, tile_size(2 * chosen * len(x_TD) // logits_TE.shape[1]))
-        if step.rounds and takes(*experts.mlps):
+        if step.rounds and takes_experts(experts.mlps):
             return weighted_sum(experts_of(normed_TD, experts.mlps, routes), routes)
         tiles = own_tiles(routes.tiles, self._experts) if self._share.whole_experts else routes.tiles
         inner_RF = _gate(normed_TD, experts.mlps, tiles)

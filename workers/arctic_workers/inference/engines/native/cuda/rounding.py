@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from arctic_model import rounded
 from arctic_model.fp8 import DTYPE
 from arctic_model.launch import launch
 from arctic_model.moe import count_choices
@@ -35,6 +36,12 @@ def takes(*several: Matrices) -> bool:
         and not any(size % MULTIPLE for size in weights.values.shape[1:])
         for weights in several
     )
+
+
+def takes_experts(mlps: MLP) -> bool:
+    """The same of experts: where torch multiplies all at once, as a loop over them waits for how many rows each has."""
+    device = mlps.w1.values.device
+    return takes(*mlps) and (device.type == "cpu" or rounded.at_once(device))
 
 
 def product(x_SK: Tensor, weights: Matrices) -> Tensor:

@@ -136,9 +136,10 @@ def finished(a, b, w_places, v_places, E4M3: tl.constexpr, GATED: tl.constexpr, 
     return a
 
 
-@triton.jit
+# Neither changes what is worth compiling for, and both change from step to step.
+@triton.jit(do_not_specialize=["R"], do_not_specialize_on_alignment=["table_M3"])
 def product(
-    x_SK, w_ENK, v_ENK, w_scale, v_scale, y_RN, table_M3, rows_R, parts, arrivals, N, K, LENGTH, SIZE,
+    x_SK, w_ENK, v_ENK, w_scale, v_scale, y_RN, table_M3, rows_R, parts, arrivals, N, K, LENGTH, R,
     E4M3: tl.constexpr, GATED: tl.constexpr, BLOCKS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     STEP: tl.constexpr, EVEN: tl.constexpr, SECTIONS: tl.constexpr, SPREAD: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
@@ -176,6 +177,7 @@ def product(
     out = slot.to(tl.int64)[None, :] * N + n[:, None]
     inside = (n < N)[:, None] & here[None, :]
     if SPREAD:
+        SIZE = R * N
         if not is_last(a, b, parts, arrivals, out, inside, SIZE, GATED, SECTIONS):
             return
         a = sum_of_sections(parts + out, inside, SIZE, SECTIONS)

@@ -31,7 +31,7 @@ def choose_block(
     tl.store(experts_SK + places, experts, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S"])
 def choose(
     logits_SE, weights_SK, experts_SK, S, E, K: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -40,7 +40,8 @@ def choose(
     choose_block(logits_SE, weights_SK, experts_SK, tl.program_id(0) * BLOCK_S, S, E, K, BLOCK_S, BLOCK_E, BLOCK_K)
 
 
-@triton.jit
+# What changes from step to step has no code of its own: nobody is to wait for that to be compiled.
+@triton.jit(do_not_specialize=["S", "M", "SIZE"], do_not_specialize_on_alignment=["places_SK"])
 def sort(
     logits_SE, weights_SK, experts_SK, rows_R, places_SK, table_M3, S, E, M, SIZE, K: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, CHOOSE: tl.constexpr,
@@ -83,7 +84,7 @@ def sort(
         tl.store(entry + 2, tl.minimum(tl.maximum(count - t * SIZE, 0), SIZE), mask=t < tiles)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["places_SK"])
 def weighted_sum(y_RD, weights_SK, places_SK, out_SD, D, K: tl.constexpr, BLOCK_D: tl.constexpr):
     """Add up a part of what a token's experts returned."""
     token = tl.program_id(0)
