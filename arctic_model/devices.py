@@ -14,6 +14,7 @@ class Wait(Enum):
     """What the host needs from the device in the middle of the work, and why it can't do without."""
 
     EXPERT_ROWS = "how many rows each expert has: the shapes of its matmuls, where these are in a loop"
+    POSITIONS = "under dynamic scaling, the greatest position of a call: it decides the angles, which the host computes"
     EXCHANGED_ROWS = "how many rows go to and come from each rank: an exchange is told so before it starts"
     STEP = "once a step, loss and wishes of all ranks: whether the training goes on"
     LOOK = "at most once a second, sums of all ranks since the last look: losses by source, how routers fare"

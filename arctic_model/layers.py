@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arctic_model.config import ArcticConfig, RopeScaling
+from arctic_model.devices import Wait, counts_on_host
 from arctic_model.regions import region
 
 
@@ -89,7 +90,7 @@ class RotaryPositions:
         """
         frequencies_H2 = self.frequencies_H2
         if self._dynamic and positions_BT.numel():
-            frequencies_H2 = rotary_frequencies(self._config, length=int(positions_BT.max()) + 1)
+            frequencies_H2 = rotary_frequencies(self._config, length=_greatest(positions_BT) + 1)
         elif positions_BT.device.type != "cpu":  # sent once: while a host sends, it waits for what the device has to do
             frequencies_H2 = self._on(positions_BT.device)
         return rotation_of(positions_BT, frequencies_H2, self.magnitude)
@@ -98,6 +99,10 @@ class RotaryPositions:
         if device not in self._on_device:
             self._on_device[device] = self.frequencies_H2.to(device, torch.float64)
         return self._on_device[device]
+
+
+def _greatest(positions_BT: Tensor) -> int:
+    return counts_on_host(positions_BT.max().view(1), Wait.POSITIONS)[0]
 
 
 def rotation_of(positions_BT: Tensor, frequencies_H2: Tensor, magnitude: float = 1.0) -> Rotation:

@@ -67,6 +67,7 @@ WORLD = TrainingWorld(
     run_folder="/run",
 )
 KNOWN = {
+    Wait.POSITIONS: [LENGTH - 1],
     Wait.EXPERT_ROWS: [ROWS // EXPERTS] * EXPERTS,
     Wait.EXCHANGED_ROWS: [ROWS // EXPERTS // CHUNKS] * (2 * CHUNKS * EXPERTS),
     Wait.STEP: [1.0],
@@ -106,6 +107,14 @@ def test_the_model_and_its_loss_stay_on_the_device(module: LossModule, waited: l
         assert waited == []
         with pytest.raises(DataDependentOutputException):
             float(loss)
+
+
+def test_positions_that_dynamic_scaling_asks_for_are_a_wait_that_is_listed(waited: list[Wait]) -> None:
+    module = LossModule(shape_model(CONFIG.replace(rope_scaling={"type": "dynamic", "factor": 2.0}), RANKS, 1))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fill_model(module.arctic, RANKS, 1, 0, None)
+        module(torch.zeros(SEQUENCES, LENGTH + 1, dtype=torch.int64, device=GPU))
+    assert waited == [Wait.POSITIONS]
 
 
 def test_an_adapter_stays_on_the_device(waited: list[Wait]) -> None:

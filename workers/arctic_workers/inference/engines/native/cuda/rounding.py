@@ -20,7 +20,7 @@ from arctic_model.rounded import product_of_groups as groups_of_rounded
 from arctic_workers.inference.engines.native.cuda.kernels import rounding as kernels
 from arctic_workers.inference.engines.native.cuda.products import Matrices
 from arctic_workers.inference.engines.native.cuda.routing import Routes
-from arctic_workers.inference.engines.native.cuda.weights import MLP
+from arctic_workers.inference.engines.native.cuda.weights import MLP, bytes_of
 
 LEAST_ROWS = 128
 """Rows from which on products are bound by arithmetic, not by the weights that are read."""
@@ -61,7 +61,7 @@ def experts_of(x_SD: Tensor, mlps: MLP, routes: Routes) -> Tensor:
     x = round_rows(x_SD)
     assert routes.tiles.rows_R is not None
     rows_R = routes.tiles.rows_R
-    x = Rounded(_bytes(x.values).index_select(0, rows_R).view(DTYPE), x.scales.index_select(0, rows_R))
+    x = Rounded(bytes_of(x.values).index_select(0, rows_R).view(DTYPE), x.scales.index_select(0, rows_R))
     inner = round_gated(_of_groups(x, mlps.w1, ends_E), _of_groups(x, mlps.w3, ends_E))
     return _of_groups(inner, mlps.w2, ends_E).float()
 
@@ -95,8 +95,3 @@ def _of_groups(x_RK: Rounded, weights: Matrices, ends_E: Tensor) -> Tensor:
     assert weights.scale is not None
     stack = Rounded(weights.values, weights.scale)
     return groups_of_rounded(x_RK, stack, ends_E, torch.bfloat16, forward=True)
-
-
-def _bytes(values: Tensor) -> Tensor:
-    """View e4m3, which few operations know, as bytes."""
-    return values.view(torch.uint8)

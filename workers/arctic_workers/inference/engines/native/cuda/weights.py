@@ -114,13 +114,13 @@ def _side_by_side(modules: Sequence[nn.Module]) -> Iterator[Matrices]:
     if len({(matrix.values.dtype, matrix.block) for matrix in matrices}) > 1:
         yield from matrices
         return
-    values = torch.cat([_bytes(matrix.values) for matrix in matrices], dim=1).view(matrices[0].values.dtype)
+    values = torch.cat([bytes_of(matrix.values) for matrix in matrices], dim=1).view(matrices[0].values.dtype)
     yield Matrices(values, *_scales(matrices))
     for module in modules:
         module.register_parameter("weight", None)
 
 
-def _bytes(values: Tensor) -> Tensor:
+def bytes_of(values: Tensor) -> Tensor:
     """View e4m3, which few operations know, as bytes."""
     return values.view(torch.uint8) if values.itemsize == 1 else values
 
