@@ -14,6 +14,7 @@ ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 PipelineFormat = Literal["fp32", "bf16", "fp8"]
 StepFormat = Literal["fp32", "fp8"]
+RowFormat = Literal["fp32", "bf16"]
 
 
 class _Options(Resource):
@@ -95,6 +96,9 @@ class EngineOptions(_Options):
     large_step_format: StepFormat | None = None
     """native on GPUs: what rows of steps with 128 and more are multiplied as: fp32 keeps all bits, and a row's do not
     depend on what shares its step; fp8 rounds them too, and is as fast as the card multiplies FP8 weights."""
+    row_format: RowFormat | None = None
+    """native on CPUs: what rows are multiplied with FP8 weights as: fp32 keeps all bits; bf16 rounds them, as most
+    engines do, and is up to twice as fast; it takes a processor with AVX-512's BF16 and VBMI."""
     moe_expert_parallel_size: Annotated[int, Field(ge=1, le=64)] | None = None
     """tensorrt-llm: ranks that share out the experts, a divisor of parallelism.tensor; the rest cuts each expert."""
     moe_config: MoeOptions | None = None
@@ -143,7 +147,7 @@ OPTIONS_OF: dict[EngineName, tuple[str, ...]] = {
         "disable_overlap_scheduler",
         "batch_wait_timeout_ms",
     ),
-    "native": ("pipeline_format", "enable_expert_parallel", "large_step_format"),
+    "native": ("pipeline_format", "enable_expert_parallel", "large_step_format", "row_format"),
     "nim": (),
 }
 """Names of the options that each engine takes."""

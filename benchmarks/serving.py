@@ -5,6 +5,9 @@ Arctic on CPUs, with vLLM; prompts differ, so that each sequence has experts of 
 allows: the bytes that a step has to read, at the rate at which the same process reads memory. Then a real model,
 SmolLM2: imported and in FP8 here, against the Llama that it was with llama.cpp, in Q8_0, which is as many bytes a
 weight. All are measured in turn, several rounds, greedily, 128 tokens a request.
+
+Where the processor multiplies bf16, rows are rounded to it (`engine.options.row_format`), as vLLM does; llama.cpp
+rounds them to 8 bits with a scale for 32. The engine that keeps all bits is measured beside it there.
 """
 
 import statistics
@@ -14,9 +17,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from arctic_model.config import ArcticConfig
 from arctic_workers.control.cores import available_cores
+from arctic_workers.inference.engines.native.kernel.library import multiplies_bf16
 from benchmarks.compiled import ReadCeiling
 from benchmarks.form import (
     arguments,
@@ -43,6 +48,7 @@ LONG = 512
 """Tokens of the prompt whose reading is measured."""
 SPEC = {"attention": {"maxLength": 1024}, "batching": {"maxSequences": 64}}
 """A random model goes in circles: what proposals gain there says nothing of texts."""
+IN_BF16 = {"engine": {"name": "native", "options": {"row_format": "bf16"}}}
 
 
 def tuned_threads(measure: Callable[[int], float], cores: int) -> int:
@@ -57,13 +63,16 @@ def main() -> None:
     folder, asked = random_model(), prompts(max(BATCHES), PROMPT)
     long = [token for prompt in asked for token in prompt][:LONG]
     ceiling = ReadCeiling(cores)
+    rounded = multiplies_bf16()
+    fastest = IN_BF16 if rounded else {}
     with ExitStack() as stack:
         places = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         peer = stack.enter_context(llama_cpp(random_gguf(), asked, TOKENS))
         others = None if told.quick else stack.enter_context(vllm(folder, asked[: max(AGAINST_VLLM)], TOKENS))
-        engine = InProcess(group_of(folder, places, **SPEC)[0])
-        service = stack.enter_context(served(group_of(folder, places, **SPEC)[0]))
-        real = stack.enter_context(real_model(places))
+        engine = InProcess(group_of(folder, places, **SPEC, **fastest)[0])
+        exact = InProcess(group_of(folder, places, **SPEC)[0]) if rounded else None
+        service = stack.enter_context(served(group_of(folder, places, **SPEC, **fastest)[0]))
+        real = stack.enter_context(real_model(places, fastest))
         wait_for_quiet()
         threads = tuned_threads(lambda count: peer.decode(1, count), cores)
         note(f"llama.cpp is fastest with {threads} threads")
@@ -71,6 +80,8 @@ def main() -> None:
         for batch in BATCHES:
             measures[f"native {batch}"] = repeated(partial(engine.decode, asked[:batch], TOKENS))
             measures[f"llama.cpp {batch}"] = repeated(partial(peer.decode, batch, threads))
+            if exact:
+                measures[f"exact {batch}"] = repeated(partial(exact.decode, asked[:batch], TOKENS))
             if batch in OVER_HTTP:
                 measures[f"http {batch}"] = repeated(partial(service.decode, asked[:batch], TOKENS))
             if others and batch in AGAINST_VLLM:
@@ -84,10 +95,13 @@ def main() -> None:
         parts = {batch: engine.seconds_by_part(asked[:batch], TOKENS) for batch in BATCHES}
         answers = {batch: engine.answers(asked[:batch], TOKENS) for batch in BATCHES}
         engine.stop()
+        if exact:
+            exact.stop()
     choices = Choices(folder)
     report_parts(parts)
     touched = {batch: touched_by(choices, asked, answers[batch]) for batch in BATCHES}
-    finish(told, {**report(taken, touched, choices), **report_vllm(taken), **report_real(taken, real.config)})
+    ratios = {**report(taken, touched, choices), **report_exact(taken)}
+    finish(told, {**ratios, **report_vllm(taken), **report_real(taken, real.config)})
 
 
 @dataclass(frozen=True)
@@ -108,12 +122,13 @@ class RealModel:
 
 
 @contextmanager
-def real_model(places: Path) -> Iterator[RealModel]:
+def real_model(places: Path, fastest: dict[str, Any]) -> Iterator[RealModel]:
     """Start both engines of the imported model, and end them."""
     folder = imported_model()
     config = ArcticConfig.from_folder(folder)
     with llama_cpp(imported_gguf(), _asked_of_real(config), TOKENS) as peer:
-        engine = InProcess(group_of(folder, places, attention={"maxLength": 512}, batching={"maxSequences": 1})[0])
+        spec = {"attention": {"maxLength": 512}, "batching": {"maxSequences": 1}, **fastest}
+        engine = InProcess(group_of(folder, places, **spec)[0])
         try:
             yield RealModel(config, engine, peer)
         finally:
@@ -176,6 +191,22 @@ def report(taken: dict[str, list[float]], touched: dict[int, float], choices: Ch
         "prefill_vs_llamacpp": ratio(taken["native prefill"], taken["llama.cpp prefill"]),
         **{f"http_of_engine_{batch}": value for batch, value in http.items()},
     }
+
+
+def report_exact(taken: dict[str, list[float]]) -> dict[str, float]:
+    """Print what keeping all bits of rows costs, where they are rounded else; return its ratios."""
+    batches = [batch for batch in BATCHES if f"exact {batch}" in taken]
+    ratios = {batch: ratio(taken[f"exact {batch}"], taken[f"llama.cpp {batch}"]) for batch in batches}
+    if batches:
+        print_table(
+            "With all bits of rows, tokens a second",
+            ("sequences", "all bits", "rows in bf16", "all bits of llama.cpp"),
+            [
+                (batch, spread(taken[f"exact {batch}"]), spread(taken[f"native {batch}"]), f"{ratios[batch]:.2f}")
+                for batch in batches
+            ],
+        )
+    return {f"exact_b{batch}_vs_llamacpp": value for batch, value in ratios.items()}
 
 
 def report_vllm(taken: dict[str, list[float]]) -> dict[str, float]:

@@ -21,13 +21,11 @@ FLAGS = (
 )
 # What a machine has is looked at when the code is loaded. GCC warns of undefined operands in its own intrinsics (its
 # bug 105593), clang of options that it doesn't know.
-BUILDS = {
-    "avx2": (),
-    "avx512": (
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
-        *("-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"),
-    ),
-}
+AVX512 = (
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+    *("-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"),
+)
+BUILDS = {"avx2": (), "avx512": AVX512, "avx512_bf16": (*AVX512, "-mavx512bf16", "-mavx512vbmi")}
 
 
 class BuildHook(BuildHookInterface):  # type: ignore[type-arg]

@@ -251,6 +251,7 @@ OPTIONS: dict[str, Any] = {
     "numa_bind": True,
     "pipeline_format": "bf16",
     "large_step_format": "fp8",
+    "row_format": "bf16",
     "moe_expert_parallel_size": 2,
     "moe_config": {"backend": "DEEPGEMM"},
     "cuda_graph_config": {"max_batch_size": 8},

@@ -23,6 +23,7 @@ from arctic_workers.inference.engine import Refused
 from arctic_workers.inference.engines.native.adapters import load_adapters
 from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE
 from arctic_workers.inference.engines.native.cache import PagedCache
+from arctic_workers.inference.engines.native.kernel.library import multiplies_bf16
 from arctic_workers.inference.engines.native.link import Link, connect
 from arctic_workers.inference.engines.native.pipeline import agree_on_least
 from arctic_workers.inference.engines.native.plan import Plan
@@ -69,7 +70,7 @@ def bring_up(
     """
     share_cores()
     device = first_device()
-    plan.check_device(gpu=device.type != "cpu")
+    plan.check_device(gpu=device.type != "cpu", multiplies_bf16=multiplies_bf16)
     if device.type == "cpu":
         _check_cores(plan.tensor, torch.get_num_threads())
         team = None
@@ -115,7 +116,7 @@ def join(
         adapters,
         whole_experts=plan.whole_experts,
         team=team,
-        rounds=plan.rounds_large_steps,
+        rounds=plan.rounds_large_steps or plan.rounds_rows,
     )
     if device.type == "cuda":
         _rehearse(runner, plan, part, nobodys=loaded.blocks)

@@ -1,6 +1,6 @@
 """What a group's manifest means for this engine, checked before anything is loaded. Reads config.json, no more."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,8 @@ class Plan:
     """Of hidden states between pipeline ranks."""
     rounds_large_steps: bool
     """Whether steps of many rows round these to FP8, which GPUs multiply."""
+    rounds_rows: bool
+    """Whether rows are rounded to bf16, which some CPUs multiply."""
 
     @property
     def ranks(self) -> int:
@@ -74,22 +76,25 @@ class Plan:
         heads = self.config.num_key_value_heads // processes
         return BLOCK_SIZE * 2 * len(self.slices[rank].layers) * heads * vector
 
-    def check_device(self, *, gpu: bool) -> None:
-        """Check what depends on where a pod computes. Raises Refused."""
-        if not self.rounds_large_steps:
-            return
-        if not gpu:
-            raise Refused(
-                "engine.options.large_step_format is fp8 and this pod sees no GPU: CPUs multiply all bits; leave it "
-                "out, or ask for nvidia.com/gpu in resources"
-            )
+    def check_device(self, *, gpu: bool, multiplies_bf16: Callable[[], bool]) -> None:
+        """Check what depends on where a pod computes, and on what its CPU multiplies. Raises Refused."""
         other = None if self.weights == "fp8" else f"quantization.weights is {self.weights}"
-        if self.whole_experts:
-            other = "enable_expert_parallel is true"
-        if other:
-            raise Refused(
-                f"engine.options.large_step_format is fp8 and {other}, which do not go together: leave one of them out"
-            )
+        if self.rounds_large_steps:
+            if not gpu:
+                raise Refused(
+                    "engine.options.large_step_format is fp8 and this pod sees no GPU: CPUs multiply all bits; leave "
+                    "it out, or ask for nvidia.com/gpu in resources"
+                )
+            _check_alone("large_step_format is fp8", "enable_expert_parallel is true" if self.whole_experts else other)
+        if self.rounds_rows:
+            if gpu:
+                raise Refused("engine.options.row_format is for CPUs and this pod computes on a GPU: leave it out")
+            _check_alone("row_format is bf16", other)
+            if not multiplies_bf16():
+                raise Refused(
+                    "engine.options.row_format is bf16, which this pod's processor does not multiply, or no code was "
+                    "built for it: it takes AVX-512 with BF16 and VBMI; leave it out, or choose nodes that have it"
+                )
 
     def check_processes(self, gpus: int) -> None:
         """Check that tensor ranks can be processes of a pod that has so many GPUs. Raises Refused."""
@@ -142,7 +147,13 @@ def plan_group(group: InferenceGroup) -> Plan:
         memory_fraction=spec.batching.kv_cache.memory_fraction,
         pipeline_format=options.pipeline_format or "fp32",
         rounds_large_steps=options.large_step_format == "fp8",
+        rounds_rows=options.row_format == "bf16",
     )
+
+
+def _check_alone(option: str, other: str | None) -> None:
+    if other:
+        raise Refused(f"engine.options.{option} and {other}, which do not go together: leave one of them out")
 
 
 def _check_quantization(folder: Path, weights: str) -> None:

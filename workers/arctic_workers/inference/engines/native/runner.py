@@ -185,7 +185,7 @@ def compute_of(
     These share out whole experts, or a slice of each. Torch computes as one rank: the answers are the same to the bit
     for any number. Where tensor ranks have GPUs and processes of their own, this is the compute of one of a `team`,
     whose slice the model is, and these answers are not: what is added up is cut in other places. `rounds` is as in
-    `CudaRank`.
+    `CudaRank`, or as in `KernelRank`, which then there must be code for.
     """
     if cache.device.type == "cuda" or team is not None:
         # Triton takes a second to import, and is not there where there is no GPU.
@@ -193,7 +193,8 @@ def compute_of(
 
         return CudaRank(model, cache, *(() if team is None else (team.share, team.add)), rounds=rounds)
     threads = torch.get_num_threads()
-    return kernel_rank(model, cache, threads, tensor, whole_experts=whole_experts) or TorchRank(model, cache)
+    rank = kernel_rank(model, cache, threads, tensor, whole_experts=whole_experts, rounds=rounds)
+    return rank or TorchRank(model, cache)
 
 
 class Runner:

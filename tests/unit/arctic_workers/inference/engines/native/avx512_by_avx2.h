@@ -4,7 +4,12 @@
 
 #include <immintrin.h>
 
+#include <cstdint>
+#include <cstring>
+
 #define __AVX512F__ 1
+#define __AVX512BF16__ 1
+#define __AVX512VBMI__ 1
 #define __builtin_cpu_supports(feature) true
 #define __builtin_cpu_is(vendor) true
 
@@ -63,10 +68,49 @@ inline Integers widen16(__m256i v) {
 
 inline Integers widen8(__m128i v) { return {_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8))}; }
 
+inline Integers set1_64(int64_t value) { return {_mm256_set1_epi64x(value), _mm256_set1_epi64x(value)}; }
+inline Integers unpack_lower(Integers a, Integers b) { return {_mm256_unpacklo_epi8(a.lower, b.lower), _mm256_unpacklo_epi8(a.upper, b.upper)}; }
+inline Integers unpack_upper(Integers a, Integers b) { return {_mm256_unpackhi_epi8(a.lower, b.lower), _mm256_unpackhi_epi8(a.upper, b.upper)}; }
+
+// The first, or both others: what 0xF8 says.
+inline Integers first_or_both(Integers a, Integers b, Integers c, int) {
+    const Integers others = both(b, c);
+    return {_mm256_or_si256(a.lower, others.lower), _mm256_or_si256(a.upper, others.upper)};
+}
+
+// Bytes of a table of 128, by the lower seven bits of each index.
+inline Integers look_up(Integers first, Integers index, Integers second) {
+    uint8_t table[128], bytes[64];
+    std::memcpy(table, &first, 64);
+    std::memcpy(table + 64, &second, 64);
+    std::memcpy(bytes, &index, 64);
+    for (uint8_t &byte : bytes) byte = table[byte & 127];
+    return load_integers(bytes);
+}
+
+// The products of the upper ones of each pair of bf16 first, then those of the lower.
+inline Floats add_pairs(Floats sum, Integers a, Integers b) {
+    const auto upper = [](Integers v) {
+        const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xFFFF0000u));
+        return as_floats({_mm256_and_si256(v.lower, mask), _mm256_and_si256(v.upper, mask)});
+    };
+    const auto lower = [](Integers v) { return as_floats(slli32(v, 16)); };
+    return fmadd(lower(a), lower(b), fmadd(upper(a), upper(b), sum));
+}
+
+// The lanes of even places, as 0x5555 says.
+inline Floats even_lanes(int, Floats v) {
+    float all[16];
+    store(all, v);
+    for (int lane = 0; lane < 8; ++lane) all[lane] = all[2 * lane];
+    return load(all);
+}
+
 } // namespace emulated
 
 #define __m512 emulated::Floats
 #define __m512i emulated::Integers
+#define __m512bh emulated::Integers
 #define _mm512_add_epi32 emulated::add
 #define _mm512_add_ps emulated::add
 #define _mm512_and_si512 emulated::both
@@ -78,17 +122,21 @@ inline Integers widen8(__m128i v) { return {_mm256_cvtepi8_epi32(v), _mm256_cvte
 #define _mm512_cvtepu16_epi32 emulated::widen16
 #define _mm512_cvtps_epi32 emulated::as_integers
 #define _mm512_div_ps emulated::div
+#define _mm512_dpbf16_ps emulated::add_pairs
 #define _mm512_extractf32x8_ps emulated::extract
 #define _mm512_fmadd_ps emulated::fmadd
 #define _mm512_load_ps emulated::load
 #define _mm512_loadu_ps emulated::load
 #define _mm512_loadu_si512 emulated::load_integers
+#define _mm512_maskz_compress_ps emulated::even_lanes
 #define _mm512_maskz_mov_ps emulated::where
 #define _mm512_max_ps emulated::greatest
 #define _mm512_min_ps emulated::least
 #define _mm512_mul_ps emulated::mul
+#define _mm512_permutex2var_epi8 emulated::look_up
 #define _mm512_roundscale_ps(v, how) emulated::Floats{_mm256_round_ps((v).lower, how), _mm256_round_ps((v).upper, how)}
 #define _mm512_set1_epi32 emulated::set1
+#define _mm512_set1_epi64 emulated::set1_64
 #define _mm512_set1_ps emulated::set1
 #define _mm512_setzero_ps emulated::setzero
 #define _mm512_shuffle_ps(a, b, order) emulated::Floats{_mm256_shuffle_ps((a).lower, (b).lower, order), _mm256_shuffle_ps((a).upper, (b).upper, order)}
@@ -98,3 +146,6 @@ inline Integers widen8(__m128i v) { return {_mm256_cvtepi8_epi32(v), _mm256_cvte
 #define _mm512_sub_ps emulated::sub
 #define _mm512_store_ps emulated::store
 #define _mm512_storeu_ps emulated::store
+#define _mm512_ternarylogic_epi32 emulated::first_or_both
+#define _mm512_unpackhi_epi8 emulated::unpack_upper
+#define _mm512_unpacklo_epi8 emulated::unpack_lower

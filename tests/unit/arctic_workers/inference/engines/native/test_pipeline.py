@@ -18,7 +18,8 @@ from arctic_workers.inference.engines.native import group as groups
 from arctic_workers.inference.engines.native.budget import StepTimes
 from arctic_workers.inference.engines.native.engine import NativeEngine
 from arctic_workers.inference.engines.native.group import Rank, bring_up
-from arctic_workers.inference.engines.native.kernel.library import library
+from arctic_workers.inference.engines.native.kernel import rank
+from arctic_workers.inference.engines.native.kernel.library import Shape, library, multiplies_bf16
 from arctic_workers.inference.engines.native.link import PeerLost
 from arctic_workers.inference.engines.native.pipeline import Kind, follow
 from arctic_workers.inference.engines.native.plan import Plan, plan_group
@@ -313,9 +314,39 @@ async def test_sequences_that_generate_are_in_as_many_steps_as_there_are_ranks(
     assert [rows for rows in group.rows if rows > 1] == [8] + [4] * (2 * 39)
 
 
-@pytest.mark.parametrize("wire", ["bf16", "fp8"])
-async def test_a_narrow_format_on_the_wire_is_as_invariant(pipeline: MakePipeline, wire: str) -> None:
-    engine = {"name": "native", "options": {"pipeline_format": wire}}
+in_bf16 = pytest.mark.skipif(
+    not multiplies_bf16(), reason="this processor multiplies no bf16, or there is no code for it"
+)
+
+
+@in_bf16
+async def test_rows_in_bf16_are_what_a_manifest_asks_for(
+    pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Shape] = []
+
+    def noted(*sizes: int) -> Shape:
+        told.append(Shape(*sizes))
+        return told[-1]
+
+    monkeypatch.setattr(rank, "Shape", noted)
+    for asked in ({}, {"options": {"row_format": "bf16"}}):
+        async with pipeline(2, engine={"name": "native"} | asked):
+            pass
+    assert [shape.rounds for shape in told] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pipeline_format": "bf16"},
+        {"pipeline_format": "fp8"},
+        pytest.param({"row_format": "bf16"}, marks=in_bf16),
+    ],
+    ids=str,
+)
+async def test_a_narrow_format_is_as_invariant(pipeline: MakePipeline, options: dict[str, str]) -> None:
+    engine = {"name": "native", "options": options}
     async with pipeline(2, engine=engine, batching={"maxSequences": 1}) as group:
         alone = await ask_all(group.engine)
     async with pipeline(2, engine=engine, batching={"tokenBudget": 24, "maxSequences": 12}) as group:

@@ -60,6 +60,7 @@ def test_a_manifest_says_all_that_ranks_are_started_with(
         memory_fraction=0.5,
         pipeline_format="bf16",
         rounds_large_steps=False,
+        rounds_rows=False,
     )
     assert first.most_blocks == 3 * 13
     # 16 tokens of keys and values of 2 layers, 2 heads of 16 numbers of 4 bytes, or of one and a scale.
@@ -91,20 +92,40 @@ def test_tensor_ranks_are_refused_where_gpus_or_the_model_have_no_place_for_them
         plan.check_processes(gpus)
 
 
-def test_rows_are_rounded_on_gpus_alone_and_where_weights_are(make_group: Callable[..., list[InferenceGroup]]) -> None:
+def test_large_steps_are_rounded_on_gpus_alone_and_where_weights_are(
+    make_group: Callable[..., list[InferenceGroup]],
+) -> None:
     def plan(quantization: str = "fp8", **options: object) -> Plan:
         engine = {"name": "native", "options": {"large_step_format": "fp8"} | options}
         return plan_group(make_group(1, quantization={"weights": quantization}, engine=engine)[0])
 
-    plan().check_device(gpu=True)
-    plan(large_step_format="fp32").check_device(gpu=False)
+    plan().check_device(gpu=True, multiplies_bf16=lambda: False)
+    plan(large_step_format="fp32").check_device(gpu=False, multiplies_bf16=lambda: False)
     for sentence, asked, gpu in (
         ("large_step_format is fp8 and this pod sees no GPU: .* leave it out", plan(), False),
         ("large_step_format is fp8 and quantization.weights is bf16", plan("bf16"), True),
         ("large_step_format is fp8 and enable_expert_parallel is true", plan(enable_expert_parallel=True), True),
     ):
         with pytest.raises(Refused, match=sentence):
-            asked.check_device(gpu=gpu)
+            asked.check_device(gpu=gpu, multiplies_bf16=lambda: False)
+
+
+def test_rows_are_rounded_on_cpus_that_multiply_them_and_where_weights_are(
+    make_group: Callable[..., list[InferenceGroup]],
+) -> None:
+    def plan(quantization: str = "fp8", row_format: str = "bf16") -> Plan:
+        engine = {"name": "native", "options": {"row_format": row_format}}
+        return plan_group(make_group(1, quantization={"weights": quantization}, engine=engine)[0])
+
+    plan().check_device(gpu=False, multiplies_bf16=lambda: True)
+    plan(row_format="fp32").check_device(gpu=True, multiplies_bf16=lambda: False)
+    for sentence, asked, gpu, multiplies in (
+        ("row_format is for CPUs and this pod computes on a GPU: leave it out", plan(), True, True),
+        ("row_format is bf16 and quantization.weights is fp32", plan("fp32"), False, True),
+        ("row_format is bf16, which this pod's processor does not multiply", plan(), False, False),
+    ):
+        with pytest.raises(Refused, match=sentence):
+            asked.check_device(gpu=gpu, multiplies_bf16=lambda multiplies=multiplies: multiplies)
 
 
 def test_ranks_without_an_expert_are_refused(make_group: Callable[..., list[InferenceGroup]]) -> None:

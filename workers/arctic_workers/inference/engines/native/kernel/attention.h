@@ -206,6 +206,10 @@ class Attention {
                 const float *sum = sums + (row * heads_ + head) * stride_;
                 for (int64_t index = 0; index < s_.head_size; ++index) to[index] = sum[index] * INPUT;
             }
+        if (!s_.rounds) return;
+        const int64_t inputs = padded(static_cast<int64_t>(s_.heads) * s_.head_size);
+        const int64_t end = group + 1 < s_.groups ? at + heads_ * s_.head_size : inputs;
+        for (int64_t row = tile.first; row < tile.first + tile.rows; ++row) round_inputs(q + row * row_stride, inputs, at, end);
     }
 
   private:

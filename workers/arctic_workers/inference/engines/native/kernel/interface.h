@@ -60,6 +60,7 @@ struct Ends {
 
 struct Shape {
     int32_t hidden, intermediate, heads, groups, head_size, experts, chosen, layers, cache_format, block_size, threads, tensor;
+    int32_t rounds; // whether rows are rounded to bf16 for weights that are laid out for that
     float eps;
     int64_t slots;
     int64_t window; // latest tokens that one sees, itself among them; 0 for all

@@ -52,10 +52,10 @@ class Rank {
           team_(shape.threads, shape.tensor, cpus), scratch_(shape.threads), expert_blocks_(shape.tensor) {
         for (int rank = 0; ends.head && rank < shape.tensor; ++rank) vocabulary_ += ends.head[rank].outputs;
         for (int thread = 0; thread < shape.threads; ++thread) scratch_[thread].groups = part_of(s_.groups, team_.rank_of(thread), s_.tensor);
-        hidden_ = row_stride(s_.hidden);
-        attended_ = row_stride(static_cast<int64_t>(s_.heads) * s_.head_size);
+        hidden_ = stride_of_inputs(s_.hidden);
+        attended_ = stride_of_inputs(static_cast<int64_t>(s_.heads) * s_.head_size);
         grouped_ = row_stride(static_cast<int64_t>(s_.groups) * s_.head_size);
-        inner_ = row_stride(s_.intermediate);
+        inner_ = stride_of_inputs(s_.intermediate);
         gated_ = std::max(inner_, hidden_);
     }
 
@@ -154,6 +154,9 @@ class Rank {
         return (std::find(values, values + count, top) - values) % count;
     }
 
+    // Floats from one row to the next of what products read: where they round, the row in bf16 follows.
+    int64_t stride_of_inputs(int64_t size) const { return row_stride(s_.rounds ? padded(size) + padded(size) / 2 : size); }
+
     // x / rms(x) * weight, carrying INPUT; what pads it is zero.
     void norm(const float *x, const float *weight, float *out) const {
         __m256 sum = _mm256_setzero_ps();
@@ -167,6 +170,7 @@ class Rank {
         const float scale = 1.0f / std::sqrt(squares / static_cast<float>(s_.hidden) + s_.eps);
         for (int64_t at = 0; at < s_.hidden; ++at) out[at] = weight[at] * (x[at] * scale) * INPUT;
         for (int64_t at = s_.hidden; at < padded(s_.hidden); ++at) out[at] = 0.0f;
+        if (s_.rounds) round_inputs(out, padded(s_.hidden), 0, padded(s_.hidden));
     }
 
     static void store(float *out, int64_t at, int64_t size, __m256 value) {
@@ -225,9 +229,9 @@ class Rank {
 
     __m256 added(int thread, int64_t row, Target target, int64_t at, __m256 value) { return additions_.added(scratch_[thread].layer, row, target, at, value); }
 
-    // One panel of silu(w1 x) * w3 x of some rows, carrying INPUT: `out(row)` is where a row's begins, `add` what adapters add.
+    // One panel of silu(w1 x) * w3 x of some rows, carrying INPUT, for w2: `out(row)` is where a row's begins, `add` what adapters add.
     template <class Out, class Add>
-    void gate(const Matrix &w1, const Matrix &w3, int64_t p, const float *const *x, int64_t rows, int thread, Out out, Add add) {
+    void gate(const Matrix &w1, const Matrix &w3, const Matrix &w2, int64_t p, const float *const *x, int64_t rows, int thread, Out out, Add add) {
         Scratch &own = scratch_[thread];
         float *first = own.out.get(rows * LANES), *third = own.gated.get(rows * LANES);
         multiply(w1, p, x, rows, first, own.sums);
@@ -239,7 +243,11 @@ class Rank {
             const auto value = V::mul(silu<V>(V::load(first + at)), V::load(third + at));
             V::store(first + at, V::mul(value, V::all(INPUT)));
         });
-        for (int64_t row = 0; row < rows; ++row) _mm256_storeu_ps(out(row) + output_of(w1, p), _mm256_loadu_ps(first + row * LANES));
+        const int64_t at = output_of(w1, p);
+        for (int64_t row = 0; row < rows; ++row) {
+            _mm256_storeu_ps(out(row) + at, _mm256_loadu_ps(first + row * LANES));
+            if (s_.rounds) round_inputs(out(row), padded(w2.inputs), at, at + LANES);
+        }
     }
 
     void run_layer(const LayerWeights &layer, float *x, int thread) {
@@ -278,7 +286,7 @@ class Rank {
             const int64_t first = index / tasks.panels * tasks.block, count = std::min(tasks.block, rows - first);
             const float *const *inputs = rows_of(m_, hidden_, first, count, scratch_[thread]);
             const int64_t p = index % tasks.panels, at = output_of(w1, p);
-            gate(w1, w3, p, inputs, count, thread, [&](int64_t row) { return g_ + (first + row) * gated_; },
+            gate(w1, w3, w2, p, inputs, count, thread, [&](int64_t row) { return g_ + (first + row) * gated_; },
                  [&](int64_t row, Target target, __m256 value) { return added(thread, first + row, target, at, value); });
         });
         finish(RESIDUAL_IN);
@@ -396,7 +404,7 @@ class Rank {
                 return attention_.attend(layer, heads(index), after, q_, sink_q_, attended_, own.attention);
             }
             const ExpertBlock &block = blocks.all[(index - attentions) / panels];
-            gate(layer.w1[block.expert], layer.w3[block.expert], (index - attentions) % panels, rows_of(block, m_, hidden_, s_.chosen, own),
+            gate(layer.w1[block.expert], layer.w3[block.expert], layer.w2[block.expert], (index - attentions) % panels, rows_of(block, m_, hidden_, s_.chosen, own),
                  block.rows, thread, [&](int64_t row) { return expert_gated_ + sorted_[block.first + row] * inner_; },
                  [](int64_t, Target, __m256 value) { return value; });
         });
@@ -469,7 +477,19 @@ int arctic_supported() {
     has = has && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
     has = has && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
+#ifdef ARCTIC_ROUNDS
+    has = has && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+#endif
     return has;
+}
+
+// Whether rows can be rounded to bf16 (`Shape::rounds`).
+int arctic_rounds() {
+#ifdef ARCTIC_ROUNDS
+    return 1;
+#else
+    return 0;
+#endif
 }
 
 // The digest of the sources that this was built from (sources.py): who calls compares it with that of those that there are.

@@ -10,8 +10,11 @@ from arctic_workers.inference.engines.native.kernel.sources import digest
 
 log = logging.getLogger(__name__)
 
-AVX512, AVX2 = LIBRARIES = tuple(Path(__file__).parent / f"libkernel_{name}.so" for name in ("avx512", "avx2"))
-"""Built with the distribution (`scripts/build_hook.py`), the fastest first; their results are the same, to the bit."""
+AVX512_BF16, AVX512, AVX2 = LIBRARIES = tuple(
+    Path(__file__).parent / f"libkernel_{name}.so" for name in ("avx512_bf16", "avx512", "avx2")
+)
+"""Built with the distribution (`scripts/build_hook.py`), the fastest first; their results are the same, to the bit, but
+for rows in bf16, which the first alone can multiply."""
 
 CPU_BYTES = 1024
 """Of a set of CPUs, as interface.h has it."""
@@ -91,6 +94,7 @@ class Shape(Structure):
                 "block_size",
                 "threads",
                 "tensor",
+                "rounds",
             )
         ),
         ("eps", c_float),
@@ -137,6 +141,12 @@ def library() -> ctypes.CDLL | None:
     return code
 
 
+def multiplies_bf16() -> bool:
+    """Whether there is code that multiplies rows in bf16, and this processor runs it."""
+    code = library()
+    return code is not None and bool(code.arctic_rounds())
+
+
 def load(path: Path) -> ctypes.CDLL | None:
     """Return the code of a file, or None where this processor can't run it.
 
@@ -153,6 +163,8 @@ def load(path: Path) -> ctypes.CDLL | None:
     loaded.arctic_mark_subnormals.restype = None
     loaded.arctic_rank.argtypes = [POINTER(Shape), POINTER(LayerWeights), POINTER(Ends), c_char_p]
     loaded.arctic_rank.restype = c_void_p
+    loaded.arctic_rounds.argtypes = []
+    loaded.arctic_rounds.restype = c_int
     loaded.arctic_adapt.argtypes = [c_void_p, POINTER(LayerAdditions), c_int64]
     loaded.arctic_adapt.restype = None
     loaded.arctic_seconds.argtypes = [c_void_p]

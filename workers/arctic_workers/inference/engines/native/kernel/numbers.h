@@ -6,6 +6,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
@@ -18,11 +19,12 @@ constexpr float FROM_FP8 = 0x1p56f;     // 2^120 / INPUT
 constexpr float FROM_OTHERS = 0x1p-64f; // 1 / INPUT
 constexpr float GREATEST = 448.0f;      // of e4m3
 
-enum Format : int32_t { FP8 = 0, BF16 = 1, FP32 = 2 };
+// Of weights, and all but the last of the cache: it is e4m3 as rows in bf16 are multiplied with it (rounded.h).
+enum Format : int32_t { FP8 = 0, BF16 = 1, FP32 = 2, FP8_BY_BF16 = 3 };
 
 inline int64_t padded(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
 
-template <Format F> constexpr int bytes_of() { return F == FP8 ? 1 : F == BF16 ? 2 : 4; }
+template <Format F> constexpr int bytes_of() { return F == FP8 || F == FP8_BY_BF16 ? 1 : F == BF16 ? 2 : 4; }
 
 // 8 values of the cache, or of weights that are not in FP8, which lie side by side.
 template <Format F> inline __m256 read8(const uint8_t *from) {
@@ -51,6 +53,24 @@ inline uint8_t to_e4m3(float value) {
     std::memcpy(&subnormal, &moved, sizeof subnormal);
     const uint32_t normal = (size + 0x7FFFFu + (size >> 20 & 1u)) >> 20;
     return static_cast<uint8_t>(sign | (size < 0x3C800000u ? subnormal - 0x46800000u : normal - (120u << 3)));
+}
+
+// 8 values rounded to bf16, ties to even; what is no number stays none.
+inline __m128i to_bf16(__m256 values) {
+    const __m256i bits = _mm256_castps_si256(values), even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i nearest = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7FFF)));
+    const __m256 none = _mm256_cmp_ps(values, values, _CMP_UNORD_Q);
+    const __m256i upper = _mm256_srli_epi32(_mm256_castps_si256(_mm256_or_ps(_mm256_castsi256_ps(nearest), none)), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+}
+
+// Round inputs `begin` to `end` of a row of `inputs`, a multiple of 8, to the bf16 that follow it.
+inline void round_inputs(float *row, int64_t inputs, int64_t begin, int64_t end) {
+    auto *rounded = reinterpret_cast<uint16_t *>(row + inputs);
+    for (int64_t at = begin; at < end; at += LANES) {
+        const __m128i values = to_bf16(_mm256_loadu_ps(row + at));
+        std::memcpy(rounded + at, &values, std::min<int64_t>(end - at, LANES) * sizeof *rounded);
+    }
 }
 
 // Decoded weights in e4m3, a multiple of 8 of them, times RAISED, which leaves no subnormals. A processor takes a hundred cycles

@@ -17,9 +17,11 @@ from arctic_workers.inference.engines.native.kernel.nodes import Cpus
 LANES = 8
 MARKS_OF_A_WORD = 64
 FORMATS = {FP8: 0, torch.bfloat16: 1, torch.float32: 2}
+FP8_BY_BF16 = 3
+"""The format of weights in e4m3 whose rows are rounded."""
 
 
-def to_panels(weight: Tensor) -> Tensor:
+def to_panels(weight: Tensor, kind: int) -> Tensor:
     """Return a weight [N, K], padded with zeros, in the order of products.h, as integers of the same size."""
     outputs, inputs = weight.shape
     # Integers: not all operations know e4m3.
@@ -27,8 +29,10 @@ def to_panels(weight: Tensor) -> Tensor:
     missing = (0, -inputs % LANES, 0, -outputs % LANES)
     padded = functional.pad(raw, missing) if any(missing) else raw  # it would copy
     rows, columns = padded.shape
+    if kind == FP8_BY_BF16:
+        return padded.view(rows // LANES, 4, 2, columns // LANES, 2, 4).permute(0, 3, 1, 4, 2, 5)
     panels = padded.view(rows // LANES, 2, LANES // 2, columns // LANES, LANES)
-    return panels.permute((0, 3, 1, 4, 2) if weight.dtype == FP8 else (0, 3, 1, 2, 4))
+    return panels.permute((0, 3, 1, 4, 2) if kind == FORMATS[FP8] else (0, 3, 1, 2, 4))
 
 
 def padded_scale(scale: Tensor) -> Tensor:
@@ -47,9 +51,13 @@ def panel_scales(scale: Tensor, block: Block, outputs: int) -> Tensor:
 class Panels:
     """Makes matrices of weights and keeps what they point to."""
 
-    def __init__(self, code: ctypes.CDLL, cpus: Sequence[Cpus]) -> None:
-        """`cpus` are those that each tensor rank's part of the weights is to be near."""
+    def __init__(self, code: ctypes.CDLL, cpus: Sequence[Cpus], *, rounds: bool = False) -> None:
+        """`cpus` are those that each tensor rank's part of the weights is to be near.
+
+        Weights in FP8 are laid out for rows in bf16 if it `rounds`.
+        """
         self._code = code
+        self._formats = FORMATS | ({FP8: FP8_BY_BF16} if rounds else {})
         self._kept: list[Tensor] = []
         self._arenas = [Arena(near) for near in cpus]
 
@@ -82,10 +90,11 @@ class Panels:
             else:
                 factors = None
             width = 0 if block is None else block[1]
-            panels = to_panels(rows)
+            kind = self._formats[weight.dtype]
+            panels = to_panels(rows, kind)
             copy = self._copy(arena, panels)
-            marks = self._marks(arena, copy, *panels.shape[:2]) if weight.dtype == FP8 else None
-            made.append(Matrix(copy, factors, FORMATS[weight.dtype], *rows.shape, first, width, marks))
+            marks = self._marks(arena, copy, *panels.shape[:2]) if kind == FORMATS[FP8] else None
+            made.append(Matrix(copy, factors, kind, *rows.shape, first, width, marks))
         return made
 
     def _marks(self, arena: Arena, panels: int, count: int, blocks: int) -> int:

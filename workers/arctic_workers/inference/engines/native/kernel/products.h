@@ -3,7 +3,8 @@
 // each block, and what comes out is added up by its scale, in order.
 //
 // Weights lie in panels of 8 outputs, padded with zeros, so that one row reads memory as one stream: [outputs / 8][inputs / 8]
-// [2][4 outputs][8 inputs], and in e4m3 [outputs / 8][inputs / 8][2][8 inputs][4 outputs].
+// [2][4 outputs][8 inputs], in e4m3 [outputs / 8][inputs / 8][2][8 inputs][4 outputs], and in e4m3 for rows in bf16, which
+// have an order of their own (rounded.h), [outputs / 8][inputs / 8][4][2][2 outputs][4 inputs].
 #pragma once
 
 #include "interface.h"
@@ -52,6 +53,7 @@ void piece_of_panel(const uint8_t *w, const float *const *x, int64_t rows, const
             most = FEW_ROWS, first = some_rows<F, true, false, FEW_ROWS>;
         }
     }
+    if constexpr (F == FP8_BY_BF16) most = ROUNDED_ROWS, first = some_rows<F, true, false, ROUNDED_ROWS>, others = some_rows<F, false, false, ROUNDED_ROWS>;
     const int64_t groups = (rows + most - 1) / most;
     for (int64_t group = 0, row = 0; group < groups; ++group) {
         const int64_t taken = (rows - row) / (groups - group);
@@ -77,7 +79,7 @@ void range_of_panel(const uint8_t *w, const uint64_t *subnormals, const float *c
     float *decoded = scratch, *waiting = decoded + PIECE * LANES * LANES;
     for (int64_t first = range.begin; first < range.end; first += PIECE) {
         const uint64_t marks = subnormals ? marks_from(subnormals, first, blocks) : 0;
-        piece_of_panel<F>(w, x, rows, {first, std::min(PIECE, range.end - first), first == range.begin, first + PIECE >= range.end, marks}, out, waiting, decoded);
+        piece_of_panel<F>(w, x, rows, {first, std::min(PIECE, range.end - first), first == range.begin, first + PIECE >= range.end, marks, blocks * LANES}, out, waiting, decoded);
     }
 }
 
@@ -90,12 +92,13 @@ void panel(const uint8_t *w, const uint64_t *subnormals, const float *const *x, 
     range_of_panel<F>(w, subnormals, x, rows, blocks, {0, blocks}, out, sums.get(scratch_of(rows)));
 }
 
-// All rows over one panel in FP8 of which each `size` blocks of 8 inputs have a scale.
-[[gnu::noinline]] inline void panel_of_blocks(const uint8_t *w, const uint64_t *subnormals, const float *scales, int64_t size, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &sums) {
+// All rows over one panel of e4m3 of which each `size` blocks of 8 inputs have a scale.
+template <Format F>
+[[gnu::noinline]] void panel_of_blocks(const uint8_t *w, const uint64_t *subnormals, const float *scales, int64_t size, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &sums) {
     float *scratch = sums.get(scratch_of(rows) + rows * LANES), *part = scratch + scratch_of(rows);
     std::fill(out, out + rows * LANES, 0.0f);
     for (int64_t first = 0; first < blocks; first += size, ++scales) {
-        range_of_panel<FP8>(w, subnormals, x, rows, blocks, {first, std::min(first + size, blocks)}, part, scratch);
+        range_of_panel<F>(w, subnormals, x, rows, blocks, {first, std::min(first + size, blocks)}, part, scratch);
         const __m256 scale = _mm256_set1_ps(*scales);
         for (float *of = part, *to = out; to < out + rows * LANES; of += LANES, to += LANES)
             _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_loadu_ps(of), scale, _mm256_loadu_ps(to)));
@@ -116,21 +119,28 @@ inline void mark_subnormals(const uint8_t *w, int64_t panels, int64_t blocks, ui
             marks[block / 64] |= static_cast<uint64_t>(has(w) || has(w + LANES * LANES / 2)) << (block % 64);
 }
 
-// Outputs 8 p to 8 p + 7 of a range, of each row of `x` (which carries INPUT): out [R, 8].
+// Outputs 8 p to 8 p + 7 of a range in e4m3, without the scales of outputs.
+template <Format F>
+void multiply_e4m3(const Matrix &matrix, int64_t p, const uint64_t *subnormals, const float *const *x, int64_t rows, int64_t blocks, float *out, Buffer &sums) {
+    const uint8_t *w = matrix.data + p * blocks * LANES * LANES;
+    if (matrix.block) {
+        const int64_t scales = (matrix.inputs + matrix.block - 1) / matrix.block;
+        panel_of_blocks<F>(w, subnormals, matrix.scale + p * scales, matrix.block / LANES, x, rows, blocks, out, sums);
+    } else {
+        panel<F>(w, subnormals, x, rows, blocks, out, sums);
+    }
+}
+
+// Outputs 8 p to 8 p + 7 of a range, of each row of `x` (which carries INPUT, and is followed by itself in bf16 where weights are
+// multiplied so): out [R, 8].
 inline void multiply(const Matrix &matrix, int64_t p, const float *const *x, int64_t rows, float *out, Buffer &sums) {
     const int64_t blocks = padded(matrix.inputs) / LANES;
     const int64_t size = blocks * LANES * LANES;
     switch (matrix.format) {
-    case FP8: {
-        const uint64_t *subnormals = matrix.subnormals + p * words_of_marks(blocks);
-        if (matrix.block) {
-            const int64_t scales = (matrix.inputs + matrix.block - 1) / matrix.block;
-            panel_of_blocks(matrix.data + p * size, subnormals, matrix.scale + p * scales, matrix.block / LANES, x, rows, blocks, out, sums);
-        } else {
-            panel<FP8>(matrix.data + p * size, subnormals, x, rows, blocks, out, sums);
-        }
-        break;
-    }
+    case FP8: multiply_e4m3<FP8>(matrix, p, matrix.subnormals + p * words_of_marks(blocks), x, rows, blocks, out, sums); break;
+#ifdef ARCTIC_ROUNDS
+    case FP8_BY_BF16: multiply_e4m3<FP8_BY_BF16>(matrix, p, nullptr, x, rows, blocks, out, sums); break;
+#endif
     case BF16: panel<BF16>(matrix.data + p * size * 2, nullptr, x, rows, blocks, out, sums); break;
     default: panel<FP32>(matrix.data + p * size * 4, nullptr, x, rows, blocks, out, sums);
     }

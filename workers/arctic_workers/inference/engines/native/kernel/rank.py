@@ -55,10 +55,12 @@ class KernelRank:
         cpus: Sequence[Cpus] = (ANYWHERE,),
         *,
         whole_experts: bool = False,
+        rounds: bool = False,
     ) -> None:
         """`cpus` has one for each tensor rank, of which there are at most as many as threads: where its threads run.
 
-        Ranks have a slice of each expert, or `whole_experts`.
+        Ranks have a slice of each expert, or `whole_experts`. If it `rounds`, rows are rounded to bf16 for weights in
+        FP8, which `multiplies_bf16` must say that the code can.
         """
         config = model.config
         self._code = code
@@ -68,7 +70,7 @@ class KernelRank:
         self._hidden = config.hidden_size
         self._tensor = len(cpus)
         self._whole_experts = whole_experts
-        self._panels = Panels(code, cpus)
+        self._panels = Panels(code, cpus, rounds=rounds)
         layers = model.layers
         parts = zip(*(self._layer(index, layer) for index, layer in layers.items()), strict=True)
         self._weights = (LayerWeights * (self._tensor * len(layers)))(*chain.from_iterable(parts))
@@ -87,6 +89,7 @@ class KernelRank:
             cache.block_size,
             threads,
             self._tensor,
+            rounds,
             config.rms_norm_eps,
             cache.slots_of_a_head,
             *((cache.window.size, cache.window.sinks) if cache.window else (0, 0)),
@@ -241,9 +244,9 @@ def _share_out(parts: Sequence[LayerWeights], name: str, values: Sequence[object
 
 
 def kernel_rank(
-    model: ArcticModel, cache: PagedCache, threads: int, tensor: int, *, whole_experts: bool
+    model: ArcticModel, cache: PagedCache, threads: int, tensor: int, *, whole_experts: bool, rounds: bool
 ) -> KernelRank | None:
-    """Return what runs a model's layers here, or None where torch has to. `whole_experts` is as in `KernelRank`."""
+    """Return what runs a model's layers here, or None where torch has to; what it is told is as in `KernelRank`."""
     code = library()
     if code is None:
         return None
@@ -252,4 +255,4 @@ def kernel_rank(
         where = "have a NUMA node each" if all(cpus) else "run on any CPU: NUMA nodes don't match them"
         what = "has experts of its own" if whole_experts else "has a slice of each expert"
         log.info("%d tensor ranks share %d threads and %s; each %s", tensor, threads, where, what)
-    return KernelRank(code, model, cache, threads, cpus, whole_experts=whole_experts)
+    return KernelRank(code, model, cache, threads, cpus, whole_experts=whole_experts, rounds=rounds)

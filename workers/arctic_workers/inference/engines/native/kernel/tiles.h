@@ -1,4 +1,5 @@
-// What the tiles of all instruction sets have in common: narrow.h has those of AVX2, wide.h those of AVX-512.
+// What the tiles of all instruction sets have in common: narrow.h has those of AVX2, wide.h those of AVX-512, and
+// rounded.h those of AVX-512 for rows in bf16.
 #pragma once
 
 #include <immintrin.h>
@@ -39,12 +40,20 @@ inline bool decoding_costs() {
 
 constexpr int64_t PIECE = 64; // blocks of 8 inputs that tiles take at once: those of a tile, and weights, stay in the first cache
 
-// At most PIECE blocks of the inputs: the first, how many, whether sums begin and end with them, and which have subnormals, the
-// first lowest.
+// At most PIECE blocks of the inputs: the first, how many, whether sums begin and end with them, which have subnormals, the first
+// lowest, and how many inputs there are in all, padded.
 struct Piece {
     int64_t first, blocks;
     bool begins, ends;
     uint64_t subnormals;
+    int64_t inputs;
 };
+
+constexpr int ROUNDED_ROWS = 12; // of a tile of rows in bf16: 24 accumulators of the 32 registers
+
+// Whether rows in bf16 are multiplied here.
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+#define ARCTIC_ROUNDS
+#endif
 
 } // namespace arctic

@@ -5,6 +5,9 @@
 #include "numbers.h"
 #include "tiles.h"
 #include "vectors.h"
+#ifdef ARCTIC_ROUNDS
+#include "rounded.h"
+#endif
 
 #include <immintrin.h>
 
@@ -108,6 +111,9 @@ void tile_of_vectors(const uint8_t *w, const float *const *x, const Piece &piece
 // R rows over one piece of a panel, as `tile_of_vectors`.
 template <Format F, int R, bool FIRST, bool DECODED>
 void tile(const uint8_t *w, const float *const *x, const Piece &piece, float *out, float *waiting, const LookAhead &ahead) {
+#ifdef ARCTIC_ROUNDS
+    if constexpr (F == FP8_BY_BF16) return tile_of_rounded<R, FIRST>(w, x, piece, out, waiting, ahead);
+#endif
     if constexpr (R <= MOST_ROWS) {
         tile_of_vectors<F, R, 0, 1, FIRST, DECODED>(w, x, piece, waiting, ahead);
     } else {
