@@ -14,6 +14,8 @@
 
 namespace arctic {
 
+constexpr int STREAMED = 4; // rows at most for which memory is the limit: what is asked for twice comes later
+
 // Of the 128 codes without their signs one byte of the value in bf16: the upper, with the sign's place, or the lower.
 constexpr std::array<uint8_t, 128> bytes_of_codes(int shift) {
     std::array<uint8_t, 128> bytes{};
@@ -45,7 +47,7 @@ void tile_of_rounded(const uint8_t *w, const float *const *x, const Piece &piece
     }
     for (int64_t block = 0; block < piece.blocks; ++block, w += LANES * LANES) {
         ahead.ask<LANES * LANES>();
-        if constexpr (FIRST) ask_for<_MM_HINT_T0>(w + NEAR_AHEAD, LANES * LANES);
+        if constexpr (FIRST && R > STREAMED) ask_for<_MM_HINT_T0>(w + NEAR_AHEAD, LANES * LANES);
         const __m512i codes = _mm512_loadu_si512(w);
         const __m512i uppers = _mm512_ternarylogic_epi32(_mm512_permutex2var_epi8(upper[0], codes, upper[1]), codes, sign, SIGNED);
         const __m512i lowers = _mm512_permutex2var_epi8(lower[0], codes, lower[1]);

@@ -9,7 +9,7 @@
 namespace arctic {
 
 // Bytes: the processor's own look-ahead ends with a page. The second cache may wait for more of memory at a time than the first.
-constexpr int FAR_AHEAD = 6144, NEAR_AHEAD = 1024;
+constexpr int FAR_AHEAD = 8192, NEAR_AHEAD = 1024;
 
 // Ask for some bytes of weights into a cache.
 template <_mm_hint CACHE> inline void ask_for(const uint8_t *w, int64_t bytes) {
