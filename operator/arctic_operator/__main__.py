@@ -1,6 +1,7 @@
 """Runs the operator: `python3 -m arctic_operator`. All parts are made and joined here."""
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -36,8 +37,10 @@ WATCHER_TASK = "watcher for "
 """How kopf names the tasks that watch."""
 MADE_HERE = frozenset({"Job", "Service", "NetworkPolicy"})
 """Children that nobody makes but the operator: that one has appeared is what it has just done."""
-PENDING_SECONDS = 1.0
+PENDING_SECONDS = 3.0
 """Time after which news of pods that don't run yet are looked at, unless something more comes first."""
+TOGETHER_SECONDS = 0.1
+"""Time after which pods that have begun to run are looked at: those of a world do so one after the other."""
 LOOK_SECONDS = 2.0
 LOOK_FOR_KIND_SECONDS = 15.0
 STOP_SECONDS = 5.0
@@ -174,9 +177,8 @@ class Operator:
             self._queue.add(before_key)
         if key is None:
             return
-        if what == "Pod" and kind != "DELETED" and is_pending(manifest):
-            # Its next step comes by itself, and tells more.
-            self._queue.add_after(key, PENDING_SECONDS)
+        if wait := _wait(kind, before, manifest):
+            self._queue.add_after(key, wait)
             return
         self._queue.add(key)
         if what in CUSTOM_KINDS:
@@ -212,6 +214,16 @@ def _tells(kind: str, before: dict[str, Any] | None, manifest: dict[str, Any]) -
     return is_news(before, manifest)
 
 
+def _wait(kind: str, before: dict[str, Any] | None, manifest: dict[str, Any]) -> float:
+    """Return the seconds for which an event may wait for the one that follows by itself, and tells more."""
+    if manifest["kind"] != "Pod" or kind == "DELETED":
+        return 0.0
+    if is_pending(manifest):
+        return PENDING_SECONDS
+    starts = before is not None and is_pending(before) and manifest["status"]["phase"] == "Running"
+    return TOGETHER_SECONDS if starts else 0.0
+
+
 def allow_deep_objects() -> None:
     """Let an object be read however deeply it is nested: kopf ends a watch, for everybody, on one that can't be.
 
@@ -238,6 +250,8 @@ def main() -> int:
     configure(settings.log_level.upper(), settings.log_format)
     logging.getLogger("kopf").setLevel(logging.WARNING)
     allow_deep_objects()
+    # What is imported stays. To look through it for garbage would hold up all threads for a while, the Lease's too.
+    gc.freeze()
     tracing.begin("arctic-operator", settings.tracing_endpoint, {"service.instance.id": settings.pod_name})
     try:
         uvloop.run(_main(settings))

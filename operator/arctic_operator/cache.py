@@ -1,10 +1,13 @@
 """What the watches have shown, in memory: objects by kind and uid, and whose children they are. No I/O."""
 
+import json
 import math
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
+
+from pydantic_core import from_json
 
 from arctic_api import ablation, evaluation, inference, training
 from arctic_api.world import Label
@@ -18,6 +21,8 @@ POD_FIELDS = frozenset({"nodeName", "restartPolicy"})
 """What is read of a pod's specification besides its containers."""
 LONG_TEXT = 64
 """Letters from which on a text is hardly another object's too."""
+WHOLE = (*CUSTOM_KINDS, "Node")
+"""Kinds that each visit reads, of which what was made of an object is told apart by which object it is."""
 TEMPLATES = ("Job", "StatefulSet")
 """Kinds that are made once and never compared, with a template of pods in them."""
 
@@ -96,11 +101,22 @@ def trainings_of(manifest: Manifest) -> Iterator[Key]:
                 yield Key(training.KIND, manifest["metadata"]["namespace"], name)
 
 
+def read_json(text: bytes) -> Any:
+    """Return what JSON says, however deeply it is nested; names and short texts are kept once for all."""
+    try:
+        return from_json(text, cache_strings="all")
+    except ValueError:  # nested more deeply than this parser goes
+        return json.loads(text)
+
+
 class Cache:
-    """Objects as they were seen last; answers to writes count as seen, so that a plan knows what the last one did."""
+    """Objects as they were seen last; answers to writes count as seen, so that a plan knows what the last one did.
+
+    Children are kept as text, which takes a third of the memory, and are read when they are asked for.
+    """
 
     def __init__(self) -> None:
-        self._objects: dict[str, dict[str, Manifest]] = defaultdict(dict)
+        self._objects: dict[str, dict[str, Manifest | bytes]] = defaultdict(dict)
         self._children: dict[str, set[tuple[str, str]]] = defaultdict(set)
         self._owners: dict[Key, set[str]] = defaultdict(set)
         self._custom: dict[Key, str] = {}
@@ -115,11 +131,12 @@ class Cache:
         uid = metadata["uid"]
         if not self.is_behind(manifest):
             return False
-        if known := self._objects[kind].get(uid):
+        if known := self.same(manifest):
             self._forget_child(known)
             self._forget_user(known)
         self._gone.pop(uid, None)
-        self._objects[kind][uid] = shared(slim(manifest))
+        kept = slim(manifest)
+        self._objects[kind][uid] = shared(kept) if kind in WHOLE else _text(kept)
         if kind in CUSTOM_KINDS:
             self._name(Key(kind, metadata["namespace"], metadata["name"]), manifest)
             for name in trainings_of(manifest):
@@ -143,7 +160,8 @@ class Cache:
         A child whose labels are taken off is as good as gone, and comes back with them, newer than it went.
         """
         kind, uid = manifest["kind"], manifest["metadata"]["uid"]
-        known = self._objects[kind].pop(uid, None) or manifest
+        known = self.same(manifest) or manifest
+        self._objects[kind].pop(uid, None)
         self._gone[uid] = math.inf if kind in CUSTOM_KINDS else max(version, *map(version_of, (known, manifest)))
         if len(self._gone) > REMEMBERED_DELETIONS:
             self._gone.popitem(last=False)
@@ -201,9 +219,8 @@ class Cache:
 
     def is_behind(self, manifest: Manifest) -> bool:
         """Whether a newer state of an object than is known is there, of which its metadata will do."""
-        uid = manifest["metadata"]["uid"]
-        known = self._objects[manifest["kind"]].get(uid)
-        return version_of(manifest) > (version_of(known) if known else self._gone.get(uid, -1))
+        known = self.same(manifest)
+        return version_of(manifest) > (version_of(known) if known else self._gone.get(manifest["metadata"]["uid"], -1))
 
     def replace_all(self, kind: str, listing: Listing) -> None:
         """Set all objects of a kind that has no owners."""
@@ -220,29 +237,34 @@ class Cache:
 
     def same(self, manifest: Manifest) -> Manifest | None:
         """Return an object as it was seen last."""
-        return self._objects[manifest["kind"]].get(manifest["metadata"]["uid"])
+        return self._get(manifest["kind"], manifest["metadata"]["uid"])
+
+    def _get(self, kind: str, uid: str) -> Manifest | None:
+        kept = self._objects[kind].get(uid)
+        return None if kept is None else _read(kept)
 
     def custom(self, key: Key) -> Manifest | None:
         """Return a custom resource."""
         uid = self._custom.get(key)
-        return self._objects[key.kind].get(uid) if uid else None
+        return self._get(key.kind, uid) if uid else None
 
     def customs(self) -> Iterator[tuple[Key, Manifest]]:
         """Return all custom resources."""
         for key, uid in list(self._custom.items()):
-            yield key, self._objects[key.kind][uid]
+            if manifest := self._get(key.kind, uid):
+                yield key, manifest
 
     def users(self, named: Key) -> Iterator[Key]:
         """Return the objects that name a training's weights."""
         for kind, uid in list(self._users.get(named, ())):
-            metadata = self._objects[kind][uid]["metadata"]
-            yield Key(kind, metadata["namespace"], metadata["name"])
+            if manifest := self._get(kind, uid):
+                yield Key(kind, manifest["metadata"]["namespace"], manifest["metadata"]["name"])
 
     def children(self, owner: str, kind: str | None = None) -> Iterator[Manifest]:
         """Return the objects that carry an owner's uid, of one kind or all."""
         for child_kind, uid in list(self._children.get(owner, ())):
-            if kind in (None, child_kind):
-                yield self._objects[child_kind][uid]
+            if kind in (None, child_kind) and (manifest := self._get(child_kind, uid)):
+                yield manifest
 
     def children_of_others(self, key: Key, owner: str) -> Iterator[Manifest]:
         """Return the children of objects that had an object's name before it: all but those of `owner`."""
@@ -251,11 +273,20 @@ class Cache:
 
     def all(self, kind: str) -> Iterator[Manifest]:
         """Return all objects of a kind."""
-        yield from list(self._objects[kind].values())
+        yield from map(_read, list(self._objects[kind].values()))
 
     def count(self, kind: str) -> int:
         """Return the number of objects of a kind."""
         return len(self._objects[kind])
+
+
+def _text(manifest: Manifest) -> bytes:
+    return json.dumps(manifest, separators=(",", ":")).encode()
+
+
+def _read(kept: Manifest | bytes) -> Manifest:
+    manifest: Manifest = read_json(kept) if isinstance(kept, bytes) else kept
+    return manifest
 
 
 def version_of(manifest: Manifest) -> int:

@@ -12,11 +12,10 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import client, config
-from pydantic_core import from_json
 
 from arctic_api import API_VERSION, ablation, evaluation, inference, training
 from arctic_api.world import Label
-from arctic_operator.cache import CUSTOM_KINDS, Listing, version_of
+from arctic_operator.cache import CUSTOM_KINDS, Listing, read_json, version_of
 from arctic_operator.cache import Manifest as Manifest
 from arctic_operator.clock import ClusterClock
 from arctic_operator.observed import HISTORY, LEADER_WORKER_SET, STATEFUL_SET, Identity
@@ -31,8 +30,10 @@ MERGE = "application/merge-patch+json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
 METADATA_OF_ALL = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError)
-PAGE = 500
-"""Objects of one answer to a list of all."""
+PAGE = 100
+"""Objects of one answer to a list of all: while one is read, no other thread runs, and so no Lease is renewed."""
+IDENTITY = ("namespace", "name", "uid", "resourceVersion", "labels")
+"""Metadata that says what an object is, whose, and how new; who wrote which field is many times as much."""
 
 
 class Resource(NamedTuple):
@@ -128,14 +129,6 @@ NO_LEADER_WORKER_SETS = (
     "the cluster serves no LeaderWorkerSets (leaderworkerset.x-k8s.io/v1), of which inference groups are to be made: "
     "install LeaderWorkerSet, or set inference.groups to StatefulSet in the chart's values"
 )
-
-
-def read_json(text: bytes) -> Any:
-    """Return what JSON says, however deeply it is nested; names and short texts are kept once for all."""
-    try:
-        return from_json(text, cache_strings="all")
-    except ValueError:  # nested more deeply than this parser goes
-        return json.loads(text)
 
 
 def yaml_text(body: Mapping[str, Any]) -> str:
@@ -268,9 +261,13 @@ class Cluster:
             return Listing([], 0)
 
     async def list_present(self, kind: str, namespace: str) -> Listing:
-        """Return what there is of a watched kind, its metadata alone, in a namespace or in all (``), page by page."""
-        pages = [page async for page in self._pages(kind, namespace, METADATA_OF_ALL)]
-        return Listing([item for page in pages for item in page.items], pages[0].version)
+        """Return what there is of a watched kind in a namespace or in all (``): of its metadata, its identity."""
+        items: list[Manifest] = []
+        version = 0
+        async for page in self._pages(kind, namespace, METADATA_OF_ALL):
+            items += map(_identified, page.items)
+            version = page.version
+        return Listing(items, version)
 
     async def list_watched(self, kind: str, namespace: str) -> AsyncIterator[Listing]:
         """Yield what there is of a watched kind, whole, in a namespace or in all (``), page by page."""
@@ -330,6 +327,12 @@ class Cluster:
         told = [event for event in answer["items"] if event.get("reason") in (POD_REFUSED, POD_MADE)]
         newest: Manifest = max(told, key=lambda event: (_said_at(event), event["reason"] == POD_MADE), default={})
         return str(newest.get("message") or "") if newest.get("reason") == POD_REFUSED else ""
+
+    async def refused(self, namespace: str) -> frozenset[str]:
+        """Return the uids of the objects of a namespace for which a controller could not make a pod, lately."""
+        query = {"fieldSelector": f"reason={POD_REFUSED}"}
+        answer = await self.request("GET", f"/api/v1/namespaces/{namespace}/events", query=query)
+        return frozenset(event["involvedObject"].get("uid", "") for event in answer["items"])
 
     async def admission(self, namespace: str, uid: str) -> str:
         """Return why Kueue has not admitted a Job; empty while it says nothing."""
@@ -513,6 +516,11 @@ def _said_at(event: Manifest) -> str:
 
 def _listing(kind: str, answer: Manifest) -> Listing:
     return Listing(_named(kind, answer["items"]), version_of(answer))
+
+
+def _identified(item: Manifest) -> Manifest:
+    metadata = item["metadata"]
+    return {"metadata": {name: metadata[name] for name in IDENTITY if name in metadata}}
 
 
 def _named(kind: str, items: list[Manifest]) -> list[Manifest]:

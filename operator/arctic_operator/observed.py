@@ -472,9 +472,11 @@ def attempt_of(manifest: Manifest) -> int | None:
 
 
 def is_news(before: Manifest, after: Manifest) -> bool:
-    """Whether anything that is read of a Job or a pod is another than before; of other kinds all is read."""
+    """Whether anything that is read of a Job, a pod or a node is another than before; of other kinds all is read."""
     if after["kind"] == "Job":
         return job_of(before) != job_of(after)
+    if after["kind"] == "Node":
+        return node_of(before) != node_of(after)
     if after["kind"] != "Pod":
         return True
     # What is read of a gateway's pods is in its annotations.

@@ -189,3 +189,15 @@ def test_who_names_a_trainings_weights_is_known_through_edits_and_deletions():
     cache.remove(service("5", uid="s2"))
     cache.remove(custom())
     assert list(cache.users(KEY)) == []
+
+
+def test_who_reads_a_child_changes_nothing_of_what_is_kept():
+    cache = Cache()
+    metadata = {"name": "p", "namespace": "team", "uid": "pod", "resourceVersion": "1", "labels": {Label.UID: "owner"}}
+    pod = {"kind": "Pod", "metadata": metadata, "status": {"phase": "Running", "message": "half a \ud83c"}}
+    cache.put(pod)
+    (read,) = cache.children("owner", "Pod")
+    assert read["status"] == pod["status"]
+    read["status"]["phase"] = "Failed"
+    (again,) = cache.children("owner", "Pod")
+    assert again["status"]["phase"] == "Running"

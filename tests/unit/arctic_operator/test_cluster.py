@@ -137,6 +137,25 @@ async def test_a_kind_without_objects_has_an_empty_list(kind: str) -> None:
         assert (listing.items, listing.version) == ([], 7)
 
 
+async def test_of_what_there_is_no_more_is_kept_than_says_what_it_is_from_all_pages() -> None:
+    identity = {"namespace": "team", "uid": "u", "resourceVersion": "3", "labels": {"arctic.dev/uid": "u1"}}
+    notes = {"managedFields": [{"manager": "m"}], "annotations": {"note": "x"}, "generation": 1}
+    pages = iter(
+        {"items": [{"metadata": identity | notes | {"name": name}}], "metadata": {"resourceVersion": "7", **left}}
+        for name, left in (("a", {"continue": "more"}), ("b", {}))
+    )
+
+    class Pages(Cluster):
+        def __init__(self) -> None:
+            pass
+
+        async def request(self, *_, **__):
+            return next(pages)
+
+    listing = await Pages().list_present("Pod", "")
+    assert listing == ([{"metadata": identity | {"name": name}} for name in "ab"], 7)
+
+
 @pytest.mark.parametrize(
     ("kind", "selector"),
     [

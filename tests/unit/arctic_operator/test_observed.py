@@ -80,6 +80,14 @@ def raw_node(*taints, metadata=None, **spec):
     return {"kind": "Node", "metadata": {"name": "n0"} | (metadata or {}), "spec": given | spec}
 
 
+def test_a_node_that_only_says_that_it_lives_tells_nothing():
+    beat = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z", "lastHeartbeatTime": "a"}
+    node = raw_node() | {"status": {"conditions": [beat]}}
+    assert not is_news(node, node | {"status": {"conditions": [beat | {"lastHeartbeatTime": "b"}], "images": []}})
+    assert is_news(node, node | {"status": {"conditions": [beat | {"status": "Unknown"}]}})
+    assert is_news(node, node | {"spec": {"unschedulable": True}})
+
+
 @pytest.mark.parametrize(
     "node",
     [
