@@ -45,13 +45,10 @@ from arctic_operator.metrics import (
 )
 from arctic_operator.observe import Invalid, Observer, Subject
 from arctic_operator.observed import (
-    STATEFUL_SET,
     Access,
-    GroupSet,
     Identity,
     Inference,
     InferenceSeen,
-    Job,
     Training,
     TrainingSeen,
 )
@@ -65,6 +62,7 @@ from arctic_operator.plan.inference import plan_inference
 from arctic_operator.plan.leftovers import leftovers
 from arctic_operator.plan.recovery import Fault, track
 from arctic_operator.plan.training import plan_training
+from arctic_operator.refusals import Refusals
 from arctic_operator.settings import Settings
 from arctic_operator.trials import Ablation
 from arctic_operator.visits import Visit, count_write, note_state, visiting
@@ -84,7 +82,9 @@ NEVER = float("-inf")
 SETTLE_SECONDS = 3.0
 """Longest time that a status waits for what is about to change it again."""
 BEGIN_SECONDS = 12.0
-"""Longest time that an object's first status waits while worlds of others are to be started."""
+"""Time for which an object's first status waits while worlds of others are to be started."""
+BEGIN_RATE = 1.0
+"""First statuses a second that are written after that, for as long as worlds are started one after the other."""
 SEE_TO_EVERY = 5.0
 """Seconds between two looks at what is not watched while pods wait for it."""
 ASK_RATE = 8.0
@@ -100,8 +100,6 @@ REFUSALS = (ApiError, OwnedByAnotherError, NotServedError, DamagedPEM, Unreadabl
 
 
 VERDICTS = {"Promoted": "promoted", "RolledBack": "rolled_back"}
-ADMIT = "change what refuses them, or the manifest: they are made once they are admitted"
-NOT_MADE = "LeaderWorkerSet's controller has not made their StatefulSet: see that it runs, and what its log says"
 
 
 class PlanningError(Exception):
@@ -126,13 +124,22 @@ class Bucket:
 
     def take(self) -> bool:
         """Take a token if there is one."""
-        now = self._clock()
-        self._tokens = min(self._rate, self._tokens + (now - self._filled) * self._rate)
-        self._filled = now
+        self._fill()
         if self._tokens < 1:
             return False
         self._tokens -= 1
         return True
+
+    def reserve(self) -> float:
+        """Take the next token that nobody else has taken; return the seconds until it is there."""
+        self._fill()
+        self._tokens -= 1
+        return max(0.0, -self._tokens / self._rate)
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._rate, self._tokens + (now - self._filled) * self._rate)
+        self._filled = now
 
 
 @dataclass
@@ -142,6 +149,8 @@ class _Memory:
     uid: str
     looked: float = NEVER
     progress_written: float = NEVER
+    progress_turn: float | None = None
+    """When progress may be written, of which all objects together have so much a second."""
     held: float | None = None
     """Since when news waits for what follows it."""
     attempt: int = 0
@@ -172,14 +181,16 @@ class Reconciler:
         )
         self._keys = Keys(cluster, settings, Install(cluster, settings), cluster.clock.now)
         self._access_keys = AccessKeys(cluster)
-        self._events = Events(cluster, settings.pod_name)
+        self._events, self._refusals = Events(cluster, settings.pod_name), Refusals(cluster)
         self._followers = Followers(self._on_live_change)
         self._gateways = Gateways(queue.add)
         self._commands = Commands(self._followers, queue.add)
         self._memory: dict[Key, _Memory] = {}
-        self._bucket, self._asks = Bucket(PROGRESS_RATE), Bucket(ASK_RATE)
+        self._bucket, self._asks, self._firsts = Bucket(PROGRESS_RATE), Bucket(ASK_RATE), Bucket(BEGIN_RATE)
         self._beginning: set[Key] = set()
         """Objects whose world is being started, which their status does not say yet."""
+        self._begun = NEVER
+        """When one of them was added last, or came to run."""
 
     def waiting(self, key: Key) -> int | None:
         """Return how many requests wait in a service's gateway; None where it is not asked, or does not answer."""
@@ -294,6 +305,8 @@ class Reconciler:
         if subject is None or subject.deleting:
             self._forget(key, memory)
             return None
+        if plan.begins != (key in self._beginning):
+            self._begun = time.monotonic()
         (self._beginning.add if plan.begins else self._beginning.discard)(key)
         # Secrets and ConfigMaps are not watched: they are seen to after a live read, and while pods wait for them.
         unseen = memory.seen_to + SEE_TO_EVERY - time.monotonic()
@@ -463,7 +476,7 @@ class Reconciler:
         errors: tuple[Exception, ...] = ()
         try:
             async with asyncio.TaskGroup() as asking:
-                told = {child.name: asking.create_task(self._refusal(key.namespace, child)) for child in short}
+                told = {child.name: asking.create_task(self._refusals.of(key.namespace, child)) for child in short}
         except* ApiError as group:
             errors = group.exceptions
         if errors:
@@ -475,19 +488,6 @@ class Reconciler:
         refusals = memory.refusals = {name: sentence for name, sentence in news.items() if sentence}
         if refusals != before:
             self._queue.add(key)
-
-    async def _refusal(self, namespace: str, child: Job | GroupSet) -> str:
-        """Return why a child has too few pods; a LeaderWorkerSet's are made by StatefulSets that nobody watches."""
-        if isinstance(child, Job) and child.suspended:
-            return await self._cluster.admission(namespace, child.uid)
-        makers = child.makers if isinstance(child, GroupSet) else ()
-        sets = [made for name in makers if (made := await self._cluster.get(STATEFUL_SET, namespace, name))]
-        uids = [made["metadata"]["uid"] for made in sets] if makers else [child.uid]
-        refusals = [await self._cluster.refusal(namespace, uid) for uid in uids]
-        refused = next(filter(None, refusals), "")
-        if refused:
-            return f"{refused} ({ADMIT})"
-        return NOT_MADE if len(sets) < len(makers) else ""
 
     async def _write_status(
         self, key: Key, subject: Subject, plan: Plan, memory: _Memory, failure: Exception | None
@@ -532,7 +532,9 @@ class Reconciler:
         for an operator that has just begun, and has not asked for it yet.
         """
         if plan.begins and len(self._beginning) > 1:
-            return BEGIN_SECONDS
+            now = time.monotonic()
+            held, goes_on = now - (memory.held or now), now - self._begun < BEGIN_SECONDS
+            return BEGIN_SECONDS + (held if goes_on and held >= BEGIN_SECONDS and not self._firsts.take() else 0.0)
         unasked = plan.short and memory.refusals is None and is_true(subject.status.conditions, "Degraded")
         return SETTLE_SECONDS if plan.settling or unasked else 0.0
 
@@ -543,13 +545,17 @@ class Reconciler:
             memory.held = memory.held or now
             left = memory.held + patience - now
             if left > 0:
-                return min(left, SETTLE_SECONDS)
+                return left
         memory.held = None
         if change <= PROGRESS_FIELDS:
             left = memory.progress_written + PROGRESS_EVERY - now
-            if left > 0 or not self._bucket.take():
+            if left > 0:
                 return max(left, 1.0)
-        memory.progress_written = now
+            if memory.progress_turn is None:
+                memory.progress_turn = now + self._bucket.reserve()
+            if now < memory.progress_turn:
+                return memory.progress_turn - now
+        memory.progress_written, memory.progress_turn = now, None
         return None
 
     def _tell(self, subject: Subject, status: Manifest) -> None:

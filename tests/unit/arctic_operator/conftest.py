@@ -157,8 +157,10 @@ class ApiServer(Cluster):
 
     async def request(self, method, path, *, query=None, **_):
         if method == "GET" and path.endswith("/events"):
-            asked = query["fieldSelector"].removeprefix("involvedObject.uid=")
-            return {"items": [event for event in self.events if event["involvedObject"]["uid"] == asked]}
+            asked, value = query["fieldSelector"].split("=")
+            fields = [{"reason": e["reason"], "involvedObject.uid": e["involvedObject"]["uid"]} for e in self.events]
+            told = zip(self.events, fields, strict=True)
+            return {"items": [event for event, field in told if field[asked] == value]}
         return {}
 
     def tell(self, uid: str, reason: str, when: str, message: str = "") -> None:

@@ -11,7 +11,7 @@ from arctic_api import verdict
 from arctic_api.rules import Judge, Rule, rules_of
 from arctic_api.training import ArcticTrainingSpec
 from arctic_api.world import Label
-from arctic_operator import commands, observe, reconcile
+from arctic_operator import commands, observe, reconcile, refusals
 from arctic_operator.cache import Listing
 from arctic_operator.certificates import Pair, check_pair
 from arctic_operator.cluster import NO_LEADER_WORKER_SETS, ApiError, NotServedError, contains
@@ -90,6 +90,30 @@ def test_a_bucket_gives_no_more_than_its_rate():
     assert sum(bucket.take() for _ in range(100)) == 20
     now[0] = 0.5
     assert sum(bucket.take() for _ in range(100)) == 10
+
+
+def test_each_that_reserves_a_token_gets_one_of_its_own_in_its_turn():
+    now = [0.0]
+    bucket = Bucket(2, lambda: now[0])
+    assert [bucket.reserve() for _ in range(5)] == [0.0, 0.0, 0.5, 1.0, 1.5]
+    now[0] = 1.0
+    assert not bucket.take(), "what was reserved is not given to others"
+    assert bucket.reserve() == 1.0
+
+
+def test_progress_that_waits_for_its_turn_is_looked_at_once_however_many_wait(operator, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(reconcile.time, "monotonic", lambda: now[0])
+    operator.reconciler._bucket = Bucket(2, lambda: now[0])
+    memories = [reconcile._Memory(f"uid-{number}") for number in range(6)]
+
+    def waits(memory):
+        return operator.reconciler._waits({"step"}, memory, 0.0)
+
+    assert [waits(memory) for memory in memories] == [None, None, 0.5, 1.0, 1.5, 2.0]
+    now[0] += 1.0
+    assert [waits(memory) for memory in memories[3:]] == [None, 0.5, 1.0], "nobody loses its turn by being looked at"
+    assert waits(memories[0]) == reconcile.PROGRESS_EVERY - 1.0
 
 
 def test_watchers_never_stop_trying():
@@ -510,11 +534,30 @@ async def test_an_api_server_that_does_not_answer_about_one_group_is_not_asked_a
         await asyncio.sleep(0)
         raise ApiError(503, "ServiceUnavailable", "etcd is away")
 
+    for group in operator.server.of("StatefulSet"):
+        operator.server.tell(group["metadata"]["uid"], "FailedCreate", "2026-01-01T00:00:00Z", "exceeded quota: gpus")
     monkeypatch.setattr(operator.server, "refusal", refusal)
     await operator.reconcile(key)
     for _ in range(100):
         await asyncio.sleep(0)
     assert 0 < len(asked) <= reconcile.ASK_RATE
+
+
+async def test_what_nothing_was_refused_for_is_not_asked_about_one_by_one(operator, monkeypatch):
+    key = operator.add("ArcticInference", replicas=3)
+    await operator.reconcile(key)
+    first, *_ = operator.server.of("StatefulSet")
+    operator.server.tell(first["metadata"]["uid"], "FailedCreate", "2026-01-01T00:00:00Z", "exceeded quota: gpus")
+    asked, request = [], operator.server.request
+
+    async def watched(method, path, *, query=None, **rest):
+        if path.endswith("/events"):
+            asked.append(query["fieldSelector"])
+        return await request(method, path, query=query, **rest)
+
+    monkeypatch.setattr(operator.server, "request", watched)
+    await operator.reconcile(key)
+    assert asked == ["reason=FailedCreate", f"involvedObject.uid={first['metadata']['uid']}"]
 
 
 def told_events(operator):
@@ -639,7 +682,8 @@ async def test_a_cluster_without_leader_worker_sets_is_told_in_the_status_until_
     assert len(lws_operator.server.of("LeaderWorkerSet")) == 1
 
 
-async def test_why_a_leader_worker_set_has_no_pods_is_asked_of_the_sets_that_make_them(lws_operator):
+async def test_why_a_leader_worker_set_has_no_pods_is_asked_of_the_sets_that_make_them(lws_operator, monkeypatch):
+    monkeypatch.setattr(refusals, "REFUSED_SECONDS", 0.0)
     key = lws_operator.add("ArcticInference")
     await lws_operator.reconcile(key)
     (group,) = lws_operator.server.of("LeaderWorkerSet")
@@ -963,6 +1007,33 @@ async def test_while_several_worlds_are_started_a_first_status_waits_for_the_one
     for key in reversed(keys):
         await operator.reconcile(key)
     assert operator.status(keys[0])["attempt"] == 1
+
+
+async def test_of_first_statuses_that_have_waited_few_are_written_while_worlds_are_started(operator, monkeypatch):
+    keys, now = [operator.add("ArcticTraining", f"t{number}") for number in range(8)], [1000.0]
+    monkeypatch.setattr(reconcile, "BEGIN_SECONDS", 12.0)
+    monkeypatch.setattr(reconcile.time, "monotonic", lambda: now[0])
+    operator.reconciler._firsts = Bucket(2, lambda: now[0])
+
+    def told():
+        return sum("state" in operator.status(key) for key in keys)
+
+    async def visit_all():
+        for key in keys[:6]:
+            await operator.reconcile(key)
+
+    operator.reconciler._beginning.add(keys[7])
+    await visit_all()
+    now[0] += 11
+    await operator.reconcile(keys[6])
+    await visit_all()
+    assert told() == 0
+    now[0] += 2
+    await visit_all()
+    assert told() == 2  # another one was started 2 s ago
+    now[0] += 12
+    await visit_all()
+    assert told() == 6
 
 
 async def test_an_attempt_that_no_status_tells_of_yet_is_not_made_again_when_its_job_is_deleted(operator):
