@@ -378,14 +378,7 @@ class Attention {
         } else if (s_.cache_format == FP8) {
             scales[key] = keep_scaled(static_cast<uint8_t *>(cache) + key * H, from);
         } else {
-            uint16_t *to = static_cast<uint16_t *>(cache) + key * H;
-            for (int64_t index = 0; index < H; ++index) {
-                uint32_t bits;
-                std::memcpy(&bits, from + index, sizeof bits);
-                // To nearest, ties to even, as torch rounds; a NaN stays one.
-                const bool is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
-                to[index] = is_nan ? 0x7FC0 : static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
-            }
+            to_bf16(from, H, static_cast<uint16_t *>(cache) + key * H);
         }
     }
 

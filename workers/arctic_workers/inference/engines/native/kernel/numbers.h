@@ -55,7 +55,7 @@ inline uint8_t to_e4m3(float value) {
     return static_cast<uint8_t>(sign | (size < 0x3C800000u ? subnormal - 0x46800000u : normal - (120u << 3)));
 }
 
-// 8 values rounded to bf16, ties to even; what is no number stays none.
+// 8 values rounded to bf16, ties to even, as torch rounds; what is no number stays none.
 inline __m128i to_bf16(__m256 values) {
     const __m256i bits = _mm256_castps_si256(values), even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i nearest = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7FFF)));
@@ -64,13 +64,19 @@ inline __m128i to_bf16(__m256 values) {
     return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
 }
 
+// As many values as there are.
+inline void to_bf16(const float *from, int64_t count, uint16_t *to) {
+    for (; count >= LANES; count -= LANES, from += LANES, to += LANES)
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(to), to_bf16(_mm256_loadu_ps(from)));
+    float rest[LANES] = {};
+    std::copy(from, from + count, rest);
+    const __m128i last = to_bf16(_mm256_loadu_ps(rest));
+    std::memcpy(to, &last, count * sizeof *to);
+}
+
 // Round inputs `begin` to `end` of a row of `inputs`, a multiple of 8, to the bf16 that follow it.
 inline void round_inputs(float *row, int64_t inputs, int64_t begin, int64_t end) {
-    auto *rounded = reinterpret_cast<uint16_t *>(row + inputs);
-    for (int64_t at = begin; at < end; at += LANES) {
-        const __m128i values = to_bf16(_mm256_loadu_ps(row + at));
-        std::memcpy(rounded + at, &values, std::min<int64_t>(end - at, LANES) * sizeof *rounded);
-    }
+    to_bf16(row + begin, end - begin, reinterpret_cast<uint16_t *>(row + inputs) + begin);
 }
 
 // Decoded weights in e4m3, a multiple of 8 of them, times RAISED, which leaves no subnormals. A processor takes a hundred cycles
