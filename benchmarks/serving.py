@@ -193,35 +193,34 @@ def report(taken: dict[str, list[float]], touched: dict[int, float], choices: Ch
     }
 
 
-def report_exact(taken: dict[str, list[float]]) -> dict[str, float]:
-    """Print what keeping all bits of rows costs, where they are rounded else; return its ratios."""
-    batches = [batch for batch in BATCHES if f"exact {batch}" in taken]
-    ratios = {batch: ratio(taken[f"exact {batch}"], taken[f"llama.cpp {batch}"]) for batch in batches}
+def compared(
+    taken: dict[str, list[float]], title: str, ours: tuple[str, str], others: tuple[str, str]
+) -> dict[int, float]:
+    """Print two against each other, and return the ratios by batch; of each is told its name there and its column."""
+    (our_name, our_column), (name, column) = ours, others
+    batches = [batch for batch in BATCHES if {f"{our_name} {batch}", f"{name} {batch}"} <= taken.keys()]
+    ratios = {batch: ratio(taken[f"{our_name} {batch}"], taken[f"{name} {batch}"]) for batch in batches}
     if batches:
         print_table(
-            "With all bits of rows, tokens a second",
-            ("sequences", "all bits", "rows in bf16", "all bits of llama.cpp"),
+            f"{title}, tokens a second",
+            ("sequences", our_column, column, f"of {name}"),
             [
-                (batch, spread(taken[f"exact {batch}"]), spread(taken[f"native {batch}"]), f"{ratios[batch]:.2f}")
+                (batch, spread(taken[f"{our_name} {batch}"]), spread(taken[f"{name} {batch}"]), f"{ratios[batch]:.2f}")
                 for batch in batches
             ],
         )
+    return ratios
+
+
+def report_exact(taken: dict[str, list[float]]) -> dict[str, float]:
+    """Print what was taken with all bits of rows, where they are rounded else; return the ratios."""
+    ratios = compared(taken, "With all bits of rows", ("exact", "native, all bits"), ("llama.cpp", "llama.cpp"))
     return {f"exact_b{batch}_vs_llamacpp": value for batch, value in ratios.items()}
 
 
 def report_vllm(taken: dict[str, list[float]]) -> dict[str, float]:
     """Print what was taken of vLLM, where it was; return the ratios."""
-    batches = [batch for batch in AGAINST_VLLM if f"vLLM {batch}" in taken]
-    ratios = {batch: ratio(taken[f"native {batch}"], taken[f"vLLM {batch}"]) for batch in batches}
-    if batches:
-        print_table(
-            "Against vLLM, tokens a second",
-            ("sequences", "native, FP8", "vLLM, bf16", "of vLLM"),
-            [
-                (batch, spread(taken[f"native {batch}"]), spread(taken[f"vLLM {batch}"]), f"{ratios[batch]:.2f}")
-                for batch in batches
-            ],
-        )
+    ratios = compared(taken, "Against vLLM", ("native", "native, FP8"), ("vLLM", "vLLM, bf16"))
     return {f"b{batch}_vs_vllm": value for batch, value in ratios.items()}
 
 
