@@ -129,9 +129,10 @@ class Cache:
         """Keep an object unless a newer state of it, or its deletion, is known; tell whether it was news."""
         kind, metadata = manifest["kind"], manifest["metadata"]
         uid = metadata["uid"]
-        if not self.is_behind(manifest):
+        known = self.same(manifest)
+        if not self._is_newer(manifest, known):
             return False
-        if known := self.same(manifest):
+        if known:
             self._forget_child(known)
             self._forget_user(known)
         self._gone.pop(uid, None)
@@ -219,7 +220,10 @@ class Cache:
 
     def is_behind(self, manifest: Manifest) -> bool:
         """Whether a newer state of an object than is known is there, of which its metadata will do."""
-        known = self.same(manifest)
+        return self._is_newer(manifest, self.same(manifest))
+
+    def _is_newer(self, manifest: Manifest, known: Manifest | None) -> bool:
+        """Whether a state of an object is newer than the one that is known, or than its deletion."""
         return version_of(manifest) > (version_of(known) if known else self._gone.get(manifest["metadata"]["uid"], -1))
 
     def replace_all(self, kind: str, listing: Listing) -> None:
