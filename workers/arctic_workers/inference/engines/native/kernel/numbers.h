@@ -68,6 +68,7 @@ inline __m128i to_bf16(__m256 values) {
 inline void to_bf16(const float *from, int64_t count, uint16_t *to) {
     for (; count >= LANES; count -= LANES, from += LANES, to += LANES)
         _mm_storeu_si128(reinterpret_cast<__m128i *>(to), to_bf16(_mm256_loadu_ps(from)));
+    if (count == 0) return;
     float rest[LANES] = {};
     std::copy(from, from + count, rest);
     const __m128i last = to_bf16(_mm256_loadu_ps(rest));

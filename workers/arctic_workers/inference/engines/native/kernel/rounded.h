@@ -39,10 +39,11 @@ void tile_of_rounded(const uint8_t *w, const float *const *x, const Piece &piece
     const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80808080u));
     constexpr int SIGNED = 0xF8; // of three operands the first, or both others
     __m512 sums[R][2];
-    const int64_t *from[R]; // 4 inputs each
+    using Inputs [[gnu::may_alias]] = int64_t; // 4 of them
+    const Inputs *from[R];
 #pragma GCC unroll 12
     for (int row = 0; row < R; ++row) {
-        from[row] = reinterpret_cast<const int64_t *>(x[row] + piece.inputs) + piece.first * 2;
+        from[row] = reinterpret_cast<const Inputs *>(x[row] + piece.inputs) + piece.first * 2;
         for (int half = 0; half < 2; ++half) sums[row][half] = piece.begins ? _mm512_setzero_ps() : _mm512_load_ps(waiting + (row * 2 + half) * 2 * LANES);
     }
     for (int64_t block = 0; block < piece.blocks; ++block, w += LANES * LANES) {
