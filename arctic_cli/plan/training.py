@@ -38,7 +38,7 @@ def report_training(manifest: Manifest, models: Models, choice: Choice, mfu: flo
         source=source,
         plan=plan,
         predicted=_predicted(plan, choice.costs()),
-        mfu=mfu,
+        asked_mfu=mfu,
         price=price if price is not None or given is None else float(given),
         changes=[] if plan.fits else advise(training, device, allowed),
         refused=[str(problem) for problem in refused],

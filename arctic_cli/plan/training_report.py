@@ -22,14 +22,19 @@ class Report:
     plan: TrainingPlan
     predicted: list[float] | None
     """Seconds of a step by stage, where costs of steps were measured."""
-    mfu: float
-    """Assumed utilization."""
+    asked_mfu: float
+    """Utilization to be assumed."""
     price: float | None
     """US dollars a GPU hour."""
     changes: list[Change]
     """What would make it fit."""
     refused: list[str]
     """Why the API server would not take the manifest."""
+
+    @property
+    def mfu(self) -> float:
+        """Assumed utilization: what was asked for, or all that the plan can reach."""
+        return self.asked_mfu if self.plan.mfu is None else min(self.asked_mfu, self.plan.mfu)
 
     @property
     def spending(self) -> Spending | None:
@@ -144,10 +149,9 @@ def _spending(report: Report) -> list[str]:
     spending = report.spending
     if spending is None:
         return []
-    line = (
-        f"At an MFU of {report.mfu:g} (assumed): {duration(spending.seconds)}, {spending.device_weeks:,.2f} weeks of "
-    )
-    line += "one device"
+    reached = f"At an MFU of {report.mfu:.3g}, the limit (for {report.asked_mfu:g})"
+    said = f"At an MFU of {report.mfu:g} (assumed)" if report.mfu == report.asked_mfu else reached
+    line = f"{said}: {duration(spending.seconds)}, {spending.device_weeks:,.2f} weeks of one device"
     if report.price is not None:
         line += f", ${spending.cost(report.price):,.0f} at ${report.price:g} an hour"
     return [f"{line}."]

@@ -408,11 +408,23 @@ def test_a_training_is_planned_for_this_machine_unless_its_pods_have_gpus(tmp_pa
 
 def test_what_a_training_costs_is_said_at_an_assumed_utilization(tmp_path: Path) -> None:
     file = written(tmp_path, {"spec.pricePerGPUHour": "2.00"}, TRAINING)
-    whole, half = (planned("-f", file, "--device", "h100", "--mfu", mfu)["assumed"] for mfu in (1, 0.5))
+    at_most = planned("-f", file, "--device", "h100")["mfuAtMost"]
+    whole, half = (
+        planned("-f", file, "--device", "h100", "--mfu", mfu)["assumed"] for mfu in (at_most / 2, at_most / 4)
+    )
     assert half["costUSD"] == pytest.approx(2 * whole["costUSD"])
     assert whole["costUSD"] == pytest.approx(2.00 * whole["deviceHours"])
-    dearer = planned("-f", file, "--device", "h100", "--mfu", 1, "--price", 4)["assumed"]
+    dearer = planned("-f", file, "--device", "h100", "--mfu", at_most / 2, "--price", 4)["assumed"]
     assert dearer["costUSD"] == pytest.approx(2 * whole["costUSD"])
+
+
+def test_no_training_is_said_to_take_less_than_the_limit(tmp_path: Path) -> None:
+    file = written(tmp_path, {}, TRAINING)
+    report = planned("-f", file, "--device", "h100", "--mfu", 1)
+    assert report["mfuAtMost"] < 1
+    assert report["assumed"]["mfu"] == report["mfuAtMost"]
+    assert report["assumed"]["seconds"] == pytest.approx(report["secondsAtLeast"])
+    assert "the limit (for 1):" in plan("-f", file, "--device", "h100", "--mfu", 1).stdout
 
 
 def test_products_in_fp8_are_said_and_are_refused_where_a_device_or_a_model_has_none(tmp_path: Path) -> None:
