@@ -463,7 +463,7 @@ class Observer:
                 yield needs_of(manifest["spec"]), Rival(identity, created, holds=False)
 
     def _nodes(self) -> Mapping[str, Node] | None:
-        """Return all nodes by name, the same ones until one changes: what each world was planned with is kept."""
+        """Return all nodes by name, the same ones until one changes."""
         if not self._read_nodes:
             return None
         manifests = list(self._cache.all("Node"))

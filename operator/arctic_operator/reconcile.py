@@ -164,7 +164,7 @@ class _Memory:
     asked: dict[str, float] = field(default_factory=dict)
     """When that was asked of each of them."""
     seen: TrainingSeen | InferenceSeen | None = None
-    """What the last plan was made on."""
+    """What this visit's plan was made on, until a recovery is measured by it: all nodes of that moment are in it."""
     fault: Fault | None = None
     """What the world has not recovered from."""
     access: Access | None = None
@@ -571,9 +571,10 @@ class Reconciler:
 
     def _note_recovery(self, key: Key, subject: Subject, plan: Plan, memory: _Memory) -> None:
         """Measure how long what broke takes to be whole again."""
-        if isinstance(subject, Invalid | Ablation | Evaluation) or memory.seen is None or plan.status is None:
+        seen, memory.seen = memory.seen, None
+        if isinstance(subject, Invalid | Ablation | Evaluation) or seen is None or plan.status is None:
             return
-        memory.fault, over = track(memory.fault, subject, memory.seen, plan.status, self._cluster.clock.now())
+        memory.fault, over = track(memory.fault, subject, seen, plan.status, self._cluster.clock.now())
         if over is not None:
             for part, seconds in over.seconds.items():
                 RECOVERY_SECONDS.labels(key.kind, over.fault, part).observe(seconds)

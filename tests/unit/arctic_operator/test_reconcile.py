@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import weakref
 from itertools import islice
 
 import pytest
@@ -226,21 +227,39 @@ async def test_an_operator_that_lost_the_lease_to_nobody_reads_nothing_anew(oper
     assert looked == [key]
 
 
-async def test_worlds_share_what_is_known_of_nodes_until_one_changes(operator_with, build):
+async def test_worlds_share_what_is_known_of_nodes_until_one_changes(operator_with, build, monkeypatch):
     operator = operator_with(build.settings.model_copy(update={"read_nodes": True}))
-    key = operator.add("ArcticTraining")
+    key, planned_with = operator.add("ArcticTraining"), []
+
+    def plan(training, seen, *rest):
+        planned_with.append(seen.nodes)
+        return plan_training(training, seen, *rest)
 
     async def seen(*ready):
         for node in operator.nodes(*ready):
             operator.cache.put(node)
         await operator.reconcile(key)
-        return operator.reconciler._memory[key].seen.nodes
+        return planned_with[-1]
 
+    monkeypatch.setattr(reconcile, "plan_training", plan)
     nodes = await seen(True, True)
     await operator.reconcile(key)
-    assert operator.reconciler._memory[key].seen.nodes is nodes
+    assert planned_with[-1] is nodes
     assert [node.ready for node in (await seen(True, False)).values()] == [True, False]
     assert [node.ready for node in nodes.values()] == [True, True]
+
+
+async def test_nothing_that_a_plan_was_made_on_outlives_the_visit(operator_with, build, monkeypatch):
+    operator = operator_with(build.settings)
+    key, planned_on = operator.add("ArcticTraining"), []
+
+    def plan(training, seen, *rest):
+        planned_on.append(weakref.ref(seen))
+        return plan_training(training, seen, *rest)
+
+    monkeypatch.setattr(reconcile, "plan_training", plan)
+    await operator.reconcile(key)
+    assert [seen() for seen in planned_on] == [None]
 
 
 async def test_a_world_that_stricter_rules_of_an_upgrade_would_refuse_runs_to_its_end(operator, build, monkeypatch):
