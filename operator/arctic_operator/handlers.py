@@ -7,12 +7,14 @@ from typing import Any
 import kopf
 
 from arctic_operator.cache import CUSTOM_KINDS
-from arctic_operator.cluster import RESOURCES
+from arctic_operator.cluster import PAGE, RESOURCES
 
 Watcher = Callable[[str, dict[str, Any]], None]
 """Takes the kind of event (`DELETED` or another) and the object."""
 
 LONGEST_WAIT = 30.0
+IDLE_SECONDS = 0.1
+"""Time for which the task that handles an object's events waits for the next one, and holds the last one whole."""
 
 
 class NothingKept(kopf.DiffBaseStorage):  # type: ignore[misc]  # kopf has no types
@@ -63,11 +65,13 @@ def build_registry(watcher: Watcher) -> kopf.OperatorRegistry:
 
 
 def kopf_settings() -> kopf.OperatorSettings:
-    """Return kopf's settings: never give up, write nothing."""
+    """Return kopf's settings: never give up, write nothing, hold little."""
     result = kopf.OperatorSettings()
     result.networking.error_backoffs = EndlessBackoff()
     result.persistence.diffbase_storage = NothingKept()
     result.posting.enabled = False
+    result.queueing.idle_timeout = IDLE_SECONDS
     result.scanning.disabled = True
     result.peering.standalone = True
+    result.watching.chunk_size = PAGE
     return result

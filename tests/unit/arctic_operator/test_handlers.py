@@ -15,7 +15,7 @@ from aiohttp import web
 from arctic_api import API_VERSION
 from arctic_operator.__main__ import allow_deep_objects
 from arctic_operator.cache import CUSTOM_KINDS, Cache, Key
-from arctic_operator.cluster import RESOURCES
+from arctic_operator.cluster import PAGE, RESOURCES
 from arctic_operator.handlers import build_registry, kopf_settings
 from arctic_operator.observe import Invalid, Observer
 
@@ -32,6 +32,7 @@ class DeepServer:
         for kind in CUSTOM_KINDS:
             self.kinds[kind] = (*API_VERSION.split("/"), RESOURCES[kind].plural)
         self.over = asyncio.Event()
+        self.limits: set[str | None] = set()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         root, *parts = request.path.strip("/").split("/")
@@ -43,6 +44,7 @@ class DeepServer:
             return web.json_response({"resources": self.resources(group, version)})
         deep = plural == ["arctictrainings"]
         if not request.query.get("watch"):
+            self.limits.add(request.query.get("limit"))
             items = training("listed", 5) if deep else ""
             text = f'{{"kind": "List", "apiVersion": "v1", "metadata": {{"resourceVersion": "9"}}, "items": [{items}]}}'
             return web.Response(text=text, content_type="application/json")
@@ -115,6 +117,7 @@ async def test_an_object_that_is_nested_deeply_is_refused_and_ends_no_watch(
         server.over.set()
         await watching
         await runner.cleanup()
+    assert server.limits == {str(PAGE)}, "while a list is read nothing else runs, however long it is"
     for name in ("listed", "watched"):
         subject = Observer(None, cache, read_nodes=False).subject(Key("ArcticTraining", "team", name))
         assert isinstance(subject, Invalid)
