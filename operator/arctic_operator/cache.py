@@ -7,7 +7,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from arctic_api import ablation, evaluation, inference, training
 from arctic_api.world import Label
@@ -285,7 +285,10 @@ class Cache:
 
 
 def _text(manifest: Manifest) -> bytes:
-    return json.dumps(manifest, separators=(",", ":")).encode()
+    try:
+        return to_json(manifest)
+    except ValueError:  # nested more deeply than this writer goes, or with half a character
+        return json.dumps(manifest, separators=(",", ":")).encode()
 
 
 def _read(kept: Manifest | bytes) -> Manifest:

@@ -474,6 +474,8 @@ class Cluster:
 
 def contains(known: Any, wanted: Any) -> bool:
     """Whether an object has all that is wanted of it; what else the API server has filled in does not matter."""
+    if known == wanted:  # which most parts are, and this says at once
+        return True
     if isinstance(wanted, Mapping):
         return isinstance(known, Mapping) and all(
             (key in known and contains(known[key], value)) or (key not in known and value in ({}, [], None))
@@ -485,7 +487,7 @@ def contains(known: Any, wanted: Any) -> bool:
             and len(known) == len(wanted)
             and all(contains(a, b) for a, b in zip(known, wanted, strict=True))
         )
-    return bool(known == wanted)
+    return False
 
 
 def secret_data(manifest: Manifest) -> dict[str, bytes]:

@@ -1,5 +1,6 @@
 """Conditions, and the reasons that children give for them."""
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -63,6 +64,7 @@ class Conditions:
         return list(self._set.values())
 
 
+@functools.lru_cache(maxsize=256)
 def _as_reason(told: str) -> str:
     """Return what a condition may have as its reason: some of others are none, as a kubelet's `OutOfnvidia.com/gpu`."""
     letters = re.sub("[^A-Za-z0-9_,:]", "_", told[:REASON_LETTERS])

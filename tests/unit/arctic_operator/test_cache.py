@@ -167,6 +167,14 @@ def test_what_objects_have_in_common_is_kept_once():
     assert one["conditions"][0]["type"] is other["conditions"][0]["type"]
 
 
+def test_a_child_is_kept_however_deeply_it_is_nested():
+    cache, value = Cache(), "leaf"
+    for _ in range(400):
+        value = {"in": [value]}
+    cache.put(child("p1") | {"status": value})
+    assert next(cache.all("Pod"))["status"] == value
+
+
 def service(version, name="chat", uid="s1", **model):
     metadata = {"namespace": "team", "name": name, "uid": uid, "resourceVersion": version}
     return {"kind": "ArcticInference", "metadata": metadata, "spec": {"model": model}}
