@@ -72,6 +72,8 @@ def _depth_problems(spec: Any) -> list[Problem]:
     """Refuse what the API server takes, and whoever goes through it by recursion does not."""
     level = [spec]
     for _ in range(MAX_DEPTH):
+        if not level:  # most end soon
+            return []
         level = [child for node in level for child in _children(node)]
     return [Problem("spec", f"is nested too deeply: write at most {MAX_DEPTH} levels")] if level else []
 
