@@ -29,23 +29,24 @@ class Recent:
 
     def add(self, value: float) -> None:
         """Take a value of now."""
-        self._entries.append((self._clock(), value))
+        now = self._clock()
+        self._entries.append((now, value))
         self._sum += value
-        self._forget()
+        self._forget(now)
 
     def values(self) -> list[float]:
         """Return those that are young enough."""
-        self._forget()
+        self._forget(self._clock())
         return [value for _, value in self._entries]
 
     def rate(self) -> float:
         """Return their sum a second."""
-        self._forget()
+        self._forget(self._clock())
         return self._sum / self.window
 
-    def _forget(self) -> None:
+    def _forget(self, now: float) -> None:
         """Each value is taken and forgotten once, so that a token costs the same however many came before it."""
-        oldest = self._clock() - self.window
+        oldest = now - self.window
         while self._entries and self._entries[0][0] < oldest:
             self._sum -= self._entries.popleft()[1]
         if not self._entries:

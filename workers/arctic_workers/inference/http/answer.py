@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from arctic_workers.inference.engine import Engine, EngineError, FinishReason, Output, Request
 from arctic_workers.inference.http.text import Detokenizer, StopStrings, Text
@@ -13,8 +13,7 @@ MOST_WITHOUT_TEXT = 256
 """Tokens that are kept for want of text before they are a piece of their own."""
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Some text of an answer, and the tokens that came since the piece before; a stop token has no text."""
 
     text: str

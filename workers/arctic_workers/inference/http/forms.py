@@ -1,11 +1,12 @@
 """The OpenAI API's answers as JSON: one class for each of the two endpoints, for whole answers and for streams."""
 
-import json
 import math
 import secrets
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
+
+from pydantic_core import to_json
 
 from arctic_workers.inference.engine import Output
 from arctic_workers.inference.http.answer import Piece
@@ -22,15 +23,7 @@ def usage(prompt: int, generated: int) -> dict[str, int]:
 
 def event(data: dict[str, Any]) -> bytes:
     """Return a server-sent event."""
-    return b"data: " + _json(data) + b"\n\n"
-
-
-def _json(data: Any) -> bytes:
-    return _ENCODER.encode(data).encode()
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False)
-"""Made once: `json.dumps` makes one for each call with arguments."""
+    return b"data: " + to_json(data) + b"\n\n"
 
 
 class Envelope:
@@ -48,16 +41,16 @@ class Envelope:
 
     def whole(self, choices: Iterable[dict[str, Any]], counts: dict[str, int]) -> bytes:
         """Return a whole answer with its usage. Choice by choice: while JSON is written no other thread has a turn."""
-        around = _json({**self._base, "object": self._whole, "choices": [], "usage": counts})
+        around = to_json({**self._base, "object": self._whole, "choices": [], "usage": counts})
         before, after = around.rsplit(b"[]", 1)
-        return before + b"[" + b",".join([_json(choice) for choice in choices]) + b"]" + after
+        return before + b"[" + b",".join([to_json(choice) for choice in choices]) + b"]" + after
 
     def events(self, choices: Sequence[dict[str, Any]], *, has_usage: bool) -> bytes:
         """Return choices of a stream, one an event; where usage is asked for, all have its key, as with OpenAI."""
         if not self._before:
             frame = event(self.part([], {"usage": None} if has_usage else {}))
             self._before, self._after = frame.rsplit(b"[]", 1)  # choices come last
-        return b"".join([self._before + b"[" + _json(choice) + b"]" + self._after for choice in choices])
+        return b"".join([self._before + b"[" + to_json(choice) + b"]" + self._after for choice in choices])
 
     def part(self, choices: list[dict[str, Any]], extra: dict[str, Any]) -> dict[str, Any]:
         """Return an event of a stream."""

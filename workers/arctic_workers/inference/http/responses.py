@@ -100,14 +100,6 @@ class _Events(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _choices(answer: Answer, number: int, piece: Piece) -> list[dict[str, Any]]:
-    form = answer.forms[number]
-    if not piece.outputs[0].prompt:
-        return form.events(piece)
-    # The only pieces that may be large, and those of all choices may come in one go.
-    return await beside_others(_size([piece]) * len(answer.forms), partial(form.events, piece))
-
-
 async def _events(answer: Answer, scope: Scope, *, includes_usage: bool) -> AsyncGenerator[bytes, None]:
     envelope, forms = answer.envelope, answer.forms
     generated = [0] * len(forms)
@@ -115,7 +107,13 @@ async def _events(answer: Answer, scope: Scope, *, includes_usage: bool) -> Asyn
         async with aclosing(answer.pieces) as pieces:
             async for number, piece in pieces:
                 generated[number] = piece.generated
-                if choices := await _choices(answer, number, piece):
+                form = forms[number]
+                if piece.outputs[0].prompt:
+                    # The only pieces that may be large, and those of all choices may come in one go.
+                    choices = await beside_others(_size([piece]) * len(forms), partial(form.events, piece))
+                else:
+                    choices = form.events(piece)
+                if choices:
                     yield envelope.events(choices, has_usage=includes_usage)
     except EngineError as error:
         yield event(_failure(error).body())

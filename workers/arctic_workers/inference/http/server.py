@@ -627,7 +627,7 @@ class _Patience:
         self._timer.cancel()
 
     def __enter__(self) -> None:
-        self._task, self._begun = asyncio.current_task(), self._loop.time()
+        self._task, self._begun = asyncio.current_task(self._loop), self._loop.time()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._begun = None

@@ -194,6 +194,8 @@ class StopStrings:
 
         Where it may not end yet, no stop string is found that ends within it.
         """
+        if not self._strings:
+            return text
         self._held += text
         if not may_end:
             self._passed = len(self._held)
