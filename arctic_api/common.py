@@ -62,10 +62,17 @@ _GPUS = r"nvidia\.com/(gpu(\.shared)?|mig-.+)|amd\.com/gpu|gpu\.intel\.com/(i915
 
 
 class Resource(BaseModel):
-    """Base of every object in a manifest: camelCase on the wire, unknown fields refused, never changed once read."""
+    """Base of every object in a manifest: camelCase on the wire, unknown fields and numbers that JSON lacks refused,
+    never changed once read.
+    """
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     def wire(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ problems that the API server lets pass (`Judge.OPERATOR`) and for the exact name
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from math import isfinite
 from typing import Any
 
 from pydantic import ValidationError
@@ -109,7 +108,7 @@ def _settle(value: Any, schema: Schema) -> Any:
 def _parse(manifest: dict[str, Any], model: type[Manifest]) -> Manifest | list[Problem]:
     """Return the manifest as its type, or why it is none."""
     schema, content = schema_of(model), settle(manifest)
-    problems = list(_flaws(content, schema))
+    problems = list(_doubled(content, schema, ""))
     try:
         parsed = model.model_validate(content, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
@@ -128,28 +127,19 @@ def _join(field: str, key: str, schema: Schema) -> str:
     return f"{field}.{key}" if field else key
 
 
-def _flaws(content: Any, schema: Schema) -> Iterator[Problem]:
-    """Yield what no type says: items that a list with keys, or a set, has twice, and numbers that JSON lacks."""
-    for field, value, node in _nodes(content, schema, ""):
-        if isinstance(value, float) and not isfinite(value):
-            yield Problem(field, "must be a finite number")
-        elif isinstance(value, list):
-            identities = [_identity(item, node) for item in value]
-            for index, identity in enumerate(identities):
-                if identity is not None and identity in identities[:index]:
-                    what = ", ".join(map(repr, identity))
-                    yield Problem(f"{field}[{index}]", f"{what} is there twice: write each one once")
-
-
-def _nodes(value: Any, schema: Schema, field: str) -> Iterator[tuple[str, Any, Schema]]:
-    """Yield a value and all that is in it, each with its field and its schema."""
-    yield field, value, schema
+def _doubled(value: Any, schema: Schema, field: str) -> Iterator[Problem]:
+    """Yield the items that a list with keys, or a set, has twice."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _nodes(item, _child(schema, key) or {}, _join(field, key, schema))
+            yield from _doubled(item, _child(schema, key) or {}, _join(field, key, schema))
     elif isinstance(value, list):
+        identities = [_identity(item, schema) for item in value]
+        for index, identity in enumerate(identities):
+            if identity is not None and identity in identities[:index]:
+                what = ", ".join(map(repr, identity))
+                yield Problem(f"{field}[{index}]", f"{what} is there twice: write each one once")
         for index, item in enumerate(value):
-            yield from _nodes(item, schema.get("items", {}), f"{field}[{index}]")
+            yield from _doubled(item, schema.get("items", {}), f"{field}[{index}]")
 
 
 def _identity(item: Any, schema: Schema) -> list[Any] | None:

@@ -260,7 +260,13 @@ def run_folder(root: str, namespace: str, name: str, uid: str) -> str:
     return f"{root}/{namespace}/{name}-{uid5(uid)}"
 
 
-class StageReport(Resource):
+class Told(Resource):
+    """What a pod tells, in which a figure may have come to no number."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+
+
+class StageReport(Told):
     """One stage as the worker saw it."""
 
     name: str
@@ -274,7 +280,7 @@ class StageReport(Resource):
     """The same, at its end."""
 
 
-class SourceReport(Resource):
+class SourceReport(Told):
     """One source as the worker prepared it."""
 
     name: str
@@ -293,7 +299,7 @@ class SourceReport(Resource):
     """Splits of its data set that are not read."""
 
 
-class CheckpointReport(Resource):
+class CheckpointReport(Told):
     """A committed checkpoint."""
 
     step: int
@@ -302,7 +308,7 @@ class CheckpointReport(Resource):
     time: str
 
 
-class Report(Resource):
+class Report(Told):
     """What a training pod leaves in its termination message (4,096 bytes at most): the durable word on how it ended."""
 
     outcome: Literal["succeeded", "interrupted", "refused", "failed"]
@@ -322,7 +328,7 @@ class Report(Resource):
     evaluation: dict[str, float] | None = None
 
 
-class FigureReport(Resource):
+class FigureReport(Told):
     """A figure and its 95% interval."""
 
     name: str
@@ -331,7 +337,7 @@ class FigureReport(Resource):
     high: float
 
 
-class SuiteReport(Resource):
+class SuiteReport(Told):
     """One suite of an evaluation as the worker saw it."""
 
     name: str
@@ -343,7 +349,7 @@ class SuiteReport(Resource):
     message: str = ""
 
 
-class EvaluationReport(Resource):
+class EvaluationReport(Told):
     """What an evaluation's pod leaves in its termination message: the durable word on what it found."""
 
     outcome: Literal["succeeded", "interrupted", "refused", "failed"]

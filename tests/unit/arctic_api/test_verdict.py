@@ -127,6 +127,7 @@ def test_every_problem_names_a_field_and_says_something(manifest: dict[str, Any]
         ({f"{STAGE}.mixture.books": -1}, "spec.curriculum.stages[0].mixture[books]", "greater than or equal to 0"),
         ({f"{STAGE}.mixture.books": math.inf}, "spec.curriculum.stages[0].mixture[books]", "a finite number"),
         ({"spec.optimizer.weightDecay": math.inf}, "spec.optimizer.weightDecay", "must be a finite number"),
+        ({"spec.optimizer.beta1": math.inf}, "spec.optimizer.beta1", "must be a finite number"),
         ({f"{STAGE}.tokens": -1}, "spec.curriculum.stages[0].tokens", "is not a number of tokens"),
         ({"spec.startDeadline": "20min"}, "spec.startDeadline", "write a duration such as"),
         ({"spec.data.sources.0": None}, "spec.data.sources[0]", "write an object"),

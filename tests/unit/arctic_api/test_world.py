@@ -1,5 +1,6 @@
 """What the operator tells its workers."""
 
+import math
 from typing import Any
 
 import pytest
@@ -82,3 +83,9 @@ def test_a_recreated_object_has_another_folder() -> None:
 def test_a_report_fits_a_termination_message_when_it_says_little() -> None:
     report = Report(outcome="refused", reason="BadSource", message="no such file")
     assert Report.model_validate_json(report.model_dump_json(by_alias=True)) == report
+
+
+def test_a_report_tells_of_a_loss_that_is_no_number() -> None:
+    report = Report(outcome="failed", loss=math.nan)
+    assert report.loss is not None
+    assert math.isnan(report.loss)
