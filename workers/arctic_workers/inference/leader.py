@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
+import uvloop
 
 from arctic_api import tracing
 from arctic_api.common import parse_duration
@@ -57,7 +58,7 @@ def lead(pod: Pod, engine: Engine, folder: Path, vocabulary: int) -> None:
     try:
         leader = Leader(pod, engine, text, vocabulary)
         with pod.controlled(leader):
-            asyncio.run(leader.run())
+            uvloop.run(leader.run())
     finally:
         tracing.end()
 
