@@ -62,7 +62,7 @@ processes:
 	@$(RUN) pytest -n 2 --dist loadfile -m processes tests/unit
 
 cluster-tests:
-	@$(RUN) pytest tests/cluster
+	@$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder tests/cluster
 
 chaos: setup ## inflict faults on the operator and the cluster under it, long (20 minutes)
 	@$(RUN) pytest -q tests/cluster/test_chaos.py --faults $(FAULTS) --seed $(SEED)

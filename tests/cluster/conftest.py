@@ -12,6 +12,7 @@ from arctic_cluster import Cluster
 from arctic_operator.cluster import Cluster as OperatorCluster
 
 PEERS = ("test_kueue.py", "test_lws.py")
+LONGEST = ("test_whole_path.py", "test_operator.py", "test_ablation.py", "test_outages.py")
 LATEST = 1200
 """Seconds of a test that names no others: each of its waits has a limit of its own, which says what did not come."""
 __all__ = ["calls", "cluster", "kubectl", "namespace", "operator", "stand_in"]
@@ -23,8 +24,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the campaign of faults last: other tests shall not see what it leaves in logs and back-offs."""
-    items.sort(key=lambda item: item.path.name == "test_chaos.py")
+    """Put the longest files first and the campaign of faults last.
+
+    What takes long and comes last keeps one process busy while the other has nothing left; what the campaign leaves
+    in logs and back-offs is for no other test to see.
+    """
+    last = len(LONGEST) + 1
+    order = {name: place for place, name in enumerate(LONGEST)} | {"test_chaos.py": last}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
     for item in items:
         if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(LATEST))

@@ -1,4 +1,4 @@
-"""The real local cluster of the tests as fixtures: one for the whole session, and a namespace for each test.
+"""The real local cluster of the tests as fixtures: one for each process of the session, and a namespace for each test.
 
 A folder whose tests need it imports them into its `conftest.py`.
 """
@@ -16,17 +16,19 @@ from arctic_cluster import Cluster
 from arctic_cluster.files import locked
 from arctic_cluster.manifests import restricted_namespace
 
-_CLUSTER = "test"
 _LONGEST_NAME = 40
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """A fresh cluster, started on first use and ended with the session; a second session waits for the first."""
+def cluster(worker_id: str) -> Iterator[Cluster]:
+    """A fresh cluster, started on first use and ended with the session; a second session waits for the first.
+
+    `worker_id` is that of a process of the session, "master" where there is one only.
+    """
     if os.geteuid() != 0:
         pytest.fail("the cluster tests need root: run them with sudo")
-    with locked(Path(f"/run/lock/arctic-cluster-{_CLUSTER}.session.lock")):
-        it = Cluster(_CLUSTER)
+    it = Cluster(f"test-{worker_id}")
+    with locked(Path(f"/run/lock/arctic-cluster-{it.name}.session.lock")):
         it.down()
         it.up()
         yield it

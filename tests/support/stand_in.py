@@ -11,7 +11,6 @@ from arctic_api.world import Label
 from arctic_cluster import Cluster, paths
 from arctic_cluster.addresses import Node
 
-FOLDER = "stand-in"
 CORPUS = "/var/lib/arctic/corpus"
 
 # Serves the probes and the endpoint; a training's ends well after SECONDS, or with EXIT_CODE and REASON. EATS is what
@@ -66,10 +65,15 @@ sys.exit(code)
 """
 
 
+def folder_of(cluster: Cluster) -> str:
+    """Return the name of a cluster's stand-in: clusters share their volumes."""
+    return f"stand-in-{cluster.name}"
+
+
 @contextmanager
 def placed(cluster: Cluster) -> Iterator[None]:
     """Put the stand-in where the pods see it, for a while."""
-    folder = cluster.volumes / paths.CORPUS / FOLDER
+    folder = cluster.volumes / paths.CORPUS / folder_of(cluster)
     package = folder / "arctic_workers"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").touch()
@@ -99,7 +103,7 @@ class StandIns(Objects):
     ) -> None:
         """Apply an example under a name; `template` is what else its template says."""
         manifest = example(kind, name)
-        variables = {"PYTHONPATH": f"{CORPUS}/{FOLDER}"} | (environment or {})
+        variables = {"PYTHONPATH": f"{CORPUS}/{folder_of(self.cluster)}"} | (environment or {})
         manifest["spec"] |= spec | {
             "template": {
                 "environment": [{"name": key, "value": value} for key, value in variables.items()],
@@ -116,13 +120,13 @@ class StandIns(Objects):
 
     def serve(self, name: str, environment: dict[str, str] | None = None, **spec: Any) -> None:
         """Apply a service."""
-        model = {"uri": f"file://{CORPUS}/{FOLDER}"}
+        model = {"uri": f"file://{CORPUS}/{folder_of(self.cluster)}"}
         rollout = {"drainTimeout": "2s"}
         self.apply_example("ArcticInference", name, environment, **{"model": model, "rollout": rollout} | spec)
 
     def evaluate(self, name: str, environment: dict[str, str] | None = None, **spec: Any) -> None:
         """Apply an evaluation."""
-        model = {"uri": f"file://{CORPUS}/{FOLDER}"}
+        model = {"uri": f"file://{CORPUS}/{folder_of(self.cluster)}"}
         self.apply_example("ArcticEvaluation", name, environment, **{"model": model} | spec)
 
     def running(self, name: str, attempt: int, pods: int = 2, limit: float = PATIENCE) -> list[dict[str, Any]]:
