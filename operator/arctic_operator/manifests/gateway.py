@@ -137,9 +137,11 @@ global
     setenv ARCTIC_HOLD_SECONDS {shape.hold_seconds}
     setenv ARCTIC_BEGIN_SECONDS {BEGIN_SECONDS}
     lua-load {CONFIG_FOLDER}/{LUA_FILE}
-    # Fixed, since HAProxy otherwise sizes itself by the node's processors and its limit of open files.
+    # Fixed, since HAProxy otherwise sizes itself by the node's processors and its limit of open files. With a second
+    # thread Debian's may never end after its grace, but spin (github.com/haproxy/haproxy/issues/2537); one passes on
+    # some 40,000 pieces of streams a second, and what comes faster in larger pieces.
     maxconn {connections}
-    nbthread 4
+    nbthread 1
     # `wait-for-body` waits for so much. The pod's memory limit has room for two such buffers a connection.
     tune.bufsize 65536
     # While stopping it still accepts, and answers "Connection: close": no client is cut off in between two requests.
@@ -470,8 +472,9 @@ def _container(shape: GatewayShape, settings: Settings) -> Manifest:
 def gateway_command(config_path: str) -> list[str]:
     """Return the container's command: HAProxy takes SIGTERM for "stop at once", where the kubelet means "finish first".
 
-    The first `wait` ends when the signal comes, the second when HAProxy does.
+    The first `wait` ends when the signal comes, the second when HAProxy does: a runtime may send the signal again.
     """
     look = f"test ! -e /proc/net/if_inet6 || export {ANY_VARIABLE}=::"
-    run = 'haproxy -db -f "$0" & trap "kill -USR1 $!" TERM USR1; wait $! || wait $!'
+    stop = "trap '' TERM USR1; kill -USR1 $!"
+    run = f'haproxy -db -f "$0" & trap "{stop}" TERM USR1; wait $! || wait $!'
     return ["/bin/sh", "-c", f"{look}; {run}", config_path]
