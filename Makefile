@@ -47,7 +47,7 @@ lint:
 	@$(RUN) ruff check . && $(RUN) ruff format --check .
 
 types:
-	@$(RUN) mypy && $(RUN) mypy benchmarks tests/support/*.py tests/cluster/*.py tests/parity/test_*.py tests/clients/test_*.py tests/engines/cluster/*.py
+	@$(RUN) mypy && $(RUN) mypy benchmarks tests/support/*.py tests/cluster/*.py tests/parity/test_*.py tests/clients/test_*.py tests/engines/cluster/*.py tests/kernels/*.py tests/gpu/*.py
 
 contracts:
 	@$(RUN) lint-imports --no-cache

@@ -12,11 +12,13 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from arctic_model import fp8
 from arctic_model.config import ArcticConfig
+from arctic_model.launch import launch as kernel_launch
 from arctic_model.layers import RotaryPositions, rotate
 from arctic_workers.inference.engines.native.blocks import BLOCK_SIZE
 from arctic_workers.inference.engines.native.cache import PagedAttend, PagedCache
 from arctic_workers.inference.engines.native.cuda import attention as module
 from arctic_workers.inference.engines.native.cuda.attention import Attention, Extent, Queries, Step, attend, lay_out
+from arctic_workers.inference.engines.native.cuda.kernels.attention import merge_tiles
 from arctic_workers.inference.engines.native.step import Part
 from arctic_workers.inference.engines.native.window import Window
 
@@ -169,15 +171,14 @@ def test_memory_for_parts_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def launch(kernel: Any, *arguments: Any, **constants: Any) -> None:
         started.append(kernel)
-        module_launch(kernel, *arguments, **constants)
+        kernel_launch(kernel, *arguments, **constants)
 
-    module_launch = module.launch
     monkeypatch.setattr(module, "launch", launch)
     out_TNH = served.computed(parts, queries)
-    assert started.count(module.merge_tiles) == 1
+    assert started.count(merge_tiles) == 1
     monkeypatch.setattr(module, "WORKSPACE", 0)
     assert torch.equal(served.computed(parts, queries), out_TNH)
-    assert started.count(module.merge_tiles) == 1
+    assert started.count(merge_tiles) == 1
 
 
 def test_a_prompt_meets_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from arctic_model.fp8 import DTYPE
+from arctic_model.rounded import Rounded
 from arctic_workers.training.fp8.rounding import (
     BLOCK,
     Layout,
-    Rounded,
     by_both_of_groups,
     by_columns_of_groups,
     by_rows,
@@ -60,7 +60,7 @@ def test_groups_of_equal_sizes_are_those_of_a_stack() -> None:
 def all_codes() -> Tensor:
     """All 254 e4m3 numbers, and what lies half-way between each and the next."""
     codes = torch.arange(256, dtype=torch.uint8).view(DTYPE).float()
-    numbers = codes[codes.isfinite()].unique()
+    numbers = torch.unique(codes[codes.isfinite()])
     return torch.cat([numbers, (numbers[1:] + numbers[:-1]) / 2])
 
 

@@ -18,7 +18,7 @@ from arctic_model.peft import Addition
 from arctic_workers.inference.engines.native import runner as runners
 from arctic_workers.inference.engines.native.adapters import Adapter
 from arctic_workers.inference.engines.native.cache import PagedCache
-from arctic_workers.inference.engines.native.cuda import graphs, rank, streams
+from arctic_workers.inference.engines.native.cuda import graphs, rank, routing, streams
 from arctic_workers.inference.engines.native.cuda.rank import CudaRank
 from arctic_workers.inference.engines.native.runner import Compute, Runner, TorchRank
 from arctic_workers.inference.engines.native.step import Draw, Drawn, Known, Part
@@ -155,8 +155,9 @@ def test_weights_of_unlike_formats_compute_too() -> None:
     compare(model, SHORT)
 
 
-def plain(linear: torch.nn.Module) -> torch.nn.Module:
-    made = torch.nn.Linear(*reversed(linear.weight.shape), bias=False).bfloat16()
+def plain(linear: torch.nn.Linear) -> torch.nn.Linear:
+    outputs, inputs = linear.weight.shape
+    made = torch.nn.Linear(inputs, outputs, bias=False).bfloat16()
     torch.nn.init.normal_(made.weight, std=0.1)
     return made.requires_grad_(False)
 
@@ -210,7 +211,7 @@ def test_rows_that_are_nobodys_choose_no_experts_of_their_own(monkeypatch: pytes
     """Their weights would be read for nobody."""
     seen = []
 
-    def route(logits_SE: Tensor, *others: Any, of: Callable[..., Any] = rank.route) -> Any:
+    def route(logits_SE: Tensor, *others: Any, of: Callable[..., Any] = routing.route) -> Any:
         seen.append(logits_SE)
         return of(logits_SE, *others)
 

@@ -25,6 +25,7 @@ from arctic_model.peft import write_adapter
 from arctic_workers.inference.engine import Refused
 from arctic_workers.inference.engines.native.cuda import tensor
 from arctic_workers.inference.engines.native.cuda.products import Tiles
+from arctic_workers.inference.engines.native.cuda.rank import CudaRank
 from arctic_workers.inference.engines.native.cuda.team import Leader
 from arctic_workers.inference.engines.native.cuda.tensor import Sums, clear_others, own_tiles
 from arctic_workers.inference.engines.native.group import Rank, bring_up, join
@@ -106,8 +107,12 @@ def no_loss(sentence: str) -> None:
     raise AssertionError(sentence)
 
 
+def no_stop() -> None:
+    raise AssertionError("told to stop")
+
+
 def one_rank(group: InferenceGroup) -> Rank:
-    return bring_up(plan_group(group), group, 0, on_loss=no_loss, on_stop=no_loss, progress=lambda _: None)
+    return bring_up(plan_group(group), group, 0, on_loss=no_loss, on_stop=no_stop, progress=lambda _: None)
 
 
 @contextmanager
@@ -116,7 +121,7 @@ def two_ranks(group: InferenceGroup, on_loss: Callable[[str], None] = no_loss) -
     plan = plan_group(group)
     team = Leader(group, 0, TensorSlice(0, plan.tensor, plan.whole_experts), CPU, on_loss)
     try:
-        yield join(plan, group, 0, CPU, team, on_loss=on_loss, on_stop=no_loss, progress=lambda _: None), team
+        yield join(plan, group, 0, CPU, team, on_loss=on_loss, on_stop=no_stop, progress=lambda _: None), team
     finally:
         team.kill()
         dist.destroy_process_group()
@@ -138,7 +143,9 @@ def test_two_ranks_answer_as_one_and_end_in_order(world: Callable[..., Inference
     spec: dict[str, Any] = {"engine": {"name": "native", "options": {"enable_expert_parallel": whole_experts}}}
     expected = answers(one_rank(world(**spec)).runner)
     with two_ranks(world(parallelism={"pipeline": 1, "tensor": 2}, **spec)) as (rank, team):
-        assert rank.runner._compute._cache.tensors(0)["keys"].shape[0] == 1  # of two heads
+        compute = rank.runner._compute
+        assert isinstance(compute, CudaRank)
+        assert compute._cache.tensors(0)["keys"].shape[0] == 1  # of two heads
         for found_TX, wanted_TX in zip(answers(rank.runner), expected, strict=True):
             torch.testing.assert_close(found_TX, wanted_TX, rtol=1e-5, atol=1e-5)
         rank.runner.stop()
@@ -178,7 +185,7 @@ def test_what_another_rank_can_not_load_is_what_people_are_told(
     team = Leader(gone, 0, TensorSlice(0, 2), CPU, no_loss)
     try:
         with pytest.raises(Refused, match=r"tensor rank 1: .*gone has neither .* it holds no weights"):
-            join(plan, group, 0, CPU, team, on_loss=no_loss, on_stop=no_loss, progress=lambda _: None)
+            join(plan, group, 0, CPU, team, on_loss=no_loss, on_stop=no_stop, progress=lambda _: None)
     finally:
         team.kill()
         dist.destroy_process_group()
