@@ -56,7 +56,8 @@ class Arctic:
         self.place = place
         self.process = subprocess.Popen(
             [sys.executable, "-c", ARCTIC, json.dumps(apply_changes(TRAINING, changes)), str(place)],
-            env={**os.environ, "PYTHONPATH": str(place), "PLACE": str(place)},
+            # A command that is killed leaves what it had put into TMPDIR.
+            env={**os.environ, "PYTHONPATH": str(place), "PLACE": str(place), "TMPDIR": str(place)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
