@@ -28,6 +28,8 @@ class Sequence:
         self.shares = shares
         """Whether its blocks are shared with sequences of the same salt that begin alike."""
         self.tokens = list(request.prompt)
+        self.length = len(self.tokens)
+        """Tokens so far, forgotten ones too."""
         self.computed = 0
         self.blocks: list[int] = []
         self.links: list[Link] = []
@@ -40,8 +42,6 @@ class Sequence:
         """The window, if prompt and `max_tokens` together are more than it reaches."""
         self.dropped = 0
         """Blocks that `blocks` lacks after those of the sinks."""
-        self._forgotten = 0
-        """Tokens that are not in `tokens` any more."""
         self.awaiting = False
         """Whether a token of it is being sampled."""
         self.held = False
@@ -80,9 +80,9 @@ class Sequence:
         return self.length - self.computed
 
     @property
-    def length(self) -> int:
-        """Tokens so far."""
-        return self._forgotten + len(self.tokens)
+    def _forgotten(self) -> int:
+        """Tokens that are not in `tokens` any more."""
+        return self.length - len(self.tokens)
 
     def slice(self, start: int, end: int) -> tuple[int, ...]:
         """Return the tokens from one position to another, which must not be forgotten."""
@@ -97,8 +97,8 @@ class Sequence:
         """Take a sampled token; return why the sequence ends with it, if it does."""
         if self.outgrows:
             del self.tokens[: self.computed - self._forgotten]
-            self._forgotten = self.computed
         self.tokens.append(token)
+        self.length += 1
         if self._counts is not None:
             self._counts[token] += 1
         if token in self.request.sampling.stop_tokens:
