@@ -181,10 +181,7 @@ def test_workers_of_a_leader_on_a_lost_node_make_room(objects: StandIns) -> None
         rf"--set=nodeSelector.kubernetes\.io/hostname={objects.cluster.nodes[0].name}",
     )
     node = objects.cluster.nodes[1]
-    model = {"uri": "file:///var/lib/arctic/corpus/stand-in"}
-    objects.apply_example(
-        "ArcticInference", "tiny", None, preferring(node), model=model, rollout={"drainTimeout": "2s"}
-    )
+    objects.serve("tiny", template=preferring(node))
     objects.state("arcticinference", "tiny", "Ready")
     leader, worker = pods(objects)
     assert leader["spec"]["nodeName"] == node.name

@@ -93,6 +93,11 @@ def preferring(node: Node) -> dict[str, Any]:
 class StandIns(Objects):
     """A namespace with custom resources in whose pods the stand-in runs."""
 
+    @property
+    def mounted(self) -> str:
+        """Where pods have the stand-in, which is their model too."""
+        return f"{CORPUS}/{folder_of(self.cluster)}"
+
     def apply_example(
         self,
         kind: str,
@@ -103,7 +108,7 @@ class StandIns(Objects):
     ) -> None:
         """Apply an example under a name; `template` is what else its template says."""
         manifest = example(kind, name)
-        variables = {"PYTHONPATH": f"{CORPUS}/{folder_of(self.cluster)}"} | (environment or {})
+        variables = {"PYTHONPATH": self.mounted} | (environment or {})
         manifest["spec"] |= spec | {
             "template": {
                 "environment": [{"name": key, "value": value} for key, value in variables.items()],
@@ -120,13 +125,13 @@ class StandIns(Objects):
 
     def serve(self, name: str, environment: dict[str, str] | None = None, **spec: Any) -> None:
         """Apply a service."""
-        model = {"uri": f"file://{CORPUS}/{folder_of(self.cluster)}"}
+        model = {"uri": f"file://{self.mounted}"}
         rollout = {"drainTimeout": "2s"}
         self.apply_example("ArcticInference", name, environment, **{"model": model, "rollout": rollout} | spec)
 
     def evaluate(self, name: str, environment: dict[str, str] | None = None, **spec: Any) -> None:
         """Apply an evaluation."""
-        model = {"uri": f"file://{CORPUS}/{folder_of(self.cluster)}"}
+        model = {"uri": f"file://{self.mounted}"}
         self.apply_example("ArcticEvaluation", name, environment, **{"model": model} | spec)
 
     def running(self, name: str, attempt: int, pods: int = 2, limit: float = PATIENCE) -> list[dict[str, Any]]:
